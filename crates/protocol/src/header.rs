@@ -1,0 +1,29 @@
+//! Header names, lower case, as they stand on the wire.
+
+use http::HeaderName;
+
+/// Identity of one request; kept if the caller sent one, made otherwise, returned and logged.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Milliseconds that the caller is still willing to wait. What is left is passed to the worker.
+pub const REQUEST_DEADLINE: HeaderName = HeaderName::from_static("x-request-deadline");
+/// W3C trace context: <https://www.w3.org/TR/trace-context/>.
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// W3C trace context, vendor part; passed on untouched.
+pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+
+/// Length in bytes of the JSON that stands before the tensors (OIP binary tensor extension).
+pub const INFERENCE_HEADER_CONTENT_LENGTH: HeaderName =
+    HeaderName::from_static("inference-header-content-length");
+
+/// ORCA load report of an endpoint.
+pub const LOAD_REPORT: HeaderName = HeaderName::from_static("endpoint-load-metrics");
+/// Asks an endpoint for a load report: `text` or `json`.
+pub const LOAD_REPORT_FORMAT: HeaderName =
+    HeaderName::from_static("endpoint-load-metrics-format");
+
+/// Stable code of any refusal, see [`Reason`](crate::Reason).
+pub const REASON: HeaderName = HeaderName::from_static("x-forebay-reason");
+/// The variant that answered.
+pub const VARIANT: HeaderName = HeaderName::from_static("x-forebay-variant");
+/// The endpoint that answered; sent only where the route allows callers to see it.
+pub const ENDPOINT: HeaderName = HeaderName::from_static("x-forebay-endpoint");

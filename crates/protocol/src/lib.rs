@@ -1,0 +1,17 @@
+//! The words on the wire.
+//!
+//! The proxy, the worker and the load generator are separate programs that meet only in HTTP.
+//! Whatever two of them must spell alike stands here once: header names, metric names, the
+//! reasons for a refusal, the load report and the Open Inference Protocol. A name that is typed
+//! twice is a name that will one day differ.
+//!
+//! This crate knows nothing of routing, sockets or inference engines.
+
+pub mod header;
+pub mod metric;
+pub mod oip;
+pub mod orca;
+pub mod reason;
+
+pub use orca::LoadReport;
+pub use reason::{Blame, Reason};

@@ -1,0 +1,57 @@
+//! Metric names: prefix `forebay_`, base units, labels only from the configuration.
+
+/// Names of the proxy's metrics.
+pub mod proxy {
+    /// Counter: finished requests by `route`, `variant`, `status`, `reason`.
+    pub const REQUESTS: &str = "forebay_requests_total";
+    /// Histogram, seconds from the first byte in to the last byte out, by `route`, `variant`.
+    pub const REQUEST_SECONDS: &str = "forebay_request_duration_seconds";
+    /// Gauge: requests inside the proxy.
+    pub const IN_FLIGHT: &str = "forebay_requests_in_flight";
+    /// Gauge: requests that wait in the proxy for an endpoint, by `pool`.
+    pub const PENDING: &str = "forebay_pool_pending";
+    /// Counter: attempts by `pool`, `endpoint`, `outcome`.
+    pub const ATTEMPTS: &str = "forebay_attempts_total";
+    /// Counter: retries by `pool`.
+    pub const RETRIES: &str = "forebay_retries_total";
+    /// Counter: retries that the budget refused, by `pool`.
+    pub const RETRIES_REFUSED: &str = "forebay_retries_refused_total";
+    /// Gauge: requests sent to the endpoint and unfinished.
+    pub const ENDPOINT_IN_FLIGHT: &str = "forebay_endpoint_in_flight";
+    /// Gauge: 1 for the endpoint's present `health`, 0 for the others.
+    pub const ENDPOINT_HEALTH: &str = "forebay_endpoint_health";
+    /// Gauge: the cost that pick compares, seconds until a request sent now is expected to finish.
+    pub const ENDPOINT_COST: &str = "forebay_endpoint_cost_seconds";
+    /// Gauge: queue depth that the endpoint reported last.
+    pub const ENDPOINT_QUEUE: &str = "forebay_endpoint_queue_depth";
+    /// Counter: probes by `pool`, `endpoint`, `outcome`.
+    pub const PROBES: &str = "forebay_probes_total";
+    /// Counter: load reports that were dropped as doubtful, by `pool`.
+    pub const REPORTS_DROPPED: &str = "forebay_load_reports_dropped_total";
+    /// Counter: configuration reloads by `outcome`.
+    pub const RELOADS: &str = "forebay_reloads_total";
+    /// Gauge: Unix time in seconds of the configuration that is running.
+    pub const CONFIG_LOADED: &str = "forebay_config_loaded_timestamp_seconds";
+    /// Counter: access log lines that could not be written.
+    pub const LOG_DROPPED: &str = "forebay_access_log_dropped_total";
+}
+
+/// Names of the worker's metrics. Label `model` is bounded by the repository.
+pub mod worker {
+    /// Counter: finished inferences by `model`, `version`, `reason` (`ok` if answered).
+    pub const INFERENCES: &str = "forebay_worker_inferences_total";
+    /// Histogram: seconds in the queue, by `model`.
+    pub const QUEUE_SECONDS: &str = "forebay_worker_queue_duration_seconds";
+    /// Histogram: seconds in the engine, by `model`.
+    pub const EXECUTE_SECONDS: &str = "forebay_worker_execute_duration_seconds";
+    /// Gauge: requests executing and queued.
+    pub const IN_FLIGHT: &str = "forebay_worker_requests_in_flight";
+    /// Gauge: requests queued, by `model`.
+    pub const QUEUE_DEPTH: &str = "forebay_worker_queue_depth";
+    /// Gauge: requests that can run at once.
+    pub const SLOTS: &str = "forebay_worker_slots";
+    /// Gauge: 1 if the model is loaded and warmed, by `model`, `version`.
+    pub const MODEL_READY: &str = "forebay_worker_model_ready";
+    /// Gauge: seconds that loading and warming took, by `model`, `version`.
+    pub const MODEL_LOAD_SECONDS: &str = "forebay_worker_model_load_duration_seconds";
+}

@@ -1,0 +1,98 @@
+//! Which call a path means, without an allocation: the proxy asks for every request.
+
+/// A call of the protocol, as far as path tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// `GET /v2`
+    ServerMetadata,
+    /// `GET /v2/health/live`
+    ServerLive,
+    /// `GET /v2/health/ready`
+    ServerReady,
+    /// `GET /v2/models/{model}[/versions/{version}]`
+    ModelMetadata,
+    /// `GET /v2/models/{model}[/versions/{version}]/ready`
+    ModelReady,
+    /// `POST /v2/models/{model}[/versions/{version}]/infer`
+    Infer,
+    /// Any other path under a model: `config`, `stats`, `generate`, …
+    ModelOther,
+    /// Any other path under `/v2`, such as the model repository extension.
+    Other,
+}
+
+/// A path of the protocol, split; parts are still percent-encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Path<'a> {
+    /// What is asked for.
+    pub call: Call,
+    /// The model, where the path names one.
+    pub model: Option<&'a str>,
+    /// Its version, where the path names one.
+    pub version: Option<&'a str>,
+}
+
+impl<'a> Path<'a> {
+    /// Splits `path` (no query). `None`: not a path of this protocol.
+    pub fn parse(path: &'a str) -> Option<Self> {
+        let rest = path.strip_prefix("/v2")?;
+        let server = |call| Some(Self { call, model: None, version: None });
+        let rest = match rest {
+            "" | "/" => return server(Call::ServerMetadata),
+            "/health/live" => return server(Call::ServerLive),
+            "/health/ready" => return server(Call::ServerReady),
+            _ => rest.strip_prefix('/')?,
+        };
+        let Some(rest) = rest.strip_prefix("models/") else { return server(Call::Other) };
+        let (model, mut tail) = split(rest);
+        if model.is_empty() {
+            return server(Call::Other);
+        }
+        let mut version = None;
+        if let Some(rest) = tail.strip_prefix("versions/") {
+            let (found, rest) = split(rest);
+            version = Some(found).filter(|v| !v.is_empty());
+            tail = rest;
+        }
+        let call = match tail {
+            "" => Call::ModelMetadata,
+            "ready" => Call::ModelReady,
+            "infer" => Call::Infer,
+            _ => Call::ModelOther,
+        };
+        Some(Self { call, model: Some(model), version })
+    }
+}
+
+fn split(path: &str) -> (&str, &str) {
+    path.split_once('/').unwrap_or((path, ""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_told_apart() {
+        let parsed = |path| Path::parse(path).map(|p| (p.call, p.model, p.version));
+        for (path, expected) in [
+            ("/v2", Some((Call::ServerMetadata, None, None))),
+            ("/v2/", Some((Call::ServerMetadata, None, None))),
+            ("/v2/health/live", Some((Call::ServerLive, None, None))),
+            ("/v2/health/ready", Some((Call::ServerReady, None, None))),
+            ("/v2/models/a", Some((Call::ModelMetadata, Some("a"), None))),
+            ("/v2/models/a/versions/3", Some((Call::ModelMetadata, Some("a"), Some("3")))),
+            ("/v2/models/a/ready", Some((Call::ModelReady, Some("a"), None))),
+            ("/v2/models/a/infer", Some((Call::Infer, Some("a"), None))),
+            ("/v2/models/a/versions/3/infer", Some((Call::Infer, Some("a"), Some("3")))),
+            ("/v2/models/a/stats", Some((Call::ModelOther, Some("a"), None))),
+            ("/v2/models//infer", Some((Call::Other, None, None))),
+            ("/v2/repository/index", Some((Call::Other, None, None))),
+            ("/v20", None),
+            ("/v1/models", None),
+            ("/", None),
+        ] {
+            assert_eq!(parsed(path), expected, "{path}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Why a request was refused or failed: one enum, one table.
+//!
+//! Callers branch on codes, operators alert on them, and dashboards group by them. If the status,
+//! the blame and the permission to retry were decided where each error arises, they would drift
+//! apart; here each reason states all of them, and every header, log field and metric label that
+//! names a reason takes its text from [`Reason::code`].
+
+use http::StatusCode;
+
+/// Who has to change something so that the request succeeds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// The caller: the same request will fail again.
+    Caller,
+    /// The proxy or its configuration.
+    Proxy,
+    /// The endpoint, or the way to it.
+    Endpoint,
+}
+
+impl Blame {
+    /// The word in logs and metric labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Caller => "caller",
+            Self::Proxy => "proxy",
+            Self::Endpoint => "endpoint",
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $code:literal, $status:ident, $blame:ident, $retry:literal;)*) => {
+        /// A stable reason code. Adding one is compatible; renaming one is not.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Reason { $($(#[$doc])* $name,)* }
+
+        impl Reason {
+            /// Every reason, in the order of the table.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The text of the header `x-forebay-reason`, of the log field and of the metric label.
+            pub const fn code(self) -> &'static str { match self { $(Self::$name => $code,)* } }
+
+            /// HTTP status that goes with the reason.
+            pub const fn status(self) -> StatusCode {
+                match self { $(Self::$name => StatusCode::$status,)* }
+            }
+
+            /// Who has to change something.
+            pub const fn blame(self) -> Blame { match self { $(Self::$name => Blame::$blame,)* } }
+
+            /// May the same request be sent once more, to another endpoint or later?
+            pub const fn retryable(self) -> bool { match self { $(Self::$name => $retry,)* } }
+
+            /// The reason with this code, if there is one.
+            pub fn from_code(code: &str) -> Option<Self> {
+                match code { $($code => Some(Self::$name),)* _ => None }
+            }
+        }
+    };
+}
+
+reasons! {
+    // --- the caller's
+    /// Not HTTP or JSON that can be understood.
+    InvalidRequest = "invalid_request", BAD_REQUEST, Caller, false;
+    /// Understood, but the tensors do not fit the model: name, datatype, shape or count.
+    InvalidInput = "invalid_input", BAD_REQUEST, Caller, false;
+    /// No route matches this path and model.
+    NoRoute = "no_route", NOT_FOUND, Caller, false;
+    /// The path names nothing that is served.
+    NotFound = "not_found", NOT_FOUND, Caller, false;
+    /// The model, or this version of it, is not in the repository.
+    ModelNotFound = "model_not_found", NOT_FOUND, Caller, false;
+    /// The path exists, but not with this method.
+    MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED, Caller, false;
+    /// The body is longer than the limit, or inflates beyond it.
+    BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, Caller, false;
+    /// More header bytes or fields than the limit.
+    HeadersTooLarge = "headers_too_large", REQUEST_HEADER_FIELDS_TOO_LARGE, Caller, false;
+    /// A `Content-Encoding` that is not spoken here.
+    UnsupportedEncoding = "unsupported_encoding", UNSUPPORTED_MEDIA_TYPE, Caller, false;
+    /// The request did not arrive in the time that it is given.
+    RequestTimeout = "request_timeout", REQUEST_TIMEOUT, Caller, true;
+    /// The caller left before the answer; nobody sees this status but the log.
+    ClientClosed = "client_closed", BAD_REQUEST, Caller, false;
+
+    // --- load and time
+    /// The queue is at its bound.
+    QueueFull = "queue_full", SERVICE_UNAVAILABLE, Endpoint, true;
+    /// The deadline passed before an answer was there.
+    DeadlineExceeded = "deadline_exceeded", GATEWAY_TIMEOUT, Endpoint, false;
+
+    // --- the endpoint's
+    /// The model is in the repository but not loaded and warmed (yet).
+    ModelNotReady = "model_not_ready", SERVICE_UNAVAILABLE, Endpoint, true;
+    /// The server is on its way out and takes nothing new.
+    Draining = "draining", SERVICE_UNAVAILABLE, Endpoint, true;
+    /// The engine failed on this request.
+    InferenceFailed = "inference_failed", INTERNAL_SERVER_ERROR, Endpoint, false;
+    /// No endpoint of the pool is in rotation.
+    NoEndpoint = "no_endpoint", SERVICE_UNAVAILABLE, Endpoint, true;
+    /// No connection to any endpoint that was tried.
+    ConnectFailed = "connect_failed", SERVICE_UNAVAILABLE, Endpoint, true;
+    /// The connection broke before the answer was complete.
+    EndpointReset = "endpoint_reset", BAD_GATEWAY, Endpoint, true;
+    /// The endpoint answered something that is not HTTP.
+    InvalidResponse = "invalid_response", BAD_GATEWAY, Endpoint, true;
+
+    // --- the proxy's
+    /// A fault of ours.
+    Internal = "internal", INTERNAL_SERVER_ERROR, Proxy, false;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_unique_and_found_again() {
+        for &reason in Reason::ALL {
+            assert_eq!(Reason::from_code(reason.code()), Some(reason));
+        }
+        assert_eq!(Reason::from_code("nonsense"), None);
+    }
+
+    #[test]
+    fn a_callers_mistake_is_never_a_5xx_and_an_endpoints_fault_never_a_4xx() {
+        for &reason in Reason::ALL {
+            match reason.blame() {
+                Blame::Caller => assert!(reason.status().is_client_error(), "{}", reason.code()),
+                _ => assert!(reason.status().is_server_error(), "{}", reason.code()),
+            }
+        }
+    }
+}
