@@ -1,0 +1,218 @@
+use crate::document::{Document, Span, describe};
+use crate::value::FromToml;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// One table of a [`Document`]. Dropping it reports the keys that nobody asked for.
+pub struct Table<'d, 's> {
+    document: &'d Document<'s>,
+    path: String,
+    entries: &'d DeTable<'s>,
+    span: Span,
+    asked: RefCell<BTreeSet<String>>,
+}
+
+impl<'d, 's> Table<'d, 's> {
+    pub(crate) fn new(
+        document: &'d Document<'s>,
+        path: String,
+        entries: &'d DeTable<'s>,
+        span: Span,
+    ) -> Self {
+        Self { document, path, entries, span, asked: RefCell::default() }
+    }
+
+    /// Where the table stands.
+    pub fn span(&self) -> Span {
+        self.span.clone()
+    }
+
+    /// The document, to note errors in.
+    pub fn document(&self) -> &'d Document<'s> {
+        self.document
+    }
+
+    /// The value of `key`, or `None` if it is absent or not a `T` (which is noted).
+    pub fn get<T: FromToml>(&self, key: &str) -> Option<T> {
+        self.spanned(key).map(|(value, _)| value)
+    }
+
+    /// The value of `key`, or `default`.
+    pub fn or<T: FromToml>(&self, key: &str, default: T) -> T {
+        self.get(key).unwrap_or(default)
+    }
+
+    /// Like [`Table::get`], with its place in the file.
+    pub fn spanned<T: FromToml>(&self, key: &str) -> Option<(T, Span)> {
+        let value = self.entry(key)?;
+        match T::from_toml(value.get_ref()) {
+            Ok(read) => Some((read, value.span())),
+            Err(problem) => {
+                let found = problem.unwrap_or_else(|| describe(value.get_ref()));
+                self.note(value.span(), key, format!("expected {}, found {found}", T::EXPECTED));
+                None
+            }
+        }
+    }
+
+    /// The value of `key`; its absence is noted.
+    pub fn required<T: FromToml>(&self, key: &str) -> Option<T> {
+        self.required_spanned(key).map(|(value, _)| value)
+    }
+
+    /// Like [`Table::required`], with its place in the file.
+    pub fn required_spanned<T: FromToml>(&self, key: &str) -> Option<(T, Span)> {
+        if !self.has(key) {
+            self.note(self.span.clone(), key, format!("expected {}, found nothing", T::EXPECTED));
+        }
+        self.spanned(key)
+    }
+
+    /// The value of `key` if it lies within `range`, else `default`; a value outside is noted.
+    pub fn within<T>(&self, key: &str, range: std::ops::RangeInclusive<T>, default: T) -> T
+    where
+        T: FromToml + PartialOrd + Display,
+    {
+        let Some((value, span)) = self.spanned::<T>(key) else { return default };
+        if range.contains(&value) {
+            return value;
+        }
+        let (least, most) = range.into_inner();
+        self.note(span, key, format!("expected {least} to {most}, found {value}"));
+        default
+    }
+
+    /// The choice that the string at `key` names, or `default`.
+    pub fn choice<T: Copy>(&self, key: &str, choices: &[(&str, T)], default: T) -> T {
+        let Some((name, span)) = self.spanned::<String>(key) else { return default };
+        if let Some((_, choice)) = choices.iter().find(|(known, _)| *known == name) {
+            return *choice;
+        }
+        let known: Vec<_> = choices.iter().map(|(known, _)| format!("{known:?}")).collect();
+        self.note(span, key, format!("expected {}, found {name:?}", known.join(" or ")));
+        default
+    }
+
+    /// The table at `key`, if there is one.
+    pub fn table(&self, key: &str) -> Option<Table<'d, 's>> {
+        let value = self.entry(key)?;
+        self.as_table(value, key, self.join(key))
+    }
+
+    /// The table at `key`, or an empty one: every key in it has a default.
+    pub fn table_or_empty(&self, key: &str) -> Table<'d, 's> {
+        static EMPTY: std::sync::OnceLock<DeTable<'static>> = std::sync::OnceLock::new();
+        self.table(key).unwrap_or_else(|| {
+            let empty = EMPTY.get_or_init(DeTable::new);
+            Table::new(self.document, self.join(key), empty, self.span.clone())
+        })
+    }
+
+    /// The array of tables at `key`; empty if it is absent.
+    pub fn tables(&self, key: &str) -> Vec<Table<'d, 's>> {
+        let Some(value) = self.entry(key) else { return Vec::new() };
+        let DeValue::Array(items) = value.get_ref() else {
+            let found = describe(value.get_ref());
+            self.note(value.span(), key, format!("expected tables ([[{key}]]), found {found}"));
+            return Vec::new();
+        };
+        let path = format!("{}.*", self.join(key));
+        items.iter().filter_map(|item| self.as_table(item, key, path.clone())).collect()
+    }
+
+    /// The tables whose names are identity (`[key.name]`), in the order of their names.
+    pub fn named(&self, key: &str) -> Vec<(String, Table<'d, 's>)> {
+        let Some(value) = self.entry(key) else { return Vec::new() };
+        let DeValue::Table(named) = value.get_ref() else {
+            let found = describe(value.get_ref());
+            self.note(value.span(), key, format!("expected tables ([{key}.NAME]), found {found}"));
+            return Vec::new();
+        };
+        let path = format!("{}.*", self.join(key));
+        let read = |(name, value): (&Spanned<_>, &'d Spanned<_>)| {
+            let name: &std::borrow::Cow<'_, str> = name.get_ref();
+            Some((name.to_string(), self.as_table(value, name, path.clone())?))
+        };
+        named.iter().filter_map(read).collect()
+    }
+
+    /// Notes an error at `key` of this table.
+    pub fn note(&self, span: Span, key: &str, message: impl Display) {
+        self.document.error(span, format!("{}: {message}", self.join(key)));
+    }
+
+    fn as_table(
+        &self,
+        value: &'d Spanned<DeValue<'s>>,
+        key: &str,
+        path: String,
+    ) -> Option<Table<'d, 's>> {
+        if let DeValue::Table(entries) = value.get_ref() {
+            return Some(Table::new(self.document, path, entries, value.span()));
+        }
+        let found = describe(value.get_ref());
+        self.note(value.span(), key, format!("expected a table, found {found}"));
+        None
+    }
+
+    fn has(&self, key: &str) -> bool {
+        self.entries.iter().any(|(name, _)| name.get_ref() == key)
+    }
+
+    fn entry(&self, key: &str) -> Option<&'d Spanned<DeValue<'s>>> {
+        self.asked.borrow_mut().insert(key.to_owned());
+        let found = self.entries.iter().find(|(name, _)| name.get_ref() == key);
+        self.document.note_key(self.join(key), found.is_some());
+        found.map(|(_, value)| value)
+    }
+
+    fn join(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    }
+}
+
+impl Drop for Table<'_, '_> {
+    fn drop(&mut self) {
+        let asked = self.asked.borrow();
+        for (name, _) in self.entries.iter().filter(|(name, _)| !asked.contains(&**name.get_ref())) {
+            let key: &str = name.get_ref();
+            let hint = match nearest(key, &asked) {
+                Some(near) => format!("did you mean \"{near}\"?"),
+                None => {
+                    let known: Vec<_> = asked.iter().map(String::as_str).collect();
+                    format!("expected one of {}", known.join(", "))
+                }
+            };
+            self.note(name.span(), key, format_args!("unknown key, {hint}"));
+        }
+    }
+}
+
+/// The known name that differs from `key` in the fewest letters, if it is near enough to be meant.
+fn nearest<'a>(key: &str, known: &'a BTreeSet<String>) -> Option<&'a str> {
+    known
+        .iter()
+        .map(|name| (distance(key, name), name.as_str()))
+        .filter(|(edits, name)| *edits <= 1 + name.len() / 4)
+        .min()
+        .map(|(_, name)| name)
+}
+
+/// Levenshtein distance; both are short.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, &to) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(from != to);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
