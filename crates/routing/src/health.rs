@@ -1,0 +1,138 @@
+//! Rise and fall of one endpoint, from the outcomes of its probes.
+//!
+//! One lost probe must not empty a pool, and one lucky answer must not bring a sick endpoint back:
+//! an endpoint falls after `fall` failures in a row and rises after `rise` successes in a row. An
+//! endpoint that has never answered is `Probing`, not `Down`: it gets nothing until it is ready,
+//! but nobody is alarmed by a worker that is still loading its models.
+
+/// Whether an endpoint may be picked, and why not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Health {
+    /// Not known yet: no probe has decided.
+    Probing,
+    /// In rotation.
+    Ready,
+    /// Taken out for a while by what its answers were like.
+    Ejected,
+    /// Gets nothing new, finishes what it has.
+    Draining,
+    /// Probes fail.
+    Down,
+}
+
+impl Health {
+    /// Every state, in the order of an endpoint's life.
+    pub const ALL: [Self; 5] =
+        [Self::Probing, Self::Ready, Self::Ejected, Self::Draining, Self::Down];
+
+    /// The word in `/status`, logs and metric labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Probing => "probing",
+            Self::Ready => "ready",
+            Self::Ejected => "ejected",
+            Self::Draining => "draining",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// What one probe found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProbeOutcome {
+    /// The endpoint says that it is ready.
+    Ready,
+    /// It answers, and says that it is not ready: loading, or draining.
+    NotReady,
+    /// No connection, no answer in time, or not an answer.
+    Failed,
+}
+
+/// The state machine of one endpoint.
+#[derive(Debug, Clone)]
+pub struct HealthCheck {
+    rise: u32,
+    fall: u32,
+    health: Health,
+    streak: u32,
+}
+
+impl HealthCheck {
+    /// `Probing`; `rise` and `fall` are probes in a row, at least 1.
+    pub fn new(rise: u32, fall: u32) -> Self {
+        Self { rise: rise.max(1), fall: fall.max(1), health: Health::Probing, streak: 0 }
+    }
+
+    /// The present state.
+    pub fn health(&self) -> Health {
+        self.health
+    }
+
+    /// Changes the thresholds, as a reload may; the state stays.
+    pub fn set_thresholds(&mut self, rise: u32, fall: u32) {
+        (self.rise, self.fall) = (rise.max(1), fall.max(1));
+    }
+
+    /// Is a change under way, so that the next probe should come sooner than usual?
+    pub fn unsettled(&self) -> bool {
+        self.streak > 0
+    }
+
+    /// Takes in a probe's outcome. `Some(health)` if it changed the state.
+    ///
+    /// The first success brings a `Probing` endpoint in: nothing is known against it.
+    pub fn probed(&mut self, outcome: ProbeOutcome) -> Option<Health> {
+        use Health::{Down, Probing, Ready};
+        let (needed, next) = match (self.health, outcome) {
+            (Ready, ProbeOutcome::Ready) | (Down, ProbeOutcome::Failed | ProbeOutcome::NotReady) => {
+                self.streak = 0;
+                return None;
+            }
+            (Probing, ProbeOutcome::Ready) => (1, Ready),
+            // It answers: it is loading. Only one that does not answer is down.
+            (Probing, ProbeOutcome::NotReady) => {
+                self.streak = 0;
+                return None;
+            }
+            (_, ProbeOutcome::Ready) => (self.rise, Ready),
+            (_, ProbeOutcome::NotReady | ProbeOutcome::Failed) => (self.fall, Down),
+        };
+        self.streak += 1;
+        if self.streak < needed {
+            return None;
+        }
+        self.streak = 0;
+        self.health = next;
+        Some(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Health, HealthCheck, ProbeOutcome::*};
+
+    #[test]
+    fn an_endpoint_falls_and_rises_by_probes_in_a_row() {
+        let mut check = HealthCheck::new(2, 3);
+        assert_eq!(check.probed(NotReady), None);
+        assert_eq!(check.health(), Health::Probing, "loading is not down");
+        assert_eq!(check.probed(Ready), Some(Health::Ready));
+        for outcome in [Failed, Failed, Ready, Failed, Failed] {
+            assert_eq!(check.probed(outcome), None);
+        }
+        assert!(check.unsettled());
+        assert_eq!(check.probed(NotReady), Some(Health::Down));
+        assert_eq!(check.probed(Ready), None);
+        assert_eq!(check.probed(Failed), None);
+        assert_eq!(check.probed(Ready), None);
+        assert_eq!(check.probed(Ready), Some(Health::Ready));
+    }
+
+    #[test]
+    fn an_endpoint_that_never_answers_goes_down() {
+        let mut check = HealthCheck::new(1, 2);
+        assert_eq!(check.probed(Failed), None);
+        assert_eq!(check.probed(Failed), Some(Health::Down));
+        assert_eq!(check.probed(Failed), None);
+    }
+}

@@ -1,0 +1,247 @@
+//! What is known of one endpoint's load.
+//!
+//! Two sources disagree by nature: what we sent is exact but ours alone, and what the endpoint
+//! reports covers everyone but is old when it arrives. Trusting either alone herds or blinds. So
+//! requests in flight are counted here exactly, by a guard that cannot leak, and each report is
+//! corrected by what was sent and finished since.
+//!
+//! All fields are relaxed atomics: a torn read mixes two reports of the same endpoint, milliseconds
+//! apart, and costs no more than reading a moment later.
+
+use crate::Time;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+/// Weight of a new sample in the mean service time: about the last ten requests count.
+const SAMPLE_WEIGHT: f64 = 0.1;
+/// No sample yet.
+const UNKNOWN: u64 = u64::MAX;
+
+/// What an endpoint said of itself, as far as picking needs it. Counts are requests.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Report {
+    /// Executing and queued, from all senders.
+    pub in_flight: Option<u32>,
+    /// Queued only.
+    pub queue: Option<u32>,
+    /// What it can run at once.
+    pub slots: Option<u32>,
+    /// Its own mean service time.
+    pub service_time: Option<Duration>,
+}
+
+/// The load of one endpoint. Shared by everyone who picks; never locked.
+#[derive(Debug)]
+pub struct Load {
+    in_flight: AtomicU32,
+    /// Mean service time in seconds, as bits of an `f64`, measured by us.
+    service: AtomicU64,
+    slots: AtomicU32,
+    reported_in_flight: AtomicU32,
+    reported_queue: AtomicU32,
+    reported_service: AtomicU64,
+    /// Our own count when the report arrived: what changed since is added to it.
+    in_flight_at_report: AtomicU32,
+    /// Nanoseconds on the clock of [`Time`].
+    reported_at: AtomicU64,
+}
+
+impl Load {
+    /// Nothing sent, nothing reported; `slots` is assumed until a report says otherwise.
+    pub fn new(slots: u32) -> Self {
+        Self {
+            in_flight: AtomicU32::new(0),
+            service: AtomicU64::new(UNKNOWN),
+            slots: AtomicU32::new(slots.max(1)),
+            reported_in_flight: AtomicU32::new(0),
+            reported_queue: AtomicU32::new(0),
+            reported_service: AtomicU64::new(UNKNOWN),
+            in_flight_at_report: AtomicU32::new(0),
+            reported_at: AtomicU64::new(UNKNOWN),
+        }
+    }
+
+    /// Counts one request in, until the guard is dropped.
+    #[must_use = "the request counts as in flight until the guard is dropped"]
+    pub fn enter(self: &Arc<Self>) -> InFlight {
+        let others = self.in_flight.fetch_add(1, Relaxed);
+        InFlight { load: Arc::clone(self), others }
+    }
+
+    /// Requests that we sent and that are unfinished.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// What the endpoint can run at once, as reported or assumed.
+    pub fn slots(&self) -> u32 {
+        self.slots.load(Relaxed)
+    }
+
+    /// Queue depth in the last report, if there was one.
+    pub fn reported_queue(&self) -> Option<u32> {
+        self.reported_at().map(|_| self.reported_queue.load(Relaxed))
+    }
+
+    /// When the last report arrived.
+    pub fn reported_at(&self) -> Option<Time> {
+        let at = self.reported_at.load(Relaxed);
+        (at != UNKNOWN).then(|| Time::new(Duration::from_nanos(at)))
+    }
+
+    /// Takes in a report that arrived at `now`.
+    pub fn report(&self, report: &Report, now: Time) {
+        if let Some(slots) = report.slots {
+            self.slots.store(slots.max(1), Relaxed);
+        }
+        if let Some(service) = report.service_time {
+            self.reported_service.store(service.as_secs_f64().to_bits(), Relaxed);
+        }
+        self.reported_queue.store(report.queue.unwrap_or(0), Relaxed);
+        if let Some(in_flight) = report.in_flight {
+            self.reported_in_flight.store(in_flight, Relaxed);
+            self.in_flight_at_report.store(self.in_flight(), Relaxed);
+            self.reported_at.store(now.nanos().min(UNKNOWN - 1), Relaxed);
+        }
+    }
+
+    /// Takes in how long a request took that found `others` of ours already there.
+    ///
+    /// The part that it spent behind the others is taken out, so that a busy endpoint is not
+    /// mistaken for a slow one.
+    pub fn observe(&self, took: Duration, others: u32) {
+        let rounds = rounds(f64::from(others), f64::from(self.slots()));
+        let sample = took.as_secs_f64() / rounds;
+        let previous = self.service.load(Relaxed);
+        let mean = if previous == UNKNOWN {
+            sample
+        } else {
+            let previous = f64::from_bits(previous);
+            previous + SAMPLE_WEIGHT * (sample - previous)
+        };
+        self.service.store(mean.to_bits(), Relaxed);
+    }
+
+    /// Mean service time in seconds: the endpoint's own word, else what we measured.
+    pub fn service_seconds(&self) -> Option<f64> {
+        [&self.reported_service, &self.service]
+            .map(|source| source.load(Relaxed))
+            .into_iter()
+            .find(|&bits| bits != UNKNOWN)
+            .map(f64::from_bits)
+    }
+
+    /// Requests that are there now, from everyone: a fresh report corrected by what we did since,
+    /// else our own count.
+    pub fn occupancy(&self, now: Time, ttl: Duration) -> u32 {
+        let ours = self.in_flight();
+        match self.reported_at() {
+            Some(at) if now.since(at) <= ttl => {
+                let change = i64::from(ours) - i64::from(self.in_flight_at_report.load(Relaxed));
+                let corrected = i64::from(self.reported_in_flight.load(Relaxed)) + change;
+                ours.max(u32::try_from(corrected.max(0)).unwrap_or(u32::MAX))
+            }
+            _ => ours,
+        }
+    }
+
+    /// The cost that pick compares: seconds until a request sent now is expected to finish.
+    /// `unknown_service` stands in for the service time of an endpoint that has none yet.
+    pub fn cost(&self, now: Time, ttl: Duration, unknown_service: f64) -> f64 {
+        let service = self.service_seconds().unwrap_or(unknown_service);
+        service * rounds(f64::from(self.occupancy(now, ttl)), f64::from(self.slots()))
+    }
+}
+
+/// Service times that a request lasts that finds `occupancy` others on `slots` slots: one of its
+/// own, and its share of the queue before it.
+fn rounds(occupancy: f64, slots: f64) -> f64 {
+    1.0 + (occupancy + 1.0 - slots).max(0.0) / slots
+}
+
+/// One request in flight; dropping it counts the request out, however it ended.
+#[derive(Debug)]
+pub struct InFlight {
+    load: Arc<Load>,
+    others: u32,
+}
+
+impl InFlight {
+    /// Takes in that the request was answered, `took` after it was sent.
+    pub fn answered(&self, took: Duration) {
+        self.load.observe(took, self.others);
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.load.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(1);
+
+    fn at(millis: u64) -> Time {
+        Time::new(Duration::from_millis(millis))
+    }
+
+    #[test]
+    fn guards_count_in_and_out() {
+        let load = Arc::new(Load::new(1));
+        let guards = [load.enter(), load.enter()];
+        assert_eq!(load.in_flight(), 2);
+        drop(guards);
+        assert_eq!(load.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_report_is_corrected_by_what_was_sent_and_finished_since() {
+        let load = Arc::new(Load::new(1));
+        let ours = load.enter();
+        load.report(&Report { in_flight: Some(5), ..Report::default() }, at(0));
+        assert_eq!(load.occupancy(at(1), TTL), 5);
+        let more = [load.enter(), load.enter()];
+        assert_eq!(load.occupancy(at(1), TTL), 7);
+        drop(more);
+        drop(ours);
+        assert_eq!(load.occupancy(at(1), TTL), 4);
+        assert_eq!(load.occupancy(at(1500), TTL), 0, "a stale report is not believed");
+    }
+
+    #[test]
+    fn a_report_below_our_own_count_is_not_believed() {
+        let load = Arc::new(Load::new(1));
+        let _guards = [load.enter(), load.enter()];
+        load.report(&Report { in_flight: Some(0), ..Report::default() }, at(0));
+        assert_eq!(load.occupancy(at(0), TTL), 2);
+    }
+
+    #[test]
+    fn cost_is_the_expected_time_to_finish() {
+        let load = Arc::new(Load::new(2));
+        load.report(
+            &Report { service_time: Some(Duration::from_millis(10)), ..Report::default() },
+            at(0),
+        );
+        let cost = |load: &Load| (load.cost(at(0), TTL, 1.0) * 1e6).round();
+        assert_eq!(cost(&load), 10_000.0);
+        let _first = load.enter();
+        assert_eq!(cost(&load), 10_000.0, "a free slot costs no wait");
+        let _second = load.enter();
+        assert_eq!(cost(&load), 15_000.0);
+        let _third = load.enter();
+        assert_eq!(cost(&load), 20_000.0);
+    }
+
+    #[test]
+    fn waiting_behind_others_does_not_make_an_endpoint_slow() {
+        let load = Load::new(1);
+        load.observe(Duration::from_millis(40), 3);
+        assert!((load.service_seconds().unwrap_or(0.0) - 0.010).abs() < 1e-9);
+    }
+}
