@@ -1,1 +1,37 @@
-//! x
+//! Forebay: a load-balancing proxy that knows how deep every worker's queue is.
+//!
+//! # The way of a request
+//! | stage | module | does |
+//! |---|---|---|
+//! | accept | [`flow::accept`] | what holds for every connection; refusals; health of the proxy itself |
+//! | identify | [`flow::identify`] | model, version, deadline and identities, from path and headers |
+//! | route | [`flow::route`] | first matching route -> pool |
+//! | admit | [`flow::admit`] | size and deadline; held in memory or streamed |
+//! | balance | [`flow::balance`] | `forebay_routing::pick` -> endpoint and in-flight guard |
+//! | forward | [`flow::forward`] | attempts, retries, the answer |
+//! | observe | [`flow::observe`] | metrics and the access log |
+//!
+//! [`proxy`] puts the stages on Pingora's phases, and [`request`] carries what they found out.
+//!
+//! # What they work on
+//! [`config`] is what the operator wrote, parsed once. [`pool`] is what is known of the endpoints:
+//! one immutable snapshot, loaded once a request, replaced by one control task. The decisions
+//! themselves are pure and live in `forebay-routing`; the words on the wire in `forebay-protocol`.
+//!
+//! # The process
+//! [`server`] binds, serves, reloads and drains; [`admin`] answers operators; [`access_log`] writes
+//! a line a request; [`cli`] is the command line and [`demo`] what runs without arguments.
+
+pub mod access_log;
+pub mod admin;
+pub mod cli;
+pub mod clock;
+pub mod config;
+#[cfg(feature = "demo")]
+pub mod demo;
+pub mod error;
+pub mod flow;
+pub mod pool;
+pub mod proxy;
+pub mod request;
+pub mod server;

@@ -35,6 +35,11 @@ impl<'d, 's> Table<'d, 's> {
         self.document
     }
 
+    /// Is there a value at `key`, right or wrong?
+    pub fn has(&self, key: &str) -> bool {
+        self.entries.iter().any(|(name, _)| name.get_ref() == key)
+    }
+
     /// The value of `key`, or `None` if it is absent or not a `T` (which is noted).
     pub fn get<T: FromToml>(&self, key: &str) -> Option<T> {
         self.spanned(key).map(|(value, _)| value)
@@ -158,9 +163,6 @@ impl<'d, 's> Table<'d, 's> {
         None
     }
 
-    fn has(&self, key: &str) -> bool {
-        self.entries.iter().any(|(name, _)| name.get_ref() == key)
-    }
 
     fn entry(&self, key: &str) -> Option<&'d Spanned<DeValue<'s>>> {
         self.asked.borrow_mut().insert(key.to_owned());

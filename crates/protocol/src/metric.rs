@@ -8,8 +8,6 @@ pub mod proxy {
     pub const REQUEST_SECONDS: &str = "forebay_request_duration_seconds";
     /// Gauge: requests inside the proxy.
     pub const IN_FLIGHT: &str = "forebay_requests_in_flight";
-    /// Gauge: requests that wait in the proxy for an endpoint, by `pool`.
-    pub const PENDING: &str = "forebay_pool_pending";
     /// Counter: attempts by `pool`, `endpoint`, `outcome`.
     pub const ATTEMPTS: &str = "forebay_attempts_total";
     /// Counter: retries by `pool`.

@@ -92,6 +92,9 @@ reasons! {
     /// The deadline passed before an answer was there.
     DeadlineExceeded = "deadline_exceeded", GATEWAY_TIMEOUT, Endpoint, false;
 
+    /// One attempt took longer than an attempt may; another endpoint may be faster.
+    AttemptTimeout = "attempt_timeout", GATEWAY_TIMEOUT, Endpoint, true;
+
     // --- the endpoint's
     /// The model is in the repository but not loaded and warmed (yet).
     ModelNotReady = "model_not_ready", SERVICE_UNAVAILABLE, Endpoint, true;

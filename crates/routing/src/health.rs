@@ -63,14 +63,14 @@ impl HealthCheck {
         Self { rise: rise.max(1), fall: fall.max(1), health: Health::Probing, streak: 0 }
     }
 
+    /// Goes on from `health`, as after a reload that changed the thresholds.
+    pub fn resume(rise: u32, fall: u32, health: Health) -> Self {
+        Self { health, ..Self::new(rise, fall) }
+    }
+
     /// The present state.
     pub fn health(&self) -> Health {
         self.health
-    }
-
-    /// Changes the thresholds, as a reload may; the state stays.
-    pub fn set_thresholds(&mut self, rise: u32, fall: u32) {
-        (self.rise, self.fall) = (rise.max(1), fall.max(1));
     }
 
     /// Is a change under way, so that the next probe should come sooner than usual?

@@ -1,0 +1,268 @@
+//! The access log: one JSON line a request, written without making a request wait.
+//!
+//! A disk that is full or slow must not slow down inference. Lines go through a bounded queue to a
+//! thread of their own; if the queue is full or the file can't be written, lines are dropped and
+//! counted, never waited for.
+
+use crate::config::AccessLog;
+use forebay_protocol::metric;
+use serde::Serialize;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::SystemTime;
+
+/// Lines that may wait for the disk: some megabytes at most.
+const QUEUE: usize = 16 * 1024;
+
+/// One finished request. Times are microseconds, sizes bytes.
+#[derive(Debug, Serialize)]
+pub struct Line<'a> {
+    /// When it ended, UTC.
+    pub time: String,
+    /// `x-request-id`.
+    pub request_id: &'a str,
+    /// Trace id of `traceparent`.
+    pub trace_id: &'a str,
+    /// Address of the caller.
+    pub client: Option<String>,
+    /// HTTP method.
+    pub method: &'a str,
+    /// Path without the query.
+    pub path: &'a str,
+    /// HTTP status; 0 if no answer was given.
+    pub status: u16,
+    /// `ok`, or the code of the refusal.
+    pub reason: &'static str,
+    /// Name of the route.
+    pub route: Option<&'a str>,
+    /// Name of the variant.
+    pub variant: Option<&'a str>,
+    /// Model in the path.
+    pub model: Option<&'a str>,
+    /// Version in the path.
+    pub version: Option<&'a str>,
+    /// The endpoint that was tried last.
+    pub endpoint: Option<&'a str>,
+    /// How many were tried.
+    pub attempts: usize,
+    /// Body that came in.
+    pub bytes_in: u64,
+    /// Body that went out.
+    pub bytes_out: u64,
+    /// From the header's arrival to the end.
+    pub total_us: u64,
+    /// Receiving the body, if it was held.
+    pub receive_us: u64,
+    /// Choosing endpoints.
+    pub balance_us: u64,
+    /// Waiting for endpoints.
+    pub forward_us: u64,
+    /// The refusal in words.
+    pub error: Option<&'a str>,
+}
+
+enum Command {
+    Line(Vec<u8>),
+    /// Opens the file again under its name: a log rotation has moved it.
+    Reopen,
+    Stop,
+}
+
+/// Takes lines.
+pub struct AccessLogger {
+    commands: Option<SyncSender<Command>>,
+    writer: std::sync::Mutex<Option<JoinHandle<()>>>,
+}
+
+impl AccessLogger {
+    /// Starts the writer.
+    ///
+    /// # Errors
+    /// The file can't be opened, or no thread started.
+    pub fn start(target: &AccessLog) -> io::Result<Self> {
+        let mut sink = match target {
+            AccessLog::Off => return Ok(Self { commands: None, writer: None.into() }),
+            AccessLog::Stdout => Sink::Stdout(BufWriter::new(io::stdout())),
+            AccessLog::File(path) => Sink::File(open(path)?, path.clone()),
+        };
+        let (commands, queue) = sync_channel(QUEUE);
+        let run = move || write_lines(&queue, &mut sink);
+        let writer = std::thread::Builder::new().name("access-log".to_owned()).spawn(run)?;
+        Ok(Self { commands: Some(commands), writer: Some(writer).into() })
+    }
+
+    /// Are lines wanted at all?
+    pub fn is_on(&self) -> bool {
+        self.commands.is_some()
+    }
+
+    /// Writes a line, soon; drops it if too many wait.
+    pub fn write(&self, line: &Line<'_>) {
+        let mut text = Vec::with_capacity(512);
+        // Writing JSON to memory does not fail: there are no maps with odd keys in a line.
+        if serde_json::to_writer(&mut text, line).is_ok() {
+            text.push(b'\n');
+            self.send(Command::Line(text));
+        }
+    }
+
+    /// Opens the file again under its name.
+    pub fn reopen(&self) {
+        self.send(Command::Reopen);
+    }
+
+    /// Writes what waits and ends the writer.
+    pub fn stop(&self) {
+        let writer = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let (Some(commands), Some(writer)) = (&self.commands, writer) {
+            // If it fails the writer is gone, which is what is wanted.
+            let _ = commands.send(Command::Stop);
+            let _ = writer.join();
+        }
+    }
+
+    fn send(&self, command: Command) {
+        if let Some(commands) = &self.commands
+            && commands.try_send(command).is_err()
+        {
+            dropped();
+        }
+    }
+}
+
+/// `2026-01-31T12:00:00.000Z`, as Elasticsearch and CloudWatch read it.
+pub fn timestamp(time: SystemTime) -> String {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    let (year, month, day) = civil(days);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let millis = since.subsec_millis();
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+}
+
+/// Year, month and day of a day since 1970-01-01
+/// (<https://howardhinnant.github.io/date_algorithms.html#civil_from_days>).
+fn civil(days: u64) -> (u64, u64, u64) {
+    let z = days + 719_468;
+    let era = z / 146_097;
+    let day_of_era = z % 146_097;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
+}
+
+enum Sink {
+    Stdout(BufWriter<io::Stdout>),
+    File(BufWriter<File>, std::path::PathBuf),
+}
+
+impl Sink {
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Stdout(out) => out.write_all(line),
+            Self::File(out, _) => out.write_all(line),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Stdout(out) => out.flush(),
+            Self::File(out, _) => out.flush(),
+        }
+    }
+
+    fn reopen(&mut self) -> io::Result<()> {
+        self.flush()?;
+        if let Self::File(out, path) = self {
+            *out = open(path)?;
+        }
+        Ok(())
+    }
+
+    /// After a failed write the buffer holds a torn line; start afresh without it.
+    fn reset(&mut self) {
+        match self {
+            Self::Stdout(out) => *out = BufWriter::new(io::stdout()),
+            Self::File(out, path) => {
+                let Ok(fresh) = open(path) else { return };
+                // Its buffer is discarded, not flushed: the disk refused it.
+                let (_, _) = std::mem::replace(out, fresh).into_parts();
+            }
+        }
+    }
+}
+
+fn open(path: &Path) -> io::Result<BufWriter<File>> {
+    Ok(BufWriter::new(File::options().create(true).append(true).open(path)?))
+}
+
+fn write_lines(queue: &Receiver<Command>, sink: &mut Sink) {
+    let mut failing = false;
+    loop {
+        // Lines are written together while they come fast, and are on disk as soon as they pause.
+        let command = match queue.try_recv() {
+            Ok(command) => command,
+            Err(TryRecvError::Disconnected) => break,
+            Err(TryRecvError::Empty) => {
+                note(sink.flush(), &mut failing, sink);
+                let Ok(command) = queue.recv() else { break };
+                command
+            }
+        };
+        let result = match command {
+            Command::Line(line) => sink.write(&line),
+            Command::Reopen => sink.reopen(),
+            Command::Stop => break,
+        };
+        note(result, &mut failing, sink);
+    }
+    note(sink.flush(), &mut failing, sink);
+}
+
+/// Says once that writing fails, and once that it works again.
+fn note(result: io::Result<()>, failing: &mut bool, sink: &mut Sink) {
+    match result {
+        Ok(()) if *failing => {
+            *failing = false;
+            tracing::info!("the access log can be written again");
+        }
+        Ok(()) => {}
+        Err(error) => {
+            dropped();
+            if !std::mem::replace(failing, true) {
+                tracing::error!(%error, "the access log can't be written, lines are dropped");
+            }
+            sink.reset();
+        }
+    }
+}
+
+fn dropped() {
+    metrics::counter!(metric::proxy::LOG_DROPPED).increment(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn timestamps_are_right_over_leap_years() {
+        for (seconds, expected) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_400, "2000-02-29T00:00:00.000Z"),
+            (1_709_251_199, "2024-02-29T23:59:59.000Z"),
+            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
+        ] {
+            let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            assert_eq!(timestamp(time), expected);
+        }
+    }
+}

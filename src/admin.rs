@@ -1,0 +1,243 @@
+//! The admin listener: metrics, status, reload. Off the callers' listeners, and on loopback unless
+//! the operator says otherwise, since whoever reaches it may reload.
+
+use crate::clock;
+use crate::pool::control::ControlHandle;
+use crate::pool::{Endpoint, Pool, Snapshot};
+use crate::server::{Lifecycle, Reloader};
+use anyhow::{Context, Result};
+use async_trait::async_trait;
+use forebay_protocol::metric::proxy as metric;
+use forebay_routing::Health;
+use http::{Method, Response, StatusCode, header};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_util::MetricKindMask;
+use pingora::apps::http_app::ServeHttp;
+use pingora::protocols::http::ServerSession;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// Upper bounds of latency buckets, in seconds: fine where inference lives, coarse beyond.
+const BUCKETS: &[f64] = &[
+    0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15,
+    0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0,
+];
+/// Gauges of endpoints that are gone disappear after this time.
+const GAUGE_LIFETIME: Duration = Duration::from_secs(300);
+/// How often recorded latencies are moved into their buckets, so that they do not pile up between
+/// two scrapes.
+const UPKEEP: Duration = Duration::from_secs(1);
+
+/// Installs the process's metrics and keeps them up on the present runtime.
+///
+/// # Errors
+/// Metrics were installed already.
+pub fn install_metrics(_threads: usize) -> Result<PrometheusHandle> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_duration_seconds".to_owned()), BUCKETS)
+        .context("latency buckets")?
+        .idle_timeout(MetricKindMask::GAUGE, Some(GAUGE_LIFETIME))
+        .install_recorder()
+        .context("can't install metrics")?;
+    describe();
+    let upkeep = handle.clone();
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(UPKEEP);
+        loop {
+            ticks.tick().await;
+            upkeep.run_upkeep();
+        }
+    });
+    Ok(handle)
+}
+
+/// What the admin listener answers from.
+pub struct Admin {
+    /// The fleet.
+    pub control: ControlHandle,
+    /// What is in flight.
+    pub lifecycle: Arc<Lifecycle>,
+    /// Reloads.
+    pub reloader: Reloader,
+    /// Metrics.
+    pub prometheus: PrometheusHandle,
+}
+
+const HELP: &str = "\
+forebay admin
+GET  /metrics  Prometheus metrics
+GET  /status   pools, endpoints and routes as JSON
+GET  /livez    200 as long as the process runs
+GET  /readyz   200 if requests can be served
+POST /reload   read the configuration file again
+";
+
+#[async_trait]
+impl ServeHttp for Admin {
+    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        let head = session.req_header();
+        let (method, path) = (head.method.clone(), head.uri.path().to_owned());
+        let snapshot = self.control.snapshot().load_full();
+        match (&method, path.as_str()) {
+            (&Method::GET, "/metrics") => {
+                self.set_gauges(&snapshot);
+                let text = self.prometheus.render();
+                answer(StatusCode::OK, "text/plain; version=0.0.4", text)
+            }
+            (&Method::GET, "/status") => json_answer(StatusCode::OK, &self.status(&snapshot)),
+            (&Method::GET, "/livez") => answer(StatusCode::OK, TEXT, "live\n"),
+            (&Method::GET, "/readyz") if self.lifecycle.is_ready(&snapshot) => {
+                answer(StatusCode::OK, TEXT, "ready\n")
+            }
+            (&Method::GET, "/readyz") => {
+                answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, "not ready\n")
+            }
+            (&Method::POST, "/reload") => match self.reloader.reload().await {
+                Ok(generation) => json_answer(StatusCode::OK, &json!({ "generation": generation })),
+                Err(error) => {
+                    json_answer(StatusCode::UNPROCESSABLE_ENTITY, &json!({ "error": error }))
+                }
+            },
+            (_, "/metrics" | "/status" | "/livez" | "/readyz" | "/reload") => {
+                let error = format!("{method} is not understood here; GET / lists what is");
+                json_answer(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": error }))
+            }
+            (&Method::GET, "/") => answer(StatusCode::OK, TEXT, HELP),
+            _ => {
+                let error = "nothing here; GET / lists what there is";
+                json_answer(StatusCode::NOT_FOUND, &json!({ "error": error }))
+            }
+        }
+    }
+}
+
+const TEXT: &str = "text/plain; charset=utf-8";
+
+impl Admin {
+    fn status(&self, snapshot: &Snapshot) -> Value {
+        let uptime = clock::now().since(forebay_routing::Time::default());
+        let pool = |pool: &Arc<Pool>| {
+            let endpoints: Vec<_> = pool.endpoints.iter().map(|e| endpoint(pool, e)).collect();
+            (pool.config.name.clone(), json!({ "ready": pool.ready.len(), "endpoints": endpoints }))
+        };
+        let route = |route: &Arc<crate::config::Route>| {
+            let pool = snapshot.pools.get(route.pool).map(|pool| pool.config.name.as_str());
+            json!({
+                "name": route.name,
+                "pool": pool,
+                "deadline_ms": millis(route.deadline),
+            })
+        };
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "uptime_seconds": uptime.as_secs(),
+            "ready": self.lifecycle.is_ready(snapshot),
+            "draining": self.lifecycle.is_draining(),
+            "in_flight": self.lifecycle.in_flight(),
+            "generation": snapshot.generation,
+            "config_loaded": crate::access_log::timestamp(snapshot.loaded_at),
+            "pools": snapshot.pools.iter().map(pool).collect::<serde_json::Map<_, _>>(),
+            "routes": snapshot.config.routes.iter().map(route).collect::<Vec<_>>(),
+        })
+    }
+
+    fn set_gauges(&self, snapshot: &Snapshot) {
+        #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+        metrics::gauge!(metric::IN_FLIGHT).set(self.lifecycle.in_flight() as f64);
+        let loaded = snapshot.loaded_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        metrics::gauge!(metric::CONFIG_LOADED).set(loaded.as_secs_f64());
+        for pool in &snapshot.pools {
+            for endpoint in &pool.endpoints {
+                set_endpoint_gauges(pool, endpoint);
+            }
+        }
+    }
+}
+
+fn set_endpoint_gauges(pool: &Pool, endpoint: &Endpoint) {
+    let (state, load) = (&endpoint.state, &endpoint.state.load);
+    let labels = [("pool", pool.config.name.clone()), ("endpoint", state.name.to_string())];
+    metrics::gauge!(metric::ENDPOINT_IN_FLIGHT, &labels).set(load.in_flight());
+    metrics::gauge!(metric::ENDPOINT_COST, &labels).set(cost(pool, endpoint));
+    if let Some(queue) = load.reported_queue() {
+        metrics::gauge!(metric::ENDPOINT_QUEUE, &labels).set(queue);
+    }
+    let health = state.health();
+    for one in Health::ALL {
+        let [pool, endpoint] = labels.clone();
+        metrics::gauge!(
+            metric::ENDPOINT_HEALTH,
+            "pool" => pool.1, "endpoint" => endpoint.1, "health" => one.as_str(),
+        )
+        .set(if one == health { 1.0 } else { 0.0 });
+    }
+}
+
+fn endpoint(pool: &Pool, endpoint: &Endpoint) -> Value {
+    let (state, load, now) = (&endpoint.state, &endpoint.state.load, clock::now());
+    json!({
+        "address": &*state.name,
+        "health": state.health().as_str(),
+        "in_flight": load.in_flight(),
+        "occupancy": load.occupancy(now, pool.config.report_ttl),
+        "slots": load.slots(),
+        "queue": load.reported_queue(),
+        "report_age_ms": load.reported_at().map(|at| millis(now.since(at))),
+        "service_ms": load.service_seconds().map(|seconds| round(seconds * 1e3)),
+        "cost_ms": round(cost(pool, endpoint) * 1e3),
+    })
+}
+
+fn cost(pool: &Pool, endpoint: &Endpoint) -> f64 {
+    endpoint.state.load.cost(clock::now(), pool.config.report_ttl, 0.0)
+}
+
+fn millis(duration: Duration) -> f64 {
+    round(duration.as_secs_f64() * 1e3)
+}
+
+/// To microseconds: what is beyond that is noise on a page for people.
+fn round(millis: f64) -> f64 {
+    (millis * 1e3).round() / 1e3
+}
+
+fn answer(status: StatusCode, kind: &str, body: impl Into<Vec<u8>>) -> Response<Vec<u8>> {
+    let body = body.into();
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let length = response.body().len();
+    let headers = response.headers_mut();
+    if let Ok(kind) = kind.parse() {
+        headers.insert(header::CONTENT_TYPE, kind);
+    }
+    headers.insert(header::CONTENT_LENGTH, length.into());
+    response
+}
+
+fn json_answer(status: StatusCode, value: &Value) -> Response<Vec<u8>> {
+    answer(status, "application/json", format!("{value:#}\n"))
+}
+
+fn describe() {
+    use metrics::{describe_counter as counter, describe_gauge as gauge};
+    counter!(metric::REQUESTS, "finished requests");
+    metrics::describe_histogram!(
+        metric::REQUEST_SECONDS,
+        metrics::Unit::Seconds,
+        "from the header's arrival to the end of the answer"
+    );
+    gauge!(metric::IN_FLIGHT, "requests inside the proxy");
+    counter!(metric::ATTEMPTS, "attempts by how they ended");
+    counter!(metric::RETRIES, "requests that were sent once more");
+    counter!(metric::RETRIES_REFUSED, "retries that the budget refused");
+    gauge!(metric::ENDPOINT_IN_FLIGHT, "requests sent to the endpoint and unfinished");
+    gauge!(metric::ENDPOINT_HEALTH, "1 for the endpoint's present health");
+    gauge!(metric::ENDPOINT_COST, "expected seconds until a request sent now is finished");
+    gauge!(metric::ENDPOINT_QUEUE, "queue depth that the endpoint reported last");
+    counter!(metric::PROBES, "health probes by outcome");
+    counter!(metric::REPORTS_DROPPED, "load reports that were dropped as doubtful");
+    counter!(metric::RELOADS, "configuration reloads by outcome");
+    gauge!(metric::CONFIG_LOADED, "Unix time of the configuration that runs");
+    counter!(metric::LOG_DROPPED, "access log lines that were dropped");
+}

@@ -1,0 +1,158 @@
+//! The command line.
+
+use crate::config::Config;
+use crate::server::{self, Options};
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// A load-balancing proxy for model inference.
+///
+/// Without a command, a demo runs: the proxy on 127.0.0.1:8080 in front of three workers with the
+/// bundled models.
+#[derive(Parser)]
+#[command(name = "forebay", version, after_help = EXIT_CODES, max_term_width = 100)]
+struct Cli {
+    /// Which log messages to show: error, warn, info, debug, trace, or a filter such as
+    /// `info,forebay::pool=debug`.
+    #[arg(long, global = true, value_name = "FILTER", env = "FOREBAY_LOG", default_value = "info")]
+    log_level: String,
+    /// Form of log messages, which go to standard error.
+    #[arg(long, global = true, value_name = "FORM", default_value = "auto")]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done; after SIGTERM or Ctrl-C: everything in flight was finished
+  1  it failed, or the configuration is wrong; the reason is on standard error
+  2  the command line can't be understood";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve as a configuration file says.
+    ///
+    /// SIGHUP or `POST /reload` on the admin listener reads the file again. SIGTERM and SIGINT
+    /// drain: readiness first, then the listeners, then what is in flight; a second signal stops at
+    /// once.
+    Serve {
+        /// The configuration file; conf/reference.toml explains every key.
+        #[arg(long, short, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Check a configuration file and report every error in it.
+    Check {
+        /// The configuration file.
+        #[arg(value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Run a worker: what `forebay-worker` does, in the same program.
+    #[cfg(feature = "demo")]
+    #[command(disable_help_flag = true)]
+    Worker {
+        /// Its arguments; see `forebay worker --help`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        arguments: Vec<std::ffi::OsString>,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Runs the command line; returns the exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // A worker sets up its own logging.
+    #[cfg(feature = "demo")]
+    if let Some(Command::Worker { arguments }) = cli.command {
+        let name = std::ffi::OsString::from("forebay worker");
+        return forebay_worker::main(std::iter::once(name).chain(arguments));
+    }
+    if let Err(error) = start_logging(&cli) {
+        complain(&format!("--log-level: {error}"));
+        return ExitCode::from(2);
+    }
+    let result = match cli.command {
+        Some(Command::Check { config }) => return check(&config),
+        Some(Command::Serve { config }) => serve(&config),
+        #[cfg(feature = "demo")]
+        _ => crate::demo::run(),
+        #[cfg(not(feature = "demo"))]
+        None => {
+            complain("a command is needed (this build has no demo): see forebay --help");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(file: &Path) -> Result<()> {
+    let config = Config::load(file).map_err(|error| anyhow::anyhow!(error.render()))?;
+    let started = |started: &server::Started| {
+        let listeners: Vec<_> = started.listeners.iter().map(ToString::to_string).collect();
+        let admin = started.admin.map(|address| address.to_string());
+        tracing::info!(listeners = listeners.join(","), admin, "serving");
+    };
+    server::run(Options { config, file: Some(file.to_owned()), started: Box::new(started) })
+}
+
+fn check(file: &Path) -> ExitCode {
+    match Config::load(file) {
+        Ok(config) => {
+            let (listeners, pools) = (config.listeners.len(), config.pools.len());
+            let routes = config.routes.len();
+            let line = format!(
+                "{}: fine ({listeners} listeners, {pools} pools, {routes} routes)\n",
+                file.display()
+            );
+            // Whoever closed standard output does not want the line.
+            let _ = std::io::stdout().write_all(line.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            let _ = std::io::stderr().write_all(error.render().as_bytes());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn complain(message: &str) {
+    // Without standard error there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "forebay: {}", message.trim_end());
+}
+
+fn start_logging(cli: &Cli) -> Result<()> {
+    use tracing_subscriber::EnvFilter;
+    // Pingora reports every caller that leaves as an error; the access log has it as what it is.
+    let base = if cli.command.is_none() { "warn" } else { cli.log_level.as_str() };
+    let filter = EnvFilter::try_new(format!("warn,pingora_proxy=off,pingora_core=error,{base}"))?;
+    let json = match cli.log_format {
+        LogFormat::Auto => !std::io::stderr().is_terminal() && cli.command.is_some(),
+        form => form == LogFormat::Json,
+    };
+    let subscriber =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json {
+        subscriber.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
+    } else {
+        subscriber.with_target(false).init();
+    }
+    Ok(())
+}

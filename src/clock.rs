@@ -1,0 +1,17 @@
+//! The one clock of the process, in the form that the routing core takes.
+
+use forebay_routing::Time;
+use std::sync::LazyLock;
+use std::time::Instant;
+
+static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// The time since the process first asked.
+pub fn now() -> Time {
+    at(Instant::now())
+}
+
+/// `instant` on this clock; the origin for an instant before it.
+pub fn at(instant: Instant) -> Time {
+    Time::new(instant.saturating_duration_since(*ORIGIN))
+}

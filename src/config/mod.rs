@@ -1,0 +1,261 @@
+//! What the operator wrote becomes what runs, once.
+//!
+//! A value that is checked here and checked again where it is used is a value that two places
+//! disagree about. [`read`](Config::parse) turns TOML into a [`Config`] that can't be wrong: names
+//! are resolved, ranges are checked, units are gone. Nothing after it validates. Whatever is wrong
+//! is reported at once, with line and column, by `forebay check`, at start and at reload alike.
+//!
+//! Every key, its default and the reason for it stand in `conf/reference.toml`.
+
+mod read;
+
+use forebay_config::Diagnostics;
+use forebay_routing::Policy;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Everything that runs, as one immutable value.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Of the process; changes need a restart.
+    pub server: Server,
+    /// Where requests come in; changes need a restart.
+    pub listeners: Vec<Listener>,
+    /// Bounds of one request.
+    pub limits: Limits,
+    /// Interchangeable endpoints, by name in alphabetical order.
+    pub pools: Vec<Arc<Pool>>,
+    /// First match wins.
+    pub routes: Vec<Arc<Route>>,
+}
+
+/// Of the process.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Server {
+    /// I/O threads.
+    pub threads: usize,
+    /// Metrics, status and reload; `None`: no admin listener.
+    pub admin: Option<SocketAddr>,
+    /// Not ready, but still listening: the time that clients and probes get to notice.
+    pub drain_delay: Duration,
+    /// Then listeners are closed, and requests in flight get this long to finish.
+    pub drain_timeout: Duration,
+    /// Idle connections to endpoints that are kept open, over all pools.
+    pub idle_connections: usize,
+    /// Where access log lines go.
+    pub access_log: AccessLog,
+}
+
+/// Where access log lines go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccessLog {
+    /// Nowhere.
+    Off,
+    /// Standard output.
+    Stdout,
+    /// Appended to a file, which is reopened on reload (for log rotation).
+    File(PathBuf),
+}
+
+/// One address where requests come in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    /// Address and port; port 0 lets the OS choose.
+    pub address: SocketAddr,
+    /// Whether HTTP/2 without TLS is spoken beside HTTP/1.1.
+    pub h2c: bool,
+}
+
+/// Bounds of one request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of a body; more is refused with 413.
+    pub body: u64,
+    /// Bytes up to which an inference is held in memory, so that it can be sent again to another
+    /// endpoint; longer ones are streamed and get one attempt.
+    pub buffer: u64,
+    /// Time that a request's body may take to arrive.
+    pub body_timeout: Duration,
+}
+
+/// A pool of interchangeable endpoints.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pool {
+    /// Its name.
+    pub name: String,
+    /// Where its endpoints come from.
+    pub source: Source,
+    /// How an endpoint is picked.
+    pub policy: Policy,
+    /// Requests that an endpoint can run at once, until it reports its own figure.
+    pub slots: u32,
+    /// A load report older than this is not believed.
+    pub report_ttl: Duration,
+    /// Time to open a connection.
+    pub connect_timeout: Duration,
+    /// Time that an idle connection is kept.
+    pub idle_timeout: Duration,
+    /// How health is found out.
+    pub probe: Probe,
+    /// What is sent again.
+    pub retry: Retry,
+}
+
+/// Where a pool's endpoints come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// Addresses in the file.
+    Static(Vec<SocketAddr>),
+    /// Workers that this process starts, watches and restarts on the same machine.
+    Fleet(Fleet),
+}
+
+/// Workers on the same machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fleet {
+    /// How many.
+    pub workers: usize,
+    /// The model repository that they serve.
+    pub models: PathBuf,
+    /// Executor threads of each.
+    pub executors: usize,
+}
+
+/// Active health checks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probe {
+    /// Path that is asked with GET; 200 is ready.
+    pub path: String,
+    /// Time between two probes of a settled endpoint.
+    pub interval: Duration,
+    /// Time between two probes while a change is under way, or after a request failed.
+    pub fast_interval: Duration,
+    /// Time that a probe may take.
+    pub timeout: Duration,
+    /// Successes in a row that bring an endpoint back.
+    pub rise: u32,
+    /// Failures in a row that take it out.
+    pub fall: u32,
+}
+
+/// What is sent again to another endpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Retry {
+    /// Attempts of one request, the first included.
+    pub attempts: u32,
+    /// Retries per request that the pool allows.
+    pub budget: f64,
+    /// Retries a second that it allows beside that.
+    pub min_per_second: f64,
+    /// Time that one attempt may take to answer; `None`: the deadline alone bounds it.
+    pub attempt_timeout: Option<Duration>,
+}
+
+/// Which requests go to which pool.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Route {
+    /// Its name in logs and metrics.
+    pub name: String,
+    /// Models that it takes, each a name or a prefix ending in `*`; empty: any or none.
+    pub models: Vec<Pattern>,
+    /// Prefixes of the path that it takes; empty: any.
+    pub paths: Vec<String>,
+    /// Index into [`Config::pools`].
+    pub pool: usize,
+    /// Time that a request may take; a caller can ask for less, not for more.
+    pub deadline: Duration,
+    /// Whether the answer names the endpoint that gave it.
+    pub expose_endpoint: bool,
+}
+
+/// A name, or the beginning of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pattern {
+    /// This name.
+    Exact(String),
+    /// Any name that begins so.
+    Prefix(String),
+}
+
+impl Pattern {
+    /// Does `name` match?
+    pub fn matches(&self, name: &str) -> bool {
+        match self {
+            Self::Exact(exact) => name == exact,
+            Self::Prefix(prefix) => name.starts_with(prefix.as_str()),
+        }
+    }
+}
+
+/// Why a configuration can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("can't read {path}: {error}")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// What the system says.
+        error: std::io::Error,
+    },
+    /// The file can be read, and this is wrong with it.
+    #[error("{path}: {diagnostics}")]
+    Invalid {
+        /// The file.
+        path: String,
+        /// Everything that is wrong.
+        diagnostics: Diagnostics,
+    },
+}
+
+/// Longest file that is read: no operator writes a longer one, but a wrong path may name one.
+const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
+
+impl Config {
+    /// Reads a file. Paths in it that are relative start at the file's own folder.
+    ///
+    /// # Errors
+    /// The file can't be read, or everything that is wrong with it.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let name = path.display().to_string();
+        let source = read_bounded(path)
+            .map_err(|error| ConfigError::Unreadable { path: name.clone(), error })?;
+        let base = path.parent().unwrap_or(Path::new(""));
+        Self::parse(&source, base)
+            .map_err(|diagnostics| ConfigError::Invalid { path: name, diagnostics })
+    }
+
+    /// Reads `source`; relative paths in it start at `base`.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn parse(source: &str, base: &Path) -> Result<Self, Diagnostics> {
+        read::config(source, base)
+    }
+}
+
+impl ConfigError {
+    /// The whole report, as a person reads it on a terminal.
+    pub fn render(&self) -> String {
+        match self {
+            Self::Unreadable { .. } => format!("{self}\n"),
+            Self::Invalid { path, diagnostics } => diagnostics.render(path),
+        }
+    }
+}
+
+fn read_bounded(path: &Path) -> std::io::Result<String> {
+    use std::io::{Error, Read};
+    let file = std::fs::File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(Error::other("expected a file"));
+    }
+    let mut source = String::new();
+    file.take(MAX_FILE_BYTES + 1).read_to_string(&mut source)?;
+    if source.len() as u64 > MAX_FILE_BYTES {
+        return Err(Error::other(format!("expected at most {MAX_FILE_BYTES} bytes")));
+    }
+    Ok(source)
+}

@@ -1,0 +1,230 @@
+//! From TOML to [`Config`]: one function a section, in the order of the reference file.
+
+use super::{
+    AccessLog, Config, Fleet, Limits, Listener, Pattern, Pool, Probe, Retry, Route, Server, Source,
+};
+use forebay_config::{ByteSize, Diagnostics, Document, Ratio, Table};
+use forebay_routing::Policy;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Bounds that no sensible fleet reaches; they keep a typing error from becoming an outage.
+const MAX_THREADS: usize = 1024;
+const MAX_POOL: usize = 10_000;
+const MAX_WORKERS: usize = 256;
+
+const fn millis(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+pub(super) fn config(source: &str, base: &Path) -> Result<Config, Diagnostics> {
+    let document = Document::parse(source);
+    let config = read(&document.root(), base);
+    document.finish()?;
+    Ok(config)
+}
+
+fn read(root: &Table<'_, '_>, base: &Path) -> Config {
+    let server = server(&root.table_or_empty("server"), base);
+    let listeners: Vec<_> = root.tables("listener").iter().filter_map(listener).collect();
+    let limits = limits(&root.table_or_empty("limits"));
+    let pools: Vec<_> =
+        root.named("pool").into_iter().map(|(name, table)| pool(name, &table, base)).collect();
+    let routes: Vec<_> = root.tables("route").iter().map(|table| route(table, &pools)).collect();
+    for (missing, key, form) in [
+        (listeners.is_empty(), "listener", "[[listener]]"),
+        (pools.is_empty(), "pool", "[pool.NAME]"),
+        (routes.is_empty(), "route", "[[route]]"),
+    ] {
+        if missing && !root.has(key) {
+            root.note(0..0, key, format!("expected at least one {form}, found none"));
+        }
+    }
+    let pools = pools.into_iter().map(Arc::new).collect();
+    let routes = routes.into_iter().map(Arc::new).collect();
+    Config { server, listeners, limits, pools, routes }
+}
+
+fn server(table: &Table<'_, '_>, base: &Path) -> Server {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let admin = table.spanned::<String>("admin").and_then(|(text, span)| {
+        if text == "off" {
+            return None;
+        }
+        let address = text.parse().ok();
+        if address.is_none() {
+            let expected = "expected an address and a port such as \"127.0.0.1:9090\", or \"off\"";
+            table.note(span, "admin", format!("{expected}, found {text:?}"));
+        }
+        address
+    });
+    Server {
+        threads: table.within("threads", 1..=MAX_THREADS, cores),
+        admin,
+        drain_delay: table.or("drain_delay", secs(1)),
+        drain_timeout: table.or("drain_timeout", secs(30)),
+        idle_connections: table.within("idle_connections", 1..=1_000_000, 1024),
+        access_log: match table.get::<String>("access_log").as_deref() {
+            None | Some("stdout") => AccessLog::Stdout,
+            Some("off") => AccessLog::Off,
+            Some(file) => AccessLog::File(base.join(file)),
+        },
+    }
+}
+
+fn listener(table: &Table<'_, '_>) -> Option<Listener> {
+    let address = table.required::<SocketAddr>("address");
+    let protocols = table.spanned::<Vec<String>>("protocols");
+    let mut h2c = true;
+    if let Some((protocols, span)) = protocols {
+        h2c = protocols.iter().any(|p| p == "h2c");
+        let known = |p: &String| p == "http/1.1" || p == "h2c";
+        if protocols.iter().any(|p| !known(p)) || !protocols.iter().any(|p| p == "http/1.1") {
+            let expected = "expected [\"http/1.1\"] or [\"http/1.1\", \"h2c\"]";
+            table.note(span, "protocols", format!("{expected}, found {protocols:?}"));
+        }
+    }
+    Some(Listener { address: address?, h2c })
+}
+
+fn limits(table: &Table<'_, '_>) -> Limits {
+    const MIB: u64 = 1024 * 1024;
+    let body = table.or("body", ByteSize(64 * MIB)).0;
+    let buffer = match table.spanned::<ByteSize>("buffer") {
+        Some((ByteSize(buffer), span)) if buffer > body => {
+            let bound = format!("expected at most limits.body ({})", ByteSize(body));
+            table.note(span, "buffer", format!("{bound}, found {}", ByteSize(buffer)));
+            buffer
+        }
+        Some((ByteSize(buffer), _)) => buffer,
+        None => body.min(16 * MIB),
+    };
+    Limits { body, buffer, body_timeout: table.or("body_timeout", secs(30)) }
+}
+
+fn pool(name: String, table: &Table<'_, '_>, base: &Path) -> Pool {
+    Pool {
+        source: source(table, base),
+        policy: table.choice("policy", Policy::NAMES, Policy::default()),
+        slots: table.within("slots", 1..=1_000_000, 1),
+        report_ttl: table.or("report_ttl", secs(2)),
+        connect_timeout: table.or("connect_timeout", secs(1)),
+        idle_timeout: table.or("idle_timeout", secs(50)),
+        probe: probe(&table.table_or_empty("probe")),
+        retry: retry(&table.table_or_empty("retry")),
+        name,
+    }
+}
+
+fn source(table: &Table<'_, '_>, base: &Path) -> Source {
+    let endpoints = table.spanned::<Vec<SocketAddr>>("endpoints");
+    match (endpoints, table.table("fleet")) {
+        (Some((_, span)), Some(_)) => {
+            table.note(span, "endpoints", "expected either endpoints or a fleet, found both");
+            Source::Static(Vec::new())
+        }
+        (Some((endpoints, span)), None) => {
+            let mut seen = std::collections::BTreeSet::new();
+            if let Some(twice) = endpoints.iter().find(|address| !seen.insert(**address)) {
+                table.note(span, "endpoints", format!("expected each once, found {twice} twice"));
+            } else if endpoints.is_empty() || endpoints.len() > MAX_POOL {
+                let found = endpoints.len();
+                table.note(span, "endpoints", format!("expected 1 to {MAX_POOL}, found {found}"));
+            }
+            Source::Static(endpoints)
+        }
+        (None, Some(fleet)) => Source::Fleet(Fleet {
+            workers: fleet.within("workers", 1..=MAX_WORKERS, 1),
+            models: base.join(fleet.required::<PathBuf>("models").unwrap_or_default()),
+            executors: fleet.within("executors", 1..=MAX_THREADS, 1),
+        }),
+        (None, None) => {
+            if !table.has("endpoints") && !table.has("fleet") {
+                table.note(table.span(), "endpoints", "expected endpoints or a fleet, found neither");
+            }
+            Source::Static(Vec::new())
+        }
+    }
+}
+
+fn probe(table: &Table<'_, '_>) -> Probe {
+    let path = match table.spanned::<String>("path") {
+        Some((path, span)) if !path.starts_with('/') => {
+            table.note(span, "path", format!("expected a path that begins with /, found {path:?}"));
+            path
+        }
+        Some((path, _)) => path,
+        None => "/v2/health/ready".to_owned(),
+    };
+    let interval = positive(table, "interval", secs(1));
+    Probe {
+        path,
+        interval,
+        fast_interval: positive(table, "fast_interval", millis(100)).min(interval),
+        timeout: positive(table, "timeout", secs(1)),
+        rise: table.within("rise", 1..=100, 2),
+        fall: table.within("fall", 1..=100, 2),
+    }
+}
+
+fn retry(table: &Table<'_, '_>) -> Retry {
+    let attempt_timeout =
+        table.get::<Duration>("attempt_timeout").map(|timeout| timeout.max(millis(1)));
+    Retry {
+        attempts: table.within("attempts", 1..=16, 3),
+        budget: table.or("budget", Ratio(0.2)).0,
+        min_per_second: table.within("min_per_second", 0.0..=1e6, 10.0),
+        attempt_timeout,
+    }
+}
+
+fn route(table: &Table<'_, '_>, pools: &[Pool]) -> Route {
+    let pool = table.required_spanned::<String>("pool").and_then(|(name, span)| {
+        let found = pools.iter().position(|pool| pool.name == name);
+        if found.is_none() {
+            let known: Vec<_> = pools.iter().map(|pool| format!("{:?}", pool.name)).collect();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            table.note(span, "pool", format!("expected a pool ({known}), found {name:?}"));
+        }
+        found
+    });
+    let models = table.or("models", Vec::<String>::new());
+    let paths = table.spanned::<Vec<String>>("paths");
+    if let Some((paths, span)) = &paths
+        && let Some(bad) = paths.iter().find(|path| !path.starts_with('/'))
+    {
+        let expected = "expected paths that begin with /";
+        table.note(span.clone(), "paths", format!("{expected}, found {bad:?}"));
+    }
+    Route {
+        name: table.required("name").unwrap_or_default(),
+        models: models.into_iter().map(pattern).collect(),
+        paths: paths.map(|(paths, _)| paths).unwrap_or_default(),
+        pool: pool.unwrap_or_default(),
+        deadline: positive(table, "deadline", secs(30)),
+        expose_endpoint: table.or("expose_endpoint", false),
+    }
+}
+
+fn pattern(text: String) -> Pattern {
+    match text.strip_suffix('*') {
+        Some(prefix) => Pattern::Prefix(prefix.to_owned()),
+        None => Pattern::Exact(text),
+    }
+}
+
+fn positive(table: &Table<'_, '_>, key: &str, default: Duration) -> Duration {
+    match table.spanned::<Duration>(key) {
+        Some((Duration::ZERO, span)) => {
+            table.note(span, key, "expected more than 0, found 0");
+            default
+        }
+        Some((value, _)) => value,
+        None => default,
+    }
+}

@@ -1,0 +1,164 @@
+//! What runs without arguments: the whole of it on one machine, with models that really answer.
+
+use crate::config::Config;
+use crate::pool::control::ControlHandle;
+use crate::server::{self, Options, Started};
+use anyhow::{Context, Result};
+use forebay_protocol::oip::Call;
+use pingora::connectors::http::Connector;
+use pingora::http::RequestHeader;
+use pingora::upstreams::peer::HttpPeer;
+use std::fmt::Write as _;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The file that the demo runs, from the folder of the project.
+const CONFIG: &str = "conf/demo.toml";
+/// The request that the banner proposes.
+const EXAMPLE: (&str, &str) = ("magika", "backends/models/magika/examples/python.json");
+/// Longest that the banner waits for the models.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Runs the demo until it is stopped.
+///
+/// # Errors
+/// The project's folder is not found, or the demo can't start.
+pub fn run() -> Result<()> {
+    let folder = folder()?;
+    let file = folder.join(CONFIG);
+    let config = Config::load(&file).map_err(|error| anyhow::anyhow!(error.render()))?;
+    say("forebay: starting three workers and loading the models ...\n");
+    let started = move |started: &Started| {
+        let banner = Banner {
+            folder,
+            proxy: started.listeners.first().map(ToString::to_string).unwrap_or_default(),
+            admin: started.admin.map(|a| a.to_string()).unwrap_or_default(),
+            control: started.control.clone(),
+        };
+        tokio::spawn(async move { banner.show().await });
+    };
+    server::run(Options { config, file: Some(file), started: Box::new(started) })?;
+    say("forebay: everything is finished and stopped\n");
+    Ok(())
+}
+
+/// The project's folder: the present one or one above it, or above this program's file.
+fn folder() -> Result<PathBuf> {
+    let here = std::env::current_dir().context("can't find the present folder")?;
+    let program = std::env::current_exe().context("can't find this program's own file")?;
+    let mut candidates = here.ancestors().chain(program.ancestors());
+    let found = candidates.find(|folder| folder.join(CONFIG).is_file());
+    found.map(Path::to_owned).with_context(|| {
+        format!("can't find {CONFIG}: run the demo in the project's folder, or use forebay serve")
+    })
+}
+
+struct Banner {
+    folder: PathBuf,
+    proxy: String,
+    admin: String,
+    control: ControlHandle,
+}
+
+impl Banner {
+    async fn show(self) {
+        if tokio::time::timeout(PATIENCE, self.all_ready()).await.is_err() {
+            say("forebay: the workers are not ready yet; see /status on the admin listener\n");
+            return;
+        }
+        let text = self.text().await;
+        say(&text);
+    }
+
+    async fn all_ready(&self) {
+        let ready = || {
+            let snapshot = self.control.snapshot().load();
+            snapshot.pools.iter().all(|pool| pool.ready.len() == pool.endpoints.len())
+        };
+        while !ready() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "\nforebay is running\n");
+        let _ = writeln!(text, "  proxy    http://{}   (http/1.1, h2c)", self.proxy);
+        let _ = writeln!(text, "  admin    http://{}   (/metrics /status /readyz /reload)", self.admin);
+        let snapshot = self.control.snapshot().load_full();
+        for endpoint in snapshot.pools.iter().flat_map(|pool| &pool.endpoints) {
+            let _ = writeln!(text, "  worker   http://{}", endpoint.state.name);
+        }
+        if let Some(endpoint) = snapshot.pools.first().and_then(|pool| pool.endpoints.first()) {
+            for line in models(&endpoint.peer, &endpoint.state.name).await {
+                let _ = writeln!(text, "  model    {line}");
+            }
+        }
+        let (model, example) = EXAMPLE;
+        let here = std::env::current_dir().unwrap_or_default();
+        let example = self.folder.join(example);
+        let example = example.strip_prefix(&here).unwrap_or(&example).display();
+        let _ = writeln!(text, "\nTry it: which kind of file is this? And who is how busy?\n");
+        let _ = writeln!(text, "  curl -s http://{}/v2/models/{model}/infer -d @{example}", self.proxy);
+        let _ = writeln!(text, "  curl -s http://{}/status", self.admin);
+        let _ = writeln!(text, "\nCtrl-C drains and stops everything.");
+        text
+    }
+}
+
+/// A line for each model that a worker serves: name, versions, engine, inputs.
+async fn models(peer: &HttpPeer, host: &str) -> Vec<String> {
+    let Ok(index) = ask(peer, host, "POST", "/v2/repository/index").await else {
+        return Vec::new();
+    };
+    let mut lines = Vec::new();
+    for entry in index.as_array().into_iter().flatten() {
+        let Some(name) = entry["name"].as_str() else { continue };
+        let path = format!("/v2/models/{name}");
+        debug_assert!(forebay_protocol::oip::Path::parse(&path).is_some_and(|p| p.call == Call::ModelMetadata));
+        let Ok(metadata) = ask(peer, host, "GET", &path).await else { continue };
+        let tensors = |key: &str| {
+            let tensor = |t: &serde_json::Value| {
+                let shape = t["shape"].to_string();
+                format!("{}{}", t["datatype"].as_str().unwrap_or("?"), shape.replace("-1", "n"))
+            };
+            let all: Vec<_> = metadata[key].as_array().into_iter().flatten().map(tensor).collect();
+            all.join(", ")
+        };
+        lines.push(format!(
+            "{name:<12} {} -> {}   ({})",
+            tensors("inputs"),
+            tensors("outputs"),
+            metadata["platform"].as_str().unwrap_or("?")
+        ));
+    }
+    lines
+}
+
+async fn ask(
+    peer: &HttpPeer,
+    host: &str,
+    method: &str,
+    path: &str,
+) -> pingora::Result<serde_json::Value> {
+    let connector = Connector::new(None);
+    let (mut session, _) = connector.get_http_session(peer).await?;
+    let mut head = RequestHeader::build(method, path.as_bytes(), Some(2))?;
+    head.insert_header("host", host)?;
+    head.insert_header("content-length", "0")?;
+    session.write_request_header(Box::new(head)).await?;
+    session.finish_request_body().await?;
+    session.read_response_header().await?;
+    let mut body = Vec::new();
+    while let Some(chunk) = session.read_response_body().await? {
+        body.extend_from_slice(&chunk);
+    }
+    Ok(serde_json::from_slice(&body).unwrap_or_default())
+}
+
+fn say(text: &str) {
+    // Whoever closed standard output does not want to know.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}

@@ -1,0 +1,62 @@
+//! May the request go on? Its size and its time are checked before anything is spent on it.
+
+use crate::config::Limits;
+use crate::error::Refusal;
+use crate::flow::identify::Identity;
+use crate::request::Request;
+use forebay_config::ByteSize;
+use forebay_protocol::Reason;
+use forebay_protocol::oip::Call;
+use http::Method;
+use std::time::Duration;
+
+/// How an admitted request is sent on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Held in memory, so that it can be sent again.
+    Unary,
+    /// Piped through as it comes.
+    Stream,
+}
+
+/// Checks size and deadline; sets the request's deadline.
+///
+/// # Errors
+/// The refusal, if the body is too large.
+pub fn admit(
+    request: &mut Request,
+    method: &Method,
+    limits: &Limits,
+    route_deadline: Duration,
+) -> Result<Way, Refusal> {
+    if let Some(length) = request.identity.content_length
+        && length > limits.body
+    {
+        return Err(body_too_large(limits.body, Some(length)));
+    }
+    let asked = request.identity.deadline.unwrap_or(route_deadline);
+    request.deadline = Some(request.arrived + asked.min(route_deadline));
+    Ok(way(&request.identity, method, limits))
+}
+
+/// An inference of stated, moderate length is held. Without a stated length nobody knows whether
+/// it can be held, and all other calls have nothing to gain from it.
+fn way(identity: &Identity, method: &Method, limits: &Limits) -> Way {
+    let held = identity.content_length.is_some_and(|length| length <= limits.buffer);
+    if held && method == Method::POST && identity.call == Some(Call::Infer) {
+        Way::Unary
+    } else {
+        Way::Stream
+    }
+}
+
+/// The refusal of a body that is too large, whether the header says so or the bytes do.
+pub fn body_too_large(limit: u64, found: Option<u64>) -> Refusal {
+    let limit = ByteSize(limit).to_string();
+    let limit = limit.trim_matches('"');
+    let message = match found {
+        Some(found) => format!("expected a body of at most {limit}, found {found} bytes"),
+        None => format!("expected a body of at most {limit}, found more"),
+    };
+    Refusal::new(Reason::BodyTooLarge, message)
+}

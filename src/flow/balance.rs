@@ -1,0 +1,89 @@
+//! Which endpoint of the pool gets the request, and the count that goes with it.
+
+use crate::clock;
+use crate::error::Refusal;
+use crate::flow::route::Target;
+use crate::pool::Endpoint;
+use crate::request::Request;
+use forebay_protocol::Reason;
+use forebay_routing::{InFlight, Rng, pick};
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::Instant;
+
+thread_local! {
+    static RNG: RefCell<Rng> = RefCell::new(Rng::new(fastrand::u64(..)));
+}
+
+/// An endpoint that was picked for a request.
+pub struct Picked {
+    /// The endpoint.
+    pub endpoint: Arc<Endpoint>,
+    /// Counts as in flight there until dropped.
+    pub guard: Option<InFlight>,
+    /// When it was picked.
+    pub at: Instant,
+}
+
+impl Picked {
+    /// The attempt is over without an answer.
+    pub fn failed(&mut self) {
+        self.guard = None;
+        self.endpoint.state.suspect();
+    }
+
+    /// The attempt is over with an answer, which began after the time since the pick.
+    pub fn answered(&mut self, counts: bool) {
+        if let Some(guard) = self.guard.take()
+            && counts
+        {
+            guard.answered(self.at.elapsed());
+        }
+    }
+}
+
+/// Picks an endpoint that this request has not tried yet and counts the request in there.
+///
+/// # Errors
+/// No endpoint is in rotation, or all that are were tried.
+pub fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpoint>, Refusal> {
+    let at = Instant::now();
+    let pool = &target.pool;
+    let context = pick::Context {
+        now: clock::at(at),
+        report_ttl: pool.config.report_ttl,
+        turn: &pool.state.turn,
+    };
+    let tried = |candidate: &Arc<Endpoint>| {
+        request.attempts.iter().any(|tried| Arc::ptr_eq(&tried.endpoint.state, &candidate.state))
+    };
+    let chosen = RNG.with_borrow_mut(|rng| {
+        pick::pick(pool.config.policy, &pool.ready, tried, &context, rng)
+    });
+    let Some(index) = chosen else {
+        let (all, ready) = (pool.endpoints.len(), pool.ready.len());
+        let message = format!("no endpoint of pool {} is ready ({ready} of {all})", pool.config.name);
+        return Err(Refusal::new(Reason::NoEndpoint, message));
+    };
+    let endpoint = Arc::clone(&pool.ready[index]);
+    let guard = Some(endpoint.state.load.enter());
+    request.attempts.push(Picked { endpoint: Arc::clone(&endpoint), guard, at });
+    request.times.balance += at.elapsed();
+    Ok(endpoint)
+}
+
+/// May the request be sent once more? If so, the pool's budget has paid for it.
+pub fn may_retry(request: &Request, target: &Target) -> bool {
+    let pool = &target.pool;
+    let metric = forebay_protocol::metric::proxy::RETRIES;
+    let refused = forebay_protocol::metric::proxy::RETRIES_REFUSED;
+    if request.attempts.len() >= pool.config.retry.attempts as usize
+        || request.attempts.len() >= pool.endpoints.len()
+    {
+        return false;
+    }
+    let allowed = pool.state.budget.try_retry(clock::now());
+    let name = if allowed { metric } else { refused };
+    metrics::counter!(name, "pool" => pool.config.name.clone()).increment(1);
+    allowed
+}

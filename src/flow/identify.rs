@@ -1,0 +1,203 @@
+//! Who asks for what: model, version, deadline and identities, from path and headers alone.
+//!
+//! The body is not read for this: routing must not wait for it. Headers are the caller's word and
+//! believed only where a lie harms nobody else: an id that is too long or not printable is
+//! replaced, a deadline is only ever shortened.
+
+use forebay_protocol::header;
+use forebay_protocol::oip::{Call, Path};
+use http::{HeaderMap, HeaderValue};
+use std::fmt::Write;
+use std::time::Duration;
+
+/// Longest `x-request-id` that is kept: a UUID has 36 bytes, a trace id 32.
+const MAX_ID: usize = 128;
+/// Longest model or version name: they are file names in a repository.
+const MAX_NAME: usize = 255;
+
+/// What a request says of itself.
+#[derive(Debug, Clone, Default)]
+pub struct Identity {
+    /// The protocol call that the path means, if it is one.
+    pub call: Option<Call>,
+    /// The model, percent-decoded.
+    pub model: Option<String>,
+    /// Its version, if the path names one.
+    pub version: Option<String>,
+    /// Kept from the caller or made here.
+    pub request_id: String,
+    /// The `traceparent` to pass on: the caller's own or a new one.
+    pub traceparent: String,
+    /// The time that the caller is willing to wait.
+    pub deadline: Option<Duration>,
+    /// Length of the body in bytes, if the request states it.
+    pub content_length: Option<u64>,
+}
+
+impl Identity {
+    /// Reads path and headers.
+    ///
+    /// # Errors
+    /// A part that can't be understood, as words for the caller.
+    pub fn read(path: &str, headers: &HeaderMap) -> Result<Self, String> {
+        let mut identity = Self {
+            request_id: request_id(headers.get(header::REQUEST_ID)),
+            traceparent: traceparent(headers.get(header::TRACEPARENT)),
+            ..Self::default()
+        };
+        if let Some(parsed) = Path::parse(path) {
+            identity.call = Some(parsed.call);
+            identity.model = parsed.model.map(|name| decode("model", name)).transpose()?;
+            identity.version = parsed.version.map(|name| decode("version", name)).transpose()?;
+        }
+        identity.deadline = headers.get(header::REQUEST_DEADLINE).map(deadline).transpose()?;
+        identity.content_length = content_length(headers)?;
+        Ok(identity)
+    }
+
+    /// The 32 hex digits that name the trace.
+    pub fn trace_id(&self) -> &str {
+        self.traceparent.get(3..35).unwrap_or("")
+    }
+}
+
+/// The caller's id if it can be logged as it is, else a new one.
+fn request_id(value: Option<&HeaderValue>) -> String {
+    let kept = value.and_then(|value| value.to_str().ok()).filter(|id| {
+        (1..=MAX_ID).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+    });
+    kept.map_or_else(|| hex(fastrand::u128(1..), 32), str::to_owned)
+}
+
+/// `00-<trace id>-<parent id>-<flags>` as it came if it is valid, else the start of a new trace.
+fn traceparent(value: Option<&HeaderValue>) -> String {
+    let valid = |text: &&str| {
+        let hex = |part: &str| {
+            part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+                && part.bytes().any(|b| b != b'0')
+        };
+        let bytes = text.as_bytes();
+        bytes.len() == 55
+            && text.is_ascii()
+            && text.starts_with("00-")
+            && (bytes[35], bytes[52]) == (b'-', b'-')
+            && hex(&text[3..35])
+            && hex(&text[36..52])
+            && text[53..].bytes().all(|b| b.is_ascii_hexdigit())
+    };
+    value.and_then(|value| value.to_str().ok()).filter(valid).map_or_else(
+        || {
+            let (trace, parent) = (fastrand::u128(1..), fastrand::u64(1..));
+            let mut text = String::with_capacity(55);
+            // Writing to a string does not fail.
+            let _ = write!(text, "00-{trace:032x}-{parent:016x}-01");
+            text
+        },
+        str::to_owned,
+    )
+}
+
+fn hex(number: u128, width: usize) -> String {
+    let mut text = String::with_capacity(width);
+    // Writing to a string does not fail.
+    let _ = write!(text, "{number:0width$x}");
+    text
+}
+
+fn decode(what: &str, name: &str) -> Result<String, String> {
+    if name.len() > MAX_NAME {
+        return Err(format!("expected a {what} name of at most {MAX_NAME} bytes, found {}", name.len()));
+    }
+    if !name.contains('%') {
+        return Ok(name.to_owned());
+    }
+    let mut bytes = Vec::with_capacity(name.len());
+    let mut rest = name.as_bytes();
+    while let [first, tail @ ..] = rest {
+        (rest, _) = if *first == b'%' {
+            let digits = tail.get(..2).and_then(|two| std::str::from_utf8(two).ok());
+            let byte = digits.and_then(|two| u8::from_str_radix(two, 16).ok());
+            let byte = byte.ok_or_else(|| format!("expected percent-encoding in the {what} name"))?;
+            (&tail[2..], bytes.push(byte))
+        } else {
+            (tail, bytes.push(*first))
+        };
+    }
+    String::from_utf8(bytes).map_err(|_| format!("expected UTF-8 in the {what} name"))
+}
+
+fn deadline(value: &HeaderValue) -> Result<Duration, String> {
+    let parsed = value.to_str().ok().and_then(|text| text.trim().parse::<f64>().ok());
+    parsed
+        .filter(|millis| *millis > 0.0)
+        .and_then(|millis| Duration::try_from_secs_f64(millis / 1e3).ok())
+        .ok_or_else(|| {
+            let found = String::from_utf8_lossy(value.as_bytes()).into_owned();
+            format!("{}: expected milliseconds above 0, found {found:?}", header::REQUEST_DEADLINE)
+        })
+}
+
+fn content_length(headers: &HeaderMap) -> Result<Option<u64>, String> {
+    let Some(value) = headers.get(http::header::CONTENT_LENGTH) else { return Ok(None) };
+    let parsed = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+    parsed.map(Some).ok_or_else(|| "content-length: expected a number of bytes".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+    use super::*;
+
+    fn read(path: &str, headers: &[(&'static str, &str)]) -> Result<Identity, String> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        Identity::read(path, &map)
+    }
+
+    #[test]
+    fn model_and_version_are_decoded() {
+        let identity = read("/v2/models/a%20b/versions/3/infer", &[]).unwrap();
+        assert_eq!(identity.call, Some(Call::Infer));
+        assert_eq!(identity.model.as_deref(), Some("a b"));
+        assert_eq!(identity.version.as_deref(), Some("3"));
+        for bad in ["/v2/models/a%2/infer", "/v2/models/a%zz/infer", "/v2/models/%ff/infer"] {
+            assert!(read(bad, &[]).is_err(), "{bad}");
+        }
+        assert!(read(&format!("/v2/models/{}/infer", "x".repeat(300)), &[]).is_err());
+    }
+
+    #[test]
+    fn ids_are_kept_if_they_can_be_logged_and_replaced_if_not() {
+        assert_eq!(read("/", &[("x-request-id", "abc-1")]).unwrap().request_id, "abc-1");
+        for bad in ["", "a b", "a\tb", &"x".repeat(200)] {
+            let id = read("/", &[("x-request-id", bad)]).unwrap().request_id;
+            assert_eq!(id.len(), 32, "{bad:?} became {id:?}");
+        }
+    }
+
+    #[test]
+    fn a_trace_is_continued_or_started() {
+        let given = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let identity = read("/", &[("traceparent", given)]).unwrap();
+        assert_eq!(identity.traceparent, given);
+        assert_eq!(identity.trace_id(), "4bf92f3577b34da6a3ce929d0e0e4736");
+        let zeroes = format!("00-{}-{}-01", "0".repeat(32), "0".repeat(16));
+        for bad in ["", "junk", zeroes.as_str()] {
+            let made = read("/", &[("traceparent", bad)]).unwrap();
+            assert_ne!(made.traceparent, bad);
+            assert_eq!(made.traceparent.len(), 55);
+        }
+    }
+
+    #[test]
+    fn a_deadline_is_a_positive_number_of_milliseconds() {
+        let of = |text: &str| read("/", &[("x-request-deadline", text)]);
+        assert_eq!(of("250").unwrap().deadline, Some(Duration::from_millis(250)));
+        assert_eq!(of("0.5").unwrap().deadline, Some(Duration::from_micros(500)));
+        for bad in ["", "0", "-1", "NaN", "inf", "1e300", "soon"] {
+            assert!(of(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The stages of a request, one file each, in the order in which it passes them.
+//!
+//! Two ways lead through them. A *unary* inference, whose body is short enough to hold, runs the
+//! whole line in one piece and is sent by our own attempt engine ([`forward::unary`]), so that it
+//! can be sent again to another endpoint whatever happens to the first. Everything else is
+//! *streamed* through Pingora's own pipe ([`forward::stream`]). All stages but the last are the
+//! same functions on both ways.
+
+pub mod accept;
+pub mod admit;
+pub mod balance;
+pub mod forward;
+pub mod identify;
+pub mod observe;
+pub mod route;

@@ -1,0 +1,219 @@
+//! The one task that may change what the proxy knows of its endpoints.
+//!
+//! Health changes and reloads arrive from many sides at once. If each side swapped snapshots by
+//! itself, one would undo the other. They all send messages here; this task applies them one after
+//! the other and publishes the result.
+
+use super::fleet::Fleets;
+use super::probe::{self, Prober};
+use super::{Endpoint, EndpointState, Pool, PoolState, Snapshot};
+use crate::config::{self, Config, Source};
+use arc_swap::ArcSwap;
+use forebay_routing::{Health, RetryBudget};
+use pingora::upstreams::peer::HttpPeer;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::SystemTime;
+use tokio::sync::{mpsc, oneshot};
+
+/// Messages that may wait; senders wait beyond that.
+const MAILBOX: usize = 1024;
+
+/// Something that happened.
+pub enum Message {
+    /// A prober found an endpoint's health changed.
+    Health(Arc<EndpointState>, Health),
+    /// Run this configuration from now on.
+    Reload(Box<Config>, oneshot::Sender<Result<u64, ReloadError>>),
+}
+
+/// Why a valid configuration can't be taken over by the running process.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReloadError {
+    /// A part that is fixed at start.
+    #[error("{0} changed, which needs a restart: the running configuration stays")]
+    NeedsRestart(&'static str),
+}
+
+/// Talks to the control task.
+#[derive(Clone)]
+pub struct ControlHandle {
+    messages: mpsc::Sender<Message>,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+}
+
+impl ControlHandle {
+    /// Where the present snapshot is found.
+    pub fn snapshot(&self) -> &Arc<ArcSwap<Snapshot>> {
+        &self.snapshot
+    }
+
+    /// Runs `config` from now on; answers its generation.
+    ///
+    /// # Errors
+    /// It changes what is fixed at start; nothing has changed then.
+    pub async fn reload(&self, config: Config) -> Result<u64, ReloadError> {
+        const GONE: ReloadError = ReloadError::NeedsRestart("the process is stopping: everything");
+        let (reply, answer) = oneshot::channel();
+        let message = Message::Reload(Box::new(config), reply);
+        self.messages.send(message).await.map_err(|_| GONE)?;
+        answer.await.unwrap_or(Err(GONE))
+    }
+}
+
+/// Starts the control task and the probers on the present runtime.
+pub fn start(config: Config, fleets: Fleets) -> ControlHandle {
+    let (sender, mailbox) = mpsc::channel(MAILBOX);
+    let mut control = Control {
+        fleets,
+        probers: HashMap::new(),
+        pools: HashMap::new(),
+        health_changes: sender.clone(),
+    };
+    let snapshot = Arc::new(ArcSwap::from_pointee(control.build(config, 1)));
+    let handle = ControlHandle { messages: sender, snapshot: Arc::clone(&snapshot) };
+    tokio::spawn(control.run(mailbox, snapshot));
+    handle
+}
+
+/// An endpoint's identity: the same address in two pools is two endpoints, with two budgets.
+type Key = (String, SocketAddr);
+
+struct Control {
+    fleets: Fleets,
+    probers: HashMap<Key, Prober>,
+    pools: HashMap<String, Arc<PoolState>>,
+    health_changes: mpsc::Sender<Message>,
+}
+
+impl Control {
+    async fn run(mut self, mut mailbox: mpsc::Receiver<Message>, snapshot: Arc<ArcSwap<Snapshot>>) {
+        while let Some(message) = mailbox.recv().await {
+            let current = snapshot.load_full();
+            match message {
+                Message::Health(state, health) => {
+                    let from = state.health();
+                    if from == health {
+                        continue;
+                    }
+                    state.health.store(health as u8, Relaxed);
+                    tracing::info!(
+                        endpoint = &*state.name,
+                        from = from.as_str(),
+                        to = health.as_str(),
+                        "health changed"
+                    );
+                    snapshot.store(Arc::new(refreshed(&current)));
+                }
+                Message::Reload(config, reply) => {
+                    let result = fixed_parts(&current.config, &config).map(|()| {
+                        let generation = current.generation + 1;
+                        snapshot.store(Arc::new(self.build(*config, generation)));
+                        generation
+                    });
+                    // Whoever asked may have gone; the reload stands.
+                    let _ = reply.send(result);
+                }
+            }
+        }
+    }
+
+    /// A snapshot of `config` in which everything that is remembered under the same identity lives
+    /// on. Probers of endpoints that are gone are stopped; all others follow the new settings.
+    fn build(&mut self, config: Config, generation: u64) -> Snapshot {
+        let mut probers = HashMap::new();
+        let pools = config.pools.iter().map(|pool| self.pool(pool, &mut probers)).collect();
+        self.probers = probers;
+        self.pools.retain(|name, _| config.pools.iter().any(|pool| pool.name == *name));
+        Snapshot { config: Arc::new(config), pools, generation, loaded_at: SystemTime::now() }
+    }
+
+    fn pool(
+        &mut self,
+        config: &Arc<config::Pool>,
+        probers: &mut HashMap<Key, Prober>,
+    ) -> Arc<Pool> {
+        let addresses = match &config.source {
+            Source::Static(addresses) => addresses.as_slice(),
+            Source::Fleet(_) => self.fleets.addresses(&config.name),
+        };
+        let mut endpoints = Vec::with_capacity(addresses.len());
+        for &address in addresses {
+            let key = (config.name.clone(), address);
+            let known = self.probers.remove(&key);
+            let state = match &known {
+                Some(prober) => Arc::clone(prober.state()),
+                None => Arc::new(EndpointState::new(address, config.slots)),
+            };
+            endpoints.push(Arc::new(Endpoint {
+                state: Arc::clone(&state),
+                peer: peer(address, config),
+            }));
+            let prober = match known {
+                Some(prober) if prober.follows(&config.probe) => prober,
+                _ => probe::start(state, config, self.health_changes.clone()),
+            };
+            probers.insert(key, prober);
+        }
+        let state = self.pools.entry(config.name.clone()).or_insert_with(|| {
+            let budget = RetryBudget::new(config.retry.budget, config.retry.min_per_second);
+            Arc::new(PoolState { turn: AtomicUsize::new(0), budget })
+        });
+        let ready = in_rotation(&endpoints);
+        Arc::new(Pool { config: Arc::clone(config), endpoints, ready, state: Arc::clone(state) })
+    }
+}
+
+/// The same snapshot with rotation as health has it now.
+fn refreshed(current: &Snapshot) -> Snapshot {
+    let pool = |pool: &Arc<Pool>| {
+        let ready = in_rotation(&pool.endpoints);
+        Arc::new(Pool {
+            config: Arc::clone(&pool.config),
+            endpoints: pool.endpoints.clone(),
+            ready,
+            state: Arc::clone(&pool.state),
+        })
+    };
+    Snapshot {
+        config: Arc::clone(&current.config),
+        pools: current.pools.iter().map(pool).collect(),
+        generation: current.generation,
+        loaded_at: current.loaded_at,
+    }
+}
+
+fn in_rotation(endpoints: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
+    endpoints.iter().filter(|e| e.state.health() == Health::Ready).map(Arc::clone).collect()
+}
+
+fn peer(address: SocketAddr, config: &config::Pool) -> HttpPeer {
+    let mut peer = HttpPeer::new(address, false, String::new());
+    peer.options.connection_timeout = Some(config.connect_timeout);
+    peer.options.total_connection_timeout = Some(config.connect_timeout);
+    peer.options.idle_timeout = Some(config.idle_timeout);
+    peer
+}
+
+/// Listeners, threads and fleets are made at start and can't follow a reload.
+fn fixed_parts(running: &Config, next: &Config) -> Result<(), ReloadError> {
+    let fleets = |config: &Config| -> Vec<_> {
+        let fleet = |pool: &Arc<config::Pool>| match &pool.source {
+            Source::Fleet(fleet) => Some((pool.name.clone(), fleet.clone())),
+            Source::Static(_) => None,
+        };
+        config.pools.iter().filter_map(fleet).collect()
+    };
+    for (what, same) in [
+        ("[server]", running.server == next.server),
+        ("[[listener]]", running.listeners == next.listeners),
+        ("a fleet", fleets(running) == fleets(next)),
+    ] {
+        if !same {
+            return Err(ReloadError::NeedsRestart(what));
+        }
+    }
+    Ok(())
+}

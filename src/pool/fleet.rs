@@ -1,0 +1,189 @@
+//! Workers on the same machine, started and watched by the proxy.
+//!
+//! One machine is the default and must need nothing else installed: no process manager, no port
+//! plan. A pool with a fleet gets its workers from here. Each listens on a port that the OS chose
+//! at first start and keeps it over restarts, so that an endpoint's identity survives a crash. A
+//! worker that dies is started again, after a pause that grows while it keeps dying. Workers hang
+//! on a pipe from this process: if it is killed, they see the pipe close and leave.
+
+use crate::config::{Config, Fleet, Source};
+use anyhow::{Context, Result, bail};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+/// Time that a worker gets to say where it listens; models are loaded after that.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest first line of a worker's output.
+const MAX_LINE: u64 = 4096;
+/// Pause before the first restart; doubles up to the most while the worker keeps dying.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A worker that ran this long before it died starts again with the first pause.
+const STABLE: Duration = Duration::from_secs(30);
+/// Time that workers get to finish after they were asked to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// All fleets of the process.
+#[derive(Default)]
+pub struct Fleets {
+    addresses: HashMap<String, Vec<SocketAddr>>,
+}
+
+/// Ends the fleets; without it they end with the process.
+#[derive(Default)]
+pub struct Supervisors {
+    tasks: JoinSet<()>,
+    stop: watch::Sender<bool>,
+}
+
+impl Fleets {
+    /// Starts every fleet of `config` and learns where its workers listen.
+    ///
+    /// # Errors
+    /// A worker that can't be started at all, or does not say where it listens.
+    pub async fn start(config: &Config) -> Result<(Self, Supervisors)> {
+        let mut fleets = Self::default();
+        let mut supervisors = Supervisors::default();
+        for pool in &config.pools {
+            let Source::Fleet(fleet) = &pool.source else { continue };
+            if !fleet.models.is_dir() {
+                bail!("pool {}: no model repository at {}", pool.name, fleet.models.display());
+            }
+            let mut addresses = Vec::with_capacity(fleet.workers);
+            for number in 1..=fleet.workers {
+                let name = format!("{}/{number}", pool.name);
+                let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+                let (child, address) =
+                    spawn(fleet, anywhere).await.with_context(|| format!("worker {name}"))?;
+                tracing::info!(worker = name, %address, pid = child.id(), "worker started");
+                addresses.push(address);
+                let stop = supervisors.stop.subscribe();
+                supervisors.tasks.spawn(supervise(name, fleet.clone(), child, address, stop));
+            }
+            fleets.addresses.insert(pool.name.clone(), addresses);
+        }
+        Ok((fleets, supervisors))
+    }
+
+    /// Where the workers of a pool listen.
+    pub fn addresses(&self, pool: &str) -> &[SocketAddr] {
+        self.addresses.get(pool).map_or(&[], Vec::as_slice)
+    }
+}
+
+impl Supervisors {
+    /// Asks every worker to finish what it has, and waits for them; those that do not are killed.
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+async fn supervise(
+    name: String,
+    fleet: Fleet,
+    mut child: Child,
+    address: SocketAddr,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let started = Instant::now();
+        tokio::select! {
+            status = child.wait() => {
+                let status = status.map_or_else(|error| error.to_string(), |s| s.to_string());
+                tracing::error!(worker = name, %address, status, "worker died, starting it again");
+            }
+            _ = stop.wait_for(|stop| *stop) => return finish(&name, child).await,
+        }
+        if started.elapsed() > STABLE {
+            pause = FIRST_PAUSE;
+        }
+        child = loop {
+            tokio::select! {
+                () = sleep(pause) => {}
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            match spawn(&fleet, address).await {
+                Ok((child, _)) => {
+                    tracing::info!(worker = name, %address, pid = child.id(), "worker started");
+                    break child;
+                }
+                Err(error) => {
+                    tracing::error!(worker = name, error = format!("{error:#}"), "no start");
+                }
+            }
+        };
+    }
+}
+
+async fn finish(name: &str, mut child: Child) {
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+    if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+        // It may have died this instant; waiting finds out.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+    if timeout(STOP_TIMEOUT, child.wait()).await.is_err() {
+        tracing::warn!(worker = name, "worker did not finish in time, killing it");
+        let _ = child.kill().await;
+    }
+}
+
+/// Starts one worker and reads where it listens.
+async fn spawn(fleet: &Fleet, listen: SocketAddr) -> Result<(Child, SocketAddr)> {
+    let (program, first) = program()?;
+    let mut child = Command::new(&program)
+        .args(first)
+        .arg("--models")
+        .arg(&fleet.models)
+        .arg("--listen")
+        .arg(listen.to_string())
+        .arg("--executors")
+        .arg(fleet.executors.to_string())
+        .arg("--stop-with-stdin")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        // Its own group: Ctrl-C reaches this process alone, which ends the workers last.
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("can't start {}", program.display()))?;
+    let Some(stdout) = child.stdout.take() else { bail!("no pipe from the worker") };
+    let mut output = BufReader::new(stdout);
+    let mut line = String::new();
+    let mut limited = (&mut output).take(MAX_LINE);
+    match timeout(START_TIMEOUT, limited.read_line(&mut line)).await {
+        Ok(Ok(0)) => {
+            let status = child.wait().await?;
+            bail!("the worker ended before it listened: {status}");
+        }
+        Ok(read) => read.context("can't read the worker's output")?,
+        Err(_) => bail!("the worker did not say where it listens within {START_TIMEOUT:?}"),
+    };
+    let address = line
+        .trim()
+        .strip_prefix("listening on http://")
+        .and_then(|address| address.parse().ok())
+        .with_context(|| format!("expected where the worker listens, found {:?}", line.trim()))?;
+    // What it prints later goes nowhere, but the pipe must not fill up.
+    tokio::spawn(async move { tokio::io::copy(&mut output, &mut tokio::io::sink()).await });
+    Ok((child, address))
+}
+
+/// The worker's program: this one, if the worker is built in, else the one installed beside it.
+fn program() -> Result<(PathBuf, &'static [&'static str])> {
+    let this = std::env::current_exe().context("can't find this program's own file")?;
+    if cfg!(feature = "demo") {
+        return Ok((this, &["worker"]));
+    }
+    Ok((this.with_file_name("forebay-worker"), &[]))
+}

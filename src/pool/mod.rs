@@ -1,0 +1,109 @@
+//! What the proxy knows of the endpoints, and who may change it.
+//!
+//! A request must see one consistent picture, and a reload or a health change must not disturb
+//! the requests that run. So the picture is an immutable [`Snapshot`], loaded once a request and
+//! replaced as a whole by one task ([`control`]). What must outlive snapshots (counts in flight,
+//! learnt service times, the retry budget) hangs on the identity of an endpoint or a pool and is
+//! carried from one snapshot to the next: a reload never resets a counter.
+
+pub mod control;
+pub mod fleet;
+pub mod probe;
+pub mod report;
+
+use crate::config;
+use forebay_routing::{Candidate, Health, Load, RetryBudget};
+use pingora::upstreams::peer::HttpPeer;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
+use std::time::SystemTime;
+use tokio::sync::Notify;
+
+/// Everything a request needs to know of the configuration and the fleet, at one moment.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// What the file says.
+    pub config: Arc<config::Config>,
+    /// In the order of [`config::Config::pools`].
+    pub pools: Vec<Arc<Pool>>,
+    /// How many configurations this process has run, this one included.
+    pub generation: u64,
+    /// When this configuration was loaded.
+    pub loaded_at: SystemTime,
+}
+
+/// A pool at one moment.
+#[derive(Debug)]
+pub struct Pool {
+    /// What the file says of it.
+    pub config: Arc<config::Pool>,
+    /// All endpoints.
+    pub endpoints: Vec<Arc<Endpoint>>,
+    /// Those in rotation.
+    pub ready: Vec<Arc<Endpoint>>,
+    /// What outlives the snapshot.
+    pub state: Arc<PoolState>,
+}
+
+/// What a pool remembers across snapshots.
+#[derive(Debug)]
+pub struct PoolState {
+    /// Turn counter of the round robin policy.
+    pub turn: AtomicUsize,
+    /// How many retries are left.
+    pub budget: RetryBudget,
+}
+
+/// An endpoint at one moment: how to reach it, and what is remembered of it.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// What outlives the snapshot.
+    pub state: Arc<EndpointState>,
+    /// Address and timeouts, as Pingora takes them.
+    pub peer: HttpPeer,
+}
+
+/// What is remembered of an endpoint as long as any snapshot has its address in the same pool.
+#[derive(Debug)]
+pub struct EndpointState {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// The same as text, for logs, labels and headers.
+    pub name: Arc<str>,
+    /// Its load, shared with the guards of requests in flight.
+    pub load: Arc<Load>,
+    /// Written by [`control`] only.
+    health: AtomicU8,
+    /// Wakes the prober: a request met trouble here.
+    suspected: Notify,
+}
+
+impl EndpointState {
+    fn new(address: SocketAddr, slots: u32) -> Self {
+        Self {
+            address,
+            name: address.to_string().into(),
+            load: Arc::new(Load::new(slots)),
+            health: AtomicU8::new(Health::Probing as u8),
+            suspected: Notify::new(),
+        }
+    }
+
+    /// Whether it may be picked.
+    pub fn health(&self) -> Health {
+        let number = self.health.load(Relaxed);
+        Health::ALL.into_iter().find(|h| *h as u8 == number).unwrap_or(Health::Probing)
+    }
+
+    /// A request met trouble here: have it probed now instead of at the next turn.
+    pub fn suspect(&self) {
+        self.suspected.notify_one();
+    }
+}
+
+impl Candidate for Endpoint {
+    fn load(&self) -> &Load {
+        &self.state.load
+    }
+}

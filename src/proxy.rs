@@ -1,0 +1,189 @@
+//! The stages on Pingora's phases: one call a phase, nothing decided here.
+
+use crate::error::Refusal;
+use crate::flow::admit::{Way, admit};
+use crate::flow::forward::{stream, unary};
+use crate::flow::identify::Identity;
+use crate::flow::observe::{Observer, observe};
+use crate::flow::{accept, route::route};
+use crate::pool::Snapshot;
+use crate::request::Request;
+use crate::server::Lifecycle;
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::Bytes;
+use forebay_protocol::Reason;
+use forebay_protocol::oip::Call;
+use pingora::connectors::http::Connector;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::proxy::{FailToProxy, ProxyHttp, Session};
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, Result};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The proxy of one process; every listener has a clone.
+#[derive(Clone)]
+pub struct Proxy {
+    /// The present picture of configuration and fleet.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Connections to endpoints, for requests that are held.
+    pub connector: Arc<Connector>,
+    /// Whether the process is on its way out, and what is in flight.
+    pub lifecycle: Arc<Lifecycle>,
+    /// Metrics and access log.
+    pub observer: Arc<Observer>,
+}
+
+#[async_trait]
+impl ProxyHttp for Proxy {
+    type CTX = Request;
+
+    fn new_ctx(&self) -> Request {
+        Request::new()
+    }
+
+    async fn early_request_filter(&self, session: &mut Session, request: &mut Request) -> Result<()> {
+        request.counted = Some(self.lifecycle.enter());
+        accept::session(session, &self.lifecycle);
+        Ok(())
+    }
+
+    async fn request_filter(&self, session: &mut Session, request: &mut Request) -> Result<bool> {
+        let snapshot = self.snapshot.load();
+        match self.stages(session, request, &snapshot).await? {
+            Some(Way::Stream) => return Ok(false),
+            Some(Way::Unary) | None => {}
+        }
+        if let Some(refusal) = request.refusal.clone() {
+            accept::refuse(session, request, &refusal).await?;
+        }
+        Ok(true)
+    }
+
+    async fn upstream_peer(&self, _: &mut Session, request: &mut Request) -> Result<Box<HttpPeer>> {
+        stream::peer(request)
+    }
+
+    fn fail_to_connect(
+        &self,
+        _: &mut Session,
+        _: &HttpPeer,
+        request: &mut Request,
+        error: Box<Error>,
+    ) -> Box<Error> {
+        stream::connect_failed(request, error)
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _: &mut Session,
+        head: &mut RequestHeader,
+        request: &mut Request,
+    ) -> Result<()> {
+        stream::request_header(request, head)
+    }
+
+    async fn request_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        _: bool,
+        request: &mut Request,
+    ) -> Result<()> {
+        let limit = self.snapshot.load().config.limits.body;
+        stream::request_body(request, body.as_ref().map_or(0, Bytes::len), limit)
+    }
+
+    async fn response_filter(
+        &self,
+        _: &mut Session,
+        head: &mut ResponseHeader,
+        request: &mut Request,
+    ) -> Result<()> {
+        stream::response_header(request, head)
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        request: &mut Request,
+    ) -> FailToProxy {
+        let mut error_code = 0;
+        if let Some(refusal) = stream::refusal(request, error) {
+            error_code = refusal.reason.status().as_u16();
+            request.refusal = Some(refusal.clone());
+            if session.response_written().is_none()
+                && let Err(error) = accept::refuse(session, request, &refusal).await
+            {
+                tracing::debug!(%error, "the caller left before the refusal");
+            }
+        }
+        FailToProxy { error_code, can_reuse_downstream: false }
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, request: &mut Request) {
+        observe(&self.observer, session, request, error);
+    }
+
+    fn suppress_error_log(&self, _: &Session, _: &Request, _: &Error) -> bool {
+        true
+    }
+}
+
+impl Proxy {
+    /// Everything before the pipe. `Some(Stream)`: go on into it. Otherwise the request is
+    /// answered, or refused in `request.refusal`.
+    async fn stages(
+        &self,
+        session: &mut Session,
+        request: &mut Request,
+        snapshot: &Snapshot,
+    ) -> Result<Option<Way>> {
+        let head = session.req_header();
+        let path = head.uri.path();
+        match Identity::read(path, &head.headers) {
+            Ok(identity) => request.identity = identity,
+            Err(message) => {
+                request.refusal = Some(Refusal::new(Reason::InvalidRequest, message));
+                return Ok(None);
+            }
+        }
+        if let Some(Call::ServerLive | Call::ServerReady) = request.identity.call {
+            let ready = self.lifecycle.is_ready(snapshot);
+            accept::health(session, request, ready).await?;
+            return Ok(None);
+        }
+        let Some(target) = route(snapshot, &request.identity, path) else {
+            request.refusal = Some(no_route(request, path));
+            return Ok(None);
+        };
+        request.target = Some(target.clone());
+        let limits = &snapshot.config.limits;
+        let way = match admit(request, &head.method, limits, target.route.deadline) {
+            Ok(way) => way,
+            Err(refusal) => {
+                request.refusal = Some(refusal);
+                return Ok(None);
+            }
+        };
+        if way == Way::Unary {
+            unary::forward(session, request, &target, limits, &self.connector).await?;
+        } else {
+            session.downstream_session.set_read_timeout(Some(limits.body_timeout));
+        }
+        Ok(Some(way))
+    }
+}
+
+fn no_route(request: &Request, path: &str) -> Refusal {
+    /// The caller knows its own path; a long one need not come back whole.
+    const SHOWN: usize = 200;
+    let path: String = path.chars().take(SHOWN).collect();
+    let message = match &request.identity.model {
+        Some(model) => format!("no route for model {model:?} at {path:?}"),
+        None => format!("no route for {path:?}"),
+    };
+    Refusal { retry_after: None::<Duration>, ..Refusal::new(Reason::NoRoute, message) }
+}

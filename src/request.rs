@@ -1,0 +1,71 @@
+//! One request on its way through the stages: what each stage found out, and when.
+//!
+//! Each stage writes its own part and reads those before it. Nothing here decides anything.
+
+use crate::error::Refusal;
+use crate::flow::balance::Picked;
+use crate::flow::identify::Identity;
+use crate::flow::route::Target;
+use crate::server::InFlightRequest;
+use std::time::{Duration, Instant};
+
+/// The state of one request.
+pub struct Request {
+    /// When its header had arrived.
+    pub arrived: Instant,
+    /// Counts as in flight until dropped.
+    pub counted: Option<InFlightRequest>,
+    /// What the caller asks for.
+    pub identity: Identity,
+    /// Where it goes; `None` until routed, and for what the proxy answers itself.
+    pub target: Option<Target>,
+    /// When an answer must be there.
+    pub deadline: Option<Instant>,
+    /// Endpoints that were tried, the present one last.
+    pub attempts: Vec<Picked>,
+    /// Why it was refused, if it was.
+    pub refusal: Option<Refusal>,
+    /// How long the stages took.
+    pub times: Times,
+    /// Bytes of the body that came in.
+    pub bytes_in: u64,
+}
+
+/// How long the stages of a request took; zero for a stage that it did not pass.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Times {
+    /// Receiving the body.
+    pub receive: Duration,
+    /// Choosing an endpoint, all attempts.
+    pub balance: Duration,
+    /// From sending to the first byte of the answer, all attempts.
+    pub forward: Duration,
+}
+
+impl Request {
+    /// A request of which nothing is known but that it is here.
+    pub fn new() -> Self {
+        Self {
+            arrived: Instant::now(),
+            counted: None,
+            identity: Identity::default(),
+            target: None,
+            deadline: None,
+            attempts: Vec::new(),
+            refusal: None,
+            times: Times::default(),
+            bytes_in: 0,
+        }
+    }
+
+    /// Time until the deadline; `None` without one, zero if it has passed.
+    pub fn time_left(&self) -> Option<Duration> {
+        self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self::new()
+    }
+}
