@@ -137,6 +137,11 @@ struct LoadArgs {
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
 
+    /// Open loop: never sleep between requests. The generator's own lag falls to a few microseconds
+    /// and a core of the machine is kept busy
+    #[arg(long)]
+    busy: bool,
+
     /// Everything random follows from it [default: 1]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -299,6 +304,7 @@ impl RunArgs {
     /// What a scenario can't say.
     pub fn finish(&self, mut plan: Plan) -> Plan {
         plan.limit = self.load.requests;
+        plan.busy = self.load.busy;
         plan
     }
 

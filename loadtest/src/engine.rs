@@ -12,13 +12,14 @@ use crate::link::{Answer, Failure, Link, Links};
 use crate::pace::Timer;
 use crate::plan::{Load, Plan};
 use crate::record::{Finished, Interval, Outcome, Record};
-use crate::request::Corpus;
+use crate::request::{Corpus, Draw};
 use forebay_protocol::header::{ENDPOINT, REASON, VARIANT};
 use http::HeaderName;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -35,6 +36,9 @@ const BURST: usize = 64;
 const CONNECT_PAUSE: Duration = Duration::from_millis(10);
 /// How often a thread's figures go into the progress line.
 const LIVE_PERIOD: Duration = Duration::from_millis(200);
+/// Bounds of the time between two looks at the deadlines of requests under way.
+const WATCH_SHORTEST: Duration = Duration::from_millis(1);
+const WATCH_LONGEST: Duration = Duration::from_millis(20);
 /// Tasks that run between two looks at the sockets and the timer. tokio's default of 61 would let
 /// a due arrival wait for 61 answers to be handled.
 const EVENT_INTERVAL: u32 = 8;
@@ -67,6 +71,7 @@ pub fn generate(run: Arc<Run>, thread: usize) -> io::Result<Record> {
         .build_local(tokio::runtime::LocalOptions::default())?;
     runtime.block_on(async move {
         let engine = Rc::new(Engine::new(run, thread));
+        tokio::task::spawn_local(watch_deadlines(Rc::clone(&engine)));
         match &engine.run.plan.load {
             Load::Open(source) => {
                 let arrivals = source.arrivals(engine.run.plan.seed);
@@ -92,6 +97,7 @@ struct Engine {
     record: RefCell<Record>,
     /// For the progress line: what has not been shown yet, and when it was last shown.
     live: RefCell<(Interval, Instant)>,
+    lanes: RefCell<Vec<Rc<Lane>>>,
     opened: Cell<u64>,
     in_flight: Cell<u64>,
     /// Set when all lanes are gone.
@@ -117,11 +123,17 @@ struct Job {
     taken: Option<Duration>,
 }
 
-/// Where an idle lane waits.
+/// What others may tell a lane while it waits.
 #[derive(Default)]
 struct Lane {
+    /// Do this.
     job: Cell<Option<Job>>,
+    /// There will be nothing to do any more.
     closing: Cell<bool>,
+    /// When the request that is under way is given up.
+    deadline: Cell<Option<Duration>>,
+    /// Give it up.
+    overdue: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -165,11 +177,11 @@ impl Feed {
 async fn pace(engine: &Rc<Engine>) -> io::Result<()> {
     let mut timer = Timer::new()?;
     let mut stop = engine.run.stop.clone();
-    loop {
+    while !*stop.borrow() {
         let next = engine.dispatch_due();
         let Some(next) = next else { break };
-        if next <= engine.now() {
-            // Late: the sockets get their turn, then go on.
+        if next <= engine.now() || engine.run.plan.busy {
+            // Late, or meant to be never late: the sockets get their turn, then go on.
             tokio::task::yield_now().await;
             continue;
         }
@@ -201,6 +213,7 @@ impl Engine {
             dispatch: RefCell::new(dispatch),
             record: RefCell::default(),
             live: RefCell::new((Interval::default(), run.start)),
+            lanes: RefCell::default(),
             opened: Cell::new(0),
             in_flight: Cell::new(0),
             done: tokio::sync::Notify::new(),
@@ -278,15 +291,16 @@ impl Engine {
     /// The life of a lane: one job after the other.
     async fn lane(self: &Rc<Self>, mut link: Link, first: Option<Job>) {
         let mut job = first;
-        let waiting = Rc::new(Lane::default());
+        let lane = Rc::new(Lane::default());
+        self.lanes.borrow_mut().push(Rc::clone(&lane));
         loop {
             let next = match (job.take(), &self.run.plan.load) {
                 (Some(job), _) => Some(job),
-                (None, Load::Open(_)) => self.next_job(&waiting, &mut link).await,
+                (None, Load::Open(_)) => self.next_job(&lane, &mut link).await,
                 (None, Load::Closed) => self.own_job().await,
             };
             let Some(next) = next else { return };
-            let failed = self.perform(&mut link, next).await;
+            let failed = self.perform(&lane, &mut link, next).await;
             if failed && matches!(self.run.plan.load, Load::Closed) {
                 tokio::time::sleep(CONNECT_PAUSE).await;
             }
@@ -294,7 +308,7 @@ impl Engine {
     }
 
     /// The open loop's next job for a lane that has become free.
-    async fn next_job(&self, waiting: &Rc<Lane>, link: &mut Link) -> Option<Job> {
+    async fn next_job(&self, lane: &Rc<Lane>, link: &mut Link) -> Option<Job> {
         {
             let mut dispatch = self.dispatch.borrow_mut();
             if let Some(job) = dispatch.pending.pop_front() {
@@ -302,9 +316,9 @@ impl Engine {
             }
             // Without arrivals to come there is nothing to wait for.
             dispatch.feed.as_ref()?;
-            dispatch.idle.push(Rc::clone(waiting));
+            dispatch.idle.push(Rc::clone(lane));
         }
-        link.idle(waiting.job()).await
+        link.idle(lane.job()).await
     }
 
     /// The closed loop's next job, until the time is up.
@@ -323,22 +337,15 @@ impl Engine {
     }
 
     /// Makes one request and records how it went; says whether there was no connection.
-    async fn perform(self: &Rc<Self>, link: &mut Link, job: Job) -> bool {
+    async fn perform(self: &Rc<Self>, lane: &Lane, link: &mut Link, job: Job) -> bool {
         let sent = self.now();
-        let plan = &self.run.plan;
         let draw = self.run.corpus.draw(job.index);
-        let deadline = self.run.start + job.intended + plan.timeout;
         self.began();
-        let mut connected = false;
-        let exchange = async {
-            link.connect(&plan.target, &self.opened).await?;
-            connected = true;
-            link.exchange(&plan.target, &self.opened, draw.request(), draw.kind.check.keep()).await
-        };
-        let result = match tokio::time::timeout_at(deadline.into(), exchange).await {
-            Ok(result) => result,
-            Err(_) if connected => Err(Failure::Timeout),
-            Err(_) => Err(Failure::ConnectTimeout),
+        let deadline = self.run.plan.timeout + job.intended;
+        let result = match () {
+            // Nothing is sent for a request whose time was up while it waited for a connection.
+            () if deadline <= sent => Err(Failure::Timeout),
+            () => self.exchange(lane, link, draw, deadline).await,
         };
         let done = self.now();
         self.in_flight.set(self.in_flight.get() - 1);
@@ -361,7 +368,24 @@ impl Engine {
         });
         // Answers that come in thick must not keep due arrivals waiting.
         self.dispatch_due();
-        !connected
+        matches!(outcome, Outcome::Failed(failure) if failure.is_of_connect())
+    }
+
+    async fn exchange(
+        &self,
+        lane: &Lane,
+        link: &mut Link,
+        draw: Draw<'_>,
+        deadline: Duration,
+    ) -> Result<Answer, Failure> {
+        let target = &self.run.plan.target;
+        match lane.until(deadline, link.connect(target, &self.opened)).await {
+            Some(connected) => connected?,
+            None => return Err(Failure::ConnectTimeout),
+        }
+        let keep = draw.kind.check.keep();
+        let exchange = link.exchange(target, &self.opened, draw.request(), keep);
+        lane.until(deadline, exchange).await.unwrap_or(Err(Failure::Timeout))
     }
 
     fn judge(&self, check: Check, answer: &Answer) -> Outcome {
@@ -411,7 +435,50 @@ impl Engine {
     }
 }
 
+/// Tells lanes when their time is up. A timer of its own for every request would cost a system call
+/// each; a look at all lanes every few milliseconds is enough for time-outs.
+async fn watch_deadlines(engine: Rc<Engine>) {
+    let step = (engine.run.plan.timeout / 20).clamp(WATCH_SHORTEST, WATCH_LONGEST);
+    loop {
+        tokio::time::sleep(step).await;
+        let now = engine.now();
+        for lane in engine.lanes.borrow().iter() {
+            if lane.deadline.get().is_some_and(|deadline| deadline <= now) {
+                lane.overdue.set(true);
+                lane.wake();
+            }
+        }
+    }
+}
+
 impl Lane {
+    /// Waits for `event`, but not beyond `deadline`.
+    async fn until<T>(&self, deadline: Duration, event: impl Future<Output = T>) -> Option<T> {
+        self.overdue.set(false);
+        self.deadline.set(Some(deadline));
+        let mut event = pin!(event);
+        let result = poll_fn(|cx| {
+            if let Poll::Ready(value) = event.as_mut().poll(cx) {
+                return Poll::Ready(Some(value));
+            }
+            if self.overdue.get() {
+                return Poll::Ready(None);
+            }
+            self.listen(cx.waker());
+            Poll::Pending
+        })
+        .await;
+        self.deadline.set(None);
+        result
+    }
+
+    fn listen(&self, waker: &Waker) {
+        let mut mine = self.waker.borrow_mut();
+        if !mine.as_ref().is_some_and(|mine| mine.will_wake(waker)) {
+            *mine = Some(waker.clone());
+        }
+    }
+
     fn wake(&self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -427,7 +494,7 @@ impl Lane {
             if self.closing.get() {
                 return Poll::Ready(None);
             }
-            self.waker.replace(Some(cx.waker().clone()));
+            self.listen(cx.waker());
             Poll::Pending
         })
     }

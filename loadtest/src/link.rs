@@ -62,6 +62,13 @@ pub enum Failure {
     Timeout,
 }
 
+impl Failure {
+    /// Whether there was not even a connection.
+    pub fn is_of_connect(self) -> bool {
+        matches!(self, Self::ConnectRefused | Self::ConnectTimeout | Self::ConnectFailed)
+    }
+}
+
 /// A way to the target that opens its connection when it is first needed, and again when it broke.
 #[derive(Debug)]
 pub enum Link {

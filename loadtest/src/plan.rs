@@ -47,6 +47,8 @@ pub struct Plan {
     pub streams: usize,
     /// Generating threads.
     pub threads: usize,
+    /// Never sleep: less lag of the generator's own, for a whole core.
+    pub busy: bool,
     /// When requests start.
     pub load: Load,
     /// What is measured.
@@ -148,6 +150,7 @@ impl Plan {
             connections,
             streams,
             threads,
+            busy: false,
             load,
             window: Window::new(warm_up, measured),
             measured,

@@ -15,6 +15,8 @@ use std::time::Duration;
 pub const SCHEMA: &str = "forebay-load/1";
 /// Own lag at the 99th percentile up to which a run is believed, in seconds.
 pub const MOST_LAG: f64 = 0.001;
+/// Share of CPU time taken by the hypervisor from which a report mentions it.
+const MUCH_STOLEN: f64 = 0.01;
 /// Quantiles that reports state.
 pub const QUANTILES: [(&str, f64); 6] = [
     ("p50", 0.5),
@@ -132,10 +134,23 @@ pub struct Generator {
     pub threads: usize,
     /// CPU seconds of the generator, all threads.
     pub cpu_seconds: f64,
+    /// Share of the machine's CPU time that its hypervisor gave to others during the run.
+    pub stolen_share: f64,
     /// Bytes of bodies sent.
     pub bytes_out: u64,
     /// Bytes of bodies received.
     pub bytes_in: u64,
+}
+
+/// What goes on around a run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Circumstances {
+    /// Unix time of the start.
+    pub started: Duration,
+    /// CPU time of the generator.
+    pub cpu: Duration,
+    /// Share of the machine's CPU time that its hypervisor gave to others.
+    pub stolen: f64,
 }
 
 /// An objective's verdict.
@@ -181,7 +196,7 @@ pub struct Machine {
 
 impl Report {
     /// Makes a report of what was recorded.
-    pub fn new(plan: &Plan, record: &Record, started: Duration, cpu: Duration) -> Self {
+    pub fn new(plan: &Plan, record: &Record, circumstances: &Circumstances) -> Self {
         let kind = if matches!(plan.load, Load::Open(_)) { "open" } else { "closed" };
         // A run that was cut short measured less than was planned.
         let measured = record.last_done.saturating_sub(plan.window.warm_up).min(plan.measured);
@@ -197,7 +212,7 @@ impl Report {
             kind: kind.to_owned(),
             seed: plan.seed,
             machine: Machine::here(),
-            started: started.as_secs(),
+            started: circumstances.started.as_secs(),
             warm_up_seconds: plan.window.warm_up.as_secs_f64(),
             measured_seconds: seconds,
             requests: record.total(),
@@ -218,13 +233,14 @@ impl Report {
                 connections: record.connections,
                 most_in_flight: record.most_in_flight,
                 threads: plan.threads,
-                cpu_seconds: cpu.as_secs_f64(),
+                cpu_seconds: circumstances.cpu.as_secs_f64(),
+                stolen_share: circumstances.stolen,
                 bytes_out: record.bytes_out,
                 bytes_in: record.bytes_in,
             },
             objectives: verdicts.map(judged).collect(),
             problems: problems(plan, record),
-            notes: notes(record),
+            notes: notes(record, circumstances.stolen),
             interval_seconds: plan.window.interval.as_secs_f64(),
             series: series(plan, record),
         }
@@ -328,8 +344,15 @@ fn problems(plan: &Plan, record: &Record) -> Vec<String> {
     problems
 }
 
-fn notes(record: &Record) -> Vec<String> {
+fn notes(record: &Record, stolen: f64) -> Vec<String> {
     let mut notes = Vec::new();
+    if stolen > MUCH_STOLEN {
+        notes.push(format!(
+            "the hypervisor took {} of this machine's CPU time during the run; every latency has \
+             its share of that",
+            units::percent(stolen)
+        ));
+    }
     if record.waited > 0 {
         notes.push(format!(
             "{} requests waited for a free connection, {} at p99; the wait counts as latency, and \

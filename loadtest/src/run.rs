@@ -5,8 +5,9 @@ use crate::infer;
 use crate::plan::Plan;
 use crate::progress::{self, Progress};
 use crate::record::{Interval, Record};
-use crate::report::Report;
+use crate::report::{Circumstances, Report};
 use crate::request::{Corpus, RequestError};
+use crate::units::float;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use std::io;
@@ -78,7 +79,7 @@ pub fn run(plan: Plan, options: Options) -> Result<Report, RunError> {
         plan: Arc::clone(&plan),
     });
     let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let cpu = cpu_time();
+    let (cpu, ticks) = (cpu_time(), Ticks::read());
     let (ended, ends) = mpsc::channel(plan.threads);
     let threads = spawn(&run, &ended)?;
     drop(ended);
@@ -87,7 +88,9 @@ pub fn run(plan: Plan, options: Options) -> Result<Report, RunError> {
     for thread in threads {
         record.merge(&thread.join().map_err(|_| RunError::Panicked)??);
     }
-    Ok(Report::new(&plan, &record, started, cpu_time().saturating_sub(cpu)))
+    let stolen = Ticks::read().stolen_since(ticks);
+    let circumstances = Circumstances { started, cpu: cpu_time().saturating_sub(cpu), stolen };
+    Ok(Report::new(&plan, &record, &circumstances))
 }
 
 type Thread = JoinHandle<io::Result<Record>>;
@@ -188,4 +191,29 @@ fn raise_descriptor_limit() {
 fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// CPU time of the whole machine in the kernel's ticks.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ticks {
+    all: u64,
+    stolen: u64,
+}
+
+impl Ticks {
+    /// The first line of `/proc/stat`; zeros where there is none.
+    fn read() -> Self {
+        let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+        let line = text.lines().next().unwrap_or_default();
+        let ticks: Vec<u64> =
+            line.split_whitespace().skip(1).take(8).map_while(|n| n.parse().ok()).collect();
+        Self { all: ticks.iter().sum(), stolen: ticks.get(7).copied().unwrap_or(0) }
+    }
+
+    fn stolen_since(self, earlier: Self) -> f64 {
+        match self.all.saturating_sub(earlier.all) {
+            0 => 0.0,
+            all => float(self.stolen.saturating_sub(earlier.stolen)) / float(all),
+        }
+    }
 }

@@ -13,7 +13,7 @@ pub use line::{Line, Load, Refused};
 use crate::args::BackendArgs;
 use crate::distribution::Distribution;
 use anyhow::Context as _;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
 use std::cell::{Cell, RefCell};
 use std::io::Write as _;
@@ -25,8 +25,6 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Most connections that are open at once; a new one beyond is closed at once.
 const MAX_CONNECTIONS: usize = 20_000;
-/// How long a client may take to send its request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause after a failed `accept`, which is nearly always a lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
@@ -152,11 +150,9 @@ impl Backend {
             let _ = stream.set_nodelay(true);
             let guard = Connection::new(self);
             tokio::task::spawn_local(async move {
-                let mut builder = auto::Builder::new(LocalTasks);
-                if guard.0.options.service.is_some() {
-                    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-                    builder.http2().timer(TokioTimer::new());
-                }
+                // No time-outs: a timer for every request would cost more than the request, and
+                // what an idle client holds is bounded by the number of connections.
+                let builder = auto::Builder::new(LocalTasks);
                 let service = hyper::service::service_fn(|request| {
                     let backend = Rc::clone(&guard.0);
                     async move { backend.answer(request).await }
