@@ -1,1 +1,28 @@
-//! x
+//! The CPU engine: tract behind one small boundary.
+//!
+//! This is the only crate that knows tract. Its internals move between patch releases (hence the
+//! exact version in the workspace), it has traps that a caller would step into one by one, and
+//! another engine is to stand beside it. So the boundary speaks the protocol's tensors and plain
+//! metadata, and the traps are closed in here:
+//!
+//! - A reused state carries recurrent memory from one request into the next, which is wrong and a
+//!   leak between callers: [`Model::run`] starts from a fresh state each time.
+//! - A symbolic batch costs up to 6x at batch 1: plans are compiled for concrete shapes, a batch is
+//!   cut into powers of two, and the number of plans is bounded.
+//! - A first dimension that may vary need not be a batch: [`Model::load`] runs rows together and
+//!   apart and only trusts a batch whose rows do not see each other.
+//! - Quantised graphs may be folded silently wrong: they are refused unless the operator insists.
+//! - Declared shapes of intermediate values make valid models fail: they are ignored.
+//! - A panic in the engine becomes an error of the one request.
+//!
+//! Modules: [`error`], `graph` (what the ONNX file says of itself), `model` (load and run),
+//! `plan` (compiled forms, bounded), `tensor` (to tract and back).
+
+pub mod error;
+mod graph;
+mod model;
+mod plan;
+mod tensor;
+
+pub use error::{LoadError, RunError};
+pub use model::{LoadOptions, Model};

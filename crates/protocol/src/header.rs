@@ -18,8 +18,7 @@ pub const INFERENCE_HEADER_CONTENT_LENGTH: HeaderName =
 /// ORCA load report of an endpoint.
 pub const LOAD_REPORT: HeaderName = HeaderName::from_static("endpoint-load-metrics");
 /// Asks an endpoint for a load report: `text` or `json`.
-pub const LOAD_REPORT_FORMAT: HeaderName =
-    HeaderName::from_static("endpoint-load-metrics-format");
+pub const LOAD_REPORT_FORMAT: HeaderName = HeaderName::from_static("endpoint-load-metrics-format");
 
 /// Stable code of any refusal, see [`Reason`](crate::Reason).
 pub const REASON: HeaderName = HeaderName::from_static("x-forebay-reason");

@@ -267,7 +267,11 @@ fn count(value: f64) -> Result<u32, ReportError> {
     if value > MOST {
         return Err(ReportError::BadValue);
     }
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 <= value <= MOST")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "0 <= value <= MOST"
+    )]
     Ok(value as u32)
 }
 
@@ -294,7 +298,8 @@ mod tests {
 
     #[test]
     fn other_servers_spellings_are_understood() {
-        let expected = LoadReport { rif: Some(4), cpu_utilization: Some(0.3), ..Default::default() };
+        let expected =
+            LoadReport { rif: Some(4), cpu_utilization: Some(0.3), ..Default::default() };
         for text in [
             "TEXT cpu_utilization=0.3, named_metrics.rif=4",
             "cpu_utilization=0.3,named_metrics.rif=4",

@@ -76,7 +76,9 @@ pub enum TensorProblem {
         found: Found,
     },
     /// A nested array that does not follow the shape.
-    #[error("expected {expected} entries in dimension {dimension} of the nested data, found {found}")]
+    #[error(
+        "expected {expected} entries in dimension {dimension} of the nested data, found {found}"
+    )]
     Nesting {
         /// Index of the dimension.
         dimension: usize,
@@ -122,7 +124,9 @@ pub enum TensorProblem {
         found: usize,
     },
     /// A BYTES element whose length prefix lies.
-    #[error("expected BYTES element {index} to have its length in 4 bytes and then as many bytes, found {left} left")]
+    #[error(
+        "expected BYTES element {index} to have its length in 4 bytes and then as many bytes, found {left} left"
+    )]
     BytesElement {
         /// Position of the element.
         index: usize,
@@ -138,6 +142,8 @@ pub enum Found {
     Exactly(usize),
     /// Reading stopped here.
     MoreThan(usize),
+    /// Nobody counted: the text is too short for more.
+    AtMost(usize),
 }
 
 impl std::fmt::Display for Found {
@@ -145,6 +151,7 @@ impl std::fmt::Display for Found {
         match self {
             Self::Exactly(n) => write!(f, "{n}"),
             Self::MoreThan(n) => write!(f, "more than {n}"),
+            Self::AtMost(n) => write!(f, "{n} at most"),
         }
     }
 }

@@ -21,7 +21,7 @@ mod response;
 mod tensor;
 
 pub use datatype::Datatype;
-pub use error::{EncodeError, ParseError, TensorProblem};
+pub use error::{EncodeError, Found, ParseError, TensorProblem};
 pub use message::Encoded;
 pub use metadata::{ErrorBody, ModelIndex, ModelMetadata, Ready, ServerMetadata, TensorMetadata};
 pub use parameters::{Parameter, Parameters};

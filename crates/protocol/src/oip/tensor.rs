@@ -100,7 +100,7 @@ impl BytesData {
         })
     }
 
-    fn reserve(&mut self, elements: usize, bytes: usize) {
+    pub(super) fn reserve(&mut self, elements: usize, bytes: usize) {
         self.ends.reserve_exact(elements);
         self.bytes.reserve_exact(bytes);
     }
@@ -215,10 +215,8 @@ macro_rules! data {
                 out.reserve(self.binary_len());
                 match self {
                     Self::Bool(data) => out.extend(data.iter().map(|&b| u8::from(b))),
-                    $(Self::$variant(data) => {
-                        out.extend(data.iter().flat_map(|v| v.to_le_bytes()));
-                    })*
-                    Self::Fp16(data) => out.extend(data.iter().flat_map(|v| v.to_le_bytes())),
+                    $(Self::$variant(data) => write(out, data, |v| v.to_le_bytes()),)*
+                    Self::Fp16(data) => write(out, data, |v| v.to_le_bytes()),
                     Self::Bytes(data) => data.iter().for_each(|element| {
                         // `BytesData` holds less than 4 GiB in all.
                         let len = u32::try_from(element.len()).unwrap_or(u32::MAX);
@@ -227,7 +225,6 @@ macro_rules! data {
                     }),
                 }
             }
-
         }
     };
 }
@@ -270,6 +267,14 @@ impl Data {
             _ => None,
         }
     }
+}
+
+/// Over whole slices, so that it compiles to a copy.
+fn write<T: Copy, const N: usize>(out: &mut Vec<u8>, data: &[T], bytes: impl Fn(T) -> [u8; N]) {
+    let start = out.len();
+    out.resize(start + data.len() * N, 0);
+    let (chunks, _) = out[start..].as_chunks_mut::<N>();
+    chunks.iter_mut().zip(data).for_each(|(chunk, &value)| *chunk = bytes(value));
 }
 
 fn booleans(bytes: &[u8]) -> Result<Vec<bool>, TensorProblem> {

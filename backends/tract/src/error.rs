@@ -1,0 +1,83 @@
+//! What can go wrong in the engine, and whose mistake it is.
+
+/// Why a model was not loaded. All of them are final for this file and these options.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LoadError {
+    /// The bytes are no ONNX model, or only the beginning of one.
+    #[error("expected an ONNX model, found bytes that are not one or are cut short: {0}")]
+    NotOnnx(String),
+    /// Weights in other files are not read: a path in a model could lead anywhere.
+    #[error("expected all weights inside the model file, found \"{0}\" in another file")]
+    ExternalData(String),
+    /// A quantised graph, which the engine may fold wrongly.
+    #[error(
+        "expected a graph without {0} nodes, which may give wrong results here; \
+         set allow_quantized = true after comparing outputs"
+    )]
+    Quantized(String),
+    /// An input or output of a kind that is not served.
+    #[error("expected a tensor of a known datatype, found {found} for \"{name}\"")]
+    Unsupported {
+        /// Name of the input or output.
+        name: String,
+        /// Its type.
+        found: String,
+    },
+    /// An override names a tensor that the model lacks, or contradicts the model.
+    #[error("override of \"{name}\": expected {expected}, found {found}")]
+    Override {
+        /// Name in the override.
+        name: String,
+        /// What the model has.
+        expected: String,
+        /// What the override says.
+        found: String,
+    },
+    /// The engine can't compile the graph.
+    #[error("the engine can't compile the graph: {0}")]
+    Compile(String),
+    /// Compiled, but the warm-up failed.
+    #[error("warm-up failed (state input shapes under [warm_up] if these do not fit): {0}")]
+    WarmUp(String),
+    /// The engine panicked.
+    #[error("the engine panicked: {0}")]
+    Panic(String),
+}
+
+/// Why an inference gave no outputs.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RunError {
+    /// The tensors do not fit the model; the caller's mistake.
+    #[error("{0}")]
+    Input(String),
+    /// The caller's shapes are allowed by the metadata but lead to a graph that can't be built.
+    #[error("the model can't run with these input shapes: {0}")]
+    Shape(String),
+    /// The caller gave up; nothing is wrong.
+    #[error("cancelled")]
+    Cancelled,
+    /// The engine failed.
+    #[error("the engine failed: {0}")]
+    Engine(String),
+    /// The engine panicked; only this request is lost.
+    #[error("the engine panicked: {0}")]
+    Panic(String),
+}
+
+/// Text of an engine's error, causes included, short enough for a header or a log line.
+pub(crate) fn text(error: &(impl std::fmt::Display + ?Sized)) -> String {
+    const MOST: usize = 600;
+    let mut text = format!("{error:#}").replace('\n', " ");
+    if let Some((cut, _)) = text.char_indices().nth(MOST) {
+        text.truncate(cut);
+        text.push('…');
+    }
+    text
+}
+
+/// Text of a caught panic.
+pub(crate) fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
+    let known = payload.downcast_ref::<String>().map(String::as_str);
+    let known = known.or_else(|| payload.downcast_ref::<&str>().copied());
+    text(known.unwrap_or("no message"))
+}

@@ -1,0 +1,73 @@
+//! Tensors of the protocol to tract's and back.
+
+use crate::error::text;
+use forebay_protocol::oip::{Data, Datatype, Tensor};
+use std::ops::Range;
+use tract_onnx::prelude as tract;
+use tract_onnx::prelude::{DatumType, f16};
+
+/// tract's element type for ours; `None` for BYTES, which no model here takes.
+pub(crate) fn datum_type(datatype: Datatype) -> Option<DatumType> {
+    Some(match datatype {
+        Datatype::Bool => DatumType::Bool,
+        Datatype::Uint8 => DatumType::U8,
+        Datatype::Uint16 => DatumType::U16,
+        Datatype::Uint32 => DatumType::U32,
+        Datatype::Uint64 => DatumType::U64,
+        Datatype::Int8 => DatumType::I8,
+        Datatype::Int16 => DatumType::I16,
+        Datatype::Int32 => DatumType::I32,
+        Datatype::Int64 => DatumType::I64,
+        Datatype::Fp16 => DatumType::F16,
+        Datatype::Fp32 => DatumType::F32,
+        Datatype::Fp64 => DatumType::F64,
+        Datatype::Bytes => return None,
+    })
+}
+
+/// Copies elements `range` of `data` into a tensor of `shape`.
+pub(crate) fn to_tract(
+    data: &Data,
+    range: Range<usize>,
+    shape: &[usize],
+) -> Result<tract::Tensor, String> {
+    let made = match data {
+        Data::Bool(data) => tract::Tensor::from_shape(shape, &data[range]),
+        Data::Uint8(data) => tract::Tensor::from_shape(shape, &data[range]),
+        Data::Uint16(data) => tract::Tensor::from_shape(shape, &data[range]),
+        Data::Uint32(data) => tract::Tensor::from_shape(shape, &data[range]),
+        Data::Uint64(data) => tract::Tensor::from_shape(shape, &data[range]),
+        Data::Int8(data) => tract::Tensor::from_shape(shape, &data[range]),
+        Data::Int16(data) => tract::Tensor::from_shape(shape, &data[range]),
+        Data::Int32(data) => tract::Tensor::from_shape(shape, &data[range]),
+        Data::Int64(data) => tract::Tensor::from_shape(shape, &data[range]),
+        Data::Fp32(data) => tract::Tensor::from_shape(shape, &data[range]),
+        Data::Fp64(data) => tract::Tensor::from_shape(shape, &data[range]),
+        Data::Fp16(data) => {
+            let halves: Vec<_> = data[range].iter().map(|&bits| f16::from_bits(bits)).collect();
+            tract::Tensor::from_shape(shape, &halves)
+        }
+        Data::Bytes(_) => return Err("BYTES tensors are not taken by this engine".to_owned()),
+    };
+    made.map_err(|error| text(&error))
+}
+
+/// Copies an output; symbolic dimensions, which tract computes as a type of its own, become INT64.
+pub(crate) fn from_tract(
+    name: &str,
+    datatype: Datatype,
+    tensor: &tract::Tensor,
+) -> Result<Tensor, String> {
+    let wanted = datum_type(datatype).ok_or("BYTES outputs are not given by this engine")?;
+    let tensor = tensor.cast_to_dt(wanted).map_err(|error| text(&error))?;
+    let view = tensor.try_as_plain_ram().map_err(|error| text(&error))?;
+    let data = elements(datatype, view.as_bytes(), tensor.len())?;
+    Tensor::new(name, tensor.shape().to_vec(), data).map_err(|problem| problem.to_string())
+}
+
+/// tract keeps its elements in the machine's own byte order; the protocol's is little-endian, as is
+/// every machine that tract has kernels for.
+fn elements(datatype: Datatype, bytes: &[u8], count: usize) -> Result<Data, String> {
+    const { assert!(cfg!(target_endian = "little"), "expected a little-endian machine") };
+    Data::from_binary(datatype, count, bytes).map_err(|problem| problem.to_string())
+}

@@ -1,0 +1,171 @@
+//! The engine on real and on treacherous models.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use forebay_protocol::oip::{Data, InferRequest, InferResponse, Tensor};
+use forebay_tract::{LoadError, LoadOptions, Model, RunError};
+use std::path::{Path, PathBuf};
+
+/// ONNX Runtime's results and ours differ in the order of sums; the models end in probabilities
+/// and in states of the size of 1.
+const TOLERANCE: f64 = 1e-4;
+
+fn backends() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn onnx(name: &str) -> Vec<u8> {
+    let bundled = backends().join("models").join(name).join("1/model.onnx");
+    let fixture = backends().join("worker/tests/models").join(name).join("1/model.onnx");
+    std::fs::read(bundled).or_else(|_| std::fs::read(fixture)).unwrap()
+}
+
+fn load(name: &str, options: &LoadOptions) -> Model {
+    Model::load(&onnx(name), options).unwrap()
+}
+
+fn batched() -> LoadOptions {
+    LoadOptions { max_batch: 32, ..LoadOptions::default() }
+}
+
+fn options_of(name: &str) -> LoadOptions {
+    let mut options = batched();
+    if name == "ppocr-cls" {
+        options.shapes.insert("x".into(), vec![-1, 3, 48, 192]);
+    }
+    options
+}
+
+fn run(model: &Model, inputs: &[Tensor]) -> Vec<Tensor> {
+    model.run(inputs, &|| false).unwrap()
+}
+
+fn examples(name: &str) -> Vec<(InferRequest, InferResponse)> {
+    let folder = backends().join("models").join(name).join("examples");
+    let mut pairs = Vec::new();
+    for file in std::fs::read_dir(&folder).unwrap() {
+        let path = file.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let Some(stem) = name.strip_suffix(".expected.json") else { continue };
+        let request = std::fs::read(folder.join(format!("{stem}.json"))).unwrap();
+        let response = std::fs::read(&path).unwrap();
+        pairs.push((
+            InferRequest::parse(&request, None).unwrap(),
+            InferResponse::parse(&response, None).unwrap(),
+        ));
+    }
+    assert!(!pairs.is_empty(), "expected examples in {}", folder.display());
+    pairs
+}
+
+fn assert_close(found: &[Tensor], expected: &[Tensor], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert_eq!((&found.name, &found.shape), (&expected.name, &expected.shape), "{what}");
+        let difference = found.data.max_difference(&expected.data).unwrap();
+        assert!(difference < TOLERANCE, "{what} {}: differs by {difference}", found.name);
+    }
+}
+
+#[test]
+fn bundled_models_give_what_onnx_runtime_gives() {
+    for name in ["magika", "silero-vad", "ppocr-cls"] {
+        let model = load(name, &options_of(name));
+        for (request, response) in examples(name) {
+            let what = format!("{name} {:?}", request.id);
+            assert_close(&run(&model, &request.inputs), &response.outputs, &what);
+        }
+    }
+}
+
+#[test]
+fn rows_of_a_batch_come_out_as_they_do_alone() {
+    for name in ["magika", "ppocr-cls"] {
+        let model = load(name, &options_of(name));
+        assert_eq!(model.max_batch(), Some(32), "{name}");
+        let pairs = examples(name);
+        // 3 rows: a bucket of two and one of one.
+        let rows = [&pairs[0], &pairs[1], &pairs[0]];
+        let mut batch = rows[0].0.inputs.clone();
+        let mut expected = rows[0].1.outputs.clone();
+        for (request, response) in &rows[1..] {
+            append(&mut batch, &request.inputs);
+            append(&mut expected, &response.outputs);
+        }
+        assert_close(&run(&model, &batch), &expected, name);
+    }
+}
+
+fn append(whole: &mut [Tensor], rows: &[Tensor]) {
+    for (whole, rows) in whole.iter_mut().zip(rows) {
+        assert!(whole.data.append(rows.data.clone()));
+        whole.shape[0] += rows.shape[0];
+    }
+}
+
+#[test]
+fn memory_of_a_recurrent_model_does_not_cross_requests() {
+    let model = load("lstm", &LoadOptions::default());
+    let wave = (0_i16..15).map(|i| f32::from(i).sin()).collect();
+    let input = Tensor::new("x", vec![5, 1, 3], Data::Fp32(wave)).unwrap();
+    let first = run(&model, std::slice::from_ref(&input));
+    for _ in 0..3 {
+        assert_eq!(run(&model, std::slice::from_ref(&input)), first);
+    }
+}
+
+#[test]
+fn a_first_dimension_whose_rows_see_each_other_is_no_batch() {
+    let model = load("centred", &batched());
+    assert_eq!(model.max_batch(), None);
+    let input = Tensor::new("x", vec![3, 2], Data::Fp32(vec![1., 2., 3., 4., 5., 9.])).unwrap();
+    let expected = Data::Fp32(vec![-2., -3., 0., -1., 2., 4.]);
+    assert_eq!(run(&model, &[input])[0].data, expected);
+}
+
+#[test]
+fn inputs_are_found_by_name_and_outputs_keep_the_models_order() {
+    let model = load("arith", &batched());
+    let tensor =
+        |name: &str, value| Tensor::new(name, vec![7, 4], Data::Fp32(vec![value; 28])).unwrap();
+    let outputs = run(&model, &[tensor("b", 1.0), tensor("a", 3.0)]);
+    assert_eq!(outputs, [tensor("sum", 4.0), tensor("difference", 2.0)]);
+    let missing = model.run(&[tensor("a", 1.0)], &|| false).unwrap_err();
+    assert!(matches!(missing, RunError::Input(_)), "{missing}");
+}
+
+#[test]
+fn a_run_stops_between_nodes_when_its_caller_is_gone() {
+    let model = load("arith", &batched());
+    let tensor = |name: &str| Tensor::new(name, vec![1, 4], Data::Fp32(vec![0.0; 4])).unwrap();
+    let stopped = model.run(&[tensor("a"), tensor("b")], &|| true);
+    assert_eq!(stopped, Err(RunError::Cancelled));
+}
+
+#[test]
+fn files_that_are_no_model_are_refused_in_words() {
+    let whole = onnx("magika");
+    for (what, bytes) in [
+        ("empty", &[][..]),
+        ("text", b"this is no model, whatever its name says"),
+        ("half", &whole[..whole.len() / 2]),
+        ("all but the last byte", &whole[..whole.len() - 1]),
+        ("zeros", &[0; 4096]),
+    ] {
+        let error = Model::load(bytes, &batched()).unwrap_err();
+        assert!(matches!(error, LoadError::NotOnnx(_)), "{what}: {error}");
+    }
+}
+
+#[test]
+fn overrides_that_contradict_the_model_are_refused() {
+    let refused = |options: &LoadOptions| Model::load(&onnx("arith"), options).unwrap_err();
+    for (name, shape) in [("a", vec![-1, 5]), ("a", vec![4]), ("x", vec![-1, 4])] {
+        let mut options = batched();
+        options.shapes.insert(name.into(), shape);
+        assert!(matches!(refused(&options), LoadError::Override { .. }));
+    }
+    let mut options = batched();
+    options.warm_up.insert("a".into(), vec![1, 5]);
+    assert!(matches!(refused(&options), LoadError::Override { .. }));
+}

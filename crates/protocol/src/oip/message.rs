@@ -1,0 +1,202 @@
+//! What requests and responses have in common: a JSON head that lists tensors, and perhaps the
+//! tensors' bytes after it.
+
+use super::error::Found;
+use super::tensor::overflow;
+use super::{
+    Data, Datatype, EncodeError, MAX_RANK, MAX_TENSORS, Parameter, Parameters, ParseError, Tensor,
+    TensorProblem, element_count, json,
+};
+use serde::de::{Error, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+use std::fmt;
+use std::marker::PhantomData;
+
+/// A message ready to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// The whole body.
+    pub body: Vec<u8>,
+    /// Bytes of JSON before the binary data, for the header `inference-header-content-length`;
+    /// `None` if all of it is JSON.
+    pub json_len: Option<usize>,
+}
+
+impl Encoded {
+    /// The value of `content-type`.
+    pub fn content_type(&self) -> &'static str {
+        if self.json_len.is_some() { "application/octet-stream" } else { "application/json" }
+    }
+}
+
+/// Splits a body into its JSON and its binary data.
+pub(super) fn split(body: &[u8], json_len: Option<usize>) -> Result<(&[u8], &[u8]), ParseError> {
+    let expected = json_len.unwrap_or(body.len());
+    let found = body.len();
+    body.split_at_checked(expected).ok_or(ParseError::JsonLength { expected, found })
+}
+
+/// A tensor as it stands in the JSON.
+#[derive(serde::Deserialize)]
+pub(super) struct RawTensor<'a> {
+    name: String,
+    shape: Bounded<i64, MAX_RANK>,
+    datatype: Datatype,
+    #[serde(default)]
+    parameters: Parameters,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+}
+
+/// Gives each tensor its data: from the JSON, or its share of `binary`.
+pub(super) fn assemble(
+    raw: Bounded<RawTensor<'_>, MAX_TENSORS>,
+    binary: &[u8],
+) -> Result<Vec<Tensor>, ParseError> {
+    let mut rest = binary;
+    let mut tensors = Vec::with_capacity(raw.0.len());
+    for tensor in raw.0 {
+        let (data, shape) = tensor
+            .read(&mut rest)
+            .map_err(|problem| ParseError::Tensor { name: tensor.name.clone(), problem })?;
+        tensors.push(Tensor { name: tensor.name, shape, data });
+    }
+    if !rest.is_empty() {
+        let expected = binary.len() - rest.len();
+        return Err(ParseError::BinaryLength { expected, found: binary.len() });
+    }
+    Ok(tensors)
+}
+
+impl RawTensor<'_> {
+    fn read(&self, rest: &mut &[u8]) -> Result<(Data, Vec<usize>), TensorProblem> {
+        let shape = dimensions(&self.shape.0)?;
+        let count = element_count(&shape).ok_or_else(|| overflow(&shape))?;
+        let data = match (self.data, self.parameters.get("binary_data_size")) {
+            (None, None) => return Err(TensorProblem::NoData),
+            (Some(_), Some(_)) => return Err(TensorProblem::TwoData),
+            (Some(data), None) => json::read(self.datatype, &shape, count, data.get())?,
+            (None, Some(size)) => {
+                let (bytes, tail) = take(rest, size)?;
+                *rest = tail;
+                Data::from_binary(self.datatype, count, bytes)?
+            }
+        };
+        Ok((data, shape))
+    }
+}
+
+fn dimensions(shape: &[i64]) -> Result<Vec<usize>, TensorProblem> {
+    let dimension = |&dim: &i64| match usize::try_from(dim) {
+        Ok(dim) => Ok(dim),
+        Err(_) => Err(TensorProblem::NegativeDimension(dim)),
+    };
+    shape.iter().map(dimension).collect()
+}
+
+fn take<'a>(rest: &'a [u8], size: &Parameter) -> Result<(&'a [u8], &'a [u8]), TensorProblem> {
+    let expected = match size {
+        Parameter::Int(size) => usize::try_from(*size).ok(),
+        _ => None,
+    };
+    let expected = expected.ok_or_else(|| TensorProblem::BinarySize(show(size)))?;
+    let found = rest.len();
+    rest.split_at_checked(expected).ok_or(TensorProblem::BinaryLength { expected, found })
+}
+
+fn show(parameter: &Parameter) -> String {
+    match parameter {
+        Parameter::Int(value) => value.to_string(),
+        Parameter::Float(value) => value.to_string(),
+        Parameter::Bool(value) => value.to_string(),
+        Parameter::String(_) => "a string".to_owned(),
+    }
+}
+
+/// Writes `,"<key>":[{…},…]` with the tensors' data, or their sizes for those in `binary` form.
+pub(super) fn write_tensors(
+    json: &mut Vec<u8>,
+    key: &str,
+    tensors: &[Tensor],
+    binary: impl Fn(&Tensor) -> bool,
+) -> Result<Vec<u8>, EncodeError> {
+    let mut bytes = Vec::new();
+    json.extend_from_slice(format!(",\"{key}\":[").as_bytes());
+    for (index, tensor) in tensors.iter().enumerate() {
+        if index > 0 {
+            json.push(b',');
+        }
+        json.extend_from_slice(b"{\"name\":");
+        write_value(json, &tensor.name);
+        json.extend_from_slice(b",\"datatype\":");
+        write_value(json, tensor.data.datatype().as_str());
+        json.extend_from_slice(b",\"shape\":");
+        write_value(json, &tensor.shape);
+        if binary(tensor) {
+            let size = tensor.data.binary_len();
+            json.extend_from_slice(
+                format!(",\"parameters\":{{\"binary_data_size\":{size}}}}}").as_bytes(),
+            );
+            tensor.data.write_binary(&mut bytes);
+        } else {
+            json.extend_from_slice(b",\"data\":");
+            json::write(&tensor.data, json)
+                .map_err(|found| EncodeError { name: tensor.name.clone(), found })?;
+            json.push(b'}');
+        }
+    }
+    json.push(b']');
+    Ok(bytes)
+}
+
+/// Text, numbers and maps of them always have a JSON form, and a vector takes all of it.
+pub(super) fn write_value<T: serde::Serialize + ?Sized>(json: &mut Vec<u8>, value: &T) {
+    if serde_json::to_writer(&mut *json, value).is_err() {
+        json.extend_from_slice(b"null");
+    }
+}
+
+/// Puts head and binary data together.
+pub(super) fn join(mut json: Vec<u8>, binary: &[u8], any_binary: bool) -> Encoded {
+    let json_len = any_binary.then_some(json.len());
+    json.extend_from_slice(binary);
+    Encoded { body: json, json_len }
+}
+
+/// A list that stops being read at `MOST` entries.
+#[derive(Debug)]
+pub(super) struct Bounded<T, const MOST: usize>(pub(super) Vec<T>);
+
+impl<T, const MOST: usize> Default for Bounded<T, MOST> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, T: serde::Deserialize<'de>, const MOST: usize> serde::Deserialize<'de>
+    for Bounded<T, MOST>
+{
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List<T, const MOST: usize>(PhantomData<T>);
+        impl<'de, T: serde::Deserialize<'de>, const MOST: usize> Visitor<'de> for List<T, MOST> {
+            type Value = Bounded<T, MOST>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "an array of at most {MOST} entries")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = seq.next_element()? {
+                    if entries.len() == MOST {
+                        let found = Found::MoreThan(MOST);
+                        return Err(A::Error::custom(format_args!(
+                            "expected at most {MOST} entries, found {found}"
+                        )));
+                    }
+                    entries.push(entry);
+                }
+                Ok(Bounded(entries))
+            }
+        }
+        deserializer.deserialize_seq(List(PhantomData))
+    }
+}

@@ -1,0 +1,108 @@
+//! The answer to `POST …/infer`.
+
+use super::message::{
+    Bounded, Encoded, RawTensor, assemble, join, split, write_tensors, write_value,
+};
+use super::{EncodeError, MAX_TENSORS, Parameters, ParseError, Tensor};
+
+/// The answer to one inference.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct InferResponse {
+    /// The model that ran.
+    pub model_name: String,
+    /// The version of it that ran.
+    pub model_version: Option<String>,
+    /// The request's id, repeated.
+    pub id: Option<String>,
+    /// Parameters of the whole response.
+    pub parameters: Parameters,
+    /// Outputs, in the order in which they were asked for.
+    pub outputs: Vec<Tensor>,
+}
+
+#[derive(serde::Deserialize)]
+struct Raw<'a> {
+    #[serde(default)]
+    model_name: String,
+    model_version: Option<String>,
+    id: Option<String>,
+    #[serde(default)]
+    parameters: Parameters,
+    #[serde(borrow)]
+    outputs: Bounded<RawTensor<'a>, MAX_TENSORS>,
+}
+
+impl InferResponse {
+    /// Reads a body whose first `json_len` bytes are JSON; all of it if `None`.
+    ///
+    /// # Errors
+    /// The body does not follow the protocol, or a tensor's parts contradict each other.
+    pub fn parse(body: &[u8], json_len: Option<usize>) -> Result<Self, ParseError> {
+        let (json, binary) = split(body, json_len)?;
+        let raw: Raw<'_> = serde_json::from_slice(json)?;
+        Ok(Self {
+            model_name: raw.model_name,
+            model_version: raw.model_version,
+            id: raw.id,
+            parameters: raw.parameters,
+            outputs: assemble(raw.outputs, binary)?,
+        })
+    }
+
+    /// Writes the response; `binary` says which outputs go as bytes.
+    ///
+    /// # Errors
+    /// An output that is to go as JSON has no JSON form.
+    pub fn encode(&self, binary: impl Fn(&Tensor) -> bool) -> Result<Encoded, EncodeError> {
+        let mut json = b"{\"model_name\":".to_vec();
+        write_value(&mut json, &self.model_name);
+        for (key, value) in [("model_version", &self.model_version), ("id", &self.id)] {
+            if let Some(value) = value {
+                json.extend_from_slice(format!(",\"{key}\":").as_bytes());
+                write_value(&mut json, value);
+            }
+        }
+        if !self.parameters.is_empty() {
+            json.extend_from_slice(b",\"parameters\":");
+            write_value(&mut json, &self.parameters);
+        }
+        let bytes = write_tensors(&mut json, "outputs", &self.outputs, &binary)?;
+        json.push(b'}');
+        Ok(join(json, &bytes, self.outputs.iter().any(binary)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::super::Data;
+    use super::*;
+
+    #[test]
+    fn a_response_is_read_back_in_both_forms() {
+        let response = InferResponse {
+            model_name: "m".into(),
+            model_version: Some("1".into()),
+            id: Some("a\"b".into()),
+            outputs: vec![
+                Tensor::new("y", vec![1, 2], Data::Fp32(vec![0.25, 1e-7])).unwrap(),
+                Tensor::new("z", vec![1], Data::Bool(vec![true])).unwrap(),
+            ],
+            ..InferResponse::default()
+        };
+        for binary in [true, false] {
+            let encoded = response.encode(|_| binary).unwrap();
+            let parsed = InferResponse::parse(&encoded.body, encoded.json_len).unwrap();
+            assert_eq!(parsed, response);
+        }
+    }
+
+    #[test]
+    fn what_json_cannot_carry_is_named() {
+        let outputs = vec![Tensor::new("y", vec![1], Data::Fp32(vec![f32::INFINITY])).unwrap()];
+        let response = InferResponse { outputs, ..InferResponse::default() };
+        let error = response.encode(|_| false).unwrap_err();
+        assert!(error.to_string().contains("binary_data"), "{error}");
+        assert!(response.encode(|_| true).is_ok());
+    }
+}

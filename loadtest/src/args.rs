@@ -1,0 +1,416 @@
+//! The arguments of the command line, and how flags become a [`Scenario`].
+
+use crate::arrivals::Spacing;
+use crate::distribution::Distribution;
+use crate::objective::Objective;
+use crate::plan::Plan;
+use crate::scenario::{Batch, Encoding, Load, Phase, Priority, Request, Scenario, With};
+use crate::target::Protocol;
+use crate::units::{Rate, Span};
+use anyhow::{Context as _, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// An open-loop load generator that speaks inference
+///
+/// Latency is measured from the moment a request was meant to start, so that a stall of the target
+/// shows in full; the generator's own lag is measured beside it, and a run in which it could not
+/// keep up says so.
+#[derive(Debug, Parser)]
+#[command(name = "forebay-load", version, max_term_width = 100, after_help = EXIT_STATUS)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_STATUS: &str = "\
+Exit status:
+  0  the run is valid and met its objectives
+  1  an objective was missed
+  2  the command line or the scenario is wrong
+  3  there is no measurement, or none that may be quoted";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  500 requests a second for 30 s, random tensors of the shape that the model itself states:
+      forebay-load run http://127.0.0.1:8080 --model magika --rate 500/s --for 30s
+
+  A gate in a pipeline: exit status 1 if an objective is missed:
+      forebay-load run http://127.0.0.1:8080 --model magika --rate 500/s --arrivals poisson \\
+          --objective 'p99<50ms' 'errors<0.1%'
+
+  32 connections as fast as they can, any POST:
+      forebay-load run http://127.0.0.1:8080 --path /v1/score --body request.json --connections 32
+
+  A scenario file, its report as JSON:
+      forebay-load run mixed.toml --json=report.json
+
+Exit status:
+  0  the run is valid and met its objectives
+  1  an objective was missed
+  2  the command line or the scenario is wrong
+  3  there is no measurement, or none that may be quoted";
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Send requests, measure, report
+    Run(Box<RunArgs>),
+    /// Be a backend with known service times, to measure proxies and balancers against
+    Backend(BackendArgs),
+}
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+#[command(after_help = RUN_EXAMPLES)]
+pub struct RunArgs {
+    /// Where to send requests: a URL (http://host:port), or a scenario file (*.toml)
+    #[arg(value_name = "URL|SCENARIO.toml")]
+    target: String,
+
+    #[command(flatten)]
+    load: LoadArgs,
+
+    #[command(flatten)]
+    request: RequestArgs,
+
+    /// What the run must reach: p50…p99.999, mean, max, errors or rate with a bound
+    #[arg(long, value_name = "OBJECTIVE", num_args = 1.., help_heading = "Result")]
+    objective: Vec<Objective>,
+
+    /// Write the report as JSON, to standard output if no file is named
+    #[arg(
+        long, value_name = "FILE", num_args = 0..=1, require_equals = true,
+        default_missing_value = "-", help_heading = "Result"
+    )]
+    pub json: Option<PathBuf>,
+
+    /// No progress line
+    #[arg(long, short, help_heading = "Result")]
+    pub quiet: bool,
+}
+
+/// When requests start.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Load")]
+struct LoadArgs {
+    /// Open loop: requests a second, whatever the answers do (500/s, 10k/s, 30/m)
+    #[arg(long)]
+    rate: Option<Rate>,
+
+    /// How the open loop's requests are spaced [default: constant]
+    #[arg(long, value_name = "KIND", requires = "rate")]
+    arrivals: Option<ArrivalsArg>,
+
+    /// How long to measure [default: 10s]
+    #[arg(long = "for", value_name = "TIME")]
+    length: Option<Span>,
+
+    /// Stop after so many requests, those of the warm-up included
+    #[arg(long, value_name = "N")]
+    requests: Option<u64>,
+
+    /// Without --rate: closed loop, each connection sends when it has its answer. With --rate: most
+    /// connections [default: 1000, with h2c 10]
+    #[arg(long, short, value_name = "N")]
+    connections: Option<usize>,
+
+    /// Requests at a time on one h2c connection [default: 100]
+    #[arg(long, value_name = "N")]
+    streams: Option<usize>,
+
+    /// How requests are put on the wire [default: http/1.1]
+    #[arg(long, value_name = "PROTOCOL")]
+    protocol: Option<Protocol>,
+
+    /// Time before anything is measured [default: 1s]
+    #[arg(long, value_name = "TIME")]
+    warm_up: Option<Span>,
+
+    /// Give a request up so long after it was meant to start [default: 30s]
+    #[arg(long, value_name = "TIME")]
+    timeout: Option<Span>,
+
+    /// Threads that generate load [default: 1]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+
+    /// Open loop: never sleep between requests. The generator's own lag falls to a few microseconds
+    /// and a core of the machine is kept busy
+    #[arg(long)]
+    busy: bool,
+
+    /// Everything random follows from it [default: 1]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+
+    /// Before the start, wait so long for the target to answer
+    #[arg(long, value_name = "TIME")]
+    wait: Option<Span>,
+
+    /// With a scenario: send to this URL instead of the scenario's target
+    #[arg(long = "target", value_name = "URL")]
+    to: Option<String>,
+}
+
+/// What requests are made of.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Requests")]
+struct RequestArgs {
+    /// Infer with this model; inputs are random tensors after the model's own metadata
+    #[arg(long, short, value_name = "NAME", conflicts_with_all = ["path", "method", "body"])]
+    model: Option<String>,
+
+    /// Version of the model [default: the server's choice]
+    #[arg(long, value_name = "VERSION", requires = "model")]
+    model_version: Option<String>,
+
+    /// How tensors are written [default: json]
+    #[arg(long, value_name = "ENCODING", requires = "model")]
+    encoding: Option<Encoding>,
+
+    /// Batch sizes, chosen at random (1,1,8: two thirds have one item) [default: 1]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', requires = "model")]
+    batch: Vec<u64>,
+
+    /// Number of different inputs [default: 16]
+    #[arg(long, value_name = "N", requires = "model")]
+    distinct: Option<usize>,
+
+    /// Popularity of the inputs: 0 all alike, 1 Zipf's law [default: 0]
+    #[arg(long, value_name = "EXPONENT", requires = "model")]
+    zipf: Option<f64>,
+
+    /// Shape of an input whose dimensions are not all fixed (ids:1,128)
+    #[arg(long, value_name = "INPUT:N,…", requires = "model")]
+    shape: Vec<String>,
+
+    /// Random values lie from LOW up to, not including, HIGH [default: 0..1, integers 0..100]
+    #[arg(long, value_name = "LOW..HIGH", requires = "model", value_parser = range)]
+    range: Option<(f64, f64)>,
+
+    /// Send these files, JSON inference requests, instead of random tensors
+    #[arg(long, value_name = "FILE", num_args = 1.., requires = "model")]
+    input: Vec<PathBuf>,
+
+    /// Any other request: path and query [default: the URL's]
+    #[arg(long)]
+    path: Option<String>,
+
+    /// Any other request: method [default: GET, with a body POST]
+    #[arg(long)]
+    method: Option<String>,
+
+    /// Any other request: file with the body
+    #[arg(long, value_name = "FILE")]
+    body: Option<PathBuf>,
+
+    /// A header of every request
+    #[arg(long, short = 'H', value_name = "NAME: VALUE", value_parser = header)]
+    header: Vec<(String, String)>,
+
+    /// Send x-request-deadline
+    #[arg(long, value_name = "TIME")]
+    deadline: Option<Span>,
+
+    /// Send x-request-priority
+    #[arg(long)]
+    priority: Option<Priority>,
+
+    /// Ask a synthetic backend for service times, drawn anew for every request (exponential:20ms)
+    #[arg(long, value_name = "DISTRIBUTION")]
+    demand: Option<Distribution>,
+}
+
+/// Arguments of `backend`.
+#[derive(Debug, Args)]
+pub struct BackendArgs {
+    /// Address to listen on; port 0 lets the system choose
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
+
+    /// Requests that are served at once; the others wait in line, first come first served
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub slots: u32,
+
+    /// Service time of one request: constant:TIME, exponential:TIME, lognormal:TIME:SIGMA or
+    /// bimodal:TIME:TIME:SHARE. A request's header x-service-demand (microseconds) overrides it
+    #[arg(long, value_name = "DISTRIBUTION", default_value = "constant:0ms")]
+    pub service: Distribution,
+
+    /// Every service takes so many times as long
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
+    pub slow: f64,
+
+    /// Requests that may wait in line; more are refused with 503
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub queue: usize,
+
+    /// Name of the model that is served
+    #[arg(long, value_name = "NAME", default_value = "synthetic")]
+    pub model: String,
+
+    /// Service times follow from it
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+
+    /// No line, no service time, no load report: 300 bytes at once, to measure a proxy's overhead
+    #[arg(long, conflicts_with_all = ["slots", "service", "slow", "queue"])]
+    pub fast: bool,
+}
+
+/// How arrivals are spaced, as a flag.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ArrivalsArg {
+    /// Evenly
+    Constant,
+    /// As independent callers come
+    Poisson,
+}
+
+impl RunArgs {
+    /// The scenario that the arguments name or describe.
+    ///
+    /// # Errors
+    /// The file can't be read, or flags contradict each other.
+    pub fn scenario(&self) -> anyhow::Result<Scenario> {
+        let is_file = Path::new(&self.target).extension().is_some_and(|e| e == "toml");
+        let mut scenario = if is_file && !self.target.contains("://") {
+            self.refuse_what_a_scenario_says()?;
+            Scenario::read(Path::new(&self.target))?
+        } else {
+            self.described()?
+        };
+        let load = &self.load;
+        scenario.target = load.to.clone().or(scenario.target);
+        scenario.seed = load.seed.unwrap_or(scenario.seed);
+        scenario.protocol = load.protocol.unwrap_or(scenario.protocol);
+        scenario.connections = load.connections.or(scenario.connections);
+        scenario.streams = load.streams.or(scenario.streams);
+        scenario.threads = load.threads.or(scenario.threads);
+        scenario.warm_up = load.warm_up.or(scenario.warm_up);
+        scenario.timeout = load.timeout.or(scenario.timeout);
+        scenario.objectives.extend(&self.objective);
+        Ok(scenario)
+    }
+
+    /// How long to wait for the target before the start.
+    pub fn wait(&self) -> Option<std::time::Duration> {
+        self.load.wait.map(|span| span.0)
+    }
+
+    /// What a scenario can't say.
+    pub fn finish(&self, mut plan: Plan) -> Plan {
+        plan.limit = self.load.requests;
+        plan.busy = self.load.busy;
+        plan
+    }
+
+    fn refuse_what_a_scenario_says(&self) -> anyhow::Result<()> {
+        let request = &self.request;
+        let given = [
+            ("--rate", self.load.rate.is_some()),
+            ("--for", self.load.length.is_some()),
+            ("--model", request.model.is_some()),
+            ("--path", request.path.is_some()),
+            ("--method", request.method.is_some()),
+            ("--body", request.body.is_some()),
+            ("--header", !request.header.is_empty()),
+            ("--deadline", request.deadline.is_some()),
+            ("--priority", request.priority.is_some()),
+            ("--demand", request.demand.is_some()),
+        ];
+        match given.iter().find(|(_, given)| *given) {
+            Some((flag, _)) => bail!("{flag} is what a scenario file says: change it there"),
+            None => Ok(()),
+        }
+    }
+
+    fn described(&self) -> anyhow::Result<Scenario> {
+        let length = self.load.length.unwrap_or(Span(std::time::Duration::from_secs(10)));
+        let load = match (self.load.rate, self.load.connections) {
+            (Some(rate), _) => Load::Open {
+                spacing: match self.load.arrivals {
+                    Some(ArrivalsArg::Poisson) => Spacing::Poisson,
+                    Some(ArrivalsArg::Constant) | None => Spacing::Constant,
+                },
+                phases: vec![Phase::Constant { rate, length }],
+            },
+            (None, Some(_)) => Load::Closed { length },
+            (None, None) => bail!(
+                "expected --rate for an open loop (500/s) or --connections for a closed one (32), \
+                 found neither"
+            ),
+        };
+        Ok(Scenario {
+            name: Some(self.request.model.clone().unwrap_or_else(|| "run".to_owned())),
+            target: Some(self.target.clone()),
+            seed: 1,
+            protocol: Protocol::default(),
+            connections: None,
+            streams: None,
+            threads: None,
+            warm_up: None,
+            timeout: None,
+            objectives: Vec::new(),
+            load,
+            requests: vec![self.request.described(&self.target)?],
+            base: PathBuf::new(),
+        })
+    }
+}
+
+impl RequestArgs {
+    fn described(&self, url: &str) -> anyhow::Result<Request> {
+        let with = With {
+            weight: 1.0,
+            deadline: self.deadline,
+            priority: self.priority,
+            demand: self.demand,
+            headers: self.header.iter().cloned().collect(),
+        };
+        let Some(model) = &self.model else {
+            let path = match &self.path {
+                Some(path) => path.clone(),
+                None => crate::target::Target::parse(url)?.path.to_string(),
+            };
+            let (method, body) = (self.method.clone(), self.body.clone());
+            return Ok(Request::Http { method, path, body, with });
+        };
+        Ok(Request::Infer {
+            model: model.clone(),
+            version: self.model_version.clone(),
+            encoding: self.encoding.unwrap_or_default(),
+            batch: self.batch.iter().map(|size| Batch { size: *size, weight: 1.0 }).collect(),
+            distinct: self.distinct,
+            zipf: self.zipf.unwrap_or(0.0),
+            shape: self.shape.iter().map(|text| shape(text)).collect::<anyhow::Result<_>>()?,
+            range: self.range,
+            input: self.input.clone(),
+            with,
+        })
+    }
+}
+
+fn shape(text: &str) -> anyhow::Result<(String, Vec<u64>)> {
+    let wrong = || format!("expected a shape such as ids:1,128, found \"{text}\"");
+    let (name, sizes) = text.rsplit_once(':').with_context(wrong)?;
+    let sizes: Result<Vec<u64>, _> = sizes.split(',').map(|size| size.trim().parse()).collect();
+    Ok((name.to_owned(), sizes.with_context(wrong)?))
+}
+
+fn range(text: &str) -> Result<(f64, f64), String> {
+    let parsed = text
+        .split_once("..")
+        .and_then(|(low, high)| Some((low.trim().parse().ok()?, high.trim().parse().ok()?)));
+    parsed.ok_or_else(|| format!("expected a range such as 0..256, found \"{text}\""))
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text
+        .split_once(':')
+        .ok_or_else(|| format!("expected a header such as \"name: value\", found \"{text}\""))?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
+}

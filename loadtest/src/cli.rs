@@ -1,0 +1,88 @@
+//! The command line: what can be asked for, what is printed, with which status the program ends.
+
+use crate::args::{Cli, Command, RunArgs};
+use crate::plan::Plan;
+use crate::report::Report;
+use crate::run::{self, Options};
+use crate::table::{self, Style};
+use anyhow::Context as _;
+use clap::Parser as _;
+use std::ffi::OsString;
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+/// All is well.
+const OK: u8 = 0;
+/// An objective was missed.
+const MISSED: u8 = 1;
+/// The command line or the scenario is wrong. clap's own status.
+const USAGE: u8 = 2;
+/// There is no measurement, or none that may be quoted.
+const INVALID: u8 = 3;
+
+/// Runs the program with these arguments, the program's name first.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Also `--help` and `--version`, which end with 0.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE));
+        }
+    };
+    let status = match cli.command {
+        Command::Run(args) => run(&args),
+        Command::Backend(args) => crate::synthetic::serve(&args).map(|()| OK),
+    };
+    match status {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "forebay-load: {error:#}");
+            ExitCode::from(if error.is::<Usage>() { USAGE } else { INVALID })
+        }
+    }
+}
+
+/// Marks an error as one of the user's.
+#[derive(Debug)]
+struct Usage;
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("can't run")
+    }
+}
+
+fn run(args: &RunArgs) -> anyhow::Result<u8> {
+    let plan = args
+        .scenario()
+        .and_then(|scenario| Ok(Plan::new(scenario)?))
+        .map(|plan| args.finish(plan))
+        .context(Usage)?;
+    let progress = !args.quiet && std::io::stderr().is_terminal();
+    let report = run::run(plan, Options { progress, wait: args.wait() })?;
+    print(args, &report)?;
+    Ok(match (report.is_valid(), report.met()) {
+        (false, _) => INVALID,
+        (true, false) => MISSED,
+        (true, true) => OK,
+    })
+}
+
+fn print(args: &RunArgs, report: &Report) -> anyhow::Result<()> {
+    let stdout = std::io::stdout();
+    let json = || serde_json::to_string_pretty(report).map(|text| text + "\n");
+    match args.json.as_deref().map(|path| (path, path.as_os_str() == "-")) {
+        Some((_, true)) => {
+            stdout.lock().write_all(json()?.as_bytes())?;
+            return Ok(());
+        }
+        Some((path, false)) => {
+            std::fs::write(path, json()?).with_context(|| path.display().to_string())?;
+        }
+        None => {}
+    }
+    let style = if stdout.is_terminal() { Style::Colour } else { Style::Plain };
+    stdout.lock().write_all(table::render(report, style).as_bytes())?;
+    Ok(())
+}

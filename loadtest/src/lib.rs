@@ -1,0 +1,47 @@
+//! The load generator.
+//!
+//! Claims about latency are worth what the load generator is worth. A closed loop that waits for a
+//! stalled target before it sends the next request measures one slow answer where a thousand callers
+//! would have waited ("coordinated omission"); a generator that is late itself blames the target.
+//! This one sends when the plan says so, measures from that moment, and states its own lag.
+//!
+//! The modules in the order in which a run goes through them:
+//!
+//! | module | does |
+//! |---|---|
+//! | [`cli`], [`args`] | the command line; flags become a [`scenario`] |
+//! | [`scenario`] | what an operator writes: TOML or flags |
+//! | [`plan`] | what runs: parsed and checked once; [`arrivals`], [`replay`], [`objective`], [`target`] |
+//! | [`request`] | all bodies, made before the clock starts; [`infer`] from a model's metadata, [`tensor`] |
+//! | [`run`] | threads, progress line, Ctrl-C |
+//! | [`engine`] | lanes and the clock that feeds them; [`pace`] wakes it, [`link`] is a connection |
+//! | [`check`] | is the answer right? |
+//! | [`record`] | counts and histograms |
+//! | [`report`], [`table`], [`progress`] | what comes out |
+//! | [`synthetic`] | a backend with known service times, to measure against |
+//!
+//! It needs Linux: its clock is a timerfd.
+
+pub mod args;
+pub mod arrivals;
+pub mod check;
+pub mod cli;
+pub mod distribution;
+pub mod engine;
+pub mod infer;
+pub mod link;
+pub mod objective;
+pub mod pace;
+pub mod plan;
+pub mod progress;
+pub mod record;
+pub mod replay;
+pub mod report;
+pub mod request;
+pub mod run;
+pub mod scenario;
+pub mod synthetic;
+pub mod table;
+pub mod target;
+pub mod tensor;
+pub mod units;

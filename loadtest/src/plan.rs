@@ -1,0 +1,336 @@
+//! What will run: a scenario whose every number has been checked, once.
+//!
+//! A run that stops after ten minutes because of a typing error in its last phase has cost ten
+//! minutes. Everything that can be known beforehand is checked here; after it nothing is validated
+//! again.
+
+use crate::arrivals::{Phase, Shape, Source, Spacing};
+use crate::objective::Objective;
+use crate::record::Window;
+use crate::replay;
+use crate::scenario::{self, Load as Wish, Scenario};
+use crate::target::{Protocol, Target, TargetError};
+use crate::units::{self, Rate, Span};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Most connections of a run: file descriptors and ports of one machine end not far above.
+pub const MAX_CONNECTIONS: usize = 20_000;
+/// Most requests at a time on one HTTP/2 connection.
+pub const MAX_STREAMS: usize = 1000;
+/// Most generating threads.
+pub const MAX_THREADS: usize = 64;
+/// Warm-up where none is given.
+const DEFAULT_WARM_UP: Duration = Duration::from_secs(1);
+/// When a request is given up where nothing is said.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Most connections of an open loop where nothing is said. With HTTP/2: 10 of them.
+const DEFAULT_CONNECTIONS: usize = 1000;
+/// Requests at a time on an HTTP/2 connection where nothing is said; servers' usual limit.
+const DEFAULT_STREAMS: usize = 100;
+
+/// A run, ready to start but for the bodies of its requests.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// For reports.
+    pub name: String,
+    /// Where requests go.
+    pub target: Target,
+    /// How they are put on the wire.
+    pub protocol: Protocol,
+    /// Everything random follows from it.
+    pub seed: u64,
+    /// Connections, at most or exactly.
+    pub connections: usize,
+    /// Requests at a time on one connection; 1 with HTTP/1.1.
+    pub streams: usize,
+    /// Generating threads.
+    pub threads: usize,
+    /// Never sleep: less lag of the generator's own, for a whole core.
+    pub busy: bool,
+    /// When requests start.
+    pub load: Load,
+    /// What is measured.
+    pub window: Window,
+    /// Time that is measured: the run without its warm-up.
+    pub measured: Duration,
+    /// After it, counted from the intended start, a request is given up.
+    pub timeout: Duration,
+    /// Stop after so many requests, the warm-up's included.
+    pub limit: Option<u64>,
+    /// What requests are made of.
+    pub requests: Vec<scenario::Request>,
+    /// For each recorded arrival the request that it stands for; empty unless replayed.
+    pub recorded: Arc<[Option<u32>]>,
+    /// Directory to which paths are relative.
+    pub base: PathBuf,
+    /// What the run must reach.
+    pub objectives: Vec<Objective>,
+}
+
+/// When requests start.
+#[derive(Debug, Clone)]
+pub enum Load {
+    /// At planned times.
+    Open(Source),
+    /// When the last answer is there.
+    Closed,
+}
+
+/// Why a scenario can't run.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// Nowhere to go.
+    #[error("expected a target, in the scenario (target = \"http://…\") or as --target URL")]
+    NoTarget,
+    /// The target is wrong.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// A number out of its bounds.
+    #[error("{what}: expected {expected}, found {found}")]
+    Bounds {
+        /// Which.
+        what: String,
+        /// The bounds.
+        expected: String,
+        /// The number.
+        found: String,
+    },
+    /// The log can't be replayed.
+    #[error("{path}: {source}")]
+    Replay {
+        /// The log.
+        path: PathBuf,
+        /// Why.
+        source: replay::ReplayError,
+    },
+}
+
+impl Plan {
+    /// Checks a scenario and computes what follows from it. Reads the access log of a replay.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn new(scenario: Scenario) -> Result<Self, PlanError> {
+        let target = Target::parse(scenario.target.as_deref().ok_or(PlanError::NoTarget)?)?;
+        let warm_up = scenario.warm_up.map_or(DEFAULT_WARM_UP, |span| span.0);
+        let timeout = scenario.timeout.map_or(DEFAULT_TIMEOUT, |span| span.0);
+        positive("timeout", Span(timeout))?;
+        let (streams, connections) = match scenario.protocol {
+            Protocol::Http1 => (1, DEFAULT_CONNECTIONS),
+            Protocol::H2c => (scenario.streams.unwrap_or(DEFAULT_STREAMS), 10),
+        };
+        let connections = scenario.connections.unwrap_or(connections);
+        let threads = scenario.threads.unwrap_or(1);
+        within("connections", connections, MAX_CONNECTIONS)?;
+        within("streams", streams, MAX_STREAMS)?;
+        within("threads", threads, MAX_THREADS.min(connections))?;
+        if scenario.requests.is_empty() {
+            return Err(bounds("request", "at least one [[request]]", "none"));
+        }
+        check_requests(&scenario.requests)?;
+        let mut recorded = Vec::new();
+        let (load, measured) = match &scenario.load {
+            Wish::Closed { length } => (Load::Closed, positive("for", *length)?),
+            Wish::Open { spacing, phases } => open(*spacing, phases, warm_up)?,
+            Wish::Replay { file, speed } => {
+                let path = scenario.base.join(file);
+                let (load, span, picks) = replayed(path, *speed, &scenario.requests)?;
+                recorded = picks;
+                // The log's own beginning serves as warm-up.
+                (load, positive("the log without warm_up", Span(span.saturating_sub(warm_up)))?)
+            }
+        };
+        Ok(Self {
+            name: scenario.name.unwrap_or_else(|| "run".to_owned()),
+            target,
+            protocol: scenario.protocol,
+            seed: scenario.seed,
+            connections,
+            streams,
+            threads,
+            busy: false,
+            load,
+            window: Window::new(warm_up, measured),
+            measured,
+            timeout,
+            limit: None,
+            requests: scenario.requests,
+            recorded: recorded.into(),
+            base: scenario.base,
+            objectives: scenario.objectives,
+        })
+    }
+
+    /// From the start of the run until no request starts any more.
+    pub fn length(&self) -> Duration {
+        self.window.warm_up + self.measured
+    }
+
+    /// The load in words, for people.
+    pub fn describe(&self) -> String {
+        match &self.load {
+            Load::Closed if self.streams > 1 => {
+                format!("closed loop, {} connections x {} streams", self.connections, self.streams)
+            }
+            Load::Closed => format!("closed loop, {} connections", self.connections),
+            Load::Open(Source::Recorded(times)) => {
+                format!("open loop, {} recorded requests", units::count(times.len() as u64))
+            }
+            Load::Open(Source::Phases { phases, spacing }) => {
+                let spacing = match spacing {
+                    Spacing::Constant => "evenly spaced",
+                    Spacing::Poisson => "poisson",
+                };
+                // The first phase is the warm-up, if there is one.
+                let skip = usize::from(!self.window.warm_up.is_zero());
+                let mut words: Vec<String> = phases
+                    .iter()
+                    .skip(skip)
+                    .take(4)
+                    .map(|phase| phase_words(phase.shape))
+                    .collect();
+                if phases.len() > skip + 4 {
+                    words.push("…".to_owned());
+                }
+                format!("open loop, {spacing}, {}", words.join(", then "))
+            }
+        }
+    }
+}
+
+fn phase_words(shape: Shape) -> String {
+    match shape {
+        Shape::Constant(rate) => Rate(rate).to_string(),
+        Shape::Ramp { from, to } => format!("{} to {}", Rate(from), Rate(to)),
+        Shape::Bursts { base, peak, every, .. } => {
+            format!("{} with bursts of {} every {}", Rate(base), Rate(peak), units::seconds(every))
+        }
+        Shape::Diurnal { low, high, period } => {
+            format!("{} to {} and back in {}", Rate(low), Rate(high), units::seconds(period))
+        }
+    }
+}
+
+fn open(
+    spacing: Spacing,
+    wishes: &[scenario::Phase],
+    warm_up: Duration,
+) -> Result<(Load, Duration), PlanError> {
+    let phases: Vec<Phase> = wishes.iter().map(phase).collect::<Result<_, _>>()?;
+    let length: f64 = phases.iter().map(|phase| phase.length).sum();
+    let first = phases.first().ok_or_else(|| bounds("load.phase", "at least one", "none"))?;
+    let mut all = Vec::with_capacity(phases.len() + 1);
+    if !warm_up.is_zero() {
+        let shape = Shape::Constant(first.first_rate());
+        all.push(Phase { shape, length: warm_up.as_secs_f64() });
+    }
+    all.extend(phases);
+    let source = Source::Phases { phases: all, spacing };
+    Ok((Load::Open(source), Duration::from_secs_f64(length)))
+}
+
+fn phase(wish: &scenario::Phase) -> Result<Phase, PlanError> {
+    let seconds = |what, span: Span| positive(what, span).map(|span| span.as_secs_f64());
+    let (shape, length) = match *wish {
+        scenario::Phase::Constant { rate, length } => (Shape::Constant(rate.0), length),
+        scenario::Phase::Ramp { from, to, length } => {
+            (Shape::Ramp { from: from.0, to: to.0 }, length)
+        }
+        scenario::Phase::Bursts { base, peak, every, burst, length } => {
+            let (every, burst) = (seconds("every", every)?, seconds("burst", burst)?);
+            if burst > every {
+                let (expected, found) = (units::seconds(every), units::seconds(burst));
+                return Err(bounds("burst", &format!("at most every = {expected}"), &found));
+            }
+            (Shape::Bursts { base: base.0, peak: peak.0, every, length: burst }, length)
+        }
+        scenario::Phase::Diurnal { low, high, period, length } => {
+            let period = seconds("period", period)?;
+            (Shape::Diurnal { low: low.0, high: high.0, period }, length)
+        }
+    };
+    Ok(Phase { shape, length: seconds("for", length)? })
+}
+
+type Replayed = (Load, Duration, Vec<Option<u32>>);
+
+fn replayed(
+    path: PathBuf,
+    speed: f64,
+    requests: &[scenario::Request],
+) -> Result<Replayed, PlanError> {
+    if !(speed.is_finite() && speed > 0.0) {
+        return Err(bounds("load.speed", "a number above 0", &speed.to_string()));
+    }
+    let lines = replay::read(&path).map_err(|source| PlanError::Replay { path, source })?;
+    let first = lines.first().map_or(0.0, |line| line.time);
+    let times: Vec<u64> =
+        lines.iter().map(|line| units::nanos_of((line.time - first) / speed)).collect();
+    let picks = lines.iter().map(|line| {
+        let wanted = line.model.as_deref()?;
+        let found = requests.iter().position(|request| match request {
+            scenario::Request::Infer { model, .. } => model == wanted,
+            scenario::Request::Http { .. } => false,
+        })?;
+        u32::try_from(found).ok()
+    });
+    let picks = picks.collect();
+    let length = Duration::from_nanos(times.last().copied().unwrap_or(0) + 1);
+    Ok((Load::Open(Source::Recorded(times.into())), length, picks))
+}
+
+fn check_requests(requests: &[scenario::Request]) -> Result<(), PlanError> {
+    let weight = |what: &str, value: f64| {
+        if value.is_finite() && value > 0.0 {
+            Ok(())
+        } else {
+            Err(bounds(what, "a number above 0", &value.to_string()))
+        }
+    };
+    for request in requests {
+        let (scenario::Request::Infer { with, .. } | scenario::Request::Http { with, .. }) =
+            request;
+        weight("weight", with.weight)?;
+        if let scenario::Request::Infer { batch, zipf, distinct, range, .. } = request {
+            for batch in batch {
+                weight("batch.weight", batch.weight)?;
+                if batch.size == 0 {
+                    return Err(bounds("batch.size", "at least 1", "0"));
+                }
+            }
+            if !(0.0..=10.0).contains(zipf) {
+                return Err(bounds("zipf", "0 to 10", &zipf.to_string()));
+            }
+            if *distinct == Some(0) {
+                return Err(bounds("distinct", "at least 1", "0"));
+            }
+            if let Some((low, high)) = range
+                && !(low.is_finite() && high.is_finite() && low < high)
+            {
+                return Err(bounds("range", "low below high", &format!("{low} and {high}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn positive(what: &str, span: Span) -> Result<Duration, PlanError> {
+    if span.0.is_zero() { Err(bounds(what, "more than 0 s", "0 s")) } else { Ok(span.0) }
+}
+
+fn within(what: &str, found: usize, most: usize) -> Result<(), PlanError> {
+    if (1..=most).contains(&found) {
+        return Ok(());
+    }
+    Err(bounds(what, &format!("1 to {most}"), &found.to_string()))
+}
+
+fn bounds(what: &str, expected: &str, found: &str) -> PlanError {
+    PlanError::Bounds {
+        what: what.to_owned(),
+        expected: expected.to_owned(),
+        found: found.to_owned(),
+    }
+}

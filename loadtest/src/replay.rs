@@ -1,0 +1,154 @@
+//! Arrival times from an access log: yesterday's peak, again, against today's binary.
+//!
+//! Only times and models are taken. What callers sent is not in the log, and should not be.
+
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+
+/// Most lines that are read: at 8 bytes each 80 MB of times.
+const MAX_LINES: usize = 10_000_000;
+/// Longest line that is read, in bytes.
+const MAX_LINE: u64 = 64 * 1024;
+
+/// One request of a log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Line {
+    /// Seconds from an arbitrary but fixed moment.
+    pub time: f64,
+    /// The model that was asked for, if the log says so.
+    pub model: Option<String>,
+}
+
+/// Why a log can't be replayed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// The file can't be read.
+    #[error(transparent)]
+    Read(#[from] std::io::Error),
+    /// A line is not a JSON object with a time.
+    #[error("line {0}: expected a JSON object with \"time\" (seconds or RFC 3339), found \"{1}\"")]
+    Line(usize, String),
+    /// Nothing in it.
+    #[error("expected at least one request, found an empty log")]
+    Empty,
+    /// More than can be held.
+    #[error("expected at most {MAX_LINES} lines, found more")]
+    TooLong,
+}
+
+/// Reads a log of JSON lines and sorts it by time: it is written when requests end.
+///
+/// # Errors
+/// The file can't be read, a line has no time, or there are none or too many.
+pub fn read(path: &Path) -> Result<Vec<Line>, ReplayError> {
+    let mut lines = Vec::new();
+    let mut reader = BufReader::new(std::fs::File::open(path)?);
+    let mut text = String::new();
+    for number in 1.. {
+        text.clear();
+        if reader.by_ref().take(MAX_LINE).read_line(&mut text)? == 0 {
+            break;
+        }
+        if text.trim().is_empty() {
+            continue;
+        }
+        if lines.len() == MAX_LINES {
+            return Err(ReplayError::TooLong);
+        }
+        let line = parse(&text)
+            .ok_or_else(|| ReplayError::Line(number, text.trim_end().chars().take(60).collect()))?;
+        lines.push(line);
+    }
+    if lines.is_empty() {
+        return Err(ReplayError::Empty);
+    }
+    lines.sort_by(|a, b| a.time.total_cmp(&b.time));
+    Ok(lines)
+}
+
+fn parse(text: &str) -> Option<Line> {
+    let value: Value = serde_json::from_str(text).ok()?;
+    let time = match ["time", "timestamp", "ts"].iter().find_map(|key| value.get(key))? {
+        Value::Number(seconds) => seconds.as_f64()?,
+        Value::String(text) => rfc3339(text)?,
+        _ => return None,
+    };
+    let model = value.get("model").and_then(Value::as_str).map(str::to_owned);
+    Some(Line { time, model })
+}
+
+/// Seconds since 1970 of a time such as `2026-03-01T12:30:00.25+01:00`.
+fn rfc3339(text: &str) -> Option<f64> {
+    let field = |from: usize, to: usize| text.get(from..to)?.parse::<i32>().ok();
+    let (year, month, day) = (field(0, 4)?, field(5, 7)?, field(8, 10)?);
+    let (hour, minute) = (field(11, 13)?, field(14, 16)?);
+    let rest = text.get(17..)?;
+    let zone = rest.find(['Z', 'z', '+', '-'])?;
+    let second: f64 = rest[..zone].parse().ok().filter(|s| (0.0..61.0).contains(s))?;
+    let offset = match &rest[zone..] {
+        "Z" | "z" => 0,
+        offset => {
+            let (hours, minutes) = offset.get(1..)?.split_once(':')?;
+            let part = |text: &str| text.parse::<u8>().ok().filter(|n| *n < 60).map(i32::from);
+            let minutes = part(hours)? * 60 + part(minutes)?;
+            if offset.starts_with('-') { -minutes } else { minutes }
+        }
+    };
+    let seconds = hour * 3600 + minute * 60 - offset * 60;
+    Some(f64::from(days(year, month, day)) * 86_400.0 + f64::from(seconds) + second)
+}
+
+/// Days from 1970-01-01 in the Gregorian calendar, with the year starting in March, so that the
+/// leap day is the last one.
+fn days(year: i32, month: i32, day: i32) -> i32 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let (era, of_era) = (year.div_euclid(400), year.rem_euclid(400));
+    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that fails may say so bluntly")]
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_seconds_and_as_rfc_3339() {
+        for (text, expected) in [
+            ("1970-01-01T00:00:00Z", 0.0),
+            ("2000-02-29T12:00:00Z", 951_825_600.0),
+            ("2026-03-01T12:30:00.25+01:00", 1_772_364_600.25),
+            ("2026-03-01T06:00:00.25-05:30", 1_772_364_600.25),
+        ] {
+            assert_eq!(rfc3339(text), Some(expected), "{text}");
+        }
+        for text in [
+            "",
+            "yesterday",
+            "2026-03-01",
+            "2026-03-01T12:30:00",
+            "2026-03-01T12:30:xxZ",
+            "2026-03-01T12:30:00+99999999:00",
+        ] {
+            assert_eq!(rfc3339(text), None, "{text}");
+        }
+        let line = parse(r#"{"ts": 5.5, "model": "magika", "status": 200}"#).unwrap();
+        assert_eq!(line, Line { time: 5.5, model: Some("magika".to_owned()) });
+    }
+
+    #[test]
+    fn a_log_is_sorted_by_time_and_a_bad_line_is_named() {
+        let directory = std::env::temp_dir().join(format!("forebay-replay-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let file = directory.join("log");
+        std::fs::write(&file, "{\"time\":2}\n\n{\"time\":1}\n").unwrap();
+        let times: Vec<f64> = read(&file).unwrap().iter().map(|line| line.time).collect();
+        assert_eq!(times, [1.0, 2.0]);
+        std::fs::write(&file, "{\"time\":2}\n{\"tim\":1}\n").unwrap();
+        assert!(read(&file).unwrap_err().to_string().starts_with("line 2: expected"));
+        std::fs::write(&file, "").unwrap();
+        assert!(matches!(read(&file), Err(ReplayError::Empty)));
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+}

@@ -1,0 +1,347 @@
+//! The requests of a run, made before it starts.
+//!
+//! Whoever encodes a tensor while the clock runs measures the encoder. All bodies are made once,
+//! from the model's own metadata or from files, and a request under load is a choice among them: by
+//! its index and the seed alone, so that every balancer under comparison gets the same sequence.
+
+use crate::check::Check;
+use crate::distribution::Distribution;
+use crate::infer::{self, InferError};
+use crate::link::Outgoing;
+use crate::plan::Plan;
+use crate::scenario::{Request, With};
+use bytes::Bytes;
+use forebay_protocol::header::REQUEST_DEADLINE;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
+use http_body_util::Full;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Most bytes of bodies that are held ready.
+pub const MAX_CORPUS: u64 = 512 << 20;
+/// Header that asks a synthetic backend for a service time in microseconds.
+pub const SERVICE_DEMAND: HeaderName = HeaderName::from_static("x-service-demand");
+/// Header that says how urgent a request is: `high`, `normal` or `batch`.
+pub const REQUEST_PRIORITY: HeaderName = HeaderName::from_static("x-request-priority");
+
+/// Everything that a run can send.
+#[derive(Debug)]
+pub struct Corpus {
+    kinds: Vec<Kind>,
+    weights: Weights,
+    seed: u64,
+    recorded: Arc<[Option<u32>]>,
+}
+
+/// One kind of request, ready to send.
+#[derive(Debug)]
+pub struct Kind {
+    /// In words, for reports.
+    pub label: String,
+    /// What makes an answer right.
+    pub check: Check,
+    method: Method,
+    uri: Uri,
+    sizes: Vec<Size>,
+    size_weights: Weights,
+    popularity: Option<Weights>,
+    demand: Option<Distribution>,
+}
+
+/// The bodies of one batch size, and the headers that go with them.
+#[derive(Debug)]
+pub struct Size {
+    /// Headers of requests with any of the bodies.
+    pub headers: HeaderMap,
+    /// The bodies; at least one.
+    pub bodies: Vec<Bytes>,
+}
+
+/// One request, chosen.
+#[derive(Debug, Clone, Copy)]
+pub struct Draw<'a> {
+    /// What it is one of.
+    pub kind: &'a Kind,
+    size: &'a Size,
+    body: &'a Bytes,
+    demand: Option<Duration>,
+}
+
+/// Why requests can't be made.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// A file can't be read.
+    #[error("{path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file that is no inference request.
+    #[error("{path}: expected an inference request in JSON with \"inputs\", {source}")]
+    Input {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        source: serde_json::Error,
+    },
+    /// The bodies would not fit.
+    #[error(
+        "expected at most {MAX_CORPUS} bytes of bodies, found {0}; ask for fewer distinct ones"
+    )]
+    TooLarge(u64),
+    /// A header, method or path that HTTP does not allow.
+    #[error("{0}")]
+    Http(#[from] http::Error),
+    /// An inference that can't be made up.
+    #[error("model \"{model}\": {source}")]
+    Infer {
+        /// The model.
+        model: String,
+        /// Why.
+        source: InferError,
+    },
+}
+
+impl Corpus {
+    /// Makes all bodies; asks the target for the metadata of models whose inputs are to be random.
+    ///
+    /// Runs on a [`tokio::runtime::LocalRuntime`].
+    ///
+    /// # Errors
+    /// A file that can't be read, a model that the target does not describe, bodies that would not
+    /// fit into [`MAX_CORPUS`].
+    pub async fn make(plan: &Plan) -> Result<Self, RequestError> {
+        let mut kinds = Vec::with_capacity(plan.requests.len());
+        let mut room = MAX_CORPUS;
+        for request in &plan.requests {
+            kinds.push(kind(plan, request, &mut room).await?);
+        }
+        let weights = Weights::new(plan.requests.iter().map(|request| match request {
+            Request::Infer { with, .. } | Request::Http { with, .. } => with.weight,
+        }));
+        Ok(Self { kinds, weights, seed: plan.seed, recorded: Arc::clone(&plan.recorded) })
+    }
+
+    /// The request with this index: always the same for the same seed.
+    pub fn draw(&self, index: u64) -> Draw<'_> {
+        let mut rng = fastrand::Rng::with_seed(mix(self.seed ^ mix(index)));
+        let recorded = usize::try_from(index).ok().and_then(|index| self.recorded.get(index));
+        let kind = match recorded {
+            Some(Some(kind)) => *kind as usize,
+            _ => self.weights.draw(&mut rng),
+        };
+        let kind = &self.kinds[kind];
+        let size = &kind.sizes[kind.size_weights.draw(&mut rng)];
+        let body = match &kind.popularity {
+            Some(popularity) => popularity.draw(&mut rng),
+            None => rng.usize(..size.bodies.len()),
+        };
+        let demand = kind.demand.map(|demand| demand.draw(&mut rng));
+        Draw { kind, size, body: &size.bodies[body], demand }
+    }
+
+    /// The kinds of requests, in the order of the scenario.
+    pub fn kinds(&self) -> &[Kind] {
+        &self.kinds
+    }
+}
+
+impl Kind {
+    /// Number of different bodies.
+    pub fn distinct(&self) -> usize {
+        self.sizes.iter().map(|size| size.bodies.len()).sum()
+    }
+}
+
+impl Draw<'_> {
+    /// The request, to be sent now with `left` until it is given up.
+    pub fn request(&self) -> Outgoing {
+        let mut request = Outgoing::new(Full::new(self.body.clone()));
+        *request.method_mut() = self.kind.method.clone();
+        *request.uri_mut() = self.kind.uri.clone();
+        *request.headers_mut() = self.size.headers.clone();
+        if let Some(demand) = self.demand {
+            let micros = u64::try_from(demand.as_micros()).unwrap_or(u64::MAX);
+            request.headers_mut().insert(SERVICE_DEMAND, HeaderValue::from(micros));
+        }
+        request
+    }
+
+    /// Bytes of the body.
+    pub fn length(&self) -> u64 {
+        self.body.len() as u64
+    }
+}
+
+/// Draws an index with a probability that is proportional to its weight.
+#[derive(Debug, Clone)]
+struct Weights {
+    /// Running sums; empty if there is nothing to choose.
+    sums: Vec<f64>,
+}
+
+impl Weights {
+    fn new(weights: impl Iterator<Item = f64>) -> Self {
+        let mut sum = 0.0;
+        let sums: Vec<f64> = weights
+            .map(|weight| {
+                sum += weight;
+                sum
+            })
+            .collect();
+        Self { sums: if sums.len() > 1 { sums } else { Vec::new() } }
+    }
+
+    /// Popularity by Zipf's law: the n-th of `count` has the weight 1/n^exponent.
+    fn zipf(count: usize, exponent: f64) -> Self {
+        Self::new((1..=count).map(|rank| crate::units::float(rank as u64).powf(-exponent)))
+    }
+
+    fn draw(&self, rng: &mut fastrand::Rng) -> usize {
+        let Some(total) = self.sums.last() else { return 0 };
+        let point = rng.f64() * total;
+        self.sums.partition_point(|sum| *sum <= point).min(self.sums.len() - 1)
+    }
+}
+
+async fn kind(plan: &Plan, request: &Request, room: &mut u64) -> Result<Kind, RequestError> {
+    let (with, label, method, path, check) = match request {
+        Request::Http { method, path, body, with } => {
+            let method = match (method, body) {
+                (Some(method), _) => method.parse().map_err(http::Error::from)?,
+                (None, Some(_)) => Method::POST,
+                (None, None) => Method::GET,
+            };
+            (with, format!("{method} {path}"), method, path.clone(), Check::Status)
+        }
+        Request::Infer { model, version, with, .. } => {
+            let path = infer::path(plan.target.base(), model, version.as_deref()) + "/infer";
+            (with, format!("infer {model}"), Method::POST, path, Check::Inference)
+        }
+    };
+    let uri = plan.target.uri(plan.protocol, &path)?;
+    let base = headers(plan, with)?;
+    let mut popularity = None;
+    let mut size_weights = Weights::new(std::iter::empty());
+    let sizes = match request {
+        Request::Http { body: None, .. } => {
+            vec![Size { headers: base, bodies: vec![Bytes::new()] }]
+        }
+        Request::Http { body: Some(path), .. } => {
+            vec![Size { headers: base, bodies: vec![read(&plan.base.join(path), room)?] }]
+        }
+        Request::Infer { input, zipf, .. } if !input.is_empty() => {
+            popularity = (*zipf > 0.0).then(|| Weights::zipf(input.len(), *zipf));
+            let mut headers = base;
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            vec![Size { headers, bodies: inputs(&plan.base, input, room)? }]
+        }
+        Request::Infer { model, batch, distinct, zipf, .. } => {
+            let fail = |source| RequestError::Infer { model: model.clone(), source };
+            let random = infer::Random::new(plan, request).await.map_err(fail)?;
+            size_weights = Weights::new(batch.iter().map(|batch| batch.weight));
+            let distinct = distinct.unwrap_or(infer::DEFAULT_DISTINCT);
+            popularity = (*zipf > 0.0).then(|| Weights::zipf(distinct, *zipf));
+            let batches: Vec<u64> = match batch.as_slice() {
+                [] => vec![1],
+                batches => batches.iter().map(|batch| batch.size).collect(),
+            };
+            let mut sizes = Vec::with_capacity(batches.len());
+            for batch in batches {
+                sizes.push(random.make(batch, distinct, &base, room).map_err(fail)?);
+            }
+            sizes
+        }
+    };
+    let demand = with.demand;
+    Ok(Kind { label, check, method, uri, sizes, size_weights, popularity, demand })
+}
+
+fn headers(plan: &Plan, with: &With) -> Result<HeaderMap, http::Error> {
+    let mut headers = HeaderMap::new();
+    if plan.protocol == crate::target::Protocol::Http1 {
+        headers.insert(header::HOST, HeaderValue::from_str(&plan.target.authority)?);
+    }
+    headers.insert(
+        header::USER_AGENT,
+        HeaderValue::from_static(concat!("forebay-load/", env!("CARGO_PKG_VERSION"))),
+    );
+    if let Some(deadline) = with.deadline {
+        let millis = u64::try_from(deadline.0.as_millis()).unwrap_or(u64::MAX);
+        headers.insert(REQUEST_DEADLINE, HeaderValue::from(millis));
+    }
+    if let Some(priority) = with.priority {
+        headers.insert(REQUEST_PRIORITY, HeaderValue::from_static(priority.as_str()));
+    }
+    for (name, value) in &with.headers {
+        headers.insert(HeaderName::try_from(name)?, HeaderValue::try_from(value)?);
+    }
+    Ok(headers)
+}
+
+fn inputs(base: &Path, files: &[PathBuf], room: &mut u64) -> Result<Vec<Bytes>, RequestError> {
+    #[derive(serde::Deserialize)]
+    struct Shape {
+        #[serde(rename = "inputs")]
+        _inputs: Vec<serde::de::IgnoredAny>,
+    }
+    let mut bodies = Vec::with_capacity(files.len());
+    for file in files {
+        let path = base.join(file);
+        let body = read(&path, room)?;
+        serde_json::from_slice::<Shape>(&body)
+            .map_err(|source| RequestError::Input { path, source })?;
+        bodies.push(body);
+    }
+    Ok(bodies)
+}
+
+fn read(path: &Path, room: &mut u64) -> Result<Bytes, RequestError> {
+    let fail = |source| RequestError::Read { path: path.to_owned(), source };
+    take_room(std::fs::metadata(path).map_err(fail)?.len(), room)?;
+    Ok(std::fs::read(path).map_err(fail)?.into())
+}
+
+/// Takes `bytes` from what is left of [`MAX_CORPUS`].
+pub(crate) fn take_room(bytes: u64, room: &mut u64) -> Result<(), RequestError> {
+    *room = room.checked_sub(bytes).ok_or(RequestError::TooLarge(MAX_CORPUS - *room + bytes))?;
+    Ok(())
+}
+
+/// Spreads consecutive numbers over all 64 bits (the finaliser of `SplitMix64`).
+pub fn mix(value: u64) -> u64 {
+    let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_kept_and_one_choice_needs_none() {
+        let mut rng = fastrand::Rng::with_seed(3);
+        let weights = Weights::new([1.0, 0.0, 3.0].into_iter());
+        let mut counts = [0_u32; 3];
+        for _ in 0..40_000 {
+            counts[weights.draw(&mut rng)] += 1;
+        }
+        assert_eq!(counts[1], 0);
+        assert!((9_500..10_500).contains(&counts[0]), "{counts:?}, seed 3");
+        assert_eq!(Weights::new([5.0].into_iter()).draw(&mut rng), 0);
+    }
+
+    #[test]
+    fn the_first_rank_is_as_popular_as_zipfs_law_says() {
+        let mut rng = fastrand::Rng::with_seed(4);
+        let weights = Weights::zipf(1000, 1.0);
+        let first = (0..100_000).filter(|_| weights.draw(&mut rng) == 0).count();
+        // 1 / H(1000) = 0.1336
+        assert!((12_900..13_800).contains(&first), "{first}, seed 4");
+    }
+}

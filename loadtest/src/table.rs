@@ -1,0 +1,198 @@
+//! A report for people: one screen, the answer first, figures aligned.
+
+use crate::report::{QUANTILES, Quantiles, Report};
+use crate::units::{self, Rate, seconds};
+use std::fmt::Write as _;
+
+/// Most lines for any list; the rest is summed up.
+const MOST_LINES: usize = 12;
+
+/// How much colour the reader can take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// A terminal.
+    Colour,
+    /// A file or a pipe.
+    Plain,
+}
+
+impl Style {
+    fn paint(self, code: &str, text: &str) -> String {
+        match self {
+            Self::Colour => format!("\x1b[{code}m{text}\x1b[0m"),
+            Self::Plain => text.to_owned(),
+        }
+    }
+
+    fn good(self, text: &str) -> String {
+        self.paint("32", text)
+    }
+
+    fn bad(self, text: &str) -> String {
+        self.paint("31;1", text)
+    }
+
+    fn dim(self, text: &str) -> String {
+        self.paint("2", text)
+    }
+
+    fn bold(self, text: &str) -> String {
+        self.paint("1", text)
+    }
+}
+
+/// The report as text, with a line break at the end.
+pub fn render(report: &Report, style: Style) -> String {
+    let mut out = String::new();
+    // Writing to a string does not fail.
+    let _ = write(&mut out, report, style);
+    out
+}
+
+fn write(out: &mut String, report: &Report, style: Style) -> std::fmt::Result {
+    writeln!(out, "{}  {}", style.bold(&report.name), report.target)?;
+    let setting = format!(
+        "{} · {} · {} measured after {} of warm-up · seed {}",
+        report.load,
+        report.protocol,
+        seconds(report.measured_seconds),
+        seconds(report.warm_up_seconds),
+        report.seed
+    );
+    writeln!(out, "{}\n", style.dim(&setting))?;
+    let errors = report.requests - report.ok;
+    let errors = if errors == 0 {
+        style.good("no errors")
+    } else {
+        style.bad(&format!(
+            "{} errors ({})",
+            units::count(errors),
+            units::percent(report.error_share)
+        ))
+    };
+    writeln!(
+        out,
+        "  requests   {} offered at {} · {} answered well at {} · {errors}",
+        units::count(report.requests),
+        Rate(report.offered_rate),
+        units::count(report.ok),
+        Rate(report.ok_rate)
+    )?;
+    quantiles(out, report, style)?;
+    generator(out, report)?;
+    lists(out, report, style)?;
+    verdicts(out, report, style)
+}
+
+fn quantiles(out: &mut String, report: &Report, style: Style) -> std::fmt::Result {
+    let mut head = format!("  {:<11}", "");
+    for (name, _) in QUANTILES {
+        write!(head, "{name:>9}")?;
+    }
+    writeln!(out, "\n{}", style.dim(&format!("{head}{:>9}{:>9}", "max", "mean")))?;
+    let mut row = |name: &str, of: &Quantiles, note: &str| {
+        if of.count == 0 {
+            return Ok(());
+        }
+        write!(out, "  {name:<11}")?;
+        for (name, _) in QUANTILES {
+            write!(out, "{:>9}", seconds(of.get(name)))?;
+        }
+        writeln!(out, "{:>9}{:>9}  {}", seconds(of.max), seconds(of.mean), style.dim(note))
+    };
+    row("latency", &report.latency, "from the intended start")?;
+    if report.kind == "open" {
+        row("service", &report.service, "from when a connection was free")?;
+        row("own lag", &report.generator.lag, "of the generator")?;
+        row("own wait", &report.generator.wait, "for a connection")?;
+    }
+    row("errors", &report.error_latency, "until they were known")
+}
+
+fn generator(out: &mut String, report: &Report) -> std::fmt::Result {
+    let generator = &report.generator;
+    let requests = units::float((report.requests + report.warm_up_requests).max(1));
+    writeln!(
+        out,
+        "\n  generator  {} connections opened · most in flight {} · {} CPU a request · {} out, {} in",
+        units::count(generator.connections),
+        units::count(generator.most_in_flight),
+        seconds(generator.cpu_seconds / requests),
+        bytes(generator.bytes_out),
+        bytes(generator.bytes_in),
+    )
+}
+
+fn lists(out: &mut String, report: &Report, style: Style) -> std::fmt::Result {
+    let errors: Vec<(&str, u64)> = report
+        .outcomes
+        .iter()
+        .filter(|count| !count.ok)
+        .map(|count| (count.class.as_str(), count.count))
+        .collect();
+    list(out, "errors", &errors, report.requests, style)?;
+    for (name, shares) in [("variants", &report.variants), ("endpoints", &report.endpoints)] {
+        let mut shares: Vec<(&str, u64)> =
+            shares.iter().map(|(name, count)| (name.as_str(), *count)).collect();
+        shares.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let total = shares.iter().map(|(_, count)| count).sum();
+        list(out, name, &shares, total, style)?;
+    }
+    Ok(())
+}
+
+fn list(
+    out: &mut String,
+    title: &str,
+    entries: &[(&str, u64)],
+    total: u64,
+    style: Style,
+) -> std::fmt::Result {
+    if entries.is_empty() {
+        return Ok(());
+    }
+    writeln!(out)?;
+    let (shown, rest) = entries.split_at(entries.len().min(MOST_LINES));
+    for (i, (name, count)) in shown.iter().enumerate() {
+        let title = if i == 0 { title } else { "" };
+        let share = units::float(*count) / units::float(total.max(1));
+        let count = units::count(*count);
+        let share = units::percent(share);
+        writeln!(out, "  {title:<11}{count:>9}{}  {name}", style.dim(&format!("{share:>9}")))?;
+    }
+    if !rest.is_empty() {
+        let count = units::count(rest.iter().map(|(_, count)| count).sum());
+        writeln!(out, "  {:<11}{count:>9}           in {} more", "", rest.len())?;
+    }
+    Ok(())
+}
+
+fn verdicts(out: &mut String, report: &Report, style: Style) -> std::fmt::Result {
+    if !report.objectives.is_empty() {
+        writeln!(out)?;
+    }
+    for (i, judged) in report.objectives.iter().enumerate() {
+        let title = if i == 0 { "objectives" } else { "" };
+        let verdict = if judged.met { style.good("✓ met   ") } else { style.bad("✗ missed") };
+        writeln!(out, "  {title:<11}{verdict}  {}: {}", judged.objective, judged.measured)?;
+    }
+    for note in &report.notes {
+        writeln!(out, "\n  note: {note}")?;
+    }
+    for problem in &report.problems {
+        writeln!(out, "\n  {} {problem}", style.bad("not to be quoted:"))?;
+    }
+    Ok(())
+}
+
+/// A number of bytes as text: `1.23 MiB`.
+pub fn bytes(count: u64) -> String {
+    let mut value = units::float(count);
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if value < 999.5 {
+            return format!("{} {unit}", units::decimal(value));
+        }
+        value /= 1024.0;
+    }
+    format!("{} TiB", units::decimal(value))
+}

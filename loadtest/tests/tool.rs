@@ -1,0 +1,242 @@
+//! Does the load generator tell the truth? Against servers whose behaviour is known.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails may say so bluntly")]
+
+mod harness;
+
+use forebay_loadtest::args::Cli;
+use forebay_loadtest::plan::Plan;
+use forebay_loadtest::report::Report;
+use forebay_loadtest::request::Corpus;
+use forebay_loadtest::run::{self, Options};
+use forebay_loadtest::units;
+use harness::{Backend, Canned, plan};
+use std::process::Command;
+
+fn report(line: &str) -> Report {
+    run::run(plan(line), Options::default()).unwrap()
+}
+
+fn count(report: &Report, class: &str) -> u64 {
+    report.outcomes.iter().filter(|outcome| outcome.class == class).map(|o| o.count).sum()
+}
+
+/// The first seed with which exactly one of `requests` demands is long, and neither early nor late.
+fn seed_with_one_stall(url: &str, flags: &str, requests: u64) -> u64 {
+    (1..10_000)
+        .find(|seed| {
+            let plan = plan(&format!("{url} --path / {flags} --seed {seed} -c 1"));
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let corpus = runtime.block_on(Corpus::make(&plan)).unwrap();
+            let long: Vec<u64> = (0..requests)
+                .filter(|index| {
+                    let request = corpus.draw(*index).request();
+                    request.headers()["x-service-demand"] != "0"
+                })
+                .collect();
+            matches!(long.as_slice(), [index] if (80..140).contains(index))
+        })
+        .unwrap()
+}
+
+#[test]
+fn a_stall_shows_in_full_in_the_open_loop_and_hides_in_the_closed_one() {
+    let backend = Backend::slots(1);
+    let demand = "--demand bimodal:0ms:400ms:0.004 --requests 300 --warm-up 0s";
+    let seed = seed_with_one_stall(&backend.url, demand, 300);
+    let run = |load: &str| {
+        let url = &backend.url;
+        report(&format!("{url} --model synthetic {demand} --seed {seed} --for 20s {load}"))
+    };
+    let open = run("--rate 200/s");
+    let closed = run("-c 1");
+    assert_eq!((open.ok, closed.ok), (300, 300), "seed {seed}");
+    // 80 arrivals fall into the 400 ms, and wait for what is left of them.
+    assert!(open.latency.get("p90") > 0.2, "seed {seed}: {:?}", open.latency);
+    assert!(closed.latency.get("p90") < 0.1, "seed {seed}: {:?}", closed.latency);
+    assert!(closed.latency.max >= 0.4, "seed {seed}: {:?}", closed.latency);
+}
+
+#[test]
+fn no_latency_is_below_the_service_time_and_quantiles_are_those_of_the_distribution() {
+    let backend = Backend::slots(64);
+    let report = report(&format!(
+        "{} --model synthetic --demand bimodal:2ms:60ms:0.2 --rate 200/s --for 2s --warm-up 0s",
+        backend.url
+    ));
+    assert_eq!((report.ok, report.requests), (400, 400));
+    let (p50, p90) = (report.latency.get("p50"), report.latency.get("p90"));
+    assert!(report.latency.min >= 0.002, "{:?}", report.latency);
+    assert!((0.002..0.06).contains(&p50) && p90 >= 0.06, "{:?}", report.latency);
+}
+
+#[test]
+fn every_way_to_fail_has_its_name() {
+    let ok = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+    for (answer, close, class) in [
+        ("", true, "closed"),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf", true, "truncated"),
+        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab", true, "truncated"),
+        ("SSH-2.0-OpenSSH_9.2\r\n\r\n", false, "not_http"),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf", false, "timeout"),
+        ("", false, "timeout"),
+        (
+            "HTTP/1.1 503 Service Unavailable\r\nx-forebay-reason: queue_full\r\ncontent-length: 0\r\n\r\n",
+            false,
+            "503 queue_full",
+        ),
+        (
+            "HTTP/1.1 500 Oops\r\nx-forebay-reason: made up\r\ncontent-length: 0\r\n\r\n",
+            false,
+            "500 other",
+        ),
+        ("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", false, "404"),
+        (ok, false, "200 wrong_answer_not_an_inference"),
+        (&ok.replace("{}", "<>"), false, "200 wrong_answer_not_json"),
+    ] {
+        let server = Canned::new(answer, close);
+        let report = report(&format!(
+            "{} --model m --input {} -c 2 --requests 6 --for 20s --warm-up 0s --timeout 300ms",
+            server.url,
+            harness::input()
+        ));
+        assert_eq!(count(&report, class), 6, "{answer:?}: {:?}", report.outcomes);
+        assert_eq!((report.ok, report.latency.count), (0, 0), "{answer:?}");
+        assert_eq!(report.error_latency.count, 6, "{answer:?}");
+    }
+}
+
+#[test]
+fn a_connection_that_the_server_ends_after_each_answer_is_no_error() {
+    let answer = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    let server = Canned::new(answer, true);
+    let report = report(&format!("{} -c 2 --requests 40 --for 20s --warm-up 0s", server.url));
+    assert_eq!((report.ok, report.requests), (40, 40), "{:?}", report.outcomes);
+    assert_eq!(report.generator.connections, 40);
+}
+
+#[test]
+fn http_2_shares_a_few_connections() {
+    let backend = Backend::slots(32);
+    let flags = "--model synthetic --protocol h2c -c 2 --streams 16 --for 20s --warm-up 0s";
+    for load in ["--requests 500", "--requests 500 --rate 2k/s"] {
+        let report = report(&format!("{} {flags} {load}", backend.url));
+        assert_eq!((report.ok, report.requests), (500, 500), "{load}: {:?}", report.outcomes);
+        assert!(report.generator.connections <= 2, "{load}: {:?}", report.generator);
+    }
+}
+
+#[test]
+fn json_and_binary_requests_fit_the_models_metadata() {
+    let backend = Backend::slots(4);
+    for flags in ["--encoding json --batch 1,4", "--encoding binary --batch 8 --zipf 1"] {
+        let report = report(&format!(
+            "{} --model synthetic {flags} -c 2 --requests 100 --for 20s --warm-up 0s",
+            backend.url
+        ));
+        assert_eq!((report.ok, report.requests), (100, 100), "{flags}: {:?}", report.outcomes);
+    }
+    let unknown = plan(&format!("{} --model nobody --rate 1/s", backend.url));
+    let error = run::run(unknown, Options::default()).unwrap_err().to_string();
+    assert!(error.contains("expected status 200, found 404"), "{error}");
+}
+
+#[test]
+fn a_rate_beyond_what_one_thread_can_do_is_not_to_be_quoted() {
+    let backend = Backend::slots(1);
+    let report = report(&format!(
+        "{} --path /v2 --rate 9M/s --for 100ms --warm-up 0s --requests 150000 -c 4 --timeout 1s",
+        backend.url
+    ));
+    assert!(!report.is_valid());
+    assert!(report.problems[0].contains("could not keep up"), "{:?}", report.problems);
+}
+
+#[test]
+fn the_same_seed_asks_the_same_questions() {
+    let backend = Backend::slots(1);
+    let bodies = |seed: u64| -> Vec<(u64, String)> {
+        let plan = plan(&format!(
+            "{} --model synthetic --distinct 50 --batch 1,2,3 --demand exponential:5ms --rate 1/s \
+             --seed {seed}",
+            backend.url
+        ));
+        let corpus = harness::local(async move { Corpus::make(&plan).await.unwrap() });
+        let draw = |index| {
+            let draw = corpus.draw(index);
+            let demand = draw.request().headers()["x-service-demand"].to_str().unwrap().to_owned();
+            (draw.length(), demand)
+        };
+        (0..200).map(draw).collect()
+    };
+    assert_eq!(bodies(7), bodies(7));
+    assert_ne!(bodies(7), bodies(8));
+}
+
+#[test]
+fn exit_statuses_are_those_that_help_promises() {
+    let backend = Backend::slots(4);
+    let base = format!("run {} --model synthetic -c 1 --warm-up 0s --quiet", backend.url);
+    let nobody = harness::nobody();
+    for (line, status) in [
+        (format!("{base} --requests 20 --objective errors<1%"), 0),
+        (format!("{base} --requests 20 --objective errors<1% p50<1us"), 1),
+        (format!("{base} --objective p99<50"), 2),
+        (format!("run {} --model synthetic", backend.url), 2),
+        ("run missing.toml".to_owned(), 2),
+        (format!("run {nobody} --rate 1/s"), 3),
+        ("--help".to_owned(), 0),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_forebay-load"))
+            .args(line.split_whitespace())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(status), "{line}: {text}");
+    }
+}
+
+#[test]
+fn a_report_survives_its_json_form() {
+    let backend = Backend::slots(4);
+    let output = Command::new(env!("CARGO_BIN_EXE_forebay-load"))
+        .args([
+            "run",
+            &backend.url,
+            "--model",
+            "synthetic",
+            "-c",
+            "1",
+            "--requests",
+            "30",
+            "--json",
+        ])
+        .args(["--warm-up", "0s"])
+        .output()
+        .unwrap();
+    let report: Report = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((report.ok, report.requests, report.kind.as_str()), (30, 30, "closed"));
+    assert!(units::float(report.series.iter().map(|point| point.ok).sum()) == 30.0);
+}
+
+#[test]
+fn every_scenario_that_ships_is_read_and_makes_a_plan() {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/scenarios");
+    let mut found = 0;
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            let scenario = forebay_loadtest::scenario::Scenario::read(&path).unwrap();
+            let plan = Plan::new(scenario).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+            assert!(!plan.describe().is_empty());
+            found += 1;
+        }
+    }
+    assert!(found >= 4, "{found}");
+}
+
+#[test]
+fn help_is_complete() {
+    use clap::CommandFactory as _;
+    Cli::command().debug_assert();
+}
