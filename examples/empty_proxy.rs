@@ -42,9 +42,9 @@ fn main() -> anyhow::Result<()> {
     };
     let peer = peer.parse().with_context(|| format!("expected ADDRESS:PORT, found \"{peer}\""))?;
     let threads = match rest.first() {
-        Some(text) => {
-            text.parse().with_context(|| format!("expected a number of threads, found \"{text}\""))?
-        }
+        Some(text) => text
+            .parse()
+            .with_context(|| format!("expected a number of threads, found \"{text}\""))?,
         None => 1,
     };
     // The default grace period is five minutes; a yardstick may stop at once.

@@ -147,8 +147,7 @@ fn start_logging(cli: &Cli) -> Result<()> {
         LogFormat::Auto => !std::io::stderr().is_terminal() && cli.command.is_some(),
         form => form == LogFormat::Json,
     };
-    let subscriber =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if json {
         subscriber.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
     } else {

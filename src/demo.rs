@@ -86,7 +86,8 @@ impl Banner {
         // Writing to a string does not fail.
         let _ = writeln!(text, "\nforebay is running\n");
         let _ = writeln!(text, "  proxy    http://{}   (http/1.1, h2c)", self.proxy);
-        let _ = writeln!(text, "  admin    http://{}   (/metrics /status /readyz /reload)", self.admin);
+        let _ =
+            writeln!(text, "  admin    http://{}   (/metrics /status /readyz /reload)", self.admin);
         let snapshot = self.control.snapshot().load_full();
         for endpoint in snapshot.pools.iter().flat_map(|pool| &pool.endpoints) {
             let _ = writeln!(text, "  worker   http://{}", endpoint.state.name);
@@ -101,7 +102,8 @@ impl Banner {
         let example = self.folder.join(example);
         let example = example.strip_prefix(&here).unwrap_or(&example).display();
         let _ = writeln!(text, "\nTry it: which kind of file is this? And who is how busy?\n");
-        let _ = writeln!(text, "  curl -s http://{}/v2/models/{model}/infer -d @{example}", self.proxy);
+        let _ =
+            writeln!(text, "  curl -s http://{}/v2/models/{model}/infer -d @{example}", self.proxy);
         let _ = writeln!(text, "  curl -s http://{}/status", self.admin);
         let _ = writeln!(text, "\nCtrl-C drains and stops everything.");
         text
@@ -117,7 +119,10 @@ async fn models(peer: &HttpPeer, host: &str) -> Vec<String> {
     for entry in index.as_array().into_iter().flatten() {
         let Some(name) = entry["name"].as_str() else { continue };
         let path = format!("/v2/models/{name}");
-        debug_assert!(forebay_protocol::oip::Path::parse(&path).is_some_and(|p| p.call == Call::ModelMetadata));
+        debug_assert!(
+            forebay_protocol::oip::Path::parse(&path)
+                .is_some_and(|p| p.call == Call::ModelMetadata)
+        );
         let Ok(metadata) = ask(peer, host, "GET", &path).await else { continue };
         let tensors = |key: &str| {
             let tensor = |t: &serde_json::Value| {

@@ -43,7 +43,11 @@ impl ProxyHttp for Proxy {
         Request::new()
     }
 
-    async fn early_request_filter(&self, session: &mut Session, request: &mut Request) -> Result<()> {
+    async fn early_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut Request,
+    ) -> Result<()> {
         request.counted = Some(self.lifecycle.enter());
         accept::session(session, &self.lifecycle);
         Ok(())

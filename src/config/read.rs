@@ -145,7 +145,11 @@ fn source(table: &Table<'_, '_>, base: &Path) -> Source {
         }),
         (None, None) => {
             if !table.has("endpoints") && !table.has("fleet") {
-                table.note(table.span(), "endpoints", "expected endpoints or a fleet, found neither");
+                table.note(
+                    table.span(),
+                    "endpoints",
+                    "expected endpoints or a fleet, found neither",
+                );
             }
             Source::Static(Vec::new())
         }

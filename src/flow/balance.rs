@@ -57,12 +57,12 @@ pub fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpoint>, 
     let tried = |candidate: &Arc<Endpoint>| {
         request.attempts.iter().any(|tried| Arc::ptr_eq(&tried.endpoint.state, &candidate.state))
     };
-    let chosen = RNG.with_borrow_mut(|rng| {
-        pick::pick(pool.config.policy, &pool.ready, tried, &context, rng)
-    });
+    let chosen = RNG
+        .with_borrow_mut(|rng| pick::pick(pool.config.policy, &pool.ready, tried, &context, rng));
     let Some(index) = chosen else {
         let (all, ready) = (pool.endpoints.len(), pool.ready.len());
-        let message = format!("no endpoint of pool {} is ready ({ready} of {all})", pool.config.name);
+        let message =
+            format!("no endpoint of pool {} is ready ({ready} of {all})", pool.config.name);
         return Err(Refusal::new(Reason::NoEndpoint, message));
     };
     let endpoint = Arc::clone(&pool.ready[index]);

@@ -106,7 +106,10 @@ fn hex(number: u128, width: usize) -> String {
 
 fn decode(what: &str, name: &str) -> Result<String, String> {
     if name.len() > MAX_NAME {
-        return Err(format!("expected a {what} name of at most {MAX_NAME} bytes, found {}", name.len()));
+        return Err(format!(
+            "expected a {what} name of at most {MAX_NAME} bytes, found {}",
+            name.len()
+        ));
     }
     if !name.contains('%') {
         return Ok(name.to_owned());
@@ -117,7 +120,8 @@ fn decode(what: &str, name: &str) -> Result<String, String> {
         (rest, _) = if *first == b'%' {
             let digits = tail.get(..2).and_then(|two| std::str::from_utf8(two).ok());
             let byte = digits.and_then(|two| u8::from_str_radix(two, 16).ok());
-            let byte = byte.ok_or_else(|| format!("expected percent-encoding in the {what} name"))?;
+            let byte =
+                byte.ok_or_else(|| format!("expected percent-encoding in the {what} name"))?;
             (&tail[2..], bytes.push(byte))
         } else {
             (tail, bytes.push(*first))

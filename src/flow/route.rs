@@ -31,7 +31,8 @@ pub fn route(snapshot: &Snapshot, identity: &Identity, path: &str) -> Option<Tar
 fn matches(route: &config::Route, identity: &Identity, path: &str) -> bool {
     let model = |name: &str| route.models.iter().any(|pattern| pattern.matches(name));
     (route.models.is_empty() || identity.model.as_deref().is_some_and(model))
-        && (route.paths.is_empty() || route.paths.iter().any(|prefix| path.starts_with(prefix.as_str())))
+        && (route.paths.is_empty()
+            || route.paths.iter().any(|prefix| path.starts_with(prefix.as_str())))
 }
 
 #[cfg(test)]
@@ -50,10 +51,8 @@ mod tests {
             deadline: Duration::from_secs(1),
             expose_endpoint: false,
         };
-        let asks = |name: Option<&str>| Identity {
-            model: name.map(str::to_owned),
-            ..Identity::default()
-        };
+        let asks =
+            |name: Option<&str>| Identity { model: name.map(str::to_owned), ..Identity::default() };
         let bert = [Pattern::Prefix("bert-".to_owned()), Pattern::Exact("gpt".to_owned())];
         for (route, model, path, expected) in [
             (route(&[], &[]), None, "/anything", true),

@@ -102,7 +102,7 @@ async fn supervise(
                 let status = status.map_or_else(|error| error.to_string(), |s| s.to_string());
                 tracing::error!(worker = name, %address, status, "worker died, starting it again");
             }
-            _ = stop.wait_for(|stop| *stop) => return finish(&name, child).await,
+            () = told(&mut stop) => return finish(&name, child).await,
         }
         if started.elapsed() > STABLE {
             pause = FIRST_PAUSE;
@@ -110,7 +110,7 @@ async fn supervise(
         child = loop {
             tokio::select! {
                 () = sleep(pause) => {}
-                _ = stop.wait_for(|stop| *stop) => return,
+                () = told(&mut stop) => return,
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
             match spawn(&fleet, address).await {
@@ -124,6 +124,11 @@ async fn supervise(
             }
         };
     }
+}
+
+/// Until workers are told to stop; also if nobody is left to tell them.
+async fn told(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 async fn finish(name: &str, mut child: Child) {

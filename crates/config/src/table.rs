@@ -163,7 +163,6 @@ impl<'d, 's> Table<'d, 's> {
         None
     }
 
-
     fn entry(&self, key: &str) -> Option<&'d Spanned<DeValue<'s>>> {
         self.asked.borrow_mut().insert(key.to_owned());
         let found = self.entries.iter().find(|(name, _)| name.get_ref() == key);
@@ -179,7 +178,8 @@ impl<'d, 's> Table<'d, 's> {
 impl Drop for Table<'_, '_> {
     fn drop(&mut self) {
         let asked = self.asked.borrow();
-        for (name, _) in self.entries.iter().filter(|(name, _)| !asked.contains(&**name.get_ref())) {
+        for (name, _) in self.entries.iter().filter(|(name, _)| !asked.contains(&**name.get_ref()))
+        {
             let key: &str = name.get_ref();
             let hint = match nearest(key, &asked) {
                 Some(near) => format!("did you mean \"{near}\"?"),

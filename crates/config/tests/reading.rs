@@ -75,7 +75,8 @@ fn syntax_errors_are_reported_beside_the_others() {
 
 #[test]
 fn no_source_makes_it_panic() {
-    for source in ["", "\u{feff}", "\"é = \n[é", "[[[[", "a = \"\u{1F600}\nb", "a.b.c = 1\n[a]\n"] {
+    for source in ["", "\u{feff}", "\"é = \n[é", "[[[[", "a = \"\u{1F600}\nb", "a.b.c = 1\n[a]\n"]
+    {
         let document = Document::parse(source);
         drop(document.root());
         if let Err(found) = document.finish() {

@@ -84,7 +84,8 @@ impl HealthCheck {
     pub fn probed(&mut self, outcome: ProbeOutcome) -> Option<Health> {
         use Health::{Down, Probing, Ready};
         let (needed, next) = match (self.health, outcome) {
-            (Ready, ProbeOutcome::Ready) | (Down, ProbeOutcome::Failed | ProbeOutcome::NotReady) => {
+            (Ready, ProbeOutcome::Ready)
+            | (Down, ProbeOutcome::Failed | ProbeOutcome::NotReady) => {
                 self.streak = 0;
                 return None;
             }

@@ -230,8 +230,7 @@ mod tests {
     fn no_policy_picks_what_is_excluded_and_each_finds_what_is_left() {
         for n in [1, 2, 5, 33, 200] {
             let (fleet, turn, mut rng) = (fleet(n), AtomicUsize::new(0), Rng::new(3));
-            let context =
-                Context { now: Time::default(), report_ttl: Duration::ZERO, turn: &turn };
+            let context = Context { now: Time::default(), report_ttl: Duration::ZERO, turn: &turn };
             for &(name, policy) in Policy::NAMES {
                 let only: *const Endpoint = &raw const fleet[n / 2];
                 let chosen = pick(policy, &fleet, |e| !std::ptr::eq(e, only), &context, &mut rng);

@@ -32,14 +32,14 @@ struct Answer {
     head: Box<ResponseHeader>,
     body: Vec<Bytes>,
     /// What has not been read yet, if the answer is longer than is held.
-    rest: Option<EndpointSession>,
+    rest: Option<Box<EndpointSession>>,
 }
 
 /// How one attempt failed.
 struct Failure {
     refusal: Refusal,
     /// The answer that said so, to be passed on if there is no other.
-    answer: Option<Answer>,
+    answer: Option<Box<Answer>>,
 }
 
 /// Receives the body, sends the request until an endpoint answers, and answers the caller.
@@ -70,7 +70,9 @@ pub async fn forward(
         left = session.downstream_session.read_body_or_idle(true) => Err(caller_left(left)),
     };
     match outcome {
-        Ok((answer, endpoint)) => respond(session, request, target, answer, &endpoint, connector).await,
+        Ok((answer, endpoint)) => {
+            respond(session, request, target, answer, &endpoint, connector).await
+        }
         Err(refusal) => {
             // Attempts that were under way are over, and nobody is to blame for that.
             request.attempts.iter_mut().for_each(|attempt| attempt.answered(false));
@@ -162,7 +164,8 @@ async fn attempts(
             // All that are ready were tried: the last failure says more than that.
             Err(none) => return last.map_or(Err(none), give_up(request)),
         };
-        let failure = match attempt(request, target, &endpoint, head, body, limits, connector).await {
+        let failure = match attempt(request, target, &endpoint, head, body, limits, connector).await
+        {
             Ok(answer) => {
                 count_attempt(target, &endpoint.state, "answered");
                 return Ok((answer, endpoint));
@@ -179,12 +182,10 @@ async fn attempts(
 }
 
 /// What the caller gets when nothing is left to try: the endpoint's own answer if it gave one.
-fn give_up(
-    request: &Request,
-) -> impl FnOnce(Failure) -> Result<(Answer, Arc<Endpoint>), Refusal> {
+fn give_up(request: &Request) -> impl FnOnce(Failure) -> Result<(Answer, Arc<Endpoint>), Refusal> {
     let endpoint = request.attempts.last().map(|picked| Arc::clone(&picked.endpoint));
     |failure| match (failure.answer, endpoint) {
-        (Some(answer), Some(endpoint)) => Ok((answer, endpoint)),
+        (Some(answer), Some(endpoint)) => Ok((*answer, endpoint)),
         _ => Err(failure.refusal),
     }
 }
@@ -241,7 +242,7 @@ fn asks_for_another(answer: Answer) -> Result<Answer, Failure> {
     let stated = answer.head.headers.get(header::REASON).and_then(|value| value.to_str().ok());
     let reason = stated.and_then(Reason::from_code).unwrap_or(Reason::QueueFull);
     let refusal = Refusal::new(reason, "the endpoint refused the request");
-    Err(Failure { refusal, answer: Some(answer) })
+    Err(Failure { refusal, answer: Some(Box::new(answer)) })
 }
 
 /// Sends the request and reads the answer, up to the bound that is held.
@@ -272,7 +273,7 @@ async fn exchange(
         held += chunk.len() as u64;
         body.push(chunk);
         if held > limits.buffer {
-            return Ok(Answer { head, body, rest: Some(session) });
+            return Ok(Answer { head, body, rest: Some(Box::new(session)) });
         }
     }
     connector
@@ -321,22 +322,21 @@ async fn respond(
 async fn stream_rest(
     session: &mut Session,
     request: &Request,
-    mut rest: EndpointSession,
+    mut rest: Box<EndpointSession>,
     endpoint: &Endpoint,
     connector: &Connector,
 ) -> pingora::Result<()> {
     let deadline = request.deadline.unwrap_or(Instant::now() + Duration::from_secs(3600));
     loop {
         let read = timeout_at(deadline.into(), rest.read_response_body()).await;
-        let Some(chunk) = read.or_err(ErrorType::ReadTimedout, "the rest of a long answer")?? else {
+        let Some(chunk) = read.or_err(ErrorType::ReadTimedout, "the rest of a long answer")??
+        else {
             break;
         };
         session.write_response_body(Some(chunk), false).await?;
     }
     session.write_response_body(None, true).await?;
-    connector
-        .release_http_session(rest, &endpoint.peer, endpoint.peer.options.idle_timeout)
-        .await;
+    connector.release_http_session(*rest, &endpoint.peer, endpoint.peer.options.idle_timeout).await;
     Ok(())
 }
 
