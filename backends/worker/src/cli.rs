@@ -102,6 +102,8 @@ fn init_log(form: LogForm) {
         LogForm::Text => builder.try_init(),
         LogForm::Json => builder.json().flatten_event(true).try_init(),
     });
+    // A panic (the engine's are contained) is one line of the log like any other.
+    std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "panicked")));
 }
 
 fn complain(status: u8, error: &dyn std::fmt::Display) -> ExitCode {

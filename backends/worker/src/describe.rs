@@ -2,8 +2,9 @@
 
 use crate::app::{App, ModelPath};
 use crate::lifecycle::Phase;
+use crate::model_config::Versions;
 use crate::refusal::{Refusal, json};
-use crate::repository::{Version, Versions};
+use crate::repository::Version;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use forebay_protocol::Reason;
@@ -136,7 +137,7 @@ fn tensor_config(tensor: &TensorMetadata, version: &Version, batched: bool) -> s
         Datatype::Bytes => "STRING",
         datatype => datatype.as_str(),
     };
-    let mut described = version.config.input.iter().chain(&version.config.output);
+    let mut described = version.config.tensors.iter();
     let description = described.find(|t| t.name == tensor.name).map(|t| t.description.as_str());
     serde_json::json!({
         "name": tensor.name,

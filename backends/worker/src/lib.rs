@@ -19,7 +19,7 @@
 //! | `queue` | a bounded line per model, served in turn |
 //! | `executor` | a fixed pool of threads that runs the engine |
 //! | `describe` | metadata, health, index, metrics |
-//! | `repository`, `loader` | models on disk, and how they become ready |
+//! | `repository`, `model_config`, `loader` | models on disk, and how they become ready |
 //! | `report`, `metrics` | what the worker says of itself |
 //! | `refusal` | every error, with its reason |
 //!
@@ -42,6 +42,7 @@ mod infer;
 mod lifecycle;
 mod loader;
 mod metrics;
+mod model_config;
 mod queue;
 mod refusal;
 mod report;
@@ -50,4 +51,5 @@ mod server;
 
 pub use cli::main;
 pub use config::Options;
+pub use lifecycle::{Lifecycle, Phase};
 pub use server::{StartError, Worker};

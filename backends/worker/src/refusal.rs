@@ -2,7 +2,7 @@
 
 use axum::response::{IntoResponse, Response};
 use forebay_protocol::oip::{EncodeError, ErrorBody, ParseError};
-use forebay_protocol::{Blame, Reason, header as names};
+use forebay_protocol::{Reason, header as names};
 use http::{HeaderValue, StatusCode, header};
 
 /// A request that was not answered with what it asked for.
@@ -45,9 +45,12 @@ impl From<EncodeError> for Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let Self { reason, message: error } = self;
-        match reason.blame() {
-            Blame::Caller => tracing::debug!(reason = reason.code(), error, "refused"),
-            _ => tracing::warn!(reason = reason.code(), error, "failed"),
+        // What callers or overload can cause by the thousand is counted, not logged.
+        match reason {
+            Reason::InferenceFailed | Reason::Internal => {
+                tracing::warn!(reason = reason.code(), error, "failed");
+            }
+            _ => tracing::debug!(reason = reason.code(), error, "refused"),
         }
         let mut response = json(reason.status(), &ErrorBody { error });
         let headers = response.headers_mut();

@@ -1,4 +1,4 @@
-//! The models on disk: `<model>/<version>/model.onnx`, and what `<model>/model.toml` says of them.
+//! The models on disk: `<model>/<version>/model.onnx`.
 //!
 //! One broken model must not keep the others from being served, so each keeps its own error, which
 //! the index, the log and the readiness call repeat. Names become paths and labels, so they are
@@ -6,13 +6,13 @@
 
 use crate::config::Options;
 use crate::metrics::Metrics;
+use crate::model_config::{ModelConfig, Versions};
 use crate::queue::LineId;
 use crate::refusal::Refusal;
 use forebay_protocol::Reason;
 use forebay_protocol::metric::worker as metric;
 use forebay_tract as engine;
 use metrics::{Counter, Histogram};
-use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -56,101 +56,6 @@ pub(crate) struct Version {
     pub(crate) answered: Counter,
     pub(crate) queue_seconds: Histogram,
     pub(crate) execute_seconds: Histogram,
-}
-
-/// `model.toml`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct ModelConfig {
-    /// For people.
-    pub(crate) description: String,
-    /// Which versions are served.
-    pub(crate) versions: Versions,
-    /// Most rows in one request, for models whose rows are independent; 1: no batches.
-    pub(crate) max_batch: usize,
-    /// Requests that may wait, if not as the worker says.
-    pub(crate) queue: Option<usize>,
-    /// Take and give NaN and infinities.
-    pub(crate) allow_non_finite: bool,
-    /// Load quantised graphs, which the engine may fold wrongly.
-    pub(crate) allow_quantized: bool,
-    /// Narrows and describes inputs.
-    pub(crate) input: Vec<TensorConfig>,
-    /// Narrows and describes outputs.
-    pub(crate) output: Vec<TensorConfig>,
-    /// Input shapes to warm up with, where 1 for each open dimension does not fit.
-    pub(crate) warm_up: BTreeMap<String, Vec<usize>>,
-}
-
-impl Default for ModelConfig {
-    fn default() -> Self {
-        Self {
-            description: String::new(),
-            versions: Versions::Latest,
-            max_batch: 32,
-            queue: None,
-            allow_non_finite: false,
-            allow_quantized: false,
-            input: Vec::new(),
-            output: Vec::new(),
-            warm_up: BTreeMap::new(),
-        }
-    }
-}
-
-/// One input or output in `model.toml`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct TensorConfig {
-    pub(crate) name: String,
-    /// A shape within the file's; -1 stays open.
-    #[serde(default)]
-    pub(crate) shape: Option<Vec<i64>>,
-    #[serde(default)]
-    pub(crate) description: String,
-}
-
-/// Which versions are served.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "toml::Value")]
-pub(crate) enum Versions {
-    /// The highest number.
-    Latest,
-    /// Every one.
-    All,
-    /// These.
-    Only(Vec<u64>),
-}
-
-impl TryFrom<toml::Value> for Versions {
-    type Error = String;
-    fn try_from(value: toml::Value) -> Result<Self, String> {
-        match value.as_str() {
-            Some("latest") => return Ok(Self::Latest),
-            Some("all") => return Ok(Self::All),
-            _ => {}
-        }
-        let number = |value: &toml::Value| value.as_integer().and_then(|n| u64::try_from(n).ok());
-        let numbers = value.as_array().and_then(|list| list.iter().map(number).collect());
-        numbers.map(Self::Only).ok_or_else(|| {
-            let expected = "\"latest\", \"all\" or a list of versions such as [1, 3]";
-            format!("expected {expected}, found {value:?}")
-        })
-    }
-}
-
-impl ModelConfig {
-    /// What the engine has to know.
-    pub(crate) fn load_options(&self) -> engine::LoadOptions {
-        let tensors = self.input.iter().chain(&self.output);
-        let shape = |tensor: &TensorConfig| Some((tensor.name.clone(), tensor.shape.clone()?));
-        engine::LoadOptions {
-            max_batch: self.max_batch,
-            shapes: tensors.filter_map(shape).collect(),
-            warm_up: self.warm_up.clone(),
-            allow_quantized: self.allow_quantized,
-        }
-    }
 }
 
 impl Repository {
@@ -297,7 +202,7 @@ impl Model {
             return Err(failed(&format_args!("expected at most {MAX_CONFIG} bytes, found {size}")));
         }
         let text = std::fs::read_to_string(&path).map_err(|error| failed(&error))?;
-        toml::from_str(&text).map_err(|error| failed(&error))
+        ModelConfig::parse(&text).map_err(|error| failed(&error))
     }
 
     /// The numbers that are there and wanted; at least one.

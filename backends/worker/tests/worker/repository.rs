@@ -33,7 +33,7 @@ async fn broken_models_are_named_and_the_others_are_served() {
         ("empty", "expected an ONNX model"),
         ("hollow", "hollow/1/model.onnx"),
         ("versionless", "expected a directory such as 1/"),
-        ("badtoml", "unknown field `max_batches`"),
+        ("badtoml", "max_batches: unknown key, did you mean"),
         ("badshape", "expected a shape within [-1, 4], found [-1, 5]"),
     ] {
         let entry = index.iter().find(|entry| entry["name"] == name).unwrap();
