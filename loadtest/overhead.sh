@@ -60,7 +60,12 @@ ticks() {
     echo "$sum"
 }
 
-median() { sort -n | awk '{ v[NR] = $1 } END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
+# Median of the lines of standard input, with so many decimals.
+median() {
+    sort -n | awk -v f="%.$1f\n" '{ v[NR] = $1 } END {
+        printf f, NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2
+    }'
+}
 
 fill() { # template -> file, with this run's ports
     sed -e "s|@LISTEN@|$listen|g" -e "s|@BACKEND@|$backend|g" -e "s|@ADMIN@|$admin|g" \
@@ -126,9 +131,14 @@ measure() {
         function ms(t) { return t ~ /us$/ ? t / 1000 : t ~ /ms$/ ? t + 0 : t * 1000 }
         /Requests\/sec/ { rate = $2 }
         $1 == "99%" { p99 = ms($2) }
-        END { printf "%.0f %.3f %.2f %.2f\n", rate, p99, ticks / hz / n * 1e6, ticks / hz / s }
+        END {
+            if (n + 0 == 0) { n = 1 }
+            printf "%.0f %.2f %.1f %.2f\n", rate, p99, ticks / hz / n * 1e6, ticks / hz / s
+        }
     ' <<< "$out"
 }
+
+neighbours=$(cut -d' ' -f1 /proc/loadavg)
 
 # --- what there is
 command -v wrk > /dev/null || die "wrk is not installed (apt-get install wrk)"
@@ -181,29 +191,30 @@ for round in $(seq "$rounds"); do
 done
 
 # --- the table
-column() { awk -v n="$2" '{ print $n }' "$1" | median; }
+column() { awk -v n="$2" '{ print $n }' "$1" | median "$3"; }
 table() {
     echo "Proxy overhead: keep-alive POST of 1 KiB, answer of 300 bytes, one worker thread, medians of" \
         "$rounds alternating runs of $seconds s. The proxy runs on one core, wrk and the backend on another."
     echo
     echo "- Command: \`loadtest/overhead.sh\`, $(date -u +%Y-%m-%d)"
     echo "- Machine: $(nproc) cores, $(sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | head -n 1), Linux $(uname -r)"
+    echo "- Load average of the machine before the start: $neighbours"
     echo
     echo "| proxy | version | connections | requests/s | p99 ms | CPU us/request | cores in use | CPU / nginx | CPU / empty Pingora |"
     echo "|---|---|---|---|---|---|---|---|---|"
     for c in $connections; do
         for peer in $present; do
             [ -s "$work/$peer.$c" ] || continue
-            cpu=$(column "$work/$peer.$c" 3)
+            cpu=$(column "$work/$peer.$c" 3 1)
             for base in nginx empty; do
                 if [ -s "$work/$base.$c" ]; then
-                    ratio=$(awk -v a="$cpu" -v b="$(column "$work/$base.$c" 3)" 'BEGIN { printf "%.2f", a / b }')
+                    ratio=$(awk -v a="$cpu" -v b="$(column "$work/$base.$c" 3 1)" 'BEGIN { printf "%.2f", a / b }')
                 else
                     ratio=–
                 fi
                 printf -v "of_$base" %s "$ratio"
             done
-            echo "| $peer | $(version_of "$peer") | $c | $(column "$work/$peer.$c" 1) | $(column "$work/$peer.$c" 2) | $cpu | $(column "$work/$peer.$c" 4) | $of_nginx | $of_empty |"
+            echo "| $peer | $(version_of "$peer") | $c | $(column "$work/$peer.$c" 1 0) | $(column "$work/$peer.$c" 2 2) | $cpu | $(column "$work/$peer.$c" 4 2) | $of_nginx | $of_empty |"
         done
     done
 }

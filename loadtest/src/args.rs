@@ -4,10 +4,13 @@ use crate::arrivals::Spacing;
 use crate::distribution::Distribution;
 use crate::objective::Objective;
 use crate::plan::Plan;
-use crate::scenario::{Batch, Encoding, Load, Phase, Priority, Request, Scenario, With};
-use crate::target::Protocol;
+use crate::scenario::{
+    Ask, Encoding, Header, Infer, Load, Phase, Priority, Request, Scenario, Shape,
+};
+use crate::target::{Protocol, Target};
+use crate::tensor::Range;
 use crate::units::{Rate, Span};
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -185,11 +188,11 @@ struct RequestArgs {
 
     /// Shape of an input whose dimensions are not all fixed (ids:1,128)
     #[arg(long, value_name = "INPUT:N,…", requires = "model")]
-    shape: Vec<String>,
+    shape: Vec<Shape>,
 
     /// Random values lie from LOW up to, not including, HIGH [default: 0..1, integers 0..100]
-    #[arg(long, value_name = "LOW..HIGH", requires = "model", value_parser = range)]
-    range: Option<(f64, f64)>,
+    #[arg(long, value_name = "LOW..HIGH", requires = "model")]
+    range: Option<Range>,
 
     /// Send these files, JSON inference requests, instead of random tensors
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "model")]
@@ -208,8 +211,8 @@ struct RequestArgs {
     body: Option<PathBuf>,
 
     /// A header of every request
-    #[arg(long, short = 'H', value_name = "NAME: VALUE", value_parser = header)]
-    header: Vec<(String, String)>,
+    #[arg(long, short = 'H', value_name = "NAME: VALUE")]
+    header: Vec<Header>,
 
     /// Send x-request-deadline
     #[arg(long, value_name = "TIME")]
@@ -364,53 +367,34 @@ impl RunArgs {
 
 impl RequestArgs {
     fn described(&self, url: &str) -> anyhow::Result<Request> {
-        let with = With {
+        let ask = match (&self.model, &self.path) {
+            (Some(model), _) => Ask::Infer(Infer {
+                model: model.clone(),
+                version: self.model_version.clone(),
+                encoding: self.encoding.unwrap_or_default(),
+                batch: self.batch.clone(),
+                distinct: self.distinct,
+                zipf: self.zipf.unwrap_or(0.0),
+                shape: self.shape.clone(),
+                range: self.range,
+                input: self.input.clone(),
+            }),
+            (None, path) => Ask::Http {
+                method: self.method.clone(),
+                path: match path {
+                    Some(path) => path.clone(),
+                    None => Target::parse(url)?.path.to_string(),
+                },
+                body: self.body.clone(),
+            },
+        };
+        Ok(Request {
             weight: 1.0,
             deadline: self.deadline,
             priority: self.priority,
             demand: self.demand,
-            headers: self.header.iter().cloned().collect(),
-        };
-        let Some(model) = &self.model else {
-            let path = match &self.path {
-                Some(path) => path.clone(),
-                None => crate::target::Target::parse(url)?.path.to_string(),
-            };
-            let (method, body) = (self.method.clone(), self.body.clone());
-            return Ok(Request::Http { method, path, body, with });
-        };
-        Ok(Request::Infer {
-            model: model.clone(),
-            version: self.model_version.clone(),
-            encoding: self.encoding.unwrap_or_default(),
-            batch: self.batch.iter().map(|size| Batch { size: *size, weight: 1.0 }).collect(),
-            distinct: self.distinct,
-            zipf: self.zipf.unwrap_or(0.0),
-            shape: self.shape.iter().map(|text| shape(text)).collect::<anyhow::Result<_>>()?,
-            range: self.range,
-            input: self.input.clone(),
-            with,
+            headers: self.header.clone(),
+            ask,
         })
     }
-}
-
-fn shape(text: &str) -> anyhow::Result<(String, Vec<u64>)> {
-    let wrong = || format!("expected a shape such as ids:1,128, found \"{text}\"");
-    let (name, sizes) = text.rsplit_once(':').with_context(wrong)?;
-    let sizes: Result<Vec<u64>, _> = sizes.split(',').map(|size| size.trim().parse()).collect();
-    Ok((name.to_owned(), sizes.with_context(wrong)?))
-}
-
-fn range(text: &str) -> Result<(f64, f64), String> {
-    let parsed = text
-        .split_once("..")
-        .and_then(|(low, high)| Some((low.trim().parse().ok()?, high.trim().parse().ok()?)));
-    parsed.ok_or_else(|| format!("expected a range such as 0..256, found \"{text}\""))
-}
-
-fn header(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text
-        .split_once(':')
-        .ok_or_else(|| format!("expected a header such as \"name: value\", found \"{text}\""))?;
-    Ok((name.trim().to_owned(), value.trim().to_owned()))
 }

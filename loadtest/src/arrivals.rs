@@ -12,8 +12,7 @@ use std::f64::consts::TAU;
 use std::sync::Arc;
 
 /// How arrivals are spaced at a given rate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spacing {
     /// Evenly: nothing is random.
     Constant,

@@ -32,36 +32,35 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let status = match cli.command {
         Command::Run(args) => run(&args),
-        Command::Backend(args) => crate::synthetic::serve(&args).map(|()| OK),
+        Command::Backend(args) => crate::synthetic::serve(&args).map(|()| OK).map_err(Fault::Run),
     };
-    match status {
-        Ok(status) => ExitCode::from(status),
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "forebay-load: {error:#}");
-            ExitCode::from(if error.is::<Usage>() { USAGE } else { INVALID })
-        }
-    }
+    let (status, error) = match status {
+        Ok(status) => return ExitCode::from(status),
+        Err(Fault::Usage(error)) => (USAGE, error),
+        Err(Fault::Run(error)) => (INVALID, error),
+    };
+    let text = format!("{error:#}");
+    // Errors in a file bring their own places along.
+    let prefix = if text.contains('\n') { "" } else { "forebay-load: " };
+    let _ = writeln!(std::io::stderr(), "{prefix}{text}");
+    ExitCode::from(status)
 }
 
-/// Marks an error as one of the user's.
-#[derive(Debug)]
-struct Usage;
-
-impl std::fmt::Display for Usage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("can't run")
-    }
+/// Why there is no result, which decides the exit status.
+enum Fault {
+    /// The command line or the scenario.
+    Usage(anyhow::Error),
+    /// The run.
+    Run(anyhow::Error),
 }
 
-fn run(args: &RunArgs) -> anyhow::Result<u8> {
-    let plan = args
-        .scenario()
-        .and_then(|scenario| Ok(Plan::new(scenario)?))
-        .map(|plan| args.finish(plan))
-        .context(Usage)?;
+fn run(args: &RunArgs) -> Result<u8, Fault> {
+    let scenario = args.scenario().map_err(Fault::Usage)?;
+    let plan = Plan::new(scenario).map_err(|error| Fault::Usage(error.into()))?;
     let progress = !args.quiet && std::io::stderr().is_terminal();
-    let report = run::run(plan, Options { progress, wait: args.wait() })?;
-    print(args, &report)?;
+    let options = Options { progress, wait: args.wait() };
+    let report = run::run(args.finish(plan), options).map_err(|error| Fault::Run(error.into()))?;
+    print(args, &report).map_err(Fault::Run)?;
     Ok(match (report.is_valid(), report.met()) {
         (false, _) => INVALID,
         (true, false) => MISSED,

@@ -5,7 +5,6 @@
 //! Drawn from a seeded generator, so that two policies can be given the very same demands.
 
 use crate::units::Span;
-use serde::{Deserialize, Deserializer};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -92,12 +91,6 @@ impl FromStr for Distribution {
 
     fn from_str(text: &str) -> Result<Self, DistributionError> {
         parse(text).ok_or_else(|| DistributionError(text.to_owned()))
-    }
-}
-
-impl<'de> Deserialize<'de> for Distribution {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 

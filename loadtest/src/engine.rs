@@ -8,6 +8,7 @@
 
 use crate::arrivals::Arrivals;
 use crate::check::Check;
+use crate::lane::{Job, Lane};
 use crate::link::{Answer, Failure, Link, Links};
 use crate::pace::Timer;
 use crate::plan::{Load, Plan};
@@ -17,13 +18,10 @@ use forebay_protocol::header::{ENDPOINT, REASON, VARIANT};
 use http::HeaderName;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -112,29 +110,6 @@ struct Dispatch {
     idle: Vec<Rc<Lane>>,
     lanes: usize,
     pending: VecDeque<Job>,
-}
-
-/// A request to be made.
-#[derive(Debug, Clone, Copy)]
-struct Job {
-    index: u64,
-    intended: Duration,
-    /// When the generator took it up, if it then had to wait for a lane.
-    taken: Option<Duration>,
-}
-
-/// What others may tell a lane while it waits.
-#[derive(Default)]
-struct Lane {
-    /// Do this.
-    job: Cell<Option<Job>>,
-    /// There will be nothing to do any more.
-    closing: Cell<bool>,
-    /// When the request that is under way is given up.
-    deadline: Cell<Option<Duration>>,
-    /// Give it up.
-    overdue: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
 }
 
 /// This thread's share of the arrivals: every n-th.
@@ -237,8 +212,7 @@ impl Engine {
             };
             if let Some(lane) = dispatch.idle.pop() {
                 drop(dispatch);
-                lane.job.set(Some(job));
-                lane.wake();
+                lane.assign(job);
             } else if dispatch.lanes < self.most_lanes {
                 drop(dispatch);
                 self.add_lane(Some(job));
@@ -271,8 +245,7 @@ impl Engine {
         let idle = std::mem::take(&mut dispatch.idle);
         drop(dispatch);
         for lane in idle {
-            lane.closing.set(true);
-            lane.wake();
+            lane.close();
         }
     }
 
@@ -318,7 +291,7 @@ impl Engine {
             dispatch.feed.as_ref()?;
             dispatch.idle.push(Rc::clone(lane));
         }
-        link.idle(lane.job()).await
+        link.idle(lane.next()).await
     }
 
     /// The closed loop's next job, until the time is up.
@@ -443,59 +416,7 @@ async fn watch_deadlines(engine: Rc<Engine>) {
         tokio::time::sleep(step).await;
         let now = engine.now();
         for lane in engine.lanes.borrow().iter() {
-            if lane.deadline.get().is_some_and(|deadline| deadline <= now) {
-                lane.overdue.set(true);
-                lane.wake();
-            }
+            lane.check(now);
         }
-    }
-}
-
-impl Lane {
-    /// Waits for `event`, but not beyond `deadline`.
-    async fn until<T>(&self, deadline: Duration, event: impl Future<Output = T>) -> Option<T> {
-        self.overdue.set(false);
-        self.deadline.set(Some(deadline));
-        let mut event = pin!(event);
-        let result = poll_fn(|cx| {
-            if let Poll::Ready(value) = event.as_mut().poll(cx) {
-                return Poll::Ready(Some(value));
-            }
-            if self.overdue.get() {
-                return Poll::Ready(None);
-            }
-            self.listen(cx.waker());
-            Poll::Pending
-        })
-        .await;
-        self.deadline.set(None);
-        result
-    }
-
-    fn listen(&self, waker: &Waker) {
-        let mut mine = self.waker.borrow_mut();
-        if !mine.as_ref().is_some_and(|mine| mine.will_wake(waker)) {
-            *mine = Some(waker.clone());
-        }
-    }
-
-    fn wake(&self) {
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
-    }
-
-    /// The job that is put here, or `None` when there will be none.
-    fn job(&self) -> impl Future<Output = Option<Job>> {
-        poll_fn(|cx| {
-            if let Some(job) = self.job.take() {
-                return Poll::Ready(Some(job));
-            }
-            if self.closing.get() {
-                return Poll::Ready(None);
-            }
-            self.listen(cx.waker());
-            Poll::Pending
-        })
     }
 }

@@ -3,7 +3,7 @@
 use crate::link::{Answer, Outgoing};
 use crate::plan::Plan;
 use crate::request::{RequestError, Size, mix, take_room};
-use crate::scenario::{Encoding, Request};
+use crate::scenario::{Encoding, Infer, Shape};
 use crate::target::{Protocol, Target};
 use crate::tensor::{Data, Datatype, MAX_ELEMENTS, Range};
 use bytes::Bytes;
@@ -56,7 +56,7 @@ pub enum InferError {
     /// A dynamic dimension that is not the batch.
     #[error(
         "input \"{input}\" has the shape {found:?}: expected its dynamic dimensions to be given, \
-         as --shape {input}:… or shape.{input} = […]"
+         --shape {input}:1,… or shape = [\"{input}:1,…\"]"
     )]
     Dynamic {
         /// The input.
@@ -151,10 +151,8 @@ impl Random {
     ///
     /// # Errors
     /// No usable answer, or dimensions that nobody has given.
-    pub async fn new(plan: &Plan, request: &Request) -> Result<Self, InferError> {
-        let Request::Infer { model, version, encoding, range, shape, .. } = request else {
-            return Ok(Self { inputs: Vec::new(), encoding: Encoding::Json, range: None, seed: 0 });
-        };
+    pub async fn new(plan: &Plan, infer: &Infer) -> Result<Self, InferError> {
+        let Infer { model, version, encoding, range, shape, .. } = infer;
         let path = path(plan.target.base(), model, version.as_deref());
         let fail = |what: String| InferError::Metadata {
             url: format!("http://{}{path}", plan.target.authority),
@@ -173,7 +171,7 @@ impl Random {
         Ok(Self {
             inputs: inputs(metadata, shape)?,
             encoding: *encoding,
-            range: range.map(|(low, high)| Range { low, high }),
+            range: *range,
             seed: plan.seed,
         })
     }
@@ -272,12 +270,9 @@ struct Parameters {
     binary_data_size: usize,
 }
 
-fn inputs(
-    metadata: Metadata,
-    given: &BTreeMap<String, Vec<u64>>,
-) -> Result<Vec<Input>, InferError> {
-    if let Some(found) = given.keys().find(|name| metadata.inputs.iter().all(|i| i.name != **name))
-    {
+fn inputs(metadata: Metadata, given: &[Shape]) -> Result<Vec<Input>, InferError> {
+    let is_unknown = |shape: &&Shape| metadata.inputs.iter().all(|input| input.name != shape.input);
+    if let Some(Shape { input: found, .. }) = given.iter().find(is_unknown) {
         let known: Vec<&str> = metadata.inputs.iter().map(|input| input.name.as_str()).collect();
         return Err(InferError::NoInput { found: found.clone(), known: known.join(", ") });
     }
@@ -285,8 +280,8 @@ fn inputs(
     for Description { name, datatype: word, shape } in metadata.inputs {
         let datatype =
             word.parse().map_err(|what| InferError::Datatype { input: name.clone(), what })?;
-        let shape = match given.get(&name) {
-            Some(given) => given.iter().copied().map(Some).collect(),
+        let shape = match given.iter().find(|given| given.input == name) {
+            Some(given) => given.sizes.iter().copied().map(Some).collect(),
             None => dimensions(&name, &shape)?,
         };
         inputs.push(Input { name, datatype, word, shape });
@@ -323,7 +318,10 @@ mod tests {
 
     fn random(encoding: Encoding, metadata: &str, given: &[(&str, &[u64])]) -> Random {
         let metadata = serde_json::from_str(metadata).unwrap();
-        let given = given.iter().map(|(n, s)| ((*n).to_owned(), s.to_vec())).collect();
+        let given: Vec<Shape> = given
+            .iter()
+            .map(|(input, sizes)| Shape { input: (*input).to_owned(), sizes: sizes.to_vec() })
+            .collect();
         Random { inputs: inputs(metadata, &given).unwrap(), encoding, range: None, seed: 1 }
     }
 
@@ -363,12 +361,12 @@ mod tests {
     #[test]
     fn a_dynamic_dimension_is_asked_for_and_can_be_given() {
         let metadata = r#"{"inputs":[{"name":"ids","datatype":"INT64","shape":[-1,-1]}]}"#;
-        let error = inputs(serde_json::from_str(metadata).unwrap(), &BTreeMap::new()).unwrap_err();
+        let error = inputs(serde_json::from_str(metadata).unwrap(), &[]).unwrap_err();
         assert!(error.to_string().contains("--shape ids:"), "{error}");
         let mut room = 1 << 20;
         let size = random(Encoding::Json, metadata, &[("ids", &[1, 7])]);
         assert!(size.make(1, 1, &HeaderMap::new(), &mut room).is_ok());
-        let given = BTreeMap::from([("idz".to_owned(), vec![1])]);
+        let given = ["idz:1".parse().unwrap()];
         let error = inputs(serde_json::from_str(metadata).unwrap(), &given).unwrap_err();
         assert_eq!(error.to_string(), "expected a shape for one of the inputs ids, found \"idz\"");
     }

@@ -14,7 +14,7 @@
 //! | [`plan`] | what runs: parsed and checked once; [`arrivals`], [`replay`], [`objective`], [`target`] |
 //! | [`request`] | all bodies, made before the clock starts; [`infer`] from a model's metadata, [`tensor`] |
 //! | [`run`] | threads, progress line, Ctrl-C |
-//! | [`engine`] | lanes and the clock that feeds them; [`pace`] wakes it, [`link`] is a connection |
+//! | [`engine`] | lanes and the clock that feeds them; `lane` carries one request at a time, [`pace`] wakes it, [`link`] is a connection |
 //! | [`check`] | is the answer right? |
 //! | [`record`] | counts and histograms |
 //! | [`report`], [`table`], [`progress`] | what comes out |
@@ -29,6 +29,7 @@ pub mod cli;
 pub mod distribution;
 pub mod engine;
 pub mod infer;
+mod lane;
 pub mod link;
 pub mod objective;
 pub mod pace;

@@ -5,7 +5,6 @@
 
 use crate::record::Record;
 use crate::units::{self, Rate, Span, UnitError};
-use serde::{Deserialize, Deserializer};
 use std::fmt;
 use std::str::FromStr;
 
@@ -158,12 +157,6 @@ impl FromStr for Objective {
             }
         };
         Ok(Self { measure, comparison, bound })
-    }
-}
-
-impl<'de> Deserialize<'de> for Objective {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 

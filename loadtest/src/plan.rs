@@ -8,7 +8,7 @@ use crate::arrivals::{Phase, Shape, Source, Spacing};
 use crate::objective::Objective;
 use crate::record::Window;
 use crate::replay;
-use crate::scenario::{self, Load as Wish, Scenario};
+use crate::scenario::{self, Ask, Infer, Load as Wish, Scenario};
 use crate::target::{Protocol, Target, TargetError};
 use crate::units::{self, Rate, Span};
 use std::path::PathBuf;
@@ -98,12 +98,12 @@ pub enum PlanError {
         found: String,
     },
     /// The log can't be replayed.
-    #[error("{path}: {source}")]
+    #[error("{path}: {error}")]
     Replay {
         /// The log.
         path: PathBuf,
         /// Why.
-        source: replay::ReplayError,
+        error: replay::ReplayError,
     },
 }
 
@@ -264,15 +264,15 @@ fn replayed(
     if !(speed.is_finite() && speed > 0.0) {
         return Err(bounds("load.speed", "a number above 0", &speed.to_string()));
     }
-    let lines = replay::read(&path).map_err(|source| PlanError::Replay { path, source })?;
+    let lines = replay::read(&path).map_err(|error| PlanError::Replay { path, error })?;
     let first = lines.first().map_or(0.0, |line| line.time);
     let times: Vec<u64> =
         lines.iter().map(|line| units::nanos_of((line.time - first) / speed)).collect();
     let picks = lines.iter().map(|line| {
         let wanted = line.model.as_deref()?;
-        let found = requests.iter().position(|request| match request {
-            scenario::Request::Infer { model, .. } => model == wanted,
-            scenario::Request::Http { .. } => false,
+        let found = requests.iter().position(|request| match &request.ask {
+            Ask::Infer(infer) => infer.model == wanted,
+            Ask::Http { .. } => false,
         })?;
         u32::try_from(found).ok()
     });
@@ -282,34 +282,19 @@ fn replayed(
 }
 
 fn check_requests(requests: &[scenario::Request]) -> Result<(), PlanError> {
-    let weight = |what: &str, value: f64| {
-        if value.is_finite() && value > 0.0 {
-            Ok(())
-        } else {
-            Err(bounds(what, "a number above 0", &value.to_string()))
-        }
-    };
     for request in requests {
-        let (scenario::Request::Infer { with, .. } | scenario::Request::Http { with, .. }) =
-            request;
-        weight("weight", with.weight)?;
-        if let scenario::Request::Infer { batch, zipf, distinct, range, .. } = request {
-            for batch in batch {
-                weight("batch.weight", batch.weight)?;
-                if batch.size == 0 {
-                    return Err(bounds("batch.size", "at least 1", "0"));
-                }
+        if !(request.weight.is_finite() && request.weight > 0.0) {
+            return Err(bounds("weight", "a number above 0", &request.weight.to_string()));
+        }
+        if let Ask::Infer(Infer { batch, zipf, distinct, .. }) = &request.ask {
+            if batch.contains(&0) {
+                return Err(bounds("batch", "at least 1", "0"));
             }
             if !(0.0..=10.0).contains(zipf) {
                 return Err(bounds("zipf", "0 to 10", &zipf.to_string()));
             }
             if *distinct == Some(0) {
                 return Err(bounds("distinct", "at least 1", "0"));
-            }
-            if let Some((low, high)) = range
-                && !(low.is_finite() && high.is_finite() && low < high)
-            {
-                return Err(bounds("range", "low below high", &format!("{low} and {high}")));
             }
         }
     }

@@ -13,8 +13,10 @@ use std::time::Duration;
 
 /// Version of the JSON form.
 pub const SCHEMA: &str = "forebay-load/1";
-/// Own lag at the 99th percentile up to which a run is believed, in seconds.
+/// Own lag at the 99th percentile up to which a run is believed in any case, in seconds.
 pub const MOST_LAG: f64 = 0.001;
+/// The same as a share of the median service time: less than that can't change the picture.
+pub const MOST_LAG_SHARE: f64 = 0.1;
 /// Share of CPU time taken by the hypervisor from which a report mentions it.
 const MUCH_STOLEN: f64 = 0.01;
 /// Quantiles that reports state.
@@ -333,12 +335,13 @@ fn problems(plan: &Plan, record: &Record) -> Vec<String> {
         ));
     }
     let lag = record.lag.quantile(0.99);
-    if matches!(plan.load, Load::Open(_)) && lag > MOST_LAG {
+    let most = MOST_LAG.max(record.service.quantile(0.5) * MOST_LAG_SHARE);
+    if matches!(plan.load, Load::Open(_)) && lag > most {
         problems.push(format!(
             "the generator could not keep up: its own lag is {} at p99, more than {}; give it a \
              quieter core, --threads, or a lower rate",
             units::seconds(lag),
-            units::seconds(MOST_LAG)
+            units::seconds(most)
         ));
     }
     problems

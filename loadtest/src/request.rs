@@ -9,7 +9,7 @@ use crate::distribution::Distribution;
 use crate::infer::{self, InferError};
 use crate::link::Outgoing;
 use crate::plan::Plan;
-use crate::scenario::{Request, With};
+use crate::scenario::{Ask, Infer, Request};
 use bytes::Bytes;
 use forebay_protocol::header::REQUEST_DEADLINE;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
@@ -72,20 +72,20 @@ pub struct Draw<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
     /// A file can't be read.
-    #[error("{path}: {source}")]
+    #[error("{path}: {error}")]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// A file that is no inference request.
-    #[error("{path}: expected an inference request in JSON with \"inputs\", {source}")]
+    #[error("{path}: expected an inference request in JSON with \"inputs\", {error}")]
     Input {
         /// The file.
         path: PathBuf,
         /// What the parser said.
-        source: serde_json::Error,
+        error: serde_json::Error,
     },
     /// The bodies would not fit.
     #[error(
@@ -96,12 +96,12 @@ pub enum RequestError {
     #[error("{0}")]
     Http(#[from] http::Error),
     /// An inference that can't be made up.
-    #[error("model \"{model}\": {source}")]
+    #[error("model \"{model}\": {error}")]
     Infer {
         /// The model.
         model: String,
         /// Why.
-        source: InferError,
+        error: InferError,
     },
 }
 
@@ -119,9 +119,7 @@ impl Corpus {
         for request in &plan.requests {
             kinds.push(kind(plan, request, &mut room).await?);
         }
-        let weights = Weights::new(plan.requests.iter().map(|request| match request {
-            Request::Infer { with, .. } | Request::Http { with, .. } => with.weight,
-        }));
+        let weights = Weights::new(plan.requests.iter().map(|request| request.weight));
         Ok(Self { kinds, weights, seed: plan.seed, recorded: Arc::clone(&plan.recorded) })
     }
 
@@ -208,59 +206,74 @@ impl Weights {
 }
 
 async fn kind(plan: &Plan, request: &Request, room: &mut u64) -> Result<Kind, RequestError> {
-    let (with, label, method, path, check) = match request {
-        Request::Http { method, path, body, with } => {
-            let method = match (method, body) {
+    let base = headers(plan, request)?;
+    let mut kind = Kind {
+        label: String::new(),
+        check: Check::Status,
+        method: Method::POST,
+        uri: Uri::default(),
+        sizes: Vec::new(),
+        size_weights: Weights::new(std::iter::empty()),
+        popularity: None,
+        demand: request.demand,
+    };
+    let path = match &request.ask {
+        Ask::Http { method, path, body } => {
+            kind.method = match (method, body) {
                 (Some(method), _) => method.parse().map_err(http::Error::from)?,
                 (None, Some(_)) => Method::POST,
                 (None, None) => Method::GET,
             };
-            (with, format!("{method} {path}"), method, path.clone(), Check::Status)
-        }
-        Request::Infer { model, version, with, .. } => {
-            let path = infer::path(plan.target.base(), model, version.as_deref()) + "/infer";
-            (with, format!("infer {model}"), Method::POST, path, Check::Inference)
-        }
-    };
-    let uri = plan.target.uri(plan.protocol, &path)?;
-    let base = headers(plan, with)?;
-    let mut popularity = None;
-    let mut size_weights = Weights::new(std::iter::empty());
-    let sizes = match request {
-        Request::Http { body: None, .. } => {
-            vec![Size { headers: base, bodies: vec![Bytes::new()] }]
-        }
-        Request::Http { body: Some(path), .. } => {
-            vec![Size { headers: base, bodies: vec![read(&plan.base.join(path), room)?] }]
-        }
-        Request::Infer { input, zipf, .. } if !input.is_empty() => {
-            popularity = (*zipf > 0.0).then(|| Weights::zipf(input.len(), *zipf));
-            let mut headers = base;
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            vec![Size { headers, bodies: inputs(&plan.base, input, room)? }]
-        }
-        Request::Infer { model, batch, distinct, zipf, .. } => {
-            let fail = |source| RequestError::Infer { model: model.clone(), source };
-            let random = infer::Random::new(plan, request).await.map_err(fail)?;
-            size_weights = Weights::new(batch.iter().map(|batch| batch.weight));
-            let distinct = distinct.unwrap_or(infer::DEFAULT_DISTINCT);
-            popularity = (*zipf > 0.0).then(|| Weights::zipf(distinct, *zipf));
-            let batches: Vec<u64> = match batch.as_slice() {
-                [] => vec![1],
-                batches => batches.iter().map(|batch| batch.size).collect(),
+            kind.label = format!("{} {path}", kind.method);
+            let body = match body {
+                Some(path) => read(&plan.base.join(path), room)?,
+                None => Bytes::new(),
             };
-            let mut sizes = Vec::with_capacity(batches.len());
-            for batch in batches {
-                sizes.push(random.make(batch, distinct, &base, room).map_err(fail)?);
-            }
-            sizes
+            kind.sizes = vec![Size { headers: base, bodies: vec![body] }];
+            path.clone()
+        }
+        Ask::Infer(infer) => {
+            kind.label = format!("infer {}", infer.model);
+            kind.check = Check::Inference;
+            bodies(plan, infer, base, room, &mut kind).await?;
+            infer::path(plan.target.base(), &infer.model, infer.version.as_deref()) + "/infer"
         }
     };
-    let demand = with.demand;
-    Ok(Kind { label, check, method, uri, sizes, size_weights, popularity, demand })
+    kind.uri = plan.target.uri(plan.protocol, &path)?;
+    Ok(kind)
 }
 
-fn headers(plan: &Plan, with: &With) -> Result<HeaderMap, http::Error> {
+/// Makes the bodies of an inference, and how they are chosen.
+async fn bodies(
+    plan: &Plan,
+    infer: &Infer,
+    base: HeaderMap,
+    room: &mut u64,
+    kind: &mut Kind,
+) -> Result<(), RequestError> {
+    let distinct = if infer.input.is_empty() {
+        infer.distinct.unwrap_or(infer::DEFAULT_DISTINCT)
+    } else {
+        infer.input.len()
+    };
+    kind.popularity = (infer.zipf > 0.0).then(|| Weights::zipf(distinct, infer.zipf));
+    if !infer.input.is_empty() {
+        let mut headers = base;
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        kind.sizes = vec![Size { headers, bodies: inputs(&plan.base, &infer.input, room)? }];
+        return Ok(());
+    }
+    let fail = |error| RequestError::Infer { model: infer.model.clone(), error };
+    let random = infer::Random::new(plan, infer).await.map_err(fail)?;
+    kind.size_weights = Weights::new(infer.batch.iter().map(|_| 1.0));
+    let batches = if infer.batch.is_empty() { &[1][..] } else { &infer.batch };
+    for batch in batches {
+        kind.sizes.push(random.make(*batch, distinct, &base, room).map_err(fail)?);
+    }
+    Ok(())
+}
+
+fn headers(plan: &Plan, request: &Request) -> Result<HeaderMap, http::Error> {
     let mut headers = HeaderMap::new();
     if plan.protocol == crate::target::Protocol::Http1 {
         headers.insert(header::HOST, HeaderValue::from_str(&plan.target.authority)?);
@@ -269,15 +282,15 @@ fn headers(plan: &Plan, with: &With) -> Result<HeaderMap, http::Error> {
         header::USER_AGENT,
         HeaderValue::from_static(concat!("forebay-load/", env!("CARGO_PKG_VERSION"))),
     );
-    if let Some(deadline) = with.deadline {
+    if let Some(deadline) = request.deadline {
         let millis = u64::try_from(deadline.0.as_millis()).unwrap_or(u64::MAX);
         headers.insert(REQUEST_DEADLINE, HeaderValue::from(millis));
     }
-    if let Some(priority) = with.priority {
+    if let Some(priority) = request.priority {
         headers.insert(REQUEST_PRIORITY, HeaderValue::from_static(priority.as_str()));
     }
-    for (name, value) in &with.headers {
-        headers.insert(HeaderName::try_from(name)?, HeaderValue::try_from(value)?);
+    for header in &request.headers {
+        headers.insert(HeaderName::try_from(&header.name)?, HeaderValue::try_from(&header.value)?);
     }
     Ok(headers)
 }
@@ -293,14 +306,14 @@ fn inputs(base: &Path, files: &[PathBuf], room: &mut u64) -> Result<Vec<Bytes>, 
         let path = base.join(file);
         let body = read(&path, room)?;
         serde_json::from_slice::<Shape>(&body)
-            .map_err(|source| RequestError::Input { path, source })?;
+            .map_err(|error| RequestError::Input { path, error })?;
         bodies.push(body);
     }
     Ok(bodies)
 }
 
 fn read(path: &Path, room: &mut u64) -> Result<Bytes, RequestError> {
-    let fail = |source| RequestError::Read { path: path.to_owned(), source };
+    let fail = |error| RequestError::Read { path: path.to_owned(), error };
     take_room(std::fs::metadata(path).map_err(fail)?.len(), room)?;
     Ok(std::fs::read(path).map_err(fail)?.into())
 }

@@ -6,15 +6,13 @@ use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 
 /// How requests are put on the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Protocol {
-    /// HTTP/1.1 with keep-alive, one request at a time on a connection.
+    /// HTTP/1.1 with keep-alive, one request at a time on a connection
     #[default]
-    #[serde(rename = "http/1.1")]
     #[value(name = "http/1.1", alias = "h1")]
     Http1,
-    /// HTTP/2 in clear text with prior knowledge, many requests at a time on a connection.
-    #[serde(rename = "h2c")]
+    /// HTTP/2 in clear text with prior knowledge, many requests at a time on a connection
     #[value(name = "h2c")]
     H2c,
 }
@@ -49,12 +47,12 @@ pub enum TargetError {
     #[error("expected the scheme http, found \"{0}\"")]
     Scheme(String),
     /// The name has no address.
-    #[error("no address found for \"{authority}\": {source}")]
+    #[error("no address found for \"{authority}\": {error}")]
     Resolve {
         /// What was asked for.
         authority: String,
         /// What the resolver said.
-        source: std::io::Error,
+        error: std::io::Error,
     },
 }
 
@@ -74,7 +72,7 @@ impl Target {
         let authority = uri.authority().ok_or_else(form)?;
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
         let address = resolve(host, authority.port_u16().unwrap_or(80))
-            .map_err(|source| TargetError::Resolve { authority: authority.to_string(), source })?;
+            .map_err(|error| TargetError::Resolve { authority: authority.to_string(), error })?;
         let path = uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
         Ok(Self { authority: authority.to_string(), address, path })
     }

@@ -1,5 +1,6 @@
 //! Random tensors of the right type and shape, as JSON and as bytes.
 
+use crate::scenario::Wrong;
 use serde::Serialize;
 use std::str::FromStr;
 
@@ -71,6 +72,23 @@ pub struct Range {
     pub low: f64,
     /// Bound above.
     pub high: f64,
+}
+
+impl Range {
+    /// What a range looks like.
+    pub const EXPECTED: &'static str = "a range such as \"0..256\", its low end below the high one";
+}
+
+impl FromStr for Range {
+    type Err = Wrong;
+
+    fn from_str(text: &str) -> Result<Self, Wrong> {
+        let number = |text: &str| text.trim().parse::<f64>().ok().filter(|n| n.is_finite());
+        text.split_once("..")
+            .and_then(|(low, high)| Some(Self { low: number(low)?, high: number(high)? }))
+            .filter(|range| range.low < range.high)
+            .ok_or_else(|| Wrong { expected: Self::EXPECTED, found: text.to_owned() })
+    }
 }
 
 /// The elements of a tensor in row-major order.

@@ -3,7 +3,6 @@
 //! A bare number where a unit is due is the classic way to test for 30 milliseconds instead of 30
 //! seconds. Here the unit is part of the value: without one it is refused.
 
-use serde::{Deserialize, Deserializer};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -76,18 +75,6 @@ impl FromStr for Rate {
         };
         let rate = number * scale / seconds;
         if (0.0..=HIGHEST_RATE).contains(&rate) { Ok(Self(rate)) } else { Err(wrong()) }
-    }
-}
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
-
-impl<'de> Deserialize<'de> for Rate {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 

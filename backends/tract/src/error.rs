@@ -37,7 +37,7 @@ pub enum LoadError {
     #[error("the engine can't compile the graph: {0}")]
     Compile(String),
     /// Compiled, but the warm-up failed.
-    #[error("warm-up failed (state input shapes under [warm_up] if these do not fit): {0}")]
+    #[error("warm-up failed (give inputs a warm_up shape if these do not fit): {0}")]
     WarmUp(String),
     /// The engine panicked.
     #[error("the engine panicked: {0}")]

@@ -1,1 +1,55 @@
-//! x
+//! A model-serving worker: Open Inference Protocol v2 over HTTP/1.1 and h2c on one port.
+//!
+//! A worker that accepts whatever arrives melts under load and takes the callers' deadlines with
+//! it; one that hides its queue lets every proxy guess. This one bounds each thing that can grow,
+//! refuses early and in words, never starts what nobody waits for any more, and states its load on
+//! every answer.
+//!
+//! Modules, in the order in which a request flows:
+//!
+//! | module | does |
+//! |---|---|
+//! | [`cli`], [`config`] | flags and file become [`Options`] |
+//! | `server` | listener, connections and their deadlines |
+//! | `lifecycle` | serving, draining, closing; signals |
+//! | `app` | routes; what every answer carries: load report, request id |
+//! | `body` | reads a body: bounded in bytes, time and memory; gzip and deflate |
+//! | `infer` | one inference: parse, check, queue, wait, answer |
+//! | `check` | do the tensors fit the model? |
+//! | `queue` | a bounded line per model, served in turn |
+//! | `executor` | a fixed pool of threads that runs the engine |
+//! | `describe` | metadata, health, index, metrics |
+//! | `repository`, `model_config`, `loader` | models on disk, and how they become ready |
+//! | `report`, `metrics` | what the worker says of itself |
+//! | `refusal` | every error, with its reason |
+//!
+//! Threads: the runtime's I/O threads never run a model, the executors never touch a socket; large
+//! bodies are parsed on the runtime's blocking pool.
+//!
+//! # Non-finite numbers
+//! NaN and infinities in inputs are refused with 400, outputs that hold them with 500, in JSON and
+//! binary alike. `allow_non_finite = true` in a model's `model.toml` lifts both; JSON can't carry
+//! such outputs, so the caller is then asked to take them as binary data.
+
+mod app;
+mod body;
+mod check;
+pub mod cli;
+pub mod config;
+mod describe;
+mod executor;
+mod infer;
+mod lifecycle;
+mod loader;
+mod metrics;
+mod model_config;
+mod queue;
+mod refusal;
+mod report;
+mod repository;
+mod server;
+
+pub use cli::main;
+pub use config::Options;
+pub use lifecycle::{Lifecycle, Phase};
+pub use server::{StartError, Worker};

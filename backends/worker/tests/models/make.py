@@ -69,18 +69,19 @@ save(
     ],
 )
 
-# Many products of a 768 x 768 matrix that depends on the input: seconds of work in a small file.
-size, products = 768, 200
+# 60 products of the n x n matrix that n numbers span: nothing for n = 1, seconds for n = 1024.
+products = 60
 nodes = [
-    node("ConstantOfShape", ["size"], ["ones"], value=helper.make_tensor("v", 1, [1], [1.0 / size])),
-    node("Mul", ["ones", "x"], ["p0"]),
+    node("Unsqueeze", ["x", "first"], ["row"]),
+    node("Unsqueeze", ["x", "second"], ["column"]),
+    node("Mul", ["row", "column"], ["p0"]),
 ]
 nodes += [node("MatMul", [f"p{i}", "p0"], [f"p{i + 1}"]) for i in range(products)]
 nodes.append(node("ReduceMean", [f"p{products}"], ["y"], axes=[0, 1], keepdims=0))
 save(
     "slow",
     nodes,
-    [value("x", [1])],
+    [value("x", ["n"])],
     [value("y", [])],
-    [weight("size", numpy.array([size, size], "int64"))],
+    [weight("first", numpy.array([0], "int64")), weight("second", numpy.array([1], "int64"))],
 )

@@ -225,6 +225,22 @@ macro_rules! data {
                     }),
                 }
             }
+
+            /// Appends the elements of `other`. `false`: it is of another datatype (or BYTES would
+            /// exceed 4 GiB), and the data is of no more use.
+            #[must_use]
+            pub fn append(&mut self, other: Self) -> bool {
+                match (self, other) {
+                    (Self::Bool(data), Self::Bool(mut other)) => data.append(&mut other),
+                    $((Self::$variant(data), Self::$variant(mut other)) => data.append(&mut other),)*
+                    (Self::Fp16(data), Self::Fp16(mut other)) => data.append(&mut other),
+                    (Self::Bytes(data), Self::Bytes(other)) => {
+                        return other.iter().all(|element| data.push(element));
+                    }
+                    _ => return false,
+                }
+                true
+            }
         }
     };
 }
@@ -256,6 +272,21 @@ impl Data {
         }
     }
 
+    /// Largest difference between elements, relative where they are larger than 1; infinite where
+    /// elements that are not numbers differ. `None`: other counts or datatypes.
+    pub fn max_difference(&self, other: &Self) -> Option<f64> {
+        fn most<T: Copy + Into<f64>>(a: &[T], b: &[T]) -> Option<f64> {
+            let pairs = a.iter().zip(b).map(|(&a, &b)| difference(a.into(), b.into()));
+            (a.len() == b.len()).then(|| pairs.fold(0.0, f64::max))
+        }
+        match (self, other) {
+            (Self::Fp32(a), Self::Fp32(b)) => most(a, b),
+            (Self::Fp64(a), Self::Fp64(b)) => most(a, b),
+            _ if self.datatype() != other.datatype() || self.len() != other.len() => None,
+            _ => Some(if self == other { 0.0 } else { f64::INFINITY }),
+        }
+    }
+
     /// Position of the first NaN or infinity.
     pub fn first_non_finite(&self) -> Option<usize> {
         /// All bits of the exponent of a half.
@@ -267,6 +298,14 @@ impl Data {
             _ => None,
         }
     }
+}
+
+fn difference(a: f64, b: f64) -> f64 {
+    if a == b || (a.is_nan() && b.is_nan()) {
+        return 0.0;
+    }
+    let difference = (a - b).abs() / a.abs().max(1.0);
+    if difference.is_nan() { f64::INFINITY } else { difference }
 }
 
 /// Over whole slices, so that it compiles to a copy.

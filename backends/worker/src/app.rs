@@ -1,0 +1,135 @@
+//! The routes, and what every answer carries whatever it is an answer to.
+
+use crate::body::Memory;
+use crate::config::Options;
+use crate::executor::Job;
+use crate::lifecycle::{Lifecycle, Phase};
+use crate::metrics::Metrics;
+use crate::queue::Queue;
+use crate::refusal::Refusal;
+use crate::report::Load;
+use crate::repository::Repository;
+use crate::{describe, infer};
+use axum::Router;
+use axum::extract::{FromRequestParts, Path, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{get, post};
+use forebay_protocol::header as names;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Version as HttpVersion, header};
+use std::sync::Arc;
+use tokio::sync::Notify;
+use tracing::Instrument;
+
+/// Longest identity of a request that is logged, in bytes.
+const MAX_LOGGED_ID: usize = 128;
+
+/// What all requests share.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) options: Options,
+    pub(crate) repository: Repository,
+    pub(crate) queue: Queue<Job>,
+    pub(crate) load: Load,
+    pub(crate) metrics: Metrics,
+    pub(crate) memory: Arc<Memory>,
+    pub(crate) lifecycle: Lifecycle,
+    /// Rings when every model has settled.
+    pub(crate) settled: Notify,
+}
+
+impl App {
+    pub(crate) fn new(options: Options) -> std::io::Result<Self> {
+        let metrics = Metrics::new();
+        let repository = Repository::scan(&options, &metrics)?;
+        let bound = |config: Option<usize>| config.unwrap_or(options.queue);
+        let bounds = repository.models().map(|(_, model)| bound(model.config.queue));
+        Ok(Self {
+            queue: Queue::new(bounds.collect::<Vec<_>>()),
+            load: Load::new(options.executors),
+            memory: Memory::new(options.max_body_memory),
+            lifecycle: Lifecycle::new(),
+            settled: Notify::new(),
+            metrics,
+            repository,
+            options,
+        })
+    }
+
+    pub(crate) fn is_ended(&self) -> bool {
+        self.lifecycle.phase() == Phase::Ended
+    }
+}
+
+/// Model and version, as the path names them.
+#[derive(Debug, serde::Deserialize)]
+pub(crate) struct ModelPath {
+    pub(crate) model: String,
+    pub(crate) version: Option<String>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for ModelPath {
+    type Rejection = Refusal;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let path = Path::<Self>::from_request_parts(parts, state).await;
+        path.map(|Path(path)| path).map_err(|error| Refusal::request(error.body_text()))
+    }
+}
+
+/// Everything that the worker answers.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let model = Router::new()
+        .route("/", get(describe::model))
+        .route("/ready", get(describe::model_ready))
+        .route("/config", get(describe::model_config))
+        .route("/infer", post(infer::infer));
+    Router::new()
+        .route("/", get(describe::welcome))
+        .route("/metrics", get(describe::metrics))
+        .route("/v2", get(describe::server))
+        .route("/v2/", get(describe::server))
+        .route("/v2/health/live", get(describe::live))
+        .route("/v2/health/ready", get(describe::ready))
+        .route("/v2/repository/index", post(describe::index))
+        .nest("/v2/models/{model}", model.clone())
+        .nest("/v2/models/{model}/versions/{version}", model)
+        .fallback(describe::nothing)
+        .method_not_allowed_fallback(describe::not_so)
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), every_answer))
+        .with_state(app)
+}
+
+/// Load report, request id, and the word that a connection will be closed.
+async fn every_answer(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let as_json = headers.get(names::LOAD_REPORT_FORMAT).is_some_and(|form| form == "json");
+    let id = headers.get(names::REQUEST_ID).cloned();
+    let is_http1 = request.version() <= HttpVersion::HTTP_11;
+    let span = tracing::info_span!(
+        "request",
+        id = text(headers, &names::REQUEST_ID),
+        trace = text(headers, &names::TRACEPARENT),
+    );
+    let mut response = next.run(request).instrument(span).await;
+    let headers = response.headers_mut();
+    let (waiting, executing) = app.queue.waiting(|| app.load.executing());
+    let report = app.load.report(waiting, executing);
+    let report = if as_json { report.to_json() } else { report.to_string() };
+    // Digits, letters and punctuation: always a header value.
+    if let Ok(report) = HeaderValue::try_from(report) {
+        headers.insert(names::LOAD_REPORT, report);
+    }
+    if let Some(id) = id {
+        headers.insert(names::REQUEST_ID, id);
+    }
+    if is_http1 && app.lifecycle.phase() >= Phase::Draining {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &http::HeaderName) -> Option<&'a str> {
+    let value = headers.get(name)?.to_str().ok()?;
+    (value.len() <= MAX_LOGGED_ID).then_some(value)
+}

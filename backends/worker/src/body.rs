@@ -1,0 +1,172 @@
+//! A request's body: bounded in bytes, in time and in the memory of all bodies together.
+//!
+//! A length in a header is a promise, not an allocation; a compressed body counts by what it becomes.
+
+use crate::refusal::Refusal;
+use axum::body::{Body, HttpBody as _};
+use bytes::{Bytes, BytesMut};
+use flate2::bufread::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
+use forebay_protocol::Reason;
+use http::{HeaderMap, header};
+use http_body_util::BodyExt;
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+/// Taken at once for a body whose length is announced; more only as it arrives.
+const FIRST_ALLOCATION: usize = 1 << 20;
+/// Step in which inflated data is read and accounted for.
+const INFLATE_STEP: usize = 64 << 10;
+
+/// Bytes of bodies that all requests together may hold.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    used: AtomicUsize,
+    bound: usize,
+}
+
+impl Memory {
+    pub(crate) fn new(bound: usize) -> Arc<Self> {
+        Arc::new(Self { used: AtomicUsize::new(0), bound })
+    }
+}
+
+/// One request's share of [`Memory`]; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Share {
+    memory: Arc<Memory>,
+    bytes: usize,
+}
+
+impl Share {
+    pub(crate) fn new(memory: &Arc<Memory>) -> Self {
+        Self { memory: Arc::clone(memory), bytes: 0 }
+    }
+
+    fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
+        let used = self.memory.used.fetch_add(bytes, Relaxed) + bytes;
+        self.bytes += bytes;
+        if used > self.memory.bound {
+            let text =
+                format!("request bodies already hold the {} bytes they may", self.memory.bound);
+            return Err(Refusal::new(Reason::QueueFull, text));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.memory.used.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
+/// How a body is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Encoding {
+    Identity,
+    Gzip,
+    Deflate,
+}
+
+impl Encoding {
+    pub(crate) fn of(headers: &HeaderMap) -> Result<Self, Refusal> {
+        let mut values = headers.get_all(header::CONTENT_ENCODING).iter();
+        let Some(value) = values.next() else { return Ok(Self::Identity) };
+        let text = value.to_str().unwrap_or_default().trim().to_ascii_lowercase();
+        match (text.as_str(), values.next()) {
+            ("" | "identity", None) => Ok(Self::Identity),
+            ("gzip" | "x-gzip", None) => Ok(Self::Gzip),
+            ("deflate", None) => Ok(Self::Deflate),
+            _ => Err(Refusal::new(
+                Reason::UnsupportedEncoding,
+                format!("expected content-encoding gzip, deflate or identity, found {value:?}"),
+            )),
+        }
+    }
+}
+
+/// Reads the whole body as it is on the wire.
+///
+/// # Errors
+/// It is longer than `limit`, slower than `patience`, broken off, or one too many for the memory.
+pub(crate) async fn read(
+    body: Body,
+    limit: usize,
+    patience: Duration,
+    share: &mut Share,
+) -> Result<Bytes, Refusal> {
+    if let Some(length) = body.size_hint().exact()
+        && length > limit as u64
+    {
+        return Err(too_large(limit, &format_args!("{length}")));
+    }
+    tokio::time::timeout(patience, collect(body, limit, share)).await.unwrap_or_else(|_| {
+        let ms = patience.as_millis();
+        let text = format!("expected the whole body within {ms} ms, found it unfinished");
+        Err(Refusal::new(Reason::RequestTimeout, text))
+    })
+}
+
+async fn collect(mut body: Body, limit: usize, share: &mut Share) -> Result<Bytes, Refusal> {
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(limit);
+    let mut whole = BytesMut::with_capacity(announced.min(FIRST_ALLOCATION));
+    while let Some(frame) = body.frame().await {
+        let frame =
+            frame.map_err(|error| Refusal::request(format!("the body broke off: {error}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if data.len() > limit - whole.len() {
+            return Err(too_large(limit, &"more"));
+        }
+        share.grow(data.len())?;
+        whole.extend_from_slice(&data);
+    }
+    Ok(whole.freeze())
+}
+
+/// Undoes the compression. Takes CPU time: not for the I/O threads if the body is large.
+///
+/// # Errors
+/// The body is damaged, or inflates beyond `limit`.
+pub(crate) fn inflate(
+    body: Bytes,
+    encoding: Encoding,
+    limit: usize,
+    share: &mut Share,
+) -> Result<Bytes, Refusal> {
+    match encoding {
+        Encoding::Identity => Ok(body),
+        Encoding::Gzip => read_all(MultiGzDecoder::new(&*body), limit, share),
+        // By the standard `deflate` is zlib's form, but some clients send the bare one.
+        Encoding::Deflate if is_zlib(&body) => read_all(ZlibDecoder::new(&*body), limit, share),
+        Encoding::Deflate => read_all(DeflateDecoder::new(&*body), limit, share),
+    }
+}
+
+fn is_zlib(body: &[u8]) -> bool {
+    matches!(body, [a, b, ..] if a & 0x0f == 8 && u16::from_be_bytes([*a, *b]) % 31 == 0)
+}
+
+fn read_all(mut decoder: impl Read, limit: usize, share: &mut Share) -> Result<Bytes, Refusal> {
+    let mut whole = Vec::new();
+    loop {
+        let left = limit - whole.len();
+        let step = INFLATE_STEP.min(left + 1) as u64;
+        let read = decoder.by_ref().take(step).read_to_end(&mut whole).map_err(|error| {
+            Refusal::request(format!("the compressed body is damaged: {error}"))
+        })?;
+        if read == 0 {
+            return Ok(whole.into());
+        }
+        if read > left {
+            return Err(too_large(limit, &"more after inflating"));
+        }
+        share.grow(read)?;
+    }
+}
+
+fn too_large(limit: usize, found: &dyn std::fmt::Display) -> Refusal {
+    let text = format!("expected a body of at most {limit} bytes, found {found}");
+    Refusal::new(Reason::BodyTooLarge, text)
+}

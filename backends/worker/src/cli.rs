@@ -1,0 +1,123 @@
+//! The command line. The proxy's demo runs workers by calling [`main`] in a child of its own.
+
+use crate::config::{ConfigError, LogForm, Options, Settings};
+use crate::lifecycle;
+use crate::server::Worker;
+use clap::Parser;
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// Ended as it should, after a drain.
+const OK: u8 = 0;
+/// The worker could not start or go on.
+const FAILED: u8 = 1;
+/// A flag or the file makes no sense.
+const USAGE: u8 = 2;
+
+/// Serve ONNX models over the Open Inference Protocol v2.
+#[derive(Debug, Parser)]
+#[command(
+    name = "forebay-worker",
+    version,
+    after_help = "\
+Times and sizes carry their unit: 250ms, 5s, 2m; 64KiB, 64MiB.
+The log's level comes from FOREBAY_LOG (error, warn, info, debug, trace) [default: info].
+
+Example:
+  forebay-worker --models backends/models --listen 127.0.0.1:8000
+  curl localhost:8000/v2/models/magika
+
+Signals: SIGTERM and SIGINT drain (not ready, then close, then finish); a second one ends at once.
+Exit status: 0 drained, 1 could not start or go on, 2 usage or configuration."
+)]
+struct Cli {
+    /// File with the same keys as these flags, in TOML (max_body = "64MiB"); flags overrule it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Drain and end when standard input ends: a child that must not outlive its parent
+    #[arg(long, hide = true)]
+    stop_with_stdin: bool,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// Runs a worker until a signal (or the end of standard input) ends it. `args` begin with the
+/// program's name.
+///
+/// Prints one line to standard output once it listens, `listening on http://ADDR`; everything else
+/// goes to standard error. Exit status: 0 after a drain, 1 if the worker could not start or go on,
+/// 2 for a mistake in flags or file.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // To standard output for --help, else to standard error; if that is closed, so be it.
+            drop(error.print());
+            return ExitCode::from(if error.use_stderr() { USAGE } else { OK });
+        }
+    };
+    let (options, log) = match settle(cli.config, cli.settings) {
+        Ok(settled) => settled,
+        Err(error) => return complain(USAGE, &error),
+    };
+    init_log(log);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(options.executors.max(2))
+        .build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(run(options, cli.stop_with_stdin)),
+        Err(error) => complain(FAILED, &error),
+    }
+}
+
+fn settle(file: Option<PathBuf>, flags: Settings) -> Result<(Options, LogForm), ConfigError> {
+    let file = file.map(|path| Settings::read(&path)).transpose()?;
+    flags.resolve(file.unwrap_or_default())
+}
+
+async fn run(options: Options, stop_with_stdin: bool) -> ExitCode {
+    let worker = match Worker::start(options).await {
+        Ok(worker) => worker,
+        Err(error) => return complain(if error.is_usage() { USAGE } else { FAILED }, &error),
+    };
+    let line = format!("listening on http://{}\n", worker.address());
+    // Whoever started us may not care to read it.
+    drop(std::io::stdout().write_all(line.as_bytes()).and_then(|()| std::io::stdout().flush()));
+    if let Err(error) = lifecycle::watch_signals(worker.lifecycle(), stop_with_stdin) {
+        return complain(FAILED, &error);
+    }
+    worker.finished().await;
+    ExitCode::from(OK)
+}
+
+fn init_log(form: LogForm) {
+    let filter = EnvFilter::try_from_env("FOREBAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Fails only if a log is there already, which then serves as well.
+    drop(match form {
+        LogForm::Text => builder.try_init(),
+        LogForm::Json => builder.json().flatten_event(true).try_init(),
+    });
+    // A panic (the engine's are contained) is one line of the log like any other.
+    std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "panicked")));
+}
+
+fn complain(status: u8, error: &dyn std::fmt::Display) -> ExitCode {
+    drop(writeln!(std::io::stderr(), "forebay-worker: {error}"));
+    ExitCode::from(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

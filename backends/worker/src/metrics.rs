@@ -1,0 +1,109 @@
+//! The worker's metrics, in a recorder of its own: several workers in one process (tests) do not
+//! mix, and labels come from the repository only.
+
+use forebay_protocol::metric::worker as name;
+use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, Unit};
+use metrics_exporter_prometheus::{
+    Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
+
+/// Upper bounds of the histograms, in seconds: about 2 for each doubling from 100 us to 30 s.
+const BUCKETS: &[f64] = &[
+    0.0001, 0.00015, 0.0002, 0.0003, 0.0005, 0.0007, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.007,
+    0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0,
+    10.0, 30.0,
+];
+
+/// The label value for requests that named no model of ours.
+pub(crate) const NO_MODEL: &str = "";
+
+const METADATA: Metadata<'static> =
+    Metadata::new("forebay_worker", Level::INFO, Some("forebay_worker"));
+
+/// Where metrics are kept.
+pub(crate) struct Metrics {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut builder = PrometheusBuilder::new();
+        for histogram in [name::QUEUE_SECONDS, name::EXECUTE_SECONDS] {
+            let matcher = Matcher::Full(histogram.to_owned());
+            // Fails only for an empty list of buckets.
+            builder = builder
+                .set_buckets_for_metric(matcher, BUCKETS)
+                .unwrap_or_else(|_| PrometheusBuilder::new());
+        }
+        let recorder = builder.build_recorder();
+        let handle = recorder.handle();
+        let metrics = Self { recorder, handle };
+        metrics.describe();
+        metrics
+    }
+
+    /// Counts one finished request.
+    pub(crate) fn inference(&self, model: &str, version: &str, reason: &'static str) {
+        self.inferences(model, version, reason).increment(1);
+    }
+
+    /// Finished requests of one outcome.
+    pub(crate) fn inferences(&self, model: &str, version: &str, reason: &'static str) -> Counter {
+        let labels = vec![
+            Label::new("model", model.to_owned()),
+            Label::new("version", version.to_owned()),
+            Label::new("reason", reason),
+        ];
+        self.recorder.register_counter(&Key::from_parts(name::INFERENCES, labels), &METADATA)
+    }
+
+    /// A histogram by model.
+    pub(crate) fn histogram(&self, name: &'static str, model: &str) -> Histogram {
+        let labels = vec![Label::new("model", model.to_owned())];
+        self.recorder.register_histogram(&Key::from_parts(name, labels), &METADATA)
+    }
+
+    /// A gauge with labels.
+    pub(crate) fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Gauge {
+        let labels: Vec<_> =
+            labels.iter().map(|(key, value)| Label::new(*key, (*value).to_owned())).collect();
+        self.recorder.register_gauge(&Key::from_parts(name, labels), &METADATA)
+    }
+
+    /// Text for Prometheus.
+    pub(crate) fn render(&self) -> String {
+        self.handle.render()
+    }
+
+    /// Folds raw samples into the histograms; without it they would pile up between scrapes.
+    pub(crate) fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+
+    fn describe(&self) {
+        let counter = |name: &'static str, text: &'static str| {
+            self.recorder.describe_counter(name.into(), None, text.into());
+        };
+        let histogram = |name: &'static str, text: &'static str| {
+            self.recorder.describe_histogram(name.into(), Some(Unit::Seconds), text.into());
+        };
+        let gauge = |name: &'static str, text: &'static str| {
+            self.recorder.describe_gauge(name.into(), None, text.into());
+        };
+        counter(name::INFERENCES, "finished inferences by outcome");
+        histogram(name::QUEUE_SECONDS, "seconds in the queue");
+        histogram(name::EXECUTE_SECONDS, "seconds in the engine");
+        gauge(name::IN_FLIGHT, "requests executing and queued");
+        gauge(name::QUEUE_DEPTH, "requests queued");
+        gauge(name::SLOTS, "requests that can run at once");
+        gauge(name::MODEL_READY, "1 if the model is loaded and warmed");
+        gauge(name::MODEL_LOAD_SECONDS, "seconds that loading and warming took");
+    }
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,174 @@
+//! Queues, deadlines, cancellation, and what the load report says of them.
+//!
+//! One executor and a model that takes seconds make the order of events certain; the slow requests
+//! are given up at the end of each test, which stops them between two nodes of the graph.
+
+use crate::harness::*;
+use forebay_protocol::header;
+use forebay_worker::{Options, Worker};
+use http::{HeaderValue, Method};
+use std::time::{Duration, Instant};
+
+async fn start_single(queue: usize) -> Worker {
+    start(Options { executors: 1, queue, ..options(fixtures()) }).await
+}
+
+/// A slow request under way; dropping it is the caller going away.
+struct Slow(tokio::task::JoinHandle<()>);
+
+impl Slow {
+    fn start(worker: &Worker) -> Self {
+        let address = worker.address();
+        Self(tokio::spawn(async move {
+            drop(try_send(address, slow_request()).await);
+        }))
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn arith_with_deadline(ms: &str) -> http::Request<bytes::Bytes> {
+    let mut sent = request(Method::POST, "/v2/models/arith/infer", arith_body(1.0, 1.0));
+    sent.headers_mut().insert(header::REQUEST_DEADLINE, HeaderValue::from_str(ms).unwrap());
+    sent
+}
+
+async fn count(worker: &Worker, model: &str, reason: &str) -> u64 {
+    let metrics = get(worker, "/metrics").await.text();
+    let labels = format!("model=\"{model}\",version=\"1\",reason=\"{reason}\"");
+    let line = metrics
+        .lines()
+        .find(|l| l.starts_with("forebay_worker_inferences_total") && l.contains(&labels));
+    line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_in_the_queue_is_answered_by_its_own_timer() {
+    let worker = start_single(8).await;
+    let slow = Slow::start(&worker);
+    until_busy(&worker, 1, 0).await;
+    let sent = Instant::now();
+    let answer = send(worker.address(), arith_with_deadline("60")).await;
+    answer.refused(504, "deadline_exceeded", "deadline");
+    let waited = sent.elapsed();
+    assert!(waited >= Duration::from_millis(60), "{waited:?}");
+    // The one before it still runs: nobody waited for the executor.
+    until_busy(&worker, 1, 0).await;
+    drop(slow);
+    until_busy(&worker, 0, 0).await;
+    assert_eq!(count(&worker, "arith", "deadline_exceeded").await, 1);
+    assert_eq!(count(&worker, "arith", "ok").await, 0, "it should never have started");
+    // The protocol's own timeout does the same.
+    let slow = Slow::start(&worker);
+    until_busy(&worker, 1, 0).await;
+    let body = String::from_utf8(arith_body(1.0, 1.0)).unwrap();
+    let body = body.replacen('{', r#"{"parameters":{"timeout":60000},"#, 1);
+    infer(&worker, "arith", body).await.refused(504, "deadline_exceeded", "deadline");
+    drop(slow);
+}
+
+#[tokio::test]
+async fn a_deadline_that_has_passed_on_arrival_never_starts() {
+    let worker = start_single(8).await;
+    let answer = send(worker.address(), arith_with_deadline("0")).await;
+    answer.refused(504, "deadline_exceeded", "deadline");
+    assert_eq!(count(&worker, "arith", "ok").await, 0);
+    let answer = send(worker.address(), arith_with_deadline("20000")).await;
+    assert_eq!(answer.outputs()[0], tensor("sum", &[1, 4], vec![2.0; 4]));
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_during_the_run_stops_it() {
+    let worker = start_single(8).await;
+    let mut sent = slow_request();
+    sent.headers_mut().insert(header::REQUEST_DEADLINE, HeaderValue::from_static("100"));
+    let answer = send(worker.address(), sent).await;
+    answer.refused(504, "deadline_exceeded", "deadline");
+    // The executor is free again long before the model would have finished.
+    let outputs = infer(&worker, "arith", arith_body(1.0, 2.0)).await.outputs();
+    assert_eq!(outputs[1], tensor("difference", &[1, 4], vec![-1.0; 4]));
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_at_once_and_other_models_are_not_touched() {
+    let worker = start_single(2).await;
+    let mut slow = vec![Slow::start(&worker)];
+    until_busy(&worker, 1, 0).await;
+    for waiting in 1..=2 {
+        slow.push(Slow::start(&worker));
+        until_busy(&worker, 1, waiting).await;
+    }
+    let answer = send(worker.address(), slow_request()).await;
+    answer.refused(503, "queue_full", "slow");
+    assert_eq!(answer.header("retry-after"), "1");
+    let report = answer.report();
+    assert_eq!((report.rif, report.queue, report.slots), (Some(3), Some(2), Some(1)));
+    // Another model has a line of its own.
+    let answer = send(worker.address(), arith_with_deadline("60")).await;
+    answer.refused(504, "deadline_exceeded", "");
+    assert_eq!(count(&worker, "slow", "queue_full").await, 1);
+}
+
+#[tokio::test]
+async fn a_caller_that_leaves_the_queue_frees_its_place_and_is_counted() {
+    let worker = start_single(1).await;
+    let running = Slow::start(&worker);
+    until_busy(&worker, 1, 0).await;
+    let waiting = Slow::start(&worker);
+    until_busy(&worker, 1, 1).await;
+    drop(waiting);
+    until_busy(&worker, 1, 0).await;
+    drop(running);
+    // Between two nodes, not after seconds.
+    until_busy(&worker, 0, 0).await;
+    eventually("both are counted", || async { count(&worker, "slow", "client_closed").await == 2 })
+        .await;
+    assert_eq!(count(&worker, "slow", "ok").await, 0);
+}
+
+#[tokio::test]
+async fn a_heavy_model_does_not_keep_a_light_one_waiting_for_its_whole_queue() {
+    let worker = start_single(8).await;
+    let mut slow = Vec::new();
+    for waiting in 0..4 {
+        slow.push(Slow::start(&worker));
+        until_busy(&worker, 1, waiting).await;
+    }
+    let address = worker.address();
+    let light = tokio::spawn(async move {
+        let body = arith_body(1.0, 1.0);
+        send(address, request(Method::POST, "/v2/models/arith/infer", body)).await
+    });
+    until_busy(&worker, 1, 4).await;
+    // The running one goes; the light model's turn is next although three heavy ones came first.
+    drop(slow.remove(0));
+    assert_eq!(light.await.unwrap().status, 200);
+    until_busy(&worker, 1, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_callers_each_get_their_own_answer() {
+    let worker = start(Options { executors: 4, ..options(fixtures()) }).await;
+    let address = worker.address();
+    let callers = (0_u16..32).map(|caller| {
+        tokio::spawn(async move {
+            for round in 0_u16..10 {
+                let (a, b) = (f32::from(caller), f32::from(round));
+                let body = arith_body(a, b);
+                let sent = request(Method::POST, "/v2/models/arith/infer", body);
+                let outputs = send(address, sent).await.outputs();
+                assert_eq!(outputs[0], tensor("sum", &[1, 4], vec![a + b; 4]));
+                assert_eq!(outputs[1], tensor("difference", &[1, 4], vec![a - b; 4]));
+            }
+        })
+    });
+    for caller in callers.collect::<Vec<_>>() {
+        caller.await.unwrap();
+    }
+    until_busy(&worker, 0, 0).await;
+    assert_eq!(count(&worker, "arith", "ok").await, 320);
+}

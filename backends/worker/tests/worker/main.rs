@@ -1,0 +1,13 @@
+//! The worker from outside: in this process on a port of the OS's choice, or as a real process
+//! where signals and exit statuses matter.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod bad_input;
+mod bodies;
+mod harness;
+mod load;
+mod models;
+mod process;
+mod protocol;
+mod repository;

@@ -1,0 +1,190 @@
+//! The real process: signals, standard input, exit statuses, the words of the command line.
+
+use crate::harness::*;
+use http::Method;
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::time::Instant;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+
+fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_forebay-worker"));
+    command.kill_on_drop(true).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+async fn spawn(arguments: &[&str]) -> (Child, SocketAddr) {
+    let mut command = command();
+    command.args(["--listen", "127.0.0.1:0", "--models"]).arg(fixtures()).args(arguments);
+    if arguments.contains(&"--stop-with-stdin") {
+        command.stdin(Stdio::piped());
+    }
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+    let stdout = child.stdout.take().unwrap();
+    let line = BufReader::new(stdout).lines().next_line().await.unwrap().unwrap();
+    let address = line.strip_prefix("listening on http://").unwrap().parse().unwrap();
+    eventually("it is ready", || async {
+        try_send(address, request(Method::GET, "/v2/health/ready", ""))
+            .await
+            .is_ok_and(|answer| answer.status == 200)
+    })
+    .await;
+    (child, address)
+}
+
+async fn signal(child: &Child, name: &str) {
+    let pid = child.id().unwrap().to_string();
+    assert!(Command::new("kill").args([name, &pid]).status().await.unwrap().success());
+}
+
+async fn exit_code(child: &mut Child) -> Option<i32> {
+    let status = tokio::time::timeout(PATIENCE, child.wait()).await.expect("it should end");
+    status.unwrap().code()
+}
+
+/// Exit status, standard output, standard error.
+async fn output(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = command().args(arguments).output();
+    let output = tokio::time::timeout(PATIENCE, output).await.unwrap().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[tokio::test]
+async fn sigterm_is_not_ready_first_then_finishes_what_it_has_and_ends_with_0() {
+    for name in ["-TERM", "-INT"] {
+        let (mut child, address) = spawn(&["--drain-delay", "10m", "--executors", "1"]).await;
+        let in_flight = tokio::spawn(try_send(address, slow_request()));
+        let get = |path: &'static str| try_send(address, request(Method::GET, path, ""));
+        eventually("the slow one runs", || async {
+            get("/v2/health/live").await.unwrap().report().rif == Some(1)
+        })
+        .await;
+        signal(&child, name).await;
+        eventually("it is not ready", || async {
+            get("/v2/health/ready").await.unwrap().reason() == "draining"
+        })
+        .await;
+        // It still takes requests, and tells connections that they will be closed.
+        let answer = get("/v2/models/arith").await.unwrap();
+        assert_eq!((answer.status.as_u16(), answer.header("connection")), (200, "close"));
+        in_flight.abort();
+        signal(&child, name).await;
+        assert_eq!(exit_code(&mut child).await, Some(0), "{name}: a second signal ends it");
+    }
+}
+
+#[tokio::test]
+async fn a_drain_finishes_what_is_in_flight_and_closes_the_listener() {
+    let (mut child, address) = spawn(&["--drain-delay", "0ms"]).await;
+    // A request that is under way until we send the rest of its body.
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let body = arith_body(1.0, 1.0);
+    let head = format!(
+        "POST /v2/models/arith/infer HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut interim = vec![0; "HTTP/1.1 100 Continue\r\n\r\n".len()];
+    stream.read_exact(&mut interim).await.unwrap();
+    signal(&child, "-TERM").await;
+    eventually("the listener is closed", || async { TcpStream::connect(address).await.is_err() })
+        .await;
+    stream.write_all(&body).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
+    assert_eq!(exit_code(&mut child).await, Some(0));
+}
+
+#[tokio::test]
+async fn the_drain_timeout_ends_what_does_not_end() {
+    let arguments = ["--drain-delay", "0ms", "--drain-timeout", "100ms", "--body-timeout", "1h"];
+    let (mut child, address) = spawn(&arguments).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream
+        .write_all(b"POST /v2/models/arith/infer HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n")
+        .await
+        .unwrap();
+    let mut interim = vec![0; "HTTP/1.1 100 Continue\r\n\r\n".len()];
+    stream.read_exact(&mut interim).await.unwrap();
+    let sent = Instant::now();
+    signal(&child, "-TERM").await;
+    assert_eq!(exit_code(&mut child).await, Some(0));
+    assert!(sent.elapsed() < PATIENCE);
+}
+
+#[tokio::test]
+async fn a_child_ends_with_its_parents_pipe() {
+    let (mut child, _) = spawn(&["--stop-with-stdin", "--drain-delay", "0ms"]).await;
+    drop(child.stdin.take());
+    assert_eq!(exit_code(&mut child).await, Some(0));
+}
+
+#[tokio::test]
+async fn the_command_line_explains_itself() {
+    let (code, help, _) = output(&["--help"]).await;
+    assert_eq!(code, Some(0));
+    for part in ["--models <DIR>", "[default: 127.0.0.1:8000]", "Exit status", "curl"] {
+        assert!(help.contains(part), "expected {part}, found\n{help}");
+    }
+    assert!(!help.contains("stop-with-stdin"), "hidden");
+    assert_eq!(output(&["--version"]).await.0, Some(0));
+}
+
+#[tokio::test]
+async fn mistakes_in_flags_and_file_end_with_2_and_say_what_was_expected() {
+    let scratch = Scratch::new("config");
+    scratch.write("unknown.toml", "quue = 5\n");
+    scratch.write("unit.toml", "drain_delay = 5\n");
+    scratch.write("broken.toml", "queue = \n");
+    let file = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
+    for (arguments, part) in [
+        (["--executors", "0"], "expected 1 to 1024"),
+        (["--drain-delay", "5"], "expected a duration such as"),
+        (["--models", "/nowhere"], "model repository /nowhere"),
+        (["--lisen", "127.0.0.1:0"], "--listen"),
+        (["--config", "/nowhere.toml"], "/nowhere.toml: No such file"),
+        (["--config", &file("unknown.toml")], "unknown.toml:1:1: quue: unknown key, did you mean"),
+        (["--config", &file("unit.toml")], "unit.toml:1:15: drain_delay: expected a duration"),
+        (["--config", &file("broken.toml")], "broken.toml:1:"),
+    ] {
+        let (code, _, words) = output(&arguments).await;
+        assert_eq!(code, Some(2), "{arguments:?}: {words}");
+        assert!(words.contains(part), "{arguments:?}: expected \"{part}\", found \"{words}\"");
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken_ends_with_1() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let models = fixtures();
+    let (code, _, words) =
+        output(&["--listen", &address, "--models", models.to_str().unwrap()]).await;
+    assert_eq!(code, Some(1), "{words}");
+    assert!(words.contains(&format!("can't listen on {address}")), "{words}");
+}
+
+#[tokio::test]
+async fn a_file_sets_what_flags_do_not() {
+    let scratch = Scratch::new("file");
+    let models = fixtures();
+    scratch.write(
+        "worker.toml",
+        format!("models = {models:?}\nlisten = \"127.0.0.1:0\"\nexecutors = 3\nlog = \"json\"\n"),
+    );
+    let file = scratch.path().join("worker.toml");
+    let mut child = command().arg("--config").arg(&file).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let line = lines.next_line().await.unwrap().unwrap();
+    let address = line.strip_prefix("listening on http://").unwrap().parse().unwrap();
+    let answer = send(address, request(Method::GET, "/v2/health/live", "")).await;
+    assert_eq!(answer.report().slots, Some(3));
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    let line = log.next_line().await.unwrap().unwrap();
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&line["message"], &line["executors"]), (&"listening".into(), &3.into()));
+}

@@ -1,0 +1,237 @@
+//! What an operator writes: a scenario file, or the same by flags.
+//!
+//! Flags are turned into the same structure that a file is read into, with the same words for the
+//! same things, so that there is one way from wish to plan, and every run that was tried by flags
+//! can be written down.
+
+mod file;
+
+pub use file::{ScenarioError, parse};
+
+use crate::arrivals::Spacing;
+use crate::distribution::Distribution;
+use crate::objective::Objective;
+use crate::target::Protocol;
+use crate::tensor::Range;
+use crate::units::{Rate, Span};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// A whole run, as it is written.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// For reports; the file's name if absent.
+    pub name: Option<String>,
+    /// `http://host:port[/base]`; `--target` overrides it.
+    pub target: Option<String>,
+    /// Everything random in the run follows from it. Default 1.
+    pub seed: u64,
+    /// `http/1.1` (default) or `h2c`.
+    pub protocol: Protocol,
+    /// Open loop: most connections. Closed loop: connections.
+    pub connections: Option<usize>,
+    /// Requests at a time on one HTTP/2 connection.
+    pub streams: Option<usize>,
+    /// Threads that generate load; one is enough for tens of thousands of requests a second.
+    pub threads: Option<usize>,
+    /// Time before anything is measured, in addition to the load's own length.
+    pub warm_up: Option<Span>,
+    /// After it, counted from the intended start, a request is given up.
+    pub timeout: Option<Span>,
+    /// What the run must reach.
+    pub objectives: Vec<Objective>,
+    /// When requests start.
+    pub load: Load,
+    /// What requests are made of.
+    pub requests: Vec<Request>,
+    /// Directory to which paths in the scenario are relative.
+    pub base: PathBuf,
+}
+
+/// When requests start.
+#[derive(Debug, Clone)]
+pub enum Load {
+    /// At planned times, whatever the answers do.
+    Open {
+        /// `constant` (evenly, default) or `poisson`.
+        spacing: Spacing,
+        /// One after the other.
+        phases: Vec<Phase>,
+    },
+    /// Each connection sends its next request when it has the answer to the last one.
+    Closed {
+        /// How long.
+        length: Span,
+    },
+    /// At the times of an access log.
+    Replay {
+        /// JSON lines with a field `time`; `model` picks the request of the same model.
+        file: PathBuf,
+        /// 2.0 is twice as fast.
+        speed: f64,
+    },
+}
+
+/// A stretch of an open loop; the fields are those of [`crate::arrivals::Shape`], with units.
+#[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "see the enum")]
+pub enum Phase {
+    /// The same rate all the time.
+    Constant { rate: Rate, length: Span },
+    /// From one rate to another.
+    Ramp { from: Rate, to: Rate, length: Span },
+    /// A burst at the end of every period.
+    Bursts { base: Rate, peak: Rate, every: Span, burst: Span, length: Span },
+    /// A sine.
+    Diurnal { low: Rate, high: Rate, period: Span, length: Span },
+}
+
+/// One kind of request in the mix.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Its share in the mix, relative to the others. Default 1.
+    pub weight: f64,
+    /// Sent as `x-request-deadline`.
+    pub deadline: Option<Span>,
+    /// Sent as `x-request-priority`.
+    pub priority: Option<Priority>,
+    /// Service time to ask a synthetic backend for, drawn anew for every request. The same seed
+    /// draws the same times for every balancer.
+    pub demand: Option<Distribution>,
+    /// Any other headers.
+    pub headers: Vec<Header>,
+    /// What is asked for.
+    pub ask: Ask,
+}
+
+/// What a request asks for.
+#[derive(Debug, Clone)]
+pub enum Ask {
+    /// An inference, made from the model's own metadata or from files.
+    Infer(Infer),
+    /// Anything else.
+    Http {
+        /// Default `GET`, with a body `POST`.
+        method: Option<String>,
+        /// Path and query.
+        path: String,
+        /// File with the body.
+        body: Option<PathBuf>,
+    },
+}
+
+/// An inference.
+#[derive(Debug, Clone, Default)]
+pub struct Infer {
+    /// The model's name.
+    pub model: String,
+    /// Its version; the server's choice if absent.
+    pub version: Option<String>,
+    /// `json` (default) or `binary`.
+    pub encoding: Encoding,
+    /// Batch sizes, chosen at random. Default 1.
+    pub batch: Vec<u64>,
+    /// Number of different inputs. Default 16.
+    pub distinct: Option<usize>,
+    /// Exponent of the inputs' popularity; 0 (default): all alike.
+    pub zipf: f64,
+    /// Shapes of inputs with dynamic dimensions, the batch included.
+    pub shape: Vec<Shape>,
+    /// Where random values lie.
+    pub range: Option<Range>,
+    /// Files with whole JSON requests; then nothing is random.
+    pub input: Vec<PathBuf>,
+}
+
+/// How urgent a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Priority {
+    /// Before all others
+    High,
+    /// The default
+    Normal,
+    /// When there is nothing else to do
+    Batch,
+}
+
+impl Priority {
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::High => "high",
+            Self::Normal => "normal",
+            Self::Batch => "batch",
+        }
+    }
+}
+
+/// How tensors are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Encoding {
+    /// As JSON numbers
+    #[default]
+    Json,
+    /// With the binary tensor extension, in both directions
+    Binary,
+}
+
+/// A header, written `name: value`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// Before the colon.
+    pub name: String,
+    /// Behind it.
+    pub value: String,
+}
+
+/// The shape of one input, written `input:1,128`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shape {
+    /// The input's name.
+    pub input: String,
+    /// Its dimensions.
+    pub sizes: Vec<u64>,
+}
+
+/// A text that is not what it should be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected {expected}, found \"{found}\"")]
+pub struct Wrong {
+    /// In words, with an example.
+    pub expected: &'static str,
+    /// The text.
+    pub found: String,
+}
+
+impl Header {
+    /// What a header looks like.
+    pub const EXPECTED: &'static str = "a header such as \"x-caller: search\"";
+}
+
+impl Shape {
+    /// What a shape looks like.
+    pub const EXPECTED: &'static str = "a shape such as \"ids:1,128\"";
+}
+
+impl FromStr for Header {
+    type Err = Wrong;
+
+    fn from_str(text: &str) -> Result<Self, Wrong> {
+        let wrong = || Wrong { expected: Self::EXPECTED, found: text.to_owned() };
+        let (name, value) = text.split_once(':').ok_or_else(wrong)?;
+        http::HeaderName::try_from(name.trim()).map_err(|_| wrong())?;
+        http::HeaderValue::try_from(value.trim()).map_err(|_| wrong())?;
+        Ok(Self { name: name.trim().to_owned(), value: value.trim().to_owned() })
+    }
+}
+
+impl FromStr for Shape {
+    type Err = Wrong;
+
+    fn from_str(text: &str) -> Result<Self, Wrong> {
+        let wrong = || Wrong { expected: Self::EXPECTED, found: text.to_owned() };
+        let (input, sizes) = text.rsplit_once(':').ok_or_else(wrong)?;
+        let sizes: Result<Vec<u64>, _> = sizes.split(',').map(|size| size.trim().parse()).collect();
+        Ok(Self { input: input.to_owned(), sizes: sizes.map_err(|_| wrong())? })
+    }
+}
