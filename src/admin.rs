@@ -33,7 +33,7 @@ const UPKEEP: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// Metrics were installed already.
-pub fn install_metrics(_threads: usize) -> Result<PrometheusHandle> {
+pub fn install_metrics() -> Result<PrometheusHandle> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_duration_seconds".to_owned()), BUCKETS)
         .context("latency buckets")?

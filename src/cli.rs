@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::config::Config;
+use crate::pool::fleet::WorkerLog;
 use crate::server::{self, Options};
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -83,9 +84,10 @@ pub fn main() -> ExitCode {
         complain(&format!("--log-level: {error}"));
         return ExitCode::from(2);
     }
+    let worker_log = WorkerLog { json: logs_json(&cli), level: cli.log_level.clone() };
     let result = match cli.command {
         Some(Command::Check { config }) => return check(&config),
-        Some(Command::Serve { config }) => serve(&config),
+        Some(Command::Serve { config }) => serve(&config, worker_log),
         #[cfg(feature = "demo")]
         _ => crate::demo::run(),
         #[cfg(not(feature = "demo"))]
@@ -103,14 +105,15 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn serve(file: &Path) -> Result<()> {
+fn serve(file: &Path, worker_log: WorkerLog) -> Result<()> {
     let config = Config::load(file).map_err(|error| anyhow::anyhow!(error.render()))?;
     let started = |started: &server::Started| {
         let listeners: Vec<_> = started.listeners.iter().map(ToString::to_string).collect();
         let admin = started.admin.map(|address| address.to_string());
         tracing::info!(listeners = listeners.join(","), admin, "serving");
     };
-    server::run(Options { config, file: Some(file.to_owned()), started: Box::new(started) })
+    let file = Some(file.to_owned());
+    server::run(Options { config, file, worker_log, started: Box::new(started) })
 }
 
 fn check(file: &Path) -> ExitCode {
@@ -151,7 +154,14 @@ fn start_logging(cli: &Cli) -> Result<()> {
     if json {
         subscriber.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
     } else {
-        subscriber.with_target(false).init();
+        subscriber.with_target(false).with_ansi(std::io::stderr().is_terminal()).init();
     }
     Ok(())
+}
+
+fn logs_json(cli: &Cli) -> bool {
+    match cli.log_format {
+        LogFormat::Auto => !std::io::stderr().is_terminal() && cli.command.is_some(),
+        form => form == LogFormat::Json,
+    }
 }

@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::pool::control::ControlHandle;
+use crate::pool::fleet::WorkerLog;
 use crate::server::{self, Options, Started};
 use anyhow::{Context, Result};
 use forebay_protocol::oip::Call;
@@ -38,7 +39,8 @@ pub fn run() -> Result<()> {
         };
         tokio::spawn(async move { banner.show().await });
     };
-    server::run(Options { config, file: Some(file), started: Box::new(started) })?;
+    let worker_log = WorkerLog { json: false, level: "warn".to_owned() };
+    server::run(Options { config, file: Some(file), worker_log, started: Box::new(started) })?;
     say("forebay: everything is finished and stopped\n");
     Ok(())
 }

@@ -12,7 +12,7 @@ use crate::config::{Config, Listener};
 use crate::flow::observe::Observer;
 use crate::pool::Snapshot;
 use crate::pool::control::{self, ControlHandle};
-use crate::pool::fleet::{Fleets, Supervisors};
+use crate::pool::fleet::{Fleets, Supervisors, WorkerLog};
 use crate::proxy::Proxy;
 use anyhow::{Context, Result, bail};
 use pingora::apps::HttpServerOptions;
@@ -93,6 +93,8 @@ pub struct Options {
     pub config: Config,
     /// Where a reload reads from; `None`: reloads are refused.
     pub file: Option<PathBuf>,
+    /// How workers of a fleet log.
+    pub worker_log: WorkerLog,
     /// Called once everything listens.
     pub started: Box<dyn FnOnce(&Started) + Send>,
 }
@@ -125,11 +127,11 @@ pub fn run(options: Options) -> Result<()> {
 }
 
 async fn serve(options: Options) -> Result<()> {
-    let Options { config, file, started } = options;
+    let Options { config, file, worker_log, started } = options;
     let server = config.server.clone();
     // Before anything starts: a signal that comes during the start must not be lost.
     let mut signals = Signals::new()?;
-    let prometheus = crate::admin::install_metrics(config.server.threads)?;
+    let prometheus = crate::admin::install_metrics()?;
     let mut sockets = Sockets::default();
     let listeners: Vec<_> = config
         .listeners
@@ -139,7 +141,7 @@ async fn serve(options: Options) -> Result<()> {
     let admin = server.admin.map(|address| sockets.bind(address)).transpose()?;
     let log = AccessLogger::start(&server.access_log).context("can't open the access log")?;
     let observer = Arc::new(Observer::new(log));
-    let (fleets, supervisors) = Fleets::start(&config).await?;
+    let (fleets, supervisors) = Fleets::start(&config, &worker_log).await?;
     let control = control::start(config, fleets);
     let lifecycle = Arc::new(Lifecycle::default());
     let reloader = Reloader { file, control: control.clone(), observer: Arc::clone(&observer) };

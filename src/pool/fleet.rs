@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -30,6 +30,23 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const STABLE: Duration = Duration::from_secs(30);
 /// Time that workers get to finish after they were asked to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How workers write to standard error, which they share with this process.
+#[derive(Debug, Clone)]
+pub struct WorkerLog {
+    /// One JSON object a line instead of text.
+    pub json: bool,
+    /// Which messages.
+    pub level: String,
+}
+
+/// A worker's process, and the pipe that it hangs on.
+struct Worker {
+    child: Child,
+    /// Closed when this process ends, however it ends: the worker leaves then. Waiting for a child
+    /// would close it, so it is kept apart.
+    _lifeline: Option<ChildStdin>,
+}
 
 /// All fleets of the process.
 #[derive(Default)]
@@ -49,7 +66,7 @@ impl Fleets {
     ///
     /// # Errors
     /// A worker that can't be started at all, or does not say where it listens.
-    pub async fn start(config: &Config) -> Result<(Self, Supervisors)> {
+    pub async fn start(config: &Config, log: &WorkerLog) -> Result<(Self, Supervisors)> {
         let mut fleets = Self::default();
         let mut supervisors = Supervisors::default();
         for pool in &config.pools {
@@ -61,12 +78,19 @@ impl Fleets {
             for number in 1..=fleet.workers {
                 let name = format!("{}/{number}", pool.name);
                 let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
-                let (child, address) =
-                    spawn(fleet, anywhere).await.with_context(|| format!("worker {name}"))?;
-                tracing::info!(worker = name, %address, pid = child.id(), "worker started");
+                let (worker, address) =
+                    spawn(fleet, anywhere, log).await.with_context(|| format!("worker {name}"))?;
+                tracing::info!(worker = name, %address, pid = worker.child.id(), "worker started");
                 addresses.push(address);
                 let stop = supervisors.stop.subscribe();
-                supervisors.tasks.spawn(supervise(name, fleet.clone(), child, address, stop));
+                supervisors.tasks.spawn(supervise(
+                    name,
+                    fleet.clone(),
+                    log.clone(),
+                    worker,
+                    address,
+                    stop,
+                ));
             }
             fleets.addresses.insert(pool.name.clone(), addresses);
         }
@@ -90,7 +114,8 @@ impl Supervisors {
 async fn supervise(
     name: String,
     fleet: Fleet,
-    mut child: Child,
+    log: WorkerLog,
+    mut worker: Worker,
     address: SocketAddr,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -98,25 +123,25 @@ async fn supervise(
     loop {
         let started = Instant::now();
         tokio::select! {
-            status = child.wait() => {
+            status = worker.child.wait() => {
                 let status = status.map_or_else(|error| error.to_string(), |s| s.to_string());
                 tracing::error!(worker = name, %address, status, "worker died, starting it again");
             }
-            () = told(&mut stop) => return finish(&name, child).await,
+            () = told(&mut stop) => return finish(&name, worker).await,
         }
         if started.elapsed() > STABLE {
             pause = FIRST_PAUSE;
         }
-        child = loop {
+        worker = loop {
             tokio::select! {
                 () = sleep(pause) => {}
                 () = told(&mut stop) => return,
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
-            match spawn(&fleet, address).await {
-                Ok((child, _)) => {
-                    tracing::info!(worker = name, %address, pid = child.id(), "worker started");
-                    break child;
+            match spawn(&fleet, address, &log).await {
+                Ok((worker, _)) => {
+                    tracing::info!(worker = name, %address, pid = worker.child.id(), "worker started");
+                    break worker;
                 }
                 Err(error) => {
                     tracing::error!(worker = name, error = format!("{error:#}"), "no start");
@@ -131,7 +156,8 @@ async fn told(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn finish(name: &str, mut child: Child) {
+async fn finish(name: &str, mut worker: Worker) {
+    let child = &mut worker.child;
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
     if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
         // It may have died this instant; waiting finds out.
@@ -144,7 +170,7 @@ async fn finish(name: &str, mut child: Child) {
 }
 
 /// Starts one worker and reads where it listens.
-async fn spawn(fleet: &Fleet, listen: SocketAddr) -> Result<(Child, SocketAddr)> {
+async fn spawn(fleet: &Fleet, listen: SocketAddr, log: &WorkerLog) -> Result<(Worker, SocketAddr)> {
     let (program, first) = program()?;
     let mut child = Command::new(&program)
         .args(first)
@@ -155,6 +181,8 @@ async fn spawn(fleet: &Fleet, listen: SocketAddr) -> Result<(Child, SocketAddr)>
         .arg("--executors")
         .arg(fleet.executors.to_string())
         .arg("--stop-with-stdin")
+        .args(["--log", if log.json { "json" } else { "text" }])
+        .env("FOREBAY_LOG", &log.level)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         // Its own group: Ctrl-C reaches this process alone, which ends the workers last.
@@ -181,7 +209,8 @@ async fn spawn(fleet: &Fleet, listen: SocketAddr) -> Result<(Child, SocketAddr)>
         .with_context(|| format!("expected where the worker listens, found {:?}", line.trim()))?;
     // What it prints later goes nowhere, but the pipe must not fill up.
     tokio::spawn(async move { tokio::io::copy(&mut output, &mut tokio::io::sink()).await });
-    Ok((child, address))
+    let lifeline = child.stdin.take();
+    Ok((Worker { child, _lifeline: lifeline }, address))
 }
 
 /// The worker's program: this one, if the worker is built in, else the one installed beside it.

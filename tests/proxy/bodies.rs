@@ -1,0 +1,170 @@
+//! Whatever a body is like, it arrives whole or is refused in words.
+
+use crate::client::{self, post, raw};
+use crate::endpoint::{Behaviour, Endpoint, echo};
+use crate::harness::{PATIENCE, Proxy, pool_of};
+use bytes::Bytes;
+use http_body_util::StreamBody;
+use hyper::Request;
+use hyper::body::Frame;
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const INFER: &str = "/v2/models/m/infer";
+const KIB: usize = 1024;
+
+async fn echoing(limits: &str) -> (Proxy, Endpoint) {
+    let endpoint = Endpoint::start(Behaviour::Echo).await;
+    let config = format!("{limits}\n{}", pool_of(&[endpoint.address], ""));
+    let proxy = Proxy::start(&config).await;
+    proxy.wait_ready(1).await;
+    (proxy, endpoint)
+}
+
+fn body(length: usize) -> Bytes {
+    (0..length).map(|i| u8::try_from(i * 31 % 251).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn bodies_of_any_length_up_to_the_cap_arrive_whole() {
+    // The buffer lies below the cap, so that both ways through the proxy are taken.
+    let (proxy, _endpoint) = echoing("[limits]\nbody = \"4MiB\"\nbuffer = \"3500KiB\"").await;
+    let lengths =
+        [0, 1, 63 * KIB, 64 * KIB - 1, 64 * KIB, 64 * KIB + 1, 65 * KIB, 3_000_000, 4 * KIB * KIB];
+    for length in lengths {
+        let sent = body(length);
+        let answer = post(proxy.address, INFER, sent.clone()).await;
+        assert_eq!(answer.status, 200, "{length}: {}", answer.text());
+        assert_eq!(answer.text(), echo(&sent), "{length} bytes");
+    }
+    let bodies: Vec<_> = lengths.into_iter().map(body).collect();
+    let answers = client::post_h2(proxy.address, INFER, bodies.clone()).await;
+    for (sent, answer) in bodies.iter().zip(answers) {
+        assert_eq!(answer.text(), echo(sent), "{} bytes over h2c", sent.len());
+    }
+}
+
+#[tokio::test]
+async fn chunked_bodies_arrive_whole_and_are_cut_at_the_cap() {
+    let (proxy, endpoint) = echoing("[limits]\nbody = \"1MiB\"").await;
+    let chunked = |length: usize| {
+        let sent = body(length);
+        let chunks: Vec<_> = sent.chunks(10_000).map(Bytes::copy_from_slice).collect();
+        let stream = chunks.into_iter().map(|chunk| Ok::<_, Infallible>(Frame::data(chunk)));
+        Request::post(INFER).body(StreamBody::new(Iter(stream))).unwrap()
+    };
+    for length in [1, 64 * KIB, 64 * KIB + 1, KIB * KIB] {
+        let answer = client::send(proxy.address, chunked(length)).await.unwrap();
+        assert_eq!(answer.text(), echo(&body(length)), "{length} bytes");
+    }
+    let served = endpoint.served();
+    let answer = client::send(proxy.address, chunked(KIB * KIB + 1)).await.unwrap();
+    assert_eq!((answer.status.as_u16(), answer.reason()), (413, "body_too_large"));
+    assert_eq!(endpoint.served(), served, "the endpoint never got it whole");
+}
+
+/// An iterator as a stream that is always ready.
+struct Iter<I>(I);
+impl<I: Iterator + Unpin> futures_core::Stream for Iter<I> {
+    type Item = I::Item;
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<I::Item>> {
+        std::task::Poll::Ready(self.0.next())
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_says_it_is_too_long_is_refused_before_it_comes() {
+    let (proxy, endpoint) = echoing("[limits]\nbody = \"1MiB\"").await;
+    for length in ["1048577", "1073741824", "18446744073709551615"] {
+        let head = format!("POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
+        let (answer, _) = raw(proxy.address, head.as_bytes(), Duration::from_secs(1)).await;
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{length}: {answer}");
+        assert!(answer.contains("x-forebay-reason: body_too_large"), "{answer}");
+        assert!(answer.contains("expected a body of at most 1MiB, found"), "{answer}");
+    }
+    for length in ["-1", "1e3", "99999999999999999999999", "4, 5"] {
+        let head = format!("POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
+        let (answer, closed) = raw(proxy.address, head.as_bytes(), PATIENCE).await;
+        assert!(answer.starts_with("HTTP/1.1 400 ") && closed, "{length}: {answer}");
+    }
+    assert_eq!(endpoint.served(), 0);
+}
+
+#[tokio::test]
+async fn a_caller_that_sends_all_of_a_refused_body_still_reads_why() {
+    let (proxy, _endpoint) = echoing("[limits]\nbody = \"64KiB\"").await;
+    let answer = post(proxy.address, INFER, body(3_000_000)).await;
+    assert_eq!((answer.status.as_u16(), answer.reason()), (413, "body_too_large"));
+}
+
+#[tokio::test]
+async fn chunked_and_content_length_together_smuggle_nothing() {
+    let (proxy, endpoint) = echoing("").await;
+    let smuggled = format!(
+        "POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n\
+         0\r\n\r\nPOST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
+    );
+    let (answer, closed) = raw(proxy.address, smuggled.as_bytes(), PATIENCE).await;
+    assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "one request at most: {answer}");
+    assert!(closed, "the connection is not used again");
+    assert!(endpoint.served() <= 1);
+}
+
+#[tokio::test]
+async fn expect_continue_is_answered_before_the_body_is_sent() {
+    let (proxy, _endpoint) = echoing("").await;
+    let mut stream = tokio::net::TcpStream::connect(proxy.address).await.unwrap();
+    let head = format!(
+        "POST {INFER} HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut interim = [0; 25];
+    stream.read_exact(&mut interim).await.unwrap();
+    assert_eq!(&interim[..21], b"HTTP/1.1 100 Continue");
+    stream.write_all(b"hello").await.unwrap();
+    let mut answer = vec![0; 17];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert!(String::from_utf8_lossy(&answer).contains("HTTP/1.1 200 OK"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_refused_in_time() {
+    for head in ["content-length: 100", "transfer-encoding: chunked"] {
+        let (proxy, _endpoint) = echoing("[limits]\nbody_timeout = \"200ms\"").await;
+        let request = format!("POST {INFER} HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n");
+        let started = Instant::now();
+        let (answer, closed) = raw(proxy.address, request.as_bytes(), PATIENCE).await;
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{head}: {answer}");
+        assert!(answer.contains("x-forebay-reason: request_timeout"), "{answer}");
+        assert!(closed && started.elapsed() < PATIENCE);
+    }
+}
+
+#[tokio::test]
+async fn answers_longer_than_what_is_held_are_streamed_whole() {
+    let endpoint = Endpoint::start(Behaviour::Huge).await;
+    let proxy = Proxy::in_front_of(&[endpoint.address], 1, "").await;
+    let answer = post(proxy.address, INFER, "x").await;
+    assert_eq!((answer.status.as_u16(), answer.body.len()), (200, 40_000_000));
+}
+
+#[tokio::test]
+async fn malformed_requests_are_refused_and_closed() {
+    let (proxy, endpoint) = echoing("").await;
+    for request in [
+        "nonsense\r\n\r\n",
+        "GET / HTTP/9.9\r\n\r\n",
+        "POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\nbad header\r\n\r\n",
+        "POST /v2/models/%zz/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n",
+        "POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\nx-request-deadline: soon\r\ncontent-length: 0\r\n\r\n",
+    ] {
+        let (answer, _) = raw(proxy.address, request.as_bytes(), Duration::from_secs(1)).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{request:?}: {answer}");
+    }
+    assert_eq!(endpoint.served(), 0);
+    assert_eq!(post(proxy.address, INFER, "x").await.status, 200, "and it goes on serving");
+}

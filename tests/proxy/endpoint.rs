@@ -1,0 +1,175 @@
+//! Endpoints that behave as told: well, slowly, or badly.
+
+use crate::harness::anywhere;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::AbortHandle;
+
+/// What an endpoint does with an inference. Probes are always answered well.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Behaviour {
+    /// Answers with the length and a checksum of what it got.
+    Echo,
+    /// Reads and never answers.
+    Silent,
+    /// Reads and closes.
+    Reset,
+    /// Begins an answer and closes in the middle.
+    Truncated,
+    /// Answers something that is not HTTP.
+    Garbage,
+    /// Says 503, as a worker whose queue is full.
+    Busy,
+    /// Answers with 40 MB.
+    Huge,
+}
+
+/// A fake endpoint; dropping it closes it.
+pub struct Endpoint {
+    pub address: SocketAddr,
+    pub served: Arc<AtomicUsize>,
+    /// Inferences whose connection was closed by the proxy before an answer.
+    pub abandoned: Arc<AtomicUsize>,
+    task: AbortHandle,
+}
+
+impl Endpoint {
+    pub async fn start(behaviour: Behaviour) -> Self {
+        let listener = TcpListener::bind(anywhere()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (served, abandoned) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let counts = (Arc::clone(&served), Arc::clone(&abandoned));
+        let task = tokio::spawn(async move {
+            loop {
+                let Ok((stream, _)) = listener.accept().await else { continue };
+                let (served, abandoned) = (Arc::clone(&counts.0), Arc::clone(&counts.1));
+                tokio::spawn(async move { serve(stream, behaviour, &served, &abandoned).await });
+            }
+        });
+        Self { address, served, abandoned, task: task.abort_handle() }
+    }
+
+    pub fn served(&self) -> usize {
+        self.served.load(Relaxed)
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What `Echo` answers to a body.
+pub fn echo(body: &[u8]) -> String {
+    let sum = body.iter().fold(7_u64, |sum, b| sum.wrapping_mul(31).wrapping_add(u64::from(*b)));
+    format!("{{\"length\":{},\"sum\":{sum}}}", body.len())
+}
+
+async fn serve(
+    mut stream: TcpStream,
+    behaviour: Behaviour,
+    served: &AtomicUsize,
+    abandoned: &AtomicUsize,
+) -> Option<()> {
+    let mut buffer = Vec::new();
+    loop {
+        let end = read_until(&mut stream, &mut buffer, b"\r\n\r\n").await?;
+        let head = String::from_utf8_lossy(&buffer[..end]).to_lowercase();
+        buffer.drain(..end);
+        let body = if head.contains("transfer-encoding: chunked") {
+            read_chunks(&mut stream, &mut buffer).await?
+        } else {
+            let length = head.lines().find_map(|l| l.strip_prefix("content-length: "));
+            let length = length.map_or(0, |l| l.trim().parse().unwrap());
+            read_exactly(&mut stream, &mut buffer, length).await?
+        };
+        if head.starts_with("get") {
+            answer(&mut stream, "200 OK", "", "{}").await?;
+            continue;
+        }
+        served.fetch_add(1, Relaxed);
+        match behaviour {
+            Behaviour::Echo => {
+                let seen = format!(
+                    "x-seen-deadline: {}\r\nx-seen-trace: {}\r\nendpoint-load-metrics: TEXT \
+                     named_metrics.rif=3, named_metrics.slots=4, named_metrics.lat_at_rif_ms=5\r\n",
+                    value(&head, "x-request-deadline"),
+                    value(&head, "traceparent"),
+                );
+                answer(&mut stream, "200 OK", &seen, &echo(&body)).await?;
+            }
+            Behaviour::Silent => {
+                let mut rest = [0; 1];
+                let _ = stream.read(&mut rest).await;
+                abandoned.fetch_add(1, Relaxed);
+                return None;
+            }
+            Behaviour::Reset => return None,
+            Behaviour::Truncated => {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await.ok()?;
+                return None;
+            }
+            Behaviour::Garbage => {
+                stream.write_all(b"\x00\x01\x02 not http at all\r\n\r\n").await.ok()?;
+                return None;
+            }
+            Behaviour::Busy => {
+                let full = "x-forebay-reason: queue_full\r\nretry-after: 1\r\n";
+                answer(&mut stream, "503 Service Unavailable", full, "{\"error\":\"full\"}").await?;
+            }
+            Behaviour::Huge => {
+                answer(&mut stream, "200 OK", "", &"x".repeat(40_000_000)).await?;
+            }
+        }
+    }
+}
+
+fn value<'a>(head: &'a str, name: &str) -> &'a str {
+    let found = head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    found.unwrap_or("")
+}
+
+async fn answer(stream: &mut TcpStream, status: &str, headers: &str, body: &str) -> Option<()> {
+    let length = body.len();
+    let text = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n{headers}\r\n{body}");
+    stream.write_all(text.as_bytes()).await.ok()
+}
+
+async fn fill(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<()> {
+    (stream.read_buf(buffer).await.ok()? > 0).then_some(())
+}
+
+async fn read_until(stream: &mut TcpStream, buffer: &mut Vec<u8>, end: &[u8]) -> Option<usize> {
+    loop {
+        if let Some(at) = buffer.windows(end.len()).position(|window| window == end) {
+            return Some(at + end.len());
+        }
+        fill(stream, buffer).await?;
+    }
+}
+
+async fn read_exactly(s: &mut TcpStream, buffer: &mut Vec<u8>, length: usize) -> Option<Vec<u8>> {
+    while buffer.len() < length {
+        fill(s, buffer).await?;
+    }
+    Some(buffer.drain(..length).collect())
+}
+
+async fn read_chunks(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let end = read_until(stream, buffer, b"\r\n").await?;
+        let line = String::from_utf8_lossy(&buffer[..end - 2]).into_owned();
+        buffer.drain(..end);
+        let length = usize::from_str_radix(line.trim(), 16).unwrap();
+        let chunk = read_exactly(stream, buffer, length + 2).await?;
+        if length == 0 {
+            return Some(body);
+        }
+        body.extend_from_slice(&chunk[..length]);
+    }
+}

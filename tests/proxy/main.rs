@@ -1,0 +1,14 @@
+//! The proxy as its users meet it: real processes, real sockets, real workers.
+//!
+//! Ports come from the OS, nothing sleeps for luck: what takes time is waited for, with a bound.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
+
+mod bodies;
+mod client;
+mod command_line;
+mod endpoint;
+mod faults;
+mod harness;
+mod observability;
+mod operations;
+mod reference;
