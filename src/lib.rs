@@ -3,7 +3,7 @@
 //! # The way of a request
 //! | stage | module | does |
 //! |---|---|---|
-//! | accept | [`flow::accept`] | what holds for every connection; refusals; health of the proxy itself |
+//! | accept | [`flow::accept`] | which protocol a connection speaks, what holds for every request |
 //! | identify | [`flow::identify`] | model, version, deadline and identities, from path and headers |
 //! | route | [`flow::route`] | first matching route -> pool |
 //! | admit | [`flow::admit`] | size and deadline; held in memory or streamed |
@@ -11,7 +11,8 @@
 //! | forward | [`flow::forward`] | attempts, retries, the answer |
 //! | observe | [`flow::observe`] | metrics and the access log |
 //!
-//! [`proxy`] puts the stages on Pingora's phases, and [`request`] carries what they found out.
+//! [`proxy`] puts the stages on Pingora's phases, [`request`] carries what they found out, and
+//! [`answer`] is what the proxy says itself.
 //!
 //! # What they work on
 //! [`config`] is what the operator wrote, parsed once. [`pool`] is what is known of the endpoints:
@@ -24,6 +25,7 @@
 
 pub mod access_log;
 pub mod admin;
+pub mod answer;
 pub mod cli;
 pub mod clock;
 pub mod config;

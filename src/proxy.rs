@@ -1,5 +1,6 @@
 //! The stages on Pingora's phases: one call a phase, nothing decided here.
 
+use crate::answer;
 use crate::error::Refusal;
 use crate::flow::admit::{Way, admit};
 use crate::flow::forward::{stream, unary};
@@ -60,7 +61,7 @@ impl ProxyHttp for Proxy {
             Some(Way::Unary) | None => {}
         }
         if let Some(refusal) = request.refusal.clone() {
-            accept::refuse(session, request, &refusal).await?;
+            answer::refuse(session, request, &refusal).await?;
         }
         Ok(true)
     }
@@ -119,7 +120,7 @@ impl ProxyHttp for Proxy {
             error_code = refusal.reason.status().as_u16();
             request.refusal = Some(refusal.clone());
             if session.response_written().is_none()
-                && let Err(error) = accept::refuse(session, request, &refusal).await
+                && let Err(error) = answer::refuse(session, request, &refusal).await
             {
                 tracing::debug!(%error, "the caller left before the refusal");
             }
@@ -156,7 +157,7 @@ impl Proxy {
         }
         if let Some(Call::ServerLive | Call::ServerReady) = request.identity.call {
             let ready = self.lifecycle.is_ready(snapshot);
-            accept::health(session, request, ready).await?;
+            answer::health(session, request, ready).await?;
             return Ok(None);
         }
         let Some(target) = route(snapshot, &request.identity, path) else {

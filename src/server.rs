@@ -8,29 +8,31 @@
 
 use crate::access_log::AccessLogger;
 use crate::admin::Admin;
-use crate::config::{Config, Listener};
+use crate::config::{self, Config, Listener};
+use crate::flow::accept::{Accept, leftover};
 use crate::flow::observe::Observer;
 use crate::pool::Snapshot;
 use crate::pool::control::{self, ControlHandle};
 use crate::pool::fleet::{Fleets, Supervisors, WorkerLog};
 use crate::proxy::Proxy;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use pingora::apps::HttpServerOptions;
 use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
-use pingora::proxy::http_proxy_service_with_name;
+use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{Fds, ListenFds};
 use pingora::services::Service as _;
 use pingora::services::listening::Service;
+use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::IntoRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -39,7 +41,18 @@ use tokio::time::{sleep, timeout};
 pub struct Lifecycle {
     draining: AtomicBool,
     in_flight: AtomicUsize,
-    idle: Notify,
+    /// Connections that have not said anything yet.
+    silent: AtomicUsize,
+}
+
+/// Counts as a connection that has not said anything yet until dropped.
+#[derive(Debug)]
+pub struct SilentConnection(Arc<Lifecycle>);
+
+impl Drop for SilentConnection {
+    fn drop(&mut self) {
+        self.0.silent.fetch_sub(1, Relaxed);
+    }
 }
 
 /// Counts as a request in flight until dropped.
@@ -68,22 +81,33 @@ impl Lifecycle {
         !self.is_draining() && snapshot.pools.iter().all(|pool| !pool.ready.is_empty())
     }
 
+    /// Counts a new connection in.
+    pub fn connected(self: &Arc<Self>) -> SilentConnection {
+        self.silent.fetch_add(1, Relaxed);
+        SilentConnection(Arc::clone(self))
+    }
+
+    /// Until nothing is in flight, and nothing that was accepted can still become a request.
     async fn wait_idle(&self) {
-        loop {
-            let idle = self.idle.notified();
-            if self.in_flight() == 0 {
-                return;
-            }
-            idle.await;
+        let started = Instant::now();
+        let mut quiet = 0;
+        // Between its first bytes and its count a request is seen by neither; so look twice.
+        while quiet < 2 {
+            sleep(LOOK).await;
+            let silent = self.silent.load(Relaxed) > 0 && started.elapsed() < SILENCE;
+            quiet = if silent || self.in_flight() > 0 { 0 } else { quiet + 1 };
         }
     }
 }
 
+/// How often a draining process looks whether it is idle.
+const LOOK: Duration = Duration::from_millis(10);
+/// Time that the last connections get to say something.
+const SILENCE: Duration = Duration::from_secs(1);
+
 impl Drop for InFlightRequest {
     fn drop(&mut self) {
-        if self.0.in_flight.fetch_sub(1, Relaxed) == 1 {
-            self.0.idle.notify_waiters();
-        }
+        self.0.in_flight.fetch_sub(1, Relaxed);
     }
 }
 
@@ -132,7 +156,7 @@ async fn serve(options: Options) -> Result<()> {
     // Before anything starts: a signal that comes during the start must not be lost.
     let mut signals = Signals::new()?;
     let prometheus = crate::admin::install_metrics()?;
-    let mut sockets = Sockets::default();
+    let mut sockets = Sockets::new();
     let listeners: Vec<_> = config
         .listeners
         .iter()
@@ -154,9 +178,14 @@ async fn serve(options: Options) -> Result<()> {
     };
     let (stop, stopping) = watch::channel(false);
     let mut services = JoinSet::new();
-    let fds = ListenFds::new(sockets.0.into());
+    let mut doors = Vec::new();
     for (bound, listener) in &listeners {
-        let mut service = proxy_service(&proxy, *bound, listener, &server);
+        doors.push((sockets.hold(*bound)?, accept(&proxy, listener, &server)));
+    }
+    let fds = sockets.into_fds();
+    for ((bound, _), (_, accept)) in listeners.iter().zip(&doors) {
+        let mut service = Service::new(format!("proxy {bound}"), accept.clone());
+        service.add_tcp(&bound.to_string());
         let (fds, stopping) = (Arc::clone(&fds), stopping.clone());
         services.spawn(async move { service.start_service(Some(fds), stopping, 1).await });
     }
@@ -176,41 +205,33 @@ async fn serve(options: Options) -> Result<()> {
     started(&Started { listeners, admin, control });
 
     signals.wait_for_stop(&reloader).await;
-    drain(&lifecycle, &server, &stop, &mut services, &mut signals).await;
+    drain(&lifecycle, &server, doors, &stop, &mut services, &mut signals).await;
     supervisors_stop(supervisors, &mut signals).await;
     observer.log().stop();
     tracing::info!("stopped");
     Ok(())
 }
 
-fn proxy_service(
-    proxy: &Proxy,
-    bound: SocketAddr,
-    listener: &Listener,
-    server: &crate::config::Server,
-) -> Service<pingora::proxy::HttpProxy<Proxy>> {
+fn accept(proxy: &Proxy, listener: &Listener, server: &config::Server) -> Accept {
     let conf = ServerConf {
         threads: server.threads,
         upstream_keepalive_pool_size: server.idle_connections.div_ceil(server.threads),
-        max_retries: 16,
         ..ServerConf::default()
     };
-    let name = format!("proxy {bound}");
-    let mut service = http_proxy_service_with_name(&Arc::new(conf), proxy.clone(), &name);
-    if let Some(app) = service.app_logic_mut() {
-        let mut options = HttpServerOptions::default();
-        options.h2c = listener.h2c;
-        options.h2_idle_timeout = Some(Duration::from_secs(60));
-        app.server_options = Some(options);
-    }
-    service.add_tcp(&bound.to_string());
-    service
+    let mut app = HttpProxy::new(proxy.clone(), Arc::new(conf));
+    app.handle_init_modules();
+    let mut options = HttpServerOptions::default();
+    options.h2c = listener.h2c;
+    options.h2_idle_timeout = Some(Duration::from_secs(60));
+    app.server_options = Some(options);
+    Accept { proxy: Arc::new(app), h2c: listener.h2c, lifecycle: Arc::clone(&proxy.lifecycle) }
 }
 
 /// Readiness first, then listeners, then what is in flight. A second signal ends it at once.
 async fn drain(
     lifecycle: &Lifecycle,
-    server: &crate::config::Server,
+    server: &config::Server,
+    doors: Vec<(TcpListener, Accept)>,
     stop: &watch::Sender<bool>,
     services: &mut JoinSet<()>,
     signals: &mut Signals,
@@ -221,8 +242,9 @@ async fn drain(
         sleep(server.drain_delay).await;
         stop.send_replace(true);
         while services.join_next().await.is_some() {}
-        // Connections that were accepted last get the time to send what they came with.
-        sleep(ACCEPTED_LAST).await;
+        for (door, accept) in doors {
+            close(&door, &Arc::new(accept), stop);
+        }
         if timeout(server.drain_timeout, lifecycle.wait_idle()).await.is_err() {
             tracing::warn!(in_flight = lifecycle.in_flight(), "drain timed out, requests are cut");
         }
@@ -233,8 +255,19 @@ async fn drain(
     }
 }
 
-/// Time between the last accept and the first look at what is in flight.
-const ACCEPTED_LAST: Duration = Duration::from_millis(50);
+/// Takes the connections that wait at a door where nobody accepts any more: closing it with them
+/// in line would reset callers that were let in by the kernel.
+fn close(door: &TcpListener, accept: &Arc<Accept>, stop: &watch::Sender<bool>) {
+    for _ in 0..MAX_WAITING {
+        let Ok((stream, _)) = door.accept() else { return };
+        let Ok(()) = stream.set_nonblocking(true) else { continue };
+        let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { continue };
+        tokio::spawn(leftover(Arc::clone(accept), stream, stop.subscribe()));
+    }
+}
+
+/// Longest line at a listener: what the kernel is asked for.
+const MAX_WAITING: usize = 65_536;
 
 async fn supervisors_stop(supervisors: Supervisors, signals: &mut Signals) {
     tokio::select! {
@@ -284,25 +317,35 @@ impl Reloader {
 
 /// Sockets that were bound before anything runs: an address in use is an error message, not a
 /// panic inside a service. Pingora takes them over by the text of their address.
-struct Sockets(Fds);
-
-impl Default for Sockets {
-    fn default() -> Self {
-        Self(Fds::new())
-    }
+struct Sockets {
+    fds: Fds,
+    bound: HashMap<SocketAddr, TcpListener>,
 }
 
 impl Sockets {
+    fn new() -> Self {
+        Self { fds: Fds::new(), bound: HashMap::new() }
+    }
+
     fn bind(&mut self, address: SocketAddr) -> Result<SocketAddr> {
         let socket =
             TcpListener::bind(address).with_context(|| format!("can't listen on {address}"))?;
         socket.set_nonblocking(true)?;
-        let bound = socket.local_addr()?;
-        if self.0.get(&bound.to_string()).is_some() {
-            bail!("can't listen on {bound} twice");
-        }
-        self.0.add(bound.to_string(), socket.into_raw_fd());
-        Ok(bound)
+        let address = socket.local_addr()?;
+        self.fds.add(address.to_string(), socket.try_clone()?.into_raw_fd());
+        self.bound.insert(address, socket);
+        Ok(address)
+    }
+
+    /// A handle of our own on a bound socket: it stays open when Pingora closes its own.
+    fn hold(&self, address: SocketAddr) -> Result<TcpListener> {
+        let socket = self.bound.get(&address).context("a listener that was not bound")?;
+        Ok(socket.try_clone()?)
+    }
+
+    /// For Pingora.
+    fn into_fds(self) -> ListenFds {
+        ListenFds::new(self.fds.into())
     }
 }
 

@@ -234,6 +234,11 @@ impl Config {
     pub fn parse(source: &str, base: &Path) -> Result<Self, Diagnostics> {
         read::config(source, base)
     }
+
+    /// Keys that can be written, but that `source` has nowhere: what keeps the reference complete.
+    pub fn keys_missing_from(source: &str) -> Vec<String> {
+        read::keys_missing_from(source)
+    }
 }
 
 impl ConfigError {

@@ -3,8 +3,9 @@
 use super::{
     AccessLog, Config, Fleet, Limits, Listener, Pattern, Pool, Probe, Retry, Route, Server, Source,
 };
-use forebay_config::{ByteSize, Diagnostics, Document, Ratio, Table};
+use forebay_config::{ByteSize, Diagnostics, Document, Ratio, Span, Table};
 use forebay_routing::Policy;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,13 +30,23 @@ pub(super) fn config(source: &str, base: &Path) -> Result<Config, Diagnostics> {
     Ok(config)
 }
 
+pub(super) fn keys_missing_from(source: &str) -> Vec<String> {
+    let document = Document::parse(source);
+    read(&document.root(), Path::new(""));
+    document.keys_asked().difference(&document.keys_present()).cloned().collect()
+}
+
 fn read(root: &Table<'_, '_>, base: &Path) -> Config {
     let server = server(&root.table_or_empty("server"), base);
+    let mut names = Names::default();
+    let listener = |table: &Table<'_, '_>| listener(table, &mut names);
     let listeners: Vec<_> = root.tables("listener").iter().filter_map(listener).collect();
     let limits = limits(&root.table_or_empty("limits"));
     let pools: Vec<_> =
         root.named("pool").into_iter().map(|(name, table)| pool(name, &table, base)).collect();
-    let routes: Vec<_> = root.tables("route").iter().map(|table| route(table, &pools)).collect();
+    let mut names = Names::default();
+    let route = |table: &Table<'_, '_>| route(table, &pools, &mut names);
+    let routes: Vec<_> = root.tables("route").iter().map(route).collect();
     for (missing, key, form) in [
         (listeners.is_empty(), "listener", "[[listener]]"),
         (pools.is_empty(), "pool", "[pool.NAME]"),
@@ -77,8 +88,26 @@ fn server(table: &Table<'_, '_>, base: &Path) -> Server {
     }
 }
 
-fn listener(table: &Table<'_, '_>) -> Option<Listener> {
-    let address = table.required::<SocketAddr>("address");
+/// Names that may be used once.
+#[derive(Default)]
+struct Names(BTreeSet<String>);
+
+impl Names {
+    fn take(&mut self, table: &Table<'_, '_>, key: &str, name: &str, span: Span) {
+        if !self.0.insert(name.to_owned()) {
+            table.note(span, key, format!("expected each once, found {name:?} again"));
+        }
+    }
+}
+
+fn listener(table: &Table<'_, '_>, names: &mut Names) -> Option<Listener> {
+    let address = table.required_spanned::<SocketAddr>("address").map(|(address, span)| {
+        // Port 0 is another port every time.
+        if address.port() != 0 {
+            names.take(table, "address", &address.to_string(), span);
+        }
+        address
+    });
     let protocols = table.spanned::<Vec<String>>("protocols");
     let mut h2c = true;
     if let Some((protocols, span)) = protocols {
@@ -129,7 +158,7 @@ fn source(table: &Table<'_, '_>, base: &Path) -> Source {
             Source::Static(Vec::new())
         }
         (Some((endpoints, span)), None) => {
-            let mut seen = std::collections::BTreeSet::new();
+            let mut seen = BTreeSet::new();
             if let Some(twice) = endpoints.iter().find(|address| !seen.insert(**address)) {
                 table.note(span, "endpoints", format!("expected each once, found {twice} twice"));
             } else if endpoints.is_empty() || endpoints.len() > MAX_POOL {
@@ -187,7 +216,11 @@ fn retry(table: &Table<'_, '_>) -> Retry {
     }
 }
 
-fn route(table: &Table<'_, '_>, pools: &[Pool]) -> Route {
+fn route(table: &Table<'_, '_>, pools: &[Pool], names: &mut Names) -> Route {
+    let name = table.required_spanned::<String>("name").map(|(name, span)| {
+        names.take(table, "name", &name, span);
+        name
+    });
     let pool = table.required_spanned::<String>("pool").and_then(|(name, span)| {
         let found = pools.iter().position(|pool| pool.name == name);
         if found.is_none() {
@@ -206,7 +239,7 @@ fn route(table: &Table<'_, '_>, pools: &[Pool]) -> Route {
         table.note(span.clone(), "paths", format!("{expected}, found {bad:?}"));
     }
     Route {
-        name: table.required("name").unwrap_or_default(),
+        name: name.unwrap_or_default(),
         models: models.into_iter().map(pattern).collect(),
         paths: paths.map(|(paths, _)| paths).unwrap_or_default(),
         pool: pool.unwrap_or_default(),

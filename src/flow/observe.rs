@@ -2,7 +2,7 @@
 
 use crate::access_log::{self, AccessLogger};
 use crate::request::Request;
-use forebay_protocol::{Reason, metric};
+use forebay_protocol::{Reason, header, metric};
 use metrics::{Counter, Histogram};
 use pingora::Error;
 use pingora::proxy::Session;
@@ -55,10 +55,20 @@ pub fn observe(
         let left = crate::error::Refusal::new(Reason::ClientClosed, "the caller left");
         request.refusal = Some(left);
     }
-    let reason = request.refusal.as_ref().map_or("ok", |refusal| refusal.reason.code());
+    let reason = reason(session, request);
     count(observer, request, status, reason);
     write_line(observer, session, request, status, reason);
     request.counted = None;
+}
+
+/// The refusal's reason, or the one that the endpoint gave; `ok` without either.
+fn reason(session: &Session, request: &Request) -> &'static str {
+    if let Some(refusal) = &request.refusal {
+        return refusal.reason.code();
+    }
+    let stated = session.response_written().and_then(|head| head.headers.get(header::REASON));
+    let stated = stated.and_then(|value| value.to_str().ok()).and_then(Reason::from_code);
+    stated.map_or("ok", Reason::code)
 }
 
 fn count(observer: &Observer, request: &Request, status: u16, reason: &'static str) {

@@ -159,12 +159,30 @@ async fn malformed_requests_are_refused_and_closed() {
         "nonsense\r\n\r\n",
         "GET / HTTP/9.9\r\n\r\n",
         "POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\nbad header\r\n\r\n",
-        "POST /v2/models/%zz/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n",
-        "POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\nx-request-deadline: soon\r\ncontent-length: 0\r\n\r\n",
     ] {
-        let (answer, _) = raw(proxy.address, request.as_bytes(), Duration::from_secs(1)).await;
-        assert!(answer.starts_with("HTTP/1.1 400 "), "{request:?}: {answer}");
+        let (answer, closed) = raw(proxy.address, request.as_bytes(), PATIENCE).await;
+        assert!(answer.starts_with("HTTP/1.1 400 ") && closed, "{request:?}: {answer}");
+    }
+    for request in [
+        "POST /v2/models/%zz/infer HTTP/1.1\r\nconnection: close\r\nhost: x\r\ncontent-length: 0\r\n\r\n",
+        "POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-request-deadline: soon\r\ncontent-length: 0\r\n\r\n",
+    ] {
+        let (answer, closed) = raw(proxy.address, request.as_bytes(), PATIENCE).await;
+        assert!(answer.starts_with("HTTP/1.1 400 ") && closed, "{request:?}: {answer}");
     }
     assert_eq!(endpoint.served(), 0);
     assert_eq!(post(proxy.address, INFER, "x").await.status, 200, "and it goes on serving");
+}
+
+#[tokio::test]
+async fn a_request_shorter_than_the_preface_of_http2_is_answered() {
+    let (proxy, _endpoint) = echoing("").await;
+    for request in ["GET /v2/health/live HTTP/1.0\r\n\r\n", "OPTIONS / HTTP/1.0\r\n\r\n"] {
+        let (answer, closed) = raw(proxy.address, request.as_bytes(), PATIENCE).await;
+        assert!(answer.starts_with("HTTP/1.") && closed, "{request:?}: {answer}");
+    }
+    // Begins like HTTP/2 and then differs.
+    let request = b"PRI /x HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let (answer, closed) = raw(proxy.address, request, PATIENCE).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && closed, "{answer}");
 }

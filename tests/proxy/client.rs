@@ -43,7 +43,7 @@ impl Response {
 }
 
 pub async fn get(address: SocketAddr, path: &str) -> Response {
-    let request = Request::get(path).body(Full::default()).unwrap();
+    let request = Request::get(path).body(Full::<Bytes>::default()).unwrap();
     send(address, request).await.unwrap()
 }
 
@@ -195,8 +195,7 @@ async fn caller(
                 Ok(Ok(response)) => {
                     let status = response.status();
                     let reason = response.headers().get("x-forebay-reason").cloned();
-                    let closes =
-                        response.headers().get("connection").is_some_and(|v| v == "close");
+                    let closes = response.headers().get("connection").is_some_and(|v| v == "close");
                     match (response.into_body().collect().await, reason) {
                         (Ok(_), None) => note(status.as_u16().to_string()),
                         (Ok(_), Some(reason)) => note(format!("{status} {reason:?}")),

@@ -110,7 +110,10 @@ async fn serve(
             }
             Behaviour::Reset => return None,
             Behaviour::Truncated => {
-                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await.ok()?;
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf")
+                    .await
+                    .ok()?;
                 return None;
             }
             Behaviour::Garbage => {
@@ -119,7 +122,8 @@ async fn serve(
             }
             Behaviour::Busy => {
                 let full = "x-forebay-reason: queue_full\r\nretry-after: 1\r\n";
-                answer(&mut stream, "503 Service Unavailable", full, "{\"error\":\"full\"}").await?;
+                answer(&mut stream, "503 Service Unavailable", full, "{\"error\":\"full\"}")
+                    .await?;
             }
             Behaviour::Huge => {
                 answer(&mut stream, "200 OK", "", &"x".repeat(40_000_000)).await?;

@@ -74,12 +74,11 @@ impl Proxy {
                 let _ = written.send(line);
             }
         });
-        let (address, admin) = tokio::task::spawn_blocking(move || {
-            listening.recv_timeout(PATIENCE)
-        })
-        .await
-        .unwrap()
-        .unwrap_or_else(|_| panic!("no start: {:?}", messages.lock().unwrap()));
+        let (address, admin) =
+            tokio::task::spawn_blocking(move || listening.recv_timeout(PATIENCE))
+                .await
+                .unwrap()
+                .unwrap_or_else(|_| panic!("no start: {:?}", messages.lock().unwrap()));
         Self {
             address: address.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0))),
             admin: admin.unwrap(),

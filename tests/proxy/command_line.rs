@@ -1,0 +1,132 @@
+//! The command line as a person meets it.
+
+use crate::harness::Folder;
+use std::process::{Command, Output};
+
+fn forebay(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_forebay")).args(arguments).output().unwrap()
+}
+
+fn check(text: &str) -> (Option<i32>, String) {
+    let folder = Folder::new();
+    let file = folder.0.join("test.toml");
+    std::fs::write(&file, text).unwrap();
+    let output = forebay(&["check", file.to_str().unwrap()]);
+    let words = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(words).unwrap())
+}
+
+const TEN_ERRORS: &str = r#"
+[server]
+admin = "localhost"
+drain_timeout = 30
+
+[[listener]]
+addres = "127.0.0.1:8080"
+protocols = ["spdy"]
+
+[limits]
+body = "1MiB"
+buffer = "2MiB"
+
+[pool.a]
+endpoints = ["127.0.0.1:8001", "not an address"]
+policy = "fastest"
+
+[pool.b]
+endpoints = ["127.0.0.1:8002"]
+probe = { fall = 0, path = "ready" }
+
+[[route]]
+name = "all"
+pool = "c"
+"#;
+
+#[test]
+fn ten_errors_are_all_reported_with_their_places() {
+    let (code, words) = check(TEN_ERRORS);
+    assert_eq!(code, Some(1));
+    for expected in [
+        "test.toml:3:9: server.admin: expected an address and a port such as \"127.0.0.1:9090\", or \"off\", found \"localhost\"",
+        "test.toml:4:17: server.drain_timeout: expected a duration such as \"250ms\", \"10s\" or \"5m\", found the number 30",
+        "listener.*.address: expected an address and a port such as \"127.0.0.1:8080\", found nothing",
+        "test.toml:7:1: listener.*.addres: unknown key, did you mean \"address\"?",
+        "test.toml:8:13: listener.*.protocols: expected [\"http/1.1\"] or [\"http/1.1\", \"h2c\"], found [\"spdy\"]",
+        "test.toml:12:10: limits.buffer: expected at most limits.body (\"1MiB\"), found \"2MiB\"",
+        "test.toml:15:13: pool.*.endpoints: expected an array, found \"not an address\" where an address and a port",
+        "test.toml:16:10: pool.*.policy: expected \"least_cost\" or",
+        "test.toml:20:18: pool.*.probe.fall: expected 1 to 100, found 0",
+        "test.toml:20:28: pool.*.probe.path: expected a path that begins with /, found \"ready\"",
+        "test.toml:24:8: route.*.pool: expected a pool (\"a\", \"b\"), found \"c\"",
+        "3 | admin = \"localhost\"",
+    ] {
+        assert!(words.contains(expected), "{expected}\n--- not in\n{words}");
+    }
+}
+
+#[test]
+fn a_file_that_is_fine_is_said_to_be() {
+    for file in ["forebay.toml", "demo.toml", "reference.toml"] {
+        let path = format!("{}/conf/{file}", env!("CARGO_MANIFEST_DIR"));
+        let output = forebay(&["check", &path]);
+        let words = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{file}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(words.contains(": fine ("), "{words}");
+    }
+}
+
+#[test]
+fn what_can_not_be_read_is_an_error_and_not_a_crash() {
+    let output = forebay(&["check", "/no/such/file"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("can't read /no/such/file"));
+    let output = forebay(&["check", "/dev/zero"]);
+    assert_eq!(output.status.code(), Some(1));
+    for text in ["", "\u{0}", "[[[", "a", "[pool]\na = 1", "pool = 3\nroute = 4\nlistener = []"] {
+        let (code, words) = check(text);
+        assert_eq!(code, Some(1), "{text:?}: {words}");
+        assert!(!words.contains("panicked"), "{words}");
+    }
+}
+
+#[test]
+fn names_that_are_used_twice_are_errors() {
+    let (code, words) = check(
+        "[[listener]]\naddress = \"127.0.0.1:8080\"\n[[listener]]\naddress = \"127.0.0.1:8080\"\n\
+         [pool.a]\nendpoints = [\"127.0.0.1:1\", \"127.0.0.1:1\"]\n\
+         [[route]]\nname = \"r\"\npool = \"a\"\n[[route]]\nname = \"r\"\npool = \"a\"\n",
+    );
+    assert_eq!(code, Some(1));
+    assert_eq!(words.matches("expected each once").count(), 3, "{words}");
+}
+
+#[test]
+fn help_and_mistakes_have_the_exit_codes_that_help_names() {
+    let output = forebay(&["--help"]);
+    let help = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success());
+    for part in ["serve", "check", "worker", "Exit codes:", "FOREBAY_LOG"] {
+        assert!(help.contains(part), "{part} is not in\n{help}");
+    }
+    assert_eq!(forebay(&["serve"]).status.code(), Some(2));
+    assert_eq!(forebay(&["sevre"]).status.code(), Some(2));
+    assert_eq!(forebay(&["--log-level", "a=b=c", "check", "x"]).status.code(), Some(2));
+    assert!(forebay(&["worker", "--help"]).status.success());
+}
+
+#[test]
+fn an_address_in_use_is_said_in_words() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let folder = Folder::new();
+    let file = folder.0.join("test.toml");
+    let text = format!(
+        "[[listener]]\naddress = \"{address}\"\n[pool.a]\nendpoints = [\"127.0.0.1:1\"]\n\
+         [[route]]\nname = \"r\"\npool = \"a\"\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    let output = forebay(&["serve", "--config", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert!(words.contains(&format!("can't listen on {address}")), "{words}");
+}

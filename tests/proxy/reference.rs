@@ -1,0 +1,37 @@
+//! The reference file names every key that there is.
+
+use forebay::config::Config;
+use std::path::Path;
+
+#[test]
+fn the_reference_file_is_complete() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf");
+    let source = std::fs::read_to_string(folder.join("reference.toml")).unwrap();
+    let missing = Config::keys_missing_from(&source);
+    assert!(missing.is_empty(), "not in conf/reference.toml: {missing:?}");
+}
+
+#[test]
+fn the_defaults_that_the_reference_file_states_are_the_defaults() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf");
+    let source = std::fs::read_to_string(folder.join("reference.toml")).unwrap();
+    let stated = Config::parse(&source, &folder).unwrap();
+    let bare = "[[listener]]\naddress = \"127.0.0.1:8080\"\n\
+                [pool.models]\nendpoints = [\"127.0.0.1:8001\", \"127.0.0.1:8002\"]\n\
+                [[route]]\nname = \"models\"\npool = \"models\"\n";
+    let bare = Config::parse(bare, &folder).unwrap();
+    let models = |config: &Config| {
+        let mut pool = (**config.pools.iter().find(|p| p.name == "models").unwrap()).clone();
+        // Absent by default.
+        pool.retry.attempt_timeout = None;
+        pool
+    };
+    assert_eq!(models(&stated), models(&bare));
+    assert_eq!(stated.limits, bare.limits);
+    assert_eq!(stated.listeners, bare.listeners);
+    let mut server = stated.server.clone();
+    (server.admin, server.threads) = (None, bare.server.threads);
+    assert_eq!(server, bare.server);
+    assert_eq!(stated.routes[0].deadline, bare.routes[0].deadline);
+    assert_eq!(stated.routes[0].expose_endpoint, bare.routes[0].expose_endpoint);
+}
