@@ -68,8 +68,7 @@ median() {
 }
 
 fill() { # template -> file, with this run's ports
-    sed -e "s|@LISTEN@|$listen|g" -e "s|@BACKEND@|$backend|g" -e "s|@ADMIN@|$admin|g" \
-        -e "s|@DIR@|$work|g" "$here/peers/overhead/$1" > "$work/$1"
+    sed -e "s|@LISTEN@|$listen|g" -e "s|@BACKEND@|$backend|g" -e "s|@DIR@|$work|g" "$here/peers/overhead/$1" > "$work/$1"
 }
 
 binary_of() {
@@ -96,7 +95,6 @@ version_of() {
 start() {
     local name=$1 binary
     binary=$(binary_of "$name")
-    admin=$(free_port)
     case $name in
         nginx) fill nginx.conf; set -- "$binary" -c "$work/nginx.conf" ;;
         haproxy) fill haproxy.cfg; set -- "$binary" -db -f "$work/haproxy.cfg" ;;

@@ -136,7 +136,7 @@ impl Plan {
             Wish::Open { spacing, phases } => open(*spacing, phases, warm_up)?,
             Wish::Replay { file, speed } => {
                 let path = scenario.base.join(file);
-                let (load, span, picks) = replayed(path, *speed, &scenario.requests)?;
+                let (load, span, picks) = replayed(&path, *speed, &scenario.requests)?;
                 recorded = picks;
                 // The log's own beginning serves as warm-up.
                 (load, positive("the log without warm_up", Span(span.saturating_sub(warm_up)))?)
@@ -257,28 +257,43 @@ fn phase(wish: &scenario::Phase) -> Result<Phase, PlanError> {
 type Replayed = (Load, Duration, Vec<Option<u32>>);
 
 fn replayed(
-    path: PathBuf,
+    path: &std::path::Path,
     speed: f64,
     requests: &[scenario::Request],
 ) -> Result<Replayed, PlanError> {
     if !(speed.is_finite() && speed > 0.0) {
         return Err(bounds("load.speed", "a number above 0", &speed.to_string()));
     }
-    let lines = replay::read(&path).map_err(|error| PlanError::Replay { path, error })?;
-    let first = lines.first().map_or(0.0, |line| line.time);
+    let fail = |error| PlanError::Replay { path: path.to_owned(), error };
+    let lines = replay::read(&path).map_err(fail)?;
+    // Metadata and probes that nothing in the scenario stands for are left out.
+    let (mut times, mut picks) = (Vec::with_capacity(lines.len()), Vec::new());
+    for line in &lines {
+        let pick = stands_for(line, requests);
+        if pick.is_some() || line.is_inference() {
+            times.push(line.time);
+            picks.push(pick);
+        }
+    }
+    let first = *times.first().ok_or_else(|| fail(replay::ReplayError::Empty))?;
     let times: Vec<u64> =
-        lines.iter().map(|line| units::nanos_of((line.time - first) / speed)).collect();
-    let picks = lines.iter().map(|line| {
-        let wanted = line.model.as_deref()?;
-        let found = requests.iter().position(|request| match &request.ask {
-            Ask::Infer(infer) => infer.model == wanted,
-            Ask::Http { .. } => false,
-        })?;
-        u32::try_from(found).ok()
-    });
-    let picks = picks.collect();
+        times.into_iter().map(|time| units::nanos_of((time - first) / speed)).collect();
     let length = Duration::from_nanos(times.last().copied().unwrap_or(0) + 1);
     Ok((Load::Open(Source::Recorded(times.into())), length, picks))
+}
+
+/// The request of the scenario that a line of the log is replayed with; `None`: any.
+fn stands_for(line: &replay::Line, requests: &[scenario::Request]) -> Option<u32> {
+    let found = requests.iter().position(|request| match &request.ask {
+        Ask::Infer(infer) => {
+            line.is_inference() && line.model.as_deref() == Some(infer.model.as_str())
+        }
+        Ask::Http { path, .. } => {
+            let path = path.split_once('?').map_or(path.as_str(), |(path, _)| path);
+            line.path.as_deref() == Some(path)
+        }
+    })?;
+    u32::try_from(found).ok()
 }
 
 fn check_requests(requests: &[scenario::Request]) -> Result<(), PlanError> {

@@ -1,7 +1,9 @@
 //! Arrival times from an access log: yesterday's peak, again, against today's binary.
 //!
-//! Only times and models are taken. What callers sent is not in the log, and should not be.
+//! Only times, models and paths are taken. What callers sent is not in the log, and should not be.
+//! forebay's log is written when requests end; what is replayed is when they came.
 
+use forebay_protocol::oip::{self, Call};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -14,10 +16,20 @@ const MAX_LINE: u64 = 64 * 1024;
 /// One request of a log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Line {
-    /// Seconds from an arbitrary but fixed moment.
+    /// When it arrived: seconds from an arbitrary but fixed moment.
     pub time: f64,
     /// The model that was asked for, if the log says so.
     pub model: Option<String>,
+    /// The path that was asked for, if the log says so; without the query.
+    pub path: Option<String>,
+}
+
+impl Line {
+    /// Whether it is a question to a model, as far as the log tells: no metadata, no probe.
+    pub fn is_inference(&self) -> bool {
+        let Some(path) = &self.path else { return true };
+        oip::Path::parse(path).is_some_and(|path| path.call == Call::Infer)
+    }
 }
 
 /// Why a log can't be replayed.
@@ -37,7 +49,9 @@ pub enum ReplayError {
     TooLong,
 }
 
-/// Reads a log of JSON lines and sorts it by time: it is written when requests end.
+/// Reads a log of JSON lines and sorts it by arrival.
+///
+/// A line with `total_us`, as forebay writes it, has in `time` the moment when the request ended.
 ///
 /// # Errors
 /// The file can't be read, a line has no time, or there are none or too many.
@@ -69,13 +83,15 @@ pub fn read(path: &Path) -> Result<Vec<Line>, ReplayError> {
 
 fn parse(text: &str) -> Option<Line> {
     let value: Value = serde_json::from_str(text).ok()?;
-    let time = match ["time", "timestamp", "ts"].iter().find_map(|key| value.get(key))? {
+    let written = match ["time", "timestamp", "ts"].iter().find_map(|key| value.get(key))? {
         Value::Number(seconds) => seconds.as_f64()?,
         Value::String(text) => rfc3339(text)?,
         _ => return None,
     };
-    let model = value.get("model").and_then(Value::as_str).map(str::to_owned);
-    Some(Line { time, model })
+    let took = value.get("total_us").and_then(Value::as_f64).unwrap_or(0.0) / 1e6;
+    let text = |key| value.get(key).and_then(Value::as_str).map(str::to_owned);
+    let time = written - took;
+    time.is_finite().then(|| Line { time, model: text("model"), path: text("path") })
 }
 
 /// Seconds since 1970 of a time such as `2026-03-01T12:30:00.25+01:00`.
@@ -134,7 +150,24 @@ mod tests {
             assert_eq!(rfc3339(text), None, "{text}");
         }
         let line = parse(r#"{"ts": 5.5, "model": "magika", "status": 200}"#).unwrap();
-        assert_eq!(line, Line { time: 5.5, model: Some("magika".to_owned()) });
+        assert_eq!(line, Line { time: 5.5, model: Some("magika".to_owned()), path: None });
+    }
+
+    #[test]
+    fn a_line_of_forebays_own_log_is_replayed_from_its_arrival() {
+        let line = parse(
+            r#"{"time":"2026-03-01T12:00:01.500Z","request_id":"x","client":null,"method":"POST",
+            "path":"/v2/models/magika/infer","status":200,"reason":"ok","model":"magika",
+            "attempts":1,"total_us":250000,"forward_us":240000,"error":null}"#,
+        )
+        .unwrap();
+        let arrival = rfc3339("2026-03-01T12:00:01.250Z").unwrap();
+        assert!((line.time - arrival).abs() < 1e-6, "{line:?}");
+        assert_eq!(line.model.as_deref(), Some("magika"));
+        assert!(line.is_inference());
+        let probe = parse(r#"{"time":1,"path":"/v2/health/ready","model":null}"#).unwrap();
+        assert!(!probe.is_inference());
+        assert_eq!(parse(r#"{"time":"soon","total_us":1}"#), None);
     }
 
     #[test]

@@ -5,7 +5,8 @@
 mod harness;
 
 use forebay_loadtest::args::Cli;
-use forebay_loadtest::plan::Plan;
+use forebay_loadtest::arrivals::Source;
+use forebay_loadtest::plan::{Load, Plan};
 use forebay_loadtest::report::Report;
 use forebay_loadtest::request::Corpus;
 use forebay_loadtest::run::{self, Options};
@@ -233,6 +234,18 @@ fn every_scenario_that_ships_is_read_and_makes_a_plan() {
         }
     }
     assert!(found >= 4, "{found}");
+}
+
+#[test]
+fn a_replay_sends_what_the_log_recorded_when_it_came_and_leaves_probes_out() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/scenarios/replay.toml");
+    let scenario = forebay_loadtest::scenario::Scenario::read(file.as_ref()).unwrap();
+    let plan = Plan::new(scenario).unwrap();
+    assert_eq!(plan.recorded.to_vec(), [0, 1, 1, 0, 1, 0].map(Some));
+    let Load::Open(Source::Recorded(times)) = &plan.load else { panic!("{:?}", plan.load) };
+    // Twice as fast as recorded; `time` in the log is the end of the request.
+    let millis: Vec<u64> = times.iter().map(|nanos| (nanos + 500_000) / 1_000_000).collect();
+    assert_eq!(millis, [0, 20, 28, 155, 501, 850]);
 }
 
 #[test]

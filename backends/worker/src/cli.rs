@@ -5,7 +5,7 @@ use crate::lifecycle;
 use crate::server::Worker;
 use clap::Parser;
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -96,7 +96,10 @@ async fn run(options: Options, stop_with_stdin: bool) -> ExitCode {
 
 fn init_log(form: LogForm) {
     let filter = EnvFilter::try_from_env("FOREBAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     // Fails only if a log is there already, which then serves as well.
     drop(match form {
         LogForm::Text => builder.try_init(),

@@ -101,7 +101,8 @@ fn run(job: &Job) -> Result<Vec<Tensor>, Refusal> {
 fn refusal(error: &RunError, version: &Version) -> Refusal {
     let reason = match error {
         RunError::Input(_) | RunError::Shape(_) => Reason::InvalidInput,
-        RunError::Cancelled => Reason::DeadlineExceeded,
+        // If the caller had gone instead, nobody reads it.
+        RunError::Cancelled => return Refusal::late(),
         RunError::Engine(_) | RunError::Panic(_) => Reason::InferenceFailed,
     };
     Refusal::new(reason, format!("model \"{}\": {error}", version.model))

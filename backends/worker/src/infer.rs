@@ -127,7 +127,7 @@ async fn submit(
     let id = app.queue.push(version.line, job).map_err(|error| queue_full(version, &error))?;
     let _ticket = Ticket { app, version, id, cancelled };
     // The executor drops the job unanswered only if the deadline has passed.
-    outputs.await.unwrap_or_else(|_| Err(late()))
+    outputs.await.unwrap_or_else(|_| Err(Refusal::late()))
 }
 
 async fn respond(
@@ -178,12 +178,7 @@ async fn bounded<T>(
     work: impl Future<Output = Result<T, Refusal>>,
 ) -> Result<T, Refusal> {
     let Some(deadline) = deadline else { return work.await };
-    tokio::time::timeout_at(deadline.into(), work).await.unwrap_or_else(|_| Err(late()))
-}
-
-fn late() -> Refusal {
-    let text = "the deadline passed before the answer was there";
-    Refusal::new(Reason::DeadlineExceeded, text)
+    tokio::time::timeout_at(deadline.into(), work).await.unwrap_or_else(|_| Err(Refusal::late()))
 }
 
 fn queue_full(version: &Version, why: &dyn std::fmt::Display) -> Refusal {

@@ -28,6 +28,12 @@ impl Refusal {
     pub(crate) fn request(message: impl Into<String>) -> Self {
         Self::new(Reason::InvalidRequest, message)
     }
+
+    /// The deadline has passed; the caller's timer and the executor may both be the one to notice.
+    pub(crate) fn late() -> Self {
+        let text = "the deadline passed before the answer was there";
+        Self::new(Reason::DeadlineExceeded, text)
+    }
 }
 
 impl From<ParseError> for Refusal {

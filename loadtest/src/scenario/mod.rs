@@ -65,7 +65,8 @@ pub enum Load {
     },
     /// At the times of an access log.
     Replay {
-        /// JSON lines with a field `time`; `model` picks the request of the same model.
+        /// JSON lines such as forebay's access log: `time` (less `total_us`) is when a request
+        /// came; `model`, else `path`, picks the request that stands for it.
         file: PathBuf,
         /// 2.0 is twice as fast.
         speed: f64,

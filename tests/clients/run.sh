@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Proof by clients that nobody here wrote: NVIDIA's tritonclient through the proxy, answers compared
+# with ONNX Runtime. Needs a built forebay ($FOREBAY, or target/debug/forebay) and Python 3.11+;
+# everything else goes into a virtual environment under target/, so that a second run is fast.
+#
+#   tests/clients/run.sh              all checks; exit status 0 if all passed
+#   SEED=7 tests/clients/run.sh       the random inputs of an earlier run again
+set -euo pipefail
+
+# Longest that the checks may take, in seconds; they need about 30 on two cores with a debug build.
+limit=300
+
+root=$(cd "$(dirname "$0")/../.." && pwd)
+here=$root/tests/clients
+target=${CARGO_TARGET_DIR:-$root/target}
+export FOREBAY=${FOREBAY:-$target/debug/forebay}
+if [[ ! -x $FOREBAY ]]; then
+    echo "expected a built proxy, found nothing at $FOREBAY: run cargo build first" >&2
+    exit 2
+fi
+
+venv=$target/clients
+stamp=$venv/installed
+if ! cmp -s "$here/requirements.txt" "$stamp"; then
+    echo "installing tritonclient and onnxruntime into $venv"
+    rm -rf "$venv"
+    python3 -m venv "$venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
+    cp "$here/requirements.txt" "$stamp"
+fi
+
+# The script stops its proxy when it is asked to end (TERM), so nothing is left behind.
+exec timeout --signal=TERM --kill-after=20 "$limit" "$venv/bin/python" "$here/proof.py"
