@@ -44,6 +44,8 @@ pub struct Line<'a> {
     pub model: Option<&'a str>,
     /// Version in the path.
     pub version: Option<&'a str>,
+    /// `unary` (held in memory) or `stream`.
+    pub way: Option<&'static str>,
     /// The endpoint that was tried last.
     pub endpoint: Option<&'a str>,
     /// How many were tried.

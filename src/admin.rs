@@ -8,7 +8,7 @@ use crate::server::{Lifecycle, Reloader};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use forebay_protocol::metric::proxy as metric;
-use forebay_routing::Health;
+use forebay_routing::{Health, pick};
 use http::{Method, Response, StatusCode, header};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_util::MetricKindMask;
@@ -190,7 +190,8 @@ fn endpoint(pool: &Pool, endpoint: &Endpoint) -> Value {
 }
 
 fn cost(pool: &Pool, endpoint: &Endpoint) -> f64 {
-    endpoint.state.load.cost(clock::now(), pool.config.report_ttl, 0.0)
+    let best = pick::best_service(pool.endpoints.iter());
+    endpoint.state.load.cost(clock::now(), pool.config.report_ttl, best)
 }
 
 fn millis(duration: Duration) -> f64 {

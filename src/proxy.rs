@@ -148,7 +148,7 @@ impl Proxy {
     ) -> Result<Option<Way>> {
         let head = session.req_header();
         let path = head.uri.path();
-        match Identity::read(path, &head.headers) {
+        match Identity::read(head.version, path, &head.headers) {
             Ok(identity) => request.identity = identity,
             Err(message) => {
                 request.refusal = Some(Refusal::new(Reason::InvalidRequest, message));
@@ -166,13 +166,15 @@ impl Proxy {
         };
         request.target = Some(target.clone());
         let limits = &snapshot.config.limits;
-        let way = match admit(request, &head.method, limits, target.route.deadline) {
+        let way = match admit(request, &head.method, limits, target.route.deadline, &self.lifecycle)
+        {
             Ok(way) => way,
             Err(refusal) => {
                 request.refusal = Some(refusal);
                 return Ok(None);
             }
         };
+        request.way = Some(way);
         if way == Way::Unary {
             unary::forward(session, request, &target, limits, &self.connector).await?;
         } else {

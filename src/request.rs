@@ -3,10 +3,11 @@
 //! Each stage writes its own part and reads those before it. Nothing here decides anything.
 
 use crate::error::Refusal;
+use crate::flow::admit::Way;
 use crate::flow::balance::Picked;
 use crate::flow::identify::Identity;
 use crate::flow::route::Target;
-use crate::server::InFlightRequest;
+use crate::server::{HeldBytes, InFlightRequest};
 use std::time::{Duration, Instant};
 
 /// The state of one request.
@@ -15,10 +16,14 @@ pub struct Request {
     pub arrived: Instant,
     /// Counts as in flight until dropped.
     pub counted: Option<InFlightRequest>,
+    /// Room for its body, if it is held in memory.
+    pub held: Option<HeldBytes>,
     /// What the caller asks for.
     pub identity: Identity,
     /// Where it goes; `None` until routed, and for what the proxy answers itself.
     pub target: Option<Target>,
+    /// How it is sent on, once admitted.
+    pub way: Option<Way>,
     /// When an answer must be there.
     pub deadline: Option<Instant>,
     /// Endpoints that were tried, the present one last.
@@ -48,8 +53,10 @@ impl Request {
         Self {
             arrived: Instant::now(),
             counted: None,
+            held: None,
             identity: Identity::default(),
             target: None,
+            way: None,
             deadline: None,
             attempts: Vec::new(),
             refusal: None,

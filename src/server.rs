@@ -29,7 +29,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::IntoRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -43,6 +43,18 @@ pub struct Lifecycle {
     in_flight: AtomicUsize,
     /// Connections that have not said anything yet.
     silent: AtomicUsize,
+    /// Bytes of bodies that are held in memory.
+    held: AtomicU64,
+}
+
+/// Bytes of a body that may be held in memory; given back when dropped.
+#[derive(Debug)]
+pub struct HeldBytes(Arc<Lifecycle>, u64);
+
+impl Drop for HeldBytes {
+    fn drop(&mut self) {
+        self.0.held.fetch_sub(self.1, Relaxed);
+    }
 }
 
 /// Counts as a connection that has not said anything yet until dropped.
@@ -85,6 +97,14 @@ impl Lifecycle {
     pub fn connected(self: &Arc<Self>) -> SilentConnection {
         self.silent.fetch_add(1, Relaxed);
         SilentConnection(Arc::clone(self))
+    }
+
+    /// Room for `bytes` of a body, as long as no more than `most` are held at once.
+    pub fn hold(self: &Arc<Self>, bytes: u64, most: u64) -> Option<HeldBytes> {
+        let before = self.held.fetch_add(bytes, Relaxed);
+        // Made first, so that a refusal gives back what was added.
+        let held = HeldBytes(Arc::clone(self), bytes);
+        (before.saturating_add(bytes) <= most).then_some(held)
     }
 
     /// Until nothing is in flight, and nothing that was accepted can still become a request.

@@ -76,6 +76,9 @@ pub struct Limits {
     /// Bytes up to which an inference is held in memory, so that it can be sent again to another
     /// endpoint; longer ones are streamed and get one attempt.
     pub buffer: u64,
+    /// Bytes of bodies that are held at once, over all requests; those that find no room are
+    /// streamed.
+    pub memory: u64,
     /// Time that a request's body may take to arrive.
     pub body_timeout: Duration,
 }

@@ -133,7 +133,8 @@ fn limits(table: &Table<'_, '_>) -> Limits {
         Some((ByteSize(buffer), _)) => buffer,
         None => body.min(16 * MIB),
     };
-    Limits { body, buffer, body_timeout: table.or("body_timeout", secs(30)) }
+    let memory = table.or("memory", ByteSize(1024 * MIB)).0;
+    Limits { body, buffer, memory, body_timeout: table.or("body_timeout", secs(30)) }
 }
 
 fn pool(name: String, table: &Table<'_, '_>, base: &Path) -> Pool {

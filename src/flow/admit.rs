@@ -2,12 +2,13 @@
 
 use crate::config::Limits;
 use crate::error::Refusal;
-use crate::flow::identify::Identity;
 use crate::request::Request;
+use crate::server::Lifecycle;
 use forebay_config::ByteSize;
 use forebay_protocol::Reason;
 use forebay_protocol::oip::Call;
 use http::Method;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How an admitted request is sent on.
@@ -19,6 +20,16 @@ pub enum Way {
     Stream,
 }
 
+impl Way {
+    /// The word in the access log.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unary => "unary",
+            Self::Stream => "stream",
+        }
+    }
+}
+
 /// Checks size and deadline; sets the request's deadline.
 ///
 /// # Errors
@@ -28,6 +39,7 @@ pub fn admit(
     method: &Method,
     limits: &Limits,
     route_deadline: Duration,
+    lifecycle: &Arc<Lifecycle>,
 ) -> Result<Way, Refusal> {
     if let Some(length) = request.identity.content_length
         && length > limits.body
@@ -36,18 +48,14 @@ pub fn admit(
     }
     let asked = request.identity.deadline.unwrap_or(route_deadline);
     request.deadline = Some(request.arrived + asked.min(route_deadline));
-    Ok(way(&request.identity, method, limits))
-}
-
-/// An inference of stated, moderate length is held. Without a stated length nobody knows whether
-/// it can be held, and all other calls have nothing to gain from it.
-fn way(identity: &Identity, method: &Method, limits: &Limits) -> Way {
-    let held = identity.content_length.is_some_and(|length| length <= limits.buffer);
-    if held && method == Method::POST && identity.call == Some(Call::Infer) {
-        Way::Unary
-    } else {
-        Way::Stream
+    if request.identity.call != Some(Call::Infer) || method != Method::POST {
+        return Ok(Way::Stream);
     }
+    // Without a stated length nobody knows whether it can be held. One that finds the memory full
+    // is streamed too: it loses its retries, not its answer.
+    let length = request.identity.content_length.filter(|length| *length <= limits.buffer);
+    request.held = length.and_then(|length| lifecycle.hold(length, limits.memory));
+    Ok(if request.held.is_some() { Way::Unary } else { Way::Stream })
 }
 
 /// The refusal of a body that is too large, whether the header says so or the bytes do.

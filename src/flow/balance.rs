@@ -37,7 +37,7 @@ impl Picked {
         if let Some(guard) = self.guard.take()
             && counts
         {
-            guard.answered(self.at.elapsed());
+            guard.answered(self.at.elapsed(), clock::now());
         }
     }
 }

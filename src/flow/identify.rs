@@ -6,7 +6,7 @@
 
 use forebay_protocol::header;
 use forebay_protocol::oip::{Call, Path};
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, Version};
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -39,7 +39,10 @@ impl Identity {
     ///
     /// # Errors
     /// A part that can't be understood, as words for the caller.
-    pub fn read(path: &str, headers: &HeaderMap) -> Result<Self, String> {
+    pub fn read(version: Version, path: &str, headers: &HeaderMap) -> Result<Self, String> {
+        if version == Version::HTTP_11 && headers.get_all(http::header::HOST).iter().count() != 1 {
+            return Err("expected one host header".to_owned());
+        }
         let mut identity = Self {
             request_id: request_id(headers.get(header::REQUEST_ID)),
             traceparent: traceparent(headers.get(header::TRACEPARENT)),
@@ -157,7 +160,7 @@ mod tests {
         for (name, value) in headers {
             map.insert(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
-        Identity::read(path, &map)
+        Identity::read(Version::HTTP_2, path, &map)
     }
 
     #[test]

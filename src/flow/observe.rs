@@ -160,6 +160,7 @@ fn write_line(
         variant: target.map(|target| target.variant()),
         model: identity.model.as_deref().map(shortened),
         version: identity.version.as_deref().map(shortened),
+        way: request.way.map(crate::flow::admit::Way::as_str),
         endpoint: request.attempts.last().map(|picked| &*picked.endpoint.state.name),
         attempts: request.attempts.len(),
         bytes_in: request.bytes_in.max(session.body_bytes_read() as u64),

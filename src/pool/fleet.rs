@@ -173,6 +173,7 @@ async fn finish(name: &str, mut worker: Worker) {
 async fn spawn(fleet: &Fleet, listen: SocketAddr, log: &WorkerLog) -> Result<(Worker, SocketAddr)> {
     let (program, first) = program()?;
     let mut child = Command::new(&program)
+        .arg0("forebay")
         .args(first)
         .arg("--models")
         .arg(&fleet.models)
@@ -215,9 +216,10 @@ async fn spawn(fleet: &Fleet, listen: SocketAddr, log: &WorkerLog) -> Result<(Wo
 
 /// The worker's program: this one, if the worker is built in, else the one installed beside it.
 fn program() -> Result<(PathBuf, &'static [&'static str])> {
-    let this = std::env::current_exe().context("can't find this program's own file")?;
     if cfg!(feature = "demo") {
-        return Ok((this, &["worker"]));
+        // The very program that runs, even if its file was replaced or removed since.
+        return Ok((PathBuf::from("/proc/self/exe"), &["worker"]));
     }
+    let this = std::env::current_exe().context("can't find this program's own file")?;
     Ok((this.with_file_name("forebay-worker"), &[]))
 }

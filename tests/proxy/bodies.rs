@@ -46,6 +46,17 @@ async fn bodies_of_any_length_up_to_the_cap_arrive_whole() {
 }
 
 #[tokio::test]
+async fn a_body_that_finds_the_memory_full_is_streamed() {
+    let (proxy, _endpoint) = echoing("[limits]\nmemory = \"1KiB\"").await;
+    for length in [1, KIB, KIB + 1, 3_000_000] {
+        let sent = body(length);
+        assert_eq!(post(proxy.address, INFER, sent.clone()).await.text(), echo(&sent));
+        let way = if length <= KIB { "unary" } else { "stream" };
+        assert_eq!(proxy.next_line()["way"], way, "{length} bytes");
+    }
+}
+
+#[tokio::test]
 async fn chunked_bodies_arrive_whole_and_are_cut_at_the_cap() {
     let (proxy, endpoint) = echoing("[limits]\nbody = \"1MiB\"").await;
     let chunked = |length: usize| {
@@ -158,6 +169,8 @@ async fn malformed_requests_are_refused_and_closed() {
     for request in [
         "nonsense\r\n\r\n",
         "GET / HTTP/9.9\r\n\r\n",
+        "GET /v2 HTTP/1.1\r\nconnection: close\r\n\r\n",
+        "GET /v2 HTTP/1.1\r\nhost: a\r\nhost: b\r\nconnection: close\r\n\r\n",
         "POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\nbad header\r\n\r\n",
     ] {
         let (answer, closed) = raw(proxy.address, request.as_bytes(), PATIENCE).await;

@@ -115,7 +115,7 @@ pub async fn raw(address: SocketAddr, bytes: &[u8], quiet: Duration) -> (String,
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     let mut answer = Vec::new();
-    let mut buffer = [0; 16 * 1024];
+    let mut buffer = vec![0; 16 * 1024];
     loop {
         match timeout(quiet, stream.read(&mut buffer)).await {
             Ok(Ok(0) | Err(_)) => return (String::from_utf8_lossy(&answer).into_owned(), true),

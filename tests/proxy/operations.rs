@@ -70,11 +70,12 @@ async fn a_reload_keeps_what_was_learnt() {
     let proxy = Proxy::in_front_of(&[endpoint.address], 1, "").await;
     post(proxy.address, "/v2/models/m/infer", "x").await;
     let learnt = proxy.endpoints().await[0].clone();
-    assert_eq!((&learnt["slots"], &learnt["service_ms"]), (&4.into(), &5.0.into()));
+    assert_eq!(learnt["slots"], 4, "as it reported");
+    assert!(learnt["service_ms"].as_f64().is_some_and(|ms| ms <= 5.0), "{learnt}");
     post(proxy.admin, "/reload", "").await;
     let kept = proxy.endpoints().await[0].clone();
     assert_eq!(kept["health"], "ready", "a reload does not start from nothing");
-    assert_eq!((&kept["slots"], &kept["service_ms"]), (&4.into(), &5.0.into()));
+    assert_eq!((&kept["slots"], &kept["service_ms"]), (&learnt["slots"], &learnt["service_ms"]));
 }
 
 #[tokio::test]

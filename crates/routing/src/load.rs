@@ -13,8 +13,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Weight of a new sample in the mean service time: about the last ten requests count.
+/// Weight of a new sample in the mean service time of a busy endpoint: about the last ten requests
+/// count.
 const SAMPLE_WEIGHT: f64 = 0.1;
+/// Time in which what was learnt of an endpoint's speed loses half its weight while no answer
+/// confirms it: one slow answer must not keep an endpoint out of use for ever.
+const HALF_LIFE: f64 = 2.0;
 /// No sample yet.
 const UNKNOWN: u64 = u64::MAX;
 
@@ -37,6 +41,8 @@ pub struct Load {
     in_flight: AtomicU32,
     /// Mean service time in seconds, as bits of an `f64`, measured by us.
     service: AtomicU64,
+    /// Nanoseconds on the clock of [`Time`]: when the last answer came.
+    answered_at: AtomicU64,
     slots: AtomicU32,
     reported_in_flight: AtomicU32,
     reported_queue: AtomicU32,
@@ -53,6 +59,7 @@ impl Load {
         Self {
             in_flight: AtomicU32::new(0),
             service: AtomicU64::new(UNKNOWN),
+            answered_at: AtomicU64::new(UNKNOWN),
             slots: AtomicU32::new(slots.max(1)),
             reported_in_flight: AtomicU32::new(0),
             reported_queue: AtomicU32::new(0),
@@ -106,11 +113,14 @@ impl Load {
         }
     }
 
-    /// Takes in how long a request took that found `others` of ours already there.
+    /// Takes in, at `now`, how long a request took that found `others` of ours already there.
     ///
     /// The part that it spent behind the others is taken out, so that a busy endpoint is not
     /// mistaken for a slow one.
-    pub fn observe(&self, took: Duration, others: u32) {
+    pub fn observe(&self, took: Duration, others: u32, now: Time) {
+        // What is old weighs little against what is new.
+        let weight = 1.0 - (1.0 - SAMPLE_WEIGHT) * self.confidence(now);
+        self.answered_at.store(now.nanos().min(UNKNOWN - 1), Relaxed);
         let rounds = rounds(f64::from(others), f64::from(self.slots()));
         let sample = took.as_secs_f64() / rounds;
         let previous = self.service.load(Relaxed);
@@ -118,18 +128,20 @@ impl Load {
             sample
         } else {
             let previous = f64::from_bits(previous);
-            previous + SAMPLE_WEIGHT * (sample - previous)
+            previous + weight * (sample - previous)
         };
         self.service.store(mean.to_bits(), Relaxed);
     }
 
-    /// Mean service time in seconds: the endpoint's own word, else what we measured.
+    /// Mean service time in seconds: the lesser of the endpoint's word and what we measured. What we
+    /// measure is too long while others keep it busy, and its own mean is slow to forget.
     pub fn service_seconds(&self) -> Option<f64> {
         [&self.reported_service, &self.service]
             .map(|source| source.load(Relaxed))
             .into_iter()
-            .find(|&bits| bits != UNKNOWN)
+            .filter(|&bits| bits != UNKNOWN)
             .map(f64::from_bits)
+            .reduce(f64::min)
     }
 
     /// Requests that are there now, from everyone: a fresh report corrected by what we did since,
@@ -147,10 +159,27 @@ impl Load {
     }
 
     /// The cost that pick compares: seconds until a request sent now is expected to finish.
-    /// `unknown_service` stands in for the service time of an endpoint that has none yet.
-    pub fn cost(&self, now: Time, ttl: Duration, unknown_service: f64) -> f64 {
-        let service = self.service_seconds().unwrap_or(unknown_service);
+    ///
+    /// `best` is the least service time in the pool, in seconds: it stands in for one that is not
+    /// known, and draws one that no answer has confirmed for a while towards itself, so that every
+    /// endpoint is tried again at times.
+    pub fn cost(&self, now: Time, ttl: Duration, best: f64) -> f64 {
+        let service = match self.service_seconds() {
+            Some(own) => best + (own - best) * self.confidence(now),
+            None => best,
+        };
         service * rounds(f64::from(self.occupancy(now, ttl)), f64::from(self.slots()))
+    }
+
+    /// Weight of what is known of the speed: 1 while answers come, halved with every
+    /// [`HALF_LIFE`] without one. A report without any answer is taken at its word.
+    fn confidence(&self, now: Time) -> f64 {
+        let at = self.answered_at.load(Relaxed);
+        if at == UNKNOWN {
+            return 1.0;
+        }
+        let idle = now.since(Time::new(Duration::from_nanos(at))).as_secs_f64();
+        (-idle / HALF_LIFE).exp2()
     }
 }
 
@@ -168,9 +197,9 @@ pub struct InFlight {
 }
 
 impl InFlight {
-    /// Takes in that the request was answered, `took` after it was sent.
-    pub fn answered(&self, took: Duration) {
-        self.load.observe(took, self.others);
+    /// Takes in that the request was answered at `now`, `took` after it was sent.
+    pub fn answered(&self, took: Duration, now: Time) {
+        self.load.observe(took, self.others, now);
     }
 }
 
@@ -241,7 +270,7 @@ mod tests {
     #[test]
     fn waiting_behind_others_does_not_make_an_endpoint_slow() {
         let load = Load::new(1);
-        load.observe(Duration::from_millis(40), 3);
+        load.observe(Duration::from_millis(40), 3, at(0));
         assert!((load.service_seconds().unwrap_or(0.0) - 0.010).abs() < 1e-9);
     }
 }

@@ -106,25 +106,23 @@ pub fn pick<C: Candidate>(
     least(costs, rng).map(|at| sample[at])
 }
 
+/// The least service time, in seconds, among endpoints that have one.
+pub fn best_service<'a, C: Candidate + 'a>(endpoints: impl Iterator<Item = &'a C>) -> f64 {
+    let known = endpoints.filter_map(|endpoint| endpoint.load().service_seconds());
+    known.reduce(f64::min).unwrap_or(UNKNOWN_SERVICE)
+}
+
 /// Seconds until a request would finish on each sampled endpoint. One without a service time is
-/// taken for an average one: unknown is neither fast nor slow.
+/// taken for as fast as the best: it is tried, and known from then on.
 fn expected_completion<C: Candidate>(
     costs: &mut [f64],
     sample: &[usize],
     endpoints: &[C],
     context: &Context<'_>,
 ) {
-    let (mut sum, mut known) = (0.0, 0.0);
-    for &index in sample {
-        if let Some(service) = endpoints[index].load().service_seconds() {
-            sum += service;
-            known += 1.0;
-        }
-    }
-    let unknown_service = if known > 0.0 { sum / known } else { UNKNOWN_SERVICE };
+    let best = best_service(sample.iter().map(|&index| &endpoints[index]));
     for (cost, &index) in costs.iter_mut().zip(sample) {
-        let load = endpoints[index].load();
-        *cost = load.cost(context.now, context.report_ttl, unknown_service);
+        *cost = endpoints[index].load().cost(context.now, context.report_ttl, best);
     }
 }
 
@@ -214,6 +212,24 @@ mod tests {
             held.push(fleet[chosen].0.enter());
         }
         assert_eq!(shares, [11, 1], "the slow one is used once its finish is as near");
+    }
+
+    #[test]
+    fn one_slow_answer_does_not_starve_an_endpoint() {
+        let (fleet, turn, mut rng) = (fleet(3), AtomicUsize::new(0), Rng::new(5));
+        let at = |millis: u64| Time::new(Duration::from_millis(millis));
+        // Cold: the first answer of one takes thirty times as long as all that follow.
+        fleet[0].0.enter().answered(Duration::from_millis(300), at(0));
+        let mut shares = [0; 3];
+        for number in 0..600 {
+            let now = at(number * 50);
+            let context = Context { now, report_ttl: Duration::from_secs(1), turn: &turn };
+            let chosen = pick(Policy::LeastCost, &fleet, |_| false, &context, &mut rng);
+            let chosen = chosen.unwrap_or(usize::MAX);
+            shares[chosen] += 1;
+            fleet[chosen].0.enter().answered(Duration::from_millis(10), now);
+        }
+        assert!(shares[0] >= 60, "30 seconds at 20 a second: {shares:?}");
     }
 
     #[test]

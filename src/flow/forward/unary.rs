@@ -27,6 +27,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::{timeout, timeout_at};
 
+/// Most bytes of an answer that are held, so that one that breaks off can be replaced.
+const HELD_ANSWER: usize = 1024 * 1024;
+
 /// An answer that is ready to be given to the caller.
 struct Answer {
     head: Box<ResponseHeader>,
@@ -65,7 +68,7 @@ pub async fn forward(
     request.times.receive = started.elapsed();
     let head = request_head(session.req_header(), body.len())?;
     let outcome = tokio::select! {
-        outcome = attempts(request, target, &head, &body, limits, connector) => outcome,
+        outcome = attempts(request, target, &head, &body, connector) => outcome,
         // With the body complete this resolves only if the caller leaves.
         left = session.downstream_session.read_body_or_idle(true) => Err(caller_left(left)),
     };
@@ -153,7 +156,6 @@ async fn attempts(
     target: &Target,
     head: &RequestHeader,
     body: &Bytes,
-    limits: &Limits,
     connector: &Connector,
 ) -> Result<(Answer, Arc<Endpoint>), Refusal> {
     target.pool.state.budget.request();
@@ -164,8 +166,7 @@ async fn attempts(
             // All that are ready were tried: the last failure says more than that.
             Err(none) => return last.map_or(Err(none), give_up(request)),
         };
-        let failure = match attempt(request, target, &endpoint, head, body, limits, connector).await
-        {
+        let failure = match attempt(request, target, &endpoint, head, body, connector).await {
             Ok(answer) => {
                 count_attempt(target, &endpoint.state, "answered");
                 return Ok((answer, endpoint));
@@ -197,7 +198,6 @@ async fn attempt(
     endpoint: &Endpoint,
     head: &RequestHeader,
     body: &Bytes,
-    limits: &Limits,
     connector: &Connector,
 ) -> Result<Answer, Failure> {
     let started = Instant::now();
@@ -207,7 +207,7 @@ async fn attempt(
     let mut head = Box::new(head.clone());
     let exchange = async {
         prepare_request(&mut head, request)?;
-        exchange(endpoint, head, body.clone(), limits, connector).await
+        exchange(endpoint, head, body.clone(), connector).await
     };
     let outcome = timeout_at(until.into(), exchange).await;
     request.times.forward += started.elapsed();
@@ -250,7 +250,6 @@ async fn exchange(
     endpoint: &Endpoint,
     head: Box<RequestHeader>,
     body: Bytes,
-    limits: &Limits,
     connector: &Connector,
 ) -> pingora::Result<Answer> {
     let (mut session, _) = connector.get_http_session(&endpoint.peer).await?;
@@ -270,9 +269,9 @@ async fn exchange(
     let mut body = Vec::with_capacity(1);
     let mut held = 0;
     while let Some(chunk) = session.read_response_body().await? {
-        held += chunk.len() as u64;
+        held += chunk.len();
         body.push(chunk);
-        if held > limits.buffer {
+        if held > HELD_ANSWER {
             return Ok(Answer { head, body, rest: Some(Box::new(session)) });
         }
     }
