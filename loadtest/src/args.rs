@@ -1,6 +1,7 @@
 //! The arguments of the command line, and how flags become a [`Scenario`].
 
 use crate::arrivals::Spacing;
+use crate::compare::CompareArgs;
 use crate::distribution::Distribution;
 use crate::objective::Objective;
 use crate::plan::Plan;
@@ -61,6 +62,8 @@ Exit status:
 pub enum Command {
     /// Send requests, measure, report
     Run(Box<RunArgs>),
+    /// Is one run worse than another, or is it chance?
+    Compare(CompareArgs),
     /// Be a backend with known service times, to measure proxies and balancers against
     Backend(BackendArgs),
 }

@@ -1,14 +1,15 @@
 //! The command line: what can be asked for, what is printed, with which status the program ends.
 
 use crate::args::{Cli, Command, RunArgs};
+use crate::compare::{self, CompareArgs, Comparison, Verdict};
 use crate::plan::Plan;
-use crate::report::Report;
 use crate::run::{self, Options};
 use crate::table::{self, Style};
 use anyhow::Context as _;
 use clap::Parser as _;
 use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// All is well.
@@ -32,6 +33,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let status = match cli.command {
         Command::Run(args) => run(&args),
+        Command::Compare(args) => compare(&args),
         Command::Backend(args) => crate::synthetic::serve(&args).map(|()| OK).map_err(Fault::Run),
     };
     let (status, error) = match status {
@@ -60,7 +62,8 @@ fn run(args: &RunArgs) -> Result<u8, Fault> {
     let progress = !args.quiet && std::io::stderr().is_terminal();
     let options = Options { progress, wait: args.wait() };
     let report = run::run(args.finish(plan), options).map_err(|error| Fault::Run(error.into()))?;
-    print(args, &report).map_err(Fault::Run)?;
+    let text = |style| table::render(&report, style);
+    print(args.json.as_deref(), &report, text).map_err(Fault::Run)?;
     Ok(match (report.is_valid(), report.met()) {
         (false, _) => INVALID,
         (true, false) => MISSED,
@@ -68,20 +71,36 @@ fn run(args: &RunArgs) -> Result<u8, Fault> {
     })
 }
 
-fn print(args: &RunArgs, report: &Report) -> anyhow::Result<()> {
+fn compare(args: &CompareArgs) -> Result<u8, Fault> {
+    let comparison = Comparison::new(args).map_err(|error| match error.is_usage() {
+        true => Fault::Usage(error.into()),
+        false => Fault::Run(error.into()),
+    })?;
+    let text = |style| compare::render(&comparison, style);
+    print(args.json.as_deref(), &comparison, text).map_err(Fault::Run)?;
+    Ok(match comparison.verdict {
+        _ if !comparison.problems.is_empty() => INVALID,
+        Verdict::Worse => MISSED,
+        _ => OK,
+    })
+}
+
+/// Writes `data` where it is wanted, and `text` to standard output, unless the data went there.
+fn print(
+    json: Option<&Path>,
+    data: &impl serde::Serialize,
+    text: impl FnOnce(Style) -> String,
+) -> anyhow::Result<()> {
     let stdout = std::io::stdout();
-    let json = || serde_json::to_string_pretty(report).map(|text| text + "\n");
-    match args.json.as_deref().map(|path| (path, path.as_os_str() == "-")) {
-        Some((_, true)) => {
-            stdout.lock().write_all(json()?.as_bytes())?;
+    if let Some(path) = json {
+        let json = serde_json::to_string_pretty(data)? + "\n";
+        if path.as_os_str() == "-" {
+            stdout.lock().write_all(json.as_bytes())?;
             return Ok(());
         }
-        Some((path, false)) => {
-            std::fs::write(path, json()?).with_context(|| path.display().to_string())?;
-        }
-        None => {}
+        std::fs::write(path, json).with_context(|| path.display().to_string())?;
     }
     let style = if stdout.is_terminal() { Style::Colour } else { Style::Plain };
-    stdout.lock().write_all(table::render(report, style).as_bytes())?;
+    stdout.lock().write_all(text(style).as_bytes())?;
     Ok(())
 }

@@ -17,15 +17,18 @@
 //! | [`engine`] | lanes and the clock that feeds them; `lane` carries one request at a time, [`pace`] wakes it, [`link`] is a connection |
 //! | [`check`] | is the answer right? |
 //! | [`record`] | counts and histograms |
-//! | [`report`], [`table`], [`progress`] | what comes out |
+//! | [`report`], [`buckets`], [`table`], [`progress`] | what comes out |
+//! | [`compare`] | is one run worse than another? |
 //! | [`synthetic`] | a backend with known service times, to measure against |
 //!
 //! It needs Linux: its clock is a timerfd.
 
 pub mod args;
 pub mod arrivals;
+pub mod buckets;
 pub mod check;
 pub mod cli;
+pub mod compare;
 pub mod distribution;
 pub mod engine;
 pub mod infer;

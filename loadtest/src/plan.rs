@@ -265,7 +265,7 @@ fn replayed(
         return Err(bounds("load.speed", "a number above 0", &speed.to_string()));
     }
     let fail = |error| PlanError::Replay { path: path.to_owned(), error };
-    let lines = replay::read(&path).map_err(fail)?;
+    let lines = replay::read(path).map_err(fail)?;
     // Metadata and probes that nothing in the scenario stands for are left out.
     let (mut times, mut picks) = (Vec::with_capacity(lines.len()), Vec::new());
     for line in &lines {

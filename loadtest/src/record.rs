@@ -5,6 +5,7 @@
 //! a run needs does not depend on how many requests it makes.
 
 use crate::link::Failure;
+use crate::report::{RUN_DIGITS, SERIES_DIGITS};
 use crate::units::float;
 use forebay_protocol::Reason;
 use hdrhistogram::Histogram;
@@ -63,7 +64,7 @@ pub struct Times(Histogram<u64>);
 
 impl Default for Times {
     fn default() -> Self {
-        let histogram = Histogram::new_with_bounds(1, LONGEST, 3);
+        let histogram = Histogram::new_with_bounds(1, LONGEST, RUN_DIGITS);
         Self(histogram.unwrap_or_else(|_| unreachable!("the bounds are constants that fit")))
     }
 }
@@ -134,8 +135,10 @@ pub struct Interval {
 
 impl Default for Interval {
     fn default() -> Self {
-        let histogram = Histogram::new(2);
-        let latency = histogram.unwrap_or_else(|_| unreachable!("two digits are allowed"));
+        // Bounds, because what is recorded "saturating" does not make a histogram grow.
+        let histogram = Histogram::new_with_bounds(1, LONGEST, SERIES_DIGITS);
+        let latency =
+            histogram.unwrap_or_else(|_| unreachable!("the bounds are constants that fit"));
         Self { latency, ok: 0, errors: 0 }
     }
 }
@@ -154,7 +157,7 @@ impl Interval {
 
     /// Adds another interval's requests.
     pub fn merge(&mut self, other: &Self) {
-        // Mine grows to what the other needs.
+        // Both have the same bounds, so nothing can be out of range.
         let _ = self.latency.add(&other.latency);
         self.ok += other.ok;
         self.errors += other.errors;
@@ -381,6 +384,7 @@ mod tests {
         record.finish(WINDOW, &request(3100, 1, Outcome::refused(503, Some("queue_full"))));
         let counts: Vec<_> = record.intervals.iter().map(|i| (i.ok, i.errors)).collect();
         assert_eq!(counts, [(1, 0), (0, 0), (0, 1)]);
+        assert!((record.intervals[0].quantile(0.5) / 5.0 - 1.0).abs() < 0.01);
         assert!((record.error_share() - 0.5).abs() < 1e-9);
     }
 

@@ -3,6 +3,7 @@
 //! Times are seconds, sizes bytes, shares 0 to 1. The report says by itself whether it may be
 //! believed: a figure from a generator that could not keep up is a figure of the generator.
 
+use crate::buckets::Buckets;
 use crate::objective::Verdict;
 use crate::plan::{Load, Plan};
 use crate::record::{Outcome, Record, Times};
@@ -17,6 +18,10 @@ pub const SCHEMA: &str = "forebay-load/1";
 pub const MOST_LAG: f64 = 0.001;
 /// The same as a share of the median service time: less than that can't change the picture.
 pub const MOST_LAG_SHARE: f64 = 0.1;
+/// Significant digits of the buckets of a whole run.
+pub const RUN_DIGITS: u8 = 3;
+/// Significant digits of the buckets of one interval of the series.
+pub const SERIES_DIGITS: u8 = 2;
 /// Share of CPU time taken by the hypervisor from which a report mentions it.
 const MUCH_STOLEN: f64 = 0.01;
 /// Quantiles that reports state.
@@ -90,6 +95,8 @@ pub struct Report {
     pub interval_seconds: f64,
     /// The time series, by intended start.
     pub series: Vec<Point>,
+    /// Latencies of the successes, to [`RUN_DIGITS`].
+    pub latency_buckets: Buckets,
 }
 
 /// A distribution of times.
@@ -183,6 +190,8 @@ pub struct Point {
     pub p99: f64,
     /// Greatest.
     pub max: f64,
+    /// Latencies of the successes, to [`SERIES_DIGITS`]: what [`crate::compare`] draws from.
+    pub buckets: Buckets,
 }
 
 /// Where it ran.
@@ -245,6 +254,7 @@ impl Report {
             notes: notes(record, circumstances.stolen),
             interval_seconds: plan.window.interval.as_secs_f64(),
             series: series(plan, record),
+            latency_buckets: Buckets::of(record.latency.histogram()),
         }
     }
 
@@ -376,6 +386,7 @@ fn series(plan: &Plan, record: &Record) -> Vec<Point> {
         p50: piece.quantile(0.5),
         p99: piece.quantile(0.99),
         max: piece.quantile(1.0),
+        buckets: Buckets::of(&piece.latency),
     };
     record.intervals.iter().enumerate().map(point).collect()
 }

@@ -20,6 +20,10 @@ pub struct Span(pub Duration);
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Rate(pub f64);
 
+/// A share of one, written `5%`.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub struct Share(pub f64);
+
 /// Why a quantity was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
@@ -29,6 +33,9 @@ pub enum UnitError {
     /// Not a rate.
     #[error("expected a rate such as \"500/s\", \"10k/s\" or \"30/m\", found \"{0}\"")]
     Rate(String),
+    /// Not a share.
+    #[error("expected a percentage such as \"5%\" or \"0.1%\", found \"{0}\"")]
+    Share(String),
 }
 
 impl FromStr for Span {
@@ -82,6 +89,18 @@ impl FromStr for Rate {
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&seconds(self.0.as_secs_f64()))
+    }
+}
+
+impl FromStr for Share {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let percent = split_number(text).filter(|(_, unit)| *unit == "%").map(|(number, _)| number);
+        let percent = percent.filter(|percent| (0.0..=100.0).contains(percent));
+        percent
+            .map(|percent| Self(percent / 100.0))
+            .ok_or_else(|| UnitError::Share(text.to_owned()))
     }
 }
 
@@ -194,6 +213,12 @@ mod tests {
         }
         for text in ["", "30", "s", "-1s", "1e9h", "1..2s", "NaNs", "5 parsecs", "9999999999h"] {
             assert!(text.parse::<Span>().is_err(), "{text}");
+        }
+        for (text, expected) in [("5%", 0.05), ("0.1 %", 0.001), ("100%", 1.0)] {
+            assert_eq!(text.parse::<Share>().unwrap().0, expected, "{text}");
+        }
+        for text in ["", "5", "%", "-5%", "101%", "5 percent"] {
+            assert!(text.parse::<Share>().is_err(), "{text}");
         }
         for text in ["", "500", "500/", "/s", "-5/s", "1G/s", "99999999/s"] {
             assert!(text.parse::<Rate>().is_err(), "{text}");

@@ -84,7 +84,7 @@ class Model:
 
     def expected(self, inputs):
         """What ONNX Runtime answers."""
-        return dict(zip(self.outputs, self.session.run(None, inputs)))
+        return dict(zip(self.outputs, self.session.run(None, inputs), strict=True))
 
     def random_inputs(self, rng, rows):
         """Noise of the form of an example: any byte or pad for integers, -1 to 1 for numbers."""
@@ -214,12 +214,10 @@ def check_metadata(client, model):
     types = {"tensor(float)": "FP32", "tensor(int32)": "INT32"}
     pairs = [("inputs", model.session.get_inputs()), ("outputs", model.session.get_outputs())]
     for key, described in pairs:
-        assert len(metadata[key]) == len(described), metadata
-        for found, expected in zip(metadata[key], described):
+        for found, expected in zip(metadata[key], described, strict=True):
             assert found["name"] == expected.name, found
             assert found["datatype"] == types[expected.type], found
-            assert len(found["shape"]) == len(expected.shape), found
-            for dimension, known in zip(found["shape"], expected.shape):
+            for dimension, known in zip(found["shape"], expected.shape, strict=True):
                 # What the file leaves open may be stated here, not the other way round.
                 assert dimension == known or not isinstance(known, int), (found, expected.shape)
     return f"{metadata['platform']}, versions {metadata['versions']}"
@@ -269,7 +267,7 @@ def check_async(client, model, rng):
         for n, i in enumerate(requests)
     ]
     largest = 0.0
-    for number, (inputs, waiting) in enumerate(zip(requests, under_way)):
+    for number, (inputs, waiting) in enumerate(zip(requests, under_way, strict=True)):
         result = waiting.get_result(timeout=PATIENCE)
         assert result.get_response()["id"] == str(number), result.get_response()
         largest = max(largest, compare(model, inputs, outputs_of(model, result)))

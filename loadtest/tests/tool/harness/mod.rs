@@ -38,7 +38,7 @@ pub(crate) fn nobody() -> String {
 
 /// A file with an inference request.
 pub(crate) fn input() -> &'static str {
-    concat!(env!("CARGO_MANIFEST_DIR"), "/tests/harness/input.json")
+    concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tool/harness/input.json")
 }
 
 /// A synthetic backend in a thread of its own.

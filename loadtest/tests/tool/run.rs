@@ -1,9 +1,6 @@
 //! Does the load generator tell the truth? Against servers whose behaviour is known.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails may say so bluntly")]
-
-mod harness;
-
+use crate::harness::{self, Backend, Canned, plan};
 use forebay_loadtest::args::Cli;
 use forebay_loadtest::arrivals::Source;
 use forebay_loadtest::plan::{Load, Plan};
@@ -11,7 +8,6 @@ use forebay_loadtest::report::Report;
 use forebay_loadtest::request::Corpus;
 use forebay_loadtest::run::{self, Options};
 use forebay_loadtest::units;
-use harness::{Backend, Canned, plan};
 use std::process::Command;
 
 fn report(line: &str) -> Report {

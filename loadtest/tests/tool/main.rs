@@ -1,0 +1,7 @@
+//! The tool itself, put to the test.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails may say so bluntly")]
+
+mod compare;
+mod harness;
+mod run;
