@@ -1,6 +1,7 @@
 //! The arguments of the command line, and how flags become a [`Scenario`].
 
 use crate::arrivals::Spacing;
+use crate::capacity::CapacityArgs;
 use crate::compare::CompareArgs;
 use crate::distribution::Distribution;
 use crate::objective::Objective;
@@ -62,6 +63,8 @@ Exit status:
 pub enum Command {
     /// Send requests, measure, report
     Run(Box<RunArgs>),
+    /// Find the highest rate that meets the objectives
+    Capacity(Box<CapacityArgs>),
     /// Is one run worse than another, or is it chance?
     Compare(CompareArgs),
     /// Be a backend with known service times, to measure proxies and balancers against
@@ -78,6 +81,9 @@ pub struct RunArgs {
 
     #[command(flatten)]
     load: LoadArgs,
+
+    #[command(flatten)]
+    generator: GeneratorArgs,
 
     #[command(flatten)]
     request: RequestArgs,
@@ -117,9 +123,14 @@ struct LoadArgs {
     /// Stop after so many requests, those of the warm-up included
     #[arg(long, value_name = "N")]
     requests: Option<u64>,
+}
 
-    /// Without --rate: closed loop, each connection sends when it has its answer. With --rate: most
-    /// connections [default: 1000, with h2c 10]
+/// How load is made, whatever its rate.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Load")]
+pub(crate) struct GeneratorArgs {
+    /// Open loop: most connections [default: 1000, with h2c 10]. Without --rate: so many that send
+    /// as soon as they have their answer
     #[arg(long, short, value_name = "N")]
     connections: Option<usize>,
 
@@ -157,14 +168,14 @@ struct LoadArgs {
     wait: Option<Span>,
 
     /// With a scenario: send to this URL instead of the scenario's target
-    #[arg(long = "target", value_name = "URL")]
+    #[arg(long = "target", id = "instead", value_name = "URL")]
     to: Option<String>,
 }
 
 /// What requests are made of.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Requests")]
-struct RequestArgs {
+pub(crate) struct RequestArgs {
     /// Infer with this model; inputs are random tensors after the model's own metadata
     #[arg(long, short, value_name = "NAME", conflicts_with_all = ["path", "method", "body"])]
     model: Option<String>,
@@ -269,7 +280,7 @@ pub struct BackendArgs {
 
 /// How arrivals are spaced, as a flag.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum ArrivalsArg {
+pub(crate) enum ArrivalsArg {
     /// Evenly
     Constant,
     /// As independent callers come
@@ -282,93 +293,136 @@ impl RunArgs {
     /// # Errors
     /// The file can't be read, or flags contradict each other.
     pub fn scenario(&self) -> anyhow::Result<Scenario> {
-        let is_file = Path::new(&self.target).extension().is_some_and(|e| e == "toml");
-        let mut scenario = if is_file && !self.target.contains("://") {
-            self.refuse_what_a_scenario_says()?;
-            Scenario::read(Path::new(&self.target))?
-        } else {
-            self.described()?
-        };
         let load = &self.load;
-        scenario.target = load.to.clone().or(scenario.target);
-        scenario.seed = load.seed.unwrap_or(scenario.seed);
-        scenario.protocol = load.protocol.unwrap_or(scenario.protocol);
-        scenario.connections = load.connections.or(scenario.connections);
-        scenario.streams = load.streams.or(scenario.streams);
-        scenario.threads = load.threads.or(scenario.threads);
-        scenario.warm_up = load.warm_up.or(scenario.warm_up);
-        scenario.timeout = load.timeout.or(scenario.timeout);
+        let length = load.length.unwrap_or(Span(std::time::Duration::from_secs(10)));
+        let wish = match (load.rate, self.generator.connections) {
+            (Some(rate), _) => Some(Load::Open {
+                spacing: load.arrivals.unwrap_or(ArrivalsArg::Constant).spacing(),
+                phases: vec![Phase::Constant { rate, length }],
+            }),
+            (None, Some(_)) => Some(Load::Closed { length }),
+            (None, None) => None,
+        };
+        if is_file(&self.target) {
+            let given = [("--rate", load.rate.is_some()), ("--for", load.length.is_some())];
+            refuse_what_a_scenario_says(&given)?;
+        } else if wish.is_none() {
+            bail!(
+                "expected --rate for an open loop (500/s) or --connections for a closed one (32), \
+                 found neither"
+            );
+        }
+        let mut scenario = scenario_of(&self.target, &self.request, &self.generator, wish)?;
         scenario.objectives.extend(&self.objective);
         Ok(scenario)
     }
 
     /// How long to wait for the target before the start.
     pub fn wait(&self) -> Option<std::time::Duration> {
-        self.load.wait.map(|span| span.0)
+        self.generator.wait()
     }
 
     /// What a scenario can't say.
-    pub fn finish(&self, mut plan: Plan) -> Plan {
-        plan.limit = self.load.requests;
-        plan.busy = self.load.busy;
-        plan
-    }
-
-    fn refuse_what_a_scenario_says(&self) -> anyhow::Result<()> {
-        let request = &self.request;
-        let given = [
-            ("--rate", self.load.rate.is_some()),
-            ("--for", self.load.length.is_some()),
-            ("--model", request.model.is_some()),
-            ("--path", request.path.is_some()),
-            ("--method", request.method.is_some()),
-            ("--body", request.body.is_some()),
-            ("--header", !request.header.is_empty()),
-            ("--deadline", request.deadline.is_some()),
-            ("--priority", request.priority.is_some()),
-            ("--demand", request.demand.is_some()),
-        ];
-        match given.iter().find(|(_, given)| *given) {
-            Some((flag, _)) => bail!("{flag} is what a scenario file says: change it there"),
-            None => Ok(()),
-        }
-    }
-
-    fn described(&self) -> anyhow::Result<Scenario> {
-        let length = self.load.length.unwrap_or(Span(std::time::Duration::from_secs(10)));
-        let load = match (self.load.rate, self.load.connections) {
-            (Some(rate), _) => Load::Open {
-                spacing: match self.load.arrivals {
-                    Some(ArrivalsArg::Poisson) => Spacing::Poisson,
-                    Some(ArrivalsArg::Constant) | None => Spacing::Constant,
-                },
-                phases: vec![Phase::Constant { rate, length }],
-            },
-            (None, Some(_)) => Load::Closed { length },
-            (None, None) => bail!(
-                "expected --rate for an open loop (500/s) or --connections for a closed one (32), \
-                 found neither"
-            ),
-        };
-        Ok(Scenario {
-            name: Some(self.request.model.clone().unwrap_or_else(|| "run".to_owned())),
-            target: Some(self.target.clone()),
-            seed: 1,
-            protocol: Protocol::default(),
-            connections: None,
-            streams: None,
-            threads: None,
-            warm_up: None,
-            timeout: None,
-            objectives: Vec::new(),
-            load,
-            requests: vec![self.request.described(&self.target)?],
-            base: PathBuf::new(),
-        })
+    pub fn finish(&self, plan: Plan) -> Plan {
+        Plan { limit: self.load.requests, ..self.generator.finish(plan) }
     }
 }
 
+impl GeneratorArgs {
+    /// How long to wait for the target before the start.
+    pub(crate) fn wait(&self) -> Option<std::time::Duration> {
+        self.wait.map(|span| span.0)
+    }
+
+    /// What a scenario can't say.
+    pub(crate) fn finish(&self, plan: Plan) -> Plan {
+        Plan { busy: self.busy, ..plan }
+    }
+
+    /// Flags win over what a file says.
+    fn override_in(&self, scenario: &mut Scenario) {
+        scenario.target = self.to.clone().or(scenario.target.take());
+        scenario.seed = self.seed.unwrap_or(scenario.seed);
+        scenario.protocol = self.protocol.unwrap_or(scenario.protocol);
+        scenario.connections = self.connections.or(scenario.connections);
+        scenario.streams = self.streams.or(scenario.streams);
+        scenario.threads = self.threads.or(scenario.threads);
+        scenario.warm_up = self.warm_up.or(scenario.warm_up);
+        scenario.timeout = self.timeout.or(scenario.timeout);
+    }
+}
+
+impl ArrivalsArg {
+    pub(crate) fn spacing(self) -> Spacing {
+        match self {
+            Self::Constant => Spacing::Constant,
+            Self::Poisson => Spacing::Poisson,
+        }
+    }
+}
+
+/// The scenario in the file `target`, or with `load` (or one second of nothing in particular) the
+/// one that flags describe for the URL `target`.
+pub(crate) fn scenario_of(
+    target: &str,
+    request: &RequestArgs,
+    generator: &GeneratorArgs,
+    load: Option<Load>,
+) -> anyhow::Result<Scenario> {
+    let mut scenario = if is_file(target) {
+        refuse_what_a_scenario_says(&request.given())?;
+        Scenario::read(Path::new(target))?
+    } else {
+        let load = load.unwrap_or(Load::Closed { length: Span(std::time::Duration::from_secs(1)) });
+        described(target, request, load)?
+    };
+    generator.override_in(&mut scenario);
+    Ok(scenario)
+}
+
+fn is_file(target: &str) -> bool {
+    !target.contains("://") && Path::new(target).extension().is_some_and(|e| e == "toml")
+}
+
+fn refuse_what_a_scenario_says(given: &[(&str, bool)]) -> anyhow::Result<()> {
+    match given.iter().find(|(_, given)| *given) {
+        Some((flag, _)) => bail!("{flag} is what a scenario file says: change it there"),
+        None => Ok(()),
+    }
+}
+
+fn described(target: &str, request: &RequestArgs, load: Load) -> anyhow::Result<Scenario> {
+    Ok(Scenario {
+        name: Some(request.model.clone().unwrap_or_else(|| "run".to_owned())),
+        target: Some(target.to_owned()),
+        seed: 1,
+        protocol: Protocol::default(),
+        connections: None,
+        streams: None,
+        threads: None,
+        warm_up: None,
+        timeout: None,
+        objectives: Vec::new(),
+        load,
+        requests: vec![request.described(target)?],
+        base: PathBuf::new(),
+    })
+}
+
 impl RequestArgs {
+    fn given(&self) -> [(&'static str, bool); 8] {
+        [
+            ("--model", self.model.is_some()),
+            ("--path", self.path.is_some()),
+            ("--method", self.method.is_some()),
+            ("--body", self.body.is_some()),
+            ("--header", !self.header.is_empty()),
+            ("--deadline", self.deadline.is_some()),
+            ("--priority", self.priority.is_some()),
+            ("--demand", self.demand.is_some()),
+        ]
+    }
+
     fn described(&self, url: &str) -> anyhow::Result<Request> {
         let ask = match (&self.model, &self.path) {
             (Some(model), _) => Ask::Infer(Infer {

@@ -1,6 +1,7 @@
 //! The command line: what can be asked for, what is printed, with which status the program ends.
 
 use crate::args::{Cli, Command, RunArgs};
+use crate::capacity::{self, CapacityArgs, CapacityError, End};
 use crate::compare::{self, CompareArgs, Comparison, Verdict};
 use crate::plan::Plan;
 use crate::run::{self, Options};
@@ -33,6 +34,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let status = match cli.command {
         Command::Run(args) => run(&args),
+        Command::Capacity(args) => capacity(&args),
         Command::Compare(args) => compare(&args),
         Command::Backend(args) => crate::synthetic::serve(&args).map(|()| OK).map_err(Fault::Run),
     };
@@ -68,6 +70,21 @@ fn run(args: &RunArgs) -> Result<u8, Fault> {
         (false, _) => INVALID,
         (true, false) => MISSED,
         (true, true) => OK,
+    })
+}
+
+fn capacity(args: &CapacityArgs) -> Result<u8, Fault> {
+    let progress = !args.quiet && std::io::stderr().is_terminal();
+    let found = capacity::search(args, progress).map_err(|error| match error {
+        CapacityError::Usage(error) => Fault::Usage(error),
+        error @ CapacityError::Run(_) => Fault::Run(error.into()),
+    })?;
+    let text = |style| capacity::render(&found, style);
+    print(args.json.as_deref(), &found, text).map_err(Fault::Run)?;
+    Ok(match found.rate {
+        Some(_) => OK,
+        None if found.end == End::Target => MISSED,
+        None => INVALID,
     })
 }
 

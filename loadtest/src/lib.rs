@@ -18,6 +18,7 @@
 //! | [`check`] | is the answer right? |
 //! | [`record`] | counts and histograms |
 //! | [`report`], [`buckets`], [`table`], [`progress`] | what comes out |
+//! | [`capacity`] | many runs: how much can it take? |
 //! | [`compare`] | is one run worse than another? |
 //! | [`synthetic`] | a backend with known service times, to measure against |
 //!
@@ -26,6 +27,7 @@
 pub mod args;
 pub mod arrivals;
 pub mod buckets;
+pub mod capacity;
 pub mod check;
 pub mod cli;
 pub mod compare;

@@ -59,6 +59,8 @@ pub struct Report {
     pub warm_up_seconds: f64,
     /// Time that was measured.
     pub measured_seconds: f64,
+    /// Whether somebody ended the run before its time.
+    pub interrupted: bool,
     /// Requests that were measured.
     pub requests: u64,
     /// Requests of the warm-up.
@@ -160,6 +162,8 @@ pub struct Circumstances {
     pub cpu: Duration,
     /// Share of the machine's CPU time that its hypervisor gave to others.
     pub stolen: f64,
+    /// Whether somebody ended the run before its time.
+    pub interrupted: bool,
 }
 
 /// An objective's verdict.
@@ -226,6 +230,7 @@ impl Report {
             started: circumstances.started.as_secs(),
             warm_up_seconds: plan.window.warm_up.as_secs_f64(),
             measured_seconds: seconds,
+            interrupted: circumstances.interrupted,
             requests: record.total(),
             warm_up_requests: record.warm_up,
             ok: record.ok(),
@@ -251,7 +256,7 @@ impl Report {
             },
             objectives: verdicts.map(judged).collect(),
             problems: problems(plan, record),
-            notes: notes(record, circumstances.stolen),
+            notes: notes(record, circumstances),
             interval_seconds: plan.window.interval.as_secs_f64(),
             series: series(plan, record),
             latency_buckets: Buckets::of(record.latency.histogram()),
@@ -357,8 +362,12 @@ fn problems(plan: &Plan, record: &Record) -> Vec<String> {
     problems
 }
 
-fn notes(record: &Record, stolen: f64) -> Vec<String> {
+fn notes(record: &Record, circumstances: &Circumstances) -> Vec<String> {
     let mut notes = Vec::new();
+    let stolen = circumstances.stolen;
+    if circumstances.interrupted {
+        notes.push("interrupted before its time".to_owned());
+    }
     if stolen > MUCH_STOLEN {
         notes.push(format!(
             "the hypervisor took {} of this machine's CPU time during the run; every latency has \

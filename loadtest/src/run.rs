@@ -83,13 +83,14 @@ pub fn run(plan: Plan, options: Options) -> Result<Report, RunError> {
     let (ended, ends) = mpsc::channel(plan.threads);
     let threads = spawn(&run, &ended)?;
     drop(ended);
-    runtime.block_on(watch_over(&run, &stop, ends))?;
+    let interrupted = runtime.block_on(watch_over(&run, &stop, ends))?;
     let mut record = Record::default();
     for thread in threads {
         record.merge(&thread.join().map_err(|_| RunError::Panicked)??);
     }
     let stolen = Ticks::read().stolen_since(ticks);
-    let circumstances = Circumstances { started, cpu: cpu_time().saturating_sub(cpu), stolen };
+    let circumstances =
+        Circumstances { started, cpu: cpu_time().saturating_sub(cpu), stolen, interrupted };
     Ok(Report::new(&plan, &record, &circumstances))
 }
 
@@ -109,12 +110,12 @@ fn spawn(run: &Arc<Run>, ended: &mpsc::Sender<()>) -> io::Result<Vec<Thread>> {
         .collect()
 }
 
-/// Moves the progress line and listens for Ctrl-C until all threads have ended.
+/// Moves the progress line and listens for Ctrl-C until all threads have ended; says whether it came.
 async fn watch_over(
     run: &Run,
     stop: &watch::Sender<bool>,
     mut ends: mpsc::Receiver<()>,
-) -> Result<(), RunError> {
+) -> Result<bool, RunError> {
     let plan = &run.plan;
     let mut line = Progress::new(plan.window.warm_up, plan.length());
     let mut tick = tokio::time::interval(progress::PERIOD);
@@ -141,7 +142,7 @@ async fn watch_over(
     if run.live.is_some() {
         line.clear();
     }
-    Ok(())
+    Ok(interrupted)
 }
 
 fn take(live: &Mutex<Interval>) -> Interval {

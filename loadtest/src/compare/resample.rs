@@ -23,7 +23,6 @@ pub(super) struct Side {
 #[derive(Debug)]
 struct Run {
     cells: Vec<Cell>,
-    seconds: f64,
 }
 
 /// Some neighbouring intervals of a run's series.
@@ -33,6 +32,8 @@ struct Cell {
     latency: Vec<(usize, u64)>,
     ok: u64,
     errors: u64,
+    /// Its length: the last one of a run may be short.
+    seconds: f64,
 }
 
 /// Cells added up. The counts come from files and may be anything, so that no sum may overflow.
@@ -71,7 +72,6 @@ impl Side {
     pub(super) fn whole(&self, totals: &mut Totals) {
         totals.clear();
         for run in &self.runs {
-            totals.seconds += run.seconds;
             run.cells.iter().for_each(|cell| totals.add(cell));
         }
     }
@@ -81,7 +81,6 @@ impl Side {
         totals.clear();
         for _ in 0..self.runs.len() {
             let run = &self.runs[rng.usize(..self.runs.len())];
-            totals.seconds += run.seconds;
             run.resample(rng, totals);
         }
     }
@@ -93,6 +92,8 @@ impl Run {
         let cell = |points: &[Point]| {
             let mut cell = Cell::default();
             for point in points {
+                let left = (report.measured_seconds - point.at).max(0.0);
+                cell.seconds += report.interval_seconds.min(left);
                 cell.ok = cell.ok.saturating_add(point.ok);
                 cell.errors = cell.errors.saturating_add(point.errors);
                 let at = |(low, count)| grid.index(low).map(|index| (index, count));
@@ -101,7 +102,7 @@ impl Run {
             cell
         };
         let cells = report.series.chunks(together).map(cell).collect();
-        Self { cells, seconds: report.measured_seconds }
+        Self { cells }
     }
 
     /// Blocks whose length is the cube root of the number of cells: the usual compromise between
@@ -135,6 +136,7 @@ impl Totals {
         for (index, count) in &cell.latency {
             self.latency[*index] = self.latency[*index].saturating_add(*count);
         }
+        self.seconds += cell.seconds;
         self.ok = self.ok.saturating_add(cell.ok);
         self.errors = self.errors.saturating_add(cell.errors);
     }

@@ -17,7 +17,7 @@ fn write(out: &mut String, comparison: &Comparison, style: Style) -> std::fmt::R
     for (name, group) in [("A", &comparison.a), ("B", &comparison.b)] {
         writeln!(out, "{}  {}", style.bold(name), side(group))?;
     }
-    let interval = format!("{} interval", units::percent(comparison.confidence));
+    let interval = format!("{} % interval", units::decimal(comparison.confidence * 100.0));
     let head = format!("  {:<8}{:>10}{:>10}{:>10}   {interval:<20}", "", "A", "B", "B / A");
     writeln!(out, "\n{}", style.dim(head.trim_end()))?;
     for row in &comparison.rows {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails may say so bluntly")]
 
+mod capacity;
 mod compare;
 mod harness;
 mod run;

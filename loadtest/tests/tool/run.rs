@@ -182,6 +182,10 @@ fn exit_statuses_are_those_that_help_promises() {
         (format!("run {} --model synthetic", backend.url), 2),
         ("run missing.toml".to_owned(), 2),
         (format!("run {nobody} --rate 1/s"), 3),
+        (format!("capacity {nobody} --objective p99<1s"), 3),
+        (format!("capacity {nobody}"), 2),
+        ("capacity missing.toml --objective p99<1s".to_owned(), 2),
+        ("run missing.toml --rate 5/s".to_owned(), 2),
         ("--help".to_owned(), 0),
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_forebay-load"))
