@@ -67,6 +67,8 @@ pub enum Command {
     Capacity(Box<CapacityArgs>),
     /// Is one run worse than another, or is it chance?
     Compare(CompareArgs),
+    /// Show a report again, or turn it into a page
+    Report(ReportArgs),
     /// Be a backend with known service times, to measure proxies and balancers against
     Backend(BackendArgs),
 }
@@ -99,9 +101,36 @@ pub struct RunArgs {
     )]
     pub json: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub(crate) files: FileArgs,
+
     /// No progress line
     #[arg(long, short, help_heading = "Result")]
     pub quiet: bool,
+}
+
+/// Other forms of a report.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Result")]
+pub(crate) struct FileArgs {
+    /// Write the report as a page that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+
+    /// Write latencies as HdrHistogram does: *.hgrm the percentiles, anything else a log of intervals
+    #[arg(long, value_name = "FILE")]
+    pub(crate) hdr: Option<PathBuf>,
+}
+
+/// Arguments of `report`.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// A report that `run --json=FILE` wrote
+    #[arg(value_name = "REPORT.json")]
+    pub report: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) files: FileArgs,
 }
 
 /// When requests start.

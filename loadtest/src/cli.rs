@@ -1,11 +1,13 @@
 //! The command line: what can be asked for, what is printed, with which status the program ends.
 
-use crate::args::{Cli, Command, RunArgs};
+use crate::args::{Cli, Command, FileArgs, ReportArgs, RunArgs};
 use crate::capacity::{self, CapacityArgs, CapacityError, End};
 use crate::compare::{self, CompareArgs, Comparison, Verdict};
 use crate::plan::Plan;
+use crate::report::Report;
 use crate::run::{self, Options};
 use crate::table::{self, Style};
+use crate::{hdr, html};
 use anyhow::Context as _;
 use clap::Parser as _;
 use std::ffi::OsString;
@@ -36,6 +38,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run(args) => run(&args),
         Command::Capacity(args) => capacity(&args),
         Command::Compare(args) => compare(&args),
+        Command::Report(args) => report(&args),
         Command::Backend(args) => crate::synthetic::serve(&args).map(|()| OK).map_err(Fault::Run),
     };
     let (status, error) = match status {
@@ -66,11 +69,30 @@ fn run(args: &RunArgs) -> Result<u8, Fault> {
     let report = run::run(args.finish(plan), options).map_err(|error| Fault::Run(error.into()))?;
     let text = |style| table::render(&report, style);
     print(args.json.as_deref(), &report, text).map_err(Fault::Run)?;
+    write_files(&args.files, &report).map_err(Fault::Run)?;
     Ok(match (report.is_valid(), report.met()) {
         (false, _) => INVALID,
         (true, false) => MISSED,
         (true, true) => OK,
     })
+}
+
+fn report(args: &ReportArgs) -> Result<u8, Fault> {
+    let report = compare::read(&args.report).map_err(|error| Fault::Usage(error.into()))?;
+    print(None, &report, |style| table::render(&report, style)).map_err(Fault::Run)?;
+    write_files(&args.files, &report).map_err(Fault::Run)?;
+    Ok(OK)
+}
+
+fn write_files(files: &FileArgs, report: &Report) -> anyhow::Result<()> {
+    if let Some(path) = &files.html {
+        std::fs::write(path, html::render(report)).with_context(|| path.display().to_string())?;
+    }
+    if let Some(path) = &files.hdr {
+        let text = hdr::render(report, path).map_err(anyhow::Error::msg)?;
+        std::fs::write(path, text).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
 }
 
 fn capacity(args: &CapacityArgs) -> Result<u8, Fault> {

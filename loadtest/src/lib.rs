@@ -17,7 +17,7 @@
 //! | [`engine`] | lanes and the clock that feeds them; `lane` carries one request at a time, [`pace`] wakes it, [`link`] is a connection |
 //! | [`check`] | is the answer right? |
 //! | [`record`] | counts and histograms |
-//! | [`report`], [`buckets`], [`table`], [`progress`] | what comes out |
+//! | [`report`], [`buckets`], [`table`], [`progress`], [`html`], [`hdr`] | what comes out |
 //! | [`capacity`] | many runs: how much can it take? |
 //! | [`compare`] | is one run worse than another? |
 //! | [`synthetic`] | a backend with known service times, to measure against |
@@ -33,6 +33,8 @@ pub mod cli;
 pub mod compare;
 pub mod distribution;
 pub mod engine;
+pub mod hdr;
+pub mod html;
 pub mod infer;
 mod lane;
 pub mod link;

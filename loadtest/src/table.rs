@@ -60,7 +60,7 @@ fn write(out: &mut String, report: &Report, style: Style) -> std::fmt::Result {
         report.seed
     );
     writeln!(out, "{}\n", style.dim(&setting))?;
-    let errors = report.requests - report.ok;
+    let errors = report.requests.saturating_sub(report.ok);
     let errors = if errors == 0 {
         style.good("no errors")
     } else {
@@ -111,7 +111,7 @@ fn quantiles(out: &mut String, report: &Report, style: Style) -> std::fmt::Resul
 
 fn generator(out: &mut String, report: &Report) -> std::fmt::Result {
     let generator = &report.generator;
-    let requests = units::float((report.requests + report.warm_up_requests).max(1));
+    let requests = units::float(report.requests.saturating_add(report.warm_up_requests).max(1));
     writeln!(
         out,
         "\n  generator  {} connections opened · most in flight {} · {} CPU a request · {} out, {} in",
@@ -135,7 +135,7 @@ fn lists(out: &mut String, report: &Report, style: Style) -> std::fmt::Result {
         let mut shares: Vec<(&str, u64)> =
             shares.iter().map(|(name, count)| (name.as_str(), *count)).collect();
         shares.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        let total = shares.iter().map(|(_, count)| count).sum();
+        let total = shares.iter().fold(0, |sum: u64, (_, count)| sum.saturating_add(*count));
         list(out, name, &shares, total, style)?;
     }
     Ok(())
@@ -161,7 +161,8 @@ fn list(
         writeln!(out, "  {title:<11}{count:>9}{}  {name}", style.dim(&format!("{share:>9}")))?;
     }
     if !rest.is_empty() {
-        let count = units::count(rest.iter().map(|(_, count)| count).sum());
+        let count =
+            units::count(rest.iter().fold(0, |sum: u64, (_, count)| sum.saturating_add(*count)));
         writeln!(out, "  {:<11}{count:>9}           in {} more", "", rest.len())?;
     }
     Ok(())

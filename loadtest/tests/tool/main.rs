@@ -4,5 +4,6 @@
 
 mod capacity;
 mod compare;
+mod files;
 mod harness;
 mod run;

@@ -36,6 +36,21 @@ pub(crate) fn nobody() -> String {
     format!("http://{}", listener.local_addr().unwrap())
 }
 
+/// The bytes of a base64 text without line breaks.
+pub(crate) fn from_base64(text: &str) -> Vec<u8> {
+    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let digits: Vec<usize> = text
+        .bytes()
+        .filter(|byte| *byte != b'=')
+        .map(|byte| ALPHABET.iter().position(|digit| *digit == byte).unwrap())
+        .collect();
+    let byte = |i: usize| {
+        let bits = digits[i * 8 / 6] << 6 | digits[i * 8 / 6 + 1];
+        u8::try_from(bits >> (4 - i * 8 % 6) & 0xff).unwrap()
+    };
+    (0..digits.len() * 6 / 8).map(byte).collect()
+}
+
 /// A file with an inference request.
 pub(crate) fn input() -> &'static str {
     concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tool/harness/input.json")

@@ -1,0 +1,317 @@
+//! A report as one page that needs nothing else: no script, no font, no network.
+//!
+//! It goes into the artefacts of a pipeline and is opened a month later on another machine. Names
+//! of variants, endpoints and errors come from the network; all text is escaped.
+
+mod svg;
+
+use crate::report::{Point, QUANTILES, Quantiles, Report};
+use crate::table;
+use crate::units::{self, Rate, float, seconds};
+use std::fmt::Write as _;
+use svg::{Chart, Scale};
+
+const STYLE: &str = include_str!("style.css");
+/// Most rows of a list; the rest is summed up.
+const MOST_ROWS: usize = 16;
+/// Points of the percentile curve for every ten-fold of what is above.
+const POINTS_PER_DECADE: f64 = 40.0;
+
+/// The page.
+pub fn render(report: &Report) -> String {
+    let mut out = String::with_capacity(64 * 1024);
+    // Writing to a string does not fail.
+    let _ = page(&mut out, report);
+    out
+}
+
+fn page(out: &mut String, report: &Report) -> std::fmt::Result {
+    let name = escape(&report.name);
+    writeln!(out, "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">")?;
+    writeln!(out, "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">")?;
+    writeln!(
+        out,
+        "<title>{name} · forebay-load</title>\n<style>\n{STYLE}</style>\n</head>\n<body>"
+    )?;
+    let setting = format!(
+        "{} · {} · {} measured after {} of warm-up · seed {}",
+        report.load,
+        report.protocol,
+        seconds(report.measured_seconds),
+        seconds(report.warm_up_seconds),
+        report.seed
+    );
+    let target = escape(&report.target);
+    writeln!(
+        out,
+        "<h1>{name}</h1>\n<div>{target}</div>\n<div class=\"dim\">{}</div>",
+        escape(&setting)
+    )?;
+    for problem in &report.problems {
+        let text = escape(problem);
+        writeln!(out, "<p class=\"notice bad\"><b>Not to be quoted:</b> {text}</p>")?;
+    }
+    for note in &report.notes {
+        writeln!(out, "<p class=\"notice\">{}</p>", escape(note))?;
+    }
+    figures(out, report)?;
+    writeln!(out, "<div class=\"grid2\">")?;
+    objectives(out, report)?;
+    quantiles(out, report)?;
+    percentiles(out, report)?;
+    over_time(out, report)?;
+    rate(out, report)?;
+    shares(out, report)?;
+    generator(out, report)?;
+    writeln!(out, "</div>\n</body>\n</html>")
+}
+
+fn figures(out: &mut String, report: &Report) -> std::fmt::Result {
+    let state = if report.error_share > 0.0 { "bad" } else { "good" };
+    writeln!(out, "<div class=\"figures\">")?;
+    for (label, value, class) in [
+        ("median latency", seconds(report.latency.get("p50")), ""),
+        ("99th percentile", seconds(report.latency.get("p99")), ""),
+        ("greatest", seconds(report.latency.max), ""),
+        ("answered well", Rate(report.ok_rate).to_string(), ""),
+        ("requests", units::count(report.requests), ""),
+        ("errors", units::percent(report.error_share), state),
+    ] {
+        writeln!(out, "<div class=\"figure\"><b class=\"{class}\">{value}</b>{label}</div>")?;
+    }
+    writeln!(out, "</div>")
+}
+
+fn objectives(out: &mut String, report: &Report) -> std::fmt::Result {
+    if report.objectives.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "<section class=\"wide\"><h2>Objectives</h2><table>")?;
+    for judged in &report.objectives {
+        let (class, word) = if judged.met { ("good", "✓ met") } else { ("bad", "✗ missed") };
+        let (objective, measured) = (escape(&judged.objective), escape(&judged.measured));
+        writeln!(
+            out,
+            "<tr><td>{objective}</td><td>{measured}</td><td class=\"{class}\">{word}</td></tr>"
+        )?;
+    }
+    writeln!(out, "</table></section>")
+}
+
+fn quantiles(out: &mut String, report: &Report) -> std::fmt::Result {
+    writeln!(out, "<section class=\"wide\"><h2>Latency</h2><table><tr><th></th>")?;
+    for (name, _) in QUANTILES {
+        write!(out, "<th>{name}</th>")?;
+    }
+    writeln!(out, "<th>max</th><th>mean</th><th>values</th></tr>")?;
+    let open = report.kind == "open";
+    for (name, of, shown) in [
+        ("from the intended start", &report.latency, true),
+        ("from when a connection was free", &report.service, open),
+        ("errors, until known", &report.error_latency, true),
+        ("the generator's own lag", &report.generator.lag, open),
+        ("the generator's wait for a connection", &report.generator.wait, open),
+    ] {
+        if shown && of.count > 0 {
+            quantile_row(out, name, of)?;
+        }
+    }
+    writeln!(out, "</table></section>")
+}
+
+fn quantile_row(out: &mut String, name: &str, of: &Quantiles) -> std::fmt::Result {
+    write!(out, "<tr><td>{name}</td>")?;
+    for (quantile, _) in QUANTILES {
+        write!(out, "<td>{}</td>", seconds(of.get(quantile)))?;
+    }
+    let (max, mean, count) = (seconds(of.max), seconds(of.mean), units::count(of.count));
+    writeln!(out, "<td>{max}</td><td>{mean}</td><td>{count}</td></tr>")
+}
+
+/// Latency over percentile; each nine has the same width.
+fn percentiles(out: &mut String, report: &Report) -> std::fmt::Result {
+    let histogram = report.latency_buckets.histogram(crate::report::RUN_DIGITS);
+    if histogram.is_empty() {
+        return Ok(());
+    }
+    let most = float(histogram.len()).max(10.0);
+    let steps = units::whole((most.log10() * POINTS_PER_DECADE).ceil());
+    let points: Vec<(f64, f64)> = (0..=steps)
+        .map(|step| {
+            let above = 10_f64.powf(float(step) / POINTS_PER_DECADE).min(most);
+            let value = histogram.value_at_quantile(1.0 - 1.0 / above);
+            (above, float(value) / 1e9)
+        })
+        .collect();
+    let x = Scale::Log(1.0, most);
+    let y = Scale::from_zero(points.iter().map(|(_, y)| *y));
+    let ticks: Vec<f64> =
+        [1.0, 2.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6].into_iter().filter(|t| *t <= most).collect();
+    let name = |above: f64| match above {
+        a if a < 1.5 => "min".to_owned(),
+        a => format!("p{}", (1e4 * (100.0 - 100.0 / a)).round() / 1e4),
+    };
+    let mut chart = Chart::new("latency by percentile", (x, &ticks, name), (y, seconds));
+    let service: Vec<(f64, f64)> = QUANTILES
+        .iter()
+        .map(|(name, quantile)| (1.0 / (1.0 - quantile), report.service.get(name)))
+        .filter(|(above, _)| *above <= most)
+        .collect();
+    let mut legend = vec![("one", "from intended start")];
+    if report.kind == "open" {
+        // Its quantiles are all that is known of it: no line between them.
+        service.iter().for_each(|point| chart.line("three", &[*point]));
+        legend.push(("three", "from free connection"));
+    }
+    chart.line("one", &points);
+    section(out, "Latency by percentile", &legend, &chart.finish())
+}
+
+fn over_time(out: &mut String, report: &Report) -> std::fmt::Result {
+    let pick = |value: fn(&Point) -> f64| -> Vec<(f64, f64)> {
+        let middle = report.interval_seconds / 2.0;
+        let good = report.series.iter().filter(|point| point.ok > 0);
+        good.map(|point| (point.at + middle, value(point))).collect()
+    };
+    let (p50, p99, max) = (pick(|point| point.p50), pick(|point| point.p99), pick(|p| p.max));
+    let y = Scale::log(p50.iter().chain(&max).map(|(_, y)| *y));
+    let mut chart = time_chart("latency over time", report, (y, seconds));
+    for (class, line) in [("three", &max), ("two", &p99), ("one", &p50)] {
+        chart.line(class, line);
+    }
+    for point in &report.series {
+        let text = format!(
+            "at {}: p50 {}, p99 {}, max {}",
+            seconds(point.at),
+            seconds(point.p50),
+            seconds(point.p99),
+            seconds(point.max)
+        );
+        chart.hint((point.at, point.at + report.interval_seconds), &text);
+    }
+    let legend = [("one", "p50"), ("two", "p99"), ("three", "max")];
+    section(out, "Latency over time", &legend, &chart.finish())
+}
+
+fn rate(out: &mut String, report: &Report) -> std::fmt::Result {
+    // The last interval may be cut short by the end of the run, and would look like a fall.
+    let length = |point: &Point| {
+        let left = report.measured_seconds - point.at;
+        if left > 0.0 { report.interval_seconds.min(left) } else { report.interval_seconds }
+    };
+    let all = |point: &Point| (float(point.ok) + float(point.errors)) / length(point);
+    let show = |value: f64| Rate(value).to_string();
+    let y = Scale::from_zero(report.series.iter().map(all));
+    let mut chart = time_chart("answers over time", report, (y, show));
+    for point in &report.series {
+        let x = (point.at, point.at + length(point));
+        let ok = float(point.ok) / length(point);
+        chart.bar("one", x, 0.0, ok);
+        chart.bar("error", x, ok, all(point));
+        let (good, errors) = (units::count(point.ok), units::count(point.errors));
+        chart.hint(x, &format!("at {}: {good} good, {errors} errors", seconds(point.at)));
+    }
+    let legend = [("one", "good"), ("error", "errors")];
+    section(out, "Requests by intended start", &legend, &chart.finish())
+}
+
+fn time_chart(label: &str, report: &Report, y: (Scale, fn(f64) -> String)) -> Chart {
+    let end = report.series.last().map_or(1.0, |point| point.at + report.interval_seconds);
+    let x = Scale::Linear(0.0, end);
+    Chart::new(label, (x, &x.ticks(), |at| format!("{at} s")), y)
+}
+
+fn shares(out: &mut String, report: &Report) -> std::fmt::Result {
+    let outcomes = |ok: bool| -> Vec<(&str, u64)> {
+        let of = report.outcomes.iter().filter(|count| count.ok == ok);
+        of.map(|count| (count.class.as_str(), count.count)).collect()
+    };
+    share_table(out, "Errors by reason", outcomes(false), report.requests, "bad")?;
+    for (title, shares) in
+        [("Answers by variant", &report.variants), ("Answers by endpoint", &report.endpoints)]
+    {
+        let entries: Vec<(&str, u64)> =
+            shares.iter().map(|(name, count)| (name.as_str(), *count)).collect();
+        let total = shares.values().fold(0, |sum: u64, count| sum.saturating_add(*count));
+        share_table(out, title, entries, total, "")?;
+    }
+    Ok(())
+}
+
+fn share_table(
+    out: &mut String,
+    title: &str,
+    mut entries: Vec<(&str, u64)>,
+    total: u64,
+    class: &str,
+) -> std::fmt::Result {
+    if entries.is_empty() {
+        return Ok(());
+    }
+    entries.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let rest: u64 = entries.iter().skip(MOST_ROWS).fold(0, |sum, (_, n)| sum.saturating_add(*n));
+    entries.truncate(MOST_ROWS);
+    if rest > 0 {
+        entries.push(("all others", rest));
+    }
+    let most = entries.iter().map(|(_, count)| *count).max().unwrap_or(0).max(1);
+    writeln!(out, "<section><h2>{title}</h2><table>")?;
+    for (name, count) in entries {
+        let share = float(count) / float(total.max(1));
+        let (name, width) = (escape(name), float(count) / float(most) * 100.0);
+        let (count, share) = (units::count(count), units::percent(share));
+        writeln!(
+            out,
+            "<tr><td class=\"name\" title=\"{name}\">{name}</td><td>{count}</td><td>{share}</td>\
+             <td class=\"share {class}\"><div style=\"width:{width:.2}%\"></div></td></tr>"
+        )?;
+    }
+    writeln!(out, "</table></section>")
+}
+
+fn generator(out: &mut String, report: &Report) -> std::fmt::Result {
+    let of = &report.generator;
+    let requests = float(report.requests.saturating_add(report.warm_up_requests)).max(1.0);
+    writeln!(out, "<section><h2>Generator and machine</h2><table>")?;
+    for (name, value) in [
+        ("offered", Rate(report.offered_rate).to_string()),
+        ("connections opened", units::count(of.connections)),
+        ("most in flight", units::count(of.most_in_flight)),
+        ("CPU time a request", seconds(of.cpu_seconds / requests)),
+        (
+            "bodies sent, received",
+            format!("{}, {}", table::bytes(of.bytes_out), table::bytes(of.bytes_in)),
+        ),
+        ("CPU time taken by the hypervisor", units::percent(of.stolen_share)),
+        ("processor", format!("{} × {}", report.machine.cores, report.machine.processor)),
+        ("started, Unix time", report.started.to_string()),
+        ("forebay-load", report.machine.version.clone()),
+    ] {
+        writeln!(out, "<tr><td>{name}</td><td>{}</td></tr>", escape(&value))?;
+    }
+    writeln!(out, "</table></section>")
+}
+
+fn section(out: &mut String, title: &str, legend: &[(&str, &str)], body: &str) -> std::fmt::Result {
+    write!(out, "<section><div class=\"legend\">")?;
+    for (class, text) in legend {
+        write!(out, "<span class=\"{class}\">{text}</span>")?;
+    }
+    writeln!(out, "</div><h2>{title}</h2>\n{body}</section>")
+}
+
+/// Text that stands in a page or an attribute as itself.
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            c => out.push(c),
+        }
+    }
+    out
+}
