@@ -12,10 +12,13 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 /// Lines that may wait for the disk: some megabytes at most.
 const QUEUE: usize = 16 * 1024;
+/// Time that lines gather before they are written: far below what anyone watches a log with, and
+/// the queue holds what comes meanwhile.
+const GATHER: Duration = Duration::from_millis(20);
 
 /// One finished request. Times are microseconds, sizes bytes.
 #[derive(Debug, Serialize)]
@@ -116,13 +119,15 @@ impl AccessLogger {
         self.send(Command::Reopen);
     }
 
-    /// Writes what waits and ends the writer.
-    pub fn stop(&self) {
+    /// Lets the writer write what waits, but not for longer than `patience`: a reader of standard
+    /// output that stands still must not keep the process.
+    pub async fn stop(&self, patience: Duration) {
+        self.send(Command::Stop);
         let writer = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        if let (Some(commands), Some(writer)) = (&self.commands, writer) {
-            // If it fails the writer is gone, which is what is wanted.
-            let _ = commands.send(Command::Stop);
-            let _ = writer.join();
+        let Some(writer) = writer else { return };
+        let started = Instant::now();
+        while !writer.is_finished() && started.elapsed() < patience {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
@@ -208,13 +213,17 @@ fn open(path: &Path) -> io::Result<BufWriter<File>> {
 fn write_lines(queue: &Receiver<Command>, sink: &mut Sink) {
     let mut failing = false;
     loop {
-        // Lines are written together while they come fast, and are on disk as soon as they pause.
+        // Waking this thread for each line would cost a request more than its line: after the
+        // first it lets others gather, and writes them together.
         let command = match queue.try_recv() {
             Ok(command) => command,
             Err(TryRecvError::Disconnected) => break,
             Err(TryRecvError::Empty) => {
                 note(sink.flush(), &mut failing, sink);
                 let Ok(command) = queue.recv() else { break };
+                if matches!(command, Command::Line(_)) {
+                    std::thread::sleep(GATHER);
+                }
                 command
             }
         };
@@ -253,7 +262,6 @@ fn dropped() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn timestamps_are_right_over_leap_years() {

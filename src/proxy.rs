@@ -4,7 +4,6 @@ use crate::answer;
 use crate::error::Refusal;
 use crate::flow::admit::{Way, admit};
 use crate::flow::forward::{stream, unary};
-use crate::flow::identify::Identity;
 use crate::flow::observe::{Observer, observe};
 use crate::flow::{accept, route::route};
 use crate::pool::Snapshot;
@@ -93,11 +92,11 @@ impl ProxyHttp for Proxy {
         &self,
         _: &mut Session,
         body: &mut Option<Bytes>,
-        _: bool,
+        end: bool,
         request: &mut Request,
     ) -> Result<()> {
-        let limit = self.snapshot.load().config.limits.body;
-        stream::request_body(request, body.as_ref().map_or(0, Bytes::len), limit)
+        let limits = &self.snapshot.load().config.limits;
+        stream::request_body(request, body.as_ref().map_or(0, Bytes::len), end, limits)
     }
 
     async fn response_filter(
@@ -119,6 +118,8 @@ impl ProxyHttp for Proxy {
         if let Some(refusal) = stream::refusal(request, error) {
             error_code = refusal.reason.status().as_u16();
             request.refusal = Some(refusal.clone());
+            // Pingora closes the connection after an error; the caller must be told.
+            session.downstream_session.set_keepalive(None);
             if session.response_written().is_none()
                 && let Err(error) = answer::refuse(session, request, &refusal).await
             {
@@ -148,12 +149,9 @@ impl Proxy {
     ) -> Result<Option<Way>> {
         let head = session.req_header();
         let path = head.uri.path();
-        match Identity::read(head.version, path, &head.headers) {
-            Ok(identity) => request.identity = identity,
-            Err(message) => {
-                request.refusal = Some(Refusal::new(Reason::InvalidRequest, message));
-                return Ok(None);
-            }
+        if let Err(message) = request.identity.read(head.version, path, &head.headers) {
+            request.refusal = Some(Refusal::new(Reason::InvalidRequest, message));
+            return Ok(None);
         }
         if let Some(Call::ServerLive | Call::ServerReady) = request.identity.call {
             let ready = self.lifecycle.is_ready(snapshot);

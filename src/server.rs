@@ -225,9 +225,14 @@ async fn serve(options: Options) -> Result<()> {
     started(&Started { listeners, admin, control });
 
     signals.wait_for_stop(&reloader).await;
-    drain(&lifecycle, &server, doors, &stop, &mut services, &mut signals).await;
-    supervisors_stop(supervisors, &mut signals).await;
-    observer.log().stop();
+    let orderly = drain(&lifecycle, &server, doors, &stop, &mut services, &mut signals).await;
+    if orderly {
+        supervisors_stop(supervisors, &mut signals).await;
+    } else {
+        // Workers are killed with their supervisors.
+        drop(supervisors);
+    }
+    observer.log().stop(LOG_PATIENCE).await;
     tracing::info!("stopped");
     Ok(())
 }
@@ -247,7 +252,7 @@ fn accept(proxy: &Proxy, listener: &Listener, server: &config::Server) -> Accept
     Accept { proxy: Arc::new(app), h2c: listener.h2c, lifecycle: Arc::clone(&proxy.lifecycle) }
 }
 
-/// Readiness first, then listeners, then what is in flight. A second signal ends it at once.
+/// Readiness first, then listeners, then what is in flight. `false`: a second signal ended it.
 async fn drain(
     lifecycle: &Lifecycle,
     server: &config::Server,
@@ -255,7 +260,7 @@ async fn drain(
     stop: &watch::Sender<bool>,
     services: &mut JoinSet<()>,
     signals: &mut Signals,
-) {
+) -> bool {
     lifecycle.draining.store(true, Relaxed);
     tracing::info!(in_flight = lifecycle.in_flight(), "draining");
     let orderly = async {
@@ -270,8 +275,11 @@ async fn drain(
         }
     };
     tokio::select! {
-        () = orderly => {}
-        () = signals.again() => tracing::warn!("second signal: stopping at once"),
+        () = orderly => true,
+        () = signals.again() => {
+            tracing::warn!("second signal: stopping at once");
+            false
+        }
     }
 }
 
@@ -285,6 +293,9 @@ fn close(door: &TcpListener, accept: &Arc<Accept>, stop: &watch::Sender<bool>) {
         tokio::spawn(leftover(Arc::clone(accept), stream, stop.subscribe()));
     }
 }
+
+/// Time that the last lines of the access log get.
+const LOG_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Longest line at a listener: what the kernel is asked for.
 const MAX_WAITING: usize = 65_536;

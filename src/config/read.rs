@@ -134,7 +134,7 @@ fn limits(table: &Table<'_, '_>) -> Limits {
         None => body.min(16 * MIB),
     };
     let memory = table.or("memory", ByteSize(1024 * MIB)).0;
-    Limits { body, buffer, memory, body_timeout: table.or("body_timeout", secs(30)) }
+    Limits { body, buffer, memory, body_timeout: positive(table, "body_timeout", secs(30)) }
 }
 
 fn pool(name: String, table: &Table<'_, '_>, base: &Path) -> Pool {
@@ -143,8 +143,8 @@ fn pool(name: String, table: &Table<'_, '_>, base: &Path) -> Pool {
         policy: table.choice("policy", Policy::NAMES, Policy::default()),
         slots: table.within("slots", 1..=1_000_000, 1),
         report_ttl: table.or("report_ttl", secs(2)),
-        connect_timeout: table.or("connect_timeout", secs(1)),
-        idle_timeout: table.or("idle_timeout", secs(50)),
+        connect_timeout: positive(table, "connect_timeout", secs(1)),
+        idle_timeout: positive(table, "idle_timeout", secs(50)),
         probe: probe(&table.table_or_empty("probe")),
         retry: retry(&table.table_or_empty("retry")),
         name,

@@ -28,8 +28,14 @@ pub struct Picked {
 impl Picked {
     /// The attempt is over without an answer.
     pub fn failed(&mut self) {
-        self.guard = None;
+        self.refused();
         self.endpoint.state.suspect();
+    }
+
+    /// The attempt is over with an answer that says to ask elsewhere.
+    pub fn refused(&mut self) {
+        self.guard = None;
+        self.endpoint.state.load.failed(clock::now());
     }
 
     /// The attempt is over with an answer, which began after the time since the pick.
@@ -54,15 +60,16 @@ pub fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpoint>, 
         report_ttl: pool.config.report_ttl,
         turn: &pool.state.turn,
     };
-    let tried = |candidate: &Arc<Endpoint>| {
-        request.attempts.iter().any(|tried| Arc::ptr_eq(&tried.endpoint.state, &candidate.state))
-    };
+    let tried = |candidate: &Arc<Endpoint>| request.tried(candidate);
     let chosen = RNG
         .with_borrow_mut(|rng| pick::pick(pool.config.policy, &pool.ready, tried, &context, rng));
     let Some(index) = chosen else {
         let (all, ready) = (pool.endpoints.len(), pool.ready.len());
-        let message =
-            format!("no endpoint of pool {} is ready ({ready} of {all})", pool.config.name);
+        let name = &pool.config.name;
+        let message = match request.attempts.len() {
+            0 => format!("no endpoint of pool {name} is ready ({ready} of {all})"),
+            tried => format!("no endpoint of pool {name} answered ({tried} of {ready} were tried)"),
+        };
         return Err(Refusal::new(Reason::NoEndpoint, message));
     };
     let endpoint = Arc::clone(&pool.ready[index]);
@@ -77,8 +84,9 @@ pub fn may_retry(request: &Request, target: &Target) -> bool {
     let pool = &target.pool;
     let metric = forebay_protocol::metric::proxy::RETRIES;
     let refused = forebay_protocol::metric::proxy::RETRIES_REFUSED;
+    let untried = |endpoint: &&Arc<Endpoint>| !request.tried(endpoint);
     if request.attempts.len() >= pool.config.retry.attempts as usize
-        || request.attempts.len() >= pool.endpoints.len()
+        || !pool.ready.iter().any(|endpoint| untried(&endpoint))
     {
         return false;
     }

@@ -32,30 +32,35 @@ pub struct Identity {
     pub deadline: Option<Duration>,
     /// Length of the body in bytes, if the request states it.
     pub content_length: Option<u64>,
+    /// Whether the caller asks to switch to another protocol.
+    pub upgrade: bool,
 }
 
 impl Identity {
-    /// Reads path and headers.
+    /// Reads path and headers. Ids come first: a refusal has them too.
     ///
     /// # Errors
     /// A part that can't be understood, as words for the caller.
-    pub fn read(version: Version, path: &str, headers: &HeaderMap) -> Result<Self, String> {
+    pub fn read(
+        &mut self,
+        version: Version,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Result<(), String> {
+        self.request_id = request_id(headers.get(header::REQUEST_ID));
+        self.traceparent = traceparent(headers.get(header::TRACEPARENT));
+        self.upgrade = headers.contains_key(http::header::UPGRADE);
         if version == Version::HTTP_11 && headers.get_all(http::header::HOST).iter().count() != 1 {
             return Err("expected one host header".to_owned());
         }
-        let mut identity = Self {
-            request_id: request_id(headers.get(header::REQUEST_ID)),
-            traceparent: traceparent(headers.get(header::TRACEPARENT)),
-            ..Self::default()
-        };
         if let Some(parsed) = Path::parse(path) {
-            identity.call = Some(parsed.call);
-            identity.model = parsed.model.map(|name| decode("model", name)).transpose()?;
-            identity.version = parsed.version.map(|name| decode("version", name)).transpose()?;
+            self.call = Some(parsed.call);
+            self.model = parsed.model.map(|name| decode("model", name)).transpose()?;
+            self.version = parsed.version.map(|name| decode("version", name)).transpose()?;
         }
-        identity.deadline = headers.get(header::REQUEST_DEADLINE).map(deadline).transpose()?;
-        identity.content_length = content_length(headers)?;
-        Ok(identity)
+        self.deadline = headers.get(header::REQUEST_DEADLINE).map(deadline).transpose()?;
+        self.content_length = content_length(headers)?;
+        Ok(())
     }
 
     /// The 32 hex digits that name the trace.
@@ -160,7 +165,8 @@ mod tests {
         for (name, value) in headers {
             map.insert(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
-        Identity::read(Version::HTTP_2, path, &map)
+        let mut identity = Identity::default();
+        identity.read(Version::HTTP_2, path, &map).map(|()| identity)
     }
 
     #[test]

@@ -144,7 +144,10 @@ impl Control {
             let key = (config.name.clone(), address);
             let known = self.probers.remove(&key);
             let state = match &known {
-                Some(prober) => Arc::clone(prober.state()),
+                Some(prober) => {
+                    prober.state().load.assume_slots(config.slots);
+                    Arc::clone(prober.state())
+                }
                 None => Arc::new(EndpointState::new(address, config.slots)),
             };
             endpoints.push(Arc::new(Endpoint {
@@ -157,9 +160,11 @@ impl Control {
             };
             probers.insert(key, prober);
         }
+        self.pools.retain(|name, state| *name != config.name || state.retry == config.retry);
         let state = self.pools.entry(config.name.clone()).or_insert_with(|| {
-            let budget = RetryBudget::new(config.retry.budget, config.retry.min_per_second);
-            Arc::new(PoolState { turn: AtomicUsize::new(0), budget })
+            let retry = config.retry.clone();
+            let budget = RetryBudget::new(retry.budget, retry.min_per_second);
+            Arc::new(PoolState { turn: AtomicUsize::new(0), budget, retry })
         });
         let ready = in_rotation(&endpoints);
         Arc::new(Pool { config: Arc::clone(config), endpoints, ready, state: Arc::clone(state) })

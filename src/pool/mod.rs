@@ -15,8 +15,8 @@ use crate::config;
 use forebay_routing::{Candidate, Health, Load, RetryBudget};
 use pingora::upstreams::peer::HttpPeer;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 use tokio::sync::Notify;
 
@@ -53,6 +53,8 @@ pub struct PoolState {
     pub turn: AtomicUsize,
     /// How many retries are left.
     pub budget: RetryBudget,
+    /// What the budget was made from.
+    retry: config::Retry,
 }
 
 /// An endpoint at one moment: how to reach it, and what is remembered of it.
@@ -73,6 +75,8 @@ pub struct EndpointState {
     pub name: Arc<str>,
     /// Its load, shared with the guards of requests in flight.
     pub load: Arc<Load>,
+    /// Counts its answers; resolved when the first comes.
+    pub answers: OnceLock<metrics::Counter>,
     /// Written by [`control`] only.
     health: AtomicU8,
     /// Wakes the prober: a request met trouble here.
@@ -85,6 +89,7 @@ impl EndpointState {
             address,
             name: address.to_string().into(),
             load: Arc::new(Load::new(slots)),
+            answers: OnceLock::new(),
             health: AtomicU8::new(Health::Probing as u8),
             suspected: Notify::new(),
         }

@@ -81,7 +81,10 @@ async fn run(
         let [pool, endpoint] = labels.clone();
         metrics::counter!(metric::PROBES, "pool" => pool.1, "endpoint" => endpoint.1, "outcome" => word)
             .increment(1);
-        if let Some(health) = check.probed(outcome)
+        check.probed(outcome);
+        // Said again until it is so: a change may have crossed a reload.
+        let health = check.health();
+        if health != state.health()
             && changes.send(Message::Health(Arc::clone(&state), health)).await.is_err()
         {
             return;
@@ -93,8 +96,11 @@ async fn run(
         };
         // Probers that were started together must not stay in step.
         let jitter = Duration::from_secs_f64(pause.as_secs_f64() * 0.1 * fastrand::f64());
+        // However many requests meet trouble, probes keep their distance.
+        let least = settings.fast_interval.min(pause - jitter);
+        tokio::time::sleep(least).await;
         tokio::select! {
-            () = tokio::time::sleep(pause - jitter) => {}
+            () = tokio::time::sleep(pause - jitter - least) => {}
             () = state.suspected.notified() => {}
         }
     }

@@ -188,6 +188,69 @@ async fn malformed_requests_are_refused_and_closed() {
 }
 
 #[tokio::test]
+async fn a_body_that_breaks_off_is_the_callers_mistake() {
+    let (proxy, endpoint) = echoing("").await;
+    let mut stream = tokio::net::TcpStream::connect(proxy.address).await.unwrap();
+    let request = format!("POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nhe");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    let line = proxy.next_line();
+    assert!(line["reason"] == "invalid_request" || line["reason"] == "client_closed", "{line}");
+    assert_eq!(endpoint.served(), 0);
+}
+
+#[tokio::test]
+async fn a_header_that_is_too_long_is_refused() {
+    let (proxy, _endpoint) = echoing("").await;
+    let long = "y".repeat(1000);
+    let fields: String = (0..100).map(|n| format!("x-{n}: {long}\r\n")).collect();
+    let request = format!("GET /v2 HTTP/1.1\r\nhost: x\r\n{fields}\r\n");
+    let (answer, closed) = raw(proxy.address, request.as_bytes(), PATIENCE).await;
+    assert!(answer.starts_with("HTTP/1.1 431 ") && closed, "{answer}");
+    assert!(answer.contains("x-forebay-reason: headers_too_large"), "{answer}");
+}
+
+#[tokio::test]
+async fn requests_that_come_at_once_are_answered_one_after_the_other() {
+    let (proxy, endpoint) = echoing("").await;
+    let one = |body: &str, more: &str| {
+        let length = body.len();
+        format!("POST {INFER} HTTP/1.1\r\nhost: x\r\n{more}content-length: {length}\r\n\r\n{body}")
+    };
+    let both = one("first", "") + &one("second", "connection: close\r\n");
+    let (answer, _) = raw(proxy.address, both.as_bytes(), PATIENCE).await;
+    assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 2, "{answer}");
+    let (first, second) = (answer.find(&echo(b"first")), answer.find(&echo(b"second")));
+    assert!(first.is_some() && first < second, "{answer}");
+    assert_eq!(endpoint.served(), 2);
+}
+
+#[tokio::test]
+async fn headers_of_one_connection_stay_on_it() {
+    let (proxy, _endpoint) = echoing("").await;
+    for path in [INFER, "/v2/models/m/generate"] {
+        let headers = [("connection", "x-secret"), ("x-secret", "1"), ("te", "trailers")];
+        let answer = client::post_with(proxy.address, path, &headers, "x").await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.header("x-seen-secret"), "", "{path}");
+        if path == INFER {
+            assert_eq!(answer.header("x-inner"), "", "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_may_refuse_before_it_has_read_all() {
+    let endpoint = Endpoint::start(Behaviour::Early413).await;
+    let proxy = Proxy::in_front_of(&[endpoint.address], 1, "").await;
+    let answer = post(proxy.address, INFER, body(100)).await;
+    assert_eq!(answer.status, 413, "{}", answer.text());
+}
+
+#[tokio::test]
 async fn a_request_shorter_than_the_preface_of_http2_is_answered() {
     let (proxy, _endpoint) = echoing("").await;
     for request in ["GET /v2/health/live HTTP/1.0\r\n\r\n", "OPTIONS / HTTP/1.0\r\n\r\n"] {

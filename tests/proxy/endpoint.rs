@@ -25,6 +25,10 @@ pub enum Behaviour {
     Busy,
     /// Answers with 40 MB.
     Huge,
+    /// Echoes, and closes the connection when a second request comes on it.
+    OnePerConnection,
+    /// Refuses with 413 after the header, and closes.
+    Early413,
 }
 
 /// A fake endpoint; dropping it closes it.
@@ -76,10 +80,15 @@ async fn serve(
     abandoned: &AtomicUsize,
 ) -> Option<()> {
     let mut buffer = Vec::new();
+    let mut on_this_connection = 0;
     loop {
         let end = read_until(&mut stream, &mut buffer, b"\r\n\r\n").await?;
         let head = String::from_utf8_lossy(&buffer[..end]).to_lowercase();
         buffer.drain(..end);
+        if behaviour == Behaviour::Early413 && head.starts_with("post") {
+            answer(&mut stream, "413 Payload Too Large", "", "{\"error\":\"too long\"}").await?;
+            return None;
+        }
         let body = if head.contains("transfer-encoding: chunked") {
             read_chunks(&mut stream, &mut buffer).await?
         } else {
@@ -92,13 +101,17 @@ async fn serve(
             continue;
         }
         served.fetch_add(1, Relaxed);
+        on_this_connection += 1;
         match behaviour {
-            Behaviour::Echo => {
+            Behaviour::OnePerConnection if on_this_connection > 1 => return None,
+            Behaviour::Echo | Behaviour::OnePerConnection => {
                 let seen = format!(
-                    "x-seen-deadline: {}\r\nx-seen-trace: {}\r\nendpoint-load-metrics: TEXT \
+                    "x-seen-deadline: {}\r\nx-seen-trace: {}\r\nx-seen-secret: {}\r\nconnection: \
+                     keep-alive, x-inner\r\nx-inner: 1\r\nendpoint-load-metrics: TEXT \
                      named_metrics.rif=3, named_metrics.slots=4, named_metrics.lat_at_rif_ms=5\r\n",
                     value(&head, "x-request-deadline"),
                     value(&head, "traceparent"),
+                    value(&head, "x-secret"),
                 );
                 answer(&mut stream, "200 OK", &seen, &echo(&body)).await?;
             }
@@ -125,6 +138,8 @@ async fn serve(
                 answer(&mut stream, "503 Service Unavailable", full, "{\"error\":\"full\"}")
                     .await?;
             }
+            // Answered above.
+            Behaviour::Early413 => return None,
             Behaviour::Huge => {
                 answer(&mut stream, "200 OK", "", &"x".repeat(40_000_000)).await?;
             }

@@ -148,6 +148,31 @@ async fn whatever_an_endpoint_does_wrong_another_makes_good() {
 }
 
 #[tokio::test]
+async fn a_connection_that_was_kept_for_too_long_costs_no_caller_an_answer() {
+    let endpoint = Endpoint::start(Behaviour::OnePerConnection).await;
+    let proxy = Proxy::in_front_of(&[endpoint.address], 1, "").await;
+    for _ in 0..10 {
+        let answer = post(proxy.address, INFER, "x").await;
+        assert_eq!((answer.status.as_u16(), answer.text()), (200, echo(b"x")));
+    }
+    assert_eq!(proxy.metric("forebay_retries_total", &[]).await, 0.0, "nothing is charged");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_fails_fast_does_not_draw_the_traffic() {
+    let broken = Endpoint::start(Behaviour::Busy).await;
+    let workers = Worker::start_many(1).await;
+    let endpoints = [broken.address, workers[0].address];
+    let proxy = Proxy::in_front_of(&endpoints, 2, "").await;
+    let load = Load::start(proxy.address, ARITH_INFER, ARITH, 4);
+    load.wait(1000).await;
+    let outcomes = load.stop().await;
+    let ok = outcomes.get("200").copied().unwrap_or(0);
+    assert!(ok * 100 >= outcomes.values().sum::<usize>() * 99, "{outcomes:?}");
+    assert!(broken.served() < ok / 10, "{} of {ok} went to the broken one", broken.served());
+}
+
+#[tokio::test]
 async fn what_nobody_can_make_good_is_said_with_its_reason() {
     for (bad, status, reason) in [
         (Behaviour::Reset, 502, "endpoint_reset"),

@@ -56,9 +56,14 @@ impl RetryBudget {
         reason = "nanoseconds of at most the window, times a bounded rate"
     )]
     pub fn try_retry(&self, now: Time) -> bool {
-        let before = self.filled_at.swap(now.nanos(), Relaxed);
+        let before = self.filled_at.load(Relaxed);
         let elapsed = now.nanos().saturating_sub(before) as f64 / 1e9;
-        let earned = (elapsed.min(WINDOW_SECONDS) * self.per_second) as i64;
+        let mut earned = (elapsed.min(WINDOW_SECONDS) * self.per_second) as i64;
+        // Time that earned nothing yet is kept; time that another thread has cashed is not ours.
+        let next = now.nanos();
+        if earned == 0 || self.filled_at.compare_exchange(before, next, Relaxed, Relaxed).is_err() {
+            earned = 0;
+        }
         let change = |balance: i64| {
             let filled = (balance + earned).min(self.most.max(balance));
             Some(if filled >= RETRY { filled - RETRY } else { filled })

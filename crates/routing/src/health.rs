@@ -1,9 +1,9 @@
 //! Rise and fall of one endpoint, from the outcomes of its probes.
 //!
 //! One lost probe must not empty a pool, and one lucky answer must not bring a sick endpoint back:
-//! an endpoint falls after `fall` failures in a row and rises after `rise` successes in a row. An
-//! endpoint that has never answered is `Probing`, not `Down`: it gets nothing until it is ready,
-//! but nobody is alarmed by a worker that is still loading its models.
+//! an endpoint falls after `fall` failures in a row and rises after `rise` successes in a row. A new
+//! endpoint that answers but is not ready stays `Probing`, not `Down`: it gets nothing, but nobody
+//! is alarmed by a worker that is still loading its models.
 
 /// Whether an endpoint may be picked, and why not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -19,6 +19,11 @@ const SAMPLE_WEIGHT: f64 = 0.1;
 /// Time in which what was learnt of an endpoint's speed loses half its weight while no answer
 /// confirms it: one slow answer must not keep an endpoint out of use for ever.
 const HALF_LIFE: f64 = 2.0;
+/// Penalty in seconds after one failure, its half-life in seconds, and how often it doubles: up to
+/// some seconds, after which the endpoint gets a request to prove itself.
+const FIRST_PENALTY: f64 = 0.05;
+const PENALTY_HALF_LIFE: f64 = 0.5;
+const MOST_DOUBLINGS: u32 = 8;
 /// No sample yet.
 const UNKNOWN: u64 = u64::MAX;
 
@@ -43,6 +48,11 @@ pub struct Load {
     service: AtomicU64,
     /// Nanoseconds on the clock of [`Time`]: when the last answer came.
     answered_at: AtomicU64,
+    /// Failures in a row, and when the last one was, in nanoseconds on the clock of [`Time`].
+    failures: AtomicU32,
+    failed_at: AtomicU64,
+    assumed_slots: AtomicU32,
+    /// As reported; 0: not reported.
     slots: AtomicU32,
     reported_in_flight: AtomicU32,
     reported_queue: AtomicU32,
@@ -60,7 +70,10 @@ impl Load {
             in_flight: AtomicU32::new(0),
             service: AtomicU64::new(UNKNOWN),
             answered_at: AtomicU64::new(UNKNOWN),
-            slots: AtomicU32::new(slots.max(1)),
+            failures: AtomicU32::new(0),
+            failed_at: AtomicU64::new(UNKNOWN),
+            assumed_slots: AtomicU32::new(slots.max(1)),
+            slots: AtomicU32::new(0),
             reported_in_flight: AtomicU32::new(0),
             reported_queue: AtomicU32::new(0),
             reported_service: AtomicU64::new(UNKNOWN),
@@ -83,7 +96,15 @@ impl Load {
 
     /// What the endpoint can run at once, as reported or assumed.
     pub fn slots(&self) -> u32 {
-        self.slots.load(Relaxed)
+        match self.slots.load(Relaxed) {
+            0 => self.assumed_slots.load(Relaxed),
+            reported => reported,
+        }
+    }
+
+    /// What is assumed until a report says otherwise, as a reload may change it.
+    pub fn assume_slots(&self, slots: u32) {
+        self.assumed_slots.store(slots.max(1), Relaxed);
     }
 
     /// Queue depth in the last report, if there was one.
@@ -121,6 +142,7 @@ impl Load {
         // What is old weighs little against what is new.
         let weight = 1.0 - (1.0 - SAMPLE_WEIGHT) * self.confidence(now);
         self.answered_at.store(now.nanos().min(UNKNOWN - 1), Relaxed);
+        self.failures.store(0, Relaxed);
         let rounds = rounds(f64::from(others), f64::from(self.slots()));
         let sample = took.as_secs_f64() / rounds;
         let previous = self.service.load(Relaxed);
@@ -131,6 +153,25 @@ impl Load {
             previous + weight * (sample - previous)
         };
         self.service.store(mean.to_bits(), Relaxed);
+    }
+
+    /// Takes in that an attempt failed at `now`.
+    pub fn failed(&self, now: Time) {
+        self.failures.fetch_update(Relaxed, Relaxed, |n| Some(n.saturating_add(1))).ok();
+        self.failed_at.store(now.nanos().min(UNKNOWN - 1), Relaxed);
+    }
+
+    /// Seconds that are added to the cost for failures: an endpoint that fails fast looks idle, and
+    /// would draw all traffic. Doubles with each failure in a row, fades with time.
+    fn penalty(&self, now: Time) -> f64 {
+        let failures = self.failures.load(Relaxed);
+        let at = self.failed_at.load(Relaxed);
+        if failures == 0 || at == UNKNOWN {
+            return 0.0;
+        }
+        let since = now.since(Time::new(Duration::from_nanos(at))).as_secs_f64();
+        let doublings = f64::from(failures.min(MOST_DOUBLINGS) - 1);
+        FIRST_PENALTY * (doublings - since / PENALTY_HALF_LIFE).exp2()
     }
 
     /// Mean service time in seconds: the lesser of the endpoint's word and what we measured. What we
@@ -168,7 +209,8 @@ impl Load {
             Some(own) => best + (own - best) * self.confidence(now),
             None => best,
         };
-        service * rounds(f64::from(self.occupancy(now, ttl)), f64::from(self.slots()))
+        let waits = rounds(f64::from(self.occupancy(now, ttl)), f64::from(self.slots()));
+        service * waits + self.penalty(now)
     }
 
     /// Weight of what is known of the speed: 1 while answers come, halved with every
@@ -265,6 +307,19 @@ mod tests {
         assert_eq!(cost(&load), 15_000.0);
         let _third = load.enter();
         assert_eq!(cost(&load), 20_000.0);
+    }
+
+    #[test]
+    fn failing_fast_is_expensive_and_forgiven() {
+        let load = Arc::new(Load::new(1));
+        let cost = |millis| load.cost(at(millis), TTL, 0.001);
+        for _ in 0..10 {
+            load.failed(at(0));
+        }
+        assert!(cost(0) > 5.0 && cost(0) < 10.0, "{}", cost(0));
+        assert!(cost(6000) < 0.01, "{}", cost(6000));
+        load.enter().answered(Duration::from_millis(1), at(0));
+        assert!(cost(0) < 0.01, "one answer makes good: {}", cost(0));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Sending a request on and bringing the answer back.
 
+mod exchange;
 pub mod stream;
 pub mod unary;
 
@@ -7,20 +8,34 @@ use crate::flow::route::Target;
 use crate::pool::{EndpointState, report};
 use crate::request::Request;
 use forebay_protocol::{header, metric};
-use http::HeaderName;
+use http::{HeaderMap, HeaderName};
+use metrics::Counter;
 use pingora::http::{RequestHeader, ResponseHeader};
 
 /// Headers that belong to one connection, not to the message (RFC 9110, 7.6.1), and those that
 /// state how the body is framed there.
-const HOP_BY_HOP: [HeaderName; 7] = [
+const HOP_BY_HOP: [HeaderName; 9] = [
     http::header::CONNECTION,
     http::header::TE,
     http::header::TRAILER,
     http::header::TRANSFER_ENCODING,
     http::header::UPGRADE,
     HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("http2-settings"),
+    http::header::PROXY_AUTHENTICATE,
     HeaderName::from_static("proxy-connection"),
 ];
+
+/// Headers beyond [`HOP_BY_HOP`] that a message itself says belong to its connection.
+fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
+    let values = headers.get_all(http::header::CONNECTION).iter();
+    values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .filter(|name| name != "close" && name != "keep-alive")
+        .collect()
+}
 
 /// Adds what an endpoint needs to know: identities, and the time that is left.
 fn prepare_request(head: &mut RequestHeader, request: &Request) -> pingora::Result<()> {
@@ -35,17 +50,13 @@ fn prepare_request(head: &mut RequestHeader, request: &Request) -> pingora::Resu
     Ok(())
 }
 
-/// Takes the load report out of an answer and adds what the caller may know.
+/// Takes out of an answer what is for the proxy alone and adds what the caller may know.
 fn prepare_answer(
     head: &mut ResponseHeader,
     request: &Request,
     target: &Target,
     endpoint: &EndpointState,
 ) -> pingora::Result<()> {
-    if report::take_in(&head.headers, &endpoint.load).is_err() {
-        let pool = target.pool.config.name.clone();
-        metrics::counter!(metric::proxy::REPORTS_DROPPED, "pool" => pool).increment(1);
-    }
     // The report speaks to this proxy; whoever balances over several proxies would misread it.
     head.remove_header(&header::LOAD_REPORT);
     head.insert_header(header::REQUEST_ID, request.identity.request_id.as_str())?;
@@ -56,13 +67,29 @@ fn prepare_answer(
     Ok(())
 }
 
-/// Counts how an attempt ended.
+/// Takes in the load report of an answer, whoever gets the answer.
+fn take_in_report(head: &ResponseHeader, target: &Target, endpoint: &EndpointState) {
+    if report::take_in(&head.headers, &endpoint.load).is_err() {
+        let pool = target.pool.config.name.clone();
+        metrics::counter!(metric::proxy::REPORTS_DROPPED, "pool" => pool).increment(1);
+    }
+}
+
+/// Counts an attempt that was answered; resolved once an endpoint, since it is every request.
+fn count_answer(target: &Target, endpoint: &EndpointState) {
+    endpoint.answers.get_or_init(|| attempts(target, endpoint, "answered")).increment(1);
+}
+
+/// Counts how any other attempt ended.
 fn count_attempt(target: &Target, endpoint: &EndpointState, outcome: &'static str) {
+    attempts(target, endpoint, outcome).increment(1);
+}
+
+fn attempts(target: &Target, endpoint: &EndpointState, outcome: &'static str) -> Counter {
     metrics::counter!(
         metric::proxy::ATTEMPTS,
         "pool" => target.pool.config.name.clone(),
         "endpoint" => endpoint.name.to_string(),
         "outcome" => outcome,
     )
-    .increment(1);
 }

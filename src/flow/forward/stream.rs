@@ -4,15 +4,19 @@
 //! give up what needs the whole request in hand: only a connection that failed before anything was
 //! sent is tried again.
 
-use super::{count_attempt, prepare_answer, prepare_request};
+use super::{count_answer, count_attempt, prepare_answer, prepare_request, take_in_report};
+use crate::config::Limits;
 use crate::error::Refusal;
 use crate::flow::admit::body_too_large;
 use crate::flow::balance::{balance, may_retry};
+use crate::pool::Endpoint;
 use crate::request::Request;
 use forebay_protocol::Reason;
+use http::StatusCode;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// An error that stands for a refusal: the text is in the request.
@@ -38,12 +42,22 @@ pub fn peer(request: &mut Request) -> pingora::Result<Box<HttpPeer>> {
         let refusal = Refusal::new(Reason::DeadlineExceeded, "no answer before the deadline");
         return Err(refused(request, refusal));
     }
-    let endpoint = balance(request, &target).map_err(|refusal| refused(request, refusal))?;
+    let endpoint = match balance(request, &target) {
+        Ok(endpoint) => endpoint,
+        // Pingora asks again if a kept connection had closed: the endpoint itself is not at fault.
+        Err(refusal) => again(request).ok_or_else(|| refused(request, refusal))?,
+    };
     let mut peer = Box::new(endpoint.peer.clone());
     // Per read: a stream may last longer than the deadline as long as it moves.
     peer.options.read_timeout = Some(left);
     peer.options.write_timeout = Some(left);
     Ok(peer)
+}
+
+/// The endpoint that was tried last, if the attempt did not fail there.
+fn again(request: &mut Request) -> Option<Arc<Endpoint>> {
+    let last = request.attempts.last_mut().filter(|last| last.guard.is_some())?;
+    Some(Arc::clone(&last.endpoint))
 }
 
 /// Notes that an endpoint could not be reached, and lets Pingora try another if that is allowed.
@@ -65,14 +79,23 @@ pub fn request_header(request: &Request, head: &mut RequestHeader) -> pingora::R
     prepare_request(head, request)
 }
 
-/// Counts the bytes of the body that passes.
+/// Counts the bytes of the body that passes, and the time that it takes.
 ///
 /// # Errors
-/// More than `limit` bytes.
-pub fn request_body(request: &mut Request, bytes: usize, limit: u64) -> pingora::Result<()> {
+/// More bytes than the limit, or more time.
+pub fn request_body(
+    request: &mut Request,
+    bytes: usize,
+    end: bool,
+    limits: &Limits,
+) -> pingora::Result<()> {
     request.bytes_in += bytes as u64;
-    if request.bytes_in > limit {
-        return Err(refused(request, body_too_large(limit, None)));
+    if request.bytes_in > limits.body {
+        return Err(refused(request, body_too_large(limits.body, None)));
+    }
+    if !end && request.arrived.elapsed() > limits.body_timeout {
+        let message = format!("expected the body within {:?}", limits.body_timeout);
+        return Err(refused(request, Refusal::new(Reason::RequestTimeout, message)));
     }
     Ok(())
 }
@@ -84,8 +107,12 @@ pub fn request_body(request: &mut Request, bytes: usize, limit: u64) -> pingora:
 pub fn response_header(request: &mut Request, head: &mut ResponseHeader) -> pingora::Result<()> {
     let Some(target) = request.target.clone() else { return Ok(()) };
     let Some(picked) = request.attempts.last() else { return Ok(()) };
+    if head.status == StatusCode::SWITCHING_PROTOCOLS && !request.identity.upgrade {
+        return Error::e_explain(ErrorType::InvalidHTTPHeader, "a switch that nobody asked for");
+    }
     request.times.forward = picked.at.elapsed();
-    count_attempt(&target, &picked.endpoint.state, "answered");
+    count_answer(&target, &picked.endpoint.state);
+    take_in_report(head, &target, &picked.endpoint.state);
     prepare_answer(head, request, &target, &picked.endpoint.state)
 }
 
@@ -96,7 +123,13 @@ pub fn refusal(request: &mut Request, error: &Error) -> Option<Refusal> {
     }
     if let Some(picked) = request.attempts.last_mut() {
         match error.esource() {
-            ErrorSource::Upstream => picked.failed(),
+            ErrorSource::Upstream => {
+                picked.failed();
+                if let Some(target) = &request.target {
+                    let reason = super::unary::reason_of(error).code();
+                    count_attempt(target, &picked.endpoint.state, reason);
+                }
+            }
             _ => picked.answered(false),
         }
     }
@@ -118,6 +151,11 @@ pub fn refusal(request: &mut Request, error: &Error) -> Option<Refusal> {
             }
             _ => Refusal::new(Reason::InvalidRequest, "the request can't be understood"),
         },
+        // Pingora does not say whose fault a body is that breaks off; without an attempt it can
+        // only be the caller's.
+        ErrorSource::Unset if request.attempts.is_empty() => {
+            Refusal::new(Reason::InvalidRequest, "the request is not complete")
+        }
         ErrorSource::Internal | ErrorSource::Unset => {
             Refusal::new(Reason::Internal, "a fault of the proxy")
         }

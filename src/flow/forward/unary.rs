@@ -7,7 +7,11 @@
 //! can still be replaced. What an attempt may cost is bounded by the deadline and by the pool's
 //! retry budget, and it is dropped at once when the caller leaves.
 
-use super::{HOP_BY_HOP, count_attempt, prepare_answer, prepare_request};
+use super::exchange::{Answer, exchange};
+use super::{
+    HOP_BY_HOP, count_answer, count_attempt, nominated, prepare_answer, prepare_request,
+    take_in_report,
+};
 use crate::config::Limits;
 use crate::error::Refusal;
 use crate::flow::admit::body_too_large;
@@ -19,7 +23,7 @@ use bytes::{Bytes, BytesMut};
 use forebay_protocol::{Reason, header};
 use http::{StatusCode, Version};
 use pingora::connectors::http::Connector;
-use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession as EndpointSession;
 use pingora::proxy::Session;
 use pingora::{ErrorType, OrErr};
@@ -27,17 +31,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::{timeout, timeout_at};
 
-/// Most bytes of an answer that are held, so that one that breaks off can be replaced.
-const HELD_ANSWER: usize = 1024 * 1024;
-
-/// An answer that is ready to be given to the caller.
-struct Answer {
-    head: Box<ResponseHeader>,
-    body: Vec<Bytes>,
-    /// What has not been read yet, if the answer is longer than is held.
-    rest: Option<Box<EndpointSession>>,
-}
-
+/// An endpoint that did not answer for this long is worth a probe.
+const FAIR: Duration = Duration::from_millis(50);
 /// How one attempt failed.
 struct Failure {
     refusal: Refusal,
@@ -58,7 +53,7 @@ pub async fn forward(
     connector: &Connector,
 ) -> pingora::Result<()> {
     let started = Instant::now();
-    let body = match receive(session, request, limits).await? {
+    let body = match receive(session, request, limits).await {
         Ok(body) => body,
         Err(refusal) => {
             request.refusal = Some(refusal);
@@ -66,16 +61,14 @@ pub async fn forward(
         }
     };
     request.times.receive = started.elapsed();
-    let head = request_head(session.req_header(), body.len())?;
+    let mut head = request_head(session.req_header(), body.len())?;
     let outcome = tokio::select! {
-        outcome = attempts(request, target, &head, &body, connector) => outcome,
+        outcome = attempts(request, target, &mut head, &body, connector) => outcome,
         // With the body complete this resolves only if the caller leaves.
         left = session.downstream_session.read_body_or_idle(true) => Err(caller_left(left)),
     };
     match outcome {
-        Ok((answer, endpoint)) => {
-            respond(session, request, target, answer, &endpoint, connector).await
-        }
+        Ok((answer, endpoint)) => respond(session, request, target, answer, &endpoint).await,
         Err(refusal) => {
             // Attempts that were under way are over, and nobody is to blame for that.
             request.attempts.iter_mut().for_each(|attempt| attempt.answered(false));
@@ -98,11 +91,11 @@ async fn receive(
     session: &mut Session,
     request: &mut Request,
     limits: &Limits,
-) -> pingora::Result<Result<Bytes, Refusal>> {
+) -> Result<Bytes, Refusal> {
     let expected = request.identity.content_length.unwrap_or(0);
     let continues = session.get_header(http::header::EXPECT).is_some();
     if continues && expected > 0 {
-        session.downstream_session.write_continue_response().await?;
+        session.downstream_session.write_continue_response().await.map_err(broken_off)?;
     }
     let downstream = &mut session.downstream_session;
     let read = async {
@@ -122,14 +115,23 @@ async fn receive(
     };
     let Ok(body) = timeout(limits.body_timeout, read).await else {
         let message = format!("expected the body within {:?}", limits.body_timeout);
-        return Ok(Err(Refusal::new(Reason::RequestTimeout, message)));
+        return Err(Refusal::new(Reason::RequestTimeout, message));
     };
-    let body = body?;
+    let body = body.map_err(broken_off)?;
     request.bytes_in = body.len() as u64;
     if body.len() as u64 > expected {
-        return Ok(Err(body_too_large(expected, None)));
+        return Err(body_too_large(expected, None));
     }
-    Ok(Ok(body))
+    Ok(body)
+}
+
+/// A body that ends too early, or a caller that is gone: the caller's doing either way.
+#[allow(clippy::needless_pass_by_value, reason = "the form that map_err takes")]
+fn broken_off(error: Box<pingora::Error>) -> Refusal {
+    match error.etype() {
+        ErrorType::ReadError | ErrorType::WriteError => caller_left(Err(error)),
+        _ => Refusal::new(Reason::InvalidRequest, "the body ended before its stated length"),
+    }
 }
 
 /// The request as it is sent, whatever version and framing it came with.
@@ -143,6 +145,9 @@ fn request_head(received: &RequestHeader, length: usize) -> pingora::Result<Requ
         head.set_raw_path(path.as_bytes())?;
     }
     head.set_version(Version::HTTP_11);
+    for name in nominated(&received.headers) {
+        head.remove_header(&name);
+    }
     for name in HOP_BY_HOP.iter().chain([&http::header::EXPECT]) {
         head.remove_header(name);
     }
@@ -154,13 +159,17 @@ fn request_head(received: &RequestHeader, length: usize) -> pingora::Result<Requ
 async fn attempts(
     request: &mut Request,
     target: &Target,
-    head: &RequestHeader,
+    head: &mut RequestHeader,
     body: &Bytes,
     connector: &Connector,
 ) -> Result<(Answer, Arc<Endpoint>), Refusal> {
     target.pool.state.budget.request();
     let mut last: Option<Failure> = None;
     loop {
+        if request.time_left().is_some_and(|left| left.is_zero()) {
+            let late = Refusal::new(Reason::DeadlineExceeded, "no answer before the deadline");
+            return last.map_or(Err(late), give_up(request));
+        }
         let endpoint = match balance(request, target) {
             Ok(endpoint) => endpoint,
             // All that are ready were tried: the last failure says more than that.
@@ -168,7 +177,7 @@ async fn attempts(
         };
         let failure = match attempt(request, target, &endpoint, head, body, connector).await {
             Ok(answer) => {
-                count_attempt(target, &endpoint.state, "answered");
+                count_answer(target, &endpoint.state);
                 return Ok((answer, endpoint));
             }
             Err(failure) => failure,
@@ -196,7 +205,7 @@ async fn attempt(
     request: &mut Request,
     target: &Target,
     endpoint: &Endpoint,
-    head: &RequestHeader,
+    head: &mut RequestHeader,
     body: &Bytes,
     connector: &Connector,
 ) -> Result<Answer, Failure> {
@@ -204,9 +213,8 @@ async fn attempt(
     let deadline = request.deadline.unwrap_or(started + Duration::from_secs(3600));
     let own = target.pool.config.retry.attempt_timeout.map(|own| started + own);
     let until = own.map_or(deadline, |own| own.min(deadline));
-    let mut head = Box::new(head.clone());
     let exchange = async {
-        prepare_request(&mut head, request)?;
+        prepare_request(head, request)?;
         exchange(endpoint, head, body.clone(), connector).await
     };
     let outcome = timeout_at(until.into(), exchange).await;
@@ -216,7 +224,12 @@ async fn attempt(
     };
     match outcome {
         Ok(Ok(answer)) => {
-            picked.answered(answer.head.status.is_success());
+            take_in_report(&answer.head, target, &endpoint.state);
+            if answer.head.status == StatusCode::SERVICE_UNAVAILABLE {
+                picked.refused();
+            } else {
+                picked.answered(answer.head.status.is_success());
+            }
             asks_for_another(answer)
         }
         Ok(Err(error)) => {
@@ -225,7 +238,12 @@ async fn attempt(
             Err(failed(reason_of(&error), message_of(&error)))
         }
         Err(_) => {
-            picked.failed();
+            // A caller that gives no time says nothing about the endpoint.
+            if started.elapsed() >= FAIR {
+                picked.failed();
+            } else {
+                picked.answered(false);
+            }
             if until < deadline {
                 return Err(failed(Reason::AttemptTimeout, "the endpoint did not answer in time"));
             }
@@ -245,42 +263,6 @@ fn asks_for_another(answer: Answer) -> Result<Answer, Failure> {
     Err(Failure { refusal, answer: Some(Box::new(answer)) })
 }
 
-/// Sends the request and reads the answer, up to the bound that is held.
-async fn exchange(
-    endpoint: &Endpoint,
-    head: Box<RequestHeader>,
-    body: Bytes,
-    connector: &Connector,
-) -> pingora::Result<Answer> {
-    let (mut session, _) = connector.get_http_session(&endpoint.peer).await?;
-    session.write_request_header(head).await?;
-    if !body.is_empty() {
-        session.write_request_body(body, true).await?;
-    }
-    session.finish_request_body().await?;
-    let head = loop {
-        session.read_response_header().await?;
-        match session.response_header() {
-            Some(head) if head.status.is_informational() => {}
-            Some(head) => break Box::new(head.clone()),
-            None => return pingora::Error::e_explain(ErrorType::ReadError, "no response header"),
-        }
-    };
-    let mut body = Vec::with_capacity(1);
-    let mut held = 0;
-    while let Some(chunk) = session.read_response_body().await? {
-        held += chunk.len();
-        body.push(chunk);
-        if held > HELD_ANSWER {
-            return Ok(Answer { head, body, rest: Some(Box::new(session)) });
-        }
-    }
-    connector
-        .release_http_session(session, &endpoint.peer, endpoint.peer.options.idle_timeout)
-        .await;
-    Ok(Answer { head, body, rest: None })
-}
-
 /// Gives the caller the answer; from here on it can't be taken back.
 async fn respond(
     session: &mut Session,
@@ -288,12 +270,19 @@ async fn respond(
     target: &Target,
     answer: Answer,
     endpoint: &Endpoint,
-    connector: &Connector,
 ) -> pingora::Result<()> {
     let Answer { mut head, body, rest } = answer;
     prepare_answer(&mut head, request, target, &endpoint.state)?;
+    // What the endpoint speaks is between it and us.
+    head.set_version(Version::HTTP_11);
+    for name in nominated(&head.headers) {
+        head.remove_header(&name);
+    }
     for name in &HOP_BY_HOP {
         head.remove_header(name);
+    }
+    if head.status == StatusCode::NO_CONTENT {
+        head.remove_header(&http::header::CONTENT_LENGTH);
     }
     let bodyless = head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED;
     match &rest {
@@ -312,7 +301,7 @@ async fn respond(
         session.write_response_body(Some(chunk), number + 1 == last).await?;
     }
     if let Some(rest) = rest {
-        stream_rest(session, request, rest, endpoint, connector).await?;
+        stream_rest(session, request, rest).await?;
     }
     Ok(())
 }
@@ -322,8 +311,6 @@ async fn stream_rest(
     session: &mut Session,
     request: &Request,
     mut rest: Box<EndpointSession>,
-    endpoint: &Endpoint,
-    connector: &Connector,
 ) -> pingora::Result<()> {
     let deadline = request.deadline.unwrap_or(Instant::now() + Duration::from_secs(3600));
     loop {
@@ -334,9 +321,8 @@ async fn stream_rest(
         };
         session.write_response_body(Some(chunk), false).await?;
     }
-    session.write_response_body(None, true).await?;
-    connector.release_http_session(*rest, &endpoint.peer, endpoint.peer.options.idle_timeout).await;
-    Ok(())
+    // Its connection is not kept: long answers are rare.
+    session.write_response_body(None, true).await
 }
 
 fn failed(reason: Reason, message: impl Into<std::borrow::Cow<'static, str>>) -> Failure {

@@ -1,0 +1,122 @@
+//! One request to one endpoint, and its answer.
+
+use crate::pool::Endpoint;
+use bytes::Bytes;
+use http::StatusCode;
+use pingora::ErrorType;
+use pingora::connectors::http::Connector;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::http::client::HttpSession as EndpointSession;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// Most bytes of an answer that are held, so that one that breaks off can be replaced.
+const HELD_ANSWER: usize = 1024 * 1024;
+
+/// Time that an endpoint gets to say why it stopped reading a request.
+const EARLY_ANSWER: Duration = Duration::from_millis(200);
+
+/// An answer that is ready to be given to the caller.
+pub(super) struct Answer {
+    /// Its header.
+    pub head: Box<ResponseHeader>,
+    /// What has been read of its body.
+    pub body: Vec<Bytes>,
+    /// What has not been read yet, if the answer is longer than is held.
+    pub rest: Option<Box<EndpointSession>>,
+}
+
+/// Sends the request and reads the answer, up to the bound that is held. If the connection was a
+/// kept one that closed before it answered, the endpoint gets the request once more on a new one:
+/// it had done nothing wrong but to be idle for longer than it keeps connections.
+pub(super) async fn exchange(
+    endpoint: &Endpoint,
+    head: &RequestHeader,
+    body: Bytes,
+    connector: &Connector,
+) -> pingora::Result<Answer> {
+    let (session, reused) = connector.get_http_session(&endpoint.peer).await?;
+    let mut begun = begin(session, head, body.clone()).await;
+    if let Err(error) = &begun
+        && reused
+        && closed_while_idle(error)
+    {
+        let mut fresh = endpoint.peer.clone();
+        // A key of its own: no kept connection has it.
+        fresh.group_key = u64::MAX;
+        let (session, _) = connector.get_http_session(&fresh).await?;
+        begun = begin(session, head, body).await;
+    }
+    let Begun { mut session, head, sent } = begun?;
+    let mut body = Vec::with_capacity(1);
+    let mut held = 0;
+    while let Some(chunk) = session.read_response_body().await? {
+        held += chunk.len();
+        body.push(chunk);
+        if held > HELD_ANSWER {
+            return Ok(Answer { head, body, rest: Some(Box::new(session)) });
+        }
+    }
+    if sent {
+        let idle = endpoint.peer.options.idle_timeout;
+        connector.release_http_session(session, &endpoint.peer, idle).await;
+    }
+    Ok(Answer { head, body, rest: None })
+}
+
+fn closed_while_idle(error: &pingora::Error) -> bool {
+    use ErrorType::{ConnectionClosed, ReadError, WriteError};
+    matches!(error.etype(), ConnectionClosed | ReadError | WriteError)
+}
+
+/// An exchange whose answer has begun.
+struct Begun {
+    session: EndpointSession,
+    head: Box<ResponseHeader>,
+    /// Whether the whole request was sent; otherwise the connection can't be used again.
+    sent: bool,
+}
+
+async fn begin(
+    mut session: EndpointSession,
+    head: &RequestHeader,
+    body: Bytes,
+) -> pingora::Result<Begun> {
+    let Err(error) = send(&mut session, Box::new(head.clone()), body).await else {
+        let head = final_header(&mut session).await?;
+        return Ok(Begun { session, head, sent: true });
+    };
+    // It may have answered without reading all of the request.
+    match timeout(EARLY_ANSWER, final_header(&mut session)).await {
+        Ok(Ok(head)) => Ok(Begun { session, head, sent: false }),
+        _ => Err(error),
+    }
+}
+
+async fn send(
+    session: &mut EndpointSession,
+    head: Box<RequestHeader>,
+    body: Bytes,
+) -> pingora::Result<()> {
+    session.write_request_header(head).await?;
+    if !body.is_empty() {
+        session.write_request_body(body, true).await?;
+    }
+    session.finish_request_body().await
+}
+
+/// The header of the answer itself, after any that only say to wait.
+async fn final_header(session: &mut EndpointSession) -> pingora::Result<Box<ResponseHeader>> {
+    loop {
+        session.read_response_header().await?;
+        match session.response_header() {
+            Some(head) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
+                let error = "a switch of protocols that nobody asked for";
+                return pingora::Error::e_explain(ErrorType::InvalidHTTPHeader, error);
+            }
+            Some(head) if head.status.is_informational() => {}
+            Some(head) => return Ok(Box::new(head.clone())),
+            None => return pingora::Error::e_explain(ErrorType::ReadError, "no response header"),
+        }
+    }
+}
