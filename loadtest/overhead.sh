@@ -21,74 +21,15 @@ here=$(cd "$(dirname "$0")" && pwd) root=$(cd "$(dirname "$0")/.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
 work=$(mktemp -d) proxy_pid= backend_pid=
 
-say() { echo "overhead: $*" >&2; }
-die() { say "$*"; exit 1; }
-
-# Ends a process that we started, and waits until it is gone: politely, then not.
-end() {
-    local pid=$1 tries
-    [ -n "$pid" ] && kill -TERM "$pid" 2>/dev/null || return 0
-    for tries in $(seq 50); do
-        kill -0 "$pid" 2>/dev/null || break
-        sleep 0.1
-    done
-    kill -KILL "$pid" 2>/dev/null || true
-    wait "$pid" 2>/dev/null || true
-}
+name=overhead
+# shellcheck source=peers/common.sh
+. "$here/peers/common.sh"
 cleanup() { end "$proxy_pid"; end "$backend_pid"; rm -rf "$work"; }
 trap cleanup EXIT
 trap 'exit 130' INT TERM
 
-# A port that nobody listens on at the moment.
-free_port() {
-    local port
-    for _ in $(seq 100); do
-        port=$((20000 + RANDOM % 12000))
-        (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || { echo "$port"; return; }
-    done
-    die "no free port found in 100 tries"
-}
-
-# CPU ticks of a process and all below it: nginx works in a child of its master.
-ticks() {
-    local pid=$1 child sum
-    # The name, which may contain anything, is cut off: user and system time are then 12th and 13th.
-    sum=$(sed 's/.*) //' "/proc/$pid/stat" | awk '{ print $12 + $13 }')
-    for child in $(cat /proc/"$pid"/task/*/children 2>/dev/null); do
-        sum=$((sum + $(ticks "$child")))
-    done
-    echo "$sum"
-}
-
-# Median of the lines of standard input, with so many decimals.
-median() {
-    sort -n | awk -v f="%.$1f\n" '{ v[NR] = $1 } END {
-        printf f, NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2
-    }'
-}
-
 fill() { # template -> file, with this run's ports
     sed -e "s|@LISTEN@|$listen|g" -e "s|@BACKEND@|$backend|g" -e "s|@DIR@|$work|g" "$here/peers/overhead/$1" > "$work/$1"
-}
-
-binary_of() {
-    case $1 in
-        nginx) command -v "${NGINX:-nginx}" || true ;;
-        haproxy) command -v "${HAPROXY:-haproxy}" || true ;;
-        envoy) command -v "${ENVOY:-envoy}" || true ;;
-        empty) echo "${EMPTY_PROXY:-$target/release/examples/empty_proxy}" ;;
-        forebay) echo "${FOREBAY:-$target/release/forebay}" ;;
-        *) die "unknown peer \"$1\"" ;;
-    esac
-}
-
-version_of() {
-    case $1 in
-        nginx) "$(binary_of nginx)" -v 2>&1 | sed 's|.*/||' ;;
-        haproxy) "$(binary_of haproxy)" -v | awk 'NR == 1 { print $3 }' ;;
-        envoy) "$(binary_of envoy)" --version | sed -n 's|.*/\([0-9.]*\)/.*|\1|p' ;;
-        *) git -C "$root" describe --always --dirty 2>/dev/null || echo unknown ;;
-    esac
 }
 
 # Starts a peer on $listen in front of $backend; sets proxy_pid.
@@ -136,25 +77,12 @@ measure() {
     ' <<< "$out"
 }
 
-neighbours=$(cut -d' ' -f1 /proc/loadavg)
-
 # --- what there is
 command -v wrk > /dev/null || die "wrk is not installed (apt-get install wrk)"
 load=${FOREBAY_LOAD:-$target/release/forebay-load}
-if [ -z "${FOREBAY_LOAD:-}" ]; then
-    (cd "$root" && cargo build --release --quiet -p forebay-loadtest) || die "forebay-load does not build"
-fi
-case " $peers " in *" forebay "*) [ -n "${FOREBAY:-}" ] || (cd "$root" &&
-    cargo build --release --quiet --no-default-features --bin forebay) || die "forebay does not build" ;;
-esac
-case " $peers " in *" empty "*) [ -n "${EMPTY_PROXY:-}" ] || (cd "$root" &&
-    cargo build --release --quiet --no-default-features --example empty_proxy) ||
-    die "empty_proxy does not build" ;;
-esac
-present=
-for peer in $peers; do
-    if [ -x "$(binary_of "$peer")" ]; then present="$present $peer"; else say "$peer: not installed, skipped"; fi
-done
+build forebay-load
+for peer in $peers; do build "$peer"; done
+present=$(installed "$peers")
 
 # --- the backend
 taskset -c "$load_core" "$load" backend --fast > "$work/backend.out" &
@@ -194,9 +122,7 @@ table() {
     echo "Proxy overhead: keep-alive POST of 1 KiB, answer of 300 bytes, one worker thread, medians of" \
         "$rounds alternating runs of $seconds s. The proxy runs on one core, wrk and the backend on another."
     echo
-    echo "- Command: \`loadtest/overhead.sh\`, $(date -u +%Y-%m-%d)"
-    echo "- Machine: $(nproc) cores, $(sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | head -n 1), Linux $(uname -r)"
-    echo "- Load average of the machine before the start: $neighbours"
+    setting loadtest/overhead.sh
     echo
     echo "| proxy | version | connections | requests/s | p99 ms | CPU us/request | cores in use | CPU / nginx | CPU / empty Pingora |"
     echo "|---|---|---|---|---|---|---|---|---|"

@@ -16,6 +16,7 @@ use crate::units::{self, Share};
 use clap::Args;
 use resample::{Grid, Side, Totals};
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Largest report that is read, in bytes.
@@ -111,7 +112,7 @@ pub struct Comparison {
 /// The runs on one side.
 #[derive(Debug, Clone, Serialize)]
 pub struct Group {
-    /// Names of the scenarios, targets and loads that occur, in words.
+    /// Scenario, target and load in words, and how many others occur.
     pub what: String,
     /// Number of runs.
     pub runs: usize,
@@ -261,15 +262,17 @@ impl Comparison {
 
 impl Group {
     fn of(reports: &[Report]) -> Self {
-        let mut words: Vec<String> = Vec::new();
-        for report in reports {
-            let text = format!("{} at {}, {}", report.name, report.target, report.load);
-            if !words.contains(&text) {
-                words.push(text);
-            }
-        }
+        let words: BTreeSet<String> = reports
+            .iter()
+            .map(|report| format!("{} at {}, {}", report.name, report.target, report.load))
+            .collect();
+        let first = words.first().cloned().unwrap_or_default();
+        let more = match words.len() {
+            0 | 1 => String::new(),
+            count => format!(" and {} more", count - 1),
+        };
         Self {
-            what: words.join("; "),
+            what: first + &more,
             runs: reports.len(),
             requests: reports.iter().fold(0, |sum, report| sum.saturating_add(report.requests)),
             seconds: reports.iter().map(|report| report.measured_seconds).sum(),
