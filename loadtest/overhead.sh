@@ -9,7 +9,7 @@
 # Environment, all optional:
 #   ROUNDS=3  SECONDS_EACH=5  CONNECTIONS="32 64"
 #   PEERS="nginx haproxy envoy empty forebay"
-#   FOREBAY, EMPTY_PROXY, FOREBAY_LOAD       binaries; built with cargo --release if not given
+#   FOREBAY, EMPTY_PROXY, FOREBAY_LOAD       binaries; built with the profile dist if not given
 #   NGINX, HAPROXY, ENVOY                    binaries of the peers, if not in PATH
 #   PROXY_CORE=0 LOAD_CORE=1                 where the proxy, and where wrk and the backend run
 set -euo pipefail
@@ -79,7 +79,7 @@ measure() {
 
 # --- what there is
 command -v wrk > /dev/null || die "wrk is not installed (apt-get install wrk)"
-load=${FOREBAY_LOAD:-$target/release/forebay-load}
+load=${FOREBAY_LOAD:-$target/dist/forebay-load}
 build forebay-load
 for peer in $peers; do build "$peer"; done
 present=$(installed "$peers")

@@ -5,7 +5,6 @@ use crate::pool::control::ControlHandle;
 use crate::pool::fleet::WorkerLog;
 use crate::server::{self, Options, Started};
 use anyhow::{Context, Result};
-use forebay_protocol::oip::Call;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::upstreams::peer::HttpPeer;
@@ -121,11 +120,8 @@ async fn models(peer: &HttpPeer, host: &str) -> Vec<String> {
     for entry in index.as_array().into_iter().flatten() {
         let Some(name) = entry["name"].as_str() else { continue };
         let path = format!("/v2/models/{name}");
-        debug_assert!(
-            forebay_protocol::oip::Path::parse(&path)
-                .is_some_and(|p| p.call == Call::ModelMetadata)
-        );
         let Ok(metadata) = ask(peer, host, "GET", &path).await else { continue };
+        let config = ask(peer, host, "GET", &format!("{path}/config")).await.unwrap_or_default();
         let tensors = |key: &str| {
             let tensor = |t: &serde_json::Value| {
                 let shape = t["shape"].to_string();
@@ -135,10 +131,10 @@ async fn models(peer: &HttpPeer, host: &str) -> Vec<String> {
             all.join(", ")
         };
         lines.push(format!(
-            "{name:<12} {} -> {}   ({})",
+            "{name:<12} {} -> {}   (engine: {})",
             tensors("inputs"),
             tensors("outputs"),
-            metadata["platform"].as_str().unwrap_or("?")
+            config["backend"].as_str().unwrap_or("?")
         ));
     }
     lines

@@ -52,8 +52,8 @@ binary_of() {
         nginx) command -v "${NGINX:-nginx}" || true ;;
         haproxy) command -v "${HAPROXY:-haproxy}" || true ;;
         envoy) command -v "${ENVOY:-envoy}" || true ;;
-        empty) echo "${EMPTY_PROXY:-$target/release/examples/empty_proxy}" ;;
-        forebay) echo "${FOREBAY:-$target/release/forebay}" ;;
+        empty) echo "${EMPTY_PROXY:-$target/dist/examples/empty_proxy}" ;;
+        forebay) echo "${FOREBAY:-$target/dist/forebay}" ;;
         *) die "unknown peer \"$1\"" ;;
     esac
 }
@@ -77,7 +77,7 @@ build() {
         empty) [ -n "${EMPTY_PROXY:-}" ] || set -- --no-default-features --example empty_proxy ;;
         *) return ;;
     esac
-    [ $# -eq 1 ] || (cd "$root" && cargo build --release --quiet "$@") || die "cargo build $* failed"
+    [ $# -eq 1 ] || (cd "$root" && cargo build --profile dist --quiet "$@") || die "cargo build $* failed"
 }
 
 # The peers of "$1" that are installed, with a word on those that are not.

@@ -9,7 +9,7 @@
 # Environment, all optional:
 #   ROUNDS=3  SECONDS_EACH=24  WARM_UP=8  RATE=500
 #   PEERS="nginx haproxy envoy forebay"
-#   FOREBAY, FOREBAY_LOAD                    binaries; built with cargo --release if not given
+#   FOREBAY, FOREBAY_LOAD                    binaries; built with the profile dist if not given
 #   NGINX, HAPROXY, ENVOY                    binaries of the peers, if not in PATH
 #   PROXY_CORE=0 LOAD_CORE=1                 where the proxy, and where generator and backends run
 set -euo pipefail
@@ -110,7 +110,7 @@ measure() {
 }
 
 # --- what there is
-load=${FOREBAY_LOAD:-$target/release/forebay-load}
+load=${FOREBAY_LOAD:-$target/dist/forebay-load}
 build forebay-load
 for peer in $peers; do build "$peer"; done
 present=$(installed "$peers")
