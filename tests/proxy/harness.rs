@@ -109,9 +109,10 @@ impl Proxy {
     /// Waits until `count` endpoints are in rotation.
     pub async fn wait_ready(&self, count: usize) {
         eventually(&format!("{count} ready endpoints"), async || {
-            let ready: usize =
-                self.endpoints().await.iter().filter(|e| e["health"] == "ready").count();
-            (ready == count).then_some(())
+            let status = self.status().await;
+            let pools = status["pools"].as_object().unwrap();
+            let ready: u64 = pools.values().map(|pool| pool["ready"].as_u64().unwrap()).sum();
+            (ready == count as u64).then_some(())
         })
         .await;
     }
@@ -225,9 +226,11 @@ pub fn addresses(workers: &[Worker]) -> Vec<SocketAddr> {
     workers.iter().map(|worker| worker.address).collect()
 }
 
-/// A port of loopback that the OS chooses.
+/// A port that the OS chooses, on a loopback address of its own: a port that is given up for a
+/// while, as by a worker that is started again, is not taken by another test.
 pub fn anywhere() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], 0))
+    let [a, b, c] = [(); 3].map(|()| fastrand::u8(1..=254));
+    SocketAddr::from(([127, a, b, c], 0))
 }
 
 /// The repository of small models that the worker's own tests use.
