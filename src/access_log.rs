@@ -213,7 +213,7 @@ fn open(path: &Path) -> io::Result<BufWriter<File>> {
 fn write_lines(queue: &Receiver<Command>, sink: &mut Sink) {
     let mut failing = false;
     loop {
-        // Waking this thread for each line would cost a request more than its line: after the
+        // Waking this thread for each line would cost each request a switch of threads: after the
         // first it lets others gather, and writes them together.
         let command = match queue.try_recv() {
             Ok(command) => command,

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-/// Many small, short-lived allocations on several threads: measured at a fifth less CPU a request
-/// than the system's allocator.
+/// Many small, short-lived allocations on several threads, which the system's allocator is not made
+/// for.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
