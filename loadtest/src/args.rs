@@ -6,14 +6,13 @@ use crate::compare::CompareArgs;
 use crate::distribution::Distribution;
 use crate::objective::Objective;
 use crate::plan::Plan;
-use crate::scenario::{
-    Ask, Encoding, Header, Infer, Load, Phase, Priority, Request, Scenario, Shape,
-};
+use crate::scenario::{Ask, Encoding, Header, Infer, Load, Phase, Request, Scenario, Shape};
 use crate::target::{Protocol, Target};
 use crate::tensor::Range;
 use crate::units::{Rate, Span};
 use anyhow::bail;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use forebay_protocol::Priority;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -261,8 +260,8 @@ pub(crate) struct RequestArgs {
     #[arg(long, value_name = "TIME")]
     deadline: Option<Span>,
 
-    /// Send x-request-priority
-    #[arg(long)]
+    /// Send x-request-priority: high, normal or batch
+    #[arg(long, value_name = "PRIORITY")]
     priority: Option<Priority>,
 
     /// Ask a synthetic backend for service times, drawn anew for every request (exponential:20ms)

@@ -11,7 +11,7 @@ use crate::link::Outgoing;
 use crate::plan::Plan;
 use crate::scenario::{Ask, Infer, Request};
 use bytes::Bytes;
-use forebay_protocol::header::REQUEST_DEADLINE;
+use forebay_protocol::header::{REQUEST_DEADLINE, REQUEST_PRIORITY};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use http_body_util::Full;
 use std::path::{Path, PathBuf};
@@ -22,8 +22,6 @@ use std::time::Duration;
 pub const MAX_CORPUS: u64 = 512 << 20;
 /// Header that asks a synthetic backend for a service time in microseconds.
 pub const SERVICE_DEMAND: HeaderName = HeaderName::from_static("x-service-demand");
-/// Header that says how urgent a request is: `high`, `normal` or `batch`.
-pub const REQUEST_PRIORITY: HeaderName = HeaderName::from_static("x-request-priority");
 
 /// Everything that a run can send.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use crate::queue::Queue;
 use crate::refusal::Refusal;
 use crate::report::Load;
 use crate::repository::Repository;
-use crate::{describe, infer};
+use crate::{describe, rest};
 use axum::Router;
 use axum::extract::{FromRequestParts, Path, Request, State};
 use axum::middleware::{self, Next};
@@ -83,7 +83,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/", get(describe::model))
         .route("/ready", get(describe::model_ready))
         .route("/config", get(describe::model_config))
-        .route("/infer", post(infer::infer));
+        .route("/infer", post(rest::infer));
     Router::new()
         .route("/", get(describe::welcome))
         .route("/metrics", get(describe::metrics))

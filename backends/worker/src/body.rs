@@ -44,7 +44,11 @@ impl Share {
         Self { memory: Arc::clone(memory), bytes: 0 }
     }
 
-    fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
+    /// Accounts for so many bytes more.
+    ///
+    /// # Errors
+    /// All requests together would hold more than they may.
+    pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
         let used = self.memory.used.fetch_add(bytes, Relaxed) + bytes;
         self.bytes += bytes;
         if used > self.memory.bound {

@@ -1,105 +1,142 @@
-//! One inference, from the request to the answer.
+//! One inference, from the request to the answer, whatever it came in on.
+//!
+//! Every transport calls [`infer`] and brings two things of its own: how to read the request once
+//! it is known that the model can take it, and how to write the answer. All between is here and the
+//! same for all: which version, until when, how urgent, the checks, the queue, the count.
 //!
 //! Two guards make sure that nothing is lost on any way out, a caller's disappearance included,
 //! which merely drops this future: [`Ticket`] takes the job out of the line or stops it, and
 //! [`Tally`] counts the outcome.
 
-use crate::app::{App, ModelPath};
-use crate::body::{self, Encoding, Share};
+use crate::app::App;
+use crate::body::Share;
 use crate::check;
 use crate::executor::Job;
 use crate::metrics::NO_MODEL;
 use crate::refusal::Refusal;
 use crate::repository::Version;
-use axum::extract::{Request, State};
-use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use forebay_protocol::oip::{InferRequest, InferResponse, Tensor};
-use forebay_protocol::{Reason, header as names};
-use http::{HeaderMap, HeaderValue, header};
-use std::collections::HashSet;
+use forebay_protocol::{Priority, Reason};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// Bodies up to this many bytes are read on the I/O thread: about 0.3 ms of parsing.
-const INLINE: usize = 64 << 10;
+/// Tensors and bodies up to this many bytes are handled on the I/O thread: about 0.3 ms of work.
+pub(crate) const INLINE: usize = 64 << 10;
 /// Longest deadline that is kept; a longer one is as good as none.
 const MAX_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
-/// `POST /v2/models/{model}[/versions/{version}]/infer`.
-pub(crate) async fn infer(
-    State(app): State<Arc<App>>,
-    path: ModelPath,
-    request: Request,
-) -> Response {
-    let mut tally = Tally { app: &app, version: None, reason: Reason::ClientClosed.code() };
-    let result = answer(&app, &path, request, &mut tally).await;
-    tally.reason = result.as_ref().map_or_else(|refusal| refusal.reason.code(), |_| "ok");
-    result.unwrap_or_else(IntoResponse::into_response)
+/// What a transport knows before it has read the tensors.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terms {
+    /// When the request came; times are counted from here.
+    pub(crate) arrived: Instant,
+    /// Nobody waits for the answer after this.
+    pub(crate) deadline: Option<Instant>,
+    /// As the caller or the proxy said; it overrules the request's own parameter.
+    pub(crate) priority: Option<Priority>,
 }
 
-async fn answer(
+impl Terms {
+    /// A request that came now, without any terms.
+    pub(crate) fn new() -> Self {
+        Self { arrived: Instant::now(), deadline: None, priority: None }
+    }
+
+    /// The earlier of the present deadline and `patience` after the arrival.
+    pub(crate) fn within(&mut self, patience: Duration) {
+        let at = self.arrived + patience.min(MAX_DEADLINE);
+        self.deadline = Some(self.deadline.map_or(at, |deadline| deadline.min(at)));
+    }
+}
+
+/// A request as it was read.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) request: InferRequest,
+    /// The memory that it holds, given back once the outputs are there.
+    pub(crate) share: Share,
+}
+
+/// What is to be written.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// The request without its inputs: the form of the outputs follows from it.
+    pub(crate) request: InferRequest,
+    /// The outputs that were asked for, in that order.
+    pub(crate) response: InferResponse,
+}
+
+/// Runs one inference of `model`, and counts it.
+///
+/// `terms` are what the transport's headers said, or why they make no sense, which is counted like
+/// any other refusal. `read` is called once the version is known to be ready and to have a place in
+/// its queue; `write` makes the transport's answer. Both end with the deadline.
+///
+/// # Errors
+/// Everything that a caller is told instead of an answer.
+pub(crate) async fn infer<R, W, T>(
     app: &Arc<App>,
-    path: &ModelPath,
-    request: Request,
-    tally: &mut Tally<'_>,
-) -> Result<Response, Refusal> {
-    let arrived = Instant::now();
-    let version = app.repository.version(&path.model, path.version.as_deref())?;
-    tally.version = Some(Arc::clone(version));
-    version.ready()?;
-    let deadline = header_deadline(request.headers(), arrived)?;
-    // One timer for all that follows: what has not started when it rings never will.
-    bounded(deadline, async {
-        let (request, share) = receive(app, version, request).await?;
-        let own = parameter_deadline(&request, arrived)?;
-        let deadline = [deadline, own].into_iter().flatten().min();
-        let (inputs, request) = take_inputs(request);
-        let outputs = bounded(own, submit(app, version, inputs, deadline)).await?;
-        drop(share);
-        respond(version, &request, outputs).await
-    })
-    .await
+    (model, version): (&str, Option<&str>),
+    terms: Result<Terms, Refusal>,
+    read: impl FnOnce(Arc<Version>) -> R,
+    write: impl FnOnce(Answer) -> W,
+) -> Result<T, Refusal>
+where
+    R: Future<Output = Result<Received, Refusal>>,
+    W: Future<Output = Result<T, Refusal>>,
+{
+    let mut tally = Tally { app, version: None, reason: Reason::ClientClosed.code() };
+    let work = async {
+        let version = app.repository.version(model, version)?;
+        tally.version = Some(Arc::clone(version));
+        version.ready()?;
+        let terms = terms?;
+        // One timer for all that follows: what has not started when it rings never will.
+        bounded(terms.deadline, async {
+            if app.queue.is_full(version.line) {
+                return Err(queue_full(version, &"the queue is full"));
+            }
+            let received = read(Arc::clone(version)).await?;
+            write(run(app, version, terms, received).await?).await
+        })
+        .await
+    };
+    let result = work.await;
+    tally.reason = result.as_ref().map_or_else(|refusal| refusal.reason.code(), |_| "ok");
+    result
 }
 
-/// Reads, inflates, parses and checks the request.
-async fn receive(
+async fn run(
     app: &Arc<App>,
     version: &Arc<Version>,
-    request: Request,
-) -> Result<(InferRequest, Share), Refusal> {
-    if app.queue.is_full(version.line) {
-        return Err(queue_full(version, &"the queue is full"));
+    mut terms: Terms,
+    received: Received,
+) -> Result<Answer, Refusal> {
+    let Received { request, share } = received;
+    let request = checked(version, request).await?;
+    // The protocol's own `timeout`, in microseconds; 0 means none.
+    if let Some(micros) = request.parameters.count("timeout")?.filter(|&micros| micros > 0) {
+        terms.within(Duration::from_micros(micros));
     }
-    let (parts, body) = request.into_parts();
-    let encoding = Encoding::of(&parts.headers)?;
-    let json_len = json_length(&parts.headers)?;
-    let limit = app.options.max_body;
-    let mut share = Share::new(&app.memory);
-    let body = body::read(body, limit, app.options.body_timeout, &mut share).await?;
-    let inline = body.len() <= INLINE && encoding == Encoding::Identity;
-    let version = Arc::clone(version);
-    let prepare = move || {
-        let body = body::inflate(body, encoding, limit, &mut share)?;
-        Ok((parse(&body, json_len, &version)?, share))
-    };
-    if inline { prepare() } else { off_io(prepare).await }
+    let own = request.parameters.count("priority")?.and_then(Priority::from_level);
+    terms.priority = terms.priority.or(own);
+    let (inputs, request) = take_inputs(request);
+    let outputs = bounded(terms.deadline, submit(app, version, inputs, terms)).await?;
+    drop(share);
+    let response = respond(version, &request, outputs);
+    Ok(Answer { request, response })
 }
 
-fn parse(
-    body: &Bytes,
-    json_len: Option<usize>,
-    version: &Version,
-) -> Result<InferRequest, Refusal> {
-    let engine = version.ready()?;
-    let request = match json_len {
-        Some(0) => check::raw_request(engine, body)?,
-        _ => InferRequest::parse(body, json_len)?,
+async fn checked(version: &Arc<Version>, request: InferRequest) -> Result<InferRequest, Refusal> {
+    let size: usize = request.inputs.iter().map(|input| input.data.binary_len()).sum();
+    let version = Arc::clone(version);
+    let check = move || {
+        check::check(&request, version.ready()?, &version)?;
+        Ok(request)
     };
-    check::check(&request, engine, version)?;
-    Ok(request)
+    if size <= INLINE { check() } else { off_io(check).await }
 }
 
 /// The inputs go to the executor; the rest is needed for the answer.
@@ -112,7 +149,7 @@ async fn submit(
     app: &Arc<App>,
     version: &Arc<Version>,
     inputs: Vec<Tensor>,
-    deadline: Option<Instant>,
+    terms: Terms,
 ) -> Result<Vec<Tensor>, Refusal> {
     let (reply, outputs) = oneshot::channel();
     let cancelled = Arc::new(AtomicBool::new(false));
@@ -120,7 +157,7 @@ async fn submit(
         version: Arc::clone(version),
         inputs,
         cancelled: Arc::clone(&cancelled),
-        deadline,
+        deadline: terms.deadline,
         queued: Instant::now(),
         reply,
     };
@@ -130,42 +167,23 @@ async fn submit(
     outputs.await.unwrap_or_else(|_| Err(Refusal::late()))
 }
 
-async fn respond(
-    version: &Version,
-    request: &InferRequest,
-    mut outputs: Vec<Tensor>,
-) -> Result<Response, Refusal> {
+fn respond(version: &Version, request: &InferRequest, mut outputs: Vec<Tensor>) -> InferResponse {
     if !request.outputs.is_empty() {
         let wanted = |output: &Tensor| request.outputs.iter().position(|o| o.name == output.name);
         outputs.retain(|output| wanted(output).is_some());
         outputs.sort_by_key(wanted);
     }
-    let mut binary = HashSet::new();
-    for output in &outputs {
-        if request.wants_binary(&output.name)? {
-            binary.insert(output.name.clone());
-        }
-    }
-    let size: usize = outputs.iter().map(|output| output.data.binary_len()).sum();
-    let response = InferResponse {
+    InferResponse {
         model_name: version.model.clone(),
         model_version: Some(version.number.clone()),
         id: request.id.clone(),
         outputs,
         ..InferResponse::default()
-    };
-    let encode = move || Ok(response.encode(|output| binary.contains(&output.name))?);
-    let encoded = if size <= INLINE { encode() } else { off_io(encode).await }?;
-    let mut headers = HeaderMap::new();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(encoded.content_type()));
-    if let Some(length) = encoded.json_len {
-        headers.insert(names::INFERENCE_HEADER_CONTENT_LENGTH, HeaderValue::from(length));
     }
-    Ok((headers, encoded.body).into_response())
 }
 
 /// Runs CPU-heavy work on the runtime's blocking pool.
-async fn off_io<T: Send + 'static>(
+pub(crate) async fn off_io<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
     tokio::task::spawn_blocking(work)
@@ -183,36 +201,6 @@ async fn bounded<T>(
 
 fn queue_full(version: &Version, why: &dyn std::fmt::Display) -> Refusal {
     Refusal::new(Reason::QueueFull, format!("model \"{}\": {why}", version.model))
-}
-
-fn header_deadline(headers: &HeaderMap, arrived: Instant) -> Result<Option<Instant>, Refusal> {
-    let ms = header_number(headers, &names::REQUEST_DEADLINE, "milliseconds")?;
-    Ok(ms.map(|ms| arrived + Duration::from_millis(ms as u64).min(MAX_DEADLINE)))
-}
-
-/// The protocol's own `timeout`, in microseconds; 0 means none.
-fn parameter_deadline(
-    request: &InferRequest,
-    arrived: Instant,
-) -> Result<Option<Instant>, Refusal> {
-    let micros = request.parameters.count("timeout")?.filter(|&micros| micros > 0);
-    Ok(micros.map(|micros| arrived + Duration::from_micros(micros).min(MAX_DEADLINE)))
-}
-
-fn json_length(headers: &HeaderMap) -> Result<Option<usize>, Refusal> {
-    header_number(headers, &names::INFERENCE_HEADER_CONTENT_LENGTH, "bytes")
-}
-
-fn header_number(
-    headers: &HeaderMap,
-    name: &http::HeaderName,
-    unit: &str,
-) -> Result<Option<usize>, Refusal> {
-    let Some(value) = headers.get(name) else { return Ok(None) };
-    let number = value.to_str().ok().and_then(|text| text.trim().parse().ok());
-    number.map(Some).ok_or_else(|| {
-        Refusal::request(format!("expected header {name} in whole {unit}, found {value:?}"))
-    })
 }
 
 /// Takes the job out of the line, or stops it between two nodes of the graph, when nobody waits.

@@ -14,7 +14,8 @@
 //! | `lifecycle` | serving, draining, closing; signals |
 //! | `app` | routes; what every answer carries: load report, request id |
 //! | `body` | reads a body: bounded in bytes, time and memory; gzip and deflate |
-//! | `infer` | one inference: parse, check, queue, wait, answer |
+//! | `rest` | an inference as HTTP request and answer |
+//! | `infer` | one inference, whatever it came in on: check, queue, wait, answer |
 //! | `check` | do the tensors fit the model? |
 //! | `queue` | a bounded line per model, served in turn |
 //! | `executor` | a fixed pool of threads that runs the engine |
@@ -47,6 +48,7 @@ mod queue;
 mod refusal;
 mod report;
 mod repository;
+mod rest;
 mod server;
 
 pub use cli::main;

@@ -6,6 +6,8 @@ use http::HeaderName;
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Milliseconds that the caller is still willing to wait. What is left is passed to the worker.
 pub const REQUEST_DEADLINE: HeaderName = HeaderName::from_static("x-request-deadline");
+/// How urgent a request is: `high`, `normal` or `batch`, see [`Priority`](crate::Priority).
+pub const REQUEST_PRIORITY: HeaderName = HeaderName::from_static("x-request-priority");
 /// W3C trace context: <https://www.w3.org/TR/trace-context/>.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// W3C trace context, vendor part; passed on untouched.

@@ -11,7 +11,9 @@ pub mod header;
 pub mod metric;
 pub mod oip;
 pub mod orca;
+pub mod priority;
 pub mod reason;
 
 pub use orca::LoadReport;
+pub use priority::Priority;
 pub use reason::{Blame, Reason};

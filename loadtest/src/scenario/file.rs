@@ -1,6 +1,6 @@
 //! Reading a scenario file: all that is wrong with it at once, with line and column.
 
-use super::{Ask, Encoding, Header, Infer, Load, Phase, Priority, Request, Scenario, Shape};
+use super::{Ask, Encoding, Header, Infer, Load, Phase, Request, Scenario, Shape};
 use crate::arrivals::Spacing;
 use crate::distribution::Distribution;
 use crate::objective::Objective;
@@ -8,6 +8,7 @@ use crate::target::Protocol;
 use crate::tensor::Range;
 use crate::units::{Rate, Span};
 use forebay_config::{Diagnostics, Document, FromToml, Table};
+use forebay_protocol::Priority;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use toml::de::DeValue;
@@ -157,13 +158,12 @@ fn request(table: &Table<'_, '_>) -> Request {
         },
         _ => Ask::Infer(infer(table)),
     };
-    let priorities = [Priority::High, Priority::Normal, Priority::Batch];
     Request {
         weight: table.or("weight", 1.0),
         deadline: table.get("deadline"),
         priority: table.choice(
             "priority",
-            &priorities.map(|priority| (priority.as_str(), Some(priority))),
+            &Priority::ALL.map(|priority| (priority.as_str(), Some(priority))),
             None,
         ),
         demand: table.get("demand"),

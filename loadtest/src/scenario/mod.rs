@@ -14,6 +14,7 @@ use crate::objective::Objective;
 use crate::target::Protocol;
 use crate::tensor::Range;
 use crate::units::{Rate, Span};
+use forebay_protocol::Priority;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -142,28 +143,6 @@ pub struct Infer {
     pub range: Option<Range>,
     /// Files with whole JSON requests; then nothing is random.
     pub input: Vec<PathBuf>,
-}
-
-/// How urgent a request is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Priority {
-    /// Before all others
-    High,
-    /// The default
-    Normal,
-    /// When there is nothing else to do
-    Batch,
-}
-
-impl Priority {
-    /// The word on the wire.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::High => "high",
-            Self::Normal => "normal",
-            Self::Batch => "batch",
-        }
-    }
 }
 
 /// How tensors are written.

@@ -1,0 +1,106 @@
+//! Inference over REST: from an HTTP request to [`infer`](crate::infer) and back.
+
+use crate::app::{App, ModelPath};
+use crate::body::{self, Encoding, Share};
+use crate::check;
+use crate::infer::{self, Answer, INLINE, Received, Terms, off_io};
+use crate::refusal::Refusal;
+use crate::repository::Version;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use forebay_protocol::header as names;
+use forebay_protocol::oip::InferRequest;
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// `POST /v2/models/{model}[/versions/{version}]/infer`.
+pub(crate) async fn infer(
+    State(app): State<Arc<App>>,
+    path: ModelPath,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let (parts, body) = request.into_parts();
+    let terms = terms(&parts.headers);
+    let name = (path.model.as_str(), path.version.as_deref());
+    let read = |version| receive(&app, version, parts, body);
+    infer::infer(&app, name, terms, read, respond).await
+}
+
+/// What the headers say: until when, and how urgent.
+pub(crate) fn terms(headers: &HeaderMap) -> Result<Terms, Refusal> {
+    let mut terms = Terms::new();
+    if let Some(ms) = number(headers, &names::REQUEST_DEADLINE, "milliseconds")? {
+        terms.within(Duration::from_millis(ms as u64));
+    }
+    if let Some(value) = headers.get(names::REQUEST_PRIORITY) {
+        let word = value.to_str().unwrap_or_default().trim();
+        terms.priority = Some(word.parse().map_err(|expected| {
+            let name = names::REQUEST_PRIORITY;
+            Refusal::request(format!("header {name}: {expected}, found {value:?}"))
+        })?);
+    }
+    Ok(terms)
+}
+
+/// Reads, inflates and parses the request.
+async fn receive(
+    app: &Arc<App>,
+    version: Arc<Version>,
+    parts: Parts,
+    body: Body,
+) -> Result<Received, Refusal> {
+    let encoding = Encoding::of(&parts.headers)?;
+    let json_len = number(&parts.headers, &names::INFERENCE_HEADER_CONTENT_LENGTH, "bytes")?;
+    let limit = app.options.max_body;
+    let mut share = Share::new(&app.memory);
+    let body = body::read(body, limit, app.options.body_timeout, &mut share).await?;
+    let inline = body.len() <= INLINE && encoding == Encoding::Identity;
+    let prepare = move || {
+        let body = body::inflate(body, encoding, limit, &mut share)?;
+        Ok(Received { request: parse(&body, json_len, &version)?, share })
+    };
+    if inline { prepare() } else { off_io(prepare).await }
+}
+
+fn parse(
+    body: &Bytes,
+    json_len: Option<usize>,
+    version: &Version,
+) -> Result<InferRequest, Refusal> {
+    match json_len {
+        Some(0) => check::raw_request(version.ready()?, body),
+        _ => Ok(InferRequest::parse(body, json_len)?),
+    }
+}
+
+async fn respond(answer: Answer) -> Result<Response, Refusal> {
+    let Answer { request, response } = answer;
+    let mut binary = HashSet::new();
+    for output in &response.outputs {
+        if request.wants_binary(&output.name)? {
+            binary.insert(output.name.clone());
+        }
+    }
+    let size: usize = response.outputs.iter().map(|output| output.data.binary_len()).sum();
+    let encode = move || Ok(response.encode(|output| binary.contains(&output.name))?);
+    let encoded = if size <= INLINE { encode() } else { off_io(encode).await }?;
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(encoded.content_type()));
+    if let Some(length) = encoded.json_len {
+        headers.insert(names::INFERENCE_HEADER_CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    Ok((headers, encoded.body).into_response())
+}
+
+fn number(headers: &HeaderMap, name: &HeaderName, unit: &str) -> Result<Option<usize>, Refusal> {
+    let Some(value) = headers.get(name) else { return Ok(None) };
+    let number = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+    number.map(Some).ok_or_else(|| {
+        Refusal::request(format!("expected header {name} in whole {unit}, found {value:?}"))
+    })
+}
