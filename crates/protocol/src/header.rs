@@ -22,6 +22,20 @@ pub const LOAD_REPORT: HeaderName = HeaderName::from_static("endpoint-load-metri
 /// Asks an endpoint for a load report: `text` or `json`.
 pub const LOAD_REPORT_FORMAT: HeaderName = HeaderName::from_static("endpoint-load-metrics-format");
 
+/// The same in binary form, as gRPC servers send it: in trailers, base64 of the message.
+pub const LOAD_REPORT_BIN: HeaderName = HeaderName::from_static("endpoint-load-metrics-bin");
+
+/// How a gRPC call ended: a number, see [`Code`](crate::grpc::Code).
+pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+/// The same in words, percent-encoded.
+pub const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+/// Time that a gRPC caller will wait.
+pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+/// How gRPC messages are compressed, where their prefix says that they are.
+pub const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+/// What a gRPC side can read.
+pub const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
+
 /// Stable code of any refusal, see [`Reason`](crate::Reason).
 pub const REASON: HeaderName = HeaderName::from_static("x-forebay-reason");
 /// The variant that answered.

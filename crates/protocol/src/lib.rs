@@ -2,11 +2,12 @@
 //!
 //! The proxy, the worker and the load generator are separate programs that meet only in HTTP.
 //! Whatever two of them must spell alike stands here once: header names, metric names, the
-//! reasons for a refusal, the load report and the Open Inference Protocol. A name that is typed
-//! twice is a name that will one day differ.
+//! reasons for a refusal, the load report and the Open Inference Protocol, over REST and gRPC. A
+//! name that is typed twice is a name that will one day differ.
 //!
 //! This crate knows nothing of routing, sockets or inference engines.
 
+pub mod grpc;
 pub mod header;
 pub mod metric;
 pub mod oip;

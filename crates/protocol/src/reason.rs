@@ -5,6 +5,7 @@
 //! apart; here each reason states all of them, and every header, log field and metric label that
 //! names a reason takes its text from [`Reason::code`].
 
+use crate::grpc::Code;
 use http::StatusCode;
 
 /// Who has to change something so that the request succeeds.
@@ -30,7 +31,7 @@ impl Blame {
 }
 
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $name:ident = $code:literal, $status:ident, $blame:ident, $retry:literal;)*) => {
+    ($($(#[$doc:meta])* $name:ident = $code:literal, $status:ident, $grpc:ident, $blame:ident, $retry:literal;)*) => {
         /// A stable reason code. Adding one is compatible; renaming one is not.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Reason { $($(#[$doc])* $name,)* }
@@ -46,6 +47,9 @@ macro_rules! reasons {
             pub const fn status(self) -> StatusCode {
                 match self { $(Self::$name => StatusCode::$status,)* }
             }
+
+            /// gRPC status code that goes with the reason.
+            pub const fn grpc(self) -> Code { match self { $(Self::$name => Code::$grpc,)* } }
 
             /// Who has to change something.
             pub const fn blame(self) -> Blame { match self { $(Self::$name => Blame::$blame,)* } }
@@ -64,56 +68,56 @@ macro_rules! reasons {
 reasons! {
     // --- the caller's
     /// Not HTTP or JSON that can be understood.
-    InvalidRequest = "invalid_request", BAD_REQUEST, Caller, false;
+    InvalidRequest = "invalid_request", BAD_REQUEST, InvalidArgument, Caller, false;
     /// Understood, but the tensors do not fit the model: name, datatype, shape or count.
-    InvalidInput = "invalid_input", BAD_REQUEST, Caller, false;
+    InvalidInput = "invalid_input", BAD_REQUEST, InvalidArgument, Caller, false;
     /// No route matches this path and model.
-    NoRoute = "no_route", NOT_FOUND, Caller, false;
+    NoRoute = "no_route", NOT_FOUND, NotFound, Caller, false;
     /// The path names nothing that is served.
-    NotFound = "not_found", NOT_FOUND, Caller, false;
+    NotFound = "not_found", NOT_FOUND, Unimplemented, Caller, false;
     /// The model, or this version of it, is not in the repository.
-    ModelNotFound = "model_not_found", NOT_FOUND, Caller, false;
+    ModelNotFound = "model_not_found", NOT_FOUND, NotFound, Caller, false;
     /// The path exists, but not with this method.
-    MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED, Caller, false;
+    MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED, Unimplemented, Caller, false;
     /// The body is longer than the limit, or inflates beyond it.
-    BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, Caller, false;
+    BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, ResourceExhausted, Caller, false;
     /// More header bytes or fields than the limit.
-    HeadersTooLarge = "headers_too_large", REQUEST_HEADER_FIELDS_TOO_LARGE, Caller, false;
+    HeadersTooLarge = "headers_too_large", REQUEST_HEADER_FIELDS_TOO_LARGE, ResourceExhausted, Caller, false;
     /// A `Content-Encoding` that is not spoken here.
-    UnsupportedEncoding = "unsupported_encoding", UNSUPPORTED_MEDIA_TYPE, Caller, false;
+    UnsupportedEncoding = "unsupported_encoding", UNSUPPORTED_MEDIA_TYPE, Unimplemented, Caller, false;
     /// The request did not arrive in the time that it is given.
-    RequestTimeout = "request_timeout", REQUEST_TIMEOUT, Caller, true;
+    RequestTimeout = "request_timeout", REQUEST_TIMEOUT, DeadlineExceeded, Caller, true;
     /// The caller left before the answer; nobody sees this status but the log.
-    ClientClosed = "client_closed", BAD_REQUEST, Caller, false;
+    ClientClosed = "client_closed", BAD_REQUEST, Cancelled, Caller, false;
 
     // --- load and time
     /// The queue is at its bound.
-    QueueFull = "queue_full", SERVICE_UNAVAILABLE, Endpoint, true;
+    QueueFull = "queue_full", SERVICE_UNAVAILABLE, Unavailable, Endpoint, true;
     /// The deadline passed before an answer was there.
-    DeadlineExceeded = "deadline_exceeded", GATEWAY_TIMEOUT, Endpoint, false;
+    DeadlineExceeded = "deadline_exceeded", GATEWAY_TIMEOUT, DeadlineExceeded, Endpoint, false;
 
     /// One attempt took longer than an attempt may; another endpoint may be faster.
-    AttemptTimeout = "attempt_timeout", GATEWAY_TIMEOUT, Endpoint, true;
+    AttemptTimeout = "attempt_timeout", GATEWAY_TIMEOUT, DeadlineExceeded, Endpoint, true;
 
     // --- the endpoint's
     /// The model is in the repository but not loaded and warmed (yet).
-    ModelNotReady = "model_not_ready", SERVICE_UNAVAILABLE, Endpoint, true;
+    ModelNotReady = "model_not_ready", SERVICE_UNAVAILABLE, Unavailable, Endpoint, true;
     /// The server is on its way out and takes nothing new.
-    Draining = "draining", SERVICE_UNAVAILABLE, Endpoint, true;
+    Draining = "draining", SERVICE_UNAVAILABLE, Unavailable, Endpoint, true;
     /// The engine failed on this request.
-    InferenceFailed = "inference_failed", INTERNAL_SERVER_ERROR, Endpoint, false;
+    InferenceFailed = "inference_failed", INTERNAL_SERVER_ERROR, Internal, Endpoint, false;
     /// No endpoint of the pool is in rotation.
-    NoEndpoint = "no_endpoint", SERVICE_UNAVAILABLE, Endpoint, true;
+    NoEndpoint = "no_endpoint", SERVICE_UNAVAILABLE, Unavailable, Endpoint, true;
     /// No connection to any endpoint that was tried.
-    ConnectFailed = "connect_failed", SERVICE_UNAVAILABLE, Endpoint, true;
+    ConnectFailed = "connect_failed", SERVICE_UNAVAILABLE, Unavailable, Endpoint, true;
     /// The connection broke before the answer was complete.
-    EndpointReset = "endpoint_reset", BAD_GATEWAY, Endpoint, true;
+    EndpointReset = "endpoint_reset", BAD_GATEWAY, Unavailable, Endpoint, true;
     /// The endpoint answered something that is not HTTP.
-    InvalidResponse = "invalid_response", BAD_GATEWAY, Endpoint, true;
+    InvalidResponse = "invalid_response", BAD_GATEWAY, Unavailable, Endpoint, true;
 
     // --- the proxy's
     /// A fault of ours.
-    Internal = "internal", INTERNAL_SERVER_ERROR, Proxy, false;
+    Internal = "internal", INTERNAL_SERVER_ERROR, Internal, Proxy, false;
 }
 
 #[cfg(test)]
@@ -126,6 +130,15 @@ mod tests {
             assert_eq!(Reason::from_code(reason.code()), Some(reason));
         }
         assert_eq!(Reason::from_code("nonsense"), None);
+    }
+
+    #[test]
+    fn both_protocols_say_alike_whether_another_endpoint_may_be_asked() {
+        for &reason in Reason::ALL {
+            let unavailable = reason.grpc() == Code::Unavailable;
+            let status = reason.status().as_u16();
+            assert_eq!(unavailable, status == 503 || status == 502, "{}", reason.code());
+        }
     }
 
     #[test]

@@ -9,6 +9,8 @@
 //! unknown key outside `named_metrics` and `utilization`) is dropped whole: half a report would
 //! be believed like a whole one.
 
+mod binary;
+
 use serde_json::value::RawValue;
 use std::fmt;
 
@@ -50,7 +52,7 @@ pub enum ReportError {
     /// Longer than [`MAX_REPORT_BYTES`], or more entries than are read.
     #[error("load report is too long")]
     TooLong,
-    /// Not of the form `key=value` or JSON.
+    /// Not of the form `key=value`, JSON or the binary form.
     #[error("load report is malformed")]
     Malformed,
     /// A key that is neither of ORCA's nor under `named_metrics.` or `utilization.`.
@@ -62,13 +64,11 @@ pub enum ReportError {
     /// NaN, infinite, negative, or not a number.
     #[error("load report has a value that is not a finite number of 0 or more")]
     BadValue,
-    /// The binary form, which is not read (yet).
-    #[error("load report is in an unsupported form")]
-    Unsupported,
 }
 
 impl LoadReport {
-    /// Reads the value of the header `endpoint-load-metrics`: `TEXT k=v, …` or `JSON {…}`.
+    /// Reads the value of the header `endpoint-load-metrics`: `TEXT k=v, …`, `JSON {…}` or
+    /// `BIN <base64>`.
     ///
     /// The prefix may be missing, and `k:v` is taken for `k=v`: some servers send that.
     ///
@@ -85,8 +85,8 @@ impl LoadReport {
         if let Some(json) = value.strip_prefix("JSON ") {
             return Self::parse_json(json);
         }
-        if value.starts_with("BIN ") {
-            return Err(ReportError::Unsupported);
+        if let Some(base64) = value.strip_prefix("BIN ") {
+            return Self::parse_base64(base64);
         }
         if value.starts_with('{') { Self::parse_json(value) } else { Self::parse_text(value) }
     }
@@ -326,7 +326,7 @@ mod tests {
             ("", Malformed),
             ("JSON {", Malformed),
             (r#"JSON {"named_metrics":{"rif":"4"}}"#, BadValue),
-            ("BIN AAAA", Unsupported),
+            ("BIN AAAA", Malformed),
         ] {
             assert_eq!(LoadReport::parse(text), Err(error), "{text}");
         }
