@@ -1,10 +1,21 @@
 //! gRPC: what the worker, the proxy and the load generator must say alike.
 //!
 //! The framing is five bytes and a status is two trailers, so both are here, over whatever HTTP/2
-//! a program speaks.
+//! a program speaks. A gRPC library would do it too, but takes an announced length for memory to be
+//! set aside, decodes on the thread that reads, and decodes lists of any length; all three would
+//! let one small message cost a worker gigabytes. The same reason is behind the module `infer`: the
+//! messages that carry tensors are read with the bounds of [`oip`](crate::oip), into its types.
+//!
+//! With the feature `grpc` come the messages themselves (`pb`), made from the files in `proto/`
+//! by the program in `generate/`. What that made is part of the sources: a build then needs neither
+//! `protoc` nor a compiler for its language, which take a minute of CPU time to build.
 
 mod code;
 mod frame;
+#[cfg(feature = "grpc")]
+pub mod infer;
+#[cfg(feature = "grpc")]
+pub mod pb;
 mod timeout;
 pub(crate) mod wire;
 

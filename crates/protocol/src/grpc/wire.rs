@@ -47,6 +47,11 @@ impl<'a> Value<'a> {
         std::str::from_utf8(self.bytes()?).map_err(|_| WireError::Text)
     }
 
+    #[cfg(feature = "grpc")]
+    pub(crate) fn varint(self) -> Result<u64, WireError> {
+        if let Self::Varint(number) = self { Ok(number) } else { Err(WireError::Form) }
+    }
+
     pub(crate) fn double(self) -> Result<f64, WireError> {
         if let Self::Fixed64(bytes) = self {
             Ok(f64::from_le_bytes(bytes))

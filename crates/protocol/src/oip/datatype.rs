@@ -96,7 +96,7 @@ impl<'de> serde::Deserialize<'de> for Datatype {
     }
 }
 
-fn unknown(name: &str) -> String {
+pub(crate) fn unknown(name: &str) -> String {
     let names: Vec<_> = Datatype::ALL.iter().map(|d| d.as_str()).collect();
     format!("expected a datatype of {}, found \"{}\"", names.join(", "), name.escape_debug())
 }

@@ -2,6 +2,7 @@
 
 use super::{Datatype, MAX_RANK};
 use crate::Reason;
+use crate::grpc::WireError;
 
 /// Why a message was not understood.
 #[derive(Debug, thiserror::Error)]
@@ -9,6 +10,25 @@ pub enum ParseError {
     /// Not JSON, or JSON of another form.
     #[error("invalid JSON: {0}")]
     Json(#[from] serde_json::Error),
+    /// Not protobuf.
+    #[error("invalid protobuf: {0}")]
+    Wire(#[from] WireError),
+    /// More entries of a list than are read.
+    #[error("expected at most {most} {what}, found more")]
+    TooMany {
+        /// Entries of what.
+        what: &'static str,
+        /// The bound.
+        most: usize,
+    },
+    /// Raw contents for some of the tensors only, or for more than there are.
+    #[error("expected raw contents for {expected} tensors, found {found}")]
+    RawContents {
+        /// Tensors.
+        expected: usize,
+        /// Raw contents.
+        found: usize,
+    },
     /// The header `inference-header-content-length` promises more JSON than there is body.
     #[error("expected {expected} bytes of JSON before the binary data, found a body of {found}")]
     JsonLength {
@@ -47,10 +67,13 @@ impl ParseError {
     /// The reason code that goes with it.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Json(_) | Self::JsonLength { .. } => Reason::InvalidRequest,
-            Self::BinaryLength { .. } | Self::Tensor { .. } | Self::Parameter { .. } => {
-                Reason::InvalidInput
+            Self::Json(_) | Self::JsonLength { .. } | Self::Wire(_) | Self::TooMany { .. } => {
+                Reason::InvalidRequest
             }
+            Self::BinaryLength { .. }
+            | Self::RawContents { .. }
+            | Self::Tensor { .. }
+            | Self::Parameter { .. } => Reason::InvalidInput,
         }
     }
 }
@@ -58,6 +81,18 @@ impl ParseError {
 /// What is wrong with one tensor.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum TensorProblem {
+    /// A part of the tensor is not protobuf.
+    #[error("invalid protobuf: {0}")]
+    Wire(#[from] WireError),
+    /// A name that is no datatype; the words say which there are.
+    #[error("{0}")]
+    UnknownDatatype(String),
+    /// Typed contents in a list of another datatype.
+    #[error("expected data in {0}, found it in another list")]
+    Contents(&'static str),
+    /// Typed contents and raw ones.
+    #[error("expected either typed or raw contents, found both")]
+    TwoContents,
     /// More dimensions than [`MAX_RANK`].
     #[error("expected at most {MAX_RANK} dimensions, found {0}")]
     Rank(usize),

@@ -86,7 +86,7 @@ impl RawTensor<'_> {
     }
 }
 
-fn dimensions(shape: &[i64]) -> Result<Vec<usize>, TensorProblem> {
+pub(crate) fn dimensions(shape: &[i64]) -> Result<Vec<usize>, TensorProblem> {
     let dimension = |&dim: &i64| match usize::try_from(dim) {
         Ok(dim) => Ok(dim),
         Err(_) => Err(TensorProblem::NegativeDimension(dim)),

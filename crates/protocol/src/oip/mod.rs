@@ -30,6 +30,9 @@ pub use request::{InferRequest, RequestedOutput};
 pub use response::InferResponse;
 pub use tensor::{BytesData, Data, Tensor, element_count};
 
+#[cfg(feature = "grpc")]
+pub(crate) use {datatype::unknown as unknown_datatype, message::dimensions, tensor::overflow};
+
 /// Most dimensions of a tensor; models in the wild have up to 6.
 pub const MAX_RANK: usize = 16;
 /// Most tensors in one message.

@@ -33,6 +33,11 @@ impl Parameters {
         self.0.push((name.into(), value));
     }
 
+    /// All of them, in their order.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Parameter)> {
+        self.0.iter().map(|(name, value)| (name, value))
+    }
+
     /// Is there none?
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -56,7 +56,7 @@ pub fn element_count(shape: &[usize]) -> Option<usize> {
     Some(count)
 }
 
-pub(super) fn overflow(shape: &[usize]) -> TensorProblem {
+pub(crate) fn overflow(shape: &[usize]) -> TensorProblem {
     let clamp = |&dim: &usize| i64::try_from(dim).unwrap_or(i64::MAX);
     TensorProblem::ShapeOverflow(shape.iter().map(clamp).collect())
 }
