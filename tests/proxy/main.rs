@@ -13,4 +13,3 @@ mod harness;
 mod observability;
 mod operations;
 mod reference;
-mod signals;

@@ -4,12 +4,13 @@ use crate::body::Memory;
 use crate::config::Options;
 use crate::executor::Job;
 use crate::lifecycle::{Lifecycle, Phase};
+use crate::loader::Command;
 use crate::metrics::Metrics;
 use crate::queue::Queue;
 use crate::refusal::Refusal;
 use crate::report::Load;
 use crate::repository::Repository;
-use crate::{describe, rest};
+use crate::{control, describe, rest};
 use axum::Router;
 use axum::extract::{FromRequestParts, Path, Request, State};
 use axum::middleware::{self, Next};
@@ -19,7 +20,7 @@ use forebay_protocol::header as names;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Version as HttpVersion, header};
 use std::sync::Arc;
-use tokio::sync::Notify;
+use std::sync::mpsc::Receiver;
 use tracing::Instrument;
 
 /// Longest identity of a request that is logged, in bytes.
@@ -30,31 +31,27 @@ const MAX_LOGGED_ID: usize = 128;
 pub(crate) struct App {
     pub(crate) options: Options,
     pub(crate) repository: Repository,
-    pub(crate) queue: Queue<Job>,
+    pub(crate) queue: Arc<Queue<Job>>,
     pub(crate) load: Load,
     pub(crate) metrics: Metrics,
     pub(crate) memory: Arc<Memory>,
     pub(crate) lifecycle: Lifecycle,
-    /// Rings when every model has settled.
-    pub(crate) settled: Notify,
 }
 
 impl App {
-    pub(crate) fn new(options: Options) -> std::io::Result<Self> {
-        let metrics = Metrics::new();
-        let repository = Repository::scan(&options, &metrics)?;
-        let bound = |config: Option<usize>| config.unwrap_or(options.queue);
-        let bounds = repository.models().map(|(_, model)| bound(model.config.queue));
-        Ok(Self {
-            queue: Queue::new(bounds.collect::<Vec<_>>()),
+    /// Without models; the receiver is for the loader, which brings them.
+    pub(crate) fn new(options: Options) -> (Self, Receiver<Command>) {
+        let (repository, commands) = Repository::new(options.queue);
+        let app = Self {
+            queue: Queue::new(),
             load: Load::new(options.executors),
             memory: Memory::new(options.max_body_memory),
             lifecycle: Lifecycle::new(),
-            settled: Notify::new(),
-            metrics,
+            metrics: Metrics::new(),
             repository,
             options,
-        })
+        };
+        (app, commands)
     }
 
     pub(crate) fn is_ended(&self) -> bool {
@@ -91,7 +88,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v2/", get(describe::server))
         .route("/v2/health/live", get(describe::live))
         .route("/v2/health/ready", get(describe::ready))
-        .route("/v2/repository/index", post(describe::index))
+        .route("/v2/repository/index", post(control::index_call))
+        .route("/v2/repository/models/{model}/load", post(control::load_call))
+        .route("/v2/repository/models/{model}/unload", post(control::unload_call))
         .nest("/v2/models/{model}", model.clone())
         .nest("/v2/models/{model}/versions/{version}", model)
         .fallback(describe::nothing)

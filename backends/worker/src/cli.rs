@@ -30,7 +30,8 @@ Example:
   forebay-worker --models backends/models --listen 127.0.0.1:8000
   curl localhost:8000/v2/models/magika
 
-Signals: SIGTERM and SIGINT drain (not ready, then close, then finish); a second one ends at once.
+Signals: SIGHUP loads what has changed in the repository.
+         SIGTERM and SIGINT drain (not ready, then close, then finish); a second one ends at once.
 Exit status: 0 drained, 1 could not start or go on, 2 usage or configuration."
 )]
 struct Cli {
@@ -87,7 +88,9 @@ async fn run(options: Options, stop_with_stdin: bool) -> ExitCode {
     let line = format!("listening on http://{}\n", worker.address());
     // Whoever started us may not care to read it.
     drop(std::io::stdout().write_all(line.as_bytes()).and_then(|()| std::io::stdout().flush()));
-    if let Err(error) = lifecycle::watch_signals(worker.lifecycle(), stop_with_stdin) {
+    if let Err(error) =
+        lifecycle::watch_signals(worker.lifecycle(), stop_with_stdin, worker.rescan())
+    {
         return complain(FAILED, &error);
     }
     worker.finished().await;

@@ -16,6 +16,14 @@ use toml::de::DeValue;
 pub struct Options {
     /// The model repository: `<model>/<version>/model.onnx`.
     pub models: PathBuf,
+    /// Bytes of memory that all models may take; `None`: no bound.
+    pub models_memory: Option<u64>,
+    /// How often changes in the repository are looked for; `None`: only on SIGHUP.
+    pub models_poll: Option<Duration>,
+    /// Whether requests may load and unload models.
+    pub models_control: bool,
+    /// Longest model file, in bytes.
+    pub max_model: u64,
     /// Address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
     /// Threads that run models.
@@ -45,6 +53,11 @@ impl Default for Options {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             models: PathBuf::from("models"),
+            models_memory: None,
+            models_poll: None,
+            models_control: false,
+            // Protobuf's own limit.
+            max_model: 2 << 30,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
             executors: cores,
             queue: 128,
@@ -65,12 +78,27 @@ const MAX_EXECUTORS: usize = 1024;
 /// Places in a queue and connections: far beyond use, and within what their counters hold.
 const MAX_COUNT: usize = 1 << 20;
 
+/// Looking more often than this would be all that the loader does.
+const MIN_POLL: Duration = Duration::from_millis(50);
+
 /// Keys of the file and flags of the command line.
 #[derive(Debug, Default, clap::Args)]
 pub struct Settings {
     /// Model repository: DIR/<model>/<version>/model.onnx [default: models]
     #[arg(long, value_name = "DIR")]
     pub models: Option<PathBuf>,
+    /// Memory for models: what was used last stays, the rest is loaded on demand [default: no bound]
+    #[arg(long, value_name = "SIZE", value_parser = unit::<ByteSize>)]
+    pub models_memory: Option<ByteSize>,
+    /// How often to look for changed models [default: never, only on SIGHUP]
+    #[arg(long, value_name = "TIME", value_parser = unit::<Duration>)]
+    pub models_poll: Option<Duration>,
+    /// Let requests load and unload models [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub models_control: Option<bool>,
+    /// Longest model file [default: 2GiB]
+    #[arg(long, value_name = "SIZE", value_parser = unit::<ByteSize>)]
+    pub max_model: Option<ByteSize>,
     /// Address to listen on; port 0 takes a free one [default: 127.0.0.1:8000]
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
@@ -167,6 +195,10 @@ impl Settings {
             let file = document.root();
             Self {
                 models: file.get("models"),
+                models_memory: file.get("models_memory"),
+                models_poll: file.get("models_poll"),
+                models_control: file.get("models_control"),
+                max_model: file.get("max_model"),
                 listen: file.get("listen"),
                 executors: counted(&file, "executors", MAX_EXECUTORS),
                 queue: counted(&file, "queue", MAX_COUNT),
@@ -201,11 +233,15 @@ impl Settings {
                     self.max_body_memory.or(file.max_body_memory),
                     default.max_body_memory,
                 ),
+                models_memory: self.models_memory.or(file.models_memory).map(|size| size.0),
+                models_poll: self.models_poll.or(file.models_poll).map(|poll| poll.max(MIN_POLL)),
+                max_model: self.max_model.or(file.max_model).map_or(default.max_model, |s| s.0),
                 $($key: self.$key.or(file.$key).unwrap_or(default.$key),)*
             } };
         }
         let options = first!(
             models,
+            models_control,
             listen,
             executors,
             queue,

@@ -1,23 +1,23 @@
 //! What the worker says of itself and its models: metadata, health, index, configuration, metrics.
 
 use crate::app::{App, ModelPath};
+use crate::control;
 use crate::lifecycle::Phase;
 use crate::model_config::Versions;
 use crate::refusal::{Refusal, json};
-use crate::repository::Version;
-use axum::extract::State;
+use crate::repository::{State, Version};
+use axum::extract::State as Shared;
 use axum::response::{IntoResponse, Response};
 use forebay_protocol::Reason;
 use forebay_protocol::metric::worker as metric;
-use forebay_protocol::oip::{
-    Datatype, ModelIndex, ModelMetadata, Ready, ServerMetadata, TensorMetadata,
-};
+use forebay_protocol::oip::{Datatype, ModelMetadata, Ready, ServerMetadata, TensorMetadata};
 use http::{StatusCode, header};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
 /// `GET /`: for the person who opens it in a browser.
-pub(crate) async fn welcome(State(app): State<Arc<App>>) -> String {
+pub(crate) async fn welcome(Shared(app): Shared<Arc<App>>) -> String {
     let mut text = format!(
         "forebay-worker {}: Open Inference Protocol v2\n\n\
          GET  /v2                              this server\n\
@@ -26,10 +26,11 @@ pub(crate) async fn welcome(State(app): State<Arc<App>>) -> String {
          GET  /v2/models/MODEL/ready, /config\n\
          POST /v2/models/MODEL/infer           run it\n\
          POST /v2/repository/index             all models and their states\n\
+         POST /v2/repository/models/MODEL/load, /unload\n\
          GET  /metrics                         for Prometheus\n\n",
         env!("CARGO_PKG_VERSION")
     );
-    for entry in index_entries(&app) {
+    for entry in control::index(&app, false) {
         let version = entry.version.unwrap_or_default();
         // Writing to a string can't fail.
         let _ = writeln!(text, "{:12} {} {version}  {}", entry.state, entry.name, entry.reason);
@@ -39,7 +40,7 @@ pub(crate) async fn welcome(State(app): State<Arc<App>>) -> String {
 
 /// `GET /v2`.
 pub(crate) async fn server() -> Response {
-    let extensions = ["binary_tensor_data", "model_repository(index)", "model_configuration"];
+    let extensions = ["binary_tensor_data", "model_repository", "model_configuration"];
     let metadata = ServerMetadata {
         name: "forebay-worker".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -54,7 +55,7 @@ pub(crate) async fn live() -> Response {
 }
 
 /// `GET /v2/health/ready`: 200 once every model has settled and one is ready, until draining.
-pub(crate) async fn ready(State(app): State<Arc<App>>) -> Result<Response, Refusal> {
+pub(crate) async fn ready(Shared(app): Shared<Arc<App>>) -> Result<Response, Refusal> {
     if app.lifecycle.phase() >= Phase::Draining {
         return Err(Refusal::new(Reason::Draining, "the worker is on its way out"));
     }
@@ -65,57 +66,81 @@ pub(crate) async fn ready(State(app): State<Arc<App>>) -> Result<Response, Refus
 }
 
 fn not_ready(app: &App) -> String {
-    let settled = app.repository.versions().filter(|v| v.settled.get().is_some()).count();
-    let all = app.repository.versions().count();
-    match (settled, all) {
+    let served = app.repository.served();
+    let entries = || served.values().flat_map(|model| model.versions.values());
+    let loading = entries().filter(|entry| matches!(entry.state, State::Loading)).count();
+    match (loading, entries().count()) {
         (_, 0) => "no model in the repository can be served".to_owned(),
-        (settled, all) if settled < all => format!("{settled} of {all} models have loaded"),
+        (1.., all) => format!("{} of {all} models have loaded", all - loading),
         _ => "no model could be loaded, see POST /v2/repository/index".to_owned(),
     }
 }
 
 /// `GET /v2/models/{model}[/versions/{version}]`.
 pub(crate) async fn model(
-    State(app): State<Arc<App>>,
+    Shared(app): Shared<Arc<App>>,
     path: ModelPath,
 ) -> Result<Response, Refusal> {
-    let version = find(&app, &path)?;
-    let engine = version.ready()?;
-    let versions = app.repository.model(&path.model)?.versions.values();
-    let metadata = ModelMetadata {
-        name: version.model.clone(),
-        versions: versions.map(|version| version.number.clone()).collect(),
-        platform: "onnx".to_owned(),
-        inputs: engine.inputs().to_vec(),
-        outputs: engine.outputs().to_vec(),
-    };
-    Ok(json(StatusCode::OK, &metadata))
+    Ok(json(StatusCode::OK, &metadata(&app, &path.model, path.version.as_deref()).await?))
 }
 
-/// `GET /v2/models/{model}[/versions/{version}]/ready`.
+/// Inputs and outputs of a version, which is loaded for it if need be.
+pub(crate) async fn metadata(
+    app: &App,
+    model: &str,
+    version: Option<&str>,
+) -> Result<ModelMetadata, Refusal> {
+    let version = app.repository.acquire(model, version).await?;
+    let served = app.repository.served();
+    let versions = served.get(model).map(|model| {
+        let answering = model.versions.iter().filter(|(_, entry)| entry.state.can_answer());
+        answering.map(|(number, _)| number.to_string()).collect()
+    });
+    Ok(ModelMetadata {
+        name: version.model.clone(),
+        versions: versions.unwrap_or_default(),
+        platform: "onnx".to_owned(),
+        inputs: version.engine.inputs().to_vec(),
+        outputs: version.engine.outputs().to_vec(),
+        properties: properties(&version),
+    })
+}
+
+fn properties(version: &Version) -> BTreeMap<String, String> {
+    let mut properties = BTreeMap::new();
+    let mut put = |key: &str, value: &str| properties.insert(key.to_owned(), value.to_owned());
+    put("version", &version.number);
+    put("digest", &format!("blake3:{}", version.digest));
+    for (label, number) in &version.config.labels {
+        put(&format!("label.{label}"), &number.to_string());
+    }
+    properties
+}
+
+/// `GET /v2/models/{model}[/versions/{version}]/ready`: what is loaded on demand is ready.
 pub(crate) async fn model_ready(
-    State(app): State<Arc<App>>,
+    Shared(app): Shared<Arc<App>>,
     path: ModelPath,
 ) -> Result<Response, Refusal> {
-    find(&app, &path)?.ready()?;
+    app.repository.ready(&path.model, path.version.as_deref())?;
     Ok(json(StatusCode::OK, &Ready { live: None, ready: Some(true) }))
 }
 
 /// `GET /v2/models/{model}[/versions/{version}]/config`, in Triton's form as far as it applies.
 pub(crate) async fn model_config(
-    State(app): State<Arc<App>>,
+    Shared(app): Shared<Arc<App>>,
     path: ModelPath,
 ) -> Result<Response, Refusal> {
-    let version = find(&app, &path)?;
-    let engine = version.ready()?;
+    let version = app.repository.acquire(&path.model, path.version.as_deref()).await?;
+    let engine = &version.engine;
     let batched = engine.max_batch().is_some();
     let tensors = |tensors: &[TensorMetadata]| -> Vec<_> {
-        tensors.iter().map(|tensor| tensor_config(tensor, version, batched)).collect()
+        tensors.iter().map(|tensor| tensor_config(tensor, &version, batched)).collect()
     };
     let policy = match &version.config.versions {
-        Versions::Latest => serde_json::json!({"latest": {"num_versions": 1}}),
+        Versions::Latest(count) => serde_json::json!({"latest": {"num_versions": count}}),
         Versions::All => serde_json::json!({"all": {}}),
-        Versions::Only(versions) => serde_json::json!({"specific": {"versions": versions}}),
+        Versions::Specific(versions) => serde_json::json!({"specific": {"versions": versions}}),
     };
     let config = serde_json::json!({
         "name": version.model,
@@ -147,50 +172,28 @@ fn tensor_config(tensor: &TensorMetadata, version: &Version, batched: bool) -> s
     })
 }
 
-/// `POST /v2/repository/index`.
-pub(crate) async fn index(State(app): State<Arc<App>>) -> Response {
-    json(StatusCode::OK, &index_entries(&app))
-}
-
-fn index_entries(app: &App) -> Vec<ModelIndex> {
-    let mut entries = Vec::new();
-    for (name, model) in app.repository.models() {
-        let entry = |version: Option<&str>, state: &str, reason: &str| ModelIndex {
-            name: name.to_owned(),
-            version: version.map(str::to_owned),
-            state: state.to_owned(),
-            reason: reason.to_owned(),
-        };
-        if let Some(failure) = &model.failure {
-            entries.push(entry(None, "UNAVAILABLE", failure));
-        }
-        for version in model.versions.values() {
-            let number = Some(version.number.as_str());
-            entries.push(match version.settled.get() {
-                Some(Ok(_)) => entry(number, "READY", ""),
-                Some(Err(failure)) => entry(number, "UNAVAILABLE", failure),
-                None => entry(number, "LOADING", "loading and warming up"),
-            });
-        }
-    }
-    entries
-}
-
 /// `GET /metrics`. Gauges are read off their sources now, so that they can't be out of date.
-pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
+pub(crate) async fn metrics(Shared(app): Shared<Arc<App>>) -> Response {
     #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-    let set = |name, labels: &[(&'static str, &str)], value: usize| {
+    let gauge = |name, labels: &[(&'static str, &str)], value: u64| {
         app.metrics.gauge(name, labels).set(value as f64);
+    };
+    let set = |name, labels: &[(&'static str, &str)], value: usize| {
+        gauge(name, labels, value as u64);
     };
     let (waiting, executing) = app.queue.waiting(|| app.load.executing());
     set(metric::IN_FLIGHT, &[], waiting + executing as usize);
     set(metric::SLOTS, &[], app.options.executors);
-    for (name, model) in app.repository.models() {
-        set(metric::QUEUE_DEPTH, &[("model", name)], app.queue.depth(model.line));
-    }
-    for version in app.repository.versions() {
-        let labels = [("model", version.model.as_str()), ("version", version.number.as_str())];
-        set(metric::MODEL_READY, &labels, usize::from(version.ready().is_ok()));
+    gauge(metric::MODELS_MEMORY, &[], app.repository.memory());
+    for (name, model) in app.repository.served().iter() {
+        set(metric::QUEUE_DEPTH, &[("model", name)], app.queue.depth(model.line.id()));
+        for (number, entry) in &model.versions {
+            let number = number.to_string();
+            let labels = [("model", name.as_str()), ("version", number.as_str())];
+            let version = entry.version();
+            set(metric::MODEL_READY, &labels, usize::from(version.is_some()));
+            gauge(metric::MODEL_MEMORY, &labels, version.map_or(0, |v| v.memory.bytes));
+        }
     }
     let text = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, text)], app.metrics.render()).into_response()
@@ -207,8 +210,4 @@ pub(crate) async fn nothing(uri: http::Uri) -> Refusal {
 pub(crate) async fn not_so(method: http::Method) -> Refusal {
     let text = format!("not with {method} here, see GET /");
     Refusal::new(Reason::MethodNotAllowed, text)
-}
-
-fn find<'a>(app: &'a App, path: &ModelPath) -> Result<&'a Arc<Version>, Refusal> {
-    app.repository.version(&path.model, path.version.as_deref())
 }

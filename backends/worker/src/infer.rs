@@ -89,13 +89,12 @@ where
 {
     let mut tally = Tally { app, version: None, reason: Reason::ClientClosed.code() };
     let work = async {
-        let version = app.repository.version(model, version)?;
+        let version = &app.repository.acquire(model, version).await?;
         tally.version = Some(Arc::clone(version));
-        version.ready()?;
         let terms = terms?;
         // One timer for all that follows: what has not started when it rings never will.
         bounded(terms.deadline, async {
-            if app.queue.is_full(version.line) {
+            if app.queue.is_full(version.line.id()) {
                 return Err(queue_full(version, &"the queue is full"));
             }
             let received = read(Arc::clone(version)).await?;
@@ -133,7 +132,7 @@ async fn checked(version: &Arc<Version>, request: InferRequest) -> Result<InferR
     let size: usize = request.inputs.iter().map(|input| input.data.binary_len()).sum();
     let version = Arc::clone(version);
     let check = move || {
-        check::check(&request, version.ready()?, &version)?;
+        check::check(&request, &version.engine, &version)?;
         Ok(request)
     };
     if size <= INLINE { check() } else { off_io(check).await }
@@ -161,7 +160,7 @@ async fn submit(
         queued: Instant::now(),
         reply,
     };
-    let id = app.queue.push(version.line, job).map_err(|error| queue_full(version, &error))?;
+    let id = app.queue.push(version.line.id(), job).map_err(|error| queue_full(version, &error))?;
     let _ticket = Ticket { app, version, id, cancelled };
     // The executor drops the job unanswered only if the deadline has passed.
     outputs.await.unwrap_or_else(|_| Err(Refusal::late()))
@@ -214,7 +213,7 @@ struct Ticket<'a> {
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
         self.cancelled.store(true, Relaxed);
-        drop(self.app.queue.withdraw(self.version.line, self.id));
+        drop(self.app.queue.withdraw(self.version.line.id(), self.id));
     }
 }
 

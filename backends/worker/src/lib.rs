@@ -19,8 +19,11 @@
 //! | `check` | do the tensors fit the model? |
 //! | `queue` | a bounded line per model, served in turn |
 //! | `executor` | a fixed pool of threads that runs the engine |
-//! | `describe` | metadata, health, index, metrics |
-//! | `repository`, `model_config`, `loader` | models on disk, and how they become ready |
+//! | `describe` | metadata, health, configuration, metrics |
+//! | `control` | the model repository extension: index, load, unload |
+//! | `repository` | what is served now; a request's way to its version |
+//! | `loader`, `room` | the one thread that loads and unloads; memory for models |
+//! | `disk`, `model_config` | models on disk, read but not believed |
 //! | `report`, `metrics` | what the worker says of itself |
 //! | `refusal` | every error, with its reason |
 //!
@@ -37,7 +40,9 @@ mod body;
 mod check;
 pub mod cli;
 pub mod config;
+mod control;
 mod describe;
+mod disk;
 mod executor;
 mod infer;
 mod lifecycle;
@@ -49,6 +54,7 @@ mod refusal;
 mod report;
 mod repository;
 mod rest;
+mod room;
 mod server;
 
 pub use cli::main;

@@ -62,11 +62,21 @@ impl Lifecycle {
     }
 }
 
-/// Drains at SIGTERM, SIGINT or (if asked) the end of standard input; ends at the second signal.
+/// Calls `rescan` at each SIGHUP. Drains at SIGTERM, SIGINT or (if asked) the end of standard input; ends at the second signal.
 ///
 /// # Errors
 /// The handlers can't be installed.
-pub(crate) fn watch_signals(lifecycle: &Lifecycle, stdin: bool) -> std::io::Result<()> {
+pub(crate) fn watch_signals(
+    lifecycle: &Lifecycle,
+    stdin: bool,
+    rescan: impl Fn() + Send + 'static,
+) -> std::io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            rescan();
+        }
+    });
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let on_signal = lifecycle.clone();

@@ -58,6 +58,21 @@ impl Metrics {
         self.recorder.register_counter(&Key::from_parts(name::INFERENCES, labels), &METADATA)
     }
 
+    /// Attempts to load a model, by outcome.
+    pub(crate) fn loads(&self, model: &str, outcome: &'static str) -> Counter {
+        self.counter(name::MODEL_LOADS, model, Label::new("outcome", outcome))
+    }
+
+    /// Versions that were taken out of service, by why.
+    pub(crate) fn unloads(&self, model: &str, why: &'static str) -> Counter {
+        self.counter(name::MODEL_UNLOADS, model, Label::new("why", why))
+    }
+
+    fn counter(&self, name: &'static str, model: &str, label: Label) -> Counter {
+        let labels = vec![Label::new("model", model.to_owned()), label];
+        self.recorder.register_counter(&Key::from_parts(name, labels), &METADATA)
+    }
+
     /// A histogram by model.
     pub(crate) fn histogram(&self, name: &'static str, model: &str) -> Histogram {
         let labels = vec![Label::new("model", model.to_owned())];
@@ -98,6 +113,10 @@ impl Metrics {
         gauge(name::QUEUE_DEPTH, "requests queued");
         gauge(name::SLOTS, "requests that can run at once");
         gauge(name::MODEL_READY, "1 if the model is loaded and warmed");
+        counter(name::MODEL_LOADS, "attempts to load a version, by outcome");
+        counter(name::MODEL_UNLOADS, "versions that were taken out of service, by why");
+        gauge(name::MODEL_MEMORY, "bytes that a version takes in memory");
+        gauge(name::MODELS_MEMORY, "bytes that all models take in memory");
         gauge(name::MODEL_LOAD_SECONDS, "seconds that loading and warming took");
     }
 }

@@ -1,6 +1,6 @@
 //! `<model>/model.toml`: what the file of a model does not say of itself. All of it is optional.
 
-use forebay_config::{Diagnostics, Document, FromToml, Table};
+use forebay_config::{ByteSize, Diagnostics, Document, FromToml, Table};
 use forebay_tract::LoadOptions;
 use std::collections::BTreeMap;
 use toml::de::DeValue;
@@ -19,10 +19,14 @@ pub(crate) struct ModelConfig {
     pub(crate) description: String,
     /// Which versions are served.
     pub(crate) versions: Versions,
+    /// Names that requests may use where a version's number stands.
+    pub(crate) labels: BTreeMap<String, u64>,
     /// Most rows in one request, for models whose rows are independent; 1: no batches.
     pub(crate) max_batch: usize,
     /// Requests that may wait, if not as the worker says.
     pub(crate) queue: Option<usize>,
+    /// Bytes of memory that it takes, where that is not to be measured.
+    pub(crate) memory: Option<u64>,
     /// Take and give NaN and infinities.
     pub(crate) allow_non_finite: bool,
     /// Load quantised graphs, which the engine may fold wrongly.
@@ -45,21 +49,23 @@ pub(crate) struct TensorConfig {
 /// Which versions are served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Versions {
-    /// The highest number.
-    Latest,
+    /// So many with the highest numbers.
+    Latest(usize),
     /// Every one.
     All,
     /// These.
-    Only(Vec<u64>),
+    Specific(Vec<u64>),
 }
 
 impl Default for ModelConfig {
     fn default() -> Self {
         Self {
             description: String::new(),
-            versions: Versions::Latest,
+            versions: Versions::Latest(1),
+            labels: BTreeMap::new(),
             max_batch: DEFAULT_BATCH,
             queue: None,
+            memory: None,
             allow_non_finite: false,
             allow_quantized: false,
             tensors: Vec::new(),
@@ -86,8 +92,10 @@ impl ModelConfig {
             Self {
                 description: file.or("description", default.description),
                 versions: file.or("versions", default.versions),
+                labels: file.or("labels", Labels(default.labels)).0,
                 max_batch: file.within("max_batch", 1..=MAX_BATCH, default.max_batch),
                 queue: (queue > 0).then_some(queue),
+                memory: file.get("memory").map(|ByteSize(bytes)| bytes),
                 allow_non_finite: file.or("allow_non_finite", default.allow_non_finite),
                 allow_quantized: file.or("allow_quantized", default.allow_quantized),
                 tensors,
@@ -135,13 +143,60 @@ impl FromToml for Dimension {
 }
 
 impl FromToml for Versions {
-    const EXPECTED: &'static str = "\"latest\", \"all\" or a list of versions such as [1, 3]";
+    const EXPECTED: &'static str = "\"latest\", \"all\", a list of versions such as [1, 3], or \
+        { kind = \"latest\", count = 2 }, { kind = \"all\" }, { kind = \"specific\", versions = [1, 3] }";
     fn from_toml(value: &DeValue<'_>) -> Result<Self, Option<String>> {
-        match value.as_str() {
-            Some("latest") => Ok(Self::Latest),
-            Some("all") => Ok(Self::All),
-            _ => Vec::from_toml(value).map(Self::Only),
+        match value {
+            DeValue::String(kind) => Self::of_kind(kind, None, None),
+            DeValue::Array(_) => Vec::from_toml(value).map(Self::Specific),
+            DeValue::Table(table) => {
+                let known = ["kind", "count", "versions"];
+                if let Some(key) = table.keys().find(|key| !known.contains(&&**key.get_ref())) {
+                    return Err(Some(format!("the key {:?}", key.get_ref())));
+                }
+                let value = |key: &str| table.get(key).map(toml::Spanned::get_ref);
+                let count = value("count").map(usize::from_toml).transpose()?;
+                let versions = value("versions").map(Vec::from_toml).transpose()?;
+                let kind = value("kind").and_then(DeValue::as_str).unwrap_or_default();
+                Self::of_kind(kind, count, versions)
+            }
+            _ => Err(None),
         }
+    }
+}
+
+impl Versions {
+    fn of_kind(
+        kind: &str,
+        count: Option<usize>,
+        versions: Option<Vec<u64>>,
+    ) -> Result<Self, Option<String>> {
+        match (kind, count, versions) {
+            ("latest", None, None) => Ok(Self::Latest(1)),
+            ("latest", Some(count @ 1..), None) => Ok(Self::Latest(count)),
+            ("all", None, None) => Ok(Self::All),
+            ("specific", None, Some(versions)) => Ok(Self::Specific(versions)),
+            _ => Err(None),
+        }
+    }
+}
+
+/// Names of versions.
+struct Labels(BTreeMap<String, u64>);
+
+impl FromToml for Labels {
+    const EXPECTED: &'static str =
+        "names that are no numbers, each with a version: { stable = 1, canary = 2 }";
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, Option<String>> {
+        let table = value.as_table().ok_or(None)?;
+        let read = |(name, version): (&toml::Spanned<_>, &toml::Spanned<DeValue<'_>>)| {
+            let name: &std::borrow::Cow<'_, str> = name.get_ref();
+            if name.is_empty() || name.bytes().all(|b| b.is_ascii_digit()) {
+                return Err(Some(format!("the name {name:?}")));
+            }
+            Ok((name.to_string(), u64::from_toml(version.get_ref())?))
+        };
+        table.iter().map(read).collect::<Result<_, _>>().map(Self)
     }
 }
 
@@ -157,12 +212,42 @@ mod tests {
              warm_up = [2, 3]\n[[output]]\nname = \"y\"\ndescription = \"text\"",
         )
         .unwrap();
-        assert_eq!(config.versions, Versions::Only(vec![1, 3]));
+        assert_eq!(config.versions, Versions::Specific(vec![1, 3]));
         let options = config.load_options();
         assert_eq!((options.max_batch, options.allow_quantized), (8, false));
         assert_eq!(options.shapes, BTreeMap::from([("x".to_owned(), vec![-1, 3])]));
         assert_eq!(options.warm_up, BTreeMap::from([("x".to_owned(), vec![2, 3])]));
         assert_eq!(ModelConfig::parse("").unwrap(), ModelConfig::default());
+    }
+
+    #[test]
+    fn versions_and_labels_can_be_said_in_short_and_in_full() {
+        let versions = |text: &str| ModelConfig::parse(&format!("versions = {text}"));
+        for (text, expected) in [
+            ("\"latest\"", Versions::Latest(1)),
+            ("{ kind = \"latest\" }", Versions::Latest(1)),
+            ("{ kind = \"latest\", count = 3 }", Versions::Latest(3)),
+            ("{ kind = \"all\" }", Versions::All),
+            ("{ kind = \"specific\", versions = [2] }", Versions::Specific(vec![2])),
+        ] {
+            assert_eq!(versions(text).unwrap().versions, expected, "{text}");
+        }
+        for text in [
+            "{ kind = \"latest\", count = 0 }",
+            "{ kind = \"all\", count = 1 }",
+            "{ kind = \"specific\" }",
+            "{ kind = \"latest\", cuont = 1 }",
+            "{}",
+            "5",
+        ] {
+            let found = versions(text).unwrap_err().to_string();
+            assert!(found.contains("kind = \"latest\", count = 2"), "{text}: {found}");
+        }
+        let config = ModelConfig::parse("labels = { stable = 1, canary = 12 }").unwrap();
+        assert_eq!(config.labels, BTreeMap::from([("stable".into(), 1), ("canary".into(), 12)]));
+        for text in ["{ 1 = 2 }", "{ stable = \"1\" }", "[1]"] {
+            assert!(ModelConfig::parse(&format!("labels = {text}")).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -3,13 +3,34 @@
 //! One line for all would let a heavy model's callers fill it and starve a light model's; a line
 //! without a bound turns overload into latency for everyone. Executors take one job from each line
 //! that has any, round and round. A job that nobody waits for is withdrawn from the line at once, so
-//! that it neither takes a place nor an executor.
+//! that it neither takes a place nor an executor. Lines come and go with their models.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Which line: the index that [`Queue::new`] gave it.
+/// Which line: see [`OpenLine::id`].
 pub(crate) type LineId = usize;
+
+/// A line for as long as someone may put jobs in it. What a job holds keeps its line open, so a line
+/// that is closed is empty.
+#[derive(Debug)]
+pub(crate) struct OpenLine<T> {
+    queue: Arc<Queue<T>>,
+    id: LineId,
+}
+
+impl<T> OpenLine<T> {
+    /// What the queue calls it.
+    pub(crate) fn id(&self) -> LineId {
+        self.id
+    }
+}
+
+impl<T> Drop for OpenLine<T> {
+    fn drop(&mut self) {
+        self.queue.close_line(self.id);
+    }
+}
 
 /// Lines of jobs.
 #[derive(Debug)]
@@ -20,7 +41,9 @@ pub(crate) struct Queue<T> {
 
 #[derive(Debug)]
 struct State<T> {
+    /// Open ones, and closed ones whose places are taken first when another opens.
     lines: Vec<Line<T>>,
+    free: Vec<LineId>,
     /// The line that is asked first.
     turn: LineId,
     waiting: usize,
@@ -44,12 +67,29 @@ pub(crate) enum PushError {
 }
 
 impl<T> Queue<T> {
-    /// One line for each bound.
-    pub(crate) fn new(bounds: impl IntoIterator<Item = usize>) -> Self {
-        let line = |bound| Line { jobs: VecDeque::new(), bound };
-        let lines = bounds.into_iter().map(line).collect();
-        let state = State { lines, turn: 0, waiting: 0, next_id: 0, closed: false };
-        Self { state: Mutex::new(state), arrived: Condvar::new() }
+    /// A queue without lines.
+    pub(crate) fn new() -> Arc<Self> {
+        let (lines, free) = (Vec::new(), Vec::new());
+        let state = State { lines, free, turn: 0, waiting: 0, next_id: 0, closed: false };
+        Arc::new(Self { state: Mutex::new(state), arrived: Condvar::new() })
+    }
+
+    /// A new line for at most `bound` jobs.
+    pub(crate) fn open(self: &Arc<Self>, bound: usize) -> OpenLine<T> {
+        let mut state = self.lock();
+        let line = Line { jobs: VecDeque::new(), bound };
+        let id = match state.free.pop() {
+            Some(id) => {
+                state.lines[id] = line;
+                id
+            }
+            None => {
+                state.lines.push(line);
+                state.lines.len() - 1
+            }
+        };
+        drop(state);
+        OpenLine { queue: Arc::clone(self), id }
     }
 
     /// Puts a job at the end of its line; gives its number, to withdraw it by.
@@ -121,6 +161,13 @@ impl<T> Queue<T> {
         self.arrived.notify_all();
     }
 
+    fn close_line(&self, id: LineId) {
+        let mut state = self.lock();
+        debug_assert!(state.lines[id].jobs.is_empty(), "jobs keep their line open");
+        state.lines[id].bound = 0;
+        state.free.push(id);
+    }
+
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         // No code of a job runs under the lock, so what a panic leaves is whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -151,9 +198,28 @@ mod tests {
         queue.pop(|| ())
     }
 
+    /// A queue whose lines are numbered from 0, with these bounds.
+    fn queue<const N: usize>(bounds: [usize; N]) -> (Arc<Queue<u32>>, [OpenLine<u32>; N]) {
+        let queue = Queue::new();
+        let lines = bounds.map(|bound| queue.open(bound));
+        (queue, lines)
+    }
+
+    #[test]
+    fn the_place_of_a_closed_line_is_taken_by_the_next() {
+        let (queue, [first, second]) = queue([1, 1]);
+        assert_eq!((first.id(), second.id()), (0, 1));
+        drop(first);
+        assert_eq!(queue.push(0, 7), Err(PushError::Full(0)), "nothing enters a closed line");
+        let third = queue.open(2);
+        assert_eq!(third.id(), 0);
+        queue.push(third.id(), 7).unwrap();
+        assert_eq!(pop(&queue), Some(7));
+    }
+
     #[test]
     fn lines_are_served_in_turn_and_each_in_order() {
-        let queue = Queue::new([9, 9, 9]);
+        let (queue, _lines) = queue([9, 9, 9]);
         for (line, job) in [(0, 1), (0, 2), (0, 3), (2, 10), (2, 11)] {
             queue.push(line, job).unwrap();
         }
@@ -163,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_line_at_its_bound_refuses_and_the_others_do_not() {
-        let queue = Queue::new([1, 2]);
+        let (queue, _lines) = queue([1, 2]);
         queue.push(0, 1).unwrap();
         assert!(queue.is_full(0) && !queue.is_full(1));
         assert_eq!(queue.push(0, 2), Err(PushError::Full(1)));
@@ -173,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_withdrawn_job_frees_its_place_and_is_never_given_out() {
-        let queue = Queue::new([2]);
+        let (queue, _lines) = queue([2]);
         let first = queue.push(0, 1).unwrap();
         queue.push(0, 2).unwrap();
         assert_eq!(queue.withdraw(0, first), Some(1));
@@ -185,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_closed_queue_gives_out_what_it_has_and_then_nothing() {
-        let queue = Queue::new([2]);
+        let (queue, _lines) = queue([2]);
         queue.push(0, 1).unwrap();
         queue.close();
         assert_eq!(queue.push(0, 2), Err(PushError::Closed));
@@ -194,7 +260,7 @@ mod tests {
 
     #[test]
     fn many_threads_take_every_job_once() {
-        let queue = Queue::new([10_000, 10_000]);
+        let (queue, _lines) = queue([10_000, 10_000]);
         let taken = std::sync::atomic::AtomicU32::new(0);
         std::thread::scope(|scope| {
             for _ in 0..4 {

@@ -1,267 +1,436 @@
-//! The models on disk: `<model>/<version>/model.onnx`.
+//! The models that are served now, and how a request finds its version.
 //!
-//! One broken model must not keep the others from being served, so each keeps its own error, which
-//! the index, the log and the readiness call repeat. Names become paths and labels, so they are
-//! checked; nothing outside the repository is read, whatever a symbolic link says.
+//! A model that is loaded, replaced or taken away while requests run must not fail one of them. So
+//! what is served is one immutable value that is swapped whole: a request keeps the version that it
+//! found, whatever happens meanwhile, and a version lives until its last request has gone. There is
+//! one writer, the [loader](crate::loader); everybody else reads, or asks the loader.
 
-use crate::config::Options;
+use crate::disk::Stamp;
+use crate::executor::Job;
+use crate::loader::Command;
 use crate::metrics::Metrics;
-use crate::model_config::{ModelConfig, Versions};
-use crate::queue::LineId;
+use crate::model_config::ModelConfig;
+use crate::queue::OpenLine;
 use crate::refusal::Refusal;
+use arc_swap::ArcSwap;
 use forebay_protocol::Reason;
 use forebay_protocol::metric::worker as metric;
 use forebay_tract as engine;
 use metrics::{Counter, Histogram};
 use std::collections::BTreeMap;
-use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+use tokio::sync::watch;
 
-/// Most models in a repository, and most versions of one.
-const MAX_ENTRIES: usize = 1000;
-/// Longest model name.
-const MAX_NAME: usize = 128;
-/// Longest `model.toml`, in bytes.
-const MAX_CONFIG: u64 = 1 << 20;
+/// Wishes that may wait for the loader.
+const MAX_COMMANDS: usize = 1024;
+/// Loads that one request waits for, where models drive each other out of memory.
+const MAX_FETCHES: usize = 8;
 
 /// All models, by name.
+pub(crate) type Served = BTreeMap<String, Arc<Model>>;
+
+/// What is served, for everybody to read.
 #[derive(Debug)]
 pub(crate) struct Repository {
-    models: BTreeMap<String, Model>,
+    served: ArcSwap<Served>,
+    /// Rings whenever `served` has changed.
+    changed: watch::Sender<()>,
+    commands: SyncSender<Command>,
+    /// Times of last use are counted from here.
+    born: Instant,
+    /// Bytes of all models in memory, those included that only their last requests hold.
+    memory: Arc<AtomicU64>,
+    /// Has everything been tried that was there at the start?
+    tried_all: AtomicBool,
+    /// Requests that may wait for a model, unless its configuration says otherwise.
+    queue: usize,
 }
 
 /// One directory of the repository.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Model {
     pub(crate) config: Arc<ModelConfig>,
     /// Its line in the queue.
-    pub(crate) line: LineId,
-    /// The versions that are served, by number.
-    pub(crate) versions: BTreeMap<u64, Arc<Version>>,
-    /// Why there is none to serve.
+    pub(crate) line: Arc<OpenLine<Job>>,
+    /// The versions that are wanted, or served still, by number.
+    pub(crate) versions: BTreeMap<u64, Entry>,
+    /// Why the directory can't be served as it stands.
     pub(crate) failure: Option<String>,
+    /// Asked to be unloaded, and not to be loaded by itself again.
+    pub(crate) is_unloaded: bool,
+    /// What the files looked like that this was read from.
+    pub(crate) stamp: Option<Stamp>,
 }
 
-/// One version of one model.
+/// One version of a model, as it stands.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) state: State,
+    /// Why the last attempt to load it failed, though an older content may be served.
+    pub(crate) failure: Option<String>,
+    /// Digest and bytes of memory of what was loaded last.
+    pub(crate) weight: Option<(String, u64)>,
+    pub(crate) demand: Arc<Demand>,
+}
+
+/// Can a version be used?
+#[derive(Debug, Clone)]
+pub(crate) enum State {
+    /// For the first time.
+    Loading,
+    Ready(Arc<Version>),
+    /// Not in memory, to make room for others: the next request loads it.
+    OnDemand,
+    /// It can't be loaded: see the entry's failure.
+    Failed,
+    /// Taken away on request; the version lives while requests hold it.
+    Unloaded(Weak<Version>),
+}
+
+/// Requests that wait for a version to be loaded for them.
+#[derive(Debug, Default)]
+pub(crate) struct Demand {
+    /// One load serves all who wait.
+    asked: AtomicBool,
+    waiting: AtomicUsize,
+    /// Attempts that have ended.
+    attempts: AtomicUsize,
+}
+
+/// A version that is loaded and warmed.
 #[derive(Debug)]
 pub(crate) struct Version {
     pub(crate) model: String,
     pub(crate) number: String,
-    pub(crate) path: PathBuf,
     pub(crate) config: Arc<ModelConfig>,
-    pub(crate) line: LineId,
-    /// Set once: loaded and warmed, or why not.
-    pub(crate) settled: OnceLock<Result<engine::Model, String>>,
+    pub(crate) line: Arc<OpenLine<Job>>,
+    pub(crate) engine: engine::Model,
+    /// BLAKE3 of the model file, in hexadecimal.
+    pub(crate) digest: String,
+    /// Its share of the memory for models.
+    pub(crate) memory: MemoryShare,
     pub(crate) answered: Counter,
     pub(crate) queue_seconds: Histogram,
     pub(crate) execute_seconds: Histogram,
+    /// Milliseconds from the repository's birth to the last use.
+    used: AtomicU64,
+}
+
+/// A version's bytes of memory, accounted for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct MemoryShare {
+    total: Arc<AtomicU64>,
+    pub(crate) bytes: u64,
+}
+
+impl Drop for MemoryShare {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.bytes, Relaxed);
+    }
 }
 
 impl Repository {
-    /// Lists what is there; nothing is loaded yet.
+    /// Serves nothing yet. What comes out of the receiver is for the loader.
+    pub(crate) fn new(queue: usize) -> (Self, std::sync::mpsc::Receiver<Command>) {
+        let (commands, receiver) = std::sync::mpsc::sync_channel(MAX_COMMANDS);
+        let repository = Self {
+            served: ArcSwap::default(),
+            changed: watch::Sender::new(()),
+            commands,
+            born: Instant::now(),
+            memory: Arc::default(),
+            tried_all: AtomicBool::new(false),
+            queue,
+        };
+        (repository, receiver)
+    }
+
+    /// What is served now.
+    pub(crate) fn served(&self) -> Arc<Served> {
+        self.served.load_full()
+    }
+
+    /// Has everything been tried that was there at the start, and can at least one version answer?
+    pub(crate) fn is_ready(&self) -> bool {
+        let served = self.served.load();
+        let mut entries = served.values().flat_map(|model| model.versions.values());
+        self.tried_all.load(Relaxed) && entries.any(|entry| entry.state.can_answer())
+    }
+
+    /// Waits until everything has been tried that was there at the start.
+    pub(crate) async fn settled(&self) {
+        let mut changed = self.changed.subscribe();
+        while !self.tried_all.load(Relaxed) {
+            // Fails only without a sender, which `self` is.
+            drop(changed.changed().await);
+        }
+    }
+
+    /// The loader's alone: everything has been tried that was there at the start.
+    pub(crate) fn tried_all(&self) {
+        self.tried_all.store(true, Relaxed);
+        self.changed.send_replace(());
+    }
+
+    /// The version that a request means: a number, a label, or none for the newest that can answer.
+    /// One that is not in memory is loaded first.
     ///
     /// # Errors
-    /// The directory itself can't be read.
-    pub(crate) fn scan(options: &Options, metrics: &Metrics) -> io::Result<Self> {
-        let root = options.models.canonicalize()?;
-        let mut models = BTreeMap::new();
-        for name in entries(&root)? {
-            let path = root.join(&name);
-            if !path.is_dir() {
-                continue;
-            }
-            if !is_name(&name) {
-                tracing::warn!(name, "skipped: expected a name of letters, digits, '-', '_', '.'");
-                continue;
-            }
-            let line = models.len();
-            models.insert(name.clone(), Model::scan(&root, &name, line, metrics));
-        }
-        Ok(Self { models })
-    }
-
-    /// All models in order of their names.
-    pub(crate) fn models(&self) -> impl Iterator<Item = (&str, &Model)> {
-        self.models.iter().map(|(name, model)| (name.as_str(), model))
-    }
-
-    /// All versions that are served.
-    pub(crate) fn versions(&self) -> impl Iterator<Item = &Arc<Version>> {
-        self.models.values().flat_map(|model| model.versions.values())
-    }
-
-    /// Has every version settled, and is at least one ready?
-    pub(crate) fn is_ready(&self) -> bool {
-        let settled = self.versions().all(|version| version.settled.get().is_some());
-        settled && self.versions().any(|version| version.ready().is_ok())
-    }
-
-    /// The model of this name.
-    pub(crate) fn model(&self, name: &str) -> Result<&Model, Refusal> {
-        self.models.get(name).ok_or_else(|| {
-            let name = name.escape_debug();
-            Refusal::new(Reason::ModelNotFound, format!("no model \"{name}\" in the repository"))
-        })
-    }
-
-    /// A version of a model; without a number the highest that is ready (or else the highest).
-    pub(crate) fn version(
+    /// It is not there, can't be loaded, or too many wait for it already.
+    pub(crate) async fn acquire(
         &self,
-        name: &str,
-        number: Option<&str>,
-    ) -> Result<&Arc<Version>, Refusal> {
-        let model = self.model(name)?;
-        let mut newest_first = model.versions.values().rev();
-        let found = match number {
-            Some(number) => newest_first.find(|version| version.number == number),
-            None => newest_first
-                .find(|version| version.ready().is_ok())
-                .or_else(|| model.versions.values().next_back()),
-        };
-        found.ok_or_else(|| match (&model.failure, number) {
-            (Some(failure), _) => {
-                Refusal::new(Reason::ModelNotReady, format!("model \"{name}\": {failure}"))
+        model: &str,
+        version: Option<&str>,
+    ) -> Result<Arc<Version>, Refusal> {
+        match self.find(model, version)? {
+            Found::Ready(version) => Ok(self.touch(version)),
+            Found::OnDemand { number, demand, bound } => {
+                let _place = demand.enter(bound, model)?;
+                self.fetch(model, number, &demand).await
             }
-            (None, number) => Refusal::new(
-                Reason::ModelNotFound,
-                format!(
-                    "no version \"{}\" of model \"{name}\" is served, only {}",
-                    number.unwrap_or_default().escape_debug(),
-                    model
-                        .versions
-                        .values()
-                        .map(|v| v.number.as_str())
-                        .collect::<Vec<_>>()
-                        .join(", ")
-                ),
-            ),
+        }
+    }
+
+    /// Like [`Repository::acquire`], but `None` if it would have to be loaded first.
+    ///
+    /// # Errors
+    /// It is not there, or can't be loaded.
+    pub(crate) fn ready(
+        &self,
+        model: &str,
+        version: Option<&str>,
+    ) -> Result<Option<Arc<Version>>, Refusal> {
+        match self.find(model, version)? {
+            Found::Ready(version) => Ok(Some(version)),
+            Found::OnDemand { .. } => Ok(None),
+        }
+    }
+
+    /// Puts a wish in the loader's line.
+    ///
+    /// # Errors
+    /// The line is full, or the worker is ending.
+    pub(crate) fn ask(&self, command: Command) -> Result<(), Refusal> {
+        self.commands.try_send(command).map_err(|error| match error {
+            TrySendError::Full(_) => {
+                let text = format!("{MAX_COMMANDS} requests to load or unload wait already");
+                Refusal::new(Reason::QueueFull, text)
+            }
+            TrySendError::Disconnected(_) => {
+                Refusal::new(Reason::Draining, "the worker is on its way out")
+            }
         })
     }
-}
 
-impl Version {
-    /// The engine, once it is loaded and warmed.
-    pub(crate) fn ready(&self) -> Result<&engine::Model, Refusal> {
-        let state = match self.settled.get() {
-            Some(Ok(engine)) => return Ok(engine),
-            Some(Err(failure)) => failure.as_str(),
-            None => "still loading",
+    /// The loader's alone: puts something else in place of what is served.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Served)) {
+        let mut served = Served::clone(&self.served.load());
+        change(&mut served);
+        self.served.store(Arc::new(served));
+        self.changed.send_replace(());
+    }
+
+    /// Accounts for a model in memory.
+    pub(crate) fn hold(&self, bytes: u64) -> MemoryShare {
+        self.memory.fetch_add(bytes, Relaxed);
+        MemoryShare { total: Arc::clone(&self.memory), bytes }
+    }
+
+    /// Bytes of all models in memory.
+    pub(crate) fn memory(&self) -> u64 {
+        self.memory.load(Relaxed)
+    }
+
+    /// Notes that the version is used now, for the choice of what to unload.
+    pub(crate) fn touch(&self, version: Arc<Version>) -> Arc<Version> {
+        let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
+        // Written at most once a millisecond: all executors share this line of the cache.
+        if version.used.load(Relaxed) != now {
+            version.used.store(now, Relaxed);
+        }
+        version
+    }
+
+    fn find(&self, name: &str, version: Option<&str>) -> Result<Found, Refusal> {
+        let served = self.served.load();
+        let Some(model) = served.get(name) else {
+            let name = name.escape_debug();
+            let text = format!("no model \"{name}\" in the repository");
+            return Err(Refusal::new(Reason::ModelNotFound, text));
         };
-        let (model, number) = (&self.model, &self.number);
-        let text = format!("model \"{model}\" version {number} is not ready: {state}");
+        let found = match version {
+            Some(wanted) => model.named(wanted),
+            None => model.newest(),
+        };
+        let Some((&number, entry)) = found else { return Err(model.without(name, version)) };
+        let not_ready = |state: &str| {
+            let text = format!("model \"{name}\" version {number} is not ready: {state}");
+            Err(Refusal::new(Reason::ModelNotReady, text))
+        };
+        match &entry.state {
+            State::Ready(version) => Ok(Found::Ready(Arc::clone(version))),
+            State::OnDemand => {
+                let bound = model.config.queue.unwrap_or(self.queue);
+                let demand = Arc::clone(&entry.demand);
+                Ok(Found::OnDemand { number, demand, bound })
+            }
+            State::Loading => not_ready("still loading"),
+            State::Failed => not_ready(entry.failure.as_deref().unwrap_or("it can't be loaded")),
+            State::Unloaded(_) => not_ready("unloaded"),
+        }
+    }
+
+    /// Waits until the loader has loaded the version, or has failed to.
+    async fn fetch(
+        &self,
+        model: &str,
+        number: u64,
+        demand: &Demand,
+    ) -> Result<Arc<Version>, Refusal> {
+        let text = number.to_string();
+        let mut changed = self.changed.subscribe();
+        for _ in 0..MAX_FETCHES {
+            let attempts = demand.attempts.load(Relaxed);
+            if !demand.asked.swap(true, Relaxed) {
+                let asked = self.ask(Command::Fetch { model: model.to_owned(), number });
+                asked.inspect_err(|_| demand.asked.store(false, Relaxed))?;
+            }
+            loop {
+                changed.mark_unchanged();
+                if let Found::Ready(version) = self.find(model, Some(&text))? {
+                    return Ok(self.touch(version));
+                }
+                if demand.attempts.load(Relaxed) > attempts {
+                    break;
+                }
+                drop(changed.changed().await);
+            }
+            let served = self.served.load();
+            let entry = served.get(model).and_then(|model| model.versions.get(&number));
+            if let Some(why) = entry.and_then(|entry| entry.failure.as_deref()) {
+                let text = format!("model \"{model}\" version {number} is not ready: {why}");
+                return Err(Refusal::new(Reason::ModelNotReady, text));
+            }
+            // It was unloaded again before this task ran.
+        }
+        let text = format!("model \"{model}\" version {number}: others take its memory at once");
         Err(Refusal::new(Reason::ModelNotReady, text))
     }
 }
 
+enum Found {
+    Ready(Arc<Version>),
+    OnDemand { number: u64, demand: Arc<Demand>, bound: usize },
+}
+
+impl State {
+    /// Is it in memory, or can it be?
+    pub(crate) fn can_answer(&self) -> bool {
+        matches!(self, Self::Ready(_) | Self::OnDemand)
+    }
+}
+
+impl Entry {
+    pub(crate) fn new(state: State) -> Self {
+        Self { state, failure: None, weight: None, demand: Arc::default() }
+    }
+
+    /// The version, if it is in memory and served.
+    pub(crate) fn version(&self) -> Option<&Arc<Version>> {
+        if let State::Ready(version) = &self.state { Some(version) } else { None }
+    }
+}
+
 impl Model {
-    fn scan(root: &Path, name: &str, line: LineId, metrics: &Metrics) -> Self {
-        let read = Self::config(root, name)
-            .and_then(|config| Ok((Self::numbers(root, name, &config.versions)?, config)));
-        let (numbers, config, failure) = match read {
-            Ok((numbers, config)) => (numbers, config, None),
-            Err(failure) => {
-                tracing::error!(model = name, failure, "model can't be served");
-                (Vec::new(), ModelConfig::default(), Some(failure))
+    /// The version of this number or label.
+    fn named(&self, wanted: &str) -> Option<(&u64, &Entry)> {
+        let by_label = self.config.labels.get(wanted).copied();
+        // As it is written: "01" names no version.
+        let by_number = || wanted.parse().ok().filter(|n: &u64| n.to_string() == wanted);
+        self.versions.get_key_value(&by_label.or_else(by_number)?)
+    }
+
+    /// The newest version that can answer, or else the newest.
+    fn newest(&self) -> Option<(&u64, &Entry)> {
+        let mut newest_first = self.versions.iter().rev();
+        let answers = newest_first.find(|(_, entry)| entry.state.can_answer());
+        answers.or_else(|| self.versions.last_key_value())
+    }
+
+    fn without(&self, name: &str, version: Option<&str>) -> Refusal {
+        match (&self.failure, version) {
+            (Some(failure), _) if self.versions.is_empty() => {
+                Refusal::new(Reason::ModelNotReady, format!("model \"{name}\": {failure}"))
             }
-        };
-        let config = Arc::new(config);
-        let version = |number: u64| {
-            let text = number.to_string();
-            let version = Version {
-                model: name.to_owned(),
-                path: root.join(name).join(&text).join("model.onnx"),
-                config: Arc::clone(&config),
-                line,
-                settled: OnceLock::new(),
-                answered: metrics.inferences(name, &text, "ok"),
-                queue_seconds: metrics.histogram(metric::QUEUE_SECONDS, name),
-                execute_seconds: metrics.histogram(metric::EXECUTE_SECONDS, name),
-                number: text,
-            };
-            // A bad path settles the version before it is ever loaded.
-            if let Err(failure) = inside(root, &version.path) {
-                tracing::error!(model = name, version = number, failure, "model can't be served");
-                drop(version.settled.set(Err(failure)));
+            (_, version) => {
+                let served: Vec<_> = self.versions.keys().map(u64::to_string).collect();
+                let text = format!(
+                    "no version \"{}\" of model \"{name}\" is served, only {}",
+                    version.unwrap_or_default().escape_debug(),
+                    served.join(", ")
+                );
+                Refusal::new(Reason::ModelNotFound, text)
             }
-            (number, Arc::new(version))
-        };
-        let versions = numbers.into_iter().map(version).collect();
-        Self { config, line, versions, failure }
-    }
-
-    fn config(root: &Path, name: &str) -> Result<ModelConfig, String> {
-        let path = root.join(name).join("model.toml");
-        if !path.exists() {
-            return Ok(ModelConfig::default());
         }
-        inside(root, &path)?;
-        let failed = |error: &dyn std::fmt::Display| format!("model.toml: {error}");
-        let size = std::fs::metadata(&path).map_err(|error| failed(&error))?.len();
-        if size > MAX_CONFIG {
-            return Err(failed(&format_args!("expected at most {MAX_CONFIG} bytes, found {size}")));
-        }
-        let text = std::fs::read_to_string(&path).map_err(|error| failed(&error))?;
-        ModelConfig::parse(&text).map_err(|error| failed(&error))
-    }
-
-    /// The numbers that are there and wanted; at least one.
-    fn numbers(root: &Path, name: &str, wanted: &Versions) -> Result<Vec<u64>, String> {
-        let names = entries(&root.join(name)).map_err(|error| error.to_string())?;
-        let mut found: Vec<u64> = names.iter().filter_map(|name| number(name)).collect();
-        found.sort_unstable();
-        if let Versions::Only(wanted) = wanted
-            && let Some(missing) = wanted.iter().find(|number| !found.contains(number))
-        {
-            return Err(format!("expected version {missing}, found only {found:?}"));
-        }
-        match wanted {
-            Versions::Latest => found.drain(..found.len().saturating_sub(1)).for_each(drop),
-            Versions::All => {}
-            Versions::Only(wanted) => found.retain(|number| wanted.contains(number)),
-        }
-        if found.is_empty() {
-            return Err("expected a directory such as 1/ with a model.onnx, found none".to_owned());
-        }
-        Ok(found)
     }
 }
 
-/// Names in a directory, sorted; hidden ones and those that are not UTF-8 are passed over.
-fn entries(path: &Path) -> io::Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(path)? {
-        let Ok(name) = entry?.file_name().into_string() else { continue };
-        if name.starts_with('.') {
-            continue;
-        }
-        if names.len() == MAX_ENTRIES {
-            let text = format!("expected at most {MAX_ENTRIES} entries in {}", path.display());
-            return Err(io::Error::other(text));
-        }
-        names.push(name);
+impl Demand {
+    /// An attempt has ended, one way or the other: the next request may ask again.
+    pub(crate) fn attempted(&self) {
+        self.asked.store(false, Relaxed);
+        self.attempts.fetch_add(1, Relaxed);
     }
-    names.sort_unstable();
-    Ok(names)
+
+    /// Takes one of the places of those who wait, as many as may wait for the model in the queue.
+    fn enter(&self, bound: usize, model: &str) -> Result<Place<'_>, Refusal> {
+        let place = Place(self);
+        let waiting = self.waiting.fetch_add(1, Relaxed);
+        if waiting < bound {
+            return Ok(place);
+        }
+        let text = format!("model \"{model}\": {waiting} requests wait for it to load");
+        Err(Refusal::new(Reason::QueueFull, text))
+    }
 }
 
-fn is_name(name: &str) -> bool {
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    name.len() <= MAX_NAME && name.chars().all(fits)
+struct Place<'a>(&'a Demand);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Relaxed);
+    }
 }
 
-/// A version as Triton writes it: digits without leading zeros, from 1.
-fn number(name: &str) -> Option<u64> {
-    let digits = name.bytes().all(|b| b.is_ascii_digit()) && !name.starts_with('0');
-    if digits { name.parse().ok() } else { None }
-}
+impl Version {
+    pub(crate) fn new(
+        (model, number): (&str, u64),
+        (config, line): (Arc<ModelConfig>, Arc<OpenLine<Job>>),
+        (engine, digest): (engine::Model, String),
+        memory: MemoryShare,
+        metrics: &Metrics,
+    ) -> Self {
+        let number = number.to_string();
+        Self {
+            config,
+            line,
+            engine,
+            digest,
+            memory,
+            answered: metrics.inferences(model, &number, "ok"),
+            queue_seconds: metrics.histogram(metric::QUEUE_SECONDS, model),
+            execute_seconds: metrics.histogram(metric::EXECUTE_SECONDS, model),
+            used: AtomicU64::new(0),
+            model: model.to_owned(),
+            number,
+        }
+    }
 
-/// Refuses what lies outside `root` once all links are followed.
-fn inside(root: &Path, path: &Path) -> Result<(), String> {
-    let short = path.strip_prefix(root).unwrap_or(path).display();
-    match path.canonicalize() {
-        Ok(real) if real.starts_with(root) => Ok(()),
-        Ok(_) => Err(format!("{short} leads out of the repository")),
-        Err(error) => Err(format!("{short}: {error}")),
+    /// Milliseconds from the repository's birth to the last use.
+    pub(crate) fn used(&self) -> u64 {
+        self.used.load(Relaxed)
     }
 }

@@ -73,7 +73,7 @@ fn parse(
     version: &Version,
 ) -> Result<InferRequest, Refusal> {
     match json_len {
-        Some(0) => check::raw_request(version.ready()?, body),
+        Some(0) => check::raw_request(&version.engine, body),
         _ => Ok(InferRequest::parse(body, json_len)?),
     }
 }

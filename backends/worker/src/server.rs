@@ -2,9 +2,11 @@
 
 use crate::app::{App, router};
 use crate::config::Options;
+use crate::disk::Disk;
+use crate::executor;
 use crate::lifecycle::{Lifecycle, Phase};
+use crate::loader::{Command, Loader};
 use crate::report::cpu_time;
-use crate::{executor, loader};
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -79,14 +81,17 @@ impl Worker {
     /// The repository can't be read, the address is taken, or threads are not to be had.
     pub async fn start(options: Options) -> Result<Self, StartError> {
         let path = options.models.clone();
-        let app = App::new(options).map_err(|error| StartError::Repository { path, error })?;
+        let unreadable = |error| StartError::Repository { path: path.clone(), error };
+        let disk = Disk::new(&options.models, options.max_model).map_err(unreadable)?;
+        let (app, commands) = App::new(options);
         let app = Arc::new(app);
+        let loader = Loader::new(Arc::clone(&app), disk).map_err(unreadable)?;
         let address = app.options.listen;
         let listen = |error| StartError::Listen { address, error };
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         executor::start(&app).map_err(StartError::Threads)?;
-        loader::start(Arc::clone(&app)).map_err(StartError::Threads)?;
+        loader.start(commands).map_err(StartError::Threads)?;
         tracing::info!(%address, executors = app.options.executors, "listening");
         tokio::spawn(upkeep(Arc::clone(&app)));
         let (delay, timeout) = (app.options.drain_delay, app.options.drain_timeout);
@@ -107,11 +112,16 @@ impl Worker {
 
     /// Waits until every model has loaded or failed.
     pub async fn settled(&self) {
-        let mut rings = std::pin::pin!(self.app.settled.notified());
-        // Listen first, look then, or the ring in between is missed.
-        rings.as_mut().enable();
-        if !self.app.repository.versions().all(|version| version.settled.get().is_some()) {
-            rings.await;
+        self.app.repository.settled().await;
+    }
+
+    /// Asks for a look at the model repository: what has changed there is loaded.
+    pub fn rescan(&self) -> impl Fn() + Send + 'static {
+        let app = Arc::clone(&self.app);
+        move || {
+            if let Err(refusal) = app.repository.ask(Command::Scan) {
+                tracing::warn!(error = refusal.message, "no look at the model repository");
+            }
         }
     }
 
@@ -164,6 +174,8 @@ async fn serve(app: Arc<App>, listener: TcpListener) {
     }
     app.lifecycle.advance(Phase::Ended);
     app.queue.close();
+    // If its line is full it sees the phase after what it does now.
+    drop(app.repository.ask(Command::End));
 }
 
 async fn accept(

@@ -24,7 +24,7 @@ pub mod proxy {
     pub const ENDPOINT_QUEUE: &str = "forebay_endpoint_queue_depth";
     /// Counter: probes by `pool`, `endpoint`, `outcome`.
     pub const PROBES: &str = "forebay_probes_total";
-    /// Counter: load reports that were not believed, by `pool`, `origin`, `cause`.
+    /// Counter: load reports that were dropped as doubtful, by `pool`.
     pub const REPORTS_DROPPED: &str = "forebay_load_reports_dropped_total";
     /// Counter: configuration reloads by `outcome`.
     pub const RELOADS: &str = "forebay_reloads_total";
@@ -50,6 +50,15 @@ pub mod worker {
     pub const SLOTS: &str = "forebay_worker_slots";
     /// Gauge: 1 if the model is loaded and warmed, by `model`, `version`.
     pub const MODEL_READY: &str = "forebay_worker_model_ready";
+    /// Counter: attempts to load a version by `model`, `outcome` (`ok`, `failed`; `full`: no room).
+    pub const MODEL_LOADS: &str = "forebay_worker_model_loads_total";
+    /// Counter: versions taken out of service by `model`, `why` (`unloaded` on request, `replaced`,
+    /// `evicted` to make room, `gone` from disk).
+    pub const MODEL_UNLOADS: &str = "forebay_worker_model_unloads_total";
+    /// Gauge: bytes that a version takes in memory, measured at load, by `model`, `version`.
+    pub const MODEL_MEMORY: &str = "forebay_worker_model_memory_bytes";
+    /// Gauge: bytes that all models take, those included that only their last requests hold.
+    pub const MODELS_MEMORY: &str = "forebay_worker_models_memory_bytes";
     /// Gauge: seconds that loading and warming took, by `model`, `version`.
     pub const MODEL_LOAD_SECONDS: &str = "forebay_worker_model_load_duration_seconds";
 }

@@ -79,6 +79,8 @@ reasons! {
     ModelNotFound = "model_not_found", NOT_FOUND, NotFound, Caller, false;
     /// The path exists, but not with this method.
     MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED, Unimplemented, Caller, false;
+    /// The operator does not let callers do this.
+    Forbidden = "forbidden", FORBIDDEN, PermissionDenied, Caller, false;
     /// The body is longer than the limit, or inflates beyond it.
     BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, ResourceExhausted, Caller, false;
     /// More header bytes or fields than the limit.
@@ -102,6 +104,8 @@ reasons! {
     // --- the endpoint's
     /// The model is in the repository but not loaded and warmed (yet).
     ModelNotReady = "model_not_ready", SERVICE_UNAVAILABLE, Unavailable, Endpoint, true;
+    /// The model could not be loaded; what was served of it before still is.
+    LoadFailed = "load_failed", INTERNAL_SERVER_ERROR, Internal, Endpoint, false;
     /// The server is on its way out and takes nothing new.
     Draining = "draining", SERVICE_UNAVAILABLE, Unavailable, Endpoint, true;
     /// The engine failed on this request.

@@ -6,6 +6,7 @@
 mod bad_input;
 mod bodies;
 mod harness;
+mod live;
 mod load;
 mod models;
 mod process;

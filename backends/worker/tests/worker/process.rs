@@ -16,8 +16,12 @@ fn command() -> Command {
 }
 
 async fn spawn(arguments: &[&str]) -> (Child, SocketAddr) {
+    spawn_on(fixtures().to_str().unwrap(), arguments).await
+}
+
+async fn spawn_on(models: &str, arguments: &[&str]) -> (Child, SocketAddr) {
     let mut command = command();
-    command.args(["--listen", "127.0.0.1:0", "--models"]).arg(fixtures()).args(arguments);
+    command.args(["--listen", "127.0.0.1:0", "--models", models]).args(arguments);
     if arguments.contains(&"--stop-with-stdin") {
         command.stdin(Stdio::piped());
     }
@@ -120,6 +124,23 @@ async fn the_drain_timeout_ends_what_does_not_end() {
 async fn a_child_ends_with_its_parents_pipe() {
     let (mut child, _) = spawn(&["--stop-with-stdin", "--drain-delay", "0ms"]).await;
     drop(child.stdin.take());
+    assert_eq!(exit_code(&mut child).await, Some(0));
+}
+
+#[tokio::test]
+async fn sighup_loads_what_has_changed_in_the_repository() {
+    let scratch = Scratch::new("sighup");
+    scratch.write("m/1/model.onnx", Scratch::model("arith"));
+    let models = scratch.path().to_str().unwrap().to_owned();
+    let (mut child, address) = spawn_on(&models, &["--drain-delay", "0ms"]).await;
+    scratch.write("n/1/model.onnx", Scratch::model("arith"));
+    signal(&child, "-HUP").await;
+    eventually("the new model is ready", || async {
+        let sent = request(Method::GET, "/v2/models/n/ready", "");
+        try_send(address, sent).await.is_ok_and(|answer| answer.status == 200)
+    })
+    .await;
+    signal(&child, "-TERM").await;
     assert_eq!(exit_code(&mut child).await, Some(0));
 }
 

@@ -2,6 +2,7 @@
 
 use super::Datatype;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Answer to `GET /v2`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +30,9 @@ pub struct ModelMetadata {
     pub inputs: Vec<TensorMetadata>,
     /// Outputs in the model's order.
     pub outputs: Vec<TensorMetadata>,
+    /// What else there is to say: the content's digest, labels of versions.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub properties: BTreeMap<String, String>,
 }
 
 /// One input or output of a model.
