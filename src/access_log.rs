@@ -8,8 +8,8 @@ use crate::config::AccessLog;
 use forebay_protocol::metric;
 use serde::Serialize;
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
@@ -19,6 +19,9 @@ const QUEUE: usize = 16 * 1024;
 /// Time that lines gather before they are written: far below what anyone watches a log with, and
 /// the queue holds what comes meanwhile.
 const GATHER: Duration = Duration::from_millis(20);
+
+/// Bytes that gather before they are written in any case.
+const CHUNK: usize = 64 * 1024;
 
 /// One finished request. Times are microseconds, sizes bytes.
 #[derive(Debug, Serialize)]
@@ -90,8 +93,8 @@ impl AccessLogger {
     pub fn start(target: &AccessLog) -> io::Result<Self> {
         let mut sink = match target {
             AccessLog::Off => return Ok(Self { commands: None, writer: None.into() }),
-            AccessLog::Stdout => Sink::Stdout(BufWriter::new(io::stdout())),
-            AccessLog::File(path) => Sink::File(open(path)?, path.clone()),
+            AccessLog::Stdout => Sink::new(Target::Stdout),
+            AccessLog::File(path) => Sink::new(Target::File(open(path)?, path.clone())),
         };
         let (commands, queue) = sync_channel(QUEUE);
         let run = move || write_lines(&queue, &mut sink);
@@ -135,7 +138,7 @@ impl AccessLogger {
         if let Some(commands) = &self.commands
             && commands.try_send(command).is_err()
         {
-            dropped();
+            dropped(1);
         }
     }
 }
@@ -165,49 +168,81 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
-enum Sink {
-    Stdout(BufWriter<io::Stdout>),
-    File(BufWriter<File>, std::path::PathBuf),
+/// Where lines go, and those that gather for it.
+struct Sink {
+    target: Target,
+    /// Whole lines.
+    gathered: Vec<u8>,
+    /// Lines that could not be written, since this was last looked at.
+    lost: u64,
+    /// Whether anything was written since then.
+    wrote: bool,
+}
+
+enum Target {
+    Stdout,
+    File(File, PathBuf),
 }
 
 impl Sink {
-    fn write(&mut self, line: &[u8]) -> io::Result<()> {
-        match self {
-            Self::Stdout(out) => out.write_all(line),
-            Self::File(out, _) => out.write_all(line),
-        }
+    fn new(target: Target) -> Self {
+        Self { target, gathered: Vec::with_capacity(2 * CHUNK), lost: 0, wrote: false }
     }
 
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        self.gathered.extend_from_slice(line);
+        if self.gathered.len() < CHUNK { Ok(()) } else { self.flush() }
+    }
+
+    /// Writes what has gathered. If that fails, every line that is not there as a whole is lost,
+    /// and the next one begins on a line of its own.
     fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Stdout(out) => out.flush(),
-            Self::File(out, _) => out.flush(),
+        let mut written = 0;
+        let result = loop {
+            let rest = &self.gathered[written..];
+            if rest.is_empty() {
+                break Ok(());
+            }
+            let result = match &mut self.target {
+                Target::Stdout => io::stdout().write(rest),
+                Target::File(file, _) => file.write(rest),
+            };
+            match result {
+                Ok(0) => break Err(io::ErrorKind::WriteZero.into()),
+                Ok(more) => written += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => break Err(error),
+            }
+        };
+        self.lost += lines(&self.gathered[written..]);
+        self.wrote |= written > 0 && result.is_ok();
+        let torn = written > 0 && self.gathered[written - 1] != b'\n';
+        self.gathered.clear();
+        if torn {
+            self.gathered.push(b'\n');
+        }
+        // Standard output gathers too.
+        match &self.target {
+            Target::Stdout => result.and(io::stdout().flush()),
+            Target::File(..) => result,
         }
     }
 
     fn reopen(&mut self) -> io::Result<()> {
-        self.flush()?;
-        if let Self::File(out, path) = self {
-            *out = open(path)?;
+        let flushed = self.flush();
+        if let Target::File(file, path) = &mut self.target {
+            *file = open(path)?;
         }
-        Ok(())
-    }
-
-    /// After a failed write the buffer holds a torn line; start afresh without it.
-    fn reset(&mut self) {
-        match self {
-            Self::Stdout(out) => *out = BufWriter::new(io::stdout()),
-            Self::File(out, path) => {
-                let Ok(fresh) = open(path) else { return };
-                // Its buffer is discarded, not flushed: the disk refused it.
-                let (_, _) = std::mem::replace(out, fresh).into_parts();
-            }
-        }
+        flushed
     }
 }
 
-fn open(path: &Path) -> io::Result<BufWriter<File>> {
-    Ok(BufWriter::new(File::options().create(true).append(true).open(path)?))
+fn lines(bytes: &[u8]) -> u64 {
+    bytes.split(|byte| *byte == b'\n').map(|line| u64::from(!line.is_empty())).sum()
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    File::options().create(true).append(true).open(path)
 }
 
 fn write_lines(queue: &Receiver<Command>, sink: &mut Sink) {
@@ -237,31 +272,46 @@ fn write_lines(queue: &Receiver<Command>, sink: &mut Sink) {
     note(sink.flush(), &mut failing, sink);
 }
 
-/// Says once that writing fails, and once that it works again.
+/// Says once that writing fails, and once that it works again; counts what was lost.
 fn note(result: io::Result<()>, failing: &mut bool, sink: &mut Sink) {
+    dropped(std::mem::take(&mut sink.lost));
+    let wrote = std::mem::take(&mut sink.wrote);
     match result {
-        Ok(()) if *failing => {
-            *failing = false;
-            tracing::info!("the access log can be written again");
+        Ok(()) => {
+            if wrote && std::mem::replace(failing, false) {
+                tracing::info!("the access log can be written again");
+            }
         }
-        Ok(()) => {}
         Err(error) => {
-            dropped();
             if !std::mem::replace(failing, true) {
                 tracing::error!(%error, "the access log can't be written, lines are dropped");
             }
-            sink.reset();
         }
     }
 }
 
-fn dropped() {
-    metrics::counter!(metric::proxy::LOG_DROPPED).increment(1);
+fn dropped(lines: u64) {
+    if lines > 0 {
+        metrics::counter!(metric::proxy::LOG_DROPPED).increment(lines);
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
     use super::*;
+
+    #[test]
+    fn every_line_that_a_failed_flush_takes_with_it_is_counted() {
+        let full = Path::new("/dev/full");
+        let mut sink = Sink::new(Target::File(open(full).unwrap(), full.to_owned()));
+        for _ in 0..7 {
+            sink.write(b"{}\n").unwrap();
+        }
+        assert!(sink.flush().is_err());
+        assert_eq!((sink.lost, sink.gathered.len()), (7, 0));
+        assert!(sink.flush().is_ok() && !sink.wrote, "nothing is left to write");
+    }
 
     #[test]
     fn timestamps_are_right_over_leap_years() {

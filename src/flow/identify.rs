@@ -28,6 +28,8 @@ pub struct Identity {
     pub request_id: String,
     /// The `traceparent` to pass on: the caller's own or a new one.
     pub traceparent: String,
+    /// Whether a new trace begins here; the caller's `tracestate` speaks of another then.
+    pub begins_trace: bool,
     /// The time that the caller is willing to wait.
     pub deadline: Option<Duration>,
     /// Length of the body in bytes, if the request states it.
@@ -48,7 +50,9 @@ impl Identity {
         headers: &HeaderMap,
     ) -> Result<(), String> {
         self.request_id = request_id(headers.get(header::REQUEST_ID));
-        self.traceparent = traceparent(headers.get(header::TRACEPARENT));
+        let continued = traceparent(headers);
+        self.begins_trace = continued.is_none();
+        self.traceparent = continued.unwrap_or_else(new_trace);
         self.upgrade = headers.contains_key(http::header::UPGRADE);
         if version == Version::HTTP_11 && headers.get_all(http::header::HOST).iter().count() != 1 {
             return Err("expected one host header".to_owned());
@@ -77,8 +81,8 @@ fn request_id(value: Option<&HeaderValue>) -> String {
     kept.map_or_else(|| hex(fastrand::u128(1..), 32), str::to_owned)
 }
 
-/// `00-<trace id>-<parent id>-<flags>` as it came if it is valid, else the start of a new trace.
-fn traceparent(value: Option<&HeaderValue>) -> String {
+/// `00-<trace id>-<parent id>-<flags>` as it came, if it is valid and the only one.
+fn traceparent(headers: &HeaderMap) -> Option<String> {
     let valid = |text: &&str| {
         let hex = |part: &str| {
             part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
@@ -93,16 +97,14 @@ fn traceparent(value: Option<&HeaderValue>) -> String {
             && hex(&text[36..52])
             && text[53..].bytes().all(|b| b.is_ascii_hexdigit())
     };
-    value.and_then(|value| value.to_str().ok()).filter(valid).map_or_else(
-        || {
-            let (trace, parent) = (fastrand::u128(1..), fastrand::u64(1..));
-            let mut text = String::with_capacity(55);
-            // Writing to a string does not fail.
-            let _ = write!(text, "00-{trace:032x}-{parent:016x}-01");
-            text
-        },
-        str::to_owned,
-    )
+    let mut values = headers.get_all(header::TRACEPARENT).iter();
+    let only = values.next().filter(|_| values.next().is_none());
+    only.and_then(|value| value.to_str().ok()).filter(valid).map(str::to_owned)
+}
+
+fn new_trace() -> String {
+    let (trace, parent) = (fastrand::u128(1..), fastrand::u64(1..));
+    format!("00-{trace:032x}-{parent:016x}-01")
 }
 
 fn hex(number: u128, width: usize) -> String {
@@ -194,13 +196,13 @@ mod tests {
     fn a_trace_is_continued_or_started() {
         let given = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let identity = read("/", &[("traceparent", given)]).unwrap();
-        assert_eq!(identity.traceparent, given);
+        assert_eq!((identity.traceparent.as_str(), identity.begins_trace), (given, false));
         assert_eq!(identity.trace_id(), "4bf92f3577b34da6a3ce929d0e0e4736");
         let zeroes = format!("00-{}-{}-01", "0".repeat(32), "0".repeat(16));
         for bad in ["", "junk", zeroes.as_str()] {
             let made = read("/", &[("traceparent", bad)]).unwrap();
             assert_ne!(made.traceparent, bad);
-            assert_eq!(made.traceparent.len(), 55);
+            assert_eq!((made.traceparent.len(), made.begins_trace), (55, true));
         }
     }
 

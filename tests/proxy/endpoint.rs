@@ -106,11 +106,12 @@ async fn serve(
             Behaviour::OnePerConnection if on_this_connection > 1 => return None,
             Behaviour::Echo | Behaviour::OnePerConnection => {
                 let seen = format!(
-                    "x-seen-deadline: {}\r\nx-seen-trace: {}\r\nx-seen-secret: {}\r\nconnection: \
+                    "x-seen-deadline: {}\r\nx-seen-trace: {}\r\nx-seen-state: {}\r\nx-seen-secret: {}\r\nconnection: \
                      keep-alive, x-inner\r\nx-inner: 1\r\nendpoint-load-metrics: TEXT \
                      named_metrics.rif=3, named_metrics.slots=4, named_metrics.lat_at_rif_ms=5\r\n",
                     value(&head, "x-request-deadline"),
                     value(&head, "traceparent"),
+                    value(&head, "tracestate"),
                     value(&head, "x-secret"),
                 );
                 answer(&mut stream, "200 OK", &seen, &echo(&body)).await?;

@@ -10,7 +10,7 @@ pub const REQUEST_DEADLINE: HeaderName = HeaderName::from_static("x-request-dead
 pub const REQUEST_PRIORITY: HeaderName = HeaderName::from_static("x-request-priority");
 /// W3C trace context: <https://www.w3.org/TR/trace-context/>.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-/// W3C trace context, vendor part; passed on untouched.
+/// W3C trace context, vendor part; passed on untouched with the trace that it belongs to.
 pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Length in bytes of the JSON that stands before the tensors (OIP binary tensor extension).

@@ -42,6 +42,9 @@ fn prepare_request(head: &mut RequestHeader, request: &Request) -> pingora::Resu
     let identity = &request.identity;
     head.insert_header(header::REQUEST_ID, identity.request_id.as_str())?;
     head.insert_header(header::TRACEPARENT, identity.traceparent.as_str())?;
+    if identity.begins_trace {
+        head.remove_header(&header::TRACESTATE);
+    }
     if let Some(left) = request.time_left() {
         // Rounded up: a worker must not give up before the proxy does.
         let millis = left.as_millis().saturating_add(1).to_string();
