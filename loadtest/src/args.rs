@@ -6,7 +6,7 @@ use crate::compare::CompareArgs;
 use crate::distribution::Distribution;
 use crate::objective::Objective;
 use crate::plan::Plan;
-use crate::scenario::{Ask, Encoding, Header, Infer, Load, Phase, Request, Scenario, Shape};
+use crate::scenario::{Ask, Encoding, Header, Infer, Load, Phase, Request, Scenario, Shape, Sim};
 use crate::target::{Protocol, Target};
 use crate::tensor::Range;
 use crate::units::{Rate, Span};
@@ -62,6 +62,8 @@ Exit status:
 pub enum Command {
     /// Send requests, measure, report
     Run(Box<RunArgs>),
+    /// Simulate a fleet on a virtual clock, with the proxy's own routing core
+    Sim(SimArgs),
     /// Find the highest rate that meets the objectives
     Capacity(Box<CapacityArgs>),
     /// Is one run worse than another, or is it chance?
@@ -119,6 +121,58 @@ pub(crate) struct FileArgs {
     /// Write latencies as HdrHistogram does: *.hgrm the percentiles, anything else a log of intervals
     #[arg(long, value_name = "FILE")]
     pub(crate) hdr: Option<PathBuf>,
+}
+
+const SIM_EXAMPLES: &str = "\
+Examples:
+  One policy, its report as a live run has it:
+      forebay-load sim loadtest/scenarios/sim/tail75.toml --policy least_cost --json=a.json
+
+  All policies beside what other proxies do and what an oracle could do, as Markdown:
+      forebay-load sim loadtest/scenarios/sim/tail75.toml --table
+
+Exit status:
+  0  the objectives were met
+  1  an objective was missed
+  2  the command line or the scenario is wrong";
+
+/// Arguments of `sim`.
+#[derive(Debug, Args)]
+#[command(after_help = SIM_EXAMPLES)]
+pub struct SimArgs {
+    /// A scenario with [[fleet.endpoint]]
+    #[arg(value_name = "SCENARIO.toml")]
+    pub scenario: PathBuf,
+
+    /// Who balances [default: the scenario's, or least_cost]
+    #[arg(long, value_name = "NAME", conflicts_with = "table")]
+    pub policy: Option<String>,
+
+    /// Compare policies, as a Markdown table
+    #[arg(long)]
+    pub table: bool,
+
+    /// The rows of the table [default: the scenario's, or all]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', requires = "table")]
+    pub policies: Vec<String>,
+
+    /// Everything random follows from it [default: the scenario's, or 1]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+
+    /// Write the report as JSON, to standard output if no file is named
+    #[arg(
+        long, value_name = "FILE", num_args = 0..=1, require_equals = true,
+        default_missing_value = "-", conflicts_with = "table"
+    )]
+    pub json: Option<PathBuf>,
+
+    /// Say nothing of the simulation's own speed
+    #[arg(long, short)]
+    pub quiet: bool,
+
+    #[command(flatten)]
+    pub(crate) files: FileArgs,
 }
 
 /// Arguments of `report`.
@@ -433,6 +487,8 @@ fn described(target: &str, request: &RequestArgs, load: Load) -> anyhow::Result<
         objectives: Vec::new(),
         load,
         requests: vec![request.described(target)?],
+        fleet: Vec::new(),
+        sim: Sim::default(),
         base: PathBuf::new(),
     })
 }

@@ -1,13 +1,13 @@
 //! The command line: what can be asked for, what is printed, with which status the program ends.
 
-use crate::args::{Cli, Command, FileArgs, ReportArgs, RunArgs};
+use crate::args::{Cli, Command, FileArgs, ReportArgs, RunArgs, SimArgs};
 use crate::capacity::{self, CapacityArgs, CapacityError, End};
 use crate::compare::{self, CompareArgs, Comparison, Verdict};
 use crate::plan::Plan;
 use crate::report::Report;
 use crate::run::{self, Options};
 use crate::table::{self, Style};
-use crate::{hdr, html};
+use crate::{hdr, html, sim};
 use anyhow::Context as _;
 use clap::Parser as _;
 use std::ffi::OsString;
@@ -37,6 +37,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let status = match cli.command {
         Command::Run(args) => run(&args),
         Command::Capacity(args) => capacity(&args),
+        Command::Sim(args) => simulate(&args),
         Command::Compare(args) => compare(&args),
         Command::Report(args) => report(&args),
         Command::Backend(args) => crate::synthetic::serve(&args).map(|()| OK).map_err(Fault::Run),
@@ -75,6 +76,32 @@ fn run(args: &RunArgs) -> Result<u8, Fault> {
         (true, false) => MISSED,
         (true, true) => OK,
     })
+}
+
+fn simulate(args: &SimArgs) -> Result<u8, Fault> {
+    let setting = sim::setting(args).map_err(|error| Fault::Usage(error.into()))?;
+    let start = std::time::Instant::now();
+    let say = |requests, events| {
+        if !args.quiet {
+            let line = sim::table::speed(requests, events, start.elapsed());
+            let _ = writeln!(std::io::stderr(), "{line}");
+        }
+    };
+    if args.table {
+        let rows = sim::table::rows(&setting);
+        let sum = |of: fn(&sim::Found) -> u64| rows.iter().map(|row| of(&row.found)).sum();
+        say(sum(|found| found.record.total() + found.record.warm_up), sum(|found| found.events));
+        let table = sim::table::render(&setting, &rows);
+        std::io::stdout().write_all(table.as_bytes()).map_err(|error| Fault::Run(error.into()))?;
+        return Ok(OK);
+    }
+    let found = sim::engine::run(&setting, setting.policy);
+    say(found.record.total() + found.record.warm_up, found.events);
+    let report = sim::report(&setting, setting.policy, &found);
+    print(args.json.as_deref(), &report, |style| table::render(&report, style))
+        .map_err(Fault::Run)?;
+    write_files(&args.files, &report).map_err(Fault::Run)?;
+    Ok(if report.met() { OK } else { MISSED })
 }
 
 fn report(args: &ReportArgs) -> Result<u8, Fault> {

@@ -1,8 +1,9 @@
 //! Inference requests made up from a model's metadata.
 
 use crate::link::{Answer, Outgoing};
+use crate::mix::mix;
 use crate::plan::Plan;
-use crate::request::{RequestError, Size, mix, take_room};
+use crate::request::{RequestError, Size, take_room};
 use crate::scenario::{Encoding, Infer, Shape};
 use crate::target::{Protocol, Target};
 use crate::tensor::{Data, Datatype, MAX_ELEMENTS, Range};

@@ -12,6 +12,7 @@
 //! | [`cli`], [`args`] | the command line; flags become a [`scenario`] |
 //! | [`scenario`] | what an operator writes: TOML or flags |
 //! | [`plan`] | what runs: parsed and checked once; [`arrivals`], [`replay`], [`objective`], [`target`] |
+//! | [`mix`] | which request comes when |
 //! | [`request`] | all bodies, made before the clock starts; [`infer`] from a model's metadata, [`tensor`] |
 //! | [`run`] | threads, progress line, Ctrl-C |
 //! | [`engine`] | lanes and the clock that feeds them; `lane` carries one request at a time, [`pace`] wakes it, [`link`] is a connection |
@@ -20,6 +21,7 @@
 //! | [`report`], [`buckets`], [`table`], [`progress`], [`html`], [`hdr`] | what comes out |
 //! | [`capacity`] | many runs: how much can it take? |
 //! | [`compare`] | is one run worse than another? |
+//! | [`sim`] | the same on a virtual clock, with the proxy's routing core |
 //! | [`synthetic`] | a backend with known service times, to measure against |
 //!
 //! It needs Linux: its clock is a timerfd.
@@ -38,6 +40,7 @@ pub mod html;
 pub mod infer;
 mod lane;
 pub mod link;
+pub mod mix;
 pub mod objective;
 pub mod pace;
 pub mod plan;
@@ -48,6 +51,7 @@ pub mod report;
 pub mod request;
 pub mod run;
 pub mod scenario;
+pub mod sim;
 pub mod synthetic;
 pub mod table;
 pub mod target;

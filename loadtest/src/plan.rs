@@ -114,6 +114,18 @@ impl Plan {
     /// The first thing that is wrong.
     pub fn new(scenario: Scenario) -> Result<Self, PlanError> {
         let target = Target::parse(scenario.target.as_deref().ok_or(PlanError::NoTarget)?)?;
+        Self::towards(target, scenario)
+    }
+
+    /// The same for a run that sends nothing: it needs no target.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn simulated(scenario: Scenario) -> Result<Self, PlanError> {
+        Self::towards(Target::nowhere(), scenario)
+    }
+
+    fn towards(target: Target, scenario: Scenario) -> Result<Self, PlanError> {
         let warm_up = scenario.warm_up.map_or(DEFAULT_WARM_UP, |span| span.0);
         let timeout = scenario.timeout.map_or(DEFAULT_TIMEOUT, |span| span.0);
         positive("timeout", Span(timeout))?;

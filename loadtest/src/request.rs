@@ -5,9 +5,9 @@
 //! its index and the seed alone, so that every balancer under comparison gets the same sequence.
 
 use crate::check::Check;
-use crate::distribution::Distribution;
 use crate::infer::{self, InferError};
 use crate::link::Outgoing;
+use crate::mix::{Mix, Weights};
 use crate::plan::Plan;
 use crate::scenario::{Ask, Infer, Request};
 use bytes::Bytes;
@@ -15,7 +15,6 @@ use forebay_protocol::header::{REQUEST_DEADLINE, REQUEST_PRIORITY};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use http_body_util::Full;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Most bytes of bodies that are held ready.
@@ -27,9 +26,7 @@ pub const SERVICE_DEMAND: HeaderName = HeaderName::from_static("x-service-demand
 #[derive(Debug)]
 pub struct Corpus {
     kinds: Vec<Kind>,
-    weights: Weights,
-    seed: u64,
-    recorded: Arc<[Option<u32>]>,
+    mix: Mix,
 }
 
 /// One kind of request, ready to send.
@@ -44,7 +41,6 @@ pub struct Kind {
     sizes: Vec<Size>,
     size_weights: Weights,
     popularity: Option<Weights>,
-    demand: Option<Distribution>,
 }
 
 /// The bodies of one batch size, and the headers that go with them.
@@ -117,26 +113,19 @@ impl Corpus {
         for request in &plan.requests {
             kinds.push(kind(plan, request, &mut room).await?);
         }
-        let weights = Weights::new(plan.requests.iter().map(|request| request.weight));
-        Ok(Self { kinds, weights, seed: plan.seed, recorded: Arc::clone(&plan.recorded) })
+        Ok(Self { kinds, mix: Mix::new(plan) })
     }
 
     /// The request with this index: always the same for the same seed.
     pub fn draw(&self, index: u64) -> Draw<'_> {
-        let mut rng = fastrand::Rng::with_seed(mix(self.seed ^ mix(index)));
-        let recorded = usize::try_from(index).ok().and_then(|index| self.recorded.get(index));
-        let kind = match recorded {
-            Some(Some(kind)) => *kind as usize,
-            _ => self.weights.draw(&mut rng),
-        };
-        let kind = &self.kinds[kind];
-        let size = &kind.sizes[kind.size_weights.draw(&mut rng)];
+        let mut drawn = self.mix.draw(index);
+        let kind = &self.kinds[drawn.kind];
+        let size = &kind.sizes[kind.size_weights.draw(&mut drawn.rng)];
         let body = match &kind.popularity {
-            Some(popularity) => popularity.draw(&mut rng),
-            None => rng.usize(..size.bodies.len()),
+            Some(popularity) => popularity.draw(&mut drawn.rng),
+            None => drawn.rng.usize(..size.bodies.len()),
         };
-        let demand = kind.demand.map(|demand| demand.draw(&mut rng));
-        Draw { kind, size, body: &size.bodies[body], demand }
+        Draw { kind, size, body: &size.bodies[body], demand: drawn.demand }
     }
 
     /// The kinds of requests, in the order of the scenario.
@@ -172,37 +161,6 @@ impl Draw<'_> {
     }
 }
 
-/// Draws an index with a probability that is proportional to its weight.
-#[derive(Debug, Clone)]
-struct Weights {
-    /// Running sums; empty if there is nothing to choose.
-    sums: Vec<f64>,
-}
-
-impl Weights {
-    fn new(weights: impl Iterator<Item = f64>) -> Self {
-        let mut sum = 0.0;
-        let sums: Vec<f64> = weights
-            .map(|weight| {
-                sum += weight;
-                sum
-            })
-            .collect();
-        Self { sums: if sums.len() > 1 { sums } else { Vec::new() } }
-    }
-
-    /// Popularity by Zipf's law: the n-th of `count` has the weight 1/n^exponent.
-    fn zipf(count: usize, exponent: f64) -> Self {
-        Self::new((1..=count).map(|rank| crate::units::float(rank as u64).powf(-exponent)))
-    }
-
-    fn draw(&self, rng: &mut fastrand::Rng) -> usize {
-        let Some(total) = self.sums.last() else { return 0 };
-        let point = rng.f64() * total;
-        self.sums.partition_point(|sum| *sum <= point).min(self.sums.len() - 1)
-    }
-}
-
 async fn kind(plan: &Plan, request: &Request, room: &mut u64) -> Result<Kind, RequestError> {
     let base = headers(plan, request)?;
     let mut kind = Kind {
@@ -213,7 +171,6 @@ async fn kind(plan: &Plan, request: &Request, room: &mut u64) -> Result<Kind, Re
         sizes: Vec::new(),
         size_weights: Weights::new(std::iter::empty()),
         popularity: None,
-        demand: request.demand,
     };
     let path = match &request.ask {
         Ask::Http { method, path, body } => {
@@ -320,39 +277,4 @@ fn read(path: &Path, room: &mut u64) -> Result<Bytes, RequestError> {
 pub(crate) fn take_room(bytes: u64, room: &mut u64) -> Result<(), RequestError> {
     *room = room.checked_sub(bytes).ok_or(RequestError::TooLarge(MAX_CORPUS - *room + bytes))?;
     Ok(())
-}
-
-/// Spreads consecutive numbers over all 64 bits (the finaliser of `SplitMix64`).
-pub fn mix(value: u64) -> u64 {
-    let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn weights_are_kept_and_one_choice_needs_none() {
-        let mut rng = fastrand::Rng::with_seed(3);
-        let weights = Weights::new([1.0, 0.0, 3.0].into_iter());
-        let mut counts = [0_u32; 3];
-        for _ in 0..40_000 {
-            counts[weights.draw(&mut rng)] += 1;
-        }
-        assert_eq!(counts[1], 0);
-        assert!((9_500..10_500).contains(&counts[0]), "{counts:?}, seed 3");
-        assert_eq!(Weights::new([5.0].into_iter()).draw(&mut rng), 0);
-    }
-
-    #[test]
-    fn the_first_rank_is_as_popular_as_zipfs_law_says() {
-        let mut rng = fastrand::Rng::with_seed(4);
-        let weights = Weights::zipf(1000, 1.0);
-        let first = (0..100_000).filter(|_| weights.draw(&mut rng) == 0).count();
-        // 1 / H(1000) = 0.1336
-        assert!((12_900..13_800).contains(&first), "{first}, seed 4");
-    }
 }

@@ -77,6 +77,15 @@ impl Target {
         Ok(Self { authority: authority.to_string(), address, path })
     }
 
+    /// No target, for what sends nothing.
+    pub fn nowhere() -> Self {
+        Self {
+            authority: "nowhere".to_owned(),
+            address: (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
+            path: PathAndQuery::from_static("/"),
+        }
+    }
+
     /// The target's path without a slash at the end, to put an API's path behind.
     pub fn base(&self) -> &str {
         self.path.path().trim_end_matches('/')

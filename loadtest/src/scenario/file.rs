@@ -1,5 +1,6 @@
 //! Reading a scenario file: all that is wrong with it at once, with line and column.
 
+use super::fleet;
 use super::{Ask, Encoding, Header, Infer, Load, Phase, Request, Scenario, Shape};
 use crate::arrivals::Spacing;
 use crate::distribution::Distribution;
@@ -97,6 +98,8 @@ fn top(table: &Table<'_, '_>) -> Scenario {
         objectives: table.get("objectives").unwrap_or_default(),
         load: load(table),
         requests,
+        fleet: fleet::groups(table),
+        sim: fleet::sim(table),
         base: PathBuf::new(),
     }
 }
@@ -190,7 +193,7 @@ fn infer(table: &Table<'_, '_>) -> Infer {
 /// Stands for a span that is missing, which has been noted.
 const SECOND: Span = Span(Duration::from_secs(1));
 
-fn required<T: FromToml>(table: &Table<'_, '_>, key: &str, instead: T) -> T {
+pub(super) fn required<T: FromToml>(table: &Table<'_, '_>, key: &str, instead: T) -> T {
     table.required(key).unwrap_or(instead)
 }
 

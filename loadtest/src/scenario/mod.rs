@@ -5,8 +5,10 @@
 //! can be written down.
 
 mod file;
+mod fleet;
 
 pub use file::{ScenarioError, parse};
+pub use fleet::{Group, Reports, Sim};
 
 use crate::arrivals::Spacing;
 use crate::distribution::Distribution;
@@ -45,6 +47,10 @@ pub struct Scenario {
     pub load: Load,
     /// What requests are made of.
     pub requests: Vec<Request>,
+    /// The endpoints of a simulation.
+    pub fleet: Vec<Group>,
+    /// The proxies of a simulation.
+    pub sim: Sim,
     /// Directory to which paths in the scenario are relative.
     pub base: PathBuf,
 }

@@ -7,3 +7,4 @@ mod compare;
 mod files;
 mod harness;
 mod run;
+mod sim;

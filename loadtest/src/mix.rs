@@ -1,0 +1,127 @@
+//! Which request comes when: the mix of a scenario, drawn by index.
+//!
+//! Two balancers can only be compared over the very same requests. So the kind of a request and the
+//! work that it brings follow from the seed and the request's index alone: not from what was answered
+//! before, nor from whether the run is live or simulated.
+
+use crate::distribution::Distribution;
+use crate::plan::Plan;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The requests of a run.
+#[derive(Debug, Clone)]
+pub struct Mix {
+    weights: Weights,
+    demands: Vec<Option<Distribution>>,
+    seed: u64,
+    recorded: Arc<[Option<u32>]>,
+}
+
+/// One request of the mix.
+#[derive(Debug, Clone)]
+pub struct Drawn {
+    /// Its kind, by the position in the scenario.
+    pub kind: usize,
+    /// The service time that it asks for, in whole microseconds as on the wire.
+    pub demand: Option<Duration>,
+    /// Whatever else is left to chance follows from here.
+    pub rng: fastrand::Rng,
+}
+
+impl Mix {
+    /// The mix that `plan` describes.
+    pub fn new(plan: &Plan) -> Self {
+        Self {
+            weights: Weights::new(plan.requests.iter().map(|request| request.weight)),
+            demands: plan.requests.iter().map(|request| request.demand).collect(),
+            seed: plan.seed,
+            recorded: Arc::clone(&plan.recorded),
+        }
+    }
+
+    /// The request with this index: always the same for the same seed.
+    pub fn draw(&self, index: u64) -> Drawn {
+        let mut rng = fastrand::Rng::with_seed(mix(self.seed ^ mix(index)));
+        let recorded = usize::try_from(index).ok().and_then(|index| self.recorded.get(index));
+        let kind = match recorded {
+            Some(Some(kind)) => *kind as usize,
+            _ => self.weights.draw(&mut rng),
+        };
+        let demand = self.demands.get(kind).copied().flatten();
+        let demand = demand.map(|demand| whole_micros(demand.draw(&mut rng)));
+        Drawn { kind, demand, rng }
+    }
+}
+
+fn whole_micros(demand: Duration) -> Duration {
+    Duration::from_micros(u64::try_from(demand.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// Draws an index with a probability that is proportional to its weight.
+#[derive(Debug, Clone)]
+pub(crate) struct Weights {
+    /// Running sums; empty if there is nothing to choose.
+    sums: Vec<f64>,
+}
+
+impl Weights {
+    /// Weights of 0 or more, in order.
+    pub(crate) fn new(weights: impl Iterator<Item = f64>) -> Self {
+        let mut sum = 0.0;
+        let sums: Vec<f64> = weights
+            .map(|weight| {
+                sum += weight;
+                sum
+            })
+            .collect();
+        Self { sums: if sums.len() > 1 { sums } else { Vec::new() } }
+    }
+
+    /// Popularity by Zipf's law: the n-th of `count` has the weight 1/n^exponent.
+    pub(crate) fn zipf(count: usize, exponent: f64) -> Self {
+        Self::new((1..=count).map(|rank| crate::units::float(rank as u64).powf(-exponent)))
+    }
+
+    /// An index; 0 if there is nothing to choose.
+    pub(crate) fn draw(&self, rng: &mut fastrand::Rng) -> usize {
+        let Some(total) = self.sums.last() else { return 0 };
+        let point = rng.f64() * total;
+        self.sums.partition_point(|sum| *sum <= point).min(self.sums.len() - 1)
+    }
+}
+
+/// Spreads consecutive numbers over all 64 bits (the finaliser of `SplitMix64`).
+pub fn mix(value: u64) -> u64 {
+    let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_kept_and_one_choice_needs_none() {
+        let mut rng = fastrand::Rng::with_seed(3);
+        let weights = Weights::new([1.0, 0.0, 3.0].into_iter());
+        let mut counts = [0_u32; 3];
+        for _ in 0..40_000 {
+            counts[weights.draw(&mut rng)] += 1;
+        }
+        assert_eq!(counts[1], 0);
+        assert!((9_500..10_500).contains(&counts[0]), "{counts:?}, seed 3");
+        assert_eq!(Weights::new([5.0].into_iter()).draw(&mut rng), 0);
+    }
+
+    #[test]
+    fn the_first_rank_is_as_popular_as_zipfs_law_says() {
+        let mut rng = fastrand::Rng::with_seed(4);
+        let weights = Weights::zipf(1000, 1.0);
+        let first = (0..100_000).filter(|_| weights.draw(&mut rng) == 0).count();
+        // 1 / H(1000) = 0.1336
+        assert!((12_900..13_800).contains(&first), "{first}, seed 4");
+    }
+}

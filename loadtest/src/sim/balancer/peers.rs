@@ -1,0 +1,160 @@
+//! What other proxies do, after their sources.
+
+use super::super::fleet::Fleet;
+use super::{Ask, Balancer, Decision, Done, bind, untried};
+use crate::units::float;
+use std::collections::VecDeque;
+
+/// nginx's `least_conn`: the fewest requests in flight, ties in turn (smooth weighted round robin
+/// among those that tie, all weights 1).
+pub(super) struct LeastConn {
+    in_flight: Vec<u32>,
+    turn: Turn,
+}
+
+impl LeastConn {
+    pub(super) fn new(endpoints: usize) -> Self {
+        Self { in_flight: vec![0; endpoints], turn: Turn::new(endpoints) }
+    }
+}
+
+impl Balancer for LeastConn {
+    fn arrive(&mut self, ask: &Ask<'_>, _: &Fleet, out: &mut Vec<Decision>) {
+        let usable = |(index, _): &(usize, &u32)| untried(ask, *index);
+        let fewest =
+            self.in_flight.iter().enumerate().filter(usable).map(|(_, count)| *count).min();
+        let chosen = fewest.and_then(|fewest| {
+            let in_flight = &self.in_flight;
+            self.turn.next(|index| in_flight[index] == fewest && untried(ask, index))
+        });
+        if let Some(endpoint) = chosen {
+            self.in_flight[endpoint] += 1;
+        }
+        bind(ask.request, chosen, out);
+    }
+
+    fn finished(&mut self, done: &Done, _: &Fleet, _: &mut Vec<Decision>) {
+        self.in_flight[done.endpoint] -= 1;
+    }
+}
+
+/// Whose turn it is among those that tie: who has waited longest in sum.
+struct Turn {
+    credit: Vec<i64>,
+}
+
+impl Turn {
+    fn new(endpoints: usize) -> Self {
+        Self { credit: vec![0; endpoints] }
+    }
+
+    fn next(&mut self, ties: impl Fn(usize) -> bool) -> Option<usize> {
+        let mut best: Option<usize> = None;
+        let mut total = 0;
+        for index in (0..self.credit.len()).filter(|index| ties(*index)) {
+            total += 1;
+            self.credit[index] += 1;
+            if best.is_none_or(|best| self.credit[index] > self.credit[best]) {
+                best = Some(index);
+            }
+        }
+        let best = best?;
+        self.credit[best] -= total;
+        Some(best)
+    }
+}
+
+/// Envoy's `LEAST_REQUEST` with equal weights and `choice_count` 2: two drawn at random, perhaps the
+/// same one twice; the first unless the second has fewer requests in flight.
+pub(super) struct LeastRequest {
+    in_flight: Vec<u32>,
+    rng: fastrand::Rng,
+}
+
+/// Draws after which an endpoint that was tried already is taken all the same, as Envoy does.
+const MOST_DRAWS: usize = 5;
+
+impl LeastRequest {
+    pub(super) fn new(endpoints: usize, seed: u64) -> Self {
+        Self { in_flight: vec![0; endpoints], rng: fastrand::Rng::with_seed(seed) }
+    }
+
+    fn draw(&mut self) -> usize {
+        let n = self.in_flight.len();
+        let (first, second) = (self.rng.usize(..n), self.rng.usize(..n));
+        if self.in_flight[second] < self.in_flight[first] { second } else { first }
+    }
+}
+
+impl Balancer for LeastRequest {
+    fn arrive(&mut self, ask: &Ask<'_>, _: &Fleet, out: &mut Vec<Decision>) {
+        let mut chosen = self.draw();
+        for _ in 1..MOST_DRAWS {
+            if untried(ask, chosen) {
+                break;
+            }
+            chosen = self.draw();
+        }
+        self.in_flight[chosen] += 1;
+        bind(ask.request, Some(chosen), out);
+    }
+
+    fn finished(&mut self, done: &Done, _: &Fleet, _: &mut Vec<Decision>) {
+        self.in_flight[done.endpoint] -= 1;
+    }
+}
+
+/// Traefik's `leasttime`: mean response time of the last 100 answers times requests in flight and
+/// one; ties in turn. Who has not answered yet goes first.
+pub(super) struct LeastTime {
+    endpoints: Vec<Timed>,
+    turn: Turn,
+}
+
+#[derive(Default, Clone)]
+struct Timed {
+    in_flight: u32,
+    last: VecDeque<u64>,
+    sum: u64,
+}
+
+/// Answers that the mean is made of.
+const TIMED_ANSWERS: usize = 100;
+
+impl LeastTime {
+    pub(super) fn new(endpoints: usize) -> Self {
+        Self { endpoints: vec![Timed::default(); endpoints], turn: Turn::new(endpoints) }
+    }
+}
+
+impl Timed {
+    fn score(&self) -> f64 {
+        let mean = float(self.sum) / float(self.last.len().max(1) as u64);
+        mean * (1.0 + f64::from(self.in_flight))
+    }
+}
+
+impl Balancer for LeastTime {
+    fn arrive(&mut self, ask: &Ask<'_>, _: &Fleet, out: &mut Vec<Decision>) {
+        let usable = (0..self.endpoints.len()).filter(|index| untried(ask, *index));
+        let best = usable.map(|index| self.endpoints[index].score()).reduce(f64::min);
+        let chosen = best.and_then(|best| {
+            let endpoints = &self.endpoints;
+            self.turn.next(|index| endpoints[index].score() <= best && untried(ask, index))
+        });
+        if let Some(endpoint) = chosen {
+            self.endpoints[endpoint].in_flight += 1;
+        }
+        bind(ask.request, chosen, out);
+    }
+
+    fn finished(&mut self, done: &Done, _: &Fleet, _: &mut Vec<Decision>) {
+        let timed = &mut self.endpoints[done.endpoint];
+        timed.in_flight -= 1;
+        timed.sum += done.took;
+        timed.last.push_back(done.took);
+        if timed.last.len() > TIMED_ANSWERS {
+            timed.sum -= timed.last.pop_front().unwrap_or(0);
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! The virtual clock: what happens next, in exact nanoseconds.
+//!
+//! Events of the same moment happen in the order in which they were planned, so that a run depends
+//! on nothing but its scenario and its seed.
+
+use super::slab::Key;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// Something that will happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Event {
+    /// An attempt reaches its endpoint.
+    Reach(Key),
+    /// A service ends, unless it was ended or moved before.
+    Served {
+        /// Where.
+        endpoint: usize,
+        /// Which.
+        service: u32,
+    },
+    /// An attempt's answer reaches its proxy.
+    Answer(Key),
+    /// A load report reaches a proxy.
+    Report(Key),
+    /// A proxy asks all endpoints for their load.
+    Poll(usize),
+    /// A balancer's probe reaches the endpoint.
+    ProbeAsks {
+        /// Whose.
+        balancer: usize,
+        /// Which endpoint.
+        endpoint: usize,
+    },
+    /// The answer to a balancer's probe reaches it.
+    ProbeAnswers(Key),
+}
+
+/// Events to come.
+#[derive(Debug, Default)]
+pub(super) struct Clock {
+    events: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    planned: u64,
+}
+
+impl Clock {
+    /// Plans `event` for `at`, in nanoseconds from the start.
+    pub(super) fn plan(&mut self, at: u64, event: Event) {
+        self.events.push(Reverse((at, self.planned, event)));
+        self.planned += 1;
+    }
+
+    /// When the next event happens.
+    pub(super) fn next(&self) -> Option<u64> {
+        self.events.peek().map(|Reverse((at, ..))| *at)
+    }
+
+    /// Takes the next event.
+    pub(super) fn pop(&mut self) -> Option<Event> {
+        self.events.pop().map(|Reverse((.., event))| event)
+    }
+
+    /// Events that were planned so far.
+    pub(super) fn planned(&self) -> u64 {
+        self.planned
+    }
+}

@@ -1,0 +1,110 @@
+//! Policies side by side, as Markdown.
+
+use super::{Found, Kind, Setting, engine};
+use crate::units::{self, Rate, float, seconds};
+use std::fmt::Write as _;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// One policy and what it came to.
+#[derive(Debug)]
+pub struct Row {
+    /// Who.
+    pub policy: Kind,
+    /// What.
+    pub found: Found,
+}
+
+/// Simulates all policies of `setting`, as many at a time as there are processors.
+pub fn rows(setting: &Setting) -> Vec<Row> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..threads.min(setting.policies.len()) {
+            scope.spawn(|| {
+                while let Some(policy) = setting.policies.get(next.fetch_add(1, Ordering::Relaxed))
+                {
+                    let row = Row { policy: *policy, found: engine::run(setting, *policy) };
+                    if let Ok(mut done) = done.lock() {
+                        done.push(row);
+                    }
+                }
+            });
+        }
+    });
+    let mut rows = done.into_inner().unwrap_or_default();
+    let place = |row: &Row| setting.policies.iter().position(|policy| *policy == row.policy);
+    rows.sort_by_key(place);
+    rows
+}
+
+/// The table with a sentence on what was simulated.
+pub fn render(setting: &Setting, rows: &[Row]) -> String {
+    let mut out = String::new();
+    // Writing to a string does not fail.
+    let _ = write(&mut out, setting, rows);
+    out
+}
+
+fn write(out: &mut String, setting: &Setting, rows: &[Row]) -> std::fmt::Result {
+    let plan = &setting.plan;
+    let offered = match &plan.load {
+        crate::plan::Load::Open(source) => source.expected() / source.length().max(1e-9),
+        crate::plan::Load::Closed => 0.0,
+    };
+    writeln!(
+        out,
+        "{}: {} endpoints, {} proxies, {}, {} of the capacity of {}; {} measured after {} of \
+         warm-up, seed {}. Simulated; the same requests for all. Times in ms.\n",
+        plan.name,
+        units::count(setting.endpoints() as u64),
+        setting.sim.proxies,
+        plan.describe(),
+        units::percent(offered / setting.capacity()),
+        Rate(setting.capacity()),
+        seconds(plan.measured.as_secs_f64()),
+        seconds(plan.window.warm_up.as_secs_f64()),
+        plan.seed
+    )?;
+    writeln!(
+        out,
+        "| policy | p50 | p99 | p99.9 | p99 / nginx | p99 / oracle | errors | requests |"
+    )?;
+    writeln!(out, "|---|---|---|---|---|---|---|---|")?;
+    let base = |kind| {
+        let row = rows.iter().find(|row| row.policy == kind)?;
+        Some(row.found.record.latency.quantile(0.99)).filter(|p99| *p99 > 0.0)
+    };
+    let (nginx, oracle) = (base(Kind::NginxLeastConn), base(Kind::Oracle));
+    for Row { policy, found } in rows {
+        let latency = &found.record.latency;
+        let ms = |quantile| format!("{:.1}", latency.quantile(quantile) * 1e3);
+        let ratio = |base: Option<f64>| {
+            base.map_or("–".to_owned(), |base| format!("{:.2}", latency.quantile(0.99) / base))
+        };
+        let name = policy.name();
+        let name = if policy.is_ours() { format!("**{name}**") } else { name.to_owned() };
+        writeln!(
+            out,
+            "| {name} | {} | {} | {} | {} | {} | {} | {} |",
+            ms(0.5),
+            ms(0.99),
+            ms(0.999),
+            ratio(nginx),
+            ratio(oracle),
+            units::percent(found.record.error_share()),
+            units::count(found.record.total())
+        )?;
+    }
+    Ok(())
+}
+
+/// How fast the simulation was: not part of any report, which must not depend on it.
+pub fn speed(requests: u64, events: u64, took: std::time::Duration) -> String {
+    format!(
+        "{} requests, {} events in {}",
+        units::count(requests),
+        units::count(events),
+        seconds(took.as_secs_f64().max(float(1) / 1e9))
+    )
+}
