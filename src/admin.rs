@@ -237,7 +237,7 @@ fn describe() {
     gauge!(metric::ENDPOINT_COST, "expected seconds until a request sent now is finished");
     gauge!(metric::ENDPOINT_QUEUE, "queue depth that the endpoint reported last");
     counter!(metric::PROBES, "health probes by outcome");
-    counter!(metric::REPORTS_DROPPED, "load reports that were dropped as doubtful");
+    counter!(metric::REPORTS_DROPPED, "load reports that were not believed, by cause");
     counter!(metric::RELOADS, "configuration reloads by outcome");
     gauge!(metric::CONFIG_LOADED, "Unix time of the configuration that runs");
     counter!(metric::LOG_DROPPED, "access log lines that were dropped");

@@ -3,7 +3,7 @@
 use crate::clock;
 use crate::error::Refusal;
 use crate::flow::route::Target;
-use crate::pool::Endpoint;
+use crate::pool::{Endpoint, report};
 use crate::request::Request;
 use forebay_protocol::Reason;
 use forebay_routing::{InFlight, Rng, pick};
@@ -55,11 +55,9 @@ impl Picked {
 pub fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpoint>, Refusal> {
     let at = Instant::now();
     let pool = &target.pool;
-    let context = pick::Context {
-        now: clock::at(at),
-        report_ttl: pool.config.report_ttl,
-        turn: &pool.state.turn,
-    };
+    let now = clock::at(at);
+    report::refresh_stale(pool, now);
+    let context = pick::Context { now, report_ttl: pool.config.report_ttl, turn: &pool.state.turn };
     let tried = |candidate: &Arc<Endpoint>| request.tried(candidate);
     let chosen = RNG
         .with_borrow_mut(|rng| pick::pick(pool.config.policy, &pool.ready, tried, &context, rng));

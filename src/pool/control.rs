@@ -14,7 +14,7 @@ use pingora::upstreams::peer::HttpPeer;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::SystemTime;
 use tokio::sync::{mpsc, oneshot};
 
@@ -164,7 +164,12 @@ impl Control {
         let state = self.pools.entry(config.name.clone()).or_insert_with(|| {
             let retry = config.retry.clone();
             let budget = RetryBudget::new(retry.budget, retry.min_per_second);
-            Arc::new(PoolState { turn: AtomicUsize::new(0), budget, retry })
+            Arc::new(PoolState {
+                turn: AtomicUsize::new(0),
+                looked_for_stale: AtomicU64::new(0),
+                budget,
+                retry,
+            })
         });
         let ready = in_rotation(&endpoints);
         Arc::new(Pool { config: Arc::clone(config), endpoints, ready, state: Arc::clone(state) })

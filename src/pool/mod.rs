@@ -15,7 +15,7 @@ use crate::config;
 use forebay_routing::{Candidate, Health, Load, RetryBudget};
 use pingora::upstreams::peer::HttpPeer;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 use tokio::sync::Notify;
@@ -51,6 +51,8 @@ pub struct Pool {
 pub struct PoolState {
     /// Turn counter of the round robin policy.
     pub turn: AtomicUsize,
+    /// When its reports were last looked at for stale ones; see [`report::refresh_stale`].
+    pub looked_for_stale: AtomicU64,
     /// How many retries are left.
     pub budget: RetryBudget,
     /// What the budget was made from.
@@ -75,6 +77,8 @@ pub struct EndpointState {
     pub name: Arc<str>,
     /// Its load, shared with the guards of requests in flight.
     pub load: Arc<Load>,
+    /// Where its reports came from, and in which order.
+    pub reports: report::Reports,
     /// Counts its answers; resolved when the first comes.
     pub answers: OnceLock<metrics::Counter>,
     /// Written by [`control`] only.
@@ -89,6 +93,7 @@ impl EndpointState {
             address,
             name: address.to_string().into(),
             load: Arc::new(Load::new(slots)),
+            reports: report::Reports::default(),
             answers: OnceLock::new(),
             health: AtomicU8::new(Health::Probing as u8),
             suspected: Notify::new(),
@@ -103,6 +108,7 @@ impl EndpointState {
 
     /// A request met trouble here: have it probed now instead of at the next turn.
     pub fn suspect(&self) {
+        self.reports.forget_order();
         self.suspected.notify_one();
     }
 }

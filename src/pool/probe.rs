@@ -5,8 +5,9 @@
 //! probe comes at once and then at short intervals, so that an endpoint that died leaves rotation
 //! within a fraction of the interval, while a settled fleet is left alone.
 
+use super::EndpointState;
 use super::control::Message;
-use super::{EndpointState, report};
+use super::report::{self, Origin};
 use crate::config;
 use forebay_protocol::metric::proxy as metric;
 use forebay_routing::{HealthCheck, ProbeOutcome};
@@ -70,7 +71,7 @@ async fn run(
     peer.options.total_connection_timeout = Some(settings.timeout);
     let labels = [("pool", pool), ("endpoint", state.name.to_string())];
     loop {
-        let outcome = timeout(settings.timeout, probe(&peer, &settings.path, &state))
+        let outcome = timeout(settings.timeout, probe(&peer, &settings.path, &labels[0].1, &state))
             .await
             .unwrap_or(ProbeOutcome::Failed);
         let word = match outcome {
@@ -81,6 +82,9 @@ async fn run(
         let [pool, endpoint] = labels.clone();
         metrics::counter!(metric::PROBES, "pool" => pool.1, "endpoint" => endpoint.1, "outcome" => word)
             .increment(1);
+        if outcome == ProbeOutcome::Failed {
+            state.reports.forget_order();
+        }
         check.probed(outcome);
         // Said again until it is so: a change may have crossed a reload.
         let health = check.health();
@@ -102,12 +106,13 @@ async fn run(
         tokio::select! {
             () = tokio::time::sleep(pause - jitter - least) => {}
             () = state.suspected.notified() => {}
+            () = state.reports.wanted() => {}
         }
     }
 }
 
 /// One GET on a fresh connection.
-async fn probe(peer: &HttpPeer, path: &str, state: &EndpointState) -> ProbeOutcome {
+async fn probe(peer: &HttpPeer, path: &str, pool: &str, state: &EndpointState) -> ProbeOutcome {
     static CONNECTOR: LazyLock<Connector> = LazyLock::new(|| Connector::new(None));
     let exchange = async {
         let (mut session, _) = CONNECTOR.get_http_session(peer).await?;
@@ -125,8 +130,7 @@ async fn probe(peer: &HttpPeer, path: &str, state: &EndpointState) -> ProbeOutco
             }
         }
         let Some(header) = session.response_header() else { return Ok(ProbeOutcome::Failed) };
-        // A malformed report in a probe's answer is counted where requests meet it.
-        let _ = report::take_in(&header.headers, &state.load);
+        report::take_in(&header.headers, pool, state, Origin::Probe, 0);
         let ready = header.status == http::StatusCode::OK;
         let outcome = if ready { ProbeOutcome::Ready } else { ProbeOutcome::NotReady };
         session.shutdown().await;

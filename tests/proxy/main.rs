@@ -13,3 +13,4 @@ mod harness;
 mod observability;
 mod operations;
 mod reference;
+mod signals;

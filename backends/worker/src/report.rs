@@ -2,7 +2,7 @@
 
 use forebay_protocol::LoadReport;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Weight of the newest service time in the moving mean: about the last 20 requests count.
 const NEWEST: f64 = 0.1;
@@ -26,7 +26,7 @@ impl Load {
             executing: AtomicU32::new(0),
             service_ms: AtomicU64::new(0),
             cpu_utilization: AtomicU64::new(0),
-            seq: AtomicU64::new(0),
+            seq: AtomicU64::new(first_number()),
         }
     }
 
@@ -77,6 +77,13 @@ impl Load {
     }
 }
 
+/// Where the numbers of reports begin: microseconds since 1970, so that those of a process that was
+/// started again are higher than those before. Small enough to be exact as an `f64`.
+fn first_number() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_micros()).unwrap_or(0)
+}
+
 /// CPU time of this process so far.
 pub(crate) fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
@@ -101,6 +108,7 @@ mod tests {
         let second = load.report(0, load.executing());
         assert_eq!((second.rif, second.lat_at_rif_ms), (Some(0), Some(10.0)));
         assert!(second.seq > first.seq);
+        assert!(Load::new(1).report(0, 0).seq > first.seq, "numbers grow over a restart");
         assert_eq!(LoadReport::parse(&second.to_string()).unwrap(), second);
     }
 }

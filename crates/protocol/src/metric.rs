@@ -24,7 +24,7 @@ pub mod proxy {
     pub const ENDPOINT_QUEUE: &str = "forebay_endpoint_queue_depth";
     /// Counter: probes by `pool`, `endpoint`, `outcome`.
     pub const PROBES: &str = "forebay_probes_total";
-    /// Counter: load reports that were dropped as doubtful, by `pool`.
+    /// Counter: load reports that were not believed, by `pool`, `origin`, `cause`.
     pub const REPORTS_DROPPED: &str = "forebay_load_reports_dropped_total";
     /// Counter: configuration reloads by `outcome`.
     pub const RELOADS: &str = "forebay_reloads_total";

@@ -38,6 +38,9 @@ pub struct Report {
     pub slots: Option<u32>,
     /// Its own mean service time.
     pub service_time: Option<Duration>,
+    /// How many that we still count it had finished already: the request whose answer bears the
+    /// report.
+    pub answered: u32,
 }
 
 /// The load of one endpoint. Shared by everyone who picks; never locked.
@@ -129,7 +132,8 @@ impl Load {
         self.reported_queue.store(report.queue.unwrap_or(0), Relaxed);
         if let Some(in_flight) = report.in_flight {
             self.reported_in_flight.store(in_flight, Relaxed);
-            self.in_flight_at_report.store(self.in_flight(), Relaxed);
+            let ours = self.in_flight().saturating_sub(report.answered);
+            self.in_flight_at_report.store(ours, Relaxed);
             self.reported_at.store(now.nanos().min(UNKNOWN - 1), Relaxed);
         }
     }
@@ -282,6 +286,16 @@ mod tests {
         drop(ours);
         assert_eq!(load.occupancy(at(1), TTL), 4);
         assert_eq!(load.occupancy(at(1500), TTL), 0, "a stale report is not believed");
+    }
+
+    #[test]
+    fn the_answer_that_bears_a_report_is_not_taken_off_twice() {
+        let load = Arc::new(Load::new(1));
+        let (bearer, _other) = (load.enter(), load.enter());
+        let report = Report { in_flight: Some(5), answered: 1, ..Report::default() };
+        load.report(&report, at(0));
+        drop(bearer);
+        assert_eq!(load.occupancy(at(1), TTL), 5);
     }
 
     #[test]

@@ -216,6 +216,7 @@ impl Endpoint {
             queue: count(self.waiting.len()),
             slots: count(self.slots),
             service_time: self.mean.and_then(|mean| Duration::try_from_secs_f64(mean).ok()),
+            answered: 0,
         }
     }
 

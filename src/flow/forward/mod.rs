@@ -5,7 +5,8 @@ pub mod stream;
 pub mod unary;
 
 use crate::flow::route::Target;
-use crate::pool::{EndpointState, report};
+use crate::pool::EndpointState;
+use crate::pool::report::{self, Origin};
 use crate::request::Request;
 use forebay_protocol::{header, metric};
 use http::{HeaderMap, HeaderName};
@@ -62,6 +63,7 @@ fn prepare_answer(
 ) -> pingora::Result<()> {
     // The report speaks to this proxy; whoever balances over several proxies would misread it.
     head.remove_header(&header::LOAD_REPORT);
+    head.remove_header(&header::LOAD_REPORT_BIN);
     head.insert_header(header::REQUEST_ID, request.identity.request_id.as_str())?;
     head.insert_header(header::VARIANT, target.variant())?;
     if target.route.expose_endpoint {
@@ -70,12 +72,16 @@ fn prepare_answer(
     Ok(())
 }
 
-/// Takes in the load report of an answer, whoever gets the answer.
-fn take_in_report(head: &ResponseHeader, target: &Target, endpoint: &EndpointState) {
-    if report::take_in(&head.headers, &endpoint.load).is_err() {
-        let pool = target.pool.config.name.clone();
-        metrics::counter!(metric::proxy::REPORTS_DROPPED, "pool" => pool).increment(1);
-    }
+/// Takes in the load report of an answer, whoever gets the answer. It must still be counted as in
+/// flight; `complete`: the endpoint has done its work and does not count it any more.
+fn take_in_report(
+    head: &ResponseHeader,
+    target: &Target,
+    endpoint: &EndpointState,
+    complete: bool,
+) {
+    let pool = &target.pool.config.name;
+    report::take_in(&head.headers, pool, endpoint, Origin::InBand, u32::from(complete));
 }
 
 /// Counts an attempt that was answered; resolved once an endpoint, since it is every request.

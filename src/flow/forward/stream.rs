@@ -112,7 +112,9 @@ pub fn response_header(request: &mut Request, head: &mut ResponseHeader) -> ping
     }
     request.times.forward = picked.at.elapsed();
     count_answer(&target, &picked.endpoint.state);
-    take_in_report(head, &target, &picked.endpoint.state);
+    // One whose length is known when it begins has been made; any other is still being made.
+    let complete = head.headers.contains_key(http::header::CONTENT_LENGTH);
+    take_in_report(head, &target, &picked.endpoint.state, complete);
     prepare_answer(head, request, &target, &picked.endpoint.state)
 }
 

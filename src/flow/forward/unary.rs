@@ -224,7 +224,7 @@ async fn attempt(
     };
     match outcome {
         Ok(Ok(answer)) => {
-            take_in_report(&answer.head, target, &endpoint.state);
+            take_in_report(&answer.head, target, &endpoint.state, true);
             if answer.head.status == StatusCode::SERVICE_UNAVAILABLE {
                 picked.refused();
             } else {

@@ -2,7 +2,7 @@
 //!
 //! Source: <https://github.com/cncf/xds/blob/main/xds/data/orca/v3/orca_load_report.proto>.
 
-use super::{Builder, LoadReport, MAX_REPORT_BYTES, ReportError};
+use super::{Builder, LoadReport, MAX_REPORT_BYTES, ReportError, once};
 use crate::grpc::WireError;
 use crate::grpc::wire::{Fields, Value, put_bytes, put_double};
 use base64::Engine;
@@ -89,16 +89,17 @@ impl LoadReport {
     }
 }
 
-fn map_entry(entry: Value<'_>) -> Result<(&str, f64), WireError> {
-    let (mut key, mut number) = ("", 0.0);
+/// Key and value; what is empty or zero may be left out.
+fn map_entry(entry: Value<'_>) -> Result<(&str, f64), ReportError> {
+    let (mut key, mut number) = (None, None);
     for field in Fields::of(entry.bytes()?) {
         match field? {
-            (1, value) => key = value.text()?,
-            (2, value) => number = value.double()?,
+            (1, value) => once(&mut key, value.text()?)?,
+            (2, value) => once(&mut number, value.double()?)?,
             _ => {}
         }
     }
-    Ok((key, number))
+    Ok((key.unwrap_or_default(), number.unwrap_or_default()))
 }
 
 impl From<WireError> for ReportError {
@@ -144,6 +145,23 @@ mod tests {
     }
 
     #[test]
+    fn the_public_encoding_is_read_and_written() {
+        let bytes = [
+            0x09, 0x33, 0x33, 0x33, 0x33, 0x33, 0x33, 0xd3, 0x3f, // 1: 0.3
+            0x42, 0x0e, 0x0a, 0x03, b'r', b'i', b'f', // 8: {1: "rif"
+            0x11, 0, 0, 0, 0, 0, 0, 0x10, 0x40, // 2: 4.0}
+        ];
+        let report =
+            LoadReport { cpu_utilization: Some(0.3), rif: Some(4), ..LoadReport::default() };
+        assert_eq!(LoadReport::parse_binary(&bytes), Ok(report));
+        assert_eq!(report.to_binary(), bytes);
+        for length in (1..bytes.len()).filter(|length| *length != 9) {
+            let cut = LoadReport::parse_binary(&bytes[..length]);
+            assert_eq!(cut, Err(ReportError::Malformed), "{length}");
+        }
+    }
+
+    #[test]
     fn fields_of_other_servers_and_of_later_versions_are_passed_over() {
         let mut bytes = sample().to_binary();
         put_varint(&mut bytes, 3 << 3);
@@ -159,6 +177,7 @@ mod tests {
         use ReportError::{BadValue, Duplicate, Malformed, TooLong};
         let twice = [named("rif", 1.0), named("rif", 1.0)].concat();
         let many: Vec<u8> = (0..65).flat_map(|n| named(&n.to_string(), 1.0)).collect();
+        let key_twice = [&[0x42, 0x06][..], &[0x0a, 0x01, b'a'].repeat(2)].concat();
         let mut as_text = Vec::new();
         put_bytes(&mut as_text, 1, b"0.5");
         for (bytes, error) in [
@@ -166,6 +185,7 @@ mod tests {
             (named("rif", -1.0), BadValue),
             (named("rif", f64::INFINITY), BadValue),
             (twice, Duplicate),
+            (key_twice, Duplicate),
             (many, TooLong),
             (vec![0; MAX_REPORT_BYTES + 1], TooLong),
             (sample().to_binary()[..20].to_vec(), Malformed),

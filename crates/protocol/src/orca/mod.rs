@@ -3,7 +3,8 @@
 //! A proxy that only counts what it sent itself is blind to everything else that an endpoint is
 //! busy with. Endpoints therefore state their load on every answer, in the form that Envoy and
 //! gRPC read (ORCA, `xds.data.orca.v3.OrcaLoadReport`), so that our workers are understood by
-//! other proxies and other servers by ours.
+//! other proxies and other servers by ours. Three forms are in use: text, JSON and a protobuf
+//! message (`BIN`); all become one [`LoadReport`].
 //!
 //! A report is a hint from the network. One that is damaged (a duplicate, a NaN, a negative, an
 //! unknown key outside `named_metrics` and `utilization`) is dropped whole: half a report would
@@ -11,6 +12,8 @@
 
 mod binary;
 
+use crate::header;
+use http::HeaderMap;
 use serde_json::value::RawValue;
 use std::fmt;
 
@@ -52,7 +55,7 @@ pub enum ReportError {
     /// Longer than [`MAX_REPORT_BYTES`], or more entries than are read.
     #[error("load report is too long")]
     TooLong,
-    /// Not of the form `key=value`, JSON or the binary form.
+    /// Not of the form `key=value`, JSON, or base64 of the message.
     #[error("load report is malformed")]
     Malformed,
     /// A key that is neither of ORCA's nor under `named_metrics.` or `utilization.`.
@@ -66,7 +69,41 @@ pub enum ReportError {
     BadValue,
 }
 
+impl ReportError {
+    /// The word in metrics and logs.
+    pub const fn cause(self) -> &'static str {
+        match self {
+            Self::TooLong => "too_long",
+            Self::Malformed => "malformed",
+            Self::UnknownKey => "unknown_key",
+            Self::Duplicate => "duplicate",
+            Self::BadValue => "bad_value",
+        }
+    }
+}
+
 impl LoadReport {
+    /// Reads the report among the headers (or gRPC trailers) of an answer, if there is one. Of both
+    /// headers the binary one counts, as in Envoy.
+    ///
+    /// # Errors
+    /// Anything that makes the report doubtful, the same header twice among it; the caller counts
+    /// it and goes on without.
+    pub fn from_headers(headers: &HeaderMap) -> Result<Option<Self>, ReportError> {
+        for (name, parse) in [
+            (header::LOAD_REPORT_BIN, Self::parse_base64 as fn(&str) -> _),
+            (header::LOAD_REPORT, Self::parse),
+        ] {
+            let mut values = headers.get_all(name).iter();
+            let Some(value) = values.next() else { continue };
+            if values.next().is_some() {
+                return Err(ReportError::Duplicate);
+            }
+            return parse(value.to_str().map_err(|_| ReportError::Malformed)?).map(Some);
+        }
+        Ok(None)
+    }
+
     /// Reads the value of the header `endpoint-load-metrics`: `TEXT k=v, …`, `JSON {…}` or
     /// `BIN <base64>`.
     ///
@@ -104,12 +141,13 @@ impl LoadReport {
     fn parse_json(json: &str) -> Result<Self, ReportError> {
         let mut builder = Builder::default();
         for (key, value) in entries(json)?.0 {
+            let key = snake_case(&key);
             if value.get().starts_with('{') {
                 for (inner, value) in entries(value.get())?.0 {
-                    builder.nested(&key, &inner, number(value)?)?;
+                    builder.nested(key, &inner, number(value)?)?;
                 }
             } else {
-                builder.entry(&key, number(value)?)?;
+                builder.entry(key, number(value)?)?;
             }
         }
         Ok(builder.report)
@@ -168,6 +206,19 @@ impl fmt::Display for LoadReport {
     }
 }
 
+/// The names that protobuf's own JSON has for the fields.
+fn snake_case(key: &str) -> &str {
+    match key {
+        "cpuUtilization" => "cpu_utilization",
+        "memUtilization" => "mem_utilization",
+        "applicationUtilization" => "application_utilization",
+        "rpsFractional" => "rps_fractional",
+        "namedMetrics" => "named_metrics",
+        "requestCost" => "request_cost",
+        other => other,
+    }
+}
+
 /// Entries of a JSON object in their order, duplicates kept so that they can be refused.
 struct Entries<'a>(Vec<(String, &'a RawValue)>);
 
@@ -205,11 +256,13 @@ fn number(value: &RawValue) -> Result<f64, ReportError> {
     value.get().parse().map_err(|_| ReportError::BadValue)
 }
 
-/// Which of our own keys were seen; duplicates of foreign ones do no harm, nobody reads them.
+/// Collects entries, each key once.
 #[derive(Default)]
 struct Builder {
     report: LoadReport,
     entries: usize,
+    /// Keys that nobody here reads: two of one are a sign of damage all the same.
+    others: Vec<String>,
 }
 
 impl Builder {
@@ -222,7 +275,7 @@ impl Builder {
             "cpu_utilization" => once(&mut self.report.cpu_utilization, value),
             "mem_utilization" => once(&mut self.report.mem_utilization, value),
             "application_utilization" => once(&mut self.report.application_utilization, value),
-            "eps" | "rps_fractional" | "rps" => Ok(()),
+            "eps" | "rps_fractional" | "rps" => self.other("", key),
             _ => Err(ReportError::UnknownKey),
         }
     }
@@ -231,21 +284,31 @@ impl Builder {
         let value = self.check(value)?;
         match map {
             "named_metrics" => {}
-            "utilization" | "request_cost" => return Ok(()),
+            "utilization" | "request_cost" => return self.other(map, name),
             _ => return Err(ReportError::UnknownKey),
         }
         let report = &mut self.report;
         match name {
             "rif" => once(&mut report.rif, count(value)?),
-            "queue" => once(&mut report.queue, count(value)?),
+            // The second is vLLM's word for it.
+            "queue" | "num_requests_waiting" => once(&mut report.queue, count(value)?),
             "slots" => once(&mut report.slots, count(value)?),
             "forming" => once(&mut report.forming, count(value)?),
             "close_in_ms" => once(&mut report.close_in_ms, value),
             "lat_at_rif_ms" => once(&mut report.lat_at_rif_ms, value),
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked")]
             "seq" => once(&mut report.seq, value as u64),
-            _ => Ok(()),
+            _ => self.other(map, name),
         }
+    }
+
+    fn other(&mut self, map: &str, name: &str) -> Result<(), ReportError> {
+        let key = format!("{map}.{name}");
+        if self.others.contains(&key) {
+            return Err(ReportError::Duplicate);
+        }
+        self.others.push(key);
+        Ok(())
     }
 
     fn check(&mut self, value: f64) -> Result<f64, ReportError> {
@@ -277,9 +340,10 @@ fn count(value: f64) -> Result<u32, ReportError> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says its seed")]
     use super::*;
 
-    fn sample() -> LoadReport {
+    pub(super) fn sample() -> LoadReport {
         LoadReport {
             rif: Some(4),
             queue: Some(2),
@@ -291,9 +355,31 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back_in_both_forms() {
+    fn what_is_written_is_read_back_in_every_form() {
         assert_eq!(LoadReport::parse(&sample().to_string()), Ok(sample()));
         assert_eq!(LoadReport::parse(&sample().to_json()), Ok(sample()));
+        assert_eq!(LoadReport::parse(&format!("BIN {}", sample().to_base64())), Ok(sample()));
+        assert_eq!(LoadReport::parse_base64(&sample().to_base64()), Ok(sample()));
+        assert_eq!(LoadReport::parse_binary(&sample().to_binary()), Ok(sample()));
+    }
+
+    #[test]
+    fn an_answer_may_bear_its_report_in_either_header() {
+        let (text, base64) = (sample().to_string(), sample().to_base64());
+        let read = |lines: &[(http::HeaderName, &str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in lines {
+                headers.append(name, value.parse().unwrap());
+            }
+            LoadReport::from_headers(&headers)
+        };
+        assert_eq!(read(&[]), Ok(None));
+        assert_eq!(read(&[(header::LOAD_REPORT, &text)]), Ok(Some(sample())));
+        assert_eq!(read(&[(header::LOAD_REPORT_BIN, &base64)]), Ok(Some(sample())));
+        let both = [(header::LOAD_REPORT, "junk"), (header::LOAD_REPORT_BIN, &base64)];
+        assert_eq!(read(&both), Ok(Some(sample())));
+        let twice = [(header::LOAD_REPORT, text.as_str()), (header::LOAD_REPORT, &text)];
+        assert_eq!(read(&twice), Err(ReportError::Duplicate));
     }
 
     #[test]
@@ -306,9 +392,19 @@ mod tests {
             "cpu_utilization:0.3, named_metrics.rif:4, named_metrics.kv_cache=0.5",
             r#"JSON {"cpu_utilization": 0.3, "named_metrics": {"rif": 4, "other": 1}}"#,
             r#"{"named_metrics":{"rif":4},"cpu_utilization":0.3,"rps_fractional":12}"#,
+            r#"JSON {"cpuUtilization":0.3,"namedMetrics":{"rif":4},"rpsFractional":12}"#,
+            "BIN CTMzMzMzM9M/Qg4KA3JpZhEAAAAAAAAQQA==",
         ] {
             assert_eq!(LoadReport::parse(text), Ok(expected), "{text}");
         }
+    }
+
+    #[test]
+    fn vllms_word_for_its_queue_is_understood() {
+        let text =
+            "TEXT named_metrics.kv_cache_usage_perc=0.4, named_metrics.num_requests_waiting=7";
+        let expected = LoadReport { queue: Some(7), ..Default::default() };
+        assert_eq!(LoadReport::parse(text), Ok(expected));
     }
 
     #[test]
@@ -327,9 +423,54 @@ mod tests {
             ("JSON {", Malformed),
             (r#"JSON {"named_metrics":{"rif":"4"}}"#, BadValue),
             ("BIN AAAA", Malformed),
+            ("BIN ", Malformed),
+            ("BIN CTMz*", Malformed),
+            ("TEXT named_metrics.kv=1, named_metrics.kv=1", Duplicate),
+            ("TEXT eps=1, eps=1", Duplicate),
+            ("TEXT cpu_utilization=0.1=0.2", BadValue),
+            (r#"JSON {"cpuUtilization":1,"cpu_utilization":1}"#, Duplicate),
+            (r#"JSON {"named_metrics":{"rif":1e999}}"#, BadValue),
         ] {
             assert_eq!(LoadReport::parse(text), Err(error), "{text}");
         }
         assert_eq!(LoadReport::parse(&"x".repeat(5000)), Err(TooLong));
+        assert_eq!(LoadReport::parse_base64(&"A".repeat(5000)), Err(TooLong));
+        assert_eq!(LoadReport::parse_binary(&[0; 5000]), Err(TooLong));
+        let many: Vec<_> = (0..=MAX_ENTRIES).map(|n| format!("named_metrics.m{n}=1")).collect();
+        assert_eq!(LoadReport::parse(&many.join(",")), Err(TooLong));
+    }
+
+    #[test]
+    fn no_damage_makes_a_report_that_is_not_a_number() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut bin = sample().to_binary();
+        let forms = [sample().to_string(), sample().to_json(), sample().to_base64()];
+        for round in 0..30_000 {
+            let mut text = forms[round % 3].clone().into_bytes();
+            for bytes in [&mut text, &mut bin] {
+                for _ in 0..rng.usize(1..4) {
+                    let at = rng.usize(..bytes.len());
+                    match rng.u8(..3) {
+                        0 => bytes[at] = rng.u8(..),
+                        1 => bytes.insert(at, rng.u8(..)),
+                        _ => bytes.truncate(at.max(1)),
+                    }
+                }
+            }
+            let damaged = String::from_utf8_lossy(&text).into_owned();
+            for report in [
+                LoadReport::parse(&damaged),
+                LoadReport::parse_base64(&damaged),
+                LoadReport::parse_binary(&bin),
+            ] {
+                let Ok(report) = report else { continue };
+                report.for_each(|key, value| {
+                    assert!(value.is_finite() && value >= 0.0, "{key}={value} seed {seed}");
+                });
+            }
+            bin = sample().to_binary();
+        }
     }
 }

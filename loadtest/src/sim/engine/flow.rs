@@ -124,7 +124,7 @@ impl Engine<'_> {
         let proxy = request.proxy;
         request.attempt = None;
         if let Some(report) = attempt.report {
-            self.told(proxy, attempt.endpoint, report);
+            self.told(proxy, attempt.endpoint, Report { answered: 1, ..report });
         }
         let ending = match attempt.answer {
             Answer::Good => Ending::Answered,
@@ -154,6 +154,8 @@ impl Engine<'_> {
         match nanos(self.setting.sim.reports.delay.0) {
             0 => self.tell(proxy, endpoint, &report),
             delay => {
+                // By then the proxy has counted its answer out.
+                let report = Report { answered: 0, ..report };
                 let key = self.reports.insert(Told { proxy, endpoint, report });
                 self.clock.plan(self.now + delay, Event::Report(key));
             }

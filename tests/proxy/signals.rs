@@ -1,0 +1,153 @@
+//! What endpoints say of their load, and what the proxy makes of it.
+
+use crate::client::post;
+use crate::harness::{ARITH, Proxy, Worker, addresses, anywhere, eventually};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::AbortHandle;
+
+const INFER: &str = "/v2/models/m/infer";
+
+/// By path: header lines and body. What is not here gets none.
+type Script = Arc<Mutex<Vec<(&'static str, String, String)>>>;
+
+/// An endpoint that answers 200 with headers and a body that the test sets as it goes.
+struct Scripted {
+    address: SocketAddr,
+    answers: Script,
+    task: AbortHandle,
+}
+
+impl Scripted {
+    async fn start() -> Self {
+        let listener = TcpListener::bind(anywhere()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let answers = Script::default();
+        let script = Arc::clone(&answers);
+        let task = tokio::spawn(async move {
+            loop {
+                let Ok((stream, _)) = listener.accept().await else { continue };
+                tokio::spawn(play(stream, Arc::clone(&script)));
+            }
+        });
+        Self { address, answers, task: task.abort_handle() }
+    }
+
+    /// From now on `path` is answered so; `headers` are whole lines.
+    fn on(&self, path: &'static str, headers: &str, body: &str) {
+        let mut answers = self.answers.lock().unwrap();
+        answers.retain(|(known, ..)| *known != path);
+        answers.push((path, headers.to_owned(), body.to_owned()));
+    }
+}
+
+impl Drop for Scripted {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Requests have no body, or one that comes with its header.
+async fn play(mut stream: TcpStream, script: Script) -> Option<()> {
+    let mut buffer = [0; 16 * 1024];
+    loop {
+        let mut seen = String::new();
+        while !seen.contains("\r\n\r\n") {
+            let read = stream.read(&mut buffer).await.ok().filter(|read| *read > 0)?;
+            seen.push_str(&String::from_utf8_lossy(&buffer[..read]));
+        }
+        let path = seen.split(' ').nth(1)?.to_owned();
+        let found = script.lock().unwrap().iter().find(|(known, ..)| *known == path).cloned();
+        let (headers, body) = found.map_or_else(Default::default, |(_, h, b)| (h, b));
+        let length = body.len();
+        let text = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n{headers}\r\n{body}");
+        stream.write_all(text.as_bytes()).await.ok()?;
+    }
+}
+
+#[tokio::test]
+async fn reports_are_understood_in_every_form_and_kept_from_callers() {
+    let endpoint = Scripted::start().await;
+    let proxy = Proxy::in_front_of(&[endpoint.address], 1, "report_ttl = \"1h\"").await;
+    for (number, (header, value)) in [
+        ("endpoint-load-metrics", "TEXT named_metrics.rif=1"),
+        ("endpoint-load-metrics", r#"JSON {"namedMetrics":{"rif":2}}"#),
+        // {"rif": 3} and {"rif": 4} as messages.
+        ("endpoint-load-metrics", "BIN Qg4KA3JpZhEAAAAAAAAIQA=="),
+        ("endpoint-load-metrics-bin", "Qg4KA3JpZhEAAAAAAAAQQA"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // One is held, the other is piped through: both leave the same knowledge behind.
+        for path in [INFER, "/v2/models/m/generate"] {
+            endpoint.on(path, &format!("{header}: {value}\r\n"), "{}");
+            let answer = post(proxy.address, path, "").await;
+            assert_eq!(answer.status, 200, "{value}");
+            assert_eq!(answer.header(header), "", "{value}: the report is for the proxy");
+            eventually("the end of the request", async || {
+                (proxy.endpoints().await[0]["in_flight"] == 0).then_some(())
+            })
+            .await;
+            let known = &proxy.endpoints().await[0];
+            assert_eq!(known["occupancy"], number + 1, "{value} on {path}: {known}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn doubtful_reports_are_counted_by_cause_and_break_no_answer() {
+    let endpoint = Scripted::start().await;
+    let proxy = Proxy::in_front_of(&[endpoint.address], 1, "").await;
+    let huge = "x".repeat(5000);
+    for (value, cause) in [
+        ("TEXT named_metrics.rif=NaN", "bad_value"),
+        ("TEXT named_metrics.rif=1, named_metrics.rif=2", "duplicate"),
+        ("TEXT surprise=1", "unknown_key"),
+        ("BIN not*base64", "malformed"),
+        (huge.as_str(), "too_long"),
+    ] {
+        endpoint.on(INFER, &format!("endpoint-load-metrics: {value}\r\n"), "{}");
+        assert_eq!(post(proxy.address, INFER, "").await.text(), "{}", "{cause}");
+        let labels = [format!("cause=\"{cause}\""), "origin=\"in_band\"".to_owned()];
+        let labels: Vec<_> = labels.iter().map(String::as_str).collect();
+        let count = proxy.metric("forebay_load_reports_dropped_total", &labels).await;
+        assert_eq!(count, 1.0, "{cause}");
+    }
+    // Within a second of each other; a busy machine may need a second try.
+    eventually("reports that crossed", async || {
+        for seq in [9, 8] {
+            let report = format!("TEXT named_metrics.rif=3, named_metrics.seq={seq}");
+            endpoint.on(INFER, &format!("endpoint-load-metrics: {report}\r\n"), "{}");
+            post(proxy.address, INFER, "").await;
+        }
+        let crossed = ["cause=\"out_of_order\""];
+        let count = proxy.metric("forebay_load_reports_dropped_total", &crossed).await;
+        (count > 0.0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stale_report_has_its_endpoint_asked_at_once_when_a_request_meets_it() {
+    let workers = Worker::start_many(1).await;
+    let probe = "report_ttl = \"50ms\"";
+    let config = crate::harness::pool_of(&addresses(&workers), probe)
+        .replace("interval = \"300ms\"", "interval = \"1h\"");
+    let proxy = Proxy::start(&config).await;
+    proxy.wait_ready(1).await;
+    let path = "/v2/models/arith/infer";
+    post(proxy.address, path, ARITH).await;
+    eventually("a stale report", async || {
+        (proxy.endpoints().await[0]["report_age_ms"].as_f64()? > 50.0).then_some(())
+    })
+    .await;
+    let probes = proxy.metric("forebay_probes_total", &[]).await;
+    post(proxy.address, path, ARITH).await;
+    eventually("a probe long before its turn", async || {
+        (proxy.metric("forebay_probes_total", &[]).await > probes).then_some(())
+    })
+    .await;
+}
