@@ -10,13 +10,14 @@ use crate::queue::Queue;
 use crate::refusal::Refusal;
 use crate::report::Load;
 use crate::repository::Repository;
-use crate::{control, describe, rest};
+use crate::{control, describe, grpc, rest};
 use axum::Router;
 use axum::extract::{FromRequestParts, Path, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
-use forebay_protocol::header as names;
+use forebay_protocol::grpc::is_grpc;
+use forebay_protocol::{LoadReport, header as names};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Version as HttpVersion, header};
 use std::sync::Arc;
@@ -52,6 +53,12 @@ impl App {
             options,
         };
         (app, commands)
+    }
+
+    /// The load now, as it is stated on every answer.
+    pub(crate) fn load_report(&self) -> LoadReport {
+        let (waiting, executing) = self.queue.waiting(|| self.load.executing());
+        self.load.report(waiting, executing)
     }
 
     pub(crate) fn is_ended(&self) -> bool {
@@ -93,7 +100,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v2/repository/models/{model}/unload", post(control::unload_call))
         .nest("/v2/models/{model}", model.clone())
         .nest("/v2/models/{model}/versions/{version}", model)
-        .fallback(describe::nothing)
+        .merge(grpc::routes())
+        .fallback(grpc::or_nothing)
         .method_not_allowed_fallback(describe::not_so)
         .layer(middleware::from_fn_with_state(Arc::clone(&app), every_answer))
         .with_state(app)
@@ -112,12 +120,14 @@ async fn every_answer(State(app): State<Arc<App>>, request: Request, next: Next)
     );
     let mut response = next.run(request).instrument(span).await;
     let headers = response.headers_mut();
-    let (waiting, executing) = app.queue.waiting(|| app.load.executing());
-    let report = app.load.report(waiting, executing);
-    let report = if as_json { report.to_json() } else { report.to_string() };
-    // Digits, letters and punctuation: always a header value.
-    if let Ok(report) = HeaderValue::try_from(report) {
-        headers.insert(names::LOAD_REPORT, report);
+    // gRPC has it in the trailers.
+    if !is_grpc(headers) {
+        let report = app.load_report();
+        let report = if as_json { report.to_json() } else { report.to_string() };
+        // Digits, letters and punctuation: always a header value.
+        if let Ok(report) = HeaderValue::try_from(report) {
+            headers.insert(names::LOAD_REPORT, report);
+        }
     }
     if let Some(id) = id {
         headers.insert(names::REQUEST_ID, id);

@@ -7,7 +7,7 @@ use axum::body::{Body, HttpBody as _};
 use bytes::{Bytes, BytesMut};
 use flate2::bufread::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use forebay_protocol::Reason;
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, header};
 use http_body_util::BodyExt;
 use std::io::Read;
 use std::sync::Arc;
@@ -60,6 +60,15 @@ impl Share {
     }
 }
 
+impl Share {
+    /// Gives away the account of so many of its bytes.
+    pub(crate) fn split(&mut self, bytes: usize) -> Self {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Self { memory: Arc::clone(&self.memory), bytes }
+    }
+}
+
 impl Drop for Share {
     fn drop(&mut self) {
         self.memory.used.fetch_sub(self.bytes, Relaxed);
@@ -75,8 +84,14 @@ pub(crate) enum Encoding {
 }
 
 impl Encoding {
+    /// Of a body.
     pub(crate) fn of(headers: &HeaderMap) -> Result<Self, Refusal> {
-        let mut values = headers.get_all(header::CONTENT_ENCODING).iter();
+        Self::named(headers, &header::CONTENT_ENCODING)
+    }
+
+    /// As the header `name` says.
+    pub(crate) fn named(headers: &HeaderMap, name: &HeaderName) -> Result<Self, Refusal> {
+        let mut values = headers.get_all(name).iter();
         let Some(value) = values.next() else { return Ok(Self::Identity) };
         let text = value.to_str().unwrap_or_default().trim().to_ascii_lowercase();
         match (text.as_str(), values.next()) {
@@ -85,7 +100,7 @@ impl Encoding {
             ("deflate", None) => Ok(Self::Deflate),
             _ => Err(Refusal::new(
                 Reason::UnsupportedEncoding,
-                format!("expected content-encoding gzip, deflate or identity, found {value:?}"),
+                format!("expected {name} gzip, deflate or identity, found {value:?}"),
             )),
         }
     }
@@ -106,19 +121,16 @@ pub(crate) async fn read(
     {
         return Err(too_large(limit, &format_args!("{length}")));
     }
-    tokio::time::timeout(patience, collect(body, limit, share)).await.unwrap_or_else(|_| {
-        let ms = patience.as_millis();
-        let text = format!("expected the whole body within {ms} ms, found it unfinished");
-        Err(Refusal::new(Reason::RequestTimeout, text))
-    })
+    tokio::time::timeout(patience, collect(body, limit, share))
+        .await
+        .unwrap_or_else(|_| Err(too_slow(patience)))
 }
 
 async fn collect(mut body: Body, limit: usize, share: &mut Share) -> Result<Bytes, Refusal> {
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(limit);
     let mut whole = BytesMut::with_capacity(announced.min(FIRST_ALLOCATION));
     while let Some(frame) = body.frame().await {
-        let frame =
-            frame.map_err(|error| Refusal::request(format!("the body broke off: {error}")))?;
+        let frame = frame.map_err(|error| broken_off(&error))?;
         let Ok(data) = frame.into_data() else { continue };
         if data.len() > limit - whole.len() {
             return Err(too_large(limit, &"more"));
@@ -170,7 +182,20 @@ fn read_all(mut decoder: impl Read, limit: usize, share: &mut Share) -> Result<B
     }
 }
 
-fn too_large(limit: usize, found: &dyn std::fmt::Display) -> Refusal {
+/// The body did not come in time.
+pub(crate) fn too_slow(patience: Duration) -> Refusal {
+    let ms = patience.as_millis();
+    let text = format!("expected the whole body within {ms} ms, found it unfinished");
+    Refusal::new(Reason::RequestTimeout, text)
+}
+
+/// The caller left, or its connection broke.
+pub(crate) fn broken_off(error: &axum::Error) -> Refusal {
+    Refusal::request(format!("the body broke off: {error}"))
+}
+
+/// More bytes than the limit.
+pub(crate) fn too_large(limit: usize, found: &dyn std::fmt::Display) -> Refusal {
     let text = format!("expected a body of at most {limit} bytes, found {found}");
     Refusal::new(Reason::BodyTooLarge, text)
 }

@@ -78,6 +78,20 @@ fn state_of(entry: &Entry) -> (&'static str, &str) {
     }
 }
 
+/// Configurations and files that come with a request would be models that nobody reviewed.
+///
+/// # Errors
+/// There is a parameter.
+pub(crate) fn refuse_parameters<'a>(
+    mut names: impl Iterator<Item = &'a String>,
+) -> Result<(), Refusal> {
+    let Some(name) = names.next() else { return Ok(()) };
+    let name: String = name.chars().take(100).collect();
+    let name = name.escape_debug();
+    let text = format!("expected no parameters: models come from disk alone, found \"{name}\"");
+    Err(Refusal::request(text))
+}
+
 async fn ask(
     app: &App,
     command: impl FnOnce(oneshot::Sender<Result<(), Refusal>>) -> Command,
@@ -117,13 +131,7 @@ pub(crate) async fn load_call(
     request: Request,
 ) -> Result<Response, Refusal> {
     let wish = read(&app, request).await?;
-    // Configurations and files that come with the request would be models that nobody reviewed.
-    if let Some(name) = wish.parameters.keys().next() {
-        let name: String = name.chars().take(100).collect();
-        let name = name.escape_debug();
-        let text = format!("expected no parameters: models come from disk alone, found \"{name}\"");
-        return Err(Refusal::request(text));
-    }
+    refuse_parameters(wish.parameters.keys())?;
     load(&app, &path.model).await?;
     Ok(json(StatusCode::OK, &serde_json::json!({})))
 }

@@ -40,13 +40,17 @@ pub(crate) async fn welcome(Shared(app): Shared<Arc<App>>) -> String {
 
 /// `GET /v2`.
 pub(crate) async fn server() -> Response {
+    json(StatusCode::OK, &server_metadata())
+}
+
+/// Name, version and what is spoken beside the protocol itself.
+pub(crate) fn server_metadata() -> ServerMetadata {
     let extensions = ["binary_tensor_data", "model_repository", "model_configuration"];
-    let metadata = ServerMetadata {
+    ServerMetadata {
         name: "forebay-worker".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         extensions: extensions.map(str::to_owned).to_vec(),
-    };
-    json(StatusCode::OK, &metadata)
+    }
 }
 
 /// `GET /v2/health/live`.
@@ -56,13 +60,22 @@ pub(crate) async fn live() -> Response {
 
 /// `GET /v2/health/ready`: 200 once every model has settled and one is ready, until draining.
 pub(crate) async fn ready(Shared(app): Shared<Arc<App>>) -> Result<Response, Refusal> {
+    readiness(&app)?;
+    Ok(json(StatusCode::OK, &Ready { live: None, ready: Some(true) }))
+}
+
+/// Can models be used, and does the worker want to go on?
+///
+/// # Errors
+/// Why not.
+pub(crate) fn readiness(app: &App) -> Result<(), Refusal> {
     if app.lifecycle.phase() >= Phase::Draining {
         return Err(Refusal::new(Reason::Draining, "the worker is on its way out"));
     }
     if !app.repository.is_ready() {
-        return Err(Refusal::new(Reason::ModelNotReady, not_ready(&app)));
+        return Err(Refusal::new(Reason::ModelNotReady, not_ready(app)));
     }
-    Ok(json(StatusCode::OK, &Ready { live: None, ready: Some(true) }))
+    Ok(())
 }
 
 fn not_ready(app: &App) -> String {
@@ -131,7 +144,16 @@ pub(crate) async fn model_config(
     Shared(app): Shared<Arc<App>>,
     path: ModelPath,
 ) -> Result<Response, Refusal> {
-    let version = app.repository.acquire(&path.model, path.version.as_deref()).await?;
+    Ok(json(StatusCode::OK, &config(&app, &path.model, path.version.as_deref()).await?))
+}
+
+/// The configuration of a version, which is loaded for it if need be.
+pub(crate) async fn config(
+    app: &App,
+    model: &str,
+    version: Option<&str>,
+) -> Result<serde_json::Value, Refusal> {
+    let version = app.repository.acquire(model, version).await?;
     let engine = &version.engine;
     let batched = engine.max_batch().is_some();
     let tensors = |tensors: &[TensorMetadata]| -> Vec<_> {
@@ -142,7 +164,7 @@ pub(crate) async fn model_config(
         Versions::All => serde_json::json!({"all": {}}),
         Versions::Specific(versions) => serde_json::json!({"specific": {"versions": versions}}),
     };
-    let config = serde_json::json!({
+    Ok(serde_json::json!({
         "name": version.model,
         "platform": "onnx",
         "backend": "tract",
@@ -152,8 +174,7 @@ pub(crate) async fn model_config(
         "output": tensors(engine.outputs()),
         "instance_group": [{"kind": "KIND_CPU", "count": app.options.executors}],
         "parameters": {"description": {"string_value": version.config.description}},
-    });
-    Ok(json(StatusCode::OK, &config))
+    }))
 }
 
 /// Triton leaves the batch out of `dims` where it has a maximal size.
@@ -200,7 +221,7 @@ pub(crate) async fn metrics(Shared(app): Shared<Arc<App>>) -> Response {
 }
 
 /// What is not there.
-pub(crate) async fn nothing(uri: http::Uri) -> Refusal {
+pub(crate) fn nothing(uri: &http::Uri) -> Refusal {
     let path: String = uri.path().chars().take(200).collect();
     let path = path.escape_debug();
     Refusal::new(Reason::NotFound, format!("nothing at \"{path}\", see GET /"))

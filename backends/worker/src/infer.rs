@@ -190,7 +190,8 @@ pub(crate) async fn off_io<T: Send + 'static>(
         .unwrap_or_else(|error| Err(Refusal::new(Reason::Internal, error.to_string())))
 }
 
-async fn bounded<T>(
+/// Does `work` until `deadline`.
+pub(crate) async fn bounded<T>(
     deadline: Option<Instant>,
     work: impl Future<Output = Result<T, Refusal>>,
 ) -> Result<T, Refusal> {

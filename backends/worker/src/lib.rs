@@ -1,4 +1,4 @@
-//! A model-serving worker: Open Inference Protocol v2 over HTTP/1.1 and h2c on one port.
+//! A model-serving worker: Open Inference Protocol v2 over HTTP/1.1, h2c and gRPC on one port.
 //!
 //! A worker that accepts whatever arrives melts under load and takes the callers' deadlines with
 //! it; one that hides its queue lets every proxy guess. This one bounds each thing that can grow,
@@ -14,6 +14,7 @@
 //! | `lifecycle` | serving, draining, closing; signals |
 //! | `app` | routes; what every answer carries: load report, request id |
 //! | `body` | reads a body: bounded in bytes, time and memory; gzip and deflate |
+//! | `grpc` | the same, and the other calls, over gRPC |
 //! | `rest` | an inference as HTTP request and answer |
 //! | `infer` | one inference, whatever it came in on: check, queue, wait, answer |
 //! | `check` | do the tensors fit the model? |
@@ -44,6 +45,7 @@ mod control;
 mod describe;
 mod disk;
 mod executor;
+mod grpc;
 mod infer;
 mod lifecycle;
 mod loader;

@@ -36,6 +36,17 @@ impl Refusal {
     }
 }
 
+impl Refusal {
+    /// Says so in the log. What callers or overload can cause by the thousand is counted, not logged.
+    pub(crate) fn log(&self) {
+        let (reason, error) = (self.reason.code(), &self.message);
+        match self.reason {
+            Reason::InferenceFailed | Reason::Internal => tracing::warn!(reason, error, "failed"),
+            _ => tracing::debug!(reason, error, "refused"),
+        }
+    }
+}
+
 impl From<ParseError> for Refusal {
     fn from(error: ParseError) -> Self {
         Self::new(error.reason(), error.to_string())
@@ -50,14 +61,8 @@ impl From<EncodeError> for Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
+        self.log();
         let Self { reason, message: error } = self;
-        // What callers or overload can cause by the thousand is counted, not logged.
-        match reason {
-            Reason::InferenceFailed | Reason::Internal => {
-                tracing::warn!(reason = reason.code(), error, "failed");
-            }
-            _ => tracing::debug!(reason = reason.code(), error, "refused"),
-        }
         let mut response = json(reason.status(), &ErrorBody { error });
         let headers = response.headers_mut();
         headers.insert(names::REASON, HeaderValue::from_static(reason.code()));

@@ -5,6 +5,8 @@
 
 mod bad_input;
 mod bodies;
+mod grpc;
+mod grpc_client;
 mod harness;
 mod live;
 mod load;

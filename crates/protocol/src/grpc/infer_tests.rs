@@ -69,7 +69,7 @@ fn contents(data: &Data) -> pb::InferTensorContents {
 fn a_request_with_raw_contents_is_read_back() {
     let bytes = write_request("m", Some("3"), &sample()).encode_to_vec();
     assert_eq!(read_request(&bytes).unwrap(), sample());
-    assert_eq!((text_field(&bytes, 1), text_field(&bytes, 2)), (Some("m"), Some("3")));
+    assert_eq!((text_field(&bytes, 1), text_field(&bytes, 2)), (Ok(Some("m")), Ok(Some("3"))));
 }
 
 #[test]

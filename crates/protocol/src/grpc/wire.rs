@@ -132,17 +132,20 @@ fn chunk<'a, const N: usize>(bytes: &mut &'a [u8]) -> Result<&'a [u8; N], WireEr
 
 /// The text in one field of a message: of a request for an inference, fields 1 and 2 name model and
 /// version. Tensors are stepped over by their lengths, so even a large message costs next to nothing.
-/// `None`: it is not there, or the message is damaged.
-pub fn text_field(message: &[u8], number: u32) -> Option<&str> {
+/// `None`: it is not there.
+///
+/// # Errors
+/// The message is damaged, or the field no text.
+pub fn text_field(message: &[u8], number: u32) -> Result<Option<&str>, WireError> {
     let mut found = None;
     for field in Fields::of(message) {
-        let (field, value) = field.ok()?;
+        let (field, value) = field?;
         // The last one counts, as everywhere in protobuf.
         if field == number {
-            found = Some(value.text().ok()?);
+            found = Some(value.text()?);
         }
     }
-    found
+    Ok(found)
 }
 
 /// Appends a number.
@@ -210,10 +213,11 @@ mod tests {
         put_bytes(&mut message, 7, &[0; 100]);
         put_bytes(&mut message, 1, b"early");
         put_bytes(&mut message, 1, b"late");
-        assert_eq!(text_field(&message, 1), Some("late"));
-        assert_eq!(text_field(&message, 2), None);
+        assert_eq!(text_field(&message, 1), Ok(Some("late")));
+        assert_eq!(text_field(&message, 2), Ok(None));
         put_bytes(&mut message, 2, &[0xff]);
-        assert_eq!(text_field(&message, 2), None);
-        assert_eq!(text_field(&message[..message.len() - 1], 1), None, "cut short");
+        assert_eq!(text_field(&message, 2), Err(WireError::Text));
+        let cut_short = &message[..message.len() - 1];
+        assert_eq!(text_field(cut_short, 1), Err(WireError::Truncated));
     }
 }
