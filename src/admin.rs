@@ -163,6 +163,10 @@ fn set_endpoint_gauges(pool: &Pool, endpoint: &Endpoint) {
     if let Some(queue) = load.reported_queue() {
         metrics::gauge!(metric::ENDPOINT_QUEUE, &labels).set(queue);
     }
+    if let Some(at) = load.reported_at() {
+        let age = clock::now().since(at).as_secs_f64();
+        metrics::gauge!(metric::ENDPOINT_REPORT_AGE, &labels).set(age);
+    }
     let health = state.health();
     for one in Health::ALL {
         let [pool, endpoint] = labels.clone();
@@ -183,6 +187,7 @@ fn endpoint(pool: &Pool, endpoint: &Endpoint) -> Value {
         "occupancy": load.occupancy(now, pool.config.report_ttl),
         "slots": load.slots(),
         "queue": load.reported_queue(),
+        "origin": state.reports.origin().map(crate::pool::report::Origin::as_str),
         "report_age_ms": load.reported_at().map(|at| millis(now.since(at))),
         "service_ms": load.service_seconds().map(|seconds| round(seconds * 1e3)),
         "cost_ms": round(cost(pool, endpoint) * 1e3),
@@ -237,6 +242,8 @@ fn describe() {
     gauge!(metric::ENDPOINT_COST, "expected seconds until a request sent now is finished");
     gauge!(metric::ENDPOINT_QUEUE, "queue depth that the endpoint reported last");
     counter!(metric::PROBES, "health probes by outcome");
+    counter!(metric::POLLS, "polls for load by outcome");
+    gauge!(metric::ENDPOINT_REPORT_AGE, "seconds since the endpoint's last load report");
     counter!(metric::REPORTS_DROPPED, "load reports that were not believed, by cause");
     counter!(metric::RELOADS, "configuration reloads by outcome");
     gauge!(metric::CONFIG_LOADED, "Unix time of the configuration that runs");

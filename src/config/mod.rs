@@ -7,7 +7,10 @@
 //!
 //! Every key, its default and the reason for it stand in `conf/reference.toml`.
 
+mod poll;
 mod read;
+
+pub use poll::{Poll, PollSource};
 
 use forebay_config::Diagnostics;
 use forebay_routing::Policy;
@@ -102,6 +105,8 @@ pub struct Pool {
     pub idle_timeout: Duration,
     /// How health is found out.
     pub probe: Probe,
+    /// Where its load is asked for, beside what answers and probes bring.
+    pub poll: Option<Poll>,
     /// What is sent again.
     pub retry: Retry,
 }

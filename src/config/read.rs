@@ -42,8 +42,13 @@ fn read(root: &Table<'_, '_>, base: &Path) -> Config {
     let listener = |table: &Table<'_, '_>| listener(table, &mut names);
     let listeners: Vec<_> = root.tables("listener").iter().filter_map(listener).collect();
     let limits = limits(&root.table_or_empty("limits"));
-    let pools: Vec<_> =
-        root.named("pool").into_iter().map(|(name, table)| pool(name, &table, base)).collect();
+    let pool = |(name, table): (String, Table<'_, '_>)| {
+        if name.is_empty() {
+            root.note(table.span(), "pool", "expected a name, found \"\"");
+        }
+        pool(name, &table, base)
+    };
+    let pools: Vec<_> = root.named("pool").into_iter().map(pool).collect();
     let mut names = Names::default();
     let route = |table: &Table<'_, '_>| route(table, &pools, &mut names);
     let routes: Vec<_> = root.tables("route").iter().map(route).collect();
@@ -94,7 +99,9 @@ struct Names(BTreeSet<String>);
 
 impl Names {
     fn take(&mut self, table: &Table<'_, '_>, key: &str, name: &str, span: Span) {
-        if !self.0.insert(name.to_owned()) {
+        if name.is_empty() {
+            table.note(span, key, "expected a name, found \"\"");
+        } else if !self.0.insert(name.to_owned()) {
             table.note(span, key, format!("expected each once, found {name:?} again"));
         }
     }
@@ -146,27 +153,35 @@ fn pool(name: String, table: &Table<'_, '_>, base: &Path) -> Pool {
         connect_timeout: positive(table, "connect_timeout", secs(1)),
         idle_timeout: positive(table, "idle_timeout", secs(50)),
         probe: probe(&table.table_or_empty("probe")),
+        poll: table.table("poll").map(|table| super::poll::poll(&table)),
         retry: retry(&table.table_or_empty("retry")),
         name,
     }
 }
 
 fn source(table: &Table<'_, '_>, base: &Path) -> Source {
-    let endpoints = table.spanned::<Vec<SocketAddr>>("endpoints");
+    let endpoints = table.items::<SocketAddr>("endpoints");
     match (endpoints, table.table("fleet")) {
         (Some((_, span)), Some(_)) => {
             table.note(span, "endpoints", "expected either endpoints or a fleet, found both");
             Source::Static(Vec::new())
         }
         (Some((endpoints, span)), None) => {
-            let mut seen = BTreeSet::new();
-            if let Some(twice) = endpoints.iter().find(|address| !seen.insert(**address)) {
-                table.note(span, "endpoints", format!("expected each once, found {twice} twice"));
-            } else if endpoints.is_empty() || endpoints.len() > MAX_POOL {
+            if endpoints.is_empty() || endpoints.len() > MAX_POOL {
                 let found = endpoints.len();
                 table.note(span, "endpoints", format!("expected 1 to {MAX_POOL}, found {found}"));
             }
-            Source::Static(endpoints)
+            let mut seen = BTreeSet::new();
+            for (address, span) in endpoints.iter().flatten() {
+                if address.port() == 0 {
+                    let expected = "expected a port from 1 to 65535";
+                    table.note(span.clone(), "endpoints", format!("{expected}, found {address}"));
+                } else if !seen.insert(*address) {
+                    let twice = format!("expected each once, found {address} again");
+                    table.note(span.clone(), "endpoints", twice);
+                }
+            }
+            Source::Static(endpoints.into_iter().flatten().map(|(address, _)| address).collect())
         }
         (None, Some(fleet)) => Source::Fleet(Fleet {
             workers: fleet.within("workers", 1..=MAX_WORKERS, 1),
@@ -187,23 +202,26 @@ fn source(table: &Table<'_, '_>, base: &Path) -> Source {
 }
 
 fn probe(table: &Table<'_, '_>) -> Probe {
-    let path = match table.spanned::<String>("path") {
-        Some((path, span)) if !path.starts_with('/') => {
-            table.note(span, "path", format!("expected a path that begins with /, found {path:?}"));
-            path
-        }
-        Some((path, _)) => path,
-        None => "/v2/health/ready".to_owned(),
-    };
-    let interval = positive(table, "interval", secs(1));
+    let interval = interval(table, "interval", secs(1));
     Probe {
-        path,
+        path: absolute_path(table, "path", "/v2/health/ready"),
         interval,
-        fast_interval: positive(table, "fast_interval", millis(100)).min(interval),
-        timeout: positive(table, "timeout", secs(1)),
+        fast_interval: fast_interval(table, interval),
+        timeout: timeout_within(table, "timeout", interval.min(secs(1)), interval),
         rise: table.within("rise", 1..=100, 2),
         fall: table.within("fall", 1..=100, 2),
     }
+}
+
+fn fast_interval(table: &Table<'_, '_>, most: Duration) -> Duration {
+    let fast = interval(table, "fast_interval", millis(100).min(most));
+    if let Some((fast, span)) = table.spanned::<Duration>("fast_interval")
+        && fast > most
+    {
+        let expected = format!("expected at most the interval ({most:?})");
+        table.note(span, "fast_interval", format!("{expected}, found {fast:?}"));
+    }
+    fast
 }
 
 fn retry(table: &Table<'_, '_>) -> Retry {
@@ -231,7 +249,11 @@ fn route(table: &Table<'_, '_>, pools: &[Pool], names: &mut Names) -> Route {
         }
         found
     });
-    let models = table.or("models", Vec::<String>::new());
+    let models = table.items::<String>("models").map(|(models, _)| models).unwrap_or_default();
+    for (_, span) in models.iter().flatten().filter(|(model, _)| model.is_empty()) {
+        table.note(span.clone(), "models", "expected the name of a model, found \"\"");
+    }
+    let models = models.into_iter().flatten().map(|(model, _)| model);
     let paths = table.spanned::<Vec<String>>("paths");
     if let Some((paths, span)) = &paths
         && let Some(bad) = paths.iter().find(|path| !path.starts_with('/'))
@@ -241,7 +263,7 @@ fn route(table: &Table<'_, '_>, pools: &[Pool], names: &mut Names) -> Route {
     }
     Route {
         name: name.unwrap_or_default(),
-        models: models.into_iter().map(pattern).collect(),
+        models: models.map(pattern).collect(),
         paths: paths.map(|(paths, _)| paths).unwrap_or_default(),
         pool: pool.unwrap_or_default(),
         deadline: positive(table, "deadline", secs(30)),
@@ -254,6 +276,44 @@ fn pattern(text: String) -> Pattern {
         Some(prefix) => Pattern::Prefix(prefix.to_owned()),
         None => Pattern::Exact(text),
     }
+}
+
+/// A path to ask an endpoint for.
+pub(super) fn absolute_path(table: &Table<'_, '_>, key: &str, default: &str) -> String {
+    let Some((path, span)) = table.spanned::<String>(key) else { return default.to_owned() };
+    if !path.starts_with('/') {
+        table.note(span, key, format!("expected a path that begins with /, found {path:?}"));
+    } else if path.parse::<http::Uri>().is_err() || !path.is_ascii() {
+        table.note(span, key, format!("expected a path as it stands in a URL, found {path:?}"));
+    }
+    path
+}
+
+/// Time between two of something that goes on for ever; less than a millisecond is a flood.
+pub(super) fn interval(table: &Table<'_, '_>, key: &str, default: Duration) -> Duration {
+    let Some((value, span)) = table.spanned::<Duration>(key) else { return default };
+    if value < millis(1) {
+        table.note(span, key, format!("expected 1ms or more, found {value:?}"));
+        return default;
+    }
+    value
+}
+
+/// Time that one of something periodic may take: what takes longer delays the next.
+pub(super) fn timeout_within(
+    table: &Table<'_, '_>,
+    key: &str,
+    default: Duration,
+    interval: Duration,
+) -> Duration {
+    let value = positive(table, key, default);
+    if let Some((found, span)) = table.spanned::<Duration>(key)
+        && found > interval
+    {
+        let expected = format!("expected at most the interval ({interval:?})");
+        table.note(span, key, format!("{expected}, found {found:?}"));
+    }
+    value
 }
 
 fn positive(table: &Table<'_, '_>, key: &str, default: Duration) -> Duration {

@@ -155,7 +155,7 @@ impl Control {
                 peer: peer(address, config),
             }));
             let prober = match known {
-                Some(prober) if prober.follows(&config.probe) => prober,
+                Some(prober) if prober.follows(config) => prober,
                 _ => probe::start(state, config, self.health_changes.clone()),
             };
             probers.insert(key, prober);

@@ -6,8 +6,10 @@
 //! learnt service times, the retry budget) hangs on the identity of an endpoint or a pool and is
 //! carried from one snapshot to the next: a reload never resets a counter.
 
+mod ask;
 pub mod control;
 pub mod fleet;
+mod poll;
 pub mod probe;
 pub mod report;
 

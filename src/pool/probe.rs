@@ -6,15 +6,15 @@
 //! within a fraction of the interval, while a settled fleet is left alone.
 
 use super::EndpointState;
+use super::ask::{self, On};
 use super::control::Message;
+use super::poll::{self, Poller};
 use super::report::{self, Origin};
 use crate::config;
 use forebay_protocol::metric::proxy as metric;
 use forebay_routing::{HealthCheck, ProbeOutcome};
-use pingora::connectors::http::Connector;
-use pingora::http::RequestHeader;
 use pingora::upstreams::peer::HttpPeer;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -27,7 +27,10 @@ const MAX_ANSWER: usize = 64 * 1024;
 pub struct Prober {
     state: Arc<EndpointState>,
     settings: config::Probe,
+    poll: Option<config::Poll>,
     task: AbortHandle,
+    /// Asks for its load beside its health, if the pool says so.
+    _poller: Option<Poller>,
 }
 
 impl Prober {
@@ -36,9 +39,9 @@ impl Prober {
         &self.state
     }
 
-    /// Does it probe as `settings` say?
-    pub fn follows(&self, settings: &config::Probe) -> bool {
-        self.settings == *settings
+    /// Does it probe and poll as `pool` says?
+    pub fn follows(&self, pool: &config::Pool) -> bool {
+        self.settings == pool.probe && self.poll == pool.poll
     }
 }
 
@@ -55,16 +58,29 @@ pub fn start(
     changes: mpsc::Sender<Message>,
 ) -> Prober {
     let settings = pool.probe.clone();
-    let task = tokio::spawn(run(Arc::clone(&state), settings.clone(), pool.name.clone(), changes));
-    Prober { state, settings, task: task.abort_handle() }
+    let poller =
+        pool.poll.clone().map(|poll| poll::start(Arc::clone(&state), poll, pool.name.clone()));
+    let watch = Watch {
+        state: Arc::clone(&state),
+        settings: settings.clone(),
+        pool: pool.name.clone(),
+        refreshes: poller.is_none(),
+    };
+    let task = tokio::spawn(run(watch, changes)).abort_handle();
+    Prober { state, settings, poll: pool.poll.clone(), task, _poller: poller }
 }
 
-async fn run(
+/// What a prober's task works with.
+struct Watch {
     state: Arc<EndpointState>,
     settings: config::Probe,
     pool: String,
-    changes: mpsc::Sender<Message>,
-) {
+    /// Whether a stale report is worth a probe: nobody polls, and probes' answers may bear reports.
+    refreshes: bool,
+}
+
+async fn run(watch: Watch, changes: mpsc::Sender<Message>) {
+    let Watch { state, settings, pool, refreshes } = watch;
     let mut check = HealthCheck::resume(settings.rise, settings.fall, state.health());
     let mut peer = HttpPeer::new(state.address, false, String::new());
     peer.options.connection_timeout = Some(settings.timeout);
@@ -106,38 +122,21 @@ async fn run(
         tokio::select! {
             () = tokio::time::sleep(pause - jitter - least) => {}
             () = state.suspected.notified() => {}
-            () = state.reports.wanted() => {}
+            () = state.reports.wanted(), if refreshes => {}
         }
     }
 }
 
 /// One GET on a fresh connection.
 async fn probe(peer: &HttpPeer, path: &str, pool: &str, state: &EndpointState) -> ProbeOutcome {
-    static CONNECTOR: LazyLock<Connector> = LazyLock::new(|| Connector::new(None));
-    let exchange = async {
-        let (mut session, _) = CONNECTOR.get_http_session(peer).await?;
-        let mut request = RequestHeader::build("GET", path.as_bytes(), Some(2))?;
-        request.insert_header("host", &*state.name)?;
-        request.insert_header("connection", "close")?;
-        session.write_request_header(Box::new(request)).await?;
-        session.finish_request_body().await?;
-        session.read_response_header().await?;
-        let mut read = 0;
-        while let Some(chunk) = session.read_response_body().await? {
-            read += chunk.len();
-            if read > MAX_ANSWER {
-                break;
-            }
+    match ask::get(peer, path, &state.name, MAX_ANSWER, On::Fresh).await {
+        Ok(asked) => {
+            report::take_in(&asked.head.headers, pool, state, Origin::Probe, 0);
+            if asked.is_ok() { ProbeOutcome::Ready } else { ProbeOutcome::NotReady }
         }
-        let Some(header) = session.response_header() else { return Ok(ProbeOutcome::Failed) };
-        report::take_in(&header.headers, pool, state, Origin::Probe, 0);
-        let ready = header.status == http::StatusCode::OK;
-        let outcome = if ready { ProbeOutcome::Ready } else { ProbeOutcome::NotReady };
-        session.shutdown().await;
-        Ok::<_, Box<pingora::Error>>(outcome)
-    };
-    exchange.await.unwrap_or_else(|error| {
-        tracing::debug!(endpoint = &*state.name, %error, "probe failed");
-        ProbeOutcome::Failed
-    })
+        Err(error) => {
+            tracing::debug!(endpoint = &*state.name, %error, "probe failed");
+            ProbeOutcome::Failed
+        }
+    }
 }

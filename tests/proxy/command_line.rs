@@ -53,7 +53,7 @@ fn ten_errors_are_all_reported_with_their_places() {
         "test.toml:7:1: listener.*.addres: unknown key, did you mean \"address\"?",
         "test.toml:8:13: listener.*.protocols: expected [\"http/1.1\"] or [\"http/1.1\", \"h2c\"], found [\"spdy\"]",
         "test.toml:12:10: limits.buffer: expected at most limits.body (\"1MiB\"), found \"2MiB\"",
-        "test.toml:15:13: pool.*.endpoints: expected an array, found \"not an address\" where an address and a port",
+        "test.toml:15:32: pool.*.endpoints: expected an address and a port such as \"127.0.0.1:8080\", found \"not an address\"",
         "test.toml:16:10: pool.*.policy: expected \"least_cost\" or",
         "test.toml:20:18: pool.*.probe.fall: expected 1 to 100, found 0",
         "test.toml:20:28: pool.*.probe.path: expected a path that begins with /, found \"ready\"",
@@ -98,6 +98,86 @@ fn names_that_are_used_twice_are_errors() {
     );
     assert_eq!(code, Some(1));
     assert_eq!(words.matches("expected each once").count(), 3, "{words}");
+}
+
+#[test]
+fn nonsense_is_an_error_where_it_stands() {
+    let fine = "[[listener]]\naddress = \"127.0.0.1:8080\"\n";
+    let route = "\n[[route]]\nname = \"r\"\npool = \"a\"\n";
+    let pool = "[pool.a]\nendpoints = [\"127.0.0.1:1\"]\n";
+    for (text, expected) in [
+        (
+            "[pool.a]\nendpoints = [\"127.0.0.1:1\", \"127.0.0.1:0\",\n  \"127.0.0.1:1\", 7]\n"
+                .to_owned(),
+            &[
+                "4:29: pool.*.endpoints: expected a port from 1 to 65535, found 127.0.0.1:0",
+                "5:3: pool.*.endpoints: expected each once, found 127.0.0.1:1 again",
+                "5:18: pool.*.endpoints: expected an address and a port such as \"127.0.0.1:8080\", found the number 7",
+            ][..],
+        ),
+        (
+            format!("{pool}probe = {{ interval = \"10us\", fast_interval = \"0s\" }}"),
+            &[
+                "5:22: pool.*.probe.interval: expected 1ms or more, found 10µs",
+                "5:46: pool.*.probe.fast_interval: expected 1ms or more, found 0ns",
+            ],
+        ),
+        (
+            format!(
+                "{pool}probe = {{ interval = \"1s\", timeout = \"5s\", fast_interval = \"2s\" }}"
+            ),
+            &[
+                "5:38: pool.*.probe.timeout: expected at most the interval (1s), found 5s",
+                "5:60: pool.*.probe.fast_interval: expected at most the interval (1s), found 2s",
+            ],
+        ),
+        (
+            format!("{pool}probe.path = \"/a b\""),
+            &["5:14: pool.*.probe.path: expected a path as it stands in a URL, found \"/a b\""],
+        ),
+        (
+            format!("{pool}poll = {{ interval = \"500us\", port = 0, path = \"metrics\" }}"),
+            &[
+                "5:8: pool.*.poll.kind: expected \"forebay\" or \"vllm\" or \"sglang\" or",
+                "5:21: pool.*.poll.interval: expected 1ms or more, found 500µs",
+                "5:37: pool.*.poll.port: expected 1 to 65535, found 0",
+                "5:47: pool.*.poll.path: expected a path that begins with /, found \"metrics\"",
+            ],
+        ),
+        (
+            format!("{pool}poll = {{ kind = \"vllm\", timeout = \"1s\", waiting = \"x\" }}"),
+            &[
+                "5:35: pool.*.poll.timeout: expected at most the interval (100ms), found 1s",
+                "5:41: pool.*.poll.waiting: unknown key",
+            ],
+        ),
+        (
+            format!("{pool}poll = {{ kind = \"custom\", running = \"no name\" }}"),
+            &[
+                "5:8: pool.*.poll.waiting: expected a string, found nothing",
+                "5:37: pool.*.poll.running: expected the name of a metric, found \"no name\"",
+            ],
+        ),
+        (
+            format!("{pool}[pool.\"\"]\nendpoints = [\"127.0.0.1:2\"]"),
+            &["5:1: pool: expected a name, found \"\""],
+        ),
+        (
+            format!("{pool}[[route]]\nname = \"\"\nmodels = [\"m\", \"\"]\npool = \"a\""),
+            &[
+                "6:8: route.*.name: expected a name, found \"\"",
+                "7:16: route.*.models: expected the name of a model, found \"\"",
+            ],
+        ),
+    ] {
+        let (code, words) = check(&format!("{fine}{text}{route}"));
+        assert_eq!(code, Some(1), "{text}");
+        for expected in expected {
+            let expected = format!("test.toml:{expected}");
+            assert!(words.contains(&expected), "{expected}\n--- not in\n{words}");
+        }
+        assert_eq!(words.matches("test.toml:").count(), expected.len(), "{words}");
+    }
 }
 
 #[test]

@@ -24,6 +24,7 @@ fn the_defaults_that_the_reference_file_states_are_the_defaults() {
         let mut pool = (**config.pools.iter().find(|p| p.name == "models").unwrap()).clone();
         // Absent by default.
         pool.retry.attempt_timeout = None;
+        pool.poll = None;
         pool
     };
     assert_eq!(models(&stated), models(&bare));

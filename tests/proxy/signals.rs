@@ -2,7 +2,8 @@
 
 use crate::client::post;
 use crate::harness::{ARITH, Proxy, Worker, addresses, anywhere, eventually};
-use std::net::SocketAddr;
+use serde_json::Value;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -22,7 +23,11 @@ struct Scripted {
 
 impl Scripted {
     async fn start() -> Self {
-        let listener = TcpListener::bind(anywhere()).await.unwrap();
+        Self::start_on(anywhere().ip()).await
+    }
+
+    async fn start_on(address: IpAddr) -> Self {
+        let listener = TcpListener::bind((address, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let answers = Script::default();
         let script = Arc::clone(&answers);
@@ -95,6 +100,118 @@ async fn reports_are_understood_in_every_form_and_kept_from_callers() {
             assert_eq!(known["occupancy"], number + 1, "{value} on {path}: {known}");
         }
     }
+}
+
+/// What the proxy knows of the one endpoint, as soon as `condition` holds for it.
+async fn known(proxy: &Proxy, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+    eventually(what, async || {
+        let known = proxy.endpoints().await.swap_remove(0);
+        condition(&known).then_some(known)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn other_servers_are_asked_for_their_queues() {
+    let pages = "crates/protocol/tests/pages";
+    for (kind, queue, occupancy) in [
+        ("vllm", 5, 26),
+        ("sglang", 2826, 2987),
+        ("tgi", 3, 17),
+        ("triton", 11, 11),
+        ("tensorrt_llm", 6, 38),
+    ] {
+        let endpoint = Scripted::start().await;
+        let page = format!("{}/{pages}/{kind}.txt", env!("CARGO_MANIFEST_DIR"));
+        endpoint.on("/metrics", "", &std::fs::read_to_string(page).unwrap());
+        let poll =
+            format!("poll = {{ kind = \"{kind}\", interval = \"20ms\", timeout = \"20ms\" }}");
+        let proxy = Proxy::in_front_of(&[endpoint.address], 1, &poll).await;
+        known(&proxy, kind, |known| {
+            let report = (&known["queue"], &known["occupancy"], &known["origin"]);
+            report == (&queue.into(), &occupancy.into(), &"polled".into())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn metrics_may_have_a_port_of_their_own_and_names_of_ones_own() {
+    let metrics = Scripted::start().await;
+    let endpoint = Scripted::start_on(metrics.address.ip()).await;
+    metrics.on("/stats", "", "# TYPE waits gauge\nwaits{queue=\"a\"} 2\nruns 3\n");
+    let port = metrics.address.port();
+    let poll = format!(
+        "poll = {{ kind = \"custom\", waiting = \"waits\", running = \"runs\", path = \"/stats\", \
+         port = {port}, interval = \"20ms\" }}"
+    );
+    let proxy = Proxy::in_front_of(&[endpoint.address], 1, &poll).await;
+    known(&proxy, "a report", |known| known["occupancy"] == 5 && known["queue"] == 2).await;
+}
+
+#[tokio::test]
+async fn our_own_workers_can_be_polled_in_either_way() {
+    let workers = Worker::start_many(1).await;
+    for poll in ["kind = \"forebay\"", "kind = \"orca\""] {
+        let poll = format!("poll = {{ {poll}, interval = \"1s\" }}");
+        let proxy = Proxy::in_front_of(&addresses(&workers), 1, &poll).await;
+        eventually(&poll, async || {
+            let polled = proxy.metric("forebay_polls_total", &["outcome=\"reported\""]).await;
+            (polled > 0.0).then_some(())
+        })
+        .await;
+        known(&proxy, "slots", |known| known["slots"] == 1 && known["queue"] == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn an_outage_of_the_metrics_stops_nothing_and_is_said_when_it_begins_and_ends() {
+    let endpoint = Scripted::start().await;
+    let page = "vllm:num_requests_waiting 4\nvllm:num_requests_running 1\n";
+    endpoint.on("/metrics", "", page);
+    let poll = "report_ttl = \"200ms\"\npoll = { kind = \"vllm\", interval = \"20ms\" }";
+    let proxy = Proxy::in_front_of(&[endpoint.address], 1, poll).await;
+    known(&proxy, "a report", |known| known["occupancy"] == 5).await;
+    for (page, cause) in [
+        ("<html>gone</html>", "missing"),
+        ("# TYPE vllm:num_requests_waiting counter\nvllm:num_requests_waiting 4\n", "not_a_gauge"),
+    ] {
+        endpoint.on("/metrics", "", page);
+        let labels = [format!("cause=\"{cause}\""), "origin=\"polled\"".to_owned()];
+        let labels: Vec<_> = labels.iter().map(String::as_str).collect();
+        eventually(cause, async || {
+            let dropped = proxy.metric("forebay_load_reports_dropped_total", &labels).await;
+            (dropped > 0.0).then_some(())
+        })
+        .await;
+        known(&proxy, "own counts", |known| known["occupancy"] == 0).await;
+        assert!(proxy.metric("forebay_polls_total", &["outcome=\"doubtful\""]).await > 0.0);
+        assert_eq!(post(proxy.address, INFER, "").await.status, 200);
+        assert_eq!(proxy.endpoints().await[0]["health"], "ready");
+    }
+    endpoint.on("/metrics", "", page);
+    known(&proxy, "a report again", |known| known["occupancy"] == 5).await;
+    eventually("the end of the outage in the log", async || {
+        let said = |words: &str| proxy.messages().matches(words).count();
+        let fails = said("polling its load fails");
+        // A busy machine may miss a poll beside those that this test spoils.
+        (fails >= 1 && said("polling its load works again") == fails).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_reload_follows_a_change_of_polling() {
+    let endpoint = Scripted::start().await;
+    endpoint.on("/a", "", "vllm:num_requests_running 1\n");
+    endpoint.on("/b", "", "vllm:num_requests_running 2\n");
+    let poll = "poll = { kind = \"vllm\", path = \"/a\", interval = \"20ms\" }";
+    let proxy = Proxy::in_front_of(&[endpoint.address], 1, poll).await;
+    known(&proxy, "the one", |known| known["occupancy"] == 1).await;
+    let text = std::fs::read_to_string(&proxy.config).unwrap();
+    std::fs::write(&proxy.config, text.replace("\"/a\"", "\"/b\"")).unwrap();
+    assert_eq!(post(proxy.admin, "/reload", "").await.status, 200);
+    known(&proxy, "the other", |known| known["occupancy"] == 2).await;
 }
 
 #[tokio::test]

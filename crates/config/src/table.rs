@@ -63,6 +63,27 @@ impl<'d, 's> Table<'d, 's> {
         }
     }
 
+    /// The items of the array at `key`, each with its place, and the array's own. An item that is
+    /// not a `T` is noted where it stands, and `None` here.
+    #[allow(clippy::type_complexity, reason = "said in one sentence")]
+    pub fn items<T: FromToml>(&self, key: &str) -> Option<(Vec<Option<(T, Span)>>, Span)> {
+        let value = self.entry(key)?;
+        let DeValue::Array(items) = value.get_ref() else {
+            let found = describe(value.get_ref());
+            self.note(value.span(), key, format!("expected an array, found {found}"));
+            return None;
+        };
+        let read = |item: &Spanned<DeValue<'_>>| match T::from_toml(item.get_ref()) {
+            Ok(read) => Some((read, item.span())),
+            Err(problem) => {
+                let found = problem.unwrap_or_else(|| describe(item.get_ref()));
+                self.note(item.span(), key, format!("expected {}, found {found}", T::EXPECTED));
+                None
+            }
+        };
+        Some((items.iter().map(read).collect(), value.span()))
+    }
+
     /// The value of `key`; its absence is noted.
     pub fn required<T: FromToml>(&self, key: &str) -> Option<T> {
         self.required_spanned(key).map(|(value, _)| value)

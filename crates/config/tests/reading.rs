@@ -93,3 +93,25 @@ fn nonsense_amounts_are_refused() {
         assert_eq!(document.root().get::<Duration>("a"), None, "{text}");
     }
 }
+
+#[test]
+fn items_are_read_and_judged_one_by_one() {
+    let document = Document::parse("a = [1, \"x\", 2]\nb = 3\n");
+    {
+        let root = document.root();
+        let (items, span) = root.items::<u64>("a").unwrap();
+        let values: Vec<_> = items.iter().map(|item| item.as_ref().map(|(n, _)| *n)).collect();
+        assert_eq!(values, [Some(1), None, Some(2)]);
+        assert_eq!((items[2].as_ref().unwrap().1.clone(), span), (13..14, 4..15));
+        assert!(root.items::<u64>("b").is_none() && root.items::<u64>("c").is_none());
+    }
+    let errors = document.finish().unwrap_err();
+    let errors: Vec<_> = errors.iter().map(|e| (e.line, e.column, e.message.as_str())).collect();
+    assert_eq!(
+        errors,
+        [
+            (1, 9, "a: expected a whole number of 0 or more, found \"x\""),
+            (2, 5, "b: expected an array, found the number 3"),
+        ]
+    );
+}

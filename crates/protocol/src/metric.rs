@@ -24,6 +24,10 @@ pub mod proxy {
     pub const ENDPOINT_QUEUE: &str = "forebay_endpoint_queue_depth";
     /// Counter: probes by `pool`, `endpoint`, `outcome`.
     pub const PROBES: &str = "forebay_probes_total";
+    /// Counter: polls for load by `pool`, `endpoint`, `outcome`.
+    pub const POLLS: &str = "forebay_polls_total";
+    /// Gauge: seconds since the endpoint's last load report.
+    pub const ENDPOINT_REPORT_AGE: &str = "forebay_endpoint_report_age_seconds";
     /// Counter: load reports that were not believed, by `pool`, `origin`, `cause`.
     pub const REPORTS_DROPPED: &str = "forebay_load_reports_dropped_total";
     /// Counter: configuration reloads by `outcome`.

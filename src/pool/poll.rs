@@ -1,0 +1,124 @@
+//! Load reports on request: one task an endpoint that asks for its queue at short intervals.
+//!
+//! Most servers state their load nowhere but on their page of metrics, and a report on an answer is
+//! no help before the first answer. What is polled becomes a load report like any other. If polling
+//! fails, nothing stops: the last report goes stale and the proxy's own counts are used, which is
+//! said once in the log and counted each time.
+
+use super::EndpointState;
+use super::ask::{self, On};
+use super::report::{self, Origin};
+use crate::config::{Poll, PollSource};
+use forebay_protocol::LoadReport;
+use forebay_protocol::exposition::MAX_PAGE_BYTES;
+use forebay_protocol::metric::proxy as metric;
+use pingora::upstreams::peer::HttpPeer;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep_until, timeout};
+
+/// However many requests meet a stale report, polls of an endpoint keep this distance, or that of
+/// the interval if it is less.
+const LEAST_PAUSE: Duration = Duration::from_millis(50);
+
+/// A running poller; dropping it stops it.
+pub(super) struct Poller(AbortHandle);
+
+impl Drop for Poller {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Polls `state` until the poller is dropped.
+pub(super) fn start(state: Arc<EndpointState>, poll: Poll, pool: String) -> Poller {
+    Poller(tokio::spawn(run(state, poll, pool)).abort_handle())
+}
+
+/// Why a poll brought no report.
+enum Trouble {
+    /// No answer in time, or one without a report.
+    Failed(String),
+    /// An answer that is not believed.
+    Doubtful(&'static str),
+}
+
+async fn run(state: Arc<EndpointState>, poll: Poll, pool: String) {
+    let mut address = state.address;
+    address.set_port(poll.port.unwrap_or(address.port()));
+    let mut peer = HttpPeer::new(address, false, String::new());
+    peer.options.connection_timeout = Some(poll.timeout);
+    peer.options.total_connection_timeout = Some(poll.timeout);
+    let mut failing = false;
+    loop {
+        let asked = Instant::now();
+        let outcome = match timeout(poll.timeout, ask(&peer, address, &poll)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Trouble::Failed(format!("no answer within {:?}", poll.timeout))),
+        };
+        let (word, trouble) = match outcome {
+            Ok(report) => {
+                report::accept(&report, &pool, &state, Origin::Polled, 0);
+                ("reported", None)
+            }
+            Err(Trouble::Failed(what)) => ("failed", Some(what)),
+            Err(Trouble::Doubtful(cause)) => {
+                report::dropped(&pool, Origin::Polled, cause);
+                ("doubtful", Some(cause.to_owned()))
+            }
+        };
+        metrics::counter!(
+            metric::POLLS,
+            "pool" => pool.clone(), "endpoint" => state.name.to_string(), "outcome" => word,
+        )
+        .increment(1);
+        say_once(&mut failing, trouble, &state.name, &poll);
+        // Pollers that were started together must not stay in step.
+        let pause = poll.interval.mul_f64(0.9 + 0.1 * fastrand::f64());
+        sleep_until(asked + pause.min(LEAST_PAUSE)).await;
+        tokio::select! {
+            () = sleep_until(asked + pause) => {}
+            () = state.reports.wanted() => {}
+        }
+    }
+}
+
+fn say_once(failing: &mut bool, trouble: Option<String>, endpoint: &str, poll: &Poll) {
+    let fails = trouble.is_some();
+    if std::mem::replace(failing, fails) == fails {
+        return;
+    }
+    let (path, port) = (poll.path.as_str(), poll.port);
+    match trouble {
+        Some(error) => tracing::warn!(
+            endpoint,
+            path,
+            port,
+            error,
+            "polling its load fails, the proxy's own counts are used"
+        ),
+        None => tracing::info!(endpoint, path, port, "polling its load works again"),
+    }
+}
+
+async fn ask(peer: &HttpPeer, address: SocketAddr, poll: &Poll) -> Result<LoadReport, Trouble> {
+    let asked = ask::get(peer, &poll.path, &address.to_string(), MAX_PAGE_BYTES, On::Kept)
+        .await
+        .map_err(|error| Trouble::Failed(error.to_string()))?;
+    if !asked.is_ok() {
+        return Err(Trouble::Failed(format!("expected status 200, found {}", asked.head.status)));
+    }
+    match &poll.source {
+        PollSource::Orca => match LoadReport::from_headers(&asked.head.headers) {
+            Ok(Some(report)) => Ok(report),
+            Ok(None) => Err(Trouble::Failed("expected a load report, found none".to_owned())),
+            Err(error) => Err(Trouble::Doubtful(error.cause())),
+        },
+        PollSource::Metrics(metrics) => {
+            let page = asked.body.ok_or(Trouble::Doubtful("too_long"))?;
+            metrics.read(&page).map_err(|error| Trouble::Doubtful(error.cause()))
+        }
+    }
+}
