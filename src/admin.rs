@@ -5,6 +5,7 @@ use crate::clock;
 use crate::pool::control::ControlHandle;
 use crate::pool::{Endpoint, Pool, Snapshot};
 use crate::server::{Lifecycle, Reloader};
+use crate::status::{Form, Status};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use forebay_protocol::metric::proxy as metric;
@@ -14,7 +15,8 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_util::MetricKindMask;
 use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -67,7 +69,7 @@ pub struct Admin {
 const HELP: &str = "\
 forebay admin
 GET  /metrics  Prometheus metrics
-GET  /status   pools, endpoints and routes as JSON
+GET  /status   who is how busy, as a table; ?format=json for programs
 GET  /livez    200 as long as the process runs
 GET  /readyz   200 if requests can be served
 POST /reload   read the configuration file again
@@ -78,6 +80,7 @@ impl ServeHttp for Admin {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
         let head = session.req_header();
         let (method, path) = (head.method.clone(), head.uri.path().to_owned());
+        let form = Form::wanted(head.uri.query(), &head.headers);
         let snapshot = self.control.snapshot().load_full();
         match (&method, path.as_str()) {
             (&Method::GET, "/metrics") => {
@@ -85,7 +88,7 @@ impl ServeHttp for Admin {
                 let text = self.prometheus.render();
                 answer(StatusCode::OK, "text/plain; version=0.0.4", text)
             }
-            (&Method::GET, "/status") => json_answer(StatusCode::OK, &self.status(&snapshot)),
+            (&Method::GET, "/status") => self.status(&snapshot, form),
             (&Method::GET, "/livez") => answer(StatusCode::OK, TEXT, "live\n"),
             (&Method::GET, "/readyz") if self.lifecycle.is_ready(&snapshot) => {
                 answer(StatusCode::OK, TEXT, "ready\n")
@@ -115,31 +118,12 @@ impl ServeHttp for Admin {
 const TEXT: &str = "text/plain; charset=utf-8";
 
 impl Admin {
-    fn status(&self, snapshot: &Snapshot) -> Value {
-        let uptime = clock::now().since(forebay_routing::Time::default());
-        let pool = |pool: &Arc<Pool>| {
-            let endpoints: Vec<_> = pool.endpoints.iter().map(|e| endpoint(pool, e)).collect();
-            (pool.config.name.clone(), json!({ "ready": pool.ready.len(), "endpoints": endpoints }))
-        };
-        let route = |route: &Arc<crate::config::Route>| {
-            let pool = snapshot.pools.get(route.pool).map(|pool| pool.config.name.as_str());
-            json!({
-                "name": route.name,
-                "pool": pool,
-                "deadline_ms": millis(route.deadline),
-            })
-        };
-        json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "uptime_seconds": uptime.as_secs(),
-            "ready": self.lifecycle.is_ready(snapshot),
-            "draining": self.lifecycle.is_draining(),
-            "in_flight": self.lifecycle.in_flight(),
-            "generation": snapshot.generation,
-            "config_loaded": crate::access_log::timestamp(snapshot.loaded_at),
-            "pools": snapshot.pools.iter().map(pool).collect::<serde_json::Map<_, _>>(),
-            "routes": snapshot.config.routes.iter().map(route).collect::<Vec<_>>(),
-        })
+    fn status(&self, snapshot: &Snapshot, form: Form) -> Response<Vec<u8>> {
+        let status = Status::of(snapshot, &self.lifecycle);
+        match form {
+            Form::Text => answer(StatusCode::OK, TEXT, status.to_string()),
+            Form::Json => json_answer(StatusCode::OK, &status),
+        }
     }
 
     fn set_gauges(&self, snapshot: &Snapshot) {
@@ -178,34 +162,9 @@ fn set_endpoint_gauges(pool: &Pool, endpoint: &Endpoint) {
     }
 }
 
-fn endpoint(pool: &Pool, endpoint: &Endpoint) -> Value {
-    let (state, load, now) = (&endpoint.state, &endpoint.state.load, clock::now());
-    json!({
-        "address": &*state.name,
-        "health": state.health().as_str(),
-        "in_flight": load.in_flight(),
-        "occupancy": load.occupancy(now, pool.config.report_ttl),
-        "slots": load.slots(),
-        "queue": load.reported_queue(),
-        "origin": state.reports.origin().map(crate::pool::report::Origin::as_str),
-        "report_age_ms": load.reported_at().map(|at| millis(now.since(at))),
-        "service_ms": load.service_seconds().map(|seconds| round(seconds * 1e3)),
-        "cost_ms": round(cost(pool, endpoint) * 1e3),
-    })
-}
-
 fn cost(pool: &Pool, endpoint: &Endpoint) -> f64 {
     let best = pick::best_service(pool.endpoints.iter());
     endpoint.state.load.cost(clock::now(), pool.config.report_ttl, best)
-}
-
-fn millis(duration: Duration) -> f64 {
-    round(duration.as_secs_f64() * 1e3)
-}
-
-/// To microseconds: what is beyond that is noise on a page for people.
-fn round(millis: f64) -> f64 {
-    (millis * 1e3).round() / 1e3
 }
 
 fn answer(status: StatusCode, kind: &str, body: impl Into<Vec<u8>>) -> Response<Vec<u8>> {
@@ -221,8 +180,11 @@ fn answer(status: StatusCode, kind: &str, body: impl Into<Vec<u8>>) -> Response<
     response
 }
 
-fn json_answer(status: StatusCode, value: &Value) -> Response<Vec<u8>> {
-    answer(status, "application/json", format!("{value:#}\n"))
+fn json_answer(status: StatusCode, value: &impl Serialize) -> Response<Vec<u8>> {
+    // What is written here has no maps with odd keys, which is all that could fail.
+    let mut body = serde_json::to_vec_pretty(value).unwrap_or_default();
+    body.push(b'\n');
+    answer(status, "application/json", body)
 }
 
 fn describe() {

@@ -20,7 +20,8 @@
 //! themselves are pure and live in `forebay-routing`; the words on the wire in `forebay-protocol`.
 //!
 //! # The process
-//! [`server`] binds, serves, reloads and drains; [`admin`] answers operators; [`access_log`] writes
+//! [`server`] binds, serves, reloads and drains; [`admin`] answers operators, [`status`] is what they
+//! see; [`access_log`] writes
 //! a line a request; [`cli`] is the command line and [`demo`] what runs without arguments.
 
 pub mod access_log;
@@ -37,3 +38,4 @@ pub mod pool;
 pub mod proxy;
 pub mod request;
 pub mod server;
+pub mod status;

@@ -106,7 +106,7 @@ fn say_once(failing: &mut bool, trouble: Option<String>, endpoint: &str, poll: &
 async fn ask(peer: &HttpPeer, address: SocketAddr, poll: &Poll) -> Result<LoadReport, Trouble> {
     let asked = ask::get(peer, &poll.path, &address.to_string(), MAX_PAGE_BYTES, On::Kept)
         .await
-        .map_err(|error| Trouble::Failed(error.to_string()))?;
+        .map_err(|error| Trouble::Failed(error.to_string().trim().to_owned()))?;
     if !asked.is_ok() {
         return Err(Trouble::Failed(format!("expected status 200, found {}", asked.head.status)));
     }

@@ -140,4 +140,17 @@ async fn the_admin_listener_answers_operators() {
     assert_eq!(get(proxy.admin, "/nothing").await.status, 404);
     let status = proxy.status().await;
     assert_eq!((&status["ready"], &status["generation"]), (&true.into(), &1.into()));
+    assert_eq!(status["pools"]["test"]["policy"], "least_cost");
+    assert_eq!(status["routes"][0]["pool"], "test");
+    post(proxy.address, ARITH_INFER, "x").await;
+    let known = &proxy.endpoints().await[0];
+    let report = (&known["reported_in_flight"], &known["slots"], &known["origin"]);
+    assert_eq!(report, (&3.into(), &4.into(), &"in_band".into()), "{known}");
+    assert_eq!((&known["stale"], &known["health"]), (&false.into(), &"ready".into()));
+    let table = get(proxy.admin, "/status?format=text").await;
+    assert!(table.header("content-type").starts_with("text/plain"));
+    let text = table.text();
+    let address = known["address"].as_str().unwrap();
+    let line = text.lines().find(|line| line.contains(address)).unwrap_or_else(|| panic!("{text}"));
+    assert!(line.contains("ready") && line.ends_with("ago, in_band"), "{line}");
 }

@@ -110,6 +110,11 @@ impl Load {
         self.assumed_slots.store(slots.max(1), Relaxed);
     }
 
+    /// Requests there in the last report, from everyone, if there was one.
+    pub fn reported_in_flight(&self) -> Option<u32> {
+        self.reported_at().map(|_| self.reported_in_flight.load(Relaxed))
+    }
+
     /// Queue depth in the last report, if there was one.
     pub fn reported_queue(&self) -> Option<u32> {
         self.reported_at().map(|_| self.reported_queue.load(Relaxed))
