@@ -488,6 +488,7 @@ fn described(target: &str, request: &RequestArgs, load: Load) -> anyhow::Result<
         load,
         requests: vec![request.described(target)?],
         fleet: Vec::new(),
+        episodes: Vec::new(),
         sim: Sim::default(),
         base: PathBuf::new(),
     })

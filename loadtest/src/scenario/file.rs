@@ -7,7 +7,7 @@ use crate::distribution::Distribution;
 use crate::objective::Objective;
 use crate::target::Protocol;
 use crate::tensor::Range;
-use crate::units::{Rate, Span};
+use crate::units::{Rate, Share, Span};
 use forebay_config::{Diagnostics, Document, FromToml, Table};
 use forebay_protocol::Priority;
 use std::path::{Path, PathBuf};
@@ -81,6 +81,7 @@ fn top(table: &Table<'_, '_>) -> Scenario {
     if requests.is_empty() {
         table.note(table.span(), "request", "expected at least one [[request]], found none");
     }
+    let (fleet, episodes) = fleet::fleet(table);
     Scenario {
         name: table.get("name"),
         target: table.get("target"),
@@ -98,7 +99,8 @@ fn top(table: &Table<'_, '_>) -> Scenario {
         objectives: table.get("objectives").unwrap_or_default(),
         load: load(table),
         requests,
-        fleet: fleet::groups(table),
+        fleet,
+        episodes,
         sim: fleet::sim(table),
         base: PathBuf::new(),
     }
@@ -198,7 +200,7 @@ pub(super) fn required<T: FromToml>(table: &Table<'_, '_>, key: &str, instead: T
 }
 
 /// The word at `kind`; the first of `known` in place of one that is missing or unknown.
-fn kind(table: &Table<'_, '_>, known: &[&'static str]) -> &'static str {
+pub(super) fn kind(table: &Table<'_, '_>, known: &[&'static str]) -> &'static str {
     let first = known.first().copied().unwrap_or_default();
     let Some((found, span)) = table.required_spanned::<String>("kind") else { return first };
     known.iter().copied().find(|kind| *kind == found).unwrap_or_else(|| {
@@ -222,6 +224,7 @@ macro_rules! from_text {
 
 from_text! {
     Span = "a span of time such as \"250ms\", \"30s\" or \"2m\"";
+    Share = "a percentage such as \"20%\"";
     Rate = "a rate such as \"500/s\", \"10k/s\" or \"30/m\"";
     Objective = "an objective such as \"p99<50ms\" or \"errors<0.1%\"";
     Distribution = "constant:TIME, exponential:TIME, lognormal:TIME:SIGMA or \

@@ -1,8 +1,8 @@
 //! What a scenario says of the fleet and of the proxies before it, for the simulator.
 
-use super::file::required;
+use super::file::{kind, required};
 use crate::distribution::Distribution;
-use crate::units::Span;
+use crate::units::{Share, Span};
 use forebay_config::Table;
 use std::time::Duration;
 
@@ -22,6 +22,62 @@ pub struct Group {
     pub queue: u32,
     /// Service time of requests that do not ask for one.
     pub service: Distribution,
+    /// Requests are served together, a batch on each slot; one by one if absent.
+    pub batch: Option<Batch>,
+}
+
+/// How requests are served together: a batch of n takes `base` and n times `each` and the sum of
+/// what its requests ask for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Batch {
+    /// Requests in a batch, at most.
+    pub most: u32,
+    /// Whatever its size.
+    pub base: Span,
+    /// For each request.
+    pub each: Span,
+    /// How long a batch that is not full is kept open.
+    pub wait: Span,
+}
+
+impl Group {
+    /// Requests a second that the group can serve if they ask for `demand` seconds on average.
+    pub fn capacity(&self, demand: f64) -> f64 {
+        let servers = f64::from(self.count) * f64::from(self.slots);
+        let (requests, takes) = match self.batch {
+            None => (1.0, demand),
+            Some(batch) => {
+                let most = f64::from(batch.most);
+                let each = batch.each.0.as_secs_f64() + demand;
+                (most, batch.base.0.as_secs_f64() + most * each)
+            }
+        };
+        servers * requests / (takes * self.slow)
+    }
+}
+
+/// Something that befalls endpoints.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Episode {
+    /// When it begins, counted from the end of the warm-up.
+    pub at: Span,
+    /// How long it lasts; to the end of the run if absent.
+    pub length: Option<Span>,
+    /// Whom: numbers from 0, in the order of the groups.
+    pub endpoints: Vec<u32>,
+    /// What.
+    pub what: Trouble,
+}
+
+/// What befalls an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Trouble {
+    /// Services take so many times as long: a neighbour takes the processor.
+    Slow(f64),
+    /// It is killed: what it has is lost, and nobody listens any more. At the end it starts anew.
+    Down,
+    /// It answers everything with an internal error, after so long, without doing the work.
+    Sinkhole(Span),
 }
 
 /// The proxies and what they are told.
@@ -39,6 +95,34 @@ pub struct Sim {
     pub slots: u32,
     /// Load reports.
     pub reports: Reports,
+    /// Second attempts.
+    pub retry: Retry,
+    /// Active checks.
+    pub probe: Probe,
+}
+
+/// When a request is sent again; the keys and defaults of the proxy's `[pool.NAME.retry]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Retry {
+    /// Attempts of one request, the first included.
+    pub attempts: u32,
+    /// Retries per request that are allowed, 0 to 1.
+    pub budget: f64,
+    /// Retries a second that are allowed beside that.
+    pub min_per_second: f64,
+}
+
+/// How proxies find out who is there; the keys and defaults of the proxy's `[pool.NAME.probe]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Probe {
+    /// From one probe to the next.
+    pub interval: Span,
+    /// The same while a change is under way, or after an attempt failed.
+    pub fast_interval: Span,
+    /// Successes in a row that bring an endpoint back.
+    pub rise: u32,
+    /// Failures in a row that take it out.
+    pub fall: u32,
 }
 
 /// How proxies learn of the endpoints' load.
@@ -63,27 +147,55 @@ impl Default for Sim {
             round_trip: Span::default(),
             slots: 1,
             reports: Reports::default(),
+            retry: Retry { attempts: 3, budget: 0.2, min_per_second: 10.0 },
+            probe: Probe {
+                interval: SECOND,
+                fast_interval: Span(Duration::from_millis(100)),
+                rise: 2,
+                fall: 2,
+            },
         }
     }
 }
 
 impl Default for Reports {
     fn default() -> Self {
-        Self { in_band: true, every: None, delay: Span::default(), ttl: SECOND }
+        Self {
+            in_band: true,
+            every: None,
+            delay: Span::default(),
+            ttl: Span(Duration::from_secs(2)),
+        }
     }
 }
 
-pub(super) fn groups(top: &Table<'_, '_>) -> Vec<Group> {
-    let Some(fleet) = top.table("fleet") else { return Vec::new() };
-    let groups = fleet.tables("endpoint");
+/// The endpoints and what befalls them.
+pub(super) fn fleet(top: &Table<'_, '_>) -> (Vec<Group>, Vec<Episode>) {
+    let Some(table) = top.table("fleet") else { return Default::default() };
+    let groups = table.tables("endpoint");
     if groups.is_empty() {
-        fleet.note(
-            fleet.span(),
+        table.note(
+            table.span(),
             "endpoint",
             "expected at least one [[fleet.endpoint]], found none",
         );
     }
-    groups.iter().map(group).collect()
+    let episodes = table.tables("episode");
+    (groups.iter().map(group).collect(), episodes.iter().map(episode).collect())
+}
+
+fn episode(table: &Table<'_, '_>) -> Episode {
+    let what = match kind(table, &["slow", "down", "sinkhole"]) {
+        "slow" => Trouble::Slow(table.within("factor", 1e-3..=1e3, 1.0)),
+        "down" => Trouble::Down,
+        _ => Trouble::Sinkhole(required(table, "after", SECOND)),
+    };
+    Episode {
+        at: required(table, "at", SECOND),
+        length: table.get("for"),
+        endpoints: required(table, "endpoints", Vec::new()),
+        what,
+    }
 }
 
 fn group(table: &Table<'_, '_>) -> Group {
@@ -93,6 +205,12 @@ fn group(table: &Table<'_, '_>) -> Group {
         slow: table.within("slow", 1e-3..=1e3, 1.0),
         queue: table.or("queue", 10_000),
         service: table.or("service", Distribution::Constant(0.0)),
+        batch: table.table("batch").map(|table| Batch {
+            most: table.within("most", 1..=100_000, 1),
+            base: table.or("base", Span::default()),
+            each: table.or("each", Span::default()),
+            wait: table.or("wait", Span::default()),
+        }),
     }
 }
 
@@ -112,6 +230,26 @@ pub(super) fn sim(top: &Table<'_, '_>) -> Sim {
             delay: reports.or("delay", told.delay),
             ttl: reports.or("ttl", told.ttl),
         },
+        retry: retry(&table.table_or_empty("retry"), &sim.retry),
+        probe: probe(&table.table_or_empty("probe"), &sim.probe),
+    }
+}
+
+fn retry(table: &Table<'_, '_>, default: &Retry) -> Retry {
+    Retry {
+        attempts: table.within("attempts", 1..=10, default.attempts),
+        budget: table.get::<Share>("budget").map_or(default.budget, |share| share.0),
+        min_per_second: table.within("min_per_second", 0.0..=1e6, default.min_per_second),
+    }
+}
+
+fn probe(table: &Table<'_, '_>, default: &Probe) -> Probe {
+    let interval = table.or("interval", default.interval);
+    Probe {
+        interval,
+        fast_interval: table.or("fast_interval", default.fast_interval).min(interval),
+        rise: table.within("rise", 1..=100, default.rise),
+        fall: table.within("fall", 1..=100, default.fall),
     }
 }
 

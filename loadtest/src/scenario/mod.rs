@@ -8,7 +8,7 @@ mod file;
 mod fleet;
 
 pub use file::{ScenarioError, parse};
-pub use fleet::{Group, Reports, Sim};
+pub use fleet::{Batch, Episode, Group, Probe, Reports, Retry, Sim, Trouble};
 
 use crate::arrivals::Spacing;
 use crate::distribution::Distribution;
@@ -49,6 +49,8 @@ pub struct Scenario {
     pub requests: Vec<Request>,
     /// The endpoints of a simulation.
     pub fleet: Vec<Group>,
+    /// What befalls the endpoints of a simulation.
+    pub episodes: Vec<Episode>,
     /// The proxies of a simulation.
     pub sim: Sim,
     /// Directory to which paths in the scenario are relative.

@@ -19,6 +19,24 @@ pub(super) enum Event {
         /// Which.
         service: u32,
     },
+    /// The batch that an endpoint keeps open is closed.
+    Close(usize),
+    /// Something begins or ends to befall endpoints.
+    Befall {
+        /// What.
+        episode: usize,
+        /// Or ends.
+        begins: bool,
+    },
+    /// The answer to a health check reaches a proxy, unless there was another one since.
+    Check {
+        /// Whose.
+        proxy: usize,
+        /// Which endpoint.
+        endpoint: usize,
+        /// Which check.
+        number: u32,
+    },
     /// An attempt's answer reaches its proxy.
     Answer(Key),
     /// A load report reaches a proxy.

@@ -11,12 +11,14 @@
 //! | [`setting`] | what is simulated, checked once |
 //! | [`engine`] | the loop, and the way of one request |
 //! | [`fleet`] | endpoints: slots, lines, speeds |
+//! | [`episode`] | what an episode of trouble did to traffic and latency |
 //! | [`balancer`] | who says where a request goes |
 //! | [`table`] | policies side by side |
 
 pub mod balancer;
 mod clock;
 pub mod engine;
+pub mod episode;
 pub mod fleet;
 pub mod setting;
 mod slab;

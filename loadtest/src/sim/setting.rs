@@ -1,10 +1,15 @@
 //! What is simulated: a scenario whose every number has been checked, once.
 
 use super::balancer::{Kind, UnknownPolicy};
+use crate::arrivals::{Shape, Source};
+use crate::link::Failure;
 use crate::mix::mix;
 use crate::plan::{Load, Plan, PlanError};
-use crate::scenario::{Group, Scenario, Sim};
-use crate::units::nanos;
+use crate::record::Outcome;
+use crate::scenario::{Episode, Group, Request, Scenario, Sim};
+use crate::units::{nanos, nanos_of};
+use forebay_protocol::Reason;
+use std::time::Duration;
 
 /// Most endpoints of a simulation.
 pub const MAX_ENDPOINTS: usize = 10_000;
@@ -30,6 +35,12 @@ pub struct Setting {
     pub mean_demand: f64,
     /// From a proxy to an endpoint, in nanoseconds.
     pub half_trip: u64,
+    /// By kind of request: after how many nanoseconds it is given up, and why then.
+    pub patience: Vec<(u64, Outcome)>,
+    /// What befalls endpoints.
+    pub episodes: Vec<Episode>,
+    /// From when to when, in nanoseconds, more is asked for than all endpoints can serve.
+    pub overload: Option<(u64, u64)>,
 }
 
 /// Why a scenario can't be simulated.
@@ -44,6 +55,12 @@ pub enum SettingError {
     /// More endpoints than can be simulated.
     #[error("fleet.endpoint: expected at most {MAX_ENDPOINTS} endpoints, found {0}")]
     Endpoints(usize),
+    /// Something befalls an endpoint that is not there.
+    #[error("fleet.episode.endpoints: expected numbers of endpoints, from 0, found {0}")]
+    Episode(u32),
+    /// A policy that can't foresee batches.
+    #[error("policy: expected one that needs not foresee when batches end, found \"{0}\"")]
+    Batches(&'static str),
     /// A policy that nobody has.
     #[error(transparent)]
     Policy(#[from] UnknownPolicy),
@@ -62,6 +79,7 @@ impl Setting {
     /// The first thing that is wrong.
     pub fn new(scenario: Scenario) -> Result<Self, SettingError> {
         let (groups, sim) = (scenario.fleet.clone(), scenario.sim.clone());
+        let episodes = scenario.episodes.clone();
         let plan = Plan::simulated(scenario)?;
         let Load::Open(source) = &plan.load else { return Err(SettingError::Closed) };
         if source.expected() > MAX_REQUESTS {
@@ -73,16 +91,37 @@ impl Setting {
             1..=MAX_ENDPOINTS => {}
             _ => return Err(SettingError::Endpoints(endpoints)),
         }
-        let policy = Kind::named(sim.policy.as_deref().unwrap_or(DEFAULT_POLICY))?;
-        let named: Result<Vec<Kind>, _> =
-            sim.policies.iter().map(|name| Kind::named(name)).collect();
-        let mut policies = named?;
-        if policies.is_empty() {
-            policies = Kind::all().map(|(_, kind)| kind).collect();
-        }
+        let (policy, policies) = policies(&sim, &groups)?;
         let half_trip = nanos(sim.round_trip.0) / 2;
+        let patience =
+            plan.requests.iter().map(|request| patience(request, plan.timeout)).collect();
+        for number in episodes.iter().flat_map(|episode| &episode.endpoints) {
+            if *number as usize >= endpoints {
+                return Err(SettingError::Episode(*number));
+            }
+        }
         let mean_demand = mean_demand(&plan, &groups);
-        Ok(Self { plan, groups, sim, policy, policies, mean_demand, half_trip })
+        let capacity = groups.iter().map(|group| group.capacity(mean_demand)).sum();
+        let overload = overload(&plan, capacity);
+        Ok(Self {
+            plan,
+            groups,
+            sim,
+            policy,
+            policies,
+            mean_demand,
+            half_trip,
+            patience,
+            episodes,
+            overload,
+        })
+    }
+
+    /// From when to when an episode lasts, in nanoseconds.
+    pub fn stretch(&self, episode: &Episode) -> (u64, u64) {
+        let begin = nanos(self.plan.window.warm_up + episode.at.0);
+        let end = episode.length.map(|length| begin + nanos(length.0));
+        (begin, end.unwrap_or_else(|| nanos(self.plan.length()).max(begin)))
     }
 
     /// How many endpoints there are.
@@ -90,18 +129,73 @@ impl Setting {
         self.groups.iter().map(|group| group.count as usize).sum()
     }
 
+    /// Requests that each endpoint serves at once.
+    pub fn slots(&self) -> Vec<u32> {
+        let slots = |group: &Group| group.slots * group.batch.map_or(1, |batch| batch.most);
+        let each = |group: &Group| std::iter::repeat_n(slots(group), group.count as usize);
+        self.groups.iter().flat_map(each).collect()
+    }
+
     /// Requests a second that all endpoints together can serve.
     pub fn capacity(&self) -> f64 {
-        let group = |group: &Group| {
-            f64::from(group.count) * f64::from(group.slots) / (self.mean_demand * group.slow)
-        };
-        self.groups.iter().map(group).sum()
+        self.groups.iter().map(|group| group.capacity(self.mean_demand)).sum()
     }
 
     /// Chance of proxy number `proxy`, the same for all policies.
     pub(super) fn seed_of(&self, proxy: u64) -> u64 {
         mix(self.plan.seed ^ mix(proxy ^ PROXY))
     }
+}
+
+/// Who balances in a single run, and who is compared.
+fn policies(sim: &Sim, groups: &[Group]) -> Result<(Kind, Vec<Kind>), SettingError> {
+    let policy = Kind::named(sim.policy.as_deref().unwrap_or(DEFAULT_POLICY))?;
+    let named: Result<Vec<Kind>, _> = sim.policies.iter().map(|name| Kind::named(name)).collect();
+    let mut policies = named?;
+    let batches = groups.iter().any(|group| group.batch.is_some());
+    // What the all-knowing know is when each slot will be free; a batch that forms is another thing.
+    let bad = |kind: &&Kind| batches && kind.is_all_knowing();
+    if let Some(kind) = policies.iter().chain([&policy]).find(bad) {
+        return Err(SettingError::Batches(kind.name()));
+    }
+    if policies.is_empty() {
+        policies = Kind::all().map(|(_, kind)| kind).filter(|kind| !bad(&kind)).collect();
+    }
+    Ok((policy, policies))
+}
+
+/// The first stretch of phases with a constant rate above `capacity`.
+fn overload(plan: &Plan, capacity: f64) -> Option<(u64, u64)> {
+    let Load::Open(Source::Phases { phases, .. }) = &plan.load else { return None };
+    let (mut at, mut found) = (0.0, None);
+    for phase in phases {
+        let begin = nanos_of(at);
+        at += phase.length;
+        match (phase.shape, found) {
+            (Shape::Constant(rate), None) if rate > capacity => found = Some((begin, nanos_of(at))),
+            (Shape::Constant(rate), Some((begin, _))) if rate > capacity => {
+                found = Some((begin, nanos_of(at)));
+            }
+            (_, Some(_)) => break,
+            _ => {}
+        }
+    }
+    found
+}
+
+/// A request's own deadline, or the run's timeout.
+fn patience(request: &Request, timeout: Duration) -> (u64, Outcome) {
+    match request.deadline {
+        Some(deadline) if deadline.0 < timeout => {
+            (nanos(deadline.0), refused(Reason::DeadlineExceeded))
+        }
+        _ => (nanos(timeout), Outcome::Failed(Failure::Timeout)),
+    }
+}
+
+/// What the caller sees of a refusal.
+pub(super) fn refused(reason: Reason) -> Outcome {
+    Outcome::refused(reason.status().as_u16(), Some(reason.code()))
 }
 
 /// Keeps the proxies' chance apart from that of the requests.

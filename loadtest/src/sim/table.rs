@@ -1,6 +1,8 @@
 //! Policies side by side, as Markdown.
 
+use super::episode::Account;
 use super::{Found, Kind, Setting, engine};
+use crate::scenario::{Episode, Trouble};
 use crate::units::{self, Rate, float, seconds};
 use std::fmt::Write as _;
 use std::sync::Mutex;
@@ -82,8 +84,7 @@ fn write(out: &mut String, setting: &Setting, rows: &[Row]) -> std::fmt::Result 
         let ratio = |base: Option<f64>| {
             base.map_or("–".to_owned(), |base| format!("{:.2}", latency.quantile(0.99) / base))
         };
-        let name = policy.name();
-        let name = if policy.is_ours() { format!("**{name}**") } else { name.to_owned() };
+        let name = name(*policy);
         writeln!(
             out,
             "| {name} | {} | {} | {} | {} | {} | {} | {} |",
@@ -96,7 +97,94 @@ fn write(out: &mut String, setting: &Setting, rows: &[Row]) -> std::fmt::Result 
             units::count(found.record.total())
         )?;
     }
+    for (number, episode) in setting.episodes.iter().enumerate() {
+        troubles(out, episode, rows.iter().map(|row| (row.policy, &row.found.accounts[number])))?;
+    }
+    overload(out, setting, rows)
+}
+
+fn troubles<'a>(
+    out: &mut String,
+    episode: &Episode,
+    accounts: impl Iterator<Item = (Kind, &'a Account)>,
+) -> std::fmt::Result {
+    let what = match episode.what {
+        Trouble::Slow(factor) => format!("takes {factor} times as long"),
+        Trouble::Down => "is killed".to_owned(),
+        Trouble::Sinkhole(after) => format!("answers 500 after {after}"),
+    };
+    let length = episode.length.map_or("to the end".to_owned(), |length| format!("for {length}"));
+    writeln!(
+        out,
+        "\nAt {} {} {what}, {length}. A share has left when it has halved, and is back when it is more \
+         than half of what it was.\n",
+        episode.at,
+        of_endpoints(&episode.endpoints)
+    )?;
+    writeln!(
+        out,
+        "| policy | share before | first second | later | left after | back after | p99 before | \
+         p99 during | ratio | errors during |"
+    )?;
+    writeln!(out, "|---|---|---|---|---|---|---|---|---|---|")?;
+    for (policy, account) in accounts {
+        let it = account.summary();
+        let after = |time: Option<f64>| time.map_or("–".to_owned(), seconds);
+        writeln!(
+            out,
+            "| {} | {} | {} | {} | {} | {} | {:.1} | {:.1} | {:.2} | {} |",
+            name(policy),
+            units::percent(it.share_before),
+            units::percent(it.share_first),
+            units::percent(it.share_later),
+            after(it.left_after),
+            after(it.back_after),
+            it.p99_before * 1e3,
+            it.p99_during * 1e3,
+            it.p99_during / it.p99_before,
+            units::percent(it.errors_during)
+        )?;
+    }
     Ok(())
+}
+
+fn of_endpoints(numbers: &[u32]) -> String {
+    match numbers {
+        [number] => format!("endpoint {number}"),
+        many => format!("each of {} endpoints", many.len()),
+    }
+}
+
+fn overload(out: &mut String, setting: &Setting, rows: &[Row]) -> std::fmt::Result {
+    let Some((begin, end)) = setting.overload else { return Ok(()) };
+    writeln!(
+        out,
+        "\nFor {} more is asked for than can be served. Goodput is what was answered well, as a \
+         share of the capacity.\n",
+        seconds(float(end - begin) / 1e9)
+    )?;
+    writeln!(
+        out,
+        "| policy | goodput | p99 before | p99 of what was answered | recovered after |"
+    )?;
+    writeln!(out, "|---|---|---|---|---|")?;
+    for Row { policy, found } in rows {
+        let Some(it) = found.overload.as_ref().map(Account::summary) else { continue };
+        writeln!(
+            out,
+            "| {} | {} | {:.1} | {:.1} | {} |",
+            name(*policy),
+            units::percent(it.goodput / setting.capacity()),
+            it.p99_before * 1e3,
+            it.p99_during * 1e3,
+            seconds(it.recovered_after)
+        )?;
+    }
+    Ok(())
+}
+
+fn name(policy: Kind) -> String {
+    if policy.is_ours() { format!("**{}**", policy.name()) } else { policy.name().to_owned() }
 }
 
 /// How fast the simulation was: not part of any report, which must not depend on it.

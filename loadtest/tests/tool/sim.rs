@@ -94,3 +94,129 @@ const SHORT: &str = r#"
     [[fleet.endpoint]]
     slow = 2.0
 "#;
+
+/// A fleet under a steady load for ten seconds after one of warm-up, and what else the text says.
+fn fleet(rate: &str, rest: &str) -> Setting {
+    let text = format!(
+        r#"
+        warm_up = "1s"
+        [load]
+        kind = "open"
+        spacing = "poisson"
+        [[load.phase]]
+        kind = "constant"
+        rate = "{rate}"
+        for = "10s"
+        [[request]]
+        kind = "http"
+        path = "/"
+        demand = "exponential:10ms"
+        {rest}
+        "#
+    );
+    Setting::new(scenario::parse(&text).unwrap()).unwrap()
+}
+
+fn simulated(setting: &Setting, policy: &str) -> sim::Found {
+    engine::run(setting, Kind::named(policy).unwrap())
+}
+
+const FOUR: &str = "[[fleet.endpoint]]\ncount = 4\nslots = 4\n";
+
+fn episode(rest: &str) -> String {
+    format!("{FOUR}[[fleet.episode]]\nat = \"3s\"\nfor = \"3s\"\nendpoints = [1]\n{rest}")
+}
+
+#[test]
+fn every_scenario_of_the_simulator_can_be_simulated() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios/sim");
+    let mut found = 0;
+    for entry in std::fs::read_dir(directory).unwrap() {
+        Setting::new(Scenario::read(&entry.unwrap().path()).unwrap()).unwrap();
+        found += 1;
+    }
+    assert!(found >= 8, "{found}");
+}
+
+#[test]
+fn a_killed_endpoint_costs_retries_and_no_errors() {
+    let setting = fleet("500/s", &episode("kind = \"down\""));
+    for policy in ["least_cost", "nginx_least_conn"] {
+        let found = simulated(&setting, policy);
+        assert_eq!(found.record.error_share(), 0.0, "{policy}");
+        let account = found.accounts[0].summary();
+        assert!(account.share_before > 0.2 && account.share_later < 0.02, "{policy}: {account:?}");
+        assert!(account.back_after.is_some_and(|after| after < 2.5), "{policy}: {account:?}");
+    }
+}
+
+#[test]
+fn a_lost_request_is_an_error_where_retries_are_off() {
+    let setting = fleet("500/s", &episode("kind = \"down\"\n[sim.retry]\nattempts = 1"));
+    let found = simulated(&setting, "nginx_least_conn");
+    let classes: Vec<String> = found.record.outcomes.keys().map(|o| o.class()).collect();
+    assert!(classes.iter().any(|class| class == "502 endpoint_reset"), "{classes:?}");
+    assert!(classes.iter().any(|class| class == "503 connect_failed"), "{classes:?}");
+}
+
+#[test]
+fn an_endpoint_that_becomes_slow_moves_the_ends_of_what_it_serves() {
+    let setting = fleet("500/s", &episode("kind = \"slow\"\nfactor = 10.0"));
+    let found = simulated(&setting, "oracle");
+    let account = found.accounts[0].summary();
+    assert_eq!(found.record.error_share(), 0.0);
+    assert!(account.left_after.is_some_and(|after| after < 0.5), "{account:?}");
+    assert!(account.p99_during < account.p99_before * 2.0, "{account:?}");
+    let blind = simulated(&setting, "round_robin").accounts[0].summary();
+    assert!(blind.p99_during > blind.p99_before * 3.0, "{blind:?}");
+}
+
+#[test]
+fn an_endpoint_that_fails_fast_draws_those_who_count_requests() {
+    let rest = episode("kind = \"sinkhole\"\nafter = \"1ms\"");
+    let setting = fleet("1000/s", &format!("{rest}\n[sim.retry]\nattempts = 1"));
+    let blind = simulated(&setting, "nginx_least_conn").accounts[0].summary();
+    assert!(blind.share_later > 0.3 && blind.errors_during > 0.3, "{blind:?}");
+    let ours = simulated(&setting, "least_cost").accounts[0].summary();
+    assert!(ours.share_later < blind.share_later / 4.0, "{ours:?}");
+}
+
+#[test]
+fn nothing_is_answered_after_its_deadline_and_overload_is_accounted_for() {
+    let phases = "deadline = \"100ms\"\n[[load.phase]]\nkind = \"constant\"\nrate = \"4000/s\"\n\
+                  for = \"3s\"\n[[load.phase]]\nkind = \"constant\"\nrate = \"100/s\"\nfor = \"3s\"\n";
+    let setting = fleet("500/s", &format!("{phases}{FOUR}"));
+    assert_eq!(setting.capacity().round(), 1600.0);
+    let found = simulated(&setting, "central_queue");
+    assert!(found.record.latency.max() <= 0.1 + 1e-3, "{}", found.record.latency.max());
+    let overload = found.overload.unwrap().summary();
+    assert!(overload.errors_during > 0.5, "{overload:?}");
+    assert!(overload.goodput > 100.0 && overload.goodput < 1650.0, "{overload:?}");
+    assert!(overload.recovered_after < 0.5, "{overload:?}");
+}
+
+#[test]
+fn batches_are_filled_under_load_and_closed_in_time_without() {
+    let batch = "service = \"constant:0ms\"\n[fleet.endpoint.batch]\nmost = 8\nbase = \"4ms\"\n\
+                 each = \"1ms\"\nwait = \"2ms\"\n";
+    let rest = format!("[[fleet.endpoint]]\nslots = 1\n{batch}");
+    let mut light = fleet("10/s", &rest);
+    let mut heavy = fleet("2000/s", &rest);
+    for setting in [&mut light, &mut heavy] {
+        setting.plan.requests[0].demand = None;
+    }
+    // Alone in its batch: 2 ms until it is closed, 5 ms of service.
+    let found = simulated(&light, "least_cost");
+    assert!((found.record.latency.quantile(0.5) / 0.007 - 1.0).abs() < 0.01);
+    // 8 in 12 ms.
+    let found = simulated(&heavy, "least_cost");
+    let rate = found.served[0] as f64 / (found.record.last_done.as_secs_f64());
+    assert!((rate / 666.7 - 1.0).abs() < 0.02, "{rate}");
+    let text = format!("{rest}[sim]\npolicy = \"oracle\"");
+    let scenario = scenario::parse(&format!("{SHORT_LOAD}{text}")).unwrap();
+    let error = Setting::new(scenario).unwrap_err().to_string();
+    assert!(error.starts_with("policy: expected"), "{error}");
+}
+
+const SHORT_LOAD: &str = "[load]\nkind = \"open\"\n[[load.phase]]\nkind = \"constant\"\n\
+                          rate = \"10/s\"\nfor = \"1s\"\n[[request]]\nkind = \"http\"\npath = \"/\"\n";

@@ -2,7 +2,7 @@
 
 use super::super::fleet::{Endpoint, Fleet};
 use super::super::slab::Key;
-use super::{Ask, Balancer, Decision, Done, bind, least, untried};
+use super::{Ask, Balancer, Decision, Done, bind, least, usable};
 use crate::units::float;
 use std::collections::VecDeque;
 
@@ -11,18 +11,28 @@ use std::collections::VecDeque;
 pub(super) struct Central {
     waiting: VecDeque<Key>,
     busy: Vec<usize>,
+    ready: Vec<bool>,
 }
 
 impl Central {
     pub(super) fn new(endpoints: usize) -> Self {
-        Self { waiting: VecDeque::new(), busy: vec![0; endpoints] }
+        Self { waiting: VecDeque::new(), busy: vec![0; endpoints], ready: vec![true; endpoints] }
     }
 
     fn fastest_free(&self, fleet: &Fleet) -> Option<usize> {
-        let free = fleet.endpoints.iter().zip(&self.busy).enumerate();
-        let free = free.filter(|(_, (endpoint, busy))| **busy < endpoint.slots());
-        free.min_by(|(_, (a, _)), (_, (b, _))| a.slowness().total_cmp(&b.slowness()))
-            .map(|(index, _)| index)
+        let all = fleet.endpoints.iter().enumerate();
+        let free =
+            all.filter(|(at, endpoint)| self.ready[*at] && self.busy[*at] < endpoint.slots());
+        free.min_by(|(_, a), (_, b)| a.slowness().total_cmp(&b.slowness())).map(|(at, _)| at)
+    }
+
+    fn fill(&mut self, endpoint: usize, fleet: &Fleet, out: &mut Vec<Decision>) {
+        let slots = fleet.endpoints[endpoint].slots();
+        while self.ready[endpoint] && self.busy[endpoint] < slots {
+            let Some(request) = self.waiting.pop_front() else { return };
+            self.busy[endpoint] += 1;
+            bind(request, Some(endpoint), out);
+        }
     }
 }
 
@@ -37,15 +47,18 @@ impl Balancer for Central {
         }
     }
 
-    fn finished(&mut self, done: &Done, _: &Fleet, out: &mut Vec<Decision>) {
-        match self.waiting.pop_front() {
-            Some(request) => bind(request, Some(done.endpoint), out),
-            None => self.busy[done.endpoint] -= 1,
-        }
+    fn finished(&mut self, done: &Done, fleet: &Fleet, out: &mut Vec<Decision>) {
+        self.busy[done.endpoint] -= 1;
+        self.fill(done.endpoint, fleet, out);
     }
 
     fn left(&mut self, request: Key, _: &mut Vec<Decision>) {
         self.waiting.retain(|waiting| *waiting != request);
+    }
+
+    fn health(&mut self, endpoint: usize, ready: bool, fleet: &Fleet, out: &mut Vec<Decision>) {
+        self.ready[endpoint] = ready;
+        self.fill(endpoint, fleet, out);
     }
 }
 
@@ -72,7 +85,7 @@ impl Balancer for Expected {
             (index, self.mean * endpoint.slowness() * (1.0 + ahead / slots))
         };
         let all = fleet.endpoints.iter().zip(&self.in_flight).enumerate();
-        let all = all.filter(|(index, _)| untried(ask, *index)).map(expected);
+        let all = all.filter(|(index, _)| usable(ask, *index)).map(expected);
         let chosen = least(all, &mut self.rng);
         if let Some(endpoint) = chosen {
             self.in_flight[endpoint] += 1;
@@ -101,7 +114,7 @@ impl Oracle {
 impl Balancer for Oracle {
     fn arrive(&mut self, ask: &Ask<'_>, fleet: &Fleet, out: &mut Vec<Decision>) {
         let at = ask.now + self.half_trip;
-        let all = fleet.endpoints.iter().enumerate().filter(|(index, _)| untried(ask, *index));
+        let all = fleet.endpoints.iter().enumerate().filter(|(index, _)| usable(ask, *index));
         let all = all.map(|(index, endpoint)| (index, endpoint.finish(at, ask.demand)));
         let chosen = least(all, &mut self.rng);
         bind(ask.request, chosen, out);

@@ -24,6 +24,8 @@ pub struct Ask<'a> {
     pub now: u64,
     /// Service time at speed 1, in nanoseconds. Only the all-knowing may look.
     pub demand: u64,
+    /// By endpoint: whether its proxy takes it for ready.
+    pub ready: &'a [bool],
     /// Endpoints that it was sent to already, without success.
     pub tried: &'a [u32],
 }
@@ -33,8 +35,10 @@ pub struct Ask<'a> {
 pub enum Ending {
     /// With an answer.
     Answered,
-    /// Without, or with one that says to ask elsewhere.
+    /// With one that says to ask elsewhere, or with an error.
     Failed,
+    /// Without an answer, so that the endpoint may not be there any more.
+    Lost,
     /// The caller gave up.
     Abandoned,
 }
@@ -102,6 +106,10 @@ pub trait Balancer {
     /// The caller gave a request up that is not bound.
     fn left(&mut self, _request: Key, _out: &mut Vec<Decision>) {}
 
+    /// The proxy takes an endpoint in or out of rotation.
+    fn health(&mut self, _endpoint: usize, _ready: bool, _fleet: &Fleet, _out: &mut Vec<Decision>) {
+    }
+
     /// An endpoint has said something of its load.
     fn reported(&mut self, _endpoint: usize, _report: &Report, _now: u64) {}
 
@@ -116,6 +124,8 @@ pub enum Kind {
     Ours(Policy),
     /// See [`peers::LeastConn`].
     NginxLeastConn,
+    /// See [`peers::LeastConn`].
+    HaproxyMaxconn,
     /// See [`peers::LeastRequest`].
     EnvoyLeastRequest,
     /// See [`peers::LeastTime`].
@@ -130,8 +140,9 @@ pub enum Kind {
     Oracle,
 }
 
-const BASELINES: [(&str, Kind); 7] = [
+const BASELINES: [(&str, Kind); 8] = [
     ("nginx_least_conn", Kind::NginxLeastConn),
+    ("haproxy_maxconn", Kind::HaproxyMaxconn),
     ("envoy_least_request", Kind::EnvoyLeastRequest),
     ("traefik_least_time", Kind::TraefikLeastTime),
     ("prequal", Kind::Prequal),
@@ -166,6 +177,11 @@ impl Kind {
         matches!(self, Self::Ours(_))
     }
 
+    /// Whether it knows what nobody can know.
+    pub fn is_all_knowing(self) -> bool {
+        matches!(self, Self::Central | Self::Expected | Self::Oracle)
+    }
+
     /// Makes what `setting` needs: one for each proxy, or one for all.
     pub(super) fn make(self, setting: &Setting) -> Vec<Box<dyn Balancer>> {
         let proxies = if self == Self::Central { 1 } else { u64::from(setting.sim.proxies) };
@@ -176,7 +192,8 @@ impl Kind {
         let (n, seed) = (setting.endpoints(), setting.seed_of(proxy));
         match self {
             Self::Ours(policy) => Box::new(ours::Ours::new(policy, setting, seed)),
-            Self::NginxLeastConn => Box::new(peers::LeastConn::new(n)),
+            Self::NginxLeastConn => Box::new(peers::LeastConn::new(vec![u32::MAX; n])),
+            Self::HaproxyMaxconn => Box::new(peers::LeastConn::new(setting.slots())),
             Self::EnvoyLeastRequest => Box::new(peers::LeastRequest::new(n, seed)),
             Self::TraefikLeastTime => Box::new(peers::LeastTime::new(n)),
             Self::Prequal => Box::new(prequal::Prequal::new(n, seed)),
@@ -230,6 +247,6 @@ fn bind(request: Key, endpoint: Option<usize>, out: &mut Vec<Decision>) {
     });
 }
 
-fn untried(ask: &Ask<'_>, endpoint: usize) -> bool {
-    !ask.tried.iter().any(|tried| *tried as usize == endpoint)
+fn usable(ask: &Ask<'_>, endpoint: usize) -> bool {
+    ask.ready[endpoint] && !ask.tried.iter().any(|tried| *tried as usize == endpoint)
 }

@@ -2,7 +2,7 @@
 
 use super::super::fleet::Fleet;
 use super::super::setting::Setting;
-use super::{Ask, Balancer, Decision, Done, Ending, bind, untried};
+use super::{Ask, Balancer, Decision, Done, Ending, bind, usable};
 use forebay_routing::pick::{self, Context};
 use forebay_routing::{Candidate, InFlight, Load, Policy, Report, Rng, Time};
 use std::sync::Arc;
@@ -12,6 +12,8 @@ use std::time::Duration;
 /// One proxy.
 pub(super) struct Ours {
     policy: Policy,
+    loads: Vec<Arc<Load>>,
+    /// In rotation, in order.
     ready: Vec<Known>,
     report_ttl: Duration,
     turn: AtomicUsize,
@@ -32,12 +34,21 @@ impl Candidate for Known {
     }
 }
 
+impl Known {
+    fn new(endpoint: usize, load: &Arc<Load>) -> Self {
+        Self { endpoint, load: Arc::clone(load) }
+    }
+}
+
 impl Ours {
     pub(super) fn new(policy: Policy, setting: &Setting, seed: u64) -> Self {
-        let known = |endpoint| Known { endpoint, load: Arc::new(Load::new(setting.sim.slots)) };
+        let load = |_| Arc::new(Load::new(setting.sim.slots));
+        let loads: Vec<Arc<Load>> = (0..setting.endpoints()).map(load).collect();
+        let known = |(endpoint, load): (usize, &Arc<Load>)| Known::new(endpoint, load);
         Self {
             policy,
-            ready: (0..setting.endpoints()).map(known).collect(),
+            ready: loads.iter().enumerate().map(known).collect(),
+            loads,
             report_ttl: setting.sim.reports.ttl.0,
             turn: AtomicUsize::new(0),
             rng: Rng::new(seed),
@@ -49,7 +60,7 @@ impl Ours {
 impl Balancer for Ours {
     fn arrive(&mut self, ask: &Ask<'_>, _: &Fleet, out: &mut Vec<Decision>) {
         let context = Context { now: time(ask.now), report_ttl: self.report_ttl, turn: &self.turn };
-        let tried = |known: &Known| !untried(ask, known.endpoint);
+        let tried = |known: &Known| !usable(ask, known.endpoint);
         let chosen = pick::pick(self.policy, &self.ready, tried, &context, &mut self.rng);
         let chosen = chosen.map(|index| {
             let place = ask.request.slot();
@@ -69,15 +80,23 @@ impl Balancer for Ours {
         match done.ending {
             Ending::Answered => guard.answered(Duration::from_nanos(done.took), time(done.now)),
             Ending::Abandoned => drop(guard),
-            Ending::Failed => {
+            Ending::Failed | Ending::Lost => {
                 drop(guard);
-                self.ready[done.endpoint].load.failed(time(done.now));
+                self.loads[done.endpoint].failed(time(done.now));
             }
         }
     }
 
+    fn health(&mut self, endpoint: usize, ready: bool, _: &Fleet, _: &mut Vec<Decision>) {
+        self.ready.retain(|known| known.endpoint != endpoint);
+        if ready {
+            let at = self.ready.partition_point(|known| known.endpoint < endpoint);
+            self.ready.insert(at, Known::new(endpoint, &self.loads[endpoint]));
+        }
+    }
+
     fn reported(&mut self, endpoint: usize, report: &Report, now: u64) {
-        self.ready[endpoint].load.report(report, time(now));
+        self.loads[endpoint].report(report, time(now));
     }
 }
 

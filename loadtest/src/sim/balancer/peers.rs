@@ -1,40 +1,75 @@
 //! What other proxies do, after their sources.
 
 use super::super::fleet::Fleet;
-use super::{Ask, Balancer, Decision, Done, bind, untried};
+use super::super::slab::Key;
+use super::{Ask, Balancer, Decision, Done, bind, usable};
 use crate::units::float;
 use std::collections::VecDeque;
 
 /// nginx's `least_conn`: the fewest requests in flight, ties in turn (smooth weighted round robin
-/// among those that tie, all weights 1).
+/// among those that tie, all weights 1). With a bound it is `HAProxy`'s `leastconn` with `maxconn`:
+/// what finds all endpoints full waits in the proxy, first come, first served.
 pub(super) struct LeastConn {
     in_flight: Vec<u32>,
+    most: Vec<u32>,
+    ready: Vec<bool>,
+    waiting: VecDeque<Key>,
     turn: Turn,
 }
 
 impl LeastConn {
-    pub(super) fn new(endpoints: usize) -> Self {
-        Self { in_flight: vec![0; endpoints], turn: Turn::new(endpoints) }
+    /// `most`: requests in flight that each endpoint may have.
+    pub(super) fn new(most: Vec<u32>) -> Self {
+        let n = most.len();
+        Self {
+            in_flight: vec![0; n],
+            most,
+            ready: vec![true; n],
+            waiting: VecDeque::new(),
+            turn: Turn::new(n),
+        }
+    }
+
+    fn fill(&mut self, endpoint: usize, out: &mut Vec<Decision>) {
+        while self.ready[endpoint] && self.in_flight[endpoint] < self.most[endpoint] {
+            let Some(request) = self.waiting.pop_front() else { return };
+            self.in_flight[endpoint] += 1;
+            bind(request, Some(endpoint), out);
+        }
     }
 }
 
 impl Balancer for LeastConn {
     fn arrive(&mut self, ask: &Ask<'_>, _: &Fleet, out: &mut Vec<Decision>) {
-        let usable = |(index, _): &(usize, &u32)| untried(ask, *index);
-        let fewest =
-            self.in_flight.iter().enumerate().filter(usable).map(|(_, count)| *count).min();
-        let chosen = fewest.and_then(|fewest| {
-            let in_flight = &self.in_flight;
-            self.turn.next(|index| in_flight[index] == fewest && untried(ask, index))
-        });
-        if let Some(endpoint) = chosen {
-            self.in_flight[endpoint] += 1;
+        let Self { in_flight, most, .. } = self;
+        let can = |index: usize| usable(ask, index) && in_flight[index] < most[index];
+        let mut all = 0..in_flight.len();
+        let fewest = all.clone().filter(|at| can(*at)).map(|at| in_flight[at]).min();
+        let chosen = fewest
+            .and_then(|fewest| self.turn.next(|index| in_flight[index] == fewest && can(index)));
+        match chosen {
+            Some(endpoint) => in_flight[endpoint] += 1,
+            None if all.any(|index| usable(ask, index)) => {
+                self.waiting.push_back(ask.request);
+                return;
+            }
+            None => {}
         }
         bind(ask.request, chosen, out);
     }
 
-    fn finished(&mut self, done: &Done, _: &Fleet, _: &mut Vec<Decision>) {
+    fn finished(&mut self, done: &Done, _: &Fleet, out: &mut Vec<Decision>) {
         self.in_flight[done.endpoint] -= 1;
+        self.fill(done.endpoint, out);
+    }
+
+    fn left(&mut self, request: Key, _: &mut Vec<Decision>) {
+        self.waiting.retain(|waiting| *waiting != request);
+    }
+
+    fn health(&mut self, endpoint: usize, ready: bool, _: &Fleet, out: &mut Vec<Decision>) {
+        self.ready[endpoint] = ready;
+        self.fill(endpoint, out);
     }
 }
 
@@ -90,7 +125,7 @@ impl Balancer for LeastRequest {
     fn arrive(&mut self, ask: &Ask<'_>, _: &Fleet, out: &mut Vec<Decision>) {
         let mut chosen = self.draw();
         for _ in 1..MOST_DRAWS {
-            if untried(ask, chosen) {
+            if usable(ask, chosen) {
                 break;
             }
             chosen = self.draw();
@@ -136,11 +171,11 @@ impl Timed {
 
 impl Balancer for LeastTime {
     fn arrive(&mut self, ask: &Ask<'_>, _: &Fleet, out: &mut Vec<Decision>) {
-        let usable = (0..self.endpoints.len()).filter(|index| untried(ask, *index));
-        let best = usable.map(|index| self.endpoints[index].score()).reduce(f64::min);
+        let all = (0..self.endpoints.len()).filter(|index| usable(ask, *index));
+        let best = all.map(|index| self.endpoints[index].score()).reduce(f64::min);
         let chosen = best.and_then(|best| {
             let endpoints = &self.endpoints;
-            self.turn.next(|index| endpoints[index].score() <= best && untried(ask, index))
+            self.turn.next(|index| endpoints[index].score() <= best && usable(ask, index))
         });
         if let Some(endpoint) = chosen {
             self.endpoints[endpoint].in_flight += 1;

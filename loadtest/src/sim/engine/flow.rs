@@ -1,31 +1,37 @@
 //! One request: asked for, bound, served, answered, or given up.
 
 use super::{Answer, Attempt, Engine, Told};
-use crate::link::Failure;
 use crate::record::{Finished, Outcome};
 use crate::sim::balancer::{Ask, Balancer, Decision, Done, Ending};
 use crate::sim::clock::Event;
-use crate::sim::fleet::{Fleet, Full, Started, Work};
+use crate::sim::fleet::{Fleet, Full, Next, Started, Work};
+use crate::sim::setting::refused;
 use crate::sim::slab::Key;
 use crate::units::nanos;
 use forebay_protocol::Reason;
 use forebay_routing::Report;
 use std::time::Duration;
 
-/// What every answer with this status says.
+/// The status of every good answer.
 const OK: u16 = 200;
 
 impl Engine<'_> {
     /// Has the request's proxy say where it goes.
     pub(super) fn ask(&mut self, key: Key) {
         let Some(request) = self.requests.get(key) else { return };
-        let (proxy, tried) = (request.proxy, request.tried.clone());
-        let demand = request.demand.unwrap_or(0);
-        let ask = Ask { request: key, now: self.now, demand, tried: &tried };
-        self.consult(proxy, |balancer, fleet, wishes| balancer.arrive(&ask, fleet, wishes));
+        let ask = Ask {
+            request: key,
+            now: self.now,
+            demand: request.demand.unwrap_or(0),
+            ready: &self.proxies[request.proxy].ready,
+            tried: &request.tried,
+        };
+        let number = request.proxy % self.balancers.len();
+        self.balancers[number].arrive(&ask, &self.fleet, &mut self.wishes);
+        self.grant(number);
     }
 
-    /// Calls the balancer of `proxy` and notes what it wants.
+    /// Calls the balancer of `proxy`.
     pub(super) fn consult(
         &mut self,
         proxy: usize,
@@ -33,12 +39,16 @@ impl Engine<'_> {
     ) {
         let number = proxy % self.balancers.len();
         call(self.balancers[number].as_mut(), &self.fleet, &mut self.wishes);
+        self.grant(number);
+    }
+
+    /// Takes up what this balancer wants.
+    fn grant(&mut self, number: usize) {
         for wish in self.wishes.drain(..) {
             match wish {
                 Decision::Probe { endpoint } => {
-                    let balancer = number;
                     let at = self.now + self.setting.half_trip;
-                    self.clock.plan(at, Event::ProbeAsks { balancer, endpoint });
+                    self.clock.plan(at, Event::ProbeAsks { balancer: number, endpoint });
                 }
                 other => self.decisions.push_back(other),
             }
@@ -58,8 +68,12 @@ impl Engine<'_> {
 
     fn bind(&mut self, key: Key, endpoint: usize) {
         let Some(request) = self.requests.get_mut(key) else { return };
+        for (account, episode) in self.accounts.iter_mut().zip(&self.setting.episodes) {
+            let hit = episode.endpoints.iter().any(|number| *number as usize == endpoint);
+            account.bound(self.now, hit);
+        }
         let attempt =
-            Attempt { request: key, endpoint, sent: self.now, answer: Answer::None, report: None };
+            Attempt { request: key, endpoint, sent: self.now, answer: None, report: None };
         let attempt = self.attempts.insert(attempt);
         request.attempt = Some(attempt);
         let at = self.now + self.setting.half_trip;
@@ -72,81 +86,111 @@ impl Engine<'_> {
 
     pub(super) fn reach(&mut self, key: Key) {
         let Some(attempt) = self.attempts.get(key) else { return };
-        let endpoint = attempt.endpoint;
+        let number = attempt.endpoint;
         let Some(request) = self.requests.get(attempt.request) else {
             // Given up on its way.
             self.attempts.remove(key);
-            self.fleet.endpoints[endpoint].lost();
             return;
         };
-        let work = Work::new(key, request.demand, request.rng.clone());
-        match self.fleet.endpoints[endpoint].enter(self.now, work) {
-            Ok(started) => self.started(endpoint, started),
-            Err(Full) => self.reply(key, Answer::Refused(Reason::QueueFull)),
+        let endpoint = &mut self.fleet.endpoints[number];
+        if !endpoint.is_up() {
+            return self.reply(key, self.now, Answer::Lost(Reason::ConnectFailed));
+        }
+        if let Some(after) = endpoint.sinkhole() {
+            return self.reply(key, self.now + after, Answer::Refused(Reason::InferenceFailed));
+        }
+        let work = Work { attempt: key, demand: request.demand, rng: request.rng.clone() };
+        match endpoint.enter(self.now, work) {
+            Ok(next) => self.goes_on(number, next),
+            Err(Full) => self.reply(key, self.now, Answer::Refused(Reason::QueueFull)),
         }
     }
 
-    fn started(&mut self, endpoint: usize, started: Option<Started>) {
-        if let Some(Started { number: service, end }) = started {
-            self.clock.plan(end, Event::Served { endpoint, service });
+    /// What an endpoint does next is planned.
+    pub(super) fn goes_on(&mut self, endpoint: usize, next: Next) {
+        match next {
+            Next::Nothing => {}
+            Next::Held(until) => self.clock.plan(until, Event::Close(endpoint)),
+            Next::Started(Started { number: service, end }) => {
+                self.clock.plan(end, Event::Served { endpoint, service });
+            }
         }
     }
 
     pub(super) fn end(&mut self, endpoint: usize, service: u32) {
-        let Some((ended, next)) = self.fleet.endpoints[endpoint].end(self.now, service) else {
-            return;
-        };
-        self.started(endpoint, next);
-        self.served[endpoint] += 1;
-        self.reply(ended, Answer::Good);
+        let mut ended = std::mem::take(&mut self.ended);
+        if let Some(next) = self.fleet.endpoints[endpoint].end(self.now, service, &mut ended) {
+            self.goes_on(endpoint, next);
+        }
+        self.served[endpoint] += ended.len() as u64;
+        for attempt in ended.drain(..) {
+            self.reply(attempt, self.now, Answer::Good);
+        }
+        self.ended = ended;
     }
 
-    /// An answer leaves the endpoint, and a load report with it.
-    fn reply(&mut self, key: Key, answer: Answer) {
+    /// An answer leaves the endpoint at `at`, and a load report with it.
+    pub(super) fn reply(&mut self, key: Key, at: u64, answer: Answer) {
         let Some(attempt) = self.attempts.get_mut(key) else { return };
-        attempt.answer = answer;
-        attempt.report = self
-            .setting
-            .sim
-            .reports
-            .in_band
-            .then(|| self.fleet.endpoints[attempt.endpoint].report());
-        match self.setting.half_trip {
-            0 => self.answer(key),
-            half => self.clock.plan(self.now + half, Event::Answer(key)),
+        attempt.answer = Some(answer);
+        if self.setting.sim.reports.in_band && !matches!(answer, Answer::Lost(_)) {
+            attempt.report = Some(self.fleet.endpoints[attempt.endpoint].report());
+        }
+        match at + self.setting.half_trip {
+            now if now == self.now => self.answer(key),
+            later => self.clock.plan(later, Event::Answer(key)),
         }
     }
 
     pub(super) fn answer(&mut self, key: Key) {
         let Some(attempt) = self.attempts.remove(key) else { return };
-        // Nobody waits for it any more.
+        // Nobody may wait for it any more.
         let Some(request) = self.requests.get_mut(attempt.request) else { return };
-        let proxy = request.proxy;
+        let (key, endpoint, proxy) = (attempt.request, attempt.endpoint, request.proxy);
         request.attempt = None;
         if let Some(report) = attempt.report {
-            self.told(proxy, attempt.endpoint, Report { answered: 1, ..report });
+            self.told(proxy, endpoint, Report { answered: 1, ..report });
         }
-        let ending = match attempt.answer {
-            Answer::Good => Ending::Answered,
-            Answer::None | Answer::Refused(_) => Ending::Failed,
+        let (ending, outcome) = match attempt.answer {
+            Some(Answer::Good) => (Ending::Answered, Outcome::Ok(OK)),
+            Some(Answer::Refused(reason)) => (Ending::Failed, refused(reason)),
+            Some(Answer::Lost(reason)) => (Ending::Lost, refused(reason)),
+            None => (Ending::Lost, refused(Reason::EndpointReset)),
         };
-        let done = Done {
-            request: attempt.request,
-            endpoint: attempt.endpoint,
-            now: self.now,
-            took: self.now - attempt.sent,
-            ending,
-        };
+        let took = self.now - attempt.sent;
+        let done = Done { request: key, endpoint, now: self.now, took, ending };
         self.consult(proxy, |balancer, fleet, wishes| balancer.finished(&done, fleet, wishes));
-        let outcome = match attempt.answer {
-            Answer::Good => Outcome::Ok(OK),
-            Answer::Refused(reason) => refused(reason),
-            Answer::None => refused(Reason::EndpointReset),
-        };
-        if self.measured(attempt.request) {
-            self.record.share(None, Some(&self.names[attempt.endpoint]));
+        if ending == Ending::Lost {
+            self.suspect(proxy, endpoint);
         }
-        self.finish(attempt.request, outcome);
+        if ending != Ending::Answered && self.retry(key, endpoint) {
+            return;
+        }
+        if self.measured(key) {
+            self.record.share(None, Some(&self.names[endpoint]));
+        }
+        self.finish(key, outcome);
+    }
+
+    pub(super) fn plan_polls(&mut self) {
+        let Some(every) = self.setting.sim.reports.every else { return };
+        for proxy in 0..self.proxies.len() {
+            // Proxies do not ask all at the same time.
+            let first = self.setting.seed_of(proxy as u64) % nanos(every.0).max(1);
+            self.clock.plan(first, Event::Poll(proxy));
+        }
+    }
+
+    /// A proxy asks all endpoints for their load.
+    pub(super) fn poll(&mut self, proxy: usize) {
+        let Some(every) = self.setting.sim.reports.every else { return };
+        for endpoint in 0..self.fleet.endpoints.len() {
+            if self.fleet.endpoints[endpoint].is_up() {
+                let report = self.fleet.endpoints[endpoint].report();
+                self.told(proxy, endpoint, report);
+            }
+        }
+        self.clock.plan(self.now + nanos(every.0).max(1), Event::Poll(proxy));
     }
 
     /// A report was heard by `proxy`, which may take it in later.
@@ -167,35 +211,24 @@ impl Engine<'_> {
         self.consult(proxy, |balancer, _, _| balancer.reported(endpoint, report, now));
     }
 
-    /// A proxy asks all endpoints for their load.
-    pub(super) fn poll(&mut self, proxy: usize) {
-        let Some(every) = self.setting.sim.reports.every else { return };
-        for endpoint in 0..self.fleet.endpoints.len() {
-            let report = self.fleet.endpoints[endpoint].report();
-            self.told(proxy, endpoint, report);
-        }
-        self.clock.plan(self.now + nanos(every.0).max(1), Event::Poll(proxy));
-    }
-
-    /// The time of the earliest request is up.
-    pub(super) fn expire(&mut self) {
-        let Some((_, key)) = self.expiries.pop_front() else { return };
+    /// The time of the earliest request of this kind is up.
+    pub(super) fn expire(&mut self, kind: usize) {
+        let Some((_, key)) = self.expiries[kind].pop_front() else { return };
         let Some(request) = self.requests.get(key) else { return };
-        let proxy = request.proxy;
-        let Some(attempt) = request.attempt else {
+        let (proxy, (_, outcome)) = (request.proxy, self.setting.patience[request.kind]);
+        let bound = request.attempt.and_then(|key| Some((key, self.attempts.get(key)?)));
+        if let Some((attempt, Attempt { endpoint, sent, .. })) = bound {
+            let (endpoint, took) = (*endpoint, self.now - sent);
+            if self.fleet.endpoints[endpoint].leave(self.now, attempt) {
+                self.attempts.remove(attempt);
+            }
+            let ending = Ending::Abandoned;
+            let done = Done { request: key, endpoint, now: self.now, took, ending };
+            self.consult(proxy, |balancer, fleet, wishes| balancer.finished(&done, fleet, wishes));
+        } else {
             self.consult(proxy, |balancer, _, wishes| balancer.left(key, wishes));
-            self.finish(key, Outcome::Failed(Failure::Timeout));
-            return;
-        };
-        let Some(Attempt { endpoint, sent, .. }) = self.attempts.get(attempt) else { return };
-        let (endpoint, took) = (*endpoint, self.now - sent);
-        if self.fleet.endpoints[endpoint].leave(self.now, attempt) {
-            self.attempts.remove(attempt);
         }
-        let ending = Ending::Abandoned;
-        let done = Done { request: key, endpoint, now: self.now, took, ending };
-        self.consult(proxy, |balancer, fleet, wishes| balancer.finished(&done, fleet, wishes));
-        self.finish(key, Outcome::Failed(Failure::Timeout));
+        self.finish(key, outcome);
     }
 
     fn measured(&self, key: Key) -> bool {
@@ -204,7 +237,7 @@ impl Engine<'_> {
     }
 
     /// The request is over.
-    pub(super) fn finish(&mut self, key: Key, outcome: Outcome) {
+    fn finish(&mut self, key: Key, outcome: Outcome) {
         let Some(request) = self.requests.remove(key) else { return };
         let intended = Duration::from_nanos(request.intended);
         let finished = Finished {
@@ -217,9 +250,8 @@ impl Engine<'_> {
             bytes_in: 0,
         };
         self.record.finish(self.setting.plan.window, &finished);
+        for account in self.accounts.iter_mut().chain(&mut self.overload) {
+            account.finished(&finished);
+        }
     }
-}
-
-fn refused(reason: Reason) -> Outcome {
-    Outcome::refused(reason.status().as_u16(), Some(reason.code()))
 }

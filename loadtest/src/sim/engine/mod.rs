@@ -4,6 +4,7 @@
 //! chance follows from the seed and the number of the request or of the proxy, so that every policy
 //! is given the very same requests at the same moments.
 
+mod faults;
 mod flow;
 
 use crate::arrivals::Arrivals;
@@ -12,10 +13,12 @@ use crate::plan::Load;
 use crate::record::Record;
 use crate::sim::balancer::{Balancer, Decision, Kind, Probed};
 use crate::sim::clock::{Clock, Event};
+use crate::sim::episode::Account;
 use crate::sim::fleet::Fleet;
 use crate::sim::setting::{PROXY, Setting};
 use crate::sim::slab::{Key, Slab};
 use crate::units::nanos;
+use faults::Proxy;
 use forebay_protocol::Reason;
 use forebay_routing::Report;
 use std::collections::VecDeque;
@@ -27,6 +30,10 @@ pub struct Found {
     pub record: Record,
     /// Requests that each endpoint served, the warm-up's included.
     pub served: Vec<u64>,
+    /// What became of each episode of the scenario, in order.
+    pub accounts: Vec<Account>,
+    /// What became of the time when more was asked for than could be served.
+    pub overload: Option<Account>,
     /// Events on the virtual clock.
     pub events: u64,
 }
@@ -35,31 +42,37 @@ pub struct Found {
 pub fn run(setting: &Setting, policy: Kind) -> Found {
     let mut engine = Engine::new(setting, policy);
     while engine.step() {}
-    engine.into_result()
+    let Engine { record, served, accounts, overload, clock, .. } = engine;
+    Found { record, served, accounts, overload, events: clock.planned() }
 }
 
 struct Engine<'a> {
     setting: &'a Setting,
     mix: Mix,
     arrivals: Arrivals,
-    /// The next arrival, and its number.
+    /// When the next request comes, and its number.
     coming: Option<u64>,
     index: u64,
     now: u64,
     clock: Clock,
     fleet: Fleet,
+    proxies: Vec<Proxy>,
     balancers: Vec<Box<dyn Balancer>>,
     requests: Slab<Request>,
     attempts: Slab<Attempt>,
     reports: Slab<Told>,
     probes: Slab<(usize, Probed)>,
-    /// When requests are given up, earliest first.
-    expiries: VecDeque<(u64, Key)>,
+    /// By kind of request: when each is given up, earliest first.
+    expiries: Vec<VecDeque<(u64, Key)>>,
     /// What is still to be done at this moment.
     decisions: VecDeque<Decision>,
     /// Where a balancer writes what it wants.
     wishes: Vec<Decision>,
+    /// Attempts that just ended.
+    ended: Vec<Key>,
     record: Record,
+    accounts: Vec<Account>,
+    overload: Option<Account>,
     served: Vec<u64>,
     names: Vec<String>,
 }
@@ -69,6 +82,7 @@ struct Request {
     intended: u64,
     demand: Option<u64>,
     rng: fastrand::Rng,
+    kind: usize,
     proxy: usize,
     tried: Vec<u32>,
     attempt: Option<Key>,
@@ -79,15 +93,17 @@ struct Attempt {
     request: Key,
     endpoint: usize,
     sent: u64,
-    answer: Answer,
+    answer: Option<Answer>,
     report: Option<Report>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum Answer {
-    None,
     Good,
+    /// The endpoint says no.
     Refused(Reason),
+    /// There is no answer.
+    Lost(Reason),
 }
 
 /// A report on its way to a proxy.
@@ -104,38 +120,36 @@ impl<'a> Engine<'a> {
             Load::Open(source) => source.arrivals(plan.seed),
             Load::Closed => Arrivals::Recorded { times: [].into(), next: 0 },
         };
-        let mut clock = Clock::default();
-        if let Some(every) = setting.sim.reports.every {
-            for proxy in 0..setting.sim.proxies as usize {
-                // Proxies do not ask all at the same time.
-                clock.plan(
-                    setting.seed_of(proxy as u64) % nanos(every.0).max(1),
-                    Event::Poll(proxy),
-                );
-            }
-        }
         let n = setting.endpoints();
-        Self {
+        let account = |(begin, end)| Account::new(begin, end);
+        let mut engine = Self {
             setting,
             mix: Mix::new(plan),
             coming: arrivals.next(),
             arrivals,
             index: 0,
             now: 0,
-            clock,
+            clock: Clock::default(),
             fleet: Fleet::new(&setting.groups),
+            proxies: (0..setting.sim.proxies).map(|_| Proxy::new(setting)).collect(),
             balancers: policy.make(setting),
             requests: Slab::new(),
             attempts: Slab::new(),
             reports: Slab::new(),
             probes: Slab::new(),
-            expiries: VecDeque::new(),
+            expiries: vec![VecDeque::new(); setting.patience.len()],
             decisions: VecDeque::new(),
             wishes: Vec::new(),
+            ended: Vec::new(),
             record: Record::default(),
+            accounts: setting.episodes.iter().map(|it| account(setting.stretch(it))).collect(),
+            overload: setting.overload.map(account),
             served: vec![0; n],
             names: (0..n).map(|number| format!("endpoint-{number}")).collect(),
-        }
+        };
+        engine.plan_polls();
+        engine.plan_episodes();
+        engine
     }
 
     /// One thing happens; false if nothing more will.
@@ -143,10 +157,7 @@ impl<'a> Engine<'a> {
         if self.coming.is_none() && self.requests.len() == 0 {
             return false;
         }
-        while self.expiries.front().is_some_and(|(_, key)| self.requests.get(*key).is_none()) {
-            self.expiries.pop_front();
-        }
-        let expiry = self.expiries.front().map_or(u64::MAX, |(at, _)| *at);
+        let (expiry, kind) = self.next_expiry();
         let event = self.clock.next().unwrap_or(u64::MAX);
         let coming = self.coming.unwrap_or(u64::MAX);
         if event <= coming && event <= expiry {
@@ -159,16 +170,34 @@ impl<'a> Engine<'a> {
             self.arrive();
         } else {
             self.now = expiry;
-            self.expire();
+            self.expire(kind);
         }
         self.decide();
         true
+    }
+
+    /// When the next request is given up, and of which kind it is.
+    fn next_expiry(&mut self) -> (u64, usize) {
+        let mut next = (u64::MAX, 0);
+        for (kind, expiries) in self.expiries.iter_mut().enumerate() {
+            while expiries.front().is_some_and(|(_, key)| self.requests.get(*key).is_none()) {
+                expiries.pop_front();
+            }
+            next = next.min((expiries.front().map_or(u64::MAX, |(at, _)| *at), kind));
+        }
+        next
     }
 
     fn happen(&mut self, event: Event) {
         match event {
             Event::Reach(attempt) => self.reach(attempt),
             Event::Served { endpoint, service } => self.end(endpoint, service),
+            Event::Close(endpoint) => {
+                let next = self.fleet.endpoints[endpoint].next(self.now);
+                self.goes_on(endpoint, next);
+            }
+            Event::Befall { episode, begins } => self.befall(episode, begins),
+            Event::Check { proxy, endpoint, number } => self.check(proxy, endpoint, number),
             Event::Answer(attempt) => self.answer(attempt),
             Event::Report(told) => {
                 if let Some(told) = self.reports.remove(told) {
@@ -199,18 +228,17 @@ impl<'a> Engine<'a> {
             intended,
             demand: drawn.demand.map(nanos),
             rng: drawn.rng,
+            kind: drawn.kind,
             proxy,
             tried: Vec::new(),
             attempt: None,
         };
         let key = self.requests.insert(request);
-        self.expiries.push_back((intended + nanos(self.setting.plan.timeout), key));
+        let (patience, _) = self.setting.patience[drawn.kind];
+        self.expiries[drawn.kind].push_back((intended + patience, key));
+        self.proxies[proxy].budget.request();
         self.coming = self.arrivals.next();
         self.index += 1;
         self.ask(key);
-    }
-
-    fn into_result(self) -> Found {
-        Found { record: self.record, served: self.served, events: self.clock.planned() }
     }
 }

@@ -1,0 +1,139 @@
+//! Trouble, and what proxies do about it: second attempts and health checks, as the proxy has them.
+
+use super::{Answer, Engine};
+use crate::scenario::Trouble;
+use crate::sim::clock::Event;
+use crate::sim::setting::Setting;
+use crate::sim::slab::Key;
+use crate::units::nanos;
+use forebay_protocol::Reason;
+use forebay_routing::{Health, HealthCheck, ProbeOutcome, RetryBudget, Time};
+use std::time::Duration;
+
+/// What one proxy has beside its balancer.
+pub(super) struct Proxy {
+    /// Pays for second attempts.
+    pub budget: RetryBudget,
+    /// By endpoint: whether it is in rotation.
+    pub ready: Vec<bool>,
+    /// Of the endpoints that are ever down: others would only ever be found ready.
+    checks: Vec<Check>,
+}
+
+struct Check {
+    endpoint: usize,
+    check: HealthCheck,
+    /// The one that is under way or planned; those before it do not count any more.
+    number: u32,
+    last: u64,
+}
+
+impl Proxy {
+    pub(super) fn new(setting: &Setting) -> Self {
+        let (retry, probe) = (&setting.sim.retry, &setting.sim.probe);
+        let down = setting.episodes.iter().filter(|episode| episode.what == Trouble::Down);
+        let mut watched: Vec<usize> =
+            down.flat_map(|episode| &episode.endpoints).map(|number| *number as usize).collect();
+        watched.sort_unstable();
+        watched.dedup();
+        let check = |endpoint| Check {
+            endpoint,
+            check: HealthCheck::resume(probe.rise, probe.fall, Health::Ready),
+            number: 0,
+            last: 0,
+        };
+        Self {
+            budget: RetryBudget::new(retry.budget, retry.min_per_second),
+            ready: vec![true; setting.endpoints()],
+            checks: watched.into_iter().map(check).collect(),
+        }
+    }
+}
+
+impl Engine<'_> {
+    pub(super) fn plan_episodes(&mut self) {
+        for (number, episode) in self.setting.episodes.iter().enumerate() {
+            let (begin, end) = self.setting.stretch(episode);
+            self.clock.plan(begin, Event::Befall { episode: number, begins: true });
+            if episode.length.is_some() {
+                self.clock.plan(end, Event::Befall { episode: number, begins: false });
+            }
+        }
+        let interval = nanos(self.setting.sim.probe.interval.0).max(1);
+        for proxy in 0..self.proxies.len() {
+            // Proxies do not ask all at the same time.
+            let first = self.setting.seed_of(proxy as u64) % interval;
+            for check in &self.proxies[proxy].checks {
+                let endpoint = check.endpoint;
+                self.clock.plan(first, Event::Check { proxy, endpoint, number: 0 });
+            }
+        }
+    }
+
+    pub(super) fn befall(&mut self, episode: usize, begins: bool) {
+        let Some(episode) = self.setting.episodes.get(episode) else { return };
+        for endpoint in episode.endpoints.iter().map(|number| *number as usize) {
+            let befallen = self.fleet.endpoints[endpoint].befall(self.now, episode.what, begins);
+            for service in befallen.moved {
+                let number = service.number;
+                self.clock.plan(service.end, Event::Served { endpoint, service: number });
+            }
+            for attempt in befallen.lost {
+                self.reply(attempt, self.now, Answer::Lost(Reason::EndpointReset));
+            }
+        }
+    }
+
+    /// Sends a request again whose attempt at `endpoint` failed, if that is allowed.
+    pub(super) fn retry(&mut self, key: Key, endpoint: usize) -> bool {
+        let Some(request) = self.requests.get_mut(key) else { return false };
+        request.tried.push(u32::try_from(endpoint).unwrap_or(u32::MAX));
+        let proxy = &self.proxies[request.proxy];
+        let most = self.setting.sim.retry.attempts as usize;
+        let untried = |at: usize| !request.tried.iter().any(|tried| *tried as usize == at);
+        let left = || proxy.ready.iter().enumerate().any(|(at, ready)| *ready && untried(at));
+        let now = Time::new(Duration::from_nanos(self.now));
+        if request.tried.len() >= most || !left() || !proxy.budget.try_retry(now) {
+            return false;
+        }
+        self.ask(key);
+        true
+    }
+
+    /// The answer to a health check, or that there is none.
+    pub(super) fn check(&mut self, proxy: usize, endpoint: usize, number: u32) {
+        let now = self.now;
+        let up = self.fleet.endpoints[endpoint].is_up();
+        let probe = &self.setting.sim.probe;
+        let Some(check) = self.check_of(proxy, endpoint).filter(|check| check.number == number)
+        else {
+            return;
+        };
+        let outcome = if up { ProbeOutcome::Ready } else { ProbeOutcome::Failed };
+        let changed = check.check.probed(outcome);
+        check.last = now;
+        let pause = if check.check.unsettled() { probe.fast_interval } else { probe.interval };
+        let at = now + nanos(pause.0).max(1);
+        self.clock.plan(at, Event::Check { proxy, endpoint, number });
+        if let Some(health) = changed {
+            let ready = health == Health::Ready;
+            self.proxies[proxy].ready[endpoint] = ready;
+            self.consult(proxy, |balancer, fleet, wishes| {
+                balancer.health(endpoint, ready, fleet, wishes);
+            });
+        }
+    }
+
+    /// An attempt got no answer: the next check comes sooner.
+    pub(super) fn suspect(&mut self, proxy: usize, endpoint: usize) {
+        let (now, fast) = (self.now, nanos(self.setting.sim.probe.fast_interval.0));
+        let Some(check) = self.check_of(proxy, endpoint) else { return };
+        check.number = check.number.wrapping_add(1);
+        let (at, number) = ((check.last + fast).max(now + 1), check.number);
+        self.clock.plan(at, Event::Check { proxy, endpoint, number });
+    }
+
+    fn check_of(&mut self, proxy: usize, endpoint: usize) -> Option<&mut Check> {
+        self.proxies[proxy].checks.iter_mut().find(|check| check.endpoint == endpoint)
+    }
+}

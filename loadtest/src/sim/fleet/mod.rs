@@ -1,0 +1,337 @@
+//! The endpoints: slots or batches, a line before them, the time that services take, and trouble.
+//!
+//! Times are nanoseconds on the virtual clock. An endpoint serves first come, first served; its
+//! speed is the same for all services that run at a moment.
+
+mod latencies;
+
+use super::balancer::Probed;
+use super::slab::Key;
+use crate::distribution::Distribution;
+use crate::scenario::{Batch, Group, Trouble};
+use crate::units::{float, nanos, nanos_of};
+use forebay_routing::Report;
+use latencies::Latencies;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::time::Duration;
+
+/// Weight of the newest service time in the mean that an endpoint reports, as in
+/// [`crate::synthetic`].
+const MEAN_WEIGHT: f64 = 0.05;
+
+/// All endpoints of a run.
+#[derive(Debug)]
+pub struct Fleet {
+    /// By number.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One endpoint.
+#[derive(Debug)]
+pub struct Endpoint {
+    slots: usize,
+    batch: Option<Batch>,
+    room: usize,
+    slow: f64,
+    service: Distribution,
+    /// What befalls it: how much slower it is for now, whether it is there, and after how many
+    /// nanoseconds it fails everything.
+    factor: f64,
+    up: bool,
+    sinkhole: Option<u64>,
+    running: Vec<Service>,
+    waiting: VecDeque<Waiting>,
+    /// Until when a batch is kept open.
+    held: Option<u64>,
+    /// Number of the last service that was started.
+    started: u32,
+    mean: Option<f64>,
+    /// When each slot will be free of all that was sent: exact, as only [`Self::finish`] may know it.
+    free: BinaryHeap<Reverse<u64>>,
+    latencies: Latencies,
+}
+
+/// What one attempt asks of an endpoint.
+#[derive(Debug, Clone)]
+pub(super) struct Work {
+    /// Whose it is.
+    pub attempt: Key,
+    /// Service time at speed 1; the endpoint's own choice if absent.
+    pub demand: Option<u64>,
+    /// For the endpoint's own choice.
+    pub rng: fastrand::Rng,
+}
+
+/// One slot at work.
+#[derive(Debug)]
+struct Service {
+    number: u32,
+    end: u64,
+    members: Vec<Member>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Member {
+    attempt: Key,
+    entered: u64,
+    others: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Waiting {
+    member: Member,
+    demand: u64,
+}
+
+/// What an endpoint does next by itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Next {
+    /// Nothing that is not known already.
+    Nothing,
+    /// A service was started.
+    Started(Started),
+    /// A batch is kept open until this time.
+    Held(u64),
+}
+
+/// A service: its number and when it ends.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Started {
+    pub number: u32,
+    pub end: u64,
+}
+
+/// The line of an endpoint was as long as it may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Full;
+
+impl Fleet {
+    pub(super) fn new(groups: &[Group]) -> Self {
+        let endpoints =
+            groups.iter().flat_map(|group| (0..group.count).map(|_| Endpoint::new(group)));
+        Self { endpoints: endpoints.collect() }
+    }
+}
+
+impl Endpoint {
+    fn new(group: &Group) -> Self {
+        let slots = group.slots as usize;
+        Self {
+            slots,
+            batch: group.batch,
+            room: group.queue as usize,
+            slow: group.slow,
+            service: group.service,
+            factor: 1.0,
+            up: true,
+            sinkhole: None,
+            running: Vec::with_capacity(slots.min(64)),
+            waiting: VecDeque::new(),
+            held: None,
+            started: 0,
+            mean: None,
+            free: (0..slots).map(|_| Reverse(0)).collect(),
+            latencies: Latencies::default(),
+        }
+    }
+
+    /// Requests that it serves at once.
+    pub fn slots(&self) -> usize {
+        self.slots * self.batch.map_or(1, |batch| batch.most as usize)
+    }
+
+    /// How many times as long as usual its services take.
+    pub fn slowness(&self) -> f64 {
+        self.slow * self.factor
+    }
+
+    /// Requests that are here.
+    pub fn in_flight(&self) -> usize {
+        self.running.iter().map(|service| service.members.len()).sum::<usize>() + self.waiting.len()
+    }
+
+    /// Whether anybody listens.
+    pub fn is_up(&self) -> bool {
+        self.up
+    }
+
+    /// After how many nanoseconds it fails what comes, if it does.
+    pub(super) fn sinkhole(&self) -> Option<u64> {
+        self.sinkhole
+    }
+
+    /// When a request with this `demand` that gets here at `at` will have been served, if services
+    /// are not batched. Only one who knows everything can know that.
+    pub fn finish(&self, at: u64, demand: u64) -> u64 {
+        if !self.up {
+            return u64::MAX;
+        }
+        let free = self.free.peek().map_or(0, |Reverse(free)| *free);
+        free.max(at) + self.scaled(demand)
+    }
+
+    /// Takes in that a request with this `demand` will get here at `at`.
+    pub(super) fn expect(&mut self, at: u64, demand: u64) {
+        if self.up {
+            let finish = self.finish(at, demand);
+            self.free.pop();
+            self.free.push(Reverse(finish));
+        }
+    }
+
+    /// What it says when it is probed: how many are there, and what others took lately that found
+    /// about as many.
+    pub(super) fn probed(&self, endpoint: usize) -> Probed {
+        let in_flight = self.in_flight();
+        Probed { endpoint, in_flight, latency: self.latencies.at(in_flight) }
+    }
+
+    /// What it says of itself.
+    pub(super) fn report(&self) -> Report {
+        let count = |n: usize| u32::try_from(n).ok();
+        Report {
+            in_flight: count(self.in_flight()),
+            queue: count(self.waiting.len()),
+            slots: count(self.slots()),
+            service_time: self.mean.and_then(|mean| Duration::try_from_secs_f64(mean).ok()),
+            answered: 0,
+        }
+    }
+
+    /// Takes work in at `now`.
+    pub(super) fn enter(&mut self, now: u64, mut work: Work) -> Result<Next, Full> {
+        let room = self.room + if self.running.len() < self.slots { self.slots() } else { 0 };
+        if self.waiting.len() >= room {
+            return Err(Full);
+        }
+        let demand = work.demand.unwrap_or_else(|| nanos(self.service.draw(&mut work.rng)));
+        let others = self.in_flight();
+        let member = Member { attempt: work.attempt, entered: now, others };
+        self.waiting.push_back(Waiting { member, demand });
+        if self.batch.is_none() {
+            self.learn(self.scaled(demand));
+        }
+        Ok(self.next(now))
+    }
+
+    /// Ends a service at `now` and hands out whose it was. `None` if there is no such service any
+    /// more.
+    pub(super) fn end(&mut self, now: u64, number: u32, ended: &mut Vec<Key>) -> Option<Next> {
+        let is_it = |service: &Service| service.number == number && service.end == now;
+        let position = self.running.iter().position(is_it)?;
+        for member in self.running.swap_remove(position).members {
+            self.latencies.add(member.others, now - member.entered);
+            ended.push(member.attempt);
+        }
+        Some(self.next(now))
+    }
+
+    /// Takes an attempt out of the line at `now`, if it waits there.
+    pub(super) fn leave(&mut self, now: u64, attempt: Key) -> bool {
+        let Some(at) = self.waiting.iter().position(|waiting| waiting.member.attempt == attempt)
+        else {
+            return false;
+        };
+        self.waiting.remove(at);
+        self.foresee(now);
+        true
+    }
+
+    /// Starts what can be started at `now`.
+    pub(super) fn next(&mut self, now: u64) -> Next {
+        let Some(first) = self.waiting.front() else { return Next::Nothing };
+        if self.running.len() >= self.slots {
+            return Next::Nothing;
+        }
+        let mut count = 1;
+        if let Some(batch) = self.batch {
+            count = self.waiting.len().min(batch.most as usize);
+            let until = first.member.entered + nanos(batch.wait.0);
+            if count < batch.most as usize && until > now {
+                let known = self.held.replace(until) == Some(until);
+                return if known { Next::Nothing } else { Next::Held(until) };
+            }
+        }
+        self.held = None;
+        Next::Started(self.start(now, count))
+    }
+
+    fn start(&mut self, now: u64, count: usize) -> Started {
+        self.started = self.started.wrapping_add(1);
+        let mut demand =
+            self.batch.map_or(0, |batch| nanos(batch.base.0) + nanos(batch.each.0) * count as u64);
+        let mut members = Vec::with_capacity(count);
+        for waiting in self.waiting.drain(..count) {
+            demand += waiting.demand;
+            members.push(waiting.member);
+        }
+        let takes = self.scaled(demand);
+        if self.batch.is_some() {
+            self.learn(takes);
+        }
+        let (number, end) = (self.started, now + takes);
+        self.running.push(Service { number, end, members });
+        Started { number, end }
+    }
+
+    /// Something begins or ends to befall it at `now`: hands out the attempts that are lost and the
+    /// services that now end at another time.
+    pub(super) fn befall(&mut self, now: u64, what: Trouble, begins: bool) -> Befallen {
+        let mut befallen = Befallen::default();
+        match what {
+            Trouble::Sinkhole(after) => self.sinkhole = begins.then(|| nanos(after.0)),
+            Trouble::Slow(factor) => {
+                let before = self.factor;
+                self.factor = if begins { factor } else { 1.0 };
+                let ratio = self.factor / before;
+                for service in &mut self.running {
+                    let left = float(service.end.saturating_sub(now)) / 1e9;
+                    service.end = now + nanos_of(left * ratio);
+                    let Service { number, end, .. } = *service;
+                    befallen.moved.push(Started { number, end });
+                }
+            }
+            Trouble::Down => {
+                self.up = !begins;
+                (self.held, self.mean) = (None, None);
+                self.latencies = Latencies::default();
+                let running = self.running.drain(..).flat_map(|service| service.members);
+                let waiting = self.waiting.drain(..).map(|waiting| waiting.member);
+                befallen.lost.extend(running.chain(waiting).map(|member| member.attempt));
+            }
+        }
+        self.foresee(now);
+        befallen
+    }
+
+    /// Computes anew when the slots will be free, after something that nobody could foresee.
+    fn foresee(&mut self, now: u64) {
+        self.free.clear();
+        self.free.extend(self.running.iter().map(|service| Reverse(service.end)));
+        self.free.extend((self.running.len()..self.slots).map(|_| Reverse(now)));
+        for at in 0..self.waiting.len() {
+            self.expect(now, self.waiting[at].demand);
+        }
+    }
+
+    fn scaled(&self, demand: u64) -> u64 {
+        let slowness = self.slowness();
+        if slowness == 1.0 { demand } else { nanos_of(float(demand) / 1e9 * slowness) }
+    }
+
+    fn learn(&mut self, took: u64) {
+        let seconds = float(took) / 1e9;
+        let mean = self.mean.get_or_insert(seconds);
+        *mean += (seconds - *mean) * MEAN_WEIGHT;
+    }
+}
+
+/// What a change of fortune does.
+#[derive(Debug, Default)]
+pub(super) struct Befallen {
+    /// Attempts that end without an answer.
+    pub lost: Vec<Key>,
+    /// Services that now end at another time.
+    pub moved: Vec<Started>,
+}
