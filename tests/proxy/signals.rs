@@ -201,6 +201,19 @@ async fn an_outage_of_the_metrics_stops_nothing_and_is_said_when_it_begins_and_e
 }
 
 #[tokio::test]
+async fn where_a_pool_is_polled_a_stale_report_is_polled_at_once() {
+    let endpoint = Scripted::start().await;
+    endpoint.on("/metrics", "", "vllm:num_requests_running 1\n");
+    let poll = "report_ttl = \"50ms\"\npoll = { kind = \"vllm\", interval = \"1h\" }";
+    let proxy = Proxy::in_front_of(&[endpoint.address], 1, poll).await;
+    known(&proxy, "a stale report", |known| known["stale"] == true).await;
+    let polls = async || proxy.metric("forebay_polls_total", &[]).await;
+    assert_eq!(polls().await, 1.0, "nobody asks while no request comes");
+    post(proxy.address, INFER, "").await;
+    eventually("a poll long before its turn", async || (polls().await > 1.0).then_some(())).await;
+}
+
+#[tokio::test]
 async fn a_reload_follows_a_change_of_polling() {
     let endpoint = Scripted::start().await;
     endpoint.on("/a", "", "vllm:num_requests_running 1\n");
