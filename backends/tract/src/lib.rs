@@ -15,14 +15,23 @@
 //! - Declared shapes of intermediate values make valid models fail: they are ignored.
 //! - A panic in the engine becomes an error of the one request.
 //!
-//! Modules: [`error`], `graph` (what the ONNX file says of itself), `model` (load and run),
-//! `plan` (compiled forms, bounded), `tensor` (to tract and back).
+//! - A batch may cost more than its rows alone, and so may a layout of data that is faster elsewhere:
+//!   both are measured when the model is loaded.
+//!
+//! Modules: [`error`], `graph` (what the ONNX file says of itself), `model` (load and run), `warm_up`
+//! (the first runs, and what they measure), [`curve`] (what a batch costs), `batch` (requests joined
+//! and split), `plan` (compiled forms, bounded), `tensor` (to tract and back).
 
+mod batch;
+pub mod curve;
 pub mod error;
 mod graph;
 mod model;
 mod plan;
 mod tensor;
+mod warm_up;
 
+pub use curve::Curve;
 pub use error::{LoadError, RunError};
-pub use model::{LoadOptions, Model};
+pub use model::{Form, LoadOptions, Model, Profile, Watch};
+pub use plan::Layout;

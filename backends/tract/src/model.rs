@@ -1,19 +1,19 @@
 //! Load a model, run it.
 
+use crate::batch::{Joined, concatenate, cut};
+use crate::curve::Curve;
 use crate::error::{panic_text, text};
 use crate::graph::{self, Interface};
-use crate::plan::{Plan, Plans, Shapes};
+use crate::plan::{Layout, Plan, Plans, Shapes};
 use crate::tensor::{datum_type, from_tract, to_tract};
+use crate::warm_up;
 use crate::{LoadError, RunError};
-use forebay_protocol::oip::{Data, Datatype, Tensor, TensorMetadata};
+use forebay_protocol::oip::{Tensor, TensorMetadata};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::plan::eval;
-
-/// How far rows run together may differ from the same rows run alone: other kernels, other order
-/// of sums. Rows that see each other differ by far more.
-const ROW_TOLERANCE: f64 = 1e-3;
 
 /// How a model is to be loaded.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -26,17 +26,65 @@ pub struct LoadOptions {
     pub warm_up: BTreeMap<String, Vec<usize>>,
     /// Load graphs with QuantizeLinear and DequantizeLinear nodes.
     pub allow_quantized: bool,
+    /// What was found out when the same model was loaded before with the same options: it is not
+    /// measured again.
+    pub profile: Option<Profile>,
+}
+
+/// What the first runs of a model have shown of it on this machine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Profile {
+    pub(crate) layout: Layout,
+    /// Are its rows independent?
+    pub(crate) has_batches: bool,
+    /// Seconds by bucket of rows.
+    pub(crate) seconds: Vec<(usize, f64)>,
+    pub(crate) grain: Duration,
+}
+
+/// Looks after a run, on its thread, between the nodes of its graph.
+pub trait Watch {
+    /// Is the run to be stopped?
+    fn stop(&self) -> bool;
+
+    /// Time that the thread has spent inside [`Watch::stop`] on something else since the watch was
+    /// made; it does not count as the run's.
+    fn elsewhere(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+impl<F: Fn() -> bool> Watch for F {
+    fn stop(&self) -> bool {
+        self()
+    }
+}
+
+/// What a request has in common with others that it can share a batch with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Form {
+    /// Shapes of the inputs in the model's order, without the batch.
+    shapes: Shapes,
+    /// The shapes that the model was warmed up and measured with.
+    is_usual: bool,
 }
 
 /// A loaded, compiled and warmed model. All threads may share one.
 pub struct Model {
-    interface: Interface,
-    plans: Plans,
-    max_batch: Option<usize>,
+    pub(crate) interface: Interface,
+    pub(crate) plans: Plans,
+    pub(crate) max_batch: Option<usize>,
+    pub(crate) curve: Curve,
+    /// The same for requests of other shapes than the usual.
+    pub(crate) odd: Curve,
+    /// Input shapes of the warm-up, without the batch.
+    pub(crate) usual: Shapes,
+    /// Longest time between two questions to a [`Watch`].
+    pub(crate) grain: Duration,
 }
 
 impl Model {
-    /// Reads, compiles and warms up a model. Takes from milliseconds to seconds.
+    /// Reads, compiles, warms up and measures a model. Takes from milliseconds to seconds.
     ///
     /// # Errors
     /// The bytes are no model, the model is one that this engine can't run, or it would run wrongly.
@@ -53,9 +101,16 @@ impl Model {
                 datum_type(input.datatype).ok_or(LoadError::Unsupported { name, found })
             })
             .collect::<Result<_, _>>()?;
-        let mut model =
-            Self { interface, plans: Plans::new(template, datum_types), max_batch: None };
-        model.warm_up(options)?;
+        let mut model = Self {
+            interface,
+            plans: Plans::new(template, datum_types),
+            max_batch: None,
+            curve: Curve::default(),
+            odd: Curve::default(),
+            usual: Shapes::new(),
+            grain: Duration::ZERO,
+        };
+        warm_up::warm_up(&mut model, options)?;
         Ok(model)
     }
 
@@ -75,131 +130,185 @@ impl Model {
         self.max_batch
     }
 
-    /// Runs one request on the calling thread. `cancelled` is asked between nodes of the graph.
-    ///
-    /// Inputs may come in any order and must be those of [`Model::inputs`]. Outputs come in the
-    /// model's order.
+    /// What batches of the usual shapes cost; of a model without batches, one request.
+    pub fn curve(&self) -> &Curve {
+        &self.curve
+    }
+
+    /// Longest time between two questions to a [`Watch`], as it was measured with one row.
+    pub fn grain(&self) -> Duration {
+        self.grain
+    }
+
+    /// The layout of data in convolutions that was found faster here.
+    pub fn layout(&self) -> Layout {
+        self.plans.layout()
+    }
+
+    /// What to load the same model with the next time.
+    pub fn profile(&self) -> Profile {
+        Profile {
+            layout: self.layout(),
+            has_batches: self.max_batch.is_some(),
+            seconds: self.curve.known().collect(),
+            grain: self.grain,
+        }
+    }
+
+    /// Rows of a request, and what it can be joined with. Of a model without batches every request
+    /// is one row, which can be joined with none.
     ///
     /// # Errors
-    /// The inputs do not fit, the caller gave up, or the engine failed; a panic is contained.
+    /// The inputs are not the model's.
+    pub fn form(&self, inputs: &[Tensor]) -> Result<(usize, Form), RunError> {
+        let inputs = self.in_order(inputs)?;
+        let batched = self.max_batch.is_some();
+        let rows = if batched { Joined::new(vec![inputs.clone()])?.rows() } else { 1 };
+        let shape = |input: &&Tensor| input.shape[usize::from(batched)..].to_vec();
+        let shapes: Shapes = inputs.iter().map(shape).collect();
+        Ok((rows, Form { is_usual: shapes == self.usual, shapes }))
+    }
+
+    /// Mean seconds that so many rows of this form are expected to take.
+    pub fn expected(&self, form: &Form, rows: usize) -> f64 {
+        self.scaled(form, rows, Curve::expected)
+    }
+
+    /// Time that no run of a request of this form was ever below; zero if that is not known.
+    pub fn least(&self, form: &Form) -> Duration {
+        // The least of all runs of one row is known; more rows take no less.
+        if form.is_usual { self.curve.least() } else { Duration::ZERO }
+    }
+
+    /// Seconds within which nearly all runs of so many rows of this form end.
+    pub fn careful(&self, form: &Form, rows: usize) -> f64 {
+        self.scaled(form, rows, Curve::careful)
+    }
+
+    fn scaled(&self, form: &Form, rows: usize, read: fn(&Curve, usize, usize) -> f64) -> f64 {
+        let most = self.curve.best();
+        if form.is_usual {
+            return read(&self.curve, rows, most);
+        }
+        // What other shapes took, if any have run: all of them together, so it is a rough word.
+        match self.odd.seconds(1) {
+            #[allow(clippy::cast_precision_loss, reason = "rows are few")]
+            Some(_) => read(&self.odd, 1, 1) * rows as f64,
+            None => read(&self.curve, rows, most) * self.proportion(form),
+        }
+    }
+
+    /// How much larger the form is than the usual one.
+    #[allow(clippy::cast_precision_loss, reason = "a proportion needs no precision")]
+    fn proportion(&self, form: &Form) -> f64 {
+        let count = |shapes: &Shapes| -> f64 {
+            shapes.iter().map(|shape| shape.iter().map(|&dim| dim as f64).product::<f64>()).sum()
+        };
+        count(&form.shapes) / count(&self.usual).max(1.0)
+    }
+
+    /// Runs requests on the calling thread, as one batch where the model has batches. `watch` is
+    /// asked between nodes of the graph. No more than `most` rows run at once.
+    ///
+    /// Inputs may come in any order and must be those of [`Model::inputs`]; requests must be of the
+    /// same [`Form`]. Outputs come in the model's order, for each request its own.
+    ///
+    /// # Errors
+    /// The inputs do not fit, the watch stopped the run, or the engine failed; a panic is contained.
     pub fn run(
         &self,
-        inputs: &[Tensor],
-        cancelled: &dyn Fn() -> bool,
-    ) -> Result<Vec<Tensor>, RunError> {
-        let inputs = self.in_order(inputs)?;
-        match self.max_batch {
-            Some(_) => self.run_batch(&inputs, cancelled),
-            None => self.run_rows(&inputs, None, cancelled),
+        requests: &[&[Tensor]],
+        most: usize,
+        watch: &dyn Watch,
+    ) -> Result<Vec<Vec<Tensor>>, RunError> {
+        let requests = requests.iter().map(|inputs| self.in_order(inputs));
+        let requests = requests.collect::<Result<Vec<_>, _>>()?;
+        if requests.is_empty() {
+            return Ok(Vec::new());
         }
+        if self.max_batch.is_none() {
+            return requests.iter().map(|inputs| self.run_whole(inputs, watch)).collect();
+        }
+        let joined = Joined::new(requests)?;
+        let mut parts = Vec::new();
+        let mut start = 0;
+        for piece in self.curve.cover(joined.rows(), most) {
+            let range = start..start + piece.rows;
+            let shapes: Shapes =
+                (0..self.interface.inputs.len()).map(|i| joined.shape(i, piece.bucket)).collect();
+            let values = (0..shapes.len())
+                .map(|index| Ok(joined.input(index, range.clone(), piece.bucket)?.into_tvalue()))
+                .collect::<Result<TVec<_>, RunError>>()?;
+            let (outputs, seconds) = self.run_plan(&shapes, values, watch)?;
+            if shapes.iter().map(|shape| &shape[1..]).eq(self.usual.iter().map(Vec::as_slice)) {
+                self.curve.learn(piece.bucket, seconds);
+            } else {
+                #[allow(clippy::cast_precision_loss, reason = "rows are few")]
+                self.odd.learn(1, seconds / piece.bucket as f64);
+            }
+            parts.push(match piece.rows {
+                rows if rows < piece.bucket => {
+                    outputs.iter().map(|output| cut(output, 0..rows)).collect::<Result<_, _>>()?
+                }
+                _ => outputs,
+            });
+            start = range.end;
+        }
+        joined.split(concatenate(parts)?)
+    }
+
+    fn run_whole(&self, inputs: &[&Tensor], watch: &dyn Watch) -> Result<Vec<Tensor>, RunError> {
+        let shapes: Shapes = inputs.iter().map(|input| input.shape.clone()).collect();
+        let values = inputs
+            .iter()
+            .map(|input| {
+                let tensor = to_tract(&input.data, 0..input.data.len(), &input.shape);
+                Ok(tensor.map_err(RunError::Input)?.into_tvalue())
+            })
+            .collect::<Result<TVec<_>, RunError>>()?;
+        let (outputs, seconds) = self.run_plan(&shapes, values, watch)?;
+        let curve = if shapes == self.usual { &self.curve } else { &self.odd };
+        curve.learn(1, seconds);
+        Ok(outputs)
+    }
+
+    /// Outputs, and seconds in the engine.
+    pub(crate) fn run_plan(
+        &self,
+        shapes: &Shapes,
+        values: TVec<TValue>,
+        watch: &dyn Watch,
+    ) -> Result<(Vec<Tensor>, f64), RunError> {
+        let plan = self.plans.get(shapes)?;
+        let (started, before) = (Instant::now(), watch.elsewhere());
+        let outputs = catch_unwind(AssertUnwindSafe(|| execute(&plan, values, watch)))
+            .unwrap_or_else(|payload| Err(RunError::Panic(panic_text(&*payload))))?;
+        let elsewhere = watch.elsewhere().saturating_sub(before);
+        let took = started.elapsed().saturating_sub(elsewhere);
+        let outputs = self
+            .interface
+            .outputs
+            .iter()
+            .zip(&outputs)
+            .map(|(output, value)| from_tract(&output.name, output.datatype, value))
+            .collect::<Result<_, _>>()
+            .map_err(RunError::Engine)?;
+        Ok((outputs, took.as_secs_f64()))
     }
 
     fn in_order<'a>(&self, inputs: &'a [Tensor]) -> Result<Vec<&'a Tensor>, RunError> {
         let find = |wanted: &TensorMetadata| {
             let found = inputs.iter().find(|input| input.name == wanted.name);
             let found = found.filter(|input| input.data.datatype() == wanted.datatype);
-            let (name, datatype) = (&wanted.name, wanted.datatype);
-            found.ok_or_else(|| RunError::Input(format!("expected a {datatype} input \"{name}\"")))
+            let found = found.filter(|input| input.shape.len() == wanted.shape.len());
+            let (name, datatype, shape) = (&wanted.name, wanted.datatype, &wanted.shape);
+            found.ok_or_else(|| {
+                RunError::Input(format!(
+                    "expected a {datatype} input \"{name}\" of shape {shape:?}"
+                ))
+            })
         };
         self.interface.inputs.iter().map(find).collect()
-    }
-
-    /// Cuts the batch into powers of two, so that a handful of plans serves every size.
-    fn run_batch(
-        &self,
-        inputs: &[&Tensor],
-        cancelled: &dyn Fn() -> bool,
-    ) -> Result<Vec<Tensor>, RunError> {
-        let batch = inputs.first().and_then(|input| input.shape.first()).copied().unwrap_or(0);
-        if batch == 0 || inputs.iter().any(|input| input.shape.first() != Some(&batch)) {
-            let expected = "expected the same first dimension, of 1 or more, in all inputs";
-            return Err(RunError::Input(expected.to_owned()));
-        }
-        let mut parts = Vec::new();
-        let mut start = 0;
-        while start < batch {
-            let rows = largest_power_of_two(batch - start);
-            parts.push(self.run_rows(inputs, Some((start, rows)), cancelled)?);
-            start += rows;
-        }
-        concatenate(parts)
-    }
-
-    /// Runs the rows `(start, count)` of the inputs, or all of them as they are.
-    fn run_rows(
-        &self,
-        inputs: &[&Tensor],
-        rows: Option<(usize, usize)>,
-        cancelled: &dyn Fn() -> bool,
-    ) -> Result<Vec<Tensor>, RunError> {
-        let mut shapes = Shapes::new();
-        let mut values = TVec::new();
-        for input in inputs {
-            let (mut shape, mut range) = (input.shape.clone(), 0..input.data.len());
-            if let Some((start, count)) = rows {
-                let row = input.data.len() / shape[0];
-                (shape[0], range) = (count, start * row..(start + count) * row);
-            }
-            let tensor = to_tract(&input.data, range, &shape).map_err(RunError::Input)?;
-            values.push(tensor.into_tvalue());
-            shapes.push(shape);
-        }
-        let plan = self.plans.get(&shapes)?;
-        let outputs = catch_unwind(AssertUnwindSafe(|| execute(&plan, values, cancelled)))
-            .unwrap_or_else(|payload| Err(RunError::Panic(panic_text(&*payload))))?;
-        self.interface
-            .outputs
-            .iter()
-            .zip(&outputs)
-            .map(|(output, value)| from_tract(&output.name, output.datatype, value))
-            .collect::<Result<_, _>>()
-            .map_err(RunError::Engine)
-    }
-
-    /// Compiles the first plan, runs it, and finds out whether rows are independent.
-    fn warm_up(&mut self, options: &LoadOptions) -> Result<(), LoadError> {
-        for name in options.warm_up.keys() {
-            if !self.interface.inputs.iter().any(|input| input.name == *name) {
-                let (name, found) = (name.clone(), "no such input".to_owned());
-                let expected = "the name of an input".to_owned();
-                return Err(LoadError::Override { name, expected, found });
-            }
-        }
-        let open = |tensor: &TensorMetadata| tensor.shape.first() == Some(&-1);
-        let mut tensors = self.interface.inputs.iter().chain(&self.interface.outputs);
-        if options.max_batch < 2 || self.interface.inputs.is_empty() || !tensors.all(open) {
-            return self.warm_run(options, None, 0).map(drop);
-        }
-        let alone = self.warm_run(options, Some(1), 0)?;
-        let other = self.warm_run(options, Some(1), 1);
-        let pair = self.warm_run(options, Some(2), 0);
-        if let (Ok(other), Ok(pair)) = (other, pair)
-            && let Ok(apart) = concatenate(vec![alone, other])
-            && rows_agree(&apart, &pair)
-        {
-            self.max_batch = Some(options.max_batch);
-        }
-        Ok(())
-    }
-
-    fn warm_run(
-        &self,
-        options: &LoadOptions,
-        batch: Option<usize>,
-        first_row: usize,
-    ) -> Result<Vec<Tensor>, LoadError> {
-        let failed = |error: RunError| LoadError::WarmUp(error.to_string());
-        let inputs: Vec<_> = self
-            .interface
-            .inputs
-            .iter()
-            .map(|input| {
-                let shape = warm_up_shape(input, options.warm_up.get(&input.name), batch)?;
-                Ok(synthetic(input, shape, first_row))
-            })
-            .collect::<Result<_, LoadError>>()?;
-        let inputs: Vec<_> = inputs.iter().collect();
-        self.run_rows(&inputs, None, &|| false).map_err(failed)
     }
 }
 
@@ -226,108 +335,17 @@ fn parse(onnx: &[u8], options: &LoadOptions) -> Result<(Interface, InferenceMode
     Ok((interface, template))
 }
 
-fn execute(
-    plan: &Plan,
-    inputs: TVec<TValue>,
-    cancelled: &dyn Fn() -> bool,
-) -> Result<TVec<TValue>, RunError> {
+fn execute(plan: &Plan, inputs: TVec<TValue>, watch: &dyn Watch) -> Result<TVec<TValue>, RunError> {
     let engine = |error: TractError| RunError::Engine(text(&error));
     let mut stopped = false;
     // A fresh state: memory of recurrent nodes must not outlive the request.
     let mut state = plan.spawn().map_err(engine)?;
     let result = state.run_plan_with_eval(inputs, |context, state, node, inputs| {
-        if cancelled() {
+        if watch.stop() {
             stopped = true;
             return Err(TractError::msg("cancelled"));
         }
         eval(context, state, node, inputs)
     });
     if stopped { Err(RunError::Cancelled) } else { result.map_err(engine) }
-}
-
-fn largest_power_of_two(n: usize) -> usize {
-    1 << n.ilog2()
-}
-
-/// Joins the outputs of consecutive rows.
-fn concatenate(parts: Vec<Vec<Tensor>>) -> Result<Vec<Tensor>, RunError> {
-    let mut parts = parts.into_iter();
-    let mut whole = parts.next().unwrap_or_default();
-    for part in parts {
-        for (whole, part) in whole.iter_mut().zip(part) {
-            let fits = !whole.shape.is_empty() && whole.shape.get(1..) == part.shape.get(1..);
-            if !fits || !whole.data.append(part.data) {
-                let name = &whole.name;
-                let text = format!("output \"{name}\" differs in shape between rows of a batch");
-                return Err(RunError::Engine(text));
-            }
-            whole.shape[0] += part.shape[0];
-        }
-    }
-    Ok(whole)
-}
-
-fn warm_up_shape(
-    input: &TensorMetadata,
-    given: Option<&Vec<usize>>,
-    batch: Option<usize>,
-) -> Result<Vec<usize>, LoadError> {
-    let declared = input.shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(1));
-    let mut shape: Vec<usize> = match given {
-        Some(given) => given.clone(),
-        None => declared.collect(),
-    };
-    let fits = |(&dim, &declared): (&usize, &i64)| {
-        dim > 0 && (declared == -1 || usize::try_from(declared) == Ok(dim))
-    };
-    if shape.len() != input.shape.len() || !shape.iter().zip(&input.shape).all(fits) {
-        return Err(LoadError::Override {
-            name: input.name.clone(),
-            expected: format!("a warm-up shape within {:?}", input.shape),
-            found: format!("{shape:?}"),
-        });
-    }
-    if let (Some(batch), Some(first)) = (batch, shape.first_mut()) {
-        *first = batch;
-    }
-    Ok(shape)
-}
-
-/// Harmless values that differ between rows: zeros and ones where they may be indices, a wave else.
-#[allow(clippy::cast_precision_loss, reason = "values of a wave need no precision")]
-fn synthetic(input: &TensorMetadata, shape: Vec<usize>, first_row: usize) -> Tensor {
-    let count: usize = shape.iter().product();
-    let row = count / shape.first().copied().unwrap_or(1).max(1);
-    let bit = |i: usize| (i / row.max(1) + first_row + i % row.max(1) * 7 / 3) % 2;
-    let phase = |i: usize| (i + first_row * row) as f64;
-    let wave = |i: usize| (phase(i) * 0.37).sin() * 0.5 + (phase(i) * 0.011).cos() * 0.5;
-    let data = match input.datatype {
-        Datatype::Fp32 =>
-        {
-            #[allow(clippy::cast_possible_truncation, reason = "values of a wave")]
-            Data::Fp32((0..count).map(|i| wave(i) as f32).collect())
-        }
-        Datatype::Fp64 => Data::Fp64((0..count).map(wave).collect()),
-        Datatype::Fp16 => {
-            Data::Fp16((0..count).map(|i| f16::from_f64(wave(i)).to_bits()).collect())
-        }
-        datatype => {
-            let bytes: Vec<u8> = (0..count)
-                .flat_map(|i| {
-                    let mut element = vec![0; datatype.size().unwrap_or(1)];
-                    element[0] = u8::from(bit(i) == 1);
-                    element
-                })
-                .collect();
-            Data::from_binary(datatype, count, &bytes).unwrap_or(Data::Bool(Vec::new()))
-        }
-    };
-    Tensor { name: input.name.clone(), shape, data }
-}
-
-fn rows_agree(apart: &[Tensor], together: &[Tensor]) -> bool {
-    let agree = |(a, b): (&Tensor, &Tensor)| {
-        a.shape == b.shape && a.data.max_difference(&b.data).is_some_and(|d| d <= ROW_TOLERANCE)
-    };
-    apart.len() == together.len() && apart.iter().zip(together).all(agree)
 }

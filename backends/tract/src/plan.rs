@@ -10,6 +10,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::TypedSimplePlan;
+use tract_onnx::tract_core::transform::get_transform;
+use tract_onnx::tract_hir::internal::InferenceNode;
 
 /// Plans kept of one model: the buckets of a batch up to 32, and two odd shapes.
 const MAX_PLANS: usize = 8;
@@ -22,15 +24,50 @@ pub(crate) type Plan = Arc<TypedSimplePlan>;
 pub(crate) struct Plans {
     template: InferenceModel,
     datum_types: Vec<DatumType>,
+    layout: Layout,
+    has_convolutions: bool,
     /// Most recently used last.
     cache: Mutex<Vec<(Shapes, Arc<Slot>)>>,
 }
 
 type Slot = OnceLock<Result<Plan, RunError>>;
 
+/// How convolutions see an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// As ONNX has it: NCHW.
+    ChannelsFirst,
+    /// Transposed around each convolution: NHWC. Faster for some models, slower for others.
+    ChannelsLast,
+}
+
 impl Plans {
     pub(crate) fn new(template: InferenceModel, datum_types: Vec<DatumType>) -> Self {
-        Self { template, datum_types, cache: Mutex::default() }
+        let is_convolution = |node: &InferenceNode| node.op().name().starts_with("Conv");
+        let has_convolutions = template.nodes().iter().any(is_convolution);
+        let layout = Layout::ChannelsFirst;
+        Self { template, datum_types, layout, has_convolutions, cache: Mutex::default() }
+    }
+
+    /// The same model in another layout, nothing compiled yet; `None` if that changes nothing.
+    pub(crate) fn in_layout(&self, layout: Layout) -> Option<Self> {
+        (self.has_convolutions && layout != self.layout).then(|| Self {
+            template: self.template.clone(),
+            datum_types: self.datum_types.clone(),
+            layout,
+            has_convolutions: true,
+            cache: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Forgets the plans whose shapes are not wanted.
+    pub(crate) fn keep(&self, wanted: impl Fn(&Shapes) -> bool) {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.retain(|(shapes, _)| wanted(shapes));
     }
 
     /// The plan for these shapes, compiled now if need be.
@@ -58,6 +95,13 @@ impl Plans {
             for (index, (shape, &datum_type)) in shapes.iter().zip(&self.datum_types).enumerate() {
                 let fact = InferenceFact::dt_shape(datum_type, shape.as_slice());
                 model.set_input_fact(index, fact)?;
+            }
+            let mut model = model.into_typed()?.into_decluttered()?;
+            if self.layout == Layout::ChannelsLast {
+                let transform = get_transform("conv_nhwc")?;
+                let transform = transform.ok_or_else(|| TractError::msg("no conv_nhwc"))?;
+                transform.transform(&mut model)?;
+                model = model.into_decluttered()?;
             }
             TypedSimplePlan::new(model.into_optimized()?)
         }));

@@ -37,7 +37,7 @@ fn options_of(name: &str) -> LoadOptions {
 }
 
 fn run(model: &Model, inputs: &[Tensor]) -> Vec<Tensor> {
-    model.run(inputs, &|| false).unwrap()
+    model.run(&[inputs], 32, &|| false).unwrap().remove(0)
 }
 
 fn examples(name: &str) -> Vec<(InferRequest, InferResponse)> {
@@ -130,7 +130,7 @@ fn inputs_are_found_by_name_and_outputs_keep_the_models_order() {
         |name: &str, value| Tensor::new(name, vec![7, 4], Data::Fp32(vec![value; 28])).unwrap();
     let outputs = run(&model, &[tensor("b", 1.0), tensor("a", 3.0)]);
     assert_eq!(outputs, [tensor("sum", 4.0), tensor("difference", 2.0)]);
-    let missing = model.run(&[tensor("a", 1.0)], &|| false).unwrap_err();
+    let missing = model.run(&[&[tensor("a", 1.0)]], 1, &|| false).unwrap_err();
     assert!(matches!(missing, RunError::Input(_)), "{missing}");
 }
 
@@ -138,7 +138,7 @@ fn inputs_are_found_by_name_and_outputs_keep_the_models_order() {
 fn a_run_stops_between_nodes_when_its_caller_is_gone() {
     let model = load("arith", &batched());
     let tensor = |name: &str| Tensor::new(name, vec![1, 4], Data::Fp32(vec![0.0; 4])).unwrap();
-    let stopped = model.run(&[tensor("a"), tensor("b")], &|| true);
+    let stopped = model.run(&[&[tensor("a"), tensor("b")]], 1, &|| true);
     assert_eq!(stopped, Err(RunError::Cancelled));
 }
 

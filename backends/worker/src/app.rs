@@ -6,6 +6,7 @@ use crate::executor::Job;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::loader::Command;
 use crate::metrics::Metrics;
+use crate::overseer::Overseer;
 use crate::queue::Queue;
 use crate::refusal::Refusal;
 use crate::report::Load;
@@ -34,6 +35,7 @@ pub(crate) struct App {
     pub(crate) repository: Repository,
     pub(crate) queue: Arc<Queue<Job>>,
     pub(crate) load: Load,
+    pub(crate) overseer: Overseer,
     pub(crate) metrics: Metrics,
     pub(crate) memory: Arc<Memory>,
     pub(crate) lifecycle: Lifecycle,
@@ -44,8 +46,9 @@ impl App {
     pub(crate) fn new(options: Options) -> (Self, Receiver<Command>) {
         let (repository, commands) = Repository::new(options.queue);
         let app = Self {
-            queue: Queue::new(),
+            queue: Queue::new(options.executors),
             load: Load::new(options.executors),
+            overseer: Overseer::default(),
             memory: Memory::new(options.max_body_memory),
             lifecycle: Lifecycle::new(),
             metrics: Metrics::new(),
@@ -57,8 +60,7 @@ impl App {
 
     /// The load now, as it is stated on every answer.
     pub(crate) fn load_report(&self) -> LoadReport {
-        let (waiting, executing) = self.queue.waiting(|| self.load.executing());
-        self.load.report(waiting, executing)
+        self.load.report(&self.queue.counts())
     }
 
     pub(crate) fn is_ended(&self) -> bool {

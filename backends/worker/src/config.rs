@@ -28,6 +28,8 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Threads that run models.
     pub executors: usize,
+    /// Whether each executor keeps to one core.
+    pub pin_executors: bool,
     /// Requests that may wait for each model, unless its `model.toml` says otherwise.
     pub queue: usize,
     /// Longest body, in bytes, inflated.
@@ -60,6 +62,7 @@ impl Default for Options {
             max_model: 2 << 30,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
             executors: cores,
+            pin_executors: false,
             queue: 128,
             max_body: 64 << 20,
             max_body_memory: 512 << 20,
@@ -105,6 +108,9 @@ pub struct Settings {
     /// Threads that run models [default: number of cores]
     #[arg(long, value_name = "N", value_parser = count::<MAX_EXECUTORS>)]
     pub executors: Option<usize>,
+    /// Keep each executor on one core of those that the process may use [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub pin_executors: Option<bool>,
     /// Requests that may wait for each model [default: 128]
     #[arg(long, value_name = "N", value_parser = count::<MAX_COUNT>)]
     pub queue: Option<usize>,
@@ -201,6 +207,7 @@ impl Settings {
                 max_model: file.get("max_model"),
                 listen: file.get("listen"),
                 executors: counted(&file, "executors", MAX_EXECUTORS),
+                pin_executors: file.get("pin_executors"),
                 queue: counted(&file, "queue", MAX_COUNT),
                 max_body: file.get("max_body"),
                 max_body_memory: file.get("max_body_memory"),
@@ -244,6 +251,7 @@ impl Settings {
             models_control,
             listen,
             executors,
+            pin_executors,
             queue,
             max_connections,
             header_timeout,

@@ -6,6 +6,7 @@ use crate::lifecycle::Phase;
 use crate::model_config::Versions;
 use crate::refusal::{Refusal, json};
 use crate::repository::{State, Version};
+use crate::stats::Stats;
 use axum::extract::State as Shared;
 use axum::response::{IntoResponse, Response};
 use forebay_protocol::Reason;
@@ -202,9 +203,10 @@ pub(crate) async fn metrics(Shared(app): Shared<Arc<App>>) -> Response {
     let set = |name, labels: &[(&'static str, &str)], value: usize| {
         gauge(name, labels, value as u64);
     };
-    let (waiting, executing) = app.queue.waiting(|| app.load.executing());
-    set(metric::IN_FLIGHT, &[], waiting + executing as usize);
-    set(metric::SLOTS, &[], app.options.executors);
+    let counts = app.queue.counts();
+    set(metric::IN_FLIGHT, &[], counts.waiting + counts.executing);
+    set(metric::SLOTS, &[], app.load.slots());
+    set(metric::EXECUTORS_LOST, &[], app.overseer.lost());
     gauge(metric::MODELS_MEMORY, &[], app.repository.memory());
     for (name, model) in app.repository.served().iter() {
         set(metric::QUEUE_DEPTH, &[("model", name)], app.queue.depth(model.line.id()));
@@ -214,6 +216,9 @@ pub(crate) async fn metrics(Shared(app): Shared<Arc<App>>) -> Response {
             let version = entry.version();
             set(metric::MODEL_READY, &labels, usize::from(version.is_some()));
             gauge(metric::MODEL_MEMORY, &labels, version.map_or(0, |v| v.memory.bytes));
+            if let Some(version) = version {
+                Stats::show_curve(&app.metrics, &labels, version.engine.curve());
+            }
         }
     }
     let text = "text/plain; version=0.0.4; charset=utf-8";

@@ -20,6 +20,18 @@ const MAX_NAME: usize = 128;
 /// Longest `model.toml`, in bytes.
 const MAX_CONFIG: u64 = 1 << 20;
 
+/// Longest example, in bytes, and how many are read of one model.
+const MAX_EXAMPLE: u64 = 16 << 20;
+const MAX_EXAMPLES: usize = 16;
+
+/// A request and the answer that a model has to give to it, as bodies in JSON.
+#[derive(Debug)]
+pub(crate) struct Example {
+    pub(crate) name: String,
+    pub(crate) request: Vec<u8>,
+    pub(crate) expected: Vec<u8>,
+}
+
 /// A directory that nothing is read outside of.
 #[derive(Debug)]
 pub(crate) struct Disk {
@@ -87,6 +99,25 @@ impl Disk {
     pub(crate) fn onnx(&self, name: &str, number: u64) -> Result<Vec<u8>, String> {
         let path = Path::new(name).join(number.to_string()).join("model.onnx");
         self.read(&path, self.max_model)
+    }
+
+    /// Requests and the answers expected to them, that lie beside the model's versions:
+    /// `examples/NAME.json` and `examples/NAME.expected.json`. Empty if there are none.
+    ///
+    /// # Errors
+    /// In words: one of them can't be read.
+    pub(crate) fn examples(&self, name: &str) -> Result<Vec<Example>, String> {
+        let folder = Path::new(name).join("examples");
+        let Ok(names) = entries(&self.root.join(&folder)) else { return Ok(Vec::new()) };
+        let stems = names.iter().filter_map(|name| name.strip_suffix(".expected.json"));
+        let read = |stem: &str| {
+            Ok(Example {
+                request: self.read(&folder.join(format!("{stem}.json")), MAX_EXAMPLE)?,
+                expected: self.read(&folder.join(format!("{stem}.expected.json")), MAX_EXAMPLE)?,
+                name: stem.to_owned(),
+            })
+        };
+        stems.take(MAX_EXAMPLES).map(read).collect()
     }
 
     /// Reads a file, its path relative to the repository.

@@ -2,38 +2,90 @@
 //!
 //! As many as there are cores by default: more would only take turns, and each would hold the
 //! memory of its run. They never touch a socket, and the I/O threads never run a model.
+//!
+//! Nothing that a model does may take more than its own batch with it. A panic is caught; a run
+//! beyond the model's `max_execution` is stopped between two nodes of its graph; and if a single
+//! node never ends, the [overseer](oversee) gives the thread up, answers who waits and starts
+//! another. What fails together is tried again alone, once, so that one bad row does not spoil its
+//! neighbours.
 
 use crate::app::App;
+use crate::overseer::{Entry, Seat};
+use crate::queue::{Account, Batch, Work};
 use crate::refusal::Refusal;
 use crate::repository::Version;
 use forebay_protocol::Reason;
 use forebay_protocol::oip::Tensor;
-use forebay_tract::RunError;
+use forebay_tract::{Form, RunError, Watch};
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
-/// Stack of an executor: tract recurses little, its kernels keep tiles on the stack.
+/// Stack of an executor: tract recurses little, its kernels keep tiles on the stack; a run that is
+/// lent the executor stands on top of another.
 const STACK: usize = 8 << 20;
+/// How often a run asks, at most, whether somebody needs its executor.
+const LEND_PAUSE: Duration = Duration::from_micros(100);
 
 /// One inference that waits or runs.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) version: Arc<Version>,
     pub(crate) inputs: Vec<Tensor>,
-    /// Set when nobody waits for the outputs any more.
-    pub(crate) cancelled: Arc<AtomicBool>,
+    pub(crate) rows: usize,
+    pub(crate) form: Form,
     /// Not to be started after this.
     pub(crate) deadline: Option<Instant>,
     /// When it was put in line.
     pub(crate) queued: Instant,
+    pub(crate) caller: Arc<Caller>,
     pub(crate) reply: oneshot::Sender<Result<Vec<Tensor>, Refusal>>,
 }
 
+/// Whoever waits for a job, as it is seen from its executor.
+#[derive(Debug, Default)]
+pub(crate) struct Caller {
+    /// Nobody waits any more.
+    pub(crate) left: AtomicBool,
+    /// The engine has begun.
+    pub(crate) started: AtomicBool,
+    /// Rings when the run is given up.
+    pub(crate) lost: Notify,
+}
+
 impl Job {
-    fn is_pointless(&self) -> bool {
-        self.cancelled.load(Relaxed) || self.deadline.is_some_and(|at| Instant::now() >= at)
+    fn is_pointless(&self, now: Instant) -> bool {
+        self.caller.left.load(Relaxed) || self.deadline.is_some_and(|at| now >= at)
+    }
+}
+
+impl Work for Job {
+    fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+    fn rows(&self) -> usize {
+        self.rows
+    }
+    fn joins(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.version, &other.version) && self.form == other.form
+    }
+    fn best(&self) -> usize {
+        self.version.engine.curve().best()
+    }
+    fn limit(&self) -> usize {
+        self.version.engine.curve().limit()
+    }
+    fn expected(&self, rows: usize) -> f64 {
+        self.version.engine.expected(&self.form, rows)
+    }
+    fn careful(&self, rows: usize) -> f64 {
+        self.version.engine.careful(&self.form, rows)
+    }
+    fn grain(&self) -> f64 {
+        self.version.engine.grain().as_secs_f64()
     }
 }
 
@@ -42,75 +94,241 @@ impl Job {
 /// # Errors
 /// A thread can't be started.
 pub(crate) fn start(app: &Arc<App>) -> std::io::Result<()> {
-    for index in 0..app.options.executors {
-        let app = Arc::clone(app);
-        let work = move || {
-            while let Some(job) = app.queue.pop(|| app.load.started()) {
-                let served = serve(&job);
-                // Before the reply: whoever has the answer finds it counted as done.
-                app.load.finished(served.as_ref().and_then(|served| served.took));
-                if let Some(served) = served {
-                    // Fails if the caller has gone: then nobody is there to tell.
-                    drop(job.reply.send(served.result));
-                }
+    (0..app.options.executors).try_for_each(|index| start_one(app, index))
+}
+
+/// Starts one thread of the pool.
+///
+/// # Errors
+/// It can't be started.
+pub(crate) fn start_one(app: &Arc<App>, index: usize) -> std::io::Result<()> {
+    let app = Arc::clone(app);
+    let work = move || {
+        if app.options.pin_executors {
+            pin(index);
+        }
+        let seat = Arc::new(Seat::new(index));
+        while !seat.is_lost() {
+            let Some(batch) = app.queue.pop() else { break };
+            // Only a mistake of ours could panic out here; the thread is worth more than the batch.
+            let served = catch_unwind(AssertUnwindSafe(|| serve(&app, &seat, batch, true)));
+            if served.is_err() {
+                tracing::error!(executor = index, "a batch was lost to a panic");
             }
-        };
-        std::thread::Builder::new()
-            .name(format!("executor-{index}"))
-            .stack_size(STACK)
-            .spawn(work)?;
-    }
-    Ok(())
-}
-
-/// What became of a job that was started.
-struct Served {
-    result: Result<Vec<Tensor>, Refusal>,
-    /// Time in the engine, if it was completed.
-    took: Option<Duration>,
-}
-
-/// Runs one job. `None`: whoever waited has gone, or is answered by its own timer.
-fn serve(job: &Job) -> Option<Served> {
-    if job.is_pointless() {
-        return None;
-    }
-    let started = Instant::now();
-    let version = &job.version;
-    version.queue_seconds.record(started.duration_since(job.queued).as_secs_f64());
-    let result = run(job);
-    let took = result.is_ok().then(|| started.elapsed());
-    if let Some(took) = took {
-        version.execute_seconds.record(took.as_secs_f64());
-    }
-    Some(Served { result, took })
-}
-
-fn run(job: &Job) -> Result<Vec<Tensor>, Refusal> {
-    let version = &job.version;
-    let outputs = version
-        .engine
-        .run(&job.inputs, &|| job.is_pointless())
-        .map_err(|error| refusal(&error, version))?;
-    if !version.config.allow_non_finite {
-        refuse_non_finite(&outputs, version)?;
-    }
-    Ok(outputs)
-}
-
-fn refusal(error: &RunError, version: &Version) -> Refusal {
-    let reason = match error {
-        RunError::Input(_) | RunError::Shape(_) => Reason::InvalidInput,
-        // If the caller had gone instead, nobody reads it.
-        RunError::Cancelled => return Refusal::late(),
-        RunError::Engine(_) | RunError::Panic(_) => Reason::InferenceFailed,
+        }
     };
-    Refusal::new(reason, format!("model \"{}\": {error}", version.model))
+    let thread = std::thread::Builder::new().name(format!("executor-{index}")).stack_size(STACK);
+    thread.spawn(work).map(drop)
 }
 
-fn refuse_non_finite(outputs: &[Tensor], version: &Version) -> Result<(), Refusal> {
+/// Binds this thread to one of the cores that the process may use.
+fn pin(index: usize) {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let pinned = sched_getaffinity(None).and_then(|allowed| {
+        let cores = (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)).collect::<Vec<_>>();
+        let mut one = CpuSet::new();
+        if let Some(&core) = cores.get(index % cores.len().max(1)) {
+            one.set(core);
+        }
+        sched_setaffinity(None, &one)
+    });
+    if let Err(error) = pinned {
+        tracing::warn!(executor = index, %error, "can't be pinned to a core");
+    }
+}
+
+/// Runs a batch and answers who waits for it. Time that was lent to others is not its own.
+fn serve(app: &Arc<App>, seat: &Arc<Seat>, batch: Batch<Job>, may_lend: bool) {
+    let Batch { mut jobs, most, account } = batch;
+    let started = Instant::now();
+    let callers = jobs.iter().map(|job| Arc::clone(&job.caller)).collect();
+    let version = match jobs.first() {
+        Some(job) => Arc::clone(&job.version),
+        None => return,
+    };
+    let limit = version.config.max_execution;
+    let entry = app.overseer.enter(seat, callers, account, limit);
+    jobs.retain(|job| !job.is_pointless(started));
+    for job in &jobs {
+        job.caller.started.store(true, Relaxed);
+        version.stats.queued(started.duration_since(job.queued));
+    }
+    let run = Run { app, seat, version: &version, entry: &entry, account, may_lend, most };
+    let counts = app.queue.counts();
+    let (results, took) = run.all(&jobs);
+    // Before the replies: whoever has the answer finds it counted as done.
+    let mine = app.overseer.leave(&entry);
+    if mine {
+        app.queue.finished(&account, took.as_secs_f64());
+        if results.iter().any(Result::is_ok) {
+            let best = version.engine.curve().best();
+            app.load.served(took, counts.waiting + counts.executing, best);
+        }
+    }
+    // And finds the model held by nobody, if it was the last.
+    let replies: Vec<_> = jobs.into_iter().map(|job| job.reply).collect();
+    drop(version);
+    for (reply, result) in replies.into_iter().zip(results) {
+        // Fails if the caller has gone: then nobody is there to tell.
+        drop(reply.send(result));
+    }
+}
+
+/// One batch on one executor.
+struct Run<'a> {
+    app: &'a Arc<App>,
+    seat: &'a Arc<Seat>,
+    version: &'a Arc<Version>,
+    entry: &'a Entry,
+    account: Account,
+    may_lend: bool,
+    most: usize,
+}
+
+type Outcome = Result<Vec<Tensor>, Refusal>;
+
+impl Run<'_> {
+    /// Outcomes in the order of the jobs, and the time in the engine.
+    fn all(&self, jobs: &[Job]) -> (Vec<Outcome>, Duration) {
+        let together: Vec<_> = jobs.iter().collect();
+        match self.engine(&together) {
+            (Ok(outcomes), took) => (outcomes, took),
+            (Err(error), took) if jobs.len() == 1 || error == Failure::Stopped => {
+                (jobs.iter().map(|_| Err(error.refusal(self.version))).collect(), took)
+            }
+            (Err(error), mut took) => {
+                let (model, count) = (&self.version.model, jobs.len());
+                tracing::warn!(model, count, %error, "a batch failed; each of it is tried alone");
+                self.version.stats.retried(count);
+                let alone = jobs.iter().map(|job| {
+                    if job.is_pointless(Instant::now()) {
+                        return Err(Refusal::late());
+                    }
+                    let (outcome, own) = self.engine(&[job]);
+                    took += own;
+                    let outcome = outcome.map(|mut outcomes| outcomes.swap_remove(0));
+                    outcome.unwrap_or_else(|error| Err(error.refusal(self.version)))
+                });
+                (alone.collect(), took)
+            }
+        }
+    }
+
+    fn engine(&self, jobs: &[&Job]) -> (Result<Vec<Outcome>, Failure>, Duration) {
+        if jobs.is_empty() {
+            return (Ok(Vec::new()), Duration::ZERO);
+        }
+        let watch = BatchWatch {
+            run: self,
+            jobs,
+            started: Instant::now(),
+            lent: Cell::new(Duration::ZERO),
+            asked: Cell::new(None),
+            is_over: Cell::new(false),
+        };
+        let inputs: Vec<&[Tensor]> = jobs.iter().map(|job| job.inputs.as_slice()).collect();
+        let result = self.version.engine.run(&inputs, self.most, &watch);
+        let took = watch.took(Instant::now());
+        let rows = jobs.iter().map(|job| job.rows).sum();
+        let result = match result {
+            Ok(outputs) => {
+                self.version.stats.executed(rows, jobs.len(), took);
+                let check = |outputs| refuse_non_finite(outputs, self.version);
+                Ok(outputs.into_iter().map(check).collect())
+            }
+            Err(RunError::Cancelled) if watch.is_over.get() => {
+                self.version.stats.overran();
+                Err(Failure::Overrun)
+            }
+            Err(RunError::Cancelled) => Err(Failure::Stopped),
+            Err(error) => Err(Failure::Engine(error)),
+        };
+        (result, took)
+    }
+}
+
+/// Why a run gave nothing.
+#[derive(Debug, PartialEq, thiserror::Error)]
+enum Failure {
+    /// Nobody waits for it any more.
+    #[error("nobody waits for it any more")]
+    Stopped,
+    #[error("it ran beyond max_execution")]
+    Overrun,
+    #[error("{0}")]
+    Engine(RunError),
+}
+
+impl Failure {
+    fn refusal(&self, version: &Version) -> Refusal {
+        let reason = match self {
+            // If the callers had gone instead, nobody reads it.
+            Self::Stopped => return Refusal::late(),
+            Self::Engine(RunError::Input(_) | RunError::Shape(_)) => Reason::InvalidInput,
+            Self::Overrun | Self::Engine(_) => Reason::InferenceFailed,
+        };
+        Refusal::new(reason, format!("model \"{}\": {self}", version.model))
+    }
+}
+
+/// Asked between the nodes of a batch's graph.
+struct BatchWatch<'a> {
+    run: &'a Run<'a>,
+    jobs: &'a [&'a Job],
+    started: Instant,
+    /// Time that the executor was lent to others.
+    lent: Cell<Duration>,
+    /// When it was last asked whether somebody needs it.
+    asked: Cell<Option<Instant>>,
+    /// Stopped because it took too long.
+    is_over: Cell<bool>,
+}
+
+impl BatchWatch<'_> {
+    fn took(&self, now: Instant) -> Duration {
+        now.duration_since(self.started).saturating_sub(self.lent.get())
+    }
+
+    /// Runs what is short and behind its share, if there is any.
+    fn lend(&self, now: Instant) {
+        let run = self.run;
+        if !run.may_lend || self.asked.get().is_some_and(|asked| now - asked < LEND_PAUSE) {
+            return;
+        }
+        self.asked.set(Some(now));
+        let Some(batch) = run.app.queue.lend(&run.account) else { return };
+        run.version.stats.lent();
+        serve(run.app, run.seat, batch, false);
+        let away = now.elapsed();
+        self.lent.set(self.lent.get() + away);
+        run.app.overseer.extend(run.entry, away);
+    }
+}
+
+impl Watch for BatchWatch<'_> {
+    fn stop(&self) -> bool {
+        let now = Instant::now();
+        if self.took(now) > self.run.version.config.max_execution {
+            self.is_over.set(true);
+        }
+        if self.is_over.get() || self.jobs.iter().all(|job| job.is_pointless(now)) {
+            return true;
+        }
+        self.lend(now);
+        false
+    }
+
+    fn elsewhere(&self) -> Duration {
+        self.lent.get()
+    }
+}
+
+fn refuse_non_finite(outputs: Vec<Tensor>, version: &Version) -> Outcome {
+    if version.config.allow_non_finite {
+        return Ok(outputs);
+    }
     let found = outputs.iter().find_map(|output| Some((output, output.data.first_non_finite()?)));
-    let Some((output, index)) = found else { return Ok(()) };
+    let Some((output, index)) = found else { return Ok(outputs) };
     let (model, name) = (&version.model, &output.name);
     Err(Refusal::new(
         Reason::InferenceFailed,

@@ -11,14 +11,16 @@
 use crate::app::App;
 use crate::body::Share;
 use crate::check;
-use crate::executor::Job;
+use crate::executor::{Caller, Job};
 use crate::metrics::NO_MODEL;
+use crate::queue::Rank;
 use crate::refusal::Refusal;
 use crate::repository::Version;
+use crate::stats::Stage;
 use forebay_protocol::oip::{InferRequest, InferResponse, Tensor};
 use forebay_protocol::{Priority, Reason};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -150,20 +152,51 @@ async fn submit(
     inputs: Vec<Tensor>,
     terms: Terms,
 ) -> Result<Vec<Tensor>, Refusal> {
-    let (reply, outputs) = oneshot::channel();
-    let cancelled = Arc::new(AtomicBool::new(false));
+    let (reply, mut outputs) = oneshot::channel();
+    let (rows, form) = version.engine.form(&inputs).map_err(|e| Refusal::input(e.to_string()))?;
+    let least = version.engine.least(&form);
+    let caller = Arc::new(Caller::default());
     let job = Job {
         version: Arc::clone(version),
         inputs,
-        cancelled: Arc::clone(&cancelled),
+        rows,
+        form,
         deadline: terms.deadline,
         queued: Instant::now(),
+        caller: Arc::clone(&caller),
         reply,
     };
-    let id = app.queue.push(version.line.id(), job).map_err(|error| queue_full(version, &error))?;
-    let _ticket = Ticket { app, version, id, cancelled };
-    // The executor drops the job unanswered only if the deadline has passed.
-    outputs.await.unwrap_or_else(|_| Err(Refusal::late()))
+    let priority = terms.priority.unwrap_or_default();
+    let pushed = app.queue.push(version.line.id(), priority, job);
+    let rank = pushed.map_err(|error| queue_full(version, &error))?;
+    let mut ticket = Ticket { app, version, rank, deadline: terms.deadline, caller: Some(caller) };
+    // From then on even the fastest run would be too late: whoever still waits in line need not go on.
+    let hopeless = terms.deadline.and_then(|at| at.checked_sub(least));
+    let result = tokio::select! {
+        biased;
+        // The executor drops the job unanswered only if the deadline has passed.
+        result = &mut outputs => result.unwrap_or_else(|_| Err(Refusal::late())),
+        () = ticket.lost() => Err(Refusal::new(
+            Reason::InferenceFailed,
+            format!("model \"{}\": the run did not end and was given up", version.model),
+        )),
+        () = sleep_until(hopeless) => match app.queue.withdraw(version.line.id(), &rank) {
+            Some(_) => return Err(Refusal::late()),
+            None => tokio::select! {
+                result = &mut outputs => result.unwrap_or_else(|_| Err(Refusal::late())),
+                () = ticket.lost() => Err(Refusal::late()),
+            },
+        },
+    };
+    ticket.caller = None;
+    result
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 fn respond(version: &Version, request: &InferRequest, mut outputs: Vec<Tensor>) -> InferResponse {
@@ -207,14 +240,30 @@ fn queue_full(version: &Version, why: &dyn std::fmt::Display) -> Refusal {
 struct Ticket<'a> {
     app: &'a App,
     version: &'a Version,
-    id: u64,
-    cancelled: Arc<AtomicBool>,
+    rank: Rank,
+    deadline: Option<Instant>,
+    /// `None` once the executor has answered.
+    caller: Option<Arc<Caller>>,
+}
+
+impl Ticket<'_> {
+    /// Waits until the run is given up.
+    async fn lost(&self) {
+        match &self.caller {
+            Some(caller) => caller.lost.notified().await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        self.cancelled.store(true, Relaxed);
-        drop(self.app.queue.withdraw(self.version.line.id(), self.id));
+        let Some(caller) = &self.caller else { return };
+        caller.left.store(true, Relaxed);
+        drop(self.app.queue.withdraw(self.version.line.id(), &self.rank));
+        let stage = if caller.started.load(Relaxed) { Stage::Engine } else { Stage::Queue };
+        let is_late = self.deadline.is_some_and(|at| Instant::now() >= at);
+        self.version.stats.abandoned(stage, is_late);
     }
 }
 
@@ -228,7 +277,7 @@ struct Tally<'a> {
 impl Drop for Tally<'_> {
     fn drop(&mut self) {
         match &self.version {
-            Some(version) if self.reason == "ok" => version.answered.increment(1),
+            Some(version) if self.reason == "ok" => version.stats.answered.increment(1),
             Some(version) => {
                 self.app.metrics.inference(&version.model, &version.number, self.reason);
             }

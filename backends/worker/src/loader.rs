@@ -13,9 +13,11 @@
 
 use crate::app::App;
 use crate::disk::{Disk, Found, Stamp};
+use crate::golden;
 use crate::model_config::ModelConfig;
+use crate::queue::LineConfig;
 use crate::refusal::Refusal;
-use crate::repository::{Entry, Model, Served, State, Version};
+use crate::repository::{Entry, Known, Model, Served, State, Version};
 use crate::room::{self, Spare};
 use forebay_protocol::Reason;
 use forebay_protocol::metric::worker as metric;
@@ -315,10 +317,14 @@ impl Loader {
     }
 
     fn new_model(&self, config: ModelConfig) -> Model {
-        let bound = config.queue.unwrap_or(self.app.options.queue);
+        let line = LineConfig {
+            bound: config.queue.unwrap_or(self.app.options.queue),
+            weight: config.weight,
+            max_delay: config.max_delay,
+        };
         Model {
             config: Arc::new(config),
-            line: Arc::new(self.app.queue.open(bound)),
+            line: Arc::new(self.app.queue.open(line)),
             versions: BTreeMap::new(),
             failure: None,
             is_unloaded: false,
@@ -343,7 +349,12 @@ impl Loader {
                 return entry;
             }
             Ok(Some(version)) => {
-                entry.weight = Some((version.digest.clone(), version.memory.bytes));
+                entry.known = Some(Arc::new(Known {
+                    digest: version.digest.clone(),
+                    bytes: version.memory.bytes,
+                    config: Arc::clone(&version.config),
+                    profile: version.engine.profile(),
+                }));
                 (entry.state, entry.failure) = (State::Ready(Arc::new(version)), None);
                 "ok"
             }
@@ -391,8 +402,10 @@ impl Loader {
         if old.version().is_some_and(is_same) {
             return Ok(None);
         }
-        let known = old.weight.as_ref().filter(|(known, _)| *known == digest);
-        let known = model.config.memory.or(known.map(|(_, bytes)| *bytes));
+        let before = old.known.as_ref().filter(|known| known.digest == digest);
+        let known = model.config.memory.or(before.map(|known| known.bytes));
+        let profile = before.filter(|known| Arc::ptr_eq(&known.config, &model.config));
+        let profile = profile.map(|known| known.profile.clone());
         let room = known.unwrap_or_else(|| room::estimate(bytes.len()));
         let spare = match why {
             Why::Present => Spare::All,
@@ -401,8 +414,10 @@ impl Loader {
         };
         self.make_room(room, spare).map_err(Failure::Full)?;
         let (started, before) = (Instant::now(), room::resident());
-        let engine = engine::Model::load(&bytes, &model.config.load_options())
+        let engine = engine::Model::load(&bytes, &model.config.load_options(profile))
             .map_err(|error| Failure::Bad(error.to_string()))?;
+        let examples = self.disk.examples(name).map_err(Failure::Bad)?;
+        golden::check(&engine, &examples, model.config.tolerance).map_err(Failure::Bad)?;
         let took = started.elapsed();
         let memory = known.unwrap_or_else(|| room::measured(bytes.len(), before));
         let share = self.app.repository.hold(memory);
@@ -419,6 +434,9 @@ impl Loader {
             memory_bytes = memory,
             took_ms = took.as_millis(),
             max_batch,
+            best_batch = version.engine.curve().best(),
+            examples = examples.len(),
+            layout = ?version.engine.layout(),
             "model ready"
         );
         let labels = [("model", name), ("version", version.number.as_str())];

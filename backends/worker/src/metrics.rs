@@ -14,6 +14,9 @@ const BUCKETS: &[f64] = &[
     10.0, 30.0,
 ];
 
+/// The same for batch sizes, in rows.
+const BATCH_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0, 4096.0];
+
 /// The label value for requests that named no model of ours.
 pub(crate) const NO_MODEL: &str = "";
 
@@ -29,11 +32,15 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn new() -> Self {
         let mut builder = PrometheusBuilder::new();
-        for histogram in [name::QUEUE_SECONDS, name::EXECUTE_SECONDS] {
+        for (histogram, buckets) in [
+            (name::QUEUE_SECONDS, BUCKETS),
+            (name::EXECUTE_SECONDS, BUCKETS),
+            (name::BATCH_ROWS, BATCH_BUCKETS),
+        ] {
             let matcher = Matcher::Full(histogram.to_owned());
             // Fails only for an empty list of buckets.
             builder = builder
-                .set_buckets_for_metric(matcher, BUCKETS)
+                .set_buckets_for_metric(matcher, buckets)
                 .unwrap_or_else(|_| PrometheusBuilder::new());
         }
         let recorder = builder.build_recorder();
@@ -60,16 +67,18 @@ impl Metrics {
 
     /// Attempts to load a model, by outcome.
     pub(crate) fn loads(&self, model: &str, outcome: &'static str) -> Counter {
-        self.counter(name::MODEL_LOADS, model, Label::new("outcome", outcome))
+        self.counter(name::MODEL_LOADS, &[("model", model), ("outcome", outcome)])
     }
 
     /// Versions that were taken out of service, by why.
     pub(crate) fn unloads(&self, model: &str, why: &'static str) -> Counter {
-        self.counter(name::MODEL_UNLOADS, model, Label::new("why", why))
+        self.counter(name::MODEL_UNLOADS, &[("model", model), ("why", why)])
     }
 
-    fn counter(&self, name: &'static str, model: &str, label: Label) -> Counter {
-        let labels = vec![Label::new("model", model.to_owned()), label];
+    /// A counter with labels.
+    pub(crate) fn counter(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
+        let labels: Vec<_> =
+            labels.iter().map(|(key, value)| Label::new(*key, (*value).to_owned())).collect();
         self.recorder.register_counter(&Key::from_parts(name, labels), &METADATA)
     }
 
@@ -107,8 +116,20 @@ impl Metrics {
             self.recorder.describe_gauge(name.into(), None, text.into());
         };
         counter(name::INFERENCES, "finished inferences by outcome");
+        counter(name::ABANDONED, "requests that nobody waited for any more, by stage and reason");
+        counter(name::BATCH_RETRIES, "requests that were tried alone after their batch failed");
+        counter(name::OVERRUNS, "runs that were stopped at max_execution");
+        counter(name::LENT, "times that a run lent its executor to a shorter one");
         histogram(name::QUEUE_SECONDS, "seconds in the queue");
-        histogram(name::EXECUTE_SECONDS, "seconds in the engine");
+        histogram(name::EXECUTE_SECONDS, "seconds of a batch in the engine");
+        self.recorder.describe_histogram(
+            name::BATCH_ROWS.into(),
+            None,
+            "rows that ran as one batch".into(),
+        );
+        gauge(name::BATCH_SECONDS, "mean seconds that a batch of so many rows takes");
+        gauge(name::BATCH_BEST, "rows that are worth joining");
+        gauge(name::EXECUTORS_LOST, "executors given up because a run did not end");
         gauge(name::IN_FLIGHT, "requests executing and queued");
         gauge(name::QUEUE_DEPTH, "requests queued");
         gauge(name::SLOTS, "requests that can run at once");

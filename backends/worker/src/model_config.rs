@@ -1,8 +1,10 @@
 //! `<model>/model.toml`: what the file of a model does not say of itself. All of it is optional.
 
 use forebay_config::{ByteSize, Diagnostics, Document, FromToml, Table};
-use forebay_tract::LoadOptions;
+use forebay_tract::{LoadOptions, Profile};
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::time::Duration;
 use toml::de::DeValue;
 
 /// Rows that a request may carry, where the model's rows are independent.
@@ -11,6 +13,17 @@ const DEFAULT_BATCH: usize = 32;
 const MAX_BATCH: usize = 4096;
 /// See the same bound on the worker's own `queue`.
 const MAX_QUEUE: usize = 1 << 20;
+
+/// Largest share: beyond it the others might as well not be there.
+const MAX_WEIGHT: u32 = 1000;
+/// An executor that waits longer than this does not wait for company.
+const MAX_DELAY: Duration = Duration::from_secs(1);
+/// Limits of a run that make sense.
+const EXECUTION: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
+/// Longer than any healthy run, shorter than an operator's patience.
+const DEFAULT_EXECUTION: Duration = Duration::from_secs(60);
+/// Other kernels, other order of sums; a wrong graph is off by far more.
+const DEFAULT_TOLERANCE: f64 = 1e-3;
 
 /// What `model.toml` says.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +38,14 @@ pub(crate) struct ModelConfig {
     pub(crate) max_batch: usize,
     /// Requests that may wait, if not as the worker says.
     pub(crate) queue: Option<usize>,
+    /// Share of the executors' time beside other models that want it.
+    pub(crate) weight: u32,
+    /// How long an executor that is free may wait for a fuller batch; 0: not at all.
+    pub(crate) max_delay: Duration,
+    /// A run that takes longer is stopped.
+    pub(crate) max_execution: Duration,
+    /// How far outputs may be from those of the examples beside the model.
+    pub(crate) tolerance: f64,
     /// Bytes of memory that it takes, where that is not to be measured.
     pub(crate) memory: Option<u64>,
     /// Take and give NaN and infinities.
@@ -65,6 +86,10 @@ impl Default for ModelConfig {
             labels: BTreeMap::new(),
             max_batch: DEFAULT_BATCH,
             queue: None,
+            weight: 1,
+            max_delay: Duration::ZERO,
+            max_execution: DEFAULT_EXECUTION,
+            tolerance: DEFAULT_TOLERANCE,
             memory: None,
             allow_non_finite: false,
             allow_quantized: false,
@@ -95,6 +120,15 @@ impl ModelConfig {
                 labels: file.or("labels", Labels(default.labels)).0,
                 max_batch: file.within("max_batch", 1..=MAX_BATCH, default.max_batch),
                 queue: (queue > 0).then_some(queue),
+                weight: file.within("weight", 1..=MAX_WEIGHT, default.weight),
+                max_delay: within(
+                    &file,
+                    "max_delay",
+                    Duration::ZERO..=MAX_DELAY,
+                    default.max_delay,
+                ),
+                max_execution: within(&file, "max_execution", EXECUTION, default.max_execution),
+                tolerance: file.within("tolerance", 0.0..=f64::MAX, default.tolerance),
                 memory: file.get("memory").map(|ByteSize(bytes)| bytes),
                 allow_non_finite: file.or("allow_non_finite", default.allow_non_finite),
                 allow_quantized: file.or("allow_quantized", default.allow_quantized),
@@ -104,8 +138,8 @@ impl ModelConfig {
         document.finish().map(|()| config)
     }
 
-    /// What the engine has to know.
-    pub(crate) fn load_options(&self) -> LoadOptions {
+    /// What the engine has to know; `profile` is what was found out when the same was loaded before.
+    pub(crate) fn load_options(&self, profile: Option<Profile>) -> LoadOptions {
         fn by_name<T>(
             tensors: &[TensorConfig],
             value: impl Fn(&TensorConfig) -> Option<T>,
@@ -117,8 +151,24 @@ impl ModelConfig {
             shapes: by_name(&self.tensors, |tensor| tensor.shape.clone()),
             warm_up: by_name(&self.tensors, |tensor| tensor.warm_up.clone()),
             allow_quantized: self.allow_quantized,
+            profile,
         }
     }
+}
+
+fn within(
+    file: &Table<'_, '_>,
+    key: &str,
+    range: RangeInclusive<Duration>,
+    default: Duration,
+) -> Duration {
+    let Some((value, span)) = file.spanned::<Duration>(key) else { return default };
+    if range.contains(&value) {
+        return value;
+    }
+    let (least, most) = (range.start(), range.end());
+    file.note(span, key, format!("expected {least:?} to {most:?}, found {value:?}"));
+    default
 }
 
 impl TensorConfig {
@@ -213,11 +263,30 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.versions, Versions::Specific(vec![1, 3]));
-        let options = config.load_options();
+        let options = config.load_options(None);
         assert_eq!((options.max_batch, options.allow_quantized), (8, false));
         assert_eq!(options.shapes, BTreeMap::from([("x".to_owned(), vec![-1, 3])]));
         assert_eq!(options.warm_up, BTreeMap::from([("x".to_owned(), vec![2, 3])]));
         assert_eq!(ModelConfig::parse("").unwrap(), ModelConfig::default());
+    }
+
+    #[test]
+    fn how_a_model_is_run_is_bounded() {
+        let text = "weight = 3\nmax_delay = \"2ms\"\nmax_execution = \"5s\"\ntolerance = 0.1";
+        let config = ModelConfig::parse(text).unwrap();
+        assert_eq!((config.weight, config.tolerance), (3, 0.1));
+        assert_eq!(config.max_delay, Duration::from_millis(2));
+        assert_eq!(config.max_execution, Duration::from_secs(5));
+        for text in [
+            "weight = 0",
+            "weight = 1001",
+            "max_delay = \"2s\"",
+            "max_execution = \"0s\"",
+            "max_execution = 5",
+            "tolerance = -1.0",
+        ] {
+            assert!(ModelConfig::parse(text).is_err(), "{text}");
+        }
     }
 
     #[test]

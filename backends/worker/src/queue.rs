@@ -1,32 +1,110 @@
-//! A bounded line per model, served in turn.
+//! Who runs next: bounded lines, one a model, shared by weight; batches formed from their heads.
 //!
 //! One line for all would let a heavy model's callers fill it and starve a light model's; a line
-//! without a bound turns overload into latency for everyone. Executors take one job from each line
-//! that has any, round and round. A job that nobody waits for is withdrawn from the line at once, so
-//! that it neither takes a place nor an executor. Lines come and go with their models.
+//! without a bound turns overload into latency for everyone. So each model has its own, and an
+//! executor that is free asks:
+//!
+//! - **Which line?** The one whose head is most urgent by class; among equals the one that has had
+//!   least of the executors' time for its weight (start-time fair queueing, in measured seconds).
+//! - **Which jobs?** Those that agree with the head in form, earliest deadline first, as many as are
+//!   worth joining and as the earliest deadline among them allows. An executor never waits for
+//!   company, unless the model has a `max_delay`: being busy is what forms batches.
+//!
+//! A run can't be taken off its executor, so a model that takes 100 ms would keep one that takes 1 ms
+//! waiting that long, whatever their shares. Two things help: between two nodes of its graph a long
+//! run lends its executor to a short job of a line that is behind its share ([`Queue::lend`]); and a
+//! model whose nodes are too long for that leaves one executor free while shorter ones are active.
+//!
+//! A job that nobody waits for is withdrawn at once, so that it neither takes a place nor an
+//! executor. Lines come and go with their models.
 
-use std::collections::VecDeque;
+mod line;
+
+use forebay_protocol::Priority;
+use line::{Line, Waiting};
+pub(crate) use line::{LineConfig, Rank};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Which line: see [`OpenLine::id`].
 pub(crate) type LineId = usize;
 
-/// A line for as long as someone may put jobs in it. What a job holds keeps its line open, so a line
-/// that is closed is empty.
+/// A line counts as active for so long after its last job came.
+const ACTIVE: Duration = Duration::from_secs(1);
+/// A job is short beside a run if it is expected to take at most this share of the run's time.
+const SHORT: f64 = 0.25;
+/// A model's nodes are too long if one may take more than so many times a shorter model's run.
+const COARSE: f64 = 1.0;
+
+/// What the queue has to know of a job.
+pub(crate) trait Work {
+    /// Not to be started after this.
+    fn deadline(&self) -> Option<Instant>;
+    /// Rows that it has.
+    fn rows(&self) -> usize;
+    /// May both be run as one batch?
+    fn joins(&self, other: &Self) -> bool;
+    /// Rows that are worth joining, as it is known now.
+    fn best(&self) -> usize;
+    /// The same for a batch that is formed now: at times more, to learn.
+    fn limit(&self) -> usize;
+    /// Seconds that so many rows are expected to take.
+    fn expected(&self, rows: usize) -> f64;
+    /// Seconds within which nearly all runs of so many rows end.
+    fn careful(&self, rows: usize) -> f64;
+    /// Seconds that a run may go on before it can lend its executor.
+    fn grain(&self) -> f64;
+}
+
+/// Jobs to be run as one.
 #[derive(Debug)]
-pub(crate) struct OpenLine<T> {
+pub(crate) struct Batch<T> {
+    /// At least one, all of one form.
+    pub(crate) jobs: Vec<T>,
+    /// Most rows to run at once.
+    pub(crate) most: usize,
+    /// To settle the account with, see [`Queue::finished`].
+    pub(crate) account: Account,
+}
+
+/// What a batch in service was charged.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Account {
+    line: LineId,
+    jobs: usize,
+    priority: Priority,
+    /// Seconds, as expected.
+    charged: f64,
+    /// Does it hold an executor, or was one lent?
+    holds: bool,
+}
+
+/// What waits and what runs at one moment, in requests.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct Counts {
+    pub(crate) waiting: usize,
+    pub(crate) executing: usize,
+    /// Waiting for company, of the line that closes next, and when it does.
+    pub(crate) forming: Option<(usize, Instant)>,
+}
+
+/// A line for as long as someone may put jobs in it. What a job holds keeps its line open, so one that
+/// is closed is empty.
+#[derive(Debug)]
+pub(crate) struct OpenLine<T: Work> {
     queue: Arc<Queue<T>>,
     id: LineId,
 }
 
-impl<T> OpenLine<T> {
+impl<T: Work> OpenLine<T> {
     /// What the queue calls it.
     pub(crate) fn id(&self) -> LineId {
         self.id
     }
 }
 
-impl<T> Drop for OpenLine<T> {
+impl<T: Work> Drop for OpenLine<T> {
     fn drop(&mut self) {
         self.queue.close_line(self.id);
     }
@@ -37,6 +115,9 @@ impl<T> Drop for OpenLine<T> {
 pub(crate) struct Queue<T> {
     state: Mutex<State<T>>,
     arrived: Condvar,
+    /// The same as in the state, to be looked at without a lock.
+    waiting: AtomicUsize,
+    executors: usize,
 }
 
 #[derive(Debug)]
@@ -44,17 +125,16 @@ struct State<T> {
     /// Open ones, and closed ones whose places are taken first when another opens.
     lines: Vec<Line<T>>,
     free: Vec<LineId>,
-    /// The line that is asked first.
-    turn: LineId,
     waiting: usize,
+    executing: usize,
+    /// Executors that wait for work.
+    idle: usize,
+    /// Virtual time: what a line that was idle starts from, in seconds for a weight of 1.
+    now: f64,
     next_id: u64,
     closed: bool,
-}
-
-#[derive(Debug)]
-struct Line<T> {
-    jobs: VecDeque<(u64, T)>,
-    bound: usize,
+    /// Jobs that are over, to be dropped where no lock is held: they may close their line.
+    expired: Vec<T>,
 }
 
 /// Why a job was not taken.
@@ -66,18 +146,46 @@ pub(crate) enum PushError {
     Closed,
 }
 
-impl<T> Queue<T> {
-    /// A queue without lines.
-    pub(crate) fn new() -> Arc<Self> {
-        let (lines, free) = (Vec::new(), Vec::new());
-        let state = State { lines, free, turn: 0, waiting: 0, next_id: 0, closed: false };
-        Arc::new(Self { state: Mutex::new(state), arrived: Condvar::new() })
+/// An active line with short runs.
+#[derive(Debug, Clone, Copy)]
+struct Short {
+    id: LineId,
+    /// Mean seconds of a batch.
+    typical: f64,
+    /// Active until then.
+    until: Instant,
+}
+
+/// What a free executor finds.
+enum Found {
+    /// This line is next.
+    Line(LineId),
+    /// Nothing to run now; look again then.
+    Wait(Option<Instant>),
+}
+
+impl<T: Work> Queue<T> {
+    /// A queue without lines, for so many executors.
+    pub(crate) fn new(executors: usize) -> Arc<Self> {
+        let state = State {
+            lines: Vec::new(),
+            free: Vec::new(),
+            waiting: 0,
+            executing: 0,
+            idle: 0,
+            now: 0.0,
+            next_id: 0,
+            closed: false,
+            expired: Vec::new(),
+        };
+        let (state, arrived) = (Mutex::new(state), Condvar::new());
+        Arc::new(Self { state, arrived, waiting: AtomicUsize::new(0), executors })
     }
 
-    /// A new line for at most `bound` jobs.
-    pub(crate) fn open(self: &Arc<Self>, bound: usize) -> OpenLine<T> {
+    /// A new line.
+    pub(crate) fn open(self: &Arc<Self>, config: LineConfig) -> OpenLine<T> {
         let mut state = self.lock();
-        let line = Line { jobs: VecDeque::new(), bound };
+        let line = Line::new(config);
         let id = match state.free.pop() {
             Some(id) => {
                 state.lines[id] = line;
@@ -92,56 +200,94 @@ impl<T> Queue<T> {
         OpenLine { queue: Arc::clone(self), id }
     }
 
-    /// Puts a job at the end of its line; gives its number, to withdraw it by.
-    pub(crate) fn push(&self, line: LineId, job: T) -> Result<u64, PushError> {
+    /// Puts a job in its line; gives its rank there, to withdraw it by.
+    pub(crate) fn push(&self, line: LineId, priority: Priority, job: T) -> Result<Rank, PushError> {
         let mut state = self.lock();
         if state.closed {
             return Err(PushError::Closed);
         }
-        let id = state.next_id;
+        let (id, now, present) = (state.next_id, Instant::now(), state.now);
         let line = &mut state.lines[line];
-        if line.jobs.len() >= line.bound {
-            return Err(PushError::Full(line.bound));
+        if line.is_full() {
+            return Err(PushError::Full(line.config.bound));
         }
-        line.jobs.push_back((id, job));
+        let rank = Rank::new(priority, job.deadline(), now, id);
+        line.enter(rank, Waiting { job, since: now }, present);
         state.next_id += 1;
-        state.waiting += 1;
+        self.count(&mut state, 1, 0);
         drop(state);
         self.arrived.notify_one();
-        Ok(id)
+        Ok(rank)
     }
 
-    /// Takes the next job, waiting for one; `None` once the queue is closed and empty. `started` runs
-    /// before anyone can see the queue without the job, so that it is always counted somewhere.
-    pub(crate) fn pop(&self, started: impl Fn()) -> Option<T> {
+    /// Takes the next batch, waiting for one; `None` once the queue is closed and empty.
+    pub(crate) fn pop(&self) -> Option<Batch<T>> {
         let mut state = self.lock();
         loop {
-            if let Some(job) = state.take() {
-                started();
-                return Some(job);
-            }
-            if state.closed {
+            let now = Instant::now();
+            let until = match state.next(now, self.executors) {
+                Found::Line(id) => {
+                    let batch = self.take(&mut state, id, now, true);
+                    state = self.bury(state);
+                    match batch {
+                        Some(batch) => return Some(batch),
+                        None => continue,
+                    }
+                }
+                Found::Wait(until) => until,
+            };
+            if state.closed && state.waiting == 0 {
                 return None;
             }
-            state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle += 1;
+            state = match until {
+                None => self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(at) => {
+                    let patience = at.saturating_duration_since(now);
+                    let waited = self.arrived.wait_timeout(state, patience);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+            state.idle -= 1;
         }
+    }
+
+    /// A short batch of another line that is behind its share, to be run in the middle of a long one
+    /// on the same executor. Never waits.
+    pub(crate) fn lend(&self, running: &Account) -> Option<Batch<T>> {
+        if self.waiting.load(Relaxed) == 0 {
+            return None;
+        }
+        let mut state = self.lock();
+        if state.idle > 0 {
+            // Somebody is on the way to it.
+            return None;
+        }
+        let now = Instant::now();
+        let id = state.borrower(running, now)?;
+        let batch = self.take(&mut state, id, now, false);
+        drop(self.bury(state));
+        batch
+    }
+
+    /// A batch is done, after so many seconds in the engine.
+    pub(crate) fn finished(&self, account: &Account, seconds: f64) {
+        let mut state = self.lock();
+        state.lines[account.line].settle(account.charged, seconds, account.holds);
+        state.executing -= account.jobs;
     }
 
     /// Takes a job out of its line. `None`: it has been started.
-    pub(crate) fn withdraw(&self, line: LineId, id: u64) -> Option<T> {
+    pub(crate) fn withdraw(&self, line: LineId, rank: &Rank) -> Option<T> {
         let mut state = self.lock();
-        let jobs = &mut state.lines[line].jobs;
-        // Numbers grow along the line.
-        let index = jobs.binary_search_by_key(&id, |(id, _)| *id).ok()?;
-        let (_, job) = jobs.remove(index)?;
-        state.waiting -= 1;
-        Some(job)
+        let waiting = state.lines[line].jobs.remove(rank)?;
+        self.count(&mut state, -1, 0);
+        Some(waiting.job)
     }
 
     /// Is the line at its bound?
     pub(crate) fn is_full(&self, line: LineId) -> bool {
-        let state = self.lock();
-        state.lines[line].jobs.len() >= state.lines[line].bound
+        self.lock().lines[line].is_full()
     }
 
     /// Jobs that wait in one line.
@@ -149,10 +295,17 @@ impl<T> Queue<T> {
         self.lock().lines[line].jobs.len()
     }
 
-    /// Jobs that wait in all lines; `read` runs while none can move.
-    pub(crate) fn waiting<R>(&self, read: impl FnOnce() -> R) -> (usize, R) {
+    /// What waits and what runs, all at one moment.
+    pub(crate) fn counts(&self) -> Counts {
         let state = self.lock();
-        (state.waiting, read())
+        let now = Instant::now();
+        let closing = state.lines.iter().filter_map(|line| Some((line, line.opens(now)?)));
+        let forming = closing.filter(|(_, at)| *at > now).min_by_key(|(_, at)| *at);
+        Counts {
+            waiting: state.waiting,
+            executing: state.executing,
+            forming: forming.map(|(line, at)| (line.jobs.len(), at)),
+        }
     }
 
     /// Takes no more jobs; those in line are still given out.
@@ -161,120 +314,134 @@ impl<T> Queue<T> {
         self.arrived.notify_all();
     }
 
-    fn close_line(&self, id: LineId) {
-        let mut state = self.lock();
-        debug_assert!(state.lines[id].jobs.is_empty(), "jobs keep their line open");
-        state.lines[id].bound = 0;
-        state.free.push(id);
+    fn take(
+        &self,
+        state: &mut State<T>,
+        id: LineId,
+        now: Instant,
+        holds: bool,
+    ) -> Option<Batch<T>> {
+        let taken = state.lines[id].take(now);
+        let gone = taken.jobs.len() + taken.expired.len();
+        state.expired.extend(taken.expired);
+        self.count(state, -gone.cast_signed(), taken.jobs.len());
+        let first = taken.jobs.first()?;
+        let rows = taken.jobs.iter().map(Work::rows).sum();
+        let charged = first.expected(rows);
+        state.now = state.now.max(state.lines[id].start(charged, holds));
+        let (jobs, priority) = (taken.jobs.len(), taken.priority);
+        let account = Account { line: id, jobs, priority, charged, holds };
+        Some(Batch { jobs: taken.jobs, most: taken.most, account })
     }
 
+    fn count(&self, state: &mut State<T>, waiting: isize, executing: usize) {
+        state.waiting = state.waiting.saturating_add_signed(waiting);
+        state.executing += executing;
+        self.waiting.store(state.waiting, Relaxed);
+    }
+
+    /// Drops what is over without the lock.
+    fn bury<'a>(&'a self, mut state: MutexGuard<'a, State<T>>) -> MutexGuard<'a, State<T>> {
+        if state.expired.is_empty() {
+            return state;
+        }
+        let expired = std::mem::take(&mut state.expired);
+        drop(state);
+        drop(expired);
+        self.lock()
+    }
+
+    fn close_line(&self, id: LineId) {
+        let mut state = self.lock();
+        state.lines[id].config.bound = 0;
+        let left = std::mem::take(&mut state.lines[id].jobs);
+        self.count(&mut state, -left.len().cast_signed(), 0);
+        state.free.push(id);
+    }
+}
+
+impl<T> Queue<T> {
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        // No code of a job runs under the lock, so what a panic leaves is whole.
+        // No code of a job runs under the lock that could panic, so what a panic leaves is whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<T> State<T> {
-    fn take(&mut self) -> Option<T> {
-        let count = self.lines.len();
-        for step in 0..count {
-            let line = (self.turn + step) % count;
-            if let Some((_, job)) = self.lines[line].jobs.pop_front() {
-                self.turn = (line + 1) % count;
-                self.waiting -= 1;
-                return Some(job);
+impl<T: Work> State<T> {
+    /// The line that a free executor is to serve.
+    fn next(&self, now: Instant, executors: usize) -> Found {
+        let shortest = self.shortest(now);
+        let mut wait: Option<Instant> = None;
+        let mut best: Option<(LineId, &Rank, f64)> = None;
+        for (id, line) in self.lines.iter().enumerate() {
+            let (Some(opens), Some(head)) = (line.opens(now), line.head()) else { continue };
+            let other = shortest.iter().flatten().find(|short| short.id != id);
+            let held = other.and_then(|short| self.held_back(line, short, executors));
+            let from = held.map_or(opens, |held| held.max(opens));
+            if from > now && !self.closed {
+                wait = Some(wait.map_or(from, |wait| wait.min(from)));
+                continue;
+            }
+            let before = |(_, rank, served): (LineId, &Rank, f64)| {
+                head.priority.cmp(&rank.priority).then(line.served.total_cmp(&served)).is_lt()
+            };
+            if best.is_none_or(before) {
+                best = Some((id, head, line.served));
             }
         }
-        None
+        best.map_or(Found::Wait(wait), |(id, ..)| Found::Line(id))
+    }
+
+    /// The two active lines with the shortest runs: the one, and the other for the one's own sake.
+    fn shortest(&self, now: Instant) -> [Option<Short>; 2] {
+        let mut shortest: [Option<Short>; 2] = [None, None];
+        for (id, line) in self.lines.iter().enumerate() {
+            let (Some(typical), Some(until)) = (line.typical(), line.active_until(now, ACTIVE))
+            else {
+                continue;
+            };
+            let short = Short { id, typical, until };
+            let shorter = |other: &Option<Short>| other.is_none_or(|other| typical < other.typical);
+            if shorter(&shortest[0]) {
+                shortest = [Some(short), shortest[0]];
+            } else if shorter(&shortest[1]) {
+                shortest[1] = Some(short);
+            }
+        }
+        shortest
+    }
+
+    /// Until when a line may not take one more executor, because its nodes are too long to let
+    /// `short` in between, and the last executor that is not so occupied is that line's.
+    fn held_back(&self, line: &Line<T>, short: &Short, executors: usize) -> Option<Instant> {
+        let is_coarse = |grain: f64| grain > COARSE * short.typical;
+        if !is_coarse(line.jobs.values().next()?.job.grain()) {
+            return None;
+        }
+        let coarse = self.lines.iter().filter(|line| is_coarse(line.grain));
+        let occupied: usize = coarse.map(|line| line.running).sum();
+        (occupied > 0 && occupied + 1 >= executors).then_some(short.until)
+    }
+
+    /// The line that a long run may be interrupted for.
+    fn borrower(&self, running: &Account, now: Instant) -> Option<LineId> {
+        let lender = &self.lines[running.line];
+        let may = self.lines.iter().enumerate().filter(|(id, line)| {
+            *id != running.line
+                && line.head().is_some_and(|head| {
+                    head.priority < running.priority
+                        || (head.priority == running.priority && line.served < lender.served)
+                })
+                && line.opens(now).is_some_and(|at| at <= now)
+                && line.head_seconds().is_some_and(|short| short <= SHORT * running.charged)
+        });
+        let least = may.min_by(|(_, a), (_, b)| {
+            let class = |line: &Line<T>| line.head().map(|head| head.priority);
+            class(a).cmp(&class(b)).then(a.served.total_cmp(&b.served))
+        });
+        least.map(|(id, _)| id)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
-    use super::*;
-
-    fn pop(queue: &Queue<u32>) -> Option<u32> {
-        queue.pop(|| ())
-    }
-
-    /// A queue whose lines are numbered from 0, with these bounds.
-    fn queue<const N: usize>(bounds: [usize; N]) -> (Arc<Queue<u32>>, [OpenLine<u32>; N]) {
-        let queue = Queue::new();
-        let lines = bounds.map(|bound| queue.open(bound));
-        (queue, lines)
-    }
-
-    #[test]
-    fn the_place_of_a_closed_line_is_taken_by_the_next() {
-        let (queue, [first, second]) = queue([1, 1]);
-        assert_eq!((first.id(), second.id()), (0, 1));
-        drop(first);
-        assert_eq!(queue.push(0, 7), Err(PushError::Full(0)), "nothing enters a closed line");
-        let third = queue.open(2);
-        assert_eq!(third.id(), 0);
-        queue.push(third.id(), 7).unwrap();
-        assert_eq!(pop(&queue), Some(7));
-    }
-
-    #[test]
-    fn lines_are_served_in_turn_and_each_in_order() {
-        let (queue, _lines) = queue([9, 9, 9]);
-        for (line, job) in [(0, 1), (0, 2), (0, 3), (2, 10), (2, 11)] {
-            queue.push(line, job).unwrap();
-        }
-        let taken: Vec<_> = (0..5).filter_map(|_| pop(&queue)).collect();
-        assert_eq!(taken, [1, 10, 2, 11, 3]);
-    }
-
-    #[test]
-    fn a_line_at_its_bound_refuses_and_the_others_do_not() {
-        let (queue, _lines) = queue([1, 2]);
-        queue.push(0, 1).unwrap();
-        assert!(queue.is_full(0) && !queue.is_full(1));
-        assert_eq!(queue.push(0, 2), Err(PushError::Full(1)));
-        queue.push(1, 3).unwrap();
-        assert_eq!((queue.depth(0), queue.depth(1), queue.waiting(|| ()).0), (1, 1, 2));
-    }
-
-    #[test]
-    fn a_withdrawn_job_frees_its_place_and_is_never_given_out() {
-        let (queue, _lines) = queue([2]);
-        let first = queue.push(0, 1).unwrap();
-        queue.push(0, 2).unwrap();
-        assert_eq!(queue.withdraw(0, first), Some(1));
-        assert_eq!(queue.withdraw(0, first), None);
-        queue.push(0, 3).unwrap();
-        assert_eq!((pop(&queue), pop(&queue)), (Some(2), Some(3)));
-        assert_eq!(queue.waiting(|| ()).0, 0);
-    }
-
-    #[test]
-    fn a_closed_queue_gives_out_what_it_has_and_then_nothing() {
-        let (queue, _lines) = queue([2]);
-        queue.push(0, 1).unwrap();
-        queue.close();
-        assert_eq!(queue.push(0, 2), Err(PushError::Closed));
-        assert_eq!((pop(&queue), pop(&queue)), (Some(1), None));
-    }
-
-    #[test]
-    fn many_threads_take_every_job_once() {
-        let (queue, _lines) = queue([10_000, 10_000]);
-        let taken = std::sync::atomic::AtomicU32::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    while let Some(job) = pop(&queue) {
-                        taken.fetch_add(job, std::sync::atomic::Ordering::Relaxed);
-                    }
-                });
-            }
-            for job in 0..2_000 {
-                queue.push(job as usize % 2, job).unwrap();
-            }
-            queue.close();
-        });
-        assert_eq!(taken.into_inner(), 1_999_000);
-    }
-}
+mod tests;

@@ -12,11 +12,10 @@ use crate::metrics::Metrics;
 use crate::model_config::ModelConfig;
 use crate::queue::OpenLine;
 use crate::refusal::Refusal;
+use crate::stats::Stats;
 use arc_swap::ArcSwap;
 use forebay_protocol::Reason;
-use forebay_protocol::metric::worker as metric;
 use forebay_tract as engine;
-use metrics::{Counter, Histogram};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{SyncSender, TrySendError};
@@ -27,7 +26,7 @@ use tokio::sync::watch;
 /// Wishes that may wait for the loader.
 const MAX_COMMANDS: usize = 1024;
 /// Loads that one request waits for, where models drive each other out of memory.
-const MAX_FETCHES: usize = 8;
+const MAX_FETCHES: usize = 64;
 
 /// All models, by name.
 pub(crate) type Served = BTreeMap<String, Arc<Model>>;
@@ -71,9 +70,20 @@ pub(crate) struct Entry {
     pub(crate) state: State,
     /// Why the last attempt to load it failed, though an older content may be served.
     pub(crate) failure: Option<String>,
-    /// Digest and bytes of memory of what was loaded last.
-    pub(crate) weight: Option<(String, u64)>,
+    /// What was loaded last.
+    pub(crate) known: Option<Arc<Known>>,
     pub(crate) demand: Arc<Demand>,
+}
+
+/// What is known of a content that was loaded once.
+#[derive(Debug)]
+pub(crate) struct Known {
+    pub(crate) digest: String,
+    /// Bytes of memory that it takes.
+    pub(crate) bytes: u64,
+    /// How it was configured when it was measured.
+    pub(crate) config: Arc<ModelConfig>,
+    pub(crate) profile: engine::Profile,
 }
 
 /// Can a version be used?
@@ -112,9 +122,7 @@ pub(crate) struct Version {
     pub(crate) digest: String,
     /// Its share of the memory for models.
     pub(crate) memory: MemoryShare,
-    pub(crate) answered: Counter,
-    pub(crate) queue_seconds: Histogram,
-    pub(crate) execute_seconds: Histogram,
+    pub(crate) stats: Stats,
     /// Milliseconds from the repository's birth to the last use.
     used: AtomicU64,
 }
@@ -335,7 +343,7 @@ impl State {
 
 impl Entry {
     pub(crate) fn new(state: State) -> Self {
-        Self { state, failure: None, weight: None, demand: Arc::default() }
+        Self { state, failure: None, known: None, demand: Arc::default() }
     }
 
     /// The version, if it is in memory and served.
@@ -420,9 +428,7 @@ impl Version {
             engine,
             digest,
             memory,
-            answered: metrics.inferences(model, &number, "ok"),
-            queue_seconds: metrics.histogram(metric::QUEUE_SECONDS, model),
-            execute_seconds: metrics.histogram(metric::EXECUTE_SECONDS, model),
+            stats: Stats::new(metrics, model, &number),
             used: AtomicU64::new(0),
             model: model.to_owned(),
             number,

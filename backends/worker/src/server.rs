@@ -3,10 +3,10 @@
 use crate::app::{App, router};
 use crate::config::Options;
 use crate::disk::Disk;
-use crate::executor;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::loader::{Command, Loader};
 use crate::report::cpu_time;
+use crate::{executor, overseer};
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -258,6 +258,7 @@ async fn upkeep(app: Arc<App>) {
         let used = now.1.saturating_sub(last.1).as_secs_f64();
         app.load.set_cpu_utilization(used / wall.max(1e-3) / cores);
         app.metrics.upkeep();
+        overseer::oversee(&app);
         last = now;
     }
 }

@@ -44,8 +44,25 @@ pub mod worker {
     pub const INFERENCES: &str = "forebay_worker_inferences_total";
     /// Histogram: seconds in the queue, by `model`.
     pub const QUEUE_SECONDS: &str = "forebay_worker_queue_duration_seconds";
-    /// Histogram: seconds in the engine, by `model`.
+    /// Histogram: seconds of a batch in the engine, by `model`.
     pub const EXECUTE_SECONDS: &str = "forebay_worker_execute_duration_seconds";
+    /// Histogram: rows that ran as one batch, by `model`.
+    pub const BATCH_ROWS: &str = "forebay_worker_batch_rows";
+    /// Gauge: mean seconds that a batch of `rows` takes, by `model`, `version`.
+    pub const BATCH_SECONDS: &str = "forebay_worker_batch_duration_seconds";
+    /// Gauge: rows that are worth joining, by `model`, `version`.
+    pub const BATCH_BEST: &str = "forebay_worker_batch_best_rows";
+    /// Counter: requests tried alone after their batch failed, by `model`.
+    pub const BATCH_RETRIES: &str = "forebay_worker_batch_retries_total";
+    /// Counter: requests that nobody waited for any more, by `model`, `stage` (`queue`, `engine`),
+    /// `reason`.
+    pub const ABANDONED: &str = "forebay_worker_abandoned_total";
+    /// Counter: runs stopped at `max_execution`, by `model`.
+    pub const OVERRUNS: &str = "forebay_worker_overruns_total";
+    /// Counter: times that a run lent its executor to a shorter one, by `model`.
+    pub const LENT: &str = "forebay_worker_lent_total";
+    /// Gauge: executors given up because a run did not end.
+    pub const EXECUTORS_LOST: &str = "forebay_worker_executors_lost";
     /// Gauge: requests executing and queued.
     pub const IN_FLIGHT: &str = "forebay_worker_requests_in_flight";
     /// Gauge: requests queued, by `model`.

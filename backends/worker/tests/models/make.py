@@ -85,3 +85,26 @@ save(
     [value("y", [])],
     [weight("first", numpy.array([0], "int64")), weight("second", numpy.array([1], "int64"))],
 )
+
+# Row x of a table with 10 rows: an index beyond it makes the whole run fail.
+save(
+    "lookup",
+    [node("Gather", ["table", "x"], ["y"], axis=0)],
+    [value("x", ["n"], TensorProto.INT64)],
+    [value("y", ["n", 2])],
+    [weight("table", numpy.arange(20, dtype="float32").reshape(10, 2))],
+)
+
+# The LSTM above over any number of steps: one node of the graph, however long it takes.
+rng = numpy.random.default_rng(7)
+save(
+    "endless",
+    [node("LSTM", ["x", "W", "R", "B"], ["all", "y", "c"], hidden_size=hidden)],
+    [value("x", ["steps", 1, 3])],
+    [value("y", [1, 1, hidden])],
+    [
+        weight("W", rng.normal(0, 1, (1, 4 * hidden, 3)).astype("float32")),
+        weight("R", rng.normal(0, 1, (1, 4 * hidden, hidden)).astype("float32")),
+        weight("B", rng.normal(0, 1, (1, 8 * hidden)).astype("float32")),
+    ],
+)

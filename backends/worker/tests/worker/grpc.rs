@@ -226,7 +226,8 @@ async fn load_reports_come_in_trailers_and_out_of_band() {
     assert_eq!(ended.headers["x-request-id"], "abc-1");
     assert!(!ended.headers.contains_key(header::LOAD_REPORT), "one report is enough");
     let report = ended.report();
-    assert_eq!((report.rif, report.slots), (Some(0), Some(1)));
+    assert_eq!(report.rif, Some(0));
+    assert!(report.slots >= Some(1), "as many rows as are worth joining: {report}");
     let refused = call(&worker, INFER, &pb::ModelInferRequest::default()).await;
     assert!(refused.report().seq > report.seq);
     let watch = OrcaLoadReportRequest {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod bad_input;
+mod batch;
 mod bodies;
 mod grpc;
 mod grpc_client;

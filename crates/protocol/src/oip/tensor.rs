@@ -1,6 +1,7 @@
 //! A tensor in memory, and its binary form.
 
 use super::{Datatype, MAX_RANK, TensorProblem};
+use std::ops::Range;
 
 /// A named tensor: shape and row-major data, whose lengths agree.
 #[derive(Debug, Clone, PartialEq)]
@@ -226,6 +227,20 @@ macro_rules! data {
                 }
             }
 
+            /// The elements of `range`; `None` if there are not so many.
+            pub fn slice(&self, range: Range<usize>) -> Option<Self> {
+                Some(match self {
+                    Self::Bool(data) => Self::Bool(data.get(range)?.to_vec()),
+                    $(Self::$variant(data) => Self::$variant(data.get(range)?.to_vec()),)*
+                    Self::Fp16(data) => Self::Fp16(data.get(range)?.to_vec()),
+                    Self::Bytes(data) if range.start <= range.end && range.end <= data.len() => {
+                        let count = range.len();
+                        Self::Bytes(data.iter().skip(range.start).take(count).collect())
+                    }
+                    Self::Bytes(_) => return None,
+                })
+            }
+
             /// Appends the elements of `other`. `false`: it is of another datatype (or BYTES would
             /// exceed 4 GiB), and the data is of no more use.
             #[must_use]
@@ -359,6 +374,18 @@ mod tests {
             data.write_binary(&mut bytes);
             assert_eq!(bytes.len(), data.binary_len(), "{:?}", data.datatype());
             assert_eq!(Data::from_binary(data.datatype(), 2, &bytes), Ok(data));
+        }
+    }
+
+    #[test]
+    fn data_is_cut_anywhere_and_joined_again_without_loss() {
+        for data in one_of_each() {
+            for at in 0..=2 {
+                let mut joined = data.slice(0..at).unwrap();
+                assert!(joined.append(data.slice(at..2).unwrap()));
+                assert_eq!(joined, data);
+            }
+            assert_eq!(data.slice(1..3), None, "{:?}", data.datatype());
         }
     }
 

@@ -1,0 +1,280 @@
+//! The first runs of a model: does it work, are its rows independent, and what does it cost?
+//!
+//! Whatever is found out here would otherwise be found out by the first callers. All of it is
+//! bounded in time; what there was no time to measure counts as not worth doing.
+
+use crate::batch::concatenate;
+use crate::model::{LoadOptions, Model, Profile, Watch};
+use crate::plan::{Layout, Shapes};
+use crate::tensor::to_tract;
+use crate::{LoadError, RunError};
+use forebay_protocol::oip::{Data, Datatype, Tensor, TensorMetadata};
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+use tract_onnx::prelude::*;
+
+/// How far rows run together may differ from the same rows run alone: other kernels, other order
+/// of sums. Rows that see each other differ by far more.
+const ROW_TOLERANCE: f64 = 1e-3;
+/// How far outputs may differ between layouts, for the same reason.
+const LAYOUT_TOLERANCE: f64 = 1e-3;
+/// Another layout is taken if it needs at most this share of the time: less is within the noise.
+const LAYOUT_WORTH: f64 = 0.95;
+/// Runs that are timed of one plan, unless they take longer together than the next constant.
+const RUNS: usize = 7;
+const RUNS_TIME: Duration = Duration::from_millis(100);
+/// Until when larger batches are compiled and timed, counted from the beginning.
+const MEASURE_TIME: Duration = Duration::from_secs(3);
+/// So many doublings in a row may fail to pay before larger batches are given up.
+const FAILURES: u32 = 2;
+
+/// Compiles the first plan, runs it, and finds out the rest.
+pub(crate) fn warm_up(model: &mut Model, options: &LoadOptions) -> Result<(), LoadError> {
+    let started = Instant::now();
+    for name in options.warm_up.keys() {
+        if !model.interface.inputs.iter().any(|input| input.name == *name) {
+            let (name, found) = (name.clone(), "no such input".to_owned());
+            let expected = "the name of an input".to_owned();
+            return Err(LoadError::Override { name, expected, found });
+        }
+    }
+    let open = |tensor: &TensorMetadata| tensor.shape.first() == Some(&-1);
+    let mut tensors = model.interface.inputs.iter().chain(&model.interface.outputs);
+    let may_batch =
+        options.max_batch >= 2 && !model.interface.inputs.is_empty() && tensors.all(open);
+    let inputs = inputs(model, options, may_batch.then_some(1), 0)?;
+    let known = options.profile.as_ref();
+    if let Some(plans) = known.and_then(|known| model.plans.in_layout(known.layout)) {
+        model.plans = plans;
+    }
+    let failed = |error: RunError| LoadError::WarmUp(error.to_string());
+    let alone = run(model, &inputs, &|| false).map_err(failed)?.0;
+    let has_batches = match known {
+        Some(known) => known.has_batches && may_batch,
+        None => {
+            choose_layout(model, &inputs, &alone);
+            may_batch && rows_are_independent(model, options, alone)
+        }
+    };
+    model.max_batch = has_batches.then_some(options.max_batch);
+    let skip = usize::from(has_batches);
+    model.usual = inputs.iter().map(|input| input.shape[skip..].to_vec()).collect();
+    match known {
+        Some(known) => recall(model, options, known),
+        None => measure(model, options, &inputs, started),
+    }
+    Ok(())
+}
+
+/// Takes over what was measured before, and compiles the batch that will be used most.
+fn recall(model: &mut Model, options: &LoadOptions, known: &Profile) {
+    known.seconds.iter().for_each(|&(rows, seconds)| model.curve.learn(rows, seconds));
+    model.curve.settle();
+    model.grain = known.grain;
+    let best = model.curve.best();
+    if best > 1
+        && let Ok(inputs) = inputs(model, options, Some(best), 0)
+    {
+        // If it fails now, it fails for those who are joined, and they are tried alone.
+        drop(run(model, &inputs, &|| false));
+    }
+}
+
+/// Takes the layout that is faster here, if it gives the same.
+fn choose_layout(model: &mut Model, inputs: &[Tensor], expected: &[Tensor]) {
+    let Some(other) = model.plans.in_layout(Layout::ChannelsLast) else { return };
+    let first = std::mem::replace(&mut model.plans, other);
+    let agrees =
+        run(model, inputs, &|| false).is_ok_and(|(o, _)| agree(&o, expected, LAYOUT_TOLERANCE));
+    let second = std::mem::replace(&mut model.plans, first);
+    if !agrees {
+        return;
+    }
+    let mut plans = [Some(second), None];
+    let mut times = [Vec::new(), Vec::new()];
+    let started = Instant::now();
+    // Alternating: what else goes on in the machine must not decide.
+    for turn in 0..2 * RUNS {
+        if let Ok((_, seconds)) = run(model, inputs, &|| false) {
+            times[turn % 2].push(seconds);
+        }
+        plans[(turn + 1) % 2] =
+            plans[turn % 2].take().map(|p| std::mem::replace(&mut model.plans, p));
+        if turn % 2 == 1 && started.elapsed() > 2 * RUNS_TIME {
+            break;
+        }
+    }
+    let [first, second] = times.map(median);
+    if second < LAYOUT_WORTH * first
+        && let Some(plans) = plans.into_iter().flatten().next()
+    {
+        model.plans = plans;
+    }
+}
+
+fn rows_are_independent(model: &Model, options: &LoadOptions, alone: Vec<Tensor>) -> bool {
+    let row = |rows, first| {
+        let inputs = inputs(model, options, Some(rows), first).ok()?;
+        run(model, &inputs, &|| false).ok().map(|(outputs, _)| outputs)
+    };
+    let (Some(other), Some(pair)) = (row(1, 1), row(2, 0)) else { return false };
+    concatenate(vec![alone, other]).is_ok_and(|apart| agree(&apart, &pair, ROW_TOLERANCE))
+}
+
+/// Times one row, then more, until that does not pay or takes too long.
+fn measure(model: &mut Model, options: &LoadOptions, one: &[Tensor], started: Instant) {
+    let grain = Grain::default();
+    if let Some(seconds) = time(model, one, &grain) {
+        model.curve.learn(1, seconds);
+    }
+    model.grain = grain.longest.get();
+    let most = model.max_batch.unwrap_or(1);
+    let (mut rows, mut best, mut failures) = (2, 1, 0);
+    while rows <= most && rows < 1 << crate::curve::BUCKETS && failures < FAILURES {
+        let last = model.curve.seconds(rows / 2).unwrap_or(0.0);
+        // Two layouts of time for compiling and for running: a guess, which only has to be bounded.
+        if started.elapsed() + Duration::from_secs_f64(4.0 * last) > MEASURE_TIME {
+            break;
+        }
+        let Ok(inputs) = inputs(model, options, Some(rows), 0) else { break };
+        let Some(seconds) = time(model, &inputs, &|| false) else { break };
+        model.curve.learn(rows, seconds);
+        if model.curve.pays(rows, best) {
+            (best, failures) = (rows, 0);
+        } else {
+            failures += 1;
+        }
+        rows *= 2;
+    }
+    model.curve.settle();
+    let best = model.curve.best();
+    if model.max_batch.is_some() {
+        model.plans.keep(|shapes| shapes.iter().all(|shape| shape[0] <= best));
+    }
+}
+
+/// Median seconds of some runs, after one that does not count.
+fn time(model: &Model, inputs: &[Tensor], watch: &dyn Watch) -> Option<f64> {
+    run(model, inputs, &|| false).ok()?;
+    let started = Instant::now();
+    let mut times = Vec::new();
+    while times.len() < RUNS && (times.is_empty() || started.elapsed() < RUNS_TIME) {
+        times.push(run(model, inputs, watch).ok()?.1);
+    }
+    Some(median(times))
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied().unwrap_or(f64::INFINITY)
+}
+
+/// Runs inputs as they are, in the model's order.
+fn run(
+    model: &Model,
+    inputs: &[Tensor],
+    watch: &dyn Watch,
+) -> Result<(Vec<Tensor>, f64), RunError> {
+    let shapes: Shapes = inputs.iter().map(|input| input.shape.clone()).collect();
+    let value = |input: &Tensor| {
+        let tensor = to_tract(&input.data, 0..input.data.len(), &input.shape);
+        Ok(tensor.map_err(RunError::Input)?.into_tvalue())
+    };
+    let values = inputs.iter().map(value).collect::<Result<TVec<_>, RunError>>()?;
+    model.run_plan(&shapes, values, watch)
+}
+
+/// Finds the longest time between two questions.
+#[derive(Default)]
+struct Grain {
+    asked: Cell<Option<Instant>>,
+    longest: Cell<Duration>,
+}
+
+impl Watch for Grain {
+    fn stop(&self) -> bool {
+        let now = Instant::now();
+        if let Some(asked) = self.asked.replace(Some(now)) {
+            self.longest.set(self.longest.get().max(now - asked));
+        }
+        false
+    }
+}
+
+fn inputs(
+    model: &Model,
+    options: &LoadOptions,
+    batch: Option<usize>,
+    first_row: usize,
+) -> Result<Vec<Tensor>, LoadError> {
+    let input = |input: &TensorMetadata| {
+        let shape = warm_up_shape(input, options.warm_up.get(&input.name), batch)?;
+        Ok(synthetic(input, shape, first_row))
+    };
+    model.interface.inputs.iter().map(input).collect()
+}
+
+fn warm_up_shape(
+    input: &TensorMetadata,
+    given: Option<&Vec<usize>>,
+    batch: Option<usize>,
+) -> Result<Vec<usize>, LoadError> {
+    let declared = input.shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(1));
+    let mut shape: Vec<usize> = match given {
+        Some(given) => given.clone(),
+        None => declared.collect(),
+    };
+    let fits = |(&dim, &declared): (&usize, &i64)| {
+        dim > 0 && (declared == -1 || usize::try_from(declared) == Ok(dim))
+    };
+    if shape.len() != input.shape.len() || !shape.iter().zip(&input.shape).all(fits) {
+        return Err(LoadError::Override {
+            name: input.name.clone(),
+            expected: format!("a warm-up shape within {:?}", input.shape),
+            found: format!("{shape:?}"),
+        });
+    }
+    if let (Some(batch), Some(first)) = (batch, shape.first_mut()) {
+        *first = batch;
+    }
+    Ok(shape)
+}
+
+/// Harmless values that differ between rows: zeros and ones where they may be indices, a wave else.
+#[allow(clippy::cast_precision_loss, reason = "values of a wave need no precision")]
+fn synthetic(input: &TensorMetadata, shape: Vec<usize>, first_row: usize) -> Tensor {
+    let count: usize = shape.iter().product();
+    let row = count / shape.first().copied().unwrap_or(1).max(1);
+    let bit = |i: usize| (i / row.max(1) + first_row + i % row.max(1) * 7 / 3) % 2;
+    let phase = |i: usize| (i + first_row * row) as f64;
+    let wave = |i: usize| (phase(i) * 0.37).sin() * 0.5 + (phase(i) * 0.011).cos() * 0.5;
+    let data = match input.datatype {
+        Datatype::Fp32 =>
+        {
+            #[allow(clippy::cast_possible_truncation, reason = "values of a wave")]
+            Data::Fp32((0..count).map(|i| wave(i) as f32).collect())
+        }
+        Datatype::Fp64 => Data::Fp64((0..count).map(wave).collect()),
+        Datatype::Fp16 => {
+            Data::Fp16((0..count).map(|i| f16::from_f64(wave(i)).to_bits()).collect())
+        }
+        datatype => {
+            let bytes: Vec<u8> = (0..count)
+                .flat_map(|i| {
+                    let mut element = vec![0; datatype.size().unwrap_or(1)];
+                    element[0] = u8::from(bit(i) == 1);
+                    element
+                })
+                .collect();
+            Data::from_binary(datatype, count, &bytes).unwrap_or(Data::Bool(Vec::new()))
+        }
+    };
+    Tensor { name: input.name.clone(), shape, data }
+}
+
+fn agree(found: &[Tensor], expected: &[Tensor], tolerance: f64) -> bool {
+    let agree = |(a, b): (&Tensor, &Tensor)| {
+        a.shape == b.shape && a.data.max_difference(&b.data).is_some_and(|d| d <= tolerance)
+    };
+    found.len() == expected.len() && found.iter().zip(expected).all(agree)
+}

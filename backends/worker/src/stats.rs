@@ -1,0 +1,153 @@
+//! What one version of a model has done: its metrics, and the sums that the statistics call gives.
+
+use crate::metrics::Metrics;
+use forebay_protocol::Reason;
+use forebay_protocol::metric::worker as metric;
+use forebay_tract::Curve;
+use metrics::{Counter, Histogram};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// Counters of one version.
+pub(crate) struct Stats {
+    /// Requests that were answered.
+    pub(crate) answered: Counter,
+    queue_seconds: Histogram,
+    execute_seconds: Histogram,
+    batch_rows: Histogram,
+    retries: Counter,
+    overruns: Counter,
+    lent: Counter,
+    /// By stage, then by reason: see [`Stage`].
+    abandoned: [[Counter; 2]; 2],
+    /// Time of requests in the queue.
+    pub(crate) queue: Spent,
+    /// Time of requests in the engine: each of a batch counts the whole batch's.
+    pub(crate) engine: Spent,
+    /// Rows that were run.
+    pub(crate) rows: AtomicU64,
+    /// Batches by their rows; as many entries as a batch may have rows.
+    batches: Mutex<BTreeMap<usize, (u64, Duration)>>,
+}
+
+/// Where a request was when nobody waited for it any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// It never started, and cost nothing.
+    Queue,
+    /// It was stopped, or others of its batch went on.
+    Engine,
+}
+
+/// A number of times, and the time that they took together.
+#[derive(Debug, Default)]
+pub(crate) struct Spent {
+    count: AtomicU64,
+    nanos: AtomicU64,
+}
+
+impl Spent {
+    fn add(&self, count: u64, took: Duration) {
+        self.count.fetch_add(count, Relaxed);
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).saturating_mul(count);
+        self.nanos.fetch_add(nanos, Relaxed);
+    }
+
+    /// How often, and nanoseconds in all.
+    #[allow(dead_code, reason = "for the statistics call")]
+    pub(crate) fn sums(&self) -> (u64, u64) {
+        (self.count.load(Relaxed), self.nanos.load(Relaxed))
+    }
+}
+
+impl Stats {
+    /// Counters with the labels of this model and version.
+    pub(crate) fn new(metrics: &Metrics, model: &str, version: &str) -> Self {
+        let by_model = |name| metrics.counter(name, &[("model", model)]);
+        let abandoned = |stage, reason: Reason| {
+            let labels = [("model", model), ("stage", stage), ("reason", reason.code())];
+            metrics.counter(metric::ABANDONED, &labels)
+        };
+        let both = |stage| {
+            [Reason::DeadlineExceeded, Reason::ClientClosed].map(|reason| abandoned(stage, reason))
+        };
+        Self {
+            answered: metrics.inferences(model, version, "ok"),
+            queue_seconds: metrics.histogram(metric::QUEUE_SECONDS, model),
+            execute_seconds: metrics.histogram(metric::EXECUTE_SECONDS, model),
+            batch_rows: metrics.histogram(metric::BATCH_ROWS, model),
+            retries: by_model(metric::BATCH_RETRIES),
+            overruns: by_model(metric::OVERRUNS),
+            lent: by_model(metric::LENT),
+            abandoned: [both("queue"), both("engine")],
+            queue: Spent::default(),
+            engine: Spent::default(),
+            rows: AtomicU64::new(0),
+            batches: Mutex::default(),
+        }
+    }
+
+    /// A request starts that has waited so long.
+    pub(crate) fn queued(&self, waited: Duration) {
+        self.queue_seconds.record(waited.as_secs_f64());
+        self.queue.add(1, waited);
+    }
+
+    /// A batch was run.
+    #[allow(clippy::cast_precision_loss, reason = "rows are few")]
+    pub(crate) fn executed(&self, rows: usize, requests: usize, took: Duration) {
+        self.execute_seconds.record(took.as_secs_f64());
+        self.batch_rows.record(rows as f64);
+        self.engine.add(requests as u64, took);
+        self.rows.fetch_add(rows as u64, Relaxed);
+        let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
+        let (count, time) = batches.entry(rows).or_default();
+        *count += 1;
+        *time += took;
+    }
+
+    /// Batches by their rows: how many, and their time in the engine.
+    #[allow(dead_code, reason = "for the statistics call")]
+    pub(crate) fn batches(&self) -> BTreeMap<usize, (u64, Duration)> {
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sets the gauges of what batches cost.
+    #[allow(clippy::cast_precision_loss, reason = "rows are few")]
+    pub(crate) fn show_curve(metrics: &Metrics, labels: &[(&'static str, &str)], curve: &Curve) {
+        metrics.gauge(metric::BATCH_BEST, labels).set(curve.best() as f64);
+        for (rows, seconds) in curve.known() {
+            let rows = rows.to_string();
+            let labels: Vec<_> = labels.iter().copied().chain([("rows", rows.as_str())]).collect();
+            metrics.gauge(metric::BATCH_SECONDS, &labels).set(seconds);
+        }
+    }
+
+    /// So many requests are tried alone, since their batch failed.
+    pub(crate) fn retried(&self, requests: usize) {
+        self.retries.increment(requests as u64);
+    }
+
+    /// A run was stopped at its limit.
+    pub(crate) fn overran(&self) {
+        self.overruns.increment(1);
+    }
+
+    /// A run lent its executor.
+    pub(crate) fn lent(&self) {
+        self.lent.increment(1);
+    }
+
+    /// Nobody waits for a request any more, because its time is over or because the caller has left.
+    pub(crate) fn abandoned(&self, stage: Stage, is_late: bool) {
+        self.abandoned[usize::from(stage == Stage::Engine)][usize::from(!is_late)].increment(1);
+    }
+}
+
+impl std::fmt::Debug for Stats {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stats").field("queue", &self.queue).finish_non_exhaustive()
+    }
+}
