@@ -72,6 +72,37 @@ pub struct Line<'a> {
     pub error: Option<&'a str>,
 }
 
+/// One ended connection at Layer 4. Times are microseconds, sizes bytes.
+#[derive(Debug, Serialize)]
+pub struct ConnectionLine<'a> {
+    /// When it ended, UTC.
+    pub time: String,
+    /// `tcp`; lines of requests have no such field.
+    pub protocol: &'static str,
+    /// Where it came in.
+    pub listener: &'a str,
+    /// Address of the caller.
+    pub client: String,
+    /// `ok`, or why it ended otherwise.
+    pub reason: &'static str,
+    /// Name of the pool.
+    pub pool: &'a str,
+    /// The endpoint that was tried last.
+    pub endpoint: Option<&'a str>,
+    /// How many were tried.
+    pub attempts: usize,
+    /// From the caller to the endpoint.
+    pub bytes_in: u64,
+    /// From the endpoint to the caller.
+    pub bytes_out: u64,
+    /// From its arrival to its end.
+    pub total_us: u64,
+    /// From its arrival until an endpoint had taken it.
+    pub connect_us: u64,
+    /// The reason in words.
+    pub error: Option<&'a str>,
+}
+
 enum Command {
     Line(Vec<u8>),
     /// Opens the file again under its name: a log rotation has moved it.
@@ -108,7 +139,7 @@ impl AccessLogger {
     }
 
     /// Writes a line, soon; drops it if too many wait.
-    pub fn write(&self, line: &Line<'_>) {
+    pub fn write(&self, line: &impl Serialize) {
         let mut text = Vec::with_capacity(512);
         // Writing JSON to memory does not fail: there are no maps with odd keys in a line.
         if serde_json::to_writer(&mut text, line).is_ok() {

@@ -2,6 +2,7 @@
 //! the operator says otherwise, since whoever reaches it may reload.
 
 use crate::clock;
+use crate::connections::Connections;
 use crate::pool::control::ControlHandle;
 use crate::pool::{Endpoint, Pool, Snapshot};
 use crate::server::{Lifecycle, Reloader};
@@ -60,6 +61,8 @@ pub struct Admin {
     pub control: ControlHandle,
     /// What is in flight.
     pub lifecycle: Arc<Lifecycle>,
+    /// The callers' connections, listener by listener.
+    pub listeners: Vec<Arc<Connections>>,
     /// Reloads.
     pub reloader: Reloader,
     /// Metrics.
@@ -119,7 +122,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 
 impl Admin {
     fn status(&self, snapshot: &Snapshot, form: Form) -> Response<Vec<u8>> {
-        let status = Status::of(snapshot, &self.lifecycle);
+        let status = Status::of(snapshot, &self.lifecycle, &self.listeners);
         match form {
             Form::Text => answer(StatusCode::OK, TEXT, status.to_string()),
             Form::Json => json_answer(StatusCode::OK, &status),
@@ -129,6 +132,13 @@ impl Admin {
     fn set_gauges(&self, snapshot: &Snapshot) {
         #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
         metrics::gauge!(metric::IN_FLIGHT).set(self.lifecycle.in_flight() as f64);
+        for connections in &self.listeners {
+            #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+            metrics::gauge!(
+                metric::CONNECTIONS_OPEN, "listener" => connections.listener.to_string(),
+            )
+            .set(connections.open() as f64);
+        }
         let loaded = snapshot.loaded_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         metrics::gauge!(metric::CONFIG_LOADED).set(loaded.as_secs_f64());
         for pool in &snapshot.pools {
@@ -207,6 +217,14 @@ fn describe() {
     counter!(metric::POLLS, "polls for load by outcome");
     gauge!(metric::ENDPOINT_REPORT_AGE, "seconds since the endpoint's last load report");
     counter!(metric::REPORTS_DROPPED, "load reports that were not believed, by cause");
+    gauge!(metric::CONNECTIONS_OPEN, "open connections of callers");
+    counter!(metric::CONNECTIONS, "connections of callers that ended, by how");
+    counter!(metric::CONNECTION_BYTES, "bytes over connections at layer 4");
+    metrics::describe_histogram!(
+        metric::CONNECTION_SECONDS,
+        metrics::Unit::Seconds,
+        "how long connections at layer 4 lasted"
+    );
     counter!(metric::RELOADS, "configuration reloads by outcome");
     gauge!(metric::CONFIG_LOADED, "Unix time of the configuration that runs");
     counter!(metric::LOG_DROPPED, "access log lines that were dropped");

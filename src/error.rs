@@ -23,7 +23,11 @@ impl Refusal {
         // Whatever is missing now, a probe may bring back within a second.
         let retry_after = matches!(
             reason,
-            Reason::NoEndpoint | Reason::ConnectFailed | Reason::QueueFull | Reason::Draining
+            Reason::NoEndpoint
+                | Reason::ConnectFailed
+                | Reason::QueueFull
+                | Reason::ConnectionLimit
+                | Reason::Draining
         )
         .then_some(Duration::from_secs(1));
         Self { reason, message: message.into(), retry_after }

@@ -20,6 +20,7 @@
 //! themselves are pure and live in `forebay-routing`; the words on the wire in `forebay-protocol`.
 //!
 //! # The process
+//! [`doors`] are its listeners and [`connections`] bounds what they hold.
 //! [`server`] binds, serves, reloads and drains; [`admin`] answers operators, [`status`] is what they
 //! see; [`access_log`] writes
 //! a line a request; [`cli`] is the command line and [`demo`] what runs without arguments.
@@ -30,8 +31,10 @@ pub mod answer;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod connections;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod doors;
 pub mod error;
 pub mod flow;
 pub mod pool;

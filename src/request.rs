@@ -7,9 +7,7 @@ use crate::flow::admit::Way;
 use crate::flow::balance::Picked;
 use crate::flow::identify::Identity;
 use crate::flow::route::Target;
-use crate::pool::Endpoint;
 use crate::server::{HeldBytes, InFlightRequest};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The state of one request.
@@ -65,11 +63,6 @@ impl Request {
             times: Times::default(),
             bytes_in: 0,
         }
-    }
-
-    /// Was this endpoint tried already?
-    pub fn tried(&self, endpoint: &Endpoint) -> bool {
-        self.attempts.iter().any(|tried| Arc::ptr_eq(&tried.endpoint.state, &endpoint.state))
     }
 
     /// Time until the deadline; `None` without one, zero if it has passed.

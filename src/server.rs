@@ -8,25 +8,19 @@
 
 use crate::access_log::AccessLogger;
 use crate::admin::Admin;
-use crate::config::{self, Config, Listener};
-use crate::flow::accept::{Accept, leftover};
+use crate::config::{self, Config};
+use crate::doors::{Door, Sockets};
 use crate::flow::observe::Observer;
 use crate::pool::Snapshot;
 use crate::pool::control::{self, ControlHandle};
 use crate::pool::fleet::{Fleets, Supervisors, WorkerLog};
 use crate::proxy::Proxy;
 use anyhow::{Context, Result};
-use pingora::apps::HttpServerOptions;
 use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
-use pingora::proxy::HttpProxy;
-use pingora::server::configuration::ServerConf;
-use pingora::server::{Fds, ListenFds};
 use pingora::services::Service as _;
 use pingora::services::listening::Service;
-use std::collections::HashMap;
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::IntoRawFd;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -45,6 +39,8 @@ pub struct Lifecycle {
     silent: AtomicUsize,
     /// Bytes of bodies that are held in memory.
     held: AtomicU64,
+    /// Whether what is still open has had its time.
+    cut: watch::Sender<bool>,
 }
 
 /// Bytes of a body that may be held in memory; given back when dropped.
@@ -105,6 +101,12 @@ impl Lifecycle {
         // Made first, so that a refusal gives back what was added.
         let held = HeldBytes(Arc::clone(self), bytes);
         (before.saturating_add(bytes) <= most).then_some(held)
+    }
+
+    /// Until what is still open has had its time.
+    pub async fn cut_off(&self) {
+        // The sender is ours: waiting does not fail.
+        let _ = self.cut.subscribe().wait_for(|cut| *cut).await;
     }
 
     /// Until nothing is in flight, and nothing that was accepted can still become a request.
@@ -176,11 +178,11 @@ async fn serve(options: Options) -> Result<()> {
     // Before anything starts: a signal that comes during the start must not be lost.
     let mut signals = Signals::new()?;
     let prometheus = crate::admin::install_metrics()?;
-    let mut sockets = Sockets::new();
+    let mut sockets = Sockets::default();
     let listeners: Vec<_> = config
         .listeners
         .iter()
-        .map(|listener| Ok((sockets.bind(listener.address)?, listener.clone())))
+        .map(|listener| Ok((sockets.bind_listener(listener)?, listener.clone())))
         .collect::<Result<_>>()?;
     let admin = server.admin.map(|address| sockets.bind(address)).transpose()?;
     let log = AccessLogger::start(&server.access_log).context("can't open the access log")?;
@@ -198,21 +200,19 @@ async fn serve(options: Options) -> Result<()> {
     };
     let (stop, stopping) = watch::channel(false);
     let mut services = JoinSet::new();
-    let mut doors = Vec::new();
-    for (bound, listener) in &listeners {
-        doors.push((sockets.hold(*bound)?, accept(&proxy, listener, &server)));
-    }
+    let doors: Vec<_> = listeners
+        .iter()
+        .map(|(bound, listener)| Door::new(&sockets, *bound, listener, &proxy, &server))
+        .collect::<Result<_>>()?;
     let fds = sockets.into_fds();
-    for ((bound, _), (_, accept)) in listeners.iter().zip(&doors) {
-        let mut service = Service::new(format!("proxy {bound}"), accept.clone());
-        service.add_tcp(&bound.to_string());
-        let (fds, stopping) = (Arc::clone(&fds), stopping.clone());
-        services.spawn(async move { service.start_service(Some(fds), stopping, 1).await });
+    for door in &doors {
+        door.open(&fds, &stopping, &mut services)?;
     }
     if let Some(bound) = admin {
         let admin = Admin {
             control: control.clone(),
             lifecycle: Arc::clone(&lifecycle),
+            listeners: doors.iter().map(|door| Arc::clone(&door.connections)).collect(),
             reloader: reloader.clone(),
             prometheus,
         };
@@ -237,26 +237,11 @@ async fn serve(options: Options) -> Result<()> {
     Ok(())
 }
 
-fn accept(proxy: &Proxy, listener: &Listener, server: &config::Server) -> Accept {
-    let conf = ServerConf {
-        threads: server.threads,
-        upstream_keepalive_pool_size: server.idle_connections.div_ceil(server.threads),
-        ..ServerConf::default()
-    };
-    let mut app = HttpProxy::new(proxy.clone(), Arc::new(conf));
-    app.handle_init_modules();
-    let mut options = HttpServerOptions::default();
-    options.h2c = listener.h2c;
-    options.h2_idle_timeout = Some(Duration::from_secs(60));
-    app.server_options = Some(options);
-    Accept { proxy: Arc::new(app), h2c: listener.h2c, lifecycle: Arc::clone(&proxy.lifecycle) }
-}
-
 /// Readiness first, then listeners, then what is in flight. `false`: a second signal ended it.
 async fn drain(
     lifecycle: &Lifecycle,
     server: &config::Server,
-    doors: Vec<(TcpListener, Accept)>,
+    doors: Vec<Door>,
     stop: &watch::Sender<bool>,
     services: &mut JoinSet<()>,
     signals: &mut Signals,
@@ -267,11 +252,14 @@ async fn drain(
         sleep(server.drain_delay).await;
         stop.send_replace(true);
         while services.join_next().await.is_some() {}
-        for (door, accept) in doors {
-            close(&door, &Arc::new(accept), stop);
+        for door in doors {
+            door.close(stop);
         }
         if timeout(server.drain_timeout, lifecycle.wait_idle()).await.is_err() {
             tracing::warn!(in_flight = lifecycle.in_flight(), "drain timed out, requests are cut");
+            lifecycle.cut.send_replace(true);
+            // Connections get to say how they ended; what is left then goes with the runtime.
+            let _ = timeout(LAST_WORDS, lifecycle.wait_idle()).await;
         }
     };
     tokio::select! {
@@ -283,22 +271,11 @@ async fn drain(
     }
 }
 
-/// Takes the connections that wait at a door where nobody accepts any more: closing it with them
-/// in line would reset callers that were let in by the kernel.
-fn close(door: &TcpListener, accept: &Arc<Accept>, stop: &watch::Sender<bool>) {
-    for _ in 0..MAX_WAITING {
-        let Ok((stream, _)) = door.accept() else { return };
-        let Ok(()) = stream.set_nonblocking(true) else { continue };
-        let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { continue };
-        tokio::spawn(leftover(Arc::clone(accept), stream, stop.subscribe()));
-    }
-}
+/// Time that connections get to be counted and logged once they are cut.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// Time that the last lines of the access log get.
 const LOG_PATIENCE: Duration = Duration::from_secs(1);
-
-/// Longest line at a listener: what the kernel is asked for.
-const MAX_WAITING: usize = 65_536;
 
 async fn supervisors_stop(supervisors: Supervisors, signals: &mut Signals) {
     tokio::select! {
@@ -343,40 +320,6 @@ impl Reloader {
         let generation = self.control.reload(config).await.map_err(|error| error.to_string())?;
         self.observer.log().reopen();
         Ok(generation)
-    }
-}
-
-/// Sockets that were bound before anything runs: an address in use is an error message, not a
-/// panic inside a service. Pingora takes them over by the text of their address.
-struct Sockets {
-    fds: Fds,
-    bound: HashMap<SocketAddr, TcpListener>,
-}
-
-impl Sockets {
-    fn new() -> Self {
-        Self { fds: Fds::new(), bound: HashMap::new() }
-    }
-
-    fn bind(&mut self, address: SocketAddr) -> Result<SocketAddr> {
-        let socket =
-            TcpListener::bind(address).with_context(|| format!("can't listen on {address}"))?;
-        socket.set_nonblocking(true)?;
-        let address = socket.local_addr()?;
-        self.fds.add(address.to_string(), socket.try_clone()?.into_raw_fd());
-        self.bound.insert(address, socket);
-        Ok(address)
-    }
-
-    /// A handle of our own on a bound socket: it stays open when Pingora closes its own.
-    fn hold(&self, address: SocketAddr) -> Result<TcpListener> {
-        let socket = self.bound.get(&address).context("a listener that was not bound")?;
-        Ok(socket.try_clone()?)
-    }
-
-    /// For Pingora.
-    fn into_fds(self) -> ListenFds {
-        ListenFds::new(self.fds.into())
     }
 }
 

@@ -7,6 +7,7 @@
 use crate::access_log::timestamp;
 use crate::clock;
 use crate::config;
+use crate::connections::Connections;
 use crate::pool::report::Origin;
 use crate::pool::{Endpoint, Pool, Snapshot};
 use crate::server::Lifecycle;
@@ -30,8 +31,18 @@ pub struct Status<'a> {
     /// How many configurations this process has run.
     generation: u64,
     config_loaded: String,
+    listeners: Vec<ListenerStatus<'a>>,
     pools: BTreeMap<&'a str, PoolStatus<'a>>,
     routes: Vec<RouteStatus<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct ListenerStatus<'a> {
+    address: &'a str,
+    protocol: &'static str,
+    /// Open now.
+    connections: usize,
+    max_connections: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -102,13 +113,23 @@ impl Form {
 
 impl<'a> Status<'a> {
     /// The status at this moment.
-    pub fn of(snapshot: &'a Snapshot, lifecycle: &Lifecycle) -> Self {
+    pub fn of(
+        snapshot: &'a Snapshot,
+        lifecycle: &Lifecycle,
+        listeners: &'a [Arc<Connections>],
+    ) -> Self {
         let now = clock::now();
         let pool = |pool: &'a Arc<Pool>| (pool.config.name.as_str(), PoolStatus::of(pool, now));
         let route = |route: &'a Arc<config::Route>| RouteStatus {
             name: &route.name,
             pool: snapshot.pools.get(route.pool).map_or("", |pool| &pool.config.name),
             deadline_ms: millis(route.deadline),
+        };
+        let listener = |listener: &'a Arc<Connections>| ListenerStatus {
+            address: &listener.listener,
+            protocol: listener.protocol,
+            connections: listener.open(),
+            max_connections: listener.most(),
         };
         Self {
             version: env!("CARGO_PKG_VERSION"),
@@ -118,6 +139,7 @@ impl<'a> Status<'a> {
             in_flight: lifecycle.in_flight(),
             generation: snapshot.generation,
             config_loaded: timestamp(snapshot.loaded_at),
+            listeners: listeners.iter().map(listener).collect(),
             pools: snapshot.pools.iter().map(pool).collect(),
             routes: snapshot.config.routes.iter().map(route).collect(),
         }
@@ -195,6 +217,13 @@ impl fmt::Display for Status<'_> {
             long(self.uptime_seconds)
         )?;
         writeln!(f, "configuration {}, loaded {}", self.generation, self.config_loaded)?;
+        for listener in &self.listeners {
+            let ListenerStatus { address, protocol, connections, max_connections } = listener;
+            writeln!(
+                f,
+                "listener {address} ({protocol}): {connections} of {max_connections} open"
+            )?;
+        }
         for (name, pool) in &self.pools {
             let (ready, all) = (pool.ready, pool.endpoints.len());
             writeln!(f, "\npool {name}: {}, {ready} of {all} ready", pool.policy)?;
@@ -331,12 +360,19 @@ mod tests {
             in_flight: 9,
             generation: 2,
             config_loaded: "2026-01-31T12:00:00.000Z".to_owned(),
+            listeners: vec![ListenerStatus {
+                address: "0.0.0.0:8080",
+                protocol: "http",
+                connections: 17,
+                max_connections: 20_000,
+            }],
             pools: [("models", pool)].into(),
             routes: vec![RouteStatus { name: "all", pool: "models", deadline_ms: 1500.0 }],
         };
         let expected = "\
 forebay 1.2.3, ready, 9 in flight, up 1 d 2 h
 configuration 2, loaded 2026-01-31T12:00:00.000Z
+listener 0.0.0.0:8080 (http): 17 of 20000 open
 
 pool models: least_cost, 2 of 3 ready
   endpoint        health  in flight  there  slots  queue  service    cost  report

@@ -7,9 +7,11 @@
 //!
 //! Every key, its default and the reason for it stand in `conf/reference.toml`.
 
+mod listener;
 mod poll;
 mod read;
 
+pub use listener::{Listener, Protocol, ProxyVersion, Tcp};
 pub use poll::{Poll, PollSource};
 
 use forebay_config::Diagnostics;
@@ -60,15 +62,6 @@ pub enum AccessLog {
     Stdout,
     /// Appended to a file, which is reopened on reload (for log rotation).
     File(PathBuf),
-}
-
-/// One address where requests come in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listener {
-    /// Address and port; port 0 lets the OS choose.
-    pub address: SocketAddr,
-    /// Whether HTTP/2 without TLS is spoken beside HTTP/1.1.
-    pub h2c: bool,
 }
 
 /// Bounds of one request.
@@ -134,8 +127,8 @@ pub struct Fleet {
 /// Active health checks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {
-    /// Path that is asked with GET; 200 is ready.
-    pub path: String,
+    /// What is asked.
+    pub kind: ProbeKind,
     /// Time between two probes of a settled endpoint.
     pub interval: Duration,
     /// Time between two probes while a change is under way, or after a request failed.
@@ -146,6 +139,15 @@ pub struct Probe {
     pub rise: u32,
     /// Failures in a row that take it out.
     pub fall: u32,
+}
+
+/// What a probe asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProbeKind {
+    /// GET of this path; 200 is ready.
+    Http(String),
+    /// A connection; one that is taken is ready.
+    Tcp,
 }
 
 /// What is sent again to another endpoint.
@@ -257,6 +259,10 @@ impl ConfigError {
             Self::Invalid { path, diagnostics } => diagnostics.render(path),
         }
     }
+}
+
+const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
 }
 
 fn read_bounded(path: &Path) -> std::io::Result<String> {

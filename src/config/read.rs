@@ -1,7 +1,8 @@
 //! From TOML to [`Config`]: one function a section, in the order of the reference file.
 
 use super::{
-    AccessLog, Config, Fleet, Limits, Listener, Pattern, Pool, Probe, Retry, Route, Server, Source,
+    AccessLog, Config, Fleet, Limits, Pattern, Pool, Probe, ProbeKind, Protocol, Retry, Route,
+    Server, Source, listener, secs,
 };
 use forebay_config::{ByteSize, Diagnostics, Document, Ratio, Span, Table};
 use forebay_routing::Policy;
@@ -19,9 +20,6 @@ const MAX_WORKERS: usize = 256;
 const fn millis(n: u64) -> Duration {
     Duration::from_millis(n)
 }
-const fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
 
 pub(super) fn config(source: &str, base: &Path) -> Result<Config, Diagnostics> {
     let document = Document::parse(source);
@@ -38,9 +36,6 @@ pub(super) fn keys_missing_from(source: &str) -> Vec<String> {
 
 fn read(root: &Table<'_, '_>, base: &Path) -> Config {
     let server = server(&root.table_or_empty("server"), base);
-    let mut names = Names::default();
-    let listener = |table: &Table<'_, '_>| listener(table, &mut names);
-    let listeners: Vec<_> = root.tables("listener").iter().filter_map(listener).collect();
     let limits = limits(&root.table_or_empty("limits"));
     let pool = |(name, table): (String, Table<'_, '_>)| {
         if name.is_empty() {
@@ -50,12 +45,18 @@ fn read(root: &Table<'_, '_>, base: &Path) -> Config {
     };
     let pools: Vec<_> = root.named("pool").into_iter().map(pool).collect();
     let mut names = Names::default();
+    let listener = |table: &Table<'_, '_>| listener::read(table, &pools, &mut names);
+    let listeners: Vec<_> = root.tables("listener").iter().filter_map(listener).collect();
+    // A proxy at Layer 4 alone has nothing to route.
+    let only_tcp = !listeners.is_empty()
+        && listeners.iter().all(|listener| matches!(listener.protocol, Protocol::Tcp(_)));
+    let mut names = Names::default();
     let route = |table: &Table<'_, '_>| route(table, &pools, &mut names);
     let routes: Vec<_> = root.tables("route").iter().map(route).collect();
     for (missing, key, form) in [
         (listeners.is_empty(), "listener", "[[listener]]"),
         (pools.is_empty(), "pool", "[pool.NAME]"),
-        (routes.is_empty(), "route", "[[route]]"),
+        (routes.is_empty() && !only_tcp, "route", "[[route]]"),
     ] {
         if missing && !root.has(key) {
             root.note(0..0, key, format!("expected at least one {form}, found none"));
@@ -95,37 +96,16 @@ fn server(table: &Table<'_, '_>, base: &Path) -> Server {
 
 /// Names that may be used once.
 #[derive(Default)]
-struct Names(BTreeSet<String>);
+pub(super) struct Names(BTreeSet<String>);
 
 impl Names {
-    fn take(&mut self, table: &Table<'_, '_>, key: &str, name: &str, span: Span) {
+    pub(super) fn take(&mut self, table: &Table<'_, '_>, key: &str, name: &str, span: Span) {
         if name.is_empty() {
             table.note(span, key, "expected a name, found \"\"");
         } else if !self.0.insert(name.to_owned()) {
             table.note(span, key, format!("expected each once, found {name:?} again"));
         }
     }
-}
-
-fn listener(table: &Table<'_, '_>, names: &mut Names) -> Option<Listener> {
-    let address = table.required_spanned::<SocketAddr>("address").map(|(address, span)| {
-        // Port 0 is another port every time.
-        if address.port() != 0 {
-            names.take(table, "address", &address.to_string(), span);
-        }
-        address
-    });
-    let protocols = table.spanned::<Vec<String>>("protocols");
-    let mut h2c = true;
-    if let Some((protocols, span)) = protocols {
-        h2c = protocols.iter().any(|p| p == "h2c");
-        let known = |p: &String| p == "http/1.1" || p == "h2c";
-        if protocols.iter().any(|p| !known(p)) || !protocols.iter().any(|p| p == "http/1.1") {
-            let expected = "expected [\"http/1.1\"] or [\"http/1.1\", \"h2c\"]";
-            table.note(span, "protocols", format!("{expected}, found {protocols:?}"));
-        }
-    }
-    Some(Listener { address: address?, h2c })
 }
 
 fn limits(table: &Table<'_, '_>) -> Limits {
@@ -202,9 +182,15 @@ fn source(table: &Table<'_, '_>, base: &Path) -> Source {
 }
 
 fn probe(table: &Table<'_, '_>) -> Probe {
+    let kinds = [("http", false), ("tcp", true)];
+    let is_tcp = table.choice("kind", &kinds, false);
+    if is_tcp && let Some((_, span)) = table.spanned::<String>("path") {
+        table.note(span, "path", "expected kind = \"http\" beside it");
+    }
+    let path = absolute_path(table, "path", "/v2/health/ready");
     let interval = interval(table, "interval", secs(1));
     Probe {
-        path: absolute_path(table, "path", "/v2/health/ready"),
+        kind: if is_tcp { ProbeKind::Tcp } else { ProbeKind::Http(path) },
         interval,
         fast_interval: fast_interval(table, interval),
         timeout: timeout_within(table, "timeout", interval.min(secs(1)), interval),
@@ -240,15 +226,9 @@ fn route(table: &Table<'_, '_>, pools: &[Pool], names: &mut Names) -> Route {
         names.take(table, "name", &name, span);
         name
     });
-    let pool = table.required_spanned::<String>("pool").and_then(|(name, span)| {
-        let found = pools.iter().position(|pool| pool.name == name);
-        if found.is_none() {
-            let known: Vec<_> = pools.iter().map(|pool| format!("{:?}", pool.name)).collect();
-            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-            table.note(span, "pool", format!("expected a pool ({known}), found {name:?}"));
-        }
-        found
-    });
+    let pool = table
+        .required_spanned::<String>("pool")
+        .and_then(|(name, span)| listener::known_pool(table, pools, &name, span));
     let models = table.items::<String>("models").map(|(models, _)| models).unwrap_or_default();
     for (_, span) in models.iter().flatten().filter(|(model, _)| model.is_empty()) {
         table.note(span.clone(), "models", "expected the name of a model, found \"\"");
@@ -316,7 +296,7 @@ pub(super) fn timeout_within(
     value
 }
 
-fn positive(table: &Table<'_, '_>, key: &str, default: Duration) -> Duration {
+pub(super) fn positive(table: &Table<'_, '_>, key: &str, default: Duration) -> Duration {
     match table.spanned::<Duration>(key) {
         Some((Duration::ZERO, span)) => {
             table.note(span, key, "expected more than 0, found 0");

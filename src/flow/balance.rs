@@ -3,7 +3,7 @@
 use crate::clock;
 use crate::error::Refusal;
 use crate::flow::route::Target;
-use crate::pool::{Endpoint, report};
+use crate::pool::{Endpoint, Pool, report};
 use crate::request::Request;
 use forebay_protocol::Reason;
 use forebay_routing::{InFlight, Rng, pick};
@@ -53,18 +53,30 @@ impl Picked {
 /// # Errors
 /// No endpoint is in rotation, or all that are were tried.
 pub fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpoint>, Refusal> {
+    let picked = pick(&target.pool, &request.attempts)?;
+    let endpoint = Arc::clone(&picked.endpoint);
+    request.times.balance += picked.at.elapsed();
+    request.attempts.push(picked);
+    Ok(endpoint)
+}
+
+/// Picks an endpoint that is not among those `tried`, and counts in there what it was picked for.
+///
+/// # Errors
+/// No endpoint is in rotation, or all that are were tried.
+pub fn pick(pool: &Pool, tried: &[Picked]) -> Result<Picked, Refusal> {
     let at = Instant::now();
-    let pool = &target.pool;
     let now = clock::at(at);
     report::refresh_stale(pool, now);
     let context = pick::Context { now, report_ttl: pool.config.report_ttl, turn: &pool.state.turn };
-    let tried = |candidate: &Arc<Endpoint>| request.tried(candidate);
-    let chosen = RNG
-        .with_borrow_mut(|rng| pick::pick(pool.config.policy, &pool.ready, tried, &context, rng));
+    let excluded = |candidate: &Arc<Endpoint>| was_tried(tried, candidate);
+    let chosen = RNG.with_borrow_mut(|rng| {
+        pick::pick(pool.config.policy, &pool.ready, excluded, &context, rng)
+    });
     let Some(index) = chosen else {
         let (all, ready) = (pool.endpoints.len(), pool.ready.len());
         let name = &pool.config.name;
-        let message = match request.attempts.len() {
+        let message = match tried.len() {
             0 => format!("no endpoint of pool {name} is ready ({ready} of {all})"),
             tried => format!("no endpoint of pool {name} answered ({tried} of {ready} were tried)"),
         };
@@ -72,19 +84,24 @@ pub fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpoint>, 
     };
     let endpoint = Arc::clone(&pool.ready[index]);
     let guard = Some(endpoint.state.load.enter());
-    request.attempts.push(Picked { endpoint: Arc::clone(&endpoint), guard, at });
-    request.times.balance += at.elapsed();
-    Ok(endpoint)
+    Ok(Picked { endpoint, guard, at })
+}
+
+fn was_tried(tried: &[Picked], candidate: &Endpoint) -> bool {
+    tried.iter().any(|tried| Arc::ptr_eq(&tried.endpoint.state, &candidate.state))
 }
 
 /// May the request be sent once more? If so, the pool's budget has paid for it.
 pub fn may_retry(request: &Request, target: &Target) -> bool {
-    let pool = &target.pool;
+    may_try_again(&target.pool, &request.attempts)
+}
+
+/// May another endpoint than those `tried` be tried? If so, the pool's budget has paid for it.
+pub fn may_try_again(pool: &Pool, tried: &[Picked]) -> bool {
     let metric = forebay_protocol::metric::proxy::RETRIES;
     let refused = forebay_protocol::metric::proxy::RETRIES_REFUSED;
-    let untried = |endpoint: &&Arc<Endpoint>| !request.tried(endpoint);
-    if request.attempts.len() >= pool.config.retry.attempts as usize
-        || !pool.ready.iter().any(|endpoint| untried(&endpoint))
+    if tried.len() >= pool.config.retry.attempts as usize
+        || pool.ready.iter().all(|endpoint| was_tried(tried, endpoint))
     {
         return false;
     }

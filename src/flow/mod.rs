@@ -5,6 +5,9 @@
 //! can be sent again to another endpoint whatever happens to the first. Everything else is
 //! *streamed* through Pingora's own pipe ([`forward::stream`]). All stages but the last are the
 //! same functions on both ways.
+//!
+//! A connection at Layer 4 has no requests: it is balanced as a whole ([`tcp`]) and then relayed
+//! ([`relay`]). Where a load balancer stands in front, [`proxy_protocol`] says who the caller is.
 
 pub mod accept;
 pub mod admit;
@@ -12,4 +15,7 @@ pub mod balance;
 pub mod forward;
 pub mod identify;
 pub mod observe;
+pub mod proxy_protocol;
+pub mod relay;
 pub mod route;
+pub mod tcp;

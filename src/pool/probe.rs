@@ -10,12 +10,13 @@ use super::ask::{self, On};
 use super::control::Message;
 use super::poll::{self, Poller};
 use super::report::{self, Origin};
-use crate::config;
+use crate::config::{self, ProbeKind};
 use forebay_protocol::metric::proxy as metric;
 use forebay_routing::{HealthCheck, ProbeOutcome};
 use pingora::upstreams::peer::HttpPeer;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
@@ -87,7 +88,7 @@ async fn run(watch: Watch, changes: mpsc::Sender<Message>) {
     peer.options.total_connection_timeout = Some(settings.timeout);
     let labels = [("pool", pool), ("endpoint", state.name.to_string())];
     loop {
-        let outcome = timeout(settings.timeout, probe(&peer, &settings.path, &labels[0].1, &state))
+        let outcome = timeout(settings.timeout, probe(&peer, &settings.kind, &labels[0].1, &state))
             .await
             .unwrap_or(ProbeOutcome::Failed);
         let word = match outcome {
@@ -127,8 +128,28 @@ async fn run(watch: Watch, changes: mpsc::Sender<Message>) {
     }
 }
 
-/// One GET on a fresh connection.
-async fn probe(peer: &HttpPeer, path: &str, pool: &str, state: &EndpointState) -> ProbeOutcome {
+/// One question on a fresh connection.
+async fn probe(
+    peer: &HttpPeer,
+    kind: &ProbeKind,
+    pool: &str,
+    state: &EndpointState,
+) -> ProbeOutcome {
+    match kind {
+        ProbeKind::Http(path) => get(peer, path, pool, state).await,
+        // Nobody knows what such an endpoint would answer; that it listens is all there is.
+        ProbeKind::Tcp => match TcpStream::connect(state.address).await {
+            Ok(_) => ProbeOutcome::Ready,
+            Err(error) => {
+                tracing::debug!(endpoint = &*state.name, %error, "probe failed");
+                ProbeOutcome::Failed
+            }
+        },
+    }
+}
+
+/// One GET; 200 is ready.
+async fn get(peer: &HttpPeer, path: &str, pool: &str, state: &EndpointState) -> ProbeOutcome {
     match ask::get(peer, path, &state.name, MAX_ANSWER, On::Fresh).await {
         Ok(asked) => {
             report::take_in(&asked.head.headers, pool, state, Origin::Probe, 0);

@@ -27,7 +27,10 @@ pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Optio
 
 /// A running proxy.
 pub struct Proxy {
+    /// The first listener.
     pub address: SocketAddr,
+    /// All listeners, in the order of the configuration.
+    pub listeners: Vec<SocketAddr>,
     pub admin: SocketAddr,
     pub config: PathBuf,
     process: Process,
@@ -61,8 +64,11 @@ impl Proxy {
             for line in stderr.lines().map_while(Result::ok) {
                 let event: Value = serde_json::from_str(&line).unwrap_or_default();
                 if event["message"] == "serving" {
-                    let address = |key: &str| event[key].as_str().and_then(|a| a.parse().ok());
-                    let _ = started.send((address("listeners"), address("admin")));
+                    let listeners = event["listeners"].as_str().unwrap_or_default().split(',');
+                    let listeners: Vec<SocketAddr> =
+                        listeners.filter_map(|address| address.parse().ok()).collect();
+                    let admin = event["admin"].as_str().and_then(|a| a.parse().ok());
+                    let _ = started.send((listeners, admin));
                 }
                 kept.lock().unwrap().push(line);
             }
@@ -74,13 +80,14 @@ impl Proxy {
                 let _ = written.send(line);
             }
         });
-        let (address, admin) =
+        let (listeners, admin): (_, Option<SocketAddr>) =
             tokio::task::spawn_blocking(move || listening.recv_timeout(PATIENCE))
                 .await
                 .unwrap()
                 .unwrap_or_else(|_| panic!("no start: {:?}", messages.lock().unwrap()));
         Self {
-            address: address.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0))),
+            address: listeners.first().copied().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0))),
+            listeners,
             admin: admin.unwrap(),
             config: path,
             process,

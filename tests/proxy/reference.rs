@@ -17,6 +17,9 @@ fn the_defaults_that_the_reference_file_states_are_the_defaults() {
     let source = std::fs::read_to_string(folder.join("reference.toml")).unwrap();
     let stated = Config::parse(&source, &folder).unwrap();
     let bare = "[[listener]]\naddress = \"127.0.0.1:8080\"\n\
+                [[listener]]\naddress = \"127.0.0.1:8443\"\n\
+                protocol = \"tcp\"\npool = \"plain\"\n\
+                [pool.plain]\nendpoints = [\"127.0.0.1:8101\"]\n\
                 [pool.models]\nendpoints = [\"127.0.0.1:8001\", \"127.0.0.1:8002\"]\n\
                 [[route]]\nname = \"models\"\npool = \"models\"\n";
     let bare = Config::parse(bare, &folder).unwrap();
@@ -29,7 +32,8 @@ fn the_defaults_that_the_reference_file_states_are_the_defaults() {
     };
     assert_eq!(models(&stated), models(&bare));
     assert_eq!(stated.limits, bare.limits);
-    assert_eq!(stated.listeners, bare.listeners);
+    assert_eq!(stated.listeners[0], bare.listeners[0]);
+    assert_eq!(stated.listeners[1].protocol, bare.listeners[1].protocol);
     let mut server = stated.server.clone();
     (server.admin, server.threads) = (None, bare.server.threads);
     assert_eq!(server, bare.server);

@@ -30,6 +30,15 @@ pub mod proxy {
     pub const ENDPOINT_REPORT_AGE: &str = "forebay_endpoint_report_age_seconds";
     /// Counter: load reports that were not believed, by `pool`, `origin`, `cause`.
     pub const REPORTS_DROPPED: &str = "forebay_load_reports_dropped_total";
+    /// Gauge: open connections of callers, by `listener`.
+    pub const CONNECTIONS_OPEN: &str = "forebay_connections_open";
+    /// Counter: connections of callers that ended, by `listener`, `reason` (`ok`: in order).
+    pub const CONNECTIONS: &str = "forebay_connections_total";
+    /// Counter: bytes over connections at Layer 4 by `listener`, `pool`, `endpoint`, `direction`
+    /// (`in`: from the caller, `out`: to it).
+    pub const CONNECTION_BYTES: &str = "forebay_connection_bytes_total";
+    /// Histogram: seconds that connections at Layer 4 lasted, by `listener`, `pool`.
+    pub const CONNECTION_SECONDS: &str = "forebay_connection_duration_seconds";
     /// Counter: configuration reloads by `outcome`.
     pub const RELOADS: &str = "forebay_reloads_total";
     /// Gauge: Unix time in seconds of the configuration that is running.

@@ -91,8 +91,14 @@ reasons! {
     RequestTimeout = "request_timeout", REQUEST_TIMEOUT, DeadlineExceeded, Caller, true;
     /// The caller left before the answer; nobody sees this status but the log.
     ClientClosed = "client_closed", BAD_REQUEST, Cancelled, Caller, false;
+    /// The listener requires a PROXY header, and the connection began with something else.
+    InvalidProxyHeader = "invalid_proxy_header", BAD_REQUEST, InvalidArgument, Caller, false;
+    /// Neither side of a connection said anything for as long as it may be idle.
+    IdleTimeout = "idle_timeout", REQUEST_TIMEOUT, DeadlineExceeded, Caller, true;
 
     // --- load and time
+    /// The listener holds as many connections as it may.
+    ConnectionLimit = "connection_limit", SERVICE_UNAVAILABLE, Unavailable, Proxy, true;
     /// The queue is at its bound.
     QueueFull = "queue_full", SERVICE_UNAVAILABLE, Unavailable, Endpoint, true;
     /// The deadline passed before an answer was there.

@@ -1,0 +1,144 @@
+//! Where callers come in: addresses, what is spoken there, and how much of it.
+
+use super::read::{Names, positive};
+use super::{Pool, secs};
+use forebay_config::{Span, Table};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// One address where callers come in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    /// Address and port; port 0 lets the OS choose.
+    pub address: SocketAddr,
+    /// What is spoken there.
+    pub protocol: Protocol,
+    /// Whether every connection must begin with a PROXY header.
+    pub proxy_protocol: bool,
+    /// Connections that may be open at once; further ones are refused.
+    pub max_connections: usize,
+}
+
+/// What is spoken at a listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Protocol {
+    /// Requests, each routed and balanced by itself.
+    Http {
+        /// Whether HTTP/2 without TLS is spoken beside HTTP/1.1.
+        h2c: bool,
+    },
+    /// Bytes: a whole connection goes to one endpoint.
+    Tcp(Tcp),
+}
+
+/// A listener at Layer 4.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tcp {
+    /// Name of the pool. Not an index: a reload may add pools, but listeners stay as they are.
+    pub pool: String,
+    /// Time without a byte in either direction after which a connection is closed.
+    pub idle_timeout: Duration,
+    /// Whether an endpoint is told whose connection it gets, and how.
+    pub send_proxy_protocol: Option<ProxyVersion>,
+}
+
+/// The two forms of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyVersion {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
+}
+
+impl Protocol {
+    /// The word in the configuration.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Http { .. } => "http",
+            Self::Tcp(_) => "tcp",
+        }
+    }
+}
+
+/// Most that can be asked for: more sockets than a process may have.
+const MAX_CONNECTIONS: usize = 10_000_000;
+/// Enough for a fleet's callers, and what they hold fits a small machine.
+const CONNECTIONS: usize = 20_000;
+
+pub(super) fn read(table: &Table<'_, '_>, pools: &[Pool], names: &mut Names) -> Option<Listener> {
+    let address = table.required_spanned::<SocketAddr>("address").map(|(address, span)| {
+        // Port 0 is another port every time.
+        if address.port() != 0 {
+            names.take(table, "address", &address.to_string(), span);
+        }
+        address
+    });
+    let is_tcp = table.choice("protocol", &[("http", false), ("tcp", true)], false);
+    let proxy_protocol = [("off", false), ("require", true)];
+    let listener = Listener {
+        address: SocketAddr::from(([0, 0, 0, 0], 0)),
+        proxy_protocol: table.choice("proxy_protocol", &proxy_protocol, false),
+        max_connections: table.within("max_connections", 1..=MAX_CONNECTIONS, CONNECTIONS),
+        protocol: if is_tcp { Protocol::Tcp(tcp(table, pools)) } else { http(table) },
+    };
+    Some(Listener { address: address?, ..listener })
+}
+
+fn http(table: &Table<'_, '_>) -> Protocol {
+    const TCP_ONLY: &str = "expected protocol = \"tcp\" beside it";
+    for (key, span) in [
+        ("pool", table.spanned::<String>("pool").map(|(_, span)| span)),
+        ("idle_timeout", table.spanned::<Duration>("idle_timeout").map(|(_, span)| span)),
+        (
+            "send_proxy_protocol",
+            table.spanned::<String>("send_proxy_protocol").map(|(_, span)| span),
+        ),
+    ] {
+        if let Some(span) = span {
+            table.note(span, key, TCP_ONLY);
+        }
+    }
+    let mut h2c = true;
+    if let Some((protocols, span)) = table.spanned::<Vec<String>>("protocols") {
+        h2c = protocols.iter().any(|p| p == "h2c");
+        let known = |p: &String| p == "http/1.1" || p == "h2c";
+        if protocols.iter().any(|p| !known(p)) || !protocols.iter().any(|p| p == "http/1.1") {
+            let expected = "expected [\"http/1.1\"] or [\"http/1.1\", \"h2c\"]";
+            table.note(span, "protocols", format!("{expected}, found {protocols:?}"));
+        }
+    }
+    Protocol::Http { h2c }
+}
+
+fn tcp(table: &Table<'_, '_>, pools: &[Pool]) -> Tcp {
+    if let Some((_, span)) = table.spanned::<Vec<String>>("protocols") {
+        table.note(span, "protocols", "expected protocol = \"http\" beside it");
+    }
+    let send = [("off", None), ("v1", Some(ProxyVersion::V1)), ("v2", Some(ProxyVersion::V2))];
+    let pool = table.required_spanned::<String>("pool").map(|(name, span)| {
+        known_pool(table, pools, &name, span);
+        name
+    });
+    Tcp {
+        pool: pool.unwrap_or_default(),
+        idle_timeout: positive(table, "idle_timeout", secs(600)),
+        send_proxy_protocol: table.choice("send_proxy_protocol", &send, None),
+    }
+}
+
+/// Index of the pool with this name; that there is none is noted.
+pub(super) fn known_pool(
+    table: &Table<'_, '_>,
+    pools: &[Pool],
+    name: &str,
+    span: Span,
+) -> Option<usize> {
+    let found = pools.iter().position(|pool| pool.name == name);
+    if found.is_none() {
+        let known: Vec<_> = pools.iter().map(|pool| format!("{:?}", pool.name)).collect();
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        table.note(span, "pool", format!("expected a pool ({known}), found {name:?}"));
+    }
+    found
+}

@@ -1,0 +1,211 @@
+//! Where callers come in: sockets, and who takes what is accepted there.
+//!
+//! Everything is bound before anything runs: an address in use is an error message, not a panic
+//! inside a service. And a socket stays open when its own loop has ended, because closing it with
+//! connections in line would reset callers that the kernel has let in already.
+
+use crate::config::{self, Listener, Protocol};
+use crate::connections::Connections;
+use crate::flow::accept::Accept;
+use crate::flow::tcp::Layer4;
+use crate::proxy::Proxy;
+use anyhow::{Context, Result};
+use pingora::apps::{HttpServerOptions, ServerApp};
+use pingora::protocols::GetSocketDigest;
+use pingora::protocols::SocketDigest;
+use pingora::protocols::l4::stream::Stream as L4Stream;
+use pingora::proxy::HttpProxy;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{Fds, ListenFds};
+use pingora::services::Service as _;
+use pingora::services::listening::Service;
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpSocket;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// Longest line at a listener: what the kernel is asked for.
+const MAX_WAITING: u32 = 65_536;
+
+/// Sockets that were bound before anything runs. Pingora takes those for HTTP over by the text of
+/// their address.
+pub struct Sockets {
+    fds: Fds,
+    bound: HashMap<SocketAddr, TcpListener>,
+}
+
+impl Default for Sockets {
+    fn default() -> Self {
+        Self { fds: Fds::new(), bound: HashMap::new() }
+    }
+}
+
+impl Sockets {
+    /// Binds an address that Pingora serves.
+    ///
+    /// # Errors
+    /// It is in use, or not of this machine.
+    pub fn bind(&mut self, address: SocketAddr) -> Result<SocketAddr> {
+        let address = self.bind_own(address)?;
+        let socket = self.hold(address)?;
+        self.fds.add(address.to_string(), socket.into_raw_fd());
+        Ok(address)
+    }
+
+    /// Binds an address that we serve ourselves.
+    ///
+    /// # Errors
+    /// It is in use, or not of this machine.
+    fn bind_own(&mut self, address: SocketAddr) -> Result<SocketAddr> {
+        let socket =
+            TcpListener::bind(address).with_context(|| format!("can't listen on {address}"))?;
+        socket.set_nonblocking(true)?;
+        let address = socket.local_addr()?;
+        self.bound.insert(address, socket);
+        Ok(address)
+    }
+
+    /// Binds the address of a listener.
+    ///
+    /// # Errors
+    /// It is in use, or not of this machine.
+    pub fn bind_listener(&mut self, listener: &Listener) -> Result<SocketAddr> {
+        match listener.protocol {
+            Protocol::Http { .. } => self.bind(listener.address),
+            Protocol::Tcp(_) => self.bind_own(listener.address),
+        }
+    }
+
+    /// A handle of our own on a bound socket: it stays open when a service closes its own.
+    fn hold(&self, address: SocketAddr) -> Result<TcpListener> {
+        let socket = self.bound.get(&address).context("a listener that was not bound")?;
+        Ok(socket.try_clone()?)
+    }
+
+    /// For Pingora.
+    pub fn into_fds(self) -> ListenFds {
+        ListenFds::new(self.fds.into())
+    }
+}
+
+/// One listener.
+pub struct Door {
+    bound: SocketAddr,
+    socket: TcpListener,
+    taker: Taker,
+    /// Its open connections.
+    pub connections: Arc<Connections>,
+}
+
+/// What takes its connections.
+enum Taker {
+    Http(Arc<Accept>),
+    Tcp(Arc<Layer4>),
+}
+
+impl Door {
+    /// A listener at a socket that was bound.
+    ///
+    /// # Errors
+    /// The socket was not bound, or no handle on it is left.
+    pub fn new(
+        sockets: &Sockets,
+        bound: SocketAddr,
+        listener: &Listener,
+        proxy: &Proxy,
+        server: &config::Server,
+    ) -> Result<Self> {
+        let connections = Arc::new(Connections::new(bound, listener));
+        let taker = match &listener.protocol {
+            Protocol::Http { h2c } => Taker::Http(Arc::new(Accept {
+                proxy: Arc::new(http(proxy, *h2c, server)),
+                h2c: *h2c,
+                proxy_protocol: listener.proxy_protocol,
+                connections: Arc::clone(&connections),
+                lifecycle: Arc::clone(&proxy.lifecycle),
+            })),
+            Protocol::Tcp(settings) => Taker::Tcp(Arc::new(Layer4 {
+                settings: settings.clone(),
+                proxy_protocol: listener.proxy_protocol,
+                connections: Arc::clone(&connections),
+                snapshot: Arc::clone(&proxy.snapshot),
+                lifecycle: Arc::clone(&proxy.lifecycle),
+                observer: Arc::clone(&proxy.observer),
+            })),
+        };
+        Ok(Self { bound, socket: sockets.hold(bound)?, taker, connections })
+    }
+
+    /// Serves until told to stop.
+    ///
+    /// # Errors
+    /// The kernel refuses to listen.
+    pub fn open(
+        &self,
+        fds: &ListenFds,
+        stopping: &watch::Receiver<bool>,
+        services: &mut JoinSet<()>,
+    ) -> Result<()> {
+        let stopping = stopping.clone();
+        match &self.taker {
+            Taker::Http(accept) => {
+                let mut service =
+                    Service::new(format!("proxy {}", self.bound), Accept::clone(accept));
+                service.add_tcp(&self.bound.to_string());
+                let fds = Arc::clone(fds);
+                services.spawn(async move { service.start_service(Some(fds), stopping, 1).await });
+            }
+            Taker::Tcp(layer4) => {
+                let owned = OwnedFd::from(self.socket.try_clone()?);
+                let socket = TcpSocket::from_std_stream(std::net::TcpStream::from(owned));
+                // The socket listens already; this makes its line longer, as Pingora does.
+                let door = socket.listen(MAX_WAITING)?;
+                services.spawn(Arc::clone(layer4).serve(door, stopping));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the connections that wait where nobody accepts any more, and closes.
+    pub fn close(self, stop: &watch::Sender<bool>) {
+        for _ in 0..MAX_WAITING {
+            let Ok((stream, peer)) = self.socket.accept() else { return };
+            let Ok(()) = stream.set_nonblocking(true) else { continue };
+            let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { continue };
+            match &self.taker {
+                Taker::Http(accept) => leftover(accept, stream, stop),
+                Taker::Tcp(layer4) => layer4.take(stream, peer),
+            }
+        }
+    }
+}
+
+/// As Pingora's own loop would have taken it.
+fn leftover(accept: &Arc<Accept>, stream: tokio::net::TcpStream, stop: &watch::Sender<bool>) {
+    // Without it an answer may be late, but not wrong.
+    let _ = stream.set_nodelay(true);
+    let fd = stream.as_raw_fd();
+    let mut stream = L4Stream::from(stream);
+    stream.set_socket_digest(SocketDigest::from_raw_fd(fd));
+    let (accept, shutdown) = (Arc::clone(accept), stop.subscribe());
+    tokio::spawn(async move { accept.process_new(Box::new(stream), &shutdown).await });
+}
+
+fn http(proxy: &Proxy, h2c: bool, server: &config::Server) -> HttpProxy<Proxy> {
+    let conf = ServerConf {
+        threads: server.threads,
+        upstream_keepalive_pool_size: server.idle_connections.div_ceil(server.threads),
+        ..ServerConf::default()
+    };
+    let mut app = HttpProxy::new(proxy.clone(), Arc::new(conf));
+    app.handle_init_modules();
+    let mut options = HttpServerOptions::default();
+    options.h2c = h2c;
+    options.h2_idle_timeout = Some(Duration::from_secs(60));
+    app.server_options = Some(options);
+    app
+}

@@ -1,0 +1,311 @@
+//! Layer 4: a whole connection goes to one endpoint, whatever is spoken on it.
+//!
+//! The pools, their health and their counts are those of Layer 7: a connection is picked an endpoint
+//! as a request is, and counts there as one in flight until it ends. What an endpoint does with it
+//! can't be seen from here. So nothing is tried twice but connecting: once an endpoint has taken a
+//! connection, it stays there.
+
+use crate::access_log::{ConnectionLine, timestamp};
+use crate::config::{self, ProxyVersion};
+use crate::connections::{Connection, Connections};
+use crate::error::Refusal;
+use crate::flow::balance::{Picked, may_try_again, pick};
+use crate::flow::observe::Observer;
+use crate::flow::proxy_protocol::{self, Ends};
+use crate::flow::relay::{End, Traffic, relay};
+use crate::pool::{EndpointState, Pool, Snapshot};
+use crate::server::{InFlightRequest, Lifecycle};
+use arc_swap::ArcSwap;
+use bytes::BytesMut;
+use forebay_protocol::{Reason, metric};
+use metrics::Counter;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+/// Pause after a connection could not be accepted: if file descriptors have run out, trying again
+/// at once would only burn the CPU that it takes to free some.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A listener at Layer 4.
+pub struct Layer4 {
+    /// What the file says.
+    pub settings: config::Tcp,
+    /// Whether every connection must begin with a PROXY header.
+    pub proxy_protocol: bool,
+    /// Its open connections.
+    pub connections: Arc<Connections>,
+    /// The present picture of the fleet.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Whether the process is on its way out, and what is in flight.
+    pub lifecycle: Arc<Lifecycle>,
+    /// Metrics and access log.
+    pub observer: Arc<Observer>,
+}
+
+impl Layer4 {
+    /// Takes connections until told to stop.
+    pub async fn serve(self: Arc<Self>, door: TcpListener, mut stop: watch::Receiver<bool>) {
+        loop {
+            let accepted = tokio::select! {
+                accepted = door.accept() => accepted,
+                _ = stop.wait_for(|stop| *stop) => return,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.take(stream, peer),
+                Err(error) => {
+                    tracing::warn!(listener = &*self.connections.listener, %error, "can't accept");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Takes one connection, unless there are too many.
+    pub fn take(self: &Arc<Self>, caller: TcpStream, peer: SocketAddr) {
+        let Some(connection) = self.connections.enter() else {
+            reset(&caller);
+            return;
+        };
+        let counted = self.lifecycle.enter();
+        let passage = Passage::new(connection, counted, peer);
+        let layer4 = Arc::clone(self);
+        tokio::spawn(async move { layer4.pass(caller, passage).await });
+    }
+
+    async fn pass(&self, mut caller: TcpStream, mut passage: Passage) {
+        let ended = tokio::select! {
+            ended = self.forward(&mut caller, &mut passage) => ended,
+            () = self.lifecycle.cut_off() => Err(Refusal::new(Reason::Draining, "the proxy stops")),
+        };
+        let refusal = ended.err();
+        // An end in the middle must not look like an end in order.
+        if refusal.as_ref().is_some_and(|refusal| refusal.reason != Reason::IdleTimeout) {
+            reset(&caller);
+        }
+        drop(caller);
+        passage.over(&self.observer, &self.settings.pool, refusal.as_ref());
+    }
+
+    /// From the first byte to the last.
+    ///
+    /// # Errors
+    /// Why it did not end in order.
+    async fn forward(&self, caller: &mut TcpStream, passage: &mut Passage) -> Result<(), Refusal> {
+        // Without it an answer may be late, but not wrong.
+        let _ = caller.set_nodelay(true);
+        let early = self.begin(caller, passage).await?;
+        let snapshot = self.snapshot.load_full();
+        let pool = snapshot.pools.iter().find(|pool| pool.config.name == self.settings.pool);
+        let Some(pool) = pool else {
+            let message = format!("there is no pool {}", self.settings.pool);
+            return Err(Refusal::new(Reason::NoEndpoint, message));
+        };
+        let mut endpoint = connect(pool, &mut passage.attempts).await?;
+        let _ = endpoint.set_nodelay(true);
+        passage.connected = Some(passage.arrived.elapsed());
+        let traffic = passage.traffic(pool);
+        traffic.read_before(early.len());
+        let idle = self.settings.idle_timeout;
+        let opening = self.opening(passage.ends, &early);
+        if !opening.is_empty() {
+            let written = timeout(idle, endpoint.write_all(&opening)).await;
+            if !matches!(written, Ok(Ok(()))) {
+                passage.suspect();
+                return Err(broke(Reason::EndpointReset));
+            }
+        }
+        let end = relay(caller, &mut endpoint, &traffic, idle).await;
+        if end == End::CallerBroke {
+            reset(&endpoint);
+        }
+        match end {
+            End::Orderly => Ok(()),
+            End::Idle => {
+                let message = format!("nothing was said for {idle:?}");
+                Err(Refusal::new(Reason::IdleTimeout, message))
+            }
+            End::CallerBroke => Err(broke(Reason::ClientClosed)),
+            End::EndpointBroke => {
+                passage.suspect();
+                Err(broke(Reason::EndpointReset))
+            }
+        }
+    }
+
+    /// Reads the PROXY header if there must be one. What came behind it is the first of the
+    /// caller's own bytes.
+    async fn begin(
+        &self,
+        caller: &mut TcpStream,
+        passage: &mut Passage,
+    ) -> Result<BytesMut, Refusal> {
+        if let Ok(destination) = caller.local_addr() {
+            passage.ends.destination = destination;
+        }
+        if !self.proxy_protocol {
+            return Ok(BytesMut::new());
+        }
+        match proxy_protocol::read(caller).await {
+            Ok((ends, rest)) => {
+                passage.ends = ends.unwrap_or(passage.ends);
+                Ok(rest)
+            }
+            Err(error) => Err(Refusal::new(Reason::InvalidProxyHeader, error.to_string())),
+        }
+    }
+
+    /// What an endpoint gets before anything else.
+    fn opening(&self, ends: Ends, early: &[u8]) -> Vec<u8> {
+        let header = |version: ProxyVersion| proxy_protocol::write(version, ends).ok();
+        let mut opening = self.settings.send_proxy_protocol.and_then(header).unwrap_or_default();
+        opening.extend_from_slice(early);
+        opening
+    }
+}
+
+/// A connection to an endpoint, of the first that takes one.
+///
+/// # Errors
+/// None is in rotation, or none that may be tried took it.
+async fn connect(pool: &Pool, attempts: &mut Vec<Picked>) -> Result<TcpStream, Refusal> {
+    pool.state.budget.request();
+    loop {
+        let mut picked = pick(pool, attempts)?;
+        let state = Arc::clone(&picked.endpoint.state);
+        let connecting = TcpStream::connect(state.address);
+        let connected = timeout(pool.config.connect_timeout, connecting).await;
+        if let Ok(Ok(stream)) = connected {
+            count_attempt(pool, &state, "connected");
+            attempts.push(picked);
+            return Ok(stream);
+        }
+        picked.failed();
+        count_attempt(pool, &state, Reason::ConnectFailed.code());
+        attempts.push(picked);
+        if !may_try_again(pool, attempts) {
+            return Err(Refusal::new(Reason::ConnectFailed, "no connection to an endpoint"));
+        }
+    }
+}
+
+fn count_attempt(pool: &Pool, endpoint: &EndpointState, outcome: &'static str) {
+    metrics::counter!(
+        metric::proxy::ATTEMPTS,
+        "pool" => pool.config.name.clone(),
+        "endpoint" => endpoint.name.to_string(),
+        "outcome" => outcome,
+    )
+    .increment(1);
+}
+
+fn broke(reason: Reason) -> Refusal {
+    let message = match reason {
+        Reason::ClientClosed => "the caller's connection broke",
+        _ => "the endpoint's connection broke",
+    };
+    Refusal::new(reason, message)
+}
+
+/// Has the connection reset when it is closed, instead of ended.
+fn reset(stream: &TcpStream) {
+    // One that is gone already needs no reset.
+    let _ = stream.set_zero_linger();
+}
+
+/// One connection on its way: what is known of it, for the log.
+struct Passage {
+    arrived: Instant,
+    connection: Connection,
+    /// Lets a draining process wait for it.
+    _counted: InFlightRequest,
+    ends: Ends,
+    attempts: Vec<Picked>,
+    connected: Option<Duration>,
+    traffic: Option<Arc<Traffic>>,
+}
+
+impl Passage {
+    fn new(connection: Connection, counted: InFlightRequest, peer: SocketAddr) -> Self {
+        Self {
+            arrived: Instant::now(),
+            connection,
+            _counted: counted,
+            // Both are put right before anyone asks.
+            ends: Ends { source: peer, destination: peer },
+            attempts: Vec::with_capacity(1),
+            connected: None,
+            traffic: None,
+        }
+    }
+
+    /// Begins to count what passes to the endpoint that took it.
+    fn traffic(&mut self, pool: &Pool) -> Arc<Traffic> {
+        let endpoint = self.attempts.last().map(|picked| picked.endpoint.state.name.to_string());
+        let counter = |direction: &'static str| -> Counter {
+            metrics::counter!(
+                metric::proxy::CONNECTION_BYTES,
+                "listener" => self.connection.listener().listener.to_string(),
+                "pool" => pool.config.name.clone(),
+                "endpoint" => endpoint.clone().unwrap_or_default(),
+                "direction" => direction,
+            )
+        };
+        let traffic = Arc::new(Traffic::new(counter("in"), counter("out")));
+        self.traffic = Some(Arc::clone(&traffic));
+        traffic
+    }
+
+    /// The endpoint's connection broke: a probe finds out why. If nothing came back at all, it
+    /// also counts as a failure there.
+    fn suspect(&mut self) {
+        let silent = self.traffic.as_ref().is_none_or(|t| t.from_endpoint.bytes() == 0);
+        let Some(picked) = self.attempts.last_mut() else { return };
+        if silent {
+            picked.failed();
+        } else {
+            picked.endpoint.state.suspect();
+        }
+    }
+
+    /// The end: counts, and a line in the access log.
+    fn over(mut self, observer: &Observer, pool: &str, refusal: Option<&Refusal>) {
+        if let Some(refusal) = refusal {
+            self.connection.ended(refusal.reason);
+        }
+        let listener = &self.connection.listener().listener;
+        let total = self.arrived.elapsed();
+        metrics::histogram!(
+            metric::proxy::CONNECTION_SECONDS,
+            "listener" => listener.to_string(), "pool" => pool.to_owned(),
+        )
+        .record(total);
+        if !observer.log().is_on() {
+            return;
+        }
+        let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+        let (bytes_in, bytes_out) = self
+            .traffic
+            .as_ref()
+            .map_or((0, 0), |traffic| (traffic.from_caller.bytes(), traffic.from_endpoint.bytes()));
+        observer.log().write(&ConnectionLine {
+            time: timestamp(SystemTime::now()),
+            protocol: self.connection.listener().protocol,
+            listener,
+            client: self.ends.source.to_string(),
+            reason: self.connection.outcome(),
+            pool,
+            endpoint: self.attempts.last().map(|picked| &*picked.endpoint.state.name),
+            attempts: self.attempts.len(),
+            bytes_in,
+            bytes_out,
+            total_us: micros(total),
+            connect_us: micros(self.connected.unwrap_or(total)),
+            error: refusal.map(|refusal| &*refusal.message),
+        });
+    }
+}
