@@ -2,7 +2,7 @@
 //! should balance: introducing Prequal", NSDI 2024), with the parameters of its testbed.
 
 use super::super::fleet::Fleet;
-use super::{Ask, Balancer, Decision, Done, Probed, bind, least};
+use super::{Ask, Balancer, Decision, Done, Probed, bind, least, usable};
 use crate::units::float;
 use std::collections::VecDeque;
 
@@ -49,6 +49,14 @@ impl Prequal {
             remove_oldest: true,
             rng: fastrand::Rng::with_seed(seed),
         }
+    }
+
+    /// One at random, among those that are ready and were not tried.
+    fn any(&mut self, ask: &Ask<'_>) -> Option<usize> {
+        let first = self.rng.usize(..self.endpoints);
+        (0..self.endpoints)
+            .map(|step| (first + step) % self.endpoints)
+            .find(|endpoint| usable(ask, *endpoint))
     }
 
     /// How often a new probe may be used: as in the paper, rounded up or down by chance.
@@ -113,11 +121,16 @@ impl Prequal {
 
 impl Balancer for Prequal {
     fn arrive(&mut self, ask: &Ask<'_>, _: &Fleet, out: &mut Vec<Decision>) {
-        self.pool.retain(|probe| ask.now.saturating_sub(probe.at) <= MOST_AGE);
+        self.pool.retain(|probe| {
+            usable(ask, probe.what.endpoint) && ask.now.saturating_sub(probe.at) <= MOST_AGE
+        });
         let threshold = self.threshold();
         let chosen = if self.pool.len() < FEWEST { None } else { self.best(threshold) };
         let endpoint = match chosen.and_then(|at| Some((at, self.pool.get_mut(at)?))) {
-            None => self.rng.usize(..self.endpoints),
+            None => match self.any(ask) {
+                Some(endpoint) => endpoint,
+                None => return bind(ask.request, None, out),
+            },
             Some((at, probe)) => {
                 let endpoint = probe.what.endpoint;
                 probe.uses -= 1;

@@ -205,6 +205,8 @@ impl<'a> Engine<'a> {
                 }
             }
             Event::Poll(proxy) => self.poll(proxy),
+            // Nobody answers where nobody listens.
+            Event::ProbeAsks { endpoint, .. } if !self.fleet.endpoints[endpoint].is_up() => {}
             Event::ProbeAsks { balancer, endpoint } => {
                 let probed = self.fleet.endpoints[endpoint].probed(endpoint);
                 let key = self.probes.insert((balancer, probed));
