@@ -40,6 +40,8 @@ pub struct Line<'a> {
     pub path: &'a str,
     /// HTTP status; 0 if no answer was given.
     pub status: u16,
+    /// Status of a gRPC call, whose HTTP status is always 200.
+    pub grpc_status: Option<u8>,
     /// `ok`, or the code of the refusal.
     pub reason: &'static str,
     /// Name of the route.

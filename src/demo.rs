@@ -94,7 +94,7 @@ impl Banner {
             let _ = writeln!(text, "  worker   http://{}", endpoint.state.name);
         }
         if let Some(endpoint) = snapshot.pools.first().and_then(|pool| pool.endpoints.first()) {
-            for line in models(&endpoint.peer, &endpoint.state.name).await {
+            for line in models(endpoint.peer(false), &endpoint.state.name).await {
                 let _ = writeln!(text, "  model    {line}");
             }
         }

@@ -3,7 +3,8 @@
 use crate::answer;
 use crate::error::Refusal;
 use crate::flow::admit::{Way, admit};
-use crate::flow::forward::{stream, unary};
+use crate::flow::forward::{self, stream, unary};
+use crate::flow::grpc;
 use crate::flow::observe::{Observer, observe};
 use crate::flow::{accept, route::route};
 use crate::pool::Snapshot;
@@ -14,11 +15,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use forebay_protocol::Reason;
 use forebay_protocol::oip::Call;
+use http::HeaderMap;
 use pingora::connectors::http::Connector;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, Result};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,7 +69,7 @@ impl ProxyHttp for Proxy {
     }
 
     async fn upstream_peer(&self, _: &mut Session, request: &mut Request) -> Result<Box<HttpPeer>> {
-        stream::peer(request)
+        stream::peer(request, &self.snapshot.load().config.limits)
     }
 
     fn fail_to_connect(
@@ -108,6 +111,16 @@ impl ProxyHttp for Proxy {
         stream::response_header(request, head)
     }
 
+    fn upstream_response_trailer_filter(
+        &self,
+        _: &mut Session,
+        trailers: &mut HeaderMap,
+        request: &mut Request,
+    ) -> Result<()> {
+        forward::grpc::trailers(request, trailers, true);
+        Ok(())
+    }
+
     async fn fail_to_proxy(
         &self,
         session: &mut Session,
@@ -120,7 +133,7 @@ impl ProxyHttp for Proxy {
             request.refusal = Some(refusal.clone());
             // Pingora closes the connection after an error; the caller must be told.
             session.downstream_session.set_keepalive(None);
-            if session.response_written().is_none()
+            if (session.response_written().is_none() || request.identity.grpc.is_some())
                 && let Err(error) = answer::refuse(session, request, &refusal).await
             {
                 tracing::debug!(%error, "the caller left before the refusal");
@@ -158,6 +171,12 @@ impl Proxy {
             answer::health(session, request, ready).await?;
             return Ok(None);
         }
+        let received = match self.message(session, request, snapshot).await? {
+            ControlFlow::Continue(received) => received,
+            ControlFlow::Break(()) => return Ok(None),
+        };
+        let head = session.req_header();
+        let path = head.uri.path();
         let Some(target) = route(snapshot, &request.identity, path) else {
             request.refusal = Some(no_route(request, path));
             return Ok(None);
@@ -174,11 +193,45 @@ impl Proxy {
         };
         request.way = Some(way);
         if way == Way::Unary {
-            unary::forward(session, request, &target, limits, &self.connector).await?;
+            unary::forward(session, request, &target, limits, &self.connector, received).await?;
         } else {
             session.downstream_session.set_read_timeout(Some(limits.body_timeout));
         }
         Ok(Some(way))
+    }
+
+    /// Receives the message of a gRPC call that the proxy has to look into. `Break`: that was all,
+    /// the call is answered, or refused in `request.refusal`.
+    async fn message(
+        &self,
+        session: &mut Session,
+        request: &mut Request,
+        snapshot: &Snapshot,
+    ) -> Result<ControlFlow<(), Option<Bytes>>> {
+        let method = request.identity.grpc;
+        let Some(method) = method.filter(|method| method.is_infer() || method.is_health()) else {
+            return Ok(ControlFlow::Continue(None));
+        };
+        let limits = &snapshot.config.limits;
+        let received = grpc::receive(session, request, limits, &self.lifecycle).await;
+        let identified = received.and_then(|body| {
+            let message = grpc::identify(request, &body)?;
+            Ok((body, message))
+        });
+        match identified {
+            Ok((body, _)) if method.is_infer() => Ok(ControlFlow::Continue(Some(body))),
+            Ok((_, message)) => {
+                request.held = None;
+                request.deadline = request.identity.deadline.map(|asked| request.arrived + asked);
+                let state = (&*self.lifecycle, &*self.snapshot);
+                answer::grpc::health(session, request, &message, state).await?;
+                Ok(ControlFlow::Break(()))
+            }
+            Err(refusal) => {
+                request.refusal = Some(refusal);
+                Ok(ControlFlow::Break(()))
+            }
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use crate::flow::balance::Picked;
 use crate::flow::identify::Identity;
 use crate::flow::route::Target;
 use crate::server::{HeldBytes, InFlightRequest};
+use forebay_protocol::Reason;
 use std::time::{Duration, Instant};
 
 /// The state of one request.
@@ -30,6 +31,10 @@ pub struct Request {
     pub attempts: Vec<Picked>,
     /// Why it was refused, if it was.
     pub refusal: Option<Refusal>,
+    /// How the endpoint ended it, if it is a gRPC call: a number.
+    pub grpc_status: Option<u8>,
+    /// Why, in our words.
+    pub stated: Option<Reason>,
     /// How long the stages took.
     pub times: Times,
     /// Bytes of the body that came in.
@@ -60,6 +65,8 @@ impl Request {
             deadline: None,
             attempts: Vec::new(),
             refusal: None,
+            grpc_status: None,
+            stated: None,
             times: Times::default(),
             bytes_in: 0,
         }

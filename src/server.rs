@@ -47,6 +47,17 @@ pub struct Lifecycle {
 #[derive(Debug)]
 pub struct HeldBytes(Arc<Lifecycle>, u64);
 
+impl HeldBytes {
+    /// Makes room for `bytes` more, as long as no more than `most` are held at once over all
+    /// requests.
+    #[must_use]
+    pub fn grow(&mut self, bytes: u64, most: u64) -> bool {
+        let before = self.0.held.fetch_add(bytes, Relaxed);
+        self.1 += bytes;
+        before.saturating_add(bytes) <= most
+    }
+}
+
 impl Drop for HeldBytes {
     fn drop(&mut self) {
         self.0.held.fetch_sub(self.1, Relaxed);

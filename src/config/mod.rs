@@ -77,6 +77,8 @@ pub struct Limits {
     pub memory: u64,
     /// Time that a request's body may take to arrive.
     pub body_timeout: Duration,
+    /// Time for which a gRPC stream may be silent whose caller gave it no deadline.
+    pub stream_idle: Duration,
 }
 
 /// A pool of interchangeable endpoints.
@@ -86,6 +88,8 @@ pub struct Pool {
     pub name: String,
     /// Where its endpoints come from.
     pub source: Source,
+    /// What its endpoints are asked in; gRPC goes in HTTP/2 whatever stands here.
+    pub protocol: EndpointProtocol,
     /// How an endpoint is picked.
     pub policy: Policy,
     /// Requests that an endpoint can run at once, until it reports its own figure.
@@ -102,6 +106,22 @@ pub struct Pool {
     pub poll: Option<Poll>,
     /// What is sent again.
     pub retry: Retry,
+}
+
+/// What an endpoint is asked in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EndpointProtocol {
+    /// HTTP/1.1, as many connections as requests at once.
+    #[default]
+    Http1,
+    /// HTTP/2 without TLS, many requests on each connection.
+    H2,
+}
+
+impl EndpointProtocol {
+    /// Names in the configuration.
+    pub const NAMES: &'static [(&'static str, Self)] =
+        &[("http/1.1", Self::Http1), ("h2", Self::H2)];
 }
 
 /// Where a pool's endpoints come from.

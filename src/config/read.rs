@@ -1,8 +1,8 @@
 //! From TOML to [`Config`]: one function a section, in the order of the reference file.
 
 use super::{
-    AccessLog, Config, Fleet, Limits, Pattern, Pool, Probe, ProbeKind, Protocol, Retry, Route,
-    Server, Source, listener, secs,
+    AccessLog, Config, EndpointProtocol, Fleet, Limits, Pattern, Pool, Probe, ProbeKind, Protocol,
+    Retry, Route, Server, Source, listener, secs,
 };
 use forebay_config::{ByteSize, Diagnostics, Document, Ratio, Span, Table};
 use forebay_routing::Policy;
@@ -121,12 +121,19 @@ fn limits(table: &Table<'_, '_>) -> Limits {
         None => body.min(16 * MIB),
     };
     let memory = table.or("memory", ByteSize(1024 * MIB)).0;
-    Limits { body, buffer, memory, body_timeout: positive(table, "body_timeout", secs(30)) }
+    Limits {
+        body,
+        buffer,
+        memory,
+        body_timeout: positive(table, "body_timeout", secs(30)),
+        stream_idle: positive(table, "stream_idle", secs(3600)),
+    }
 }
 
 fn pool(name: String, table: &Table<'_, '_>, base: &Path) -> Pool {
     Pool {
         source: source(table, base),
+        protocol: table.choice("protocol", EndpointProtocol::NAMES, EndpointProtocol::default()),
         policy: table.choice("policy", Policy::NAMES, Policy::default()),
         slots: table.within("slots", 1..=1_000_000, 1),
         report_ttl: table.or("report_ttl", secs(2)),

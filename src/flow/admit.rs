@@ -5,8 +5,8 @@ use crate::error::Refusal;
 use crate::request::Request;
 use crate::server::Lifecycle;
 use forebay_config::ByteSize;
-use forebay_protocol::Reason;
 use forebay_protocol::oip::Call;
+use forebay_protocol::{Reason, grpc};
 use http::Method;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,10 +46,19 @@ pub fn admit(
     {
         return Err(body_too_large(limits.body, Some(length)));
     }
+    // A stream lasts as long as its caller says, and else as long as it is not silent.
+    if request.identity.grpc.is_some_and(grpc::Method::is_stream) {
+        request.deadline = request.identity.deadline.map(|asked| request.arrived + asked);
+        return Ok(Way::Stream);
+    }
     let asked = request.identity.deadline.unwrap_or(route_deadline);
     request.deadline = Some(request.arrived + asked.min(route_deadline));
     if request.identity.call != Some(Call::Infer) || method != Method::POST {
         return Ok(Way::Stream);
+    }
+    // A call of gRPC was received before it was routed.
+    if request.held.is_some() {
+        return Ok(Way::Unary);
     }
     // Without a stated length nobody knows whether it can be held. One that finds the memory full
     // is streamed too: it loses its retries, not its answer.

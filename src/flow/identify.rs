@@ -4,6 +4,7 @@
 //! believed only where a lie harms nobody else: an id that is too long or not printable is
 //! replaced, a deadline is only ever shortened.
 
+use forebay_protocol::grpc::{self, Method};
 use forebay_protocol::header;
 use forebay_protocol::oip::{Call, Path};
 use http::{HeaderMap, HeaderValue, Version};
@@ -13,7 +14,7 @@ use std::time::Duration;
 /// Longest `x-request-id` that is kept: a UUID has 36 bytes, a trace id 32.
 const MAX_ID: usize = 128;
 /// Longest model or version name: they are file names in a repository.
-const MAX_NAME: usize = 255;
+pub(crate) const MAX_NAME: usize = 255;
 
 /// What a request says of itself.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +35,8 @@ pub struct Identity {
     pub deadline: Option<Duration>,
     /// Length of the body in bytes, if the request states it.
     pub content_length: Option<u64>,
+    /// The gRPC call that it is, if it is one.
+    pub grpc: Option<Method>,
     /// Whether the caller asks to switch to another protocol.
     pub upgrade: bool,
 }
@@ -57,12 +60,20 @@ impl Identity {
         if version == Version::HTTP_11 && headers.get_all(http::header::HOST).iter().count() != 1 {
             return Err("expected one host header".to_owned());
         }
-        if let Some(parsed) = Path::parse(path) {
+        if version == Version::HTTP_2 && grpc::is_grpc(headers) {
+            let method = Method::of(path);
+            self.call = (method == Method::Infer).then_some(Call::Infer);
+            self.grpc = Some(method);
+        } else if let Some(parsed) = Path::parse(path) {
             self.call = Some(parsed.call);
             self.model = parsed.model.map(|name| decode("model", name)).transpose()?;
             self.version = parsed.version.map(|name| decode("version", name)).transpose()?;
         }
         self.deadline = headers.get(header::REQUEST_DEADLINE).map(deadline).transpose()?;
+        if self.grpc.is_some() {
+            let own = headers.get(header::GRPC_TIMEOUT).map(grpc_timeout).transpose()?;
+            self.deadline = [self.deadline, own].into_iter().flatten().min();
+        }
         self.content_length = content_length(headers)?;
         Ok(())
     }
@@ -149,6 +160,13 @@ fn deadline(value: &HeaderValue) -> Result<Duration, String> {
             let found = String::from_utf8_lossy(value.as_bytes()).into_owned();
             format!("{}: expected milliseconds above 0, found {found:?}", header::REQUEST_DEADLINE)
         })
+}
+
+fn grpc_timeout(value: &HeaderValue) -> Result<Duration, String> {
+    value.to_str().ok().and_then(grpc::parse_timeout).ok_or_else(|| {
+        let form = "at most eight digits and one of H, M, S, m, u, n";
+        format!("{}: expected {form}, found {value:?}", header::GRPC_TIMEOUT)
+    })
 }
 
 fn content_length(headers: &HeaderMap) -> Result<Option<u64>, String> {

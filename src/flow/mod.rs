@@ -13,6 +13,7 @@ pub mod accept;
 pub mod admit;
 pub mod balance;
 pub mod forward;
+pub mod grpc;
 pub mod identify;
 pub mod observe;
 pub mod proxy_protocol;

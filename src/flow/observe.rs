@@ -49,7 +49,8 @@ pub fn observe(
     let status = session.response_written().map_or(0, |head| head.status.as_u16());
     for attempt in &mut request.attempts {
         // A streamed answer ends here; one that was held has ended before.
-        attempt.answered(error.is_none() && (200..300).contains(&status));
+        let well = (200..300).contains(&status) && request.grpc_status.is_none_or(|code| code == 0);
+        attempt.answered(error.is_none() && well);
     }
     if error.is_some() && request.refusal.is_none() {
         let left = crate::error::Refusal::new(Reason::ClientClosed, "the caller left");
@@ -65,6 +66,9 @@ pub fn observe(
 fn reason(session: &Session, request: &Request) -> &'static str {
     if let Some(refusal) = &request.refusal {
         return refusal.reason.code();
+    }
+    if let Some(stated) = request.stated {
+        return stated.code();
     }
     let stated = session.response_written().and_then(|head| head.headers.get(header::REASON));
     let stated = stated.and_then(|value| value.to_str().ok()).and_then(Reason::from_code);
@@ -155,6 +159,7 @@ fn write_line(
         method: head.method.as_str(),
         path: shortened(head.uri.path()),
         status,
+        grpc_status: grpc_status(request),
         reason,
         route: target.map(|target| target.route.name.as_str()),
         variant: target.map(|target| target.variant()),
@@ -171,6 +176,13 @@ fn write_line(
         forward_us: micros(request.times.forward),
         error: request.refusal.as_ref().map(|refusal| &*refusal.message),
     });
+}
+
+/// As the caller saw it.
+fn grpc_status(request: &Request) -> Option<u8> {
+    request.identity.grpc?;
+    let refused = request.refusal.as_ref().map(|refusal| refusal.reason.grpc().number());
+    refused.or(request.grpc_status)
 }
 
 fn shortened(text: &str) -> &str {

@@ -7,7 +7,7 @@
 use super::fleet::Fleets;
 use super::probe::{self, Prober};
 use super::{Endpoint, EndpointState, Pool, PoolState, Snapshot};
-use crate::config::{self, Config, Source};
+use crate::config::{self, Config, EndpointProtocol, Source};
 use arc_swap::ArcSwap;
 use forebay_routing::{Health, RetryBudget};
 use pingora::upstreams::peer::HttpPeer;
@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot};
 
 /// Messages that may wait; senders wait beyond that.
@@ -152,7 +152,8 @@ impl Control {
             };
             endpoints.push(Arc::new(Endpoint {
                 state: Arc::clone(&state),
-                peer: peer(address, config),
+                peer: peer(address, config, config.protocol),
+                grpc: peer(address, config, EndpointProtocol::H2),
             }));
             let prober = match known {
                 Some(prober) if prober.follows(config) => prober,
@@ -199,11 +200,22 @@ fn in_rotation(endpoints: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
     endpoints.iter().filter(|e| e.state.health() == Health::Ready).map(Arc::clone).collect()
 }
 
-fn peer(address: SocketAddr, config: &config::Pool) -> HttpPeer {
+/// Requests at once on one HTTP/2 connection: half of what our workers allow, since a connection
+/// that is lost loses all of them.
+const MAX_STREAMS: usize = 128;
+/// How often a silent HTTP/2 connection is asked whether it is still there.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+
+fn peer(address: SocketAddr, config: &config::Pool, protocol: EndpointProtocol) -> HttpPeer {
     let mut peer = HttpPeer::new(address, false, String::new());
     peer.options.connection_timeout = Some(config.connect_timeout);
     peer.options.total_connection_timeout = Some(config.connect_timeout);
     peer.options.idle_timeout = Some(config.idle_timeout);
+    if protocol == EndpointProtocol::H2 {
+        peer.options.set_http_version(2, 2);
+        peer.options.max_h2_streams = MAX_STREAMS;
+        peer.options.h2_ping_interval = Some(PING_INTERVAL);
+    }
     peer
 }
 

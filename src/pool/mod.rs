@@ -66,8 +66,17 @@ pub struct PoolState {
 pub struct Endpoint {
     /// What outlives the snapshot.
     pub state: Arc<EndpointState>,
-    /// Address and timeouts, as Pingora takes them.
-    pub peer: HttpPeer,
+    /// Address and timeouts, as Pingora takes them, for plain HTTP.
+    peer: HttpPeer,
+    /// The same for gRPC.
+    grpc: HttpPeer,
+}
+
+impl Endpoint {
+    /// How to reach it.
+    pub fn peer(&self, for_grpc: bool) -> &HttpPeer {
+        if for_grpc { &self.grpc } else { &self.peer }
+    }
 }
 
 /// What is remembered of an endpoint as long as any snapshot has its address in the same pool.

@@ -9,6 +9,9 @@ mod client;
 mod command_line;
 mod endpoint;
 mod faults;
+mod grpc;
+#[path = "../../backends/worker/tests/worker/grpc_client.rs"]
+mod grpc_client;
 mod harness;
 mod layer4;
 mod observability;

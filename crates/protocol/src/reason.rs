@@ -57,6 +57,22 @@ macro_rules! reasons {
             /// May the same request be sent once more, to another endpoint or later?
             pub const fn retryable(self) -> bool { match self { $(Self::$name => $retry,)* } }
 
+            /// The nearest reason to how another server ended a gRPC call; `None` if it went well.
+            pub const fn from_grpc(code: Code) -> Option<Self> {
+                Some(match code {
+                    Code::Ok => return None,
+                    Code::Cancelled => Self::ClientClosed,
+                    Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => {
+                        Self::InvalidRequest
+                    }
+                    Code::DeadlineExceeded => Self::DeadlineExceeded,
+                    Code::NotFound => Self::ModelNotFound,
+                    Code::Unimplemented => Self::NotFound,
+                    Code::Unavailable | Code::ResourceExhausted => Self::QueueFull,
+                    _ => Self::InferenceFailed,
+                })
+            }
+
             /// The reason with this code, if there is one.
             pub fn from_code(code: &str) -> Option<Self> {
                 match code { $($code => Some(Self::$name),)* _ => None }

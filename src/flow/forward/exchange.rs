@@ -1,12 +1,15 @@
 //! One request to one endpoint, and its answer.
 
-use crate::pool::Endpoint;
+use super::grpc;
 use bytes::Bytes;
-use http::StatusCode;
+use forebay_protocol::grpc::Code;
+use forebay_protocol::{Reason, header};
+use http::{HeaderMap, StatusCode};
 use pingora::ErrorType;
 use pingora::connectors::http::Connector;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::client::HttpSession as EndpointSession;
+use pingora::upstreams::peer::HttpPeer;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -22,26 +25,65 @@ pub(super) struct Answer {
     pub head: Box<ResponseHeader>,
     /// What has been read of its body.
     pub body: Vec<Bytes>,
+    /// What stands behind the body, if that was read to its end.
+    pub trailers: Option<Box<HeaderMap>>,
     /// What has not been read yet, if the answer is longer than is held.
     pub rest: Option<Box<EndpointSession>>,
+}
+
+impl Answer {
+    /// Does it say to ask another endpoint?
+    pub(super) fn is_unavailable(&self) -> bool {
+        self.head.status == StatusCode::SERVICE_UNAVAILABLE
+            || self.code() == Some(Code::Unavailable)
+    }
+
+    /// Is it what was asked for?
+    pub(super) fn is_success(&self) -> bool {
+        self.head.status.is_success() && matches!(self.code(), None | Some(Code::Ok))
+    }
+
+    /// The reason that it states.
+    pub(super) fn reason(&self) -> Option<Reason> {
+        let value = self.last_headers().get(header::REASON)?;
+        value.to_str().ok().and_then(Reason::from_code)
+    }
+
+    fn code(&self) -> Option<Code> {
+        grpc::code(self.last_headers())
+    }
+
+    fn last_headers(&self) -> &HeaderMap {
+        self.trailers.as_deref().unwrap_or(&self.head.headers)
+    }
+}
+
+/// What stands behind a body that was read to its end; only HTTP/2 has it here.
+pub(super) async fn trailers(
+    session: &mut EndpointSession,
+) -> pingora::Result<Option<Box<HeaderMap>>> {
+    match session {
+        EndpointSession::H2(session) => Ok(session.read_trailers().await?.map(Box::new)),
+        _ => Ok(None),
+    }
 }
 
 /// Sends the request and reads the answer, up to the bound that is held. If the connection was a
 /// kept one that closed before it answered, the endpoint gets the request once more on a new one:
 /// it had done nothing wrong but to be idle for longer than it keeps connections.
 pub(super) async fn exchange(
-    endpoint: &Endpoint,
+    peer: &HttpPeer,
     head: &RequestHeader,
     body: Bytes,
     connector: &Connector,
 ) -> pingora::Result<Answer> {
-    let (session, reused) = connector.get_http_session(&endpoint.peer).await?;
+    let (session, reused) = connector.get_http_session(peer).await?;
     let mut begun = begin(session, head, body.clone()).await;
     if let Err(error) = &begun
         && reused
         && closed_while_idle(error)
     {
-        let mut fresh = endpoint.peer.clone();
+        let mut fresh = peer.clone();
         // A key of its own: no kept connection has it.
         fresh.group_key = u64::MAX;
         let (session, _) = connector.get_http_session(&fresh).await?;
@@ -54,14 +96,15 @@ pub(super) async fn exchange(
         held += chunk.len();
         body.push(chunk);
         if held > HELD_ANSWER {
-            return Ok(Answer { head, body, rest: Some(Box::new(session)) });
+            return Ok(Answer { head, body, trailers: None, rest: Some(Box::new(session)) });
         }
     }
+    let trailers = trailers(&mut session).await?;
     if sent {
-        let idle = endpoint.peer.options.idle_timeout;
-        connector.release_http_session(session, &endpoint.peer, idle).await;
+        let idle = peer.options.idle_timeout;
+        connector.release_http_session(session, peer, idle).await;
     }
-    Ok(Answer { head, body, rest: None })
+    Ok(Answer { head, body, trailers, rest: None })
 }
 
 fn closed_while_idle(error: &pingora::Error) -> bool {

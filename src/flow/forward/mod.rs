@@ -1,6 +1,7 @@
 //! Sending a request on and bringing the answer back.
 
 mod exchange;
+pub mod grpc;
 pub mod stream;
 pub mod unary;
 
@@ -50,6 +51,9 @@ fn prepare_request(head: &mut RequestHeader, request: &Request) -> pingora::Resu
         // Rounded up: a worker must not give up before the proxy does.
         let millis = left.as_millis().saturating_add(1).to_string();
         head.insert_header(header::REQUEST_DEADLINE, millis)?;
+        if identity.grpc.is_some() {
+            grpc::prepare(head, left)?;
+        }
     }
     Ok(())
 }
@@ -74,14 +78,9 @@ fn prepare_answer(
 
 /// Takes in the load report of an answer, whoever gets the answer. It must still be counted as in
 /// flight; `complete`: the endpoint has done its work and does not count it any more.
-fn take_in_report(
-    head: &ResponseHeader,
-    target: &Target,
-    endpoint: &EndpointState,
-    complete: bool,
-) {
+fn take_in_report(headers: &HeaderMap, target: &Target, endpoint: &EndpointState, complete: bool) {
     let pool = &target.pool.config.name;
-    report::take_in(&head.headers, pool, endpoint, Origin::InBand, u32::from(complete));
+    report::take_in(headers, pool, endpoint, Origin::InBand, u32::from(complete));
 }
 
 /// Counts an attempt that was answered; resolved once an endpoint, since it is every request.

@@ -12,12 +12,12 @@ use crate::flow::balance::{balance, may_retry};
 use crate::pool::Endpoint;
 use crate::request::Request;
 use forebay_protocol::Reason;
+use forebay_protocol::grpc::Method;
 use http::StatusCode;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// An error that stands for a refusal: the text is in the request.
 fn refused(request: &mut Request, refusal: Refusal) -> Box<Error> {
@@ -30,14 +30,14 @@ fn refused(request: &mut Request, refusal: Refusal) -> Box<Error> {
 ///
 /// # Errors
 /// No endpoint, or no time left.
-pub fn peer(request: &mut Request) -> pingora::Result<Box<HttpPeer>> {
+pub fn peer(request: &mut Request, limits: &Limits) -> pingora::Result<Box<HttpPeer>> {
     let Some(target) = request.target.clone() else {
         return Error::e_explain(ErrorType::InternalError, "a request without a route");
     };
     if request.attempts.is_empty() {
         target.pool.state.budget.request();
     }
-    let left = request.time_left().unwrap_or(Duration::MAX);
+    let left = request.time_left().unwrap_or(limits.stream_idle);
     if left.is_zero() {
         let refusal = Refusal::new(Reason::DeadlineExceeded, "no answer before the deadline");
         return Err(refused(request, refusal));
@@ -47,7 +47,7 @@ pub fn peer(request: &mut Request) -> pingora::Result<Box<HttpPeer>> {
         // Pingora asks again if a kept connection had closed: the endpoint itself is not at fault.
         Err(refusal) => again(request).ok_or_else(|| refused(request, refusal))?,
     };
-    let mut peer = Box::new(endpoint.peer.clone());
+    let mut peer = Box::new(endpoint.peer(request.identity.grpc.is_some()).clone());
     // Per read: a stream may last longer than the deadline as long as it moves.
     peer.options.read_timeout = Some(left);
     peer.options.write_timeout = Some(left);
@@ -90,6 +90,10 @@ pub fn request_body(
     limits: &Limits,
 ) -> pingora::Result<()> {
     request.bytes_in += bytes as u64;
+    // Messages of a stream are bounded one by one, by the endpoint, and it may last.
+    if request.identity.grpc.is_some_and(Method::is_stream) {
+        return Ok(());
+    }
     if request.bytes_in > limits.body {
         return Err(refused(request, body_too_large(limits.body, None)));
     }
@@ -111,10 +115,14 @@ pub fn response_header(request: &mut Request, head: &mut ResponseHeader) -> ping
         return Error::e_explain(ErrorType::InvalidHTTPHeader, "a switch that nobody asked for");
     }
     request.times.forward = picked.at.elapsed();
+    if request.identity.grpc.is_some() {
+        super::grpc::note(request, &head.headers);
+    }
+    let Some(picked) = request.attempts.last() else { return Ok(()) };
     count_answer(&target, &picked.endpoint.state);
     // One whose length is known when it begins has been made; any other is still being made.
     let complete = head.headers.contains_key(http::header::CONTENT_LENGTH);
-    take_in_report(head, &target, &picked.endpoint.state, complete);
+    take_in_report(&head.headers, &target, &picked.endpoint.state, complete);
     prepare_answer(head, request, &target, &picked.endpoint.state)
 }
 

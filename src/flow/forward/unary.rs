@@ -9,7 +9,7 @@
 
 use super::exchange::{Answer, exchange};
 use super::{
-    HOP_BY_HOP, count_answer, count_attempt, nominated, prepare_answer, prepare_request,
+    HOP_BY_HOP, count_answer, count_attempt, grpc, nominated, prepare_answer, prepare_request,
     take_in_report,
 };
 use crate::config::Limits;
@@ -20,7 +20,7 @@ use crate::flow::route::Target;
 use crate::pool::Endpoint;
 use crate::request::Request;
 use bytes::{Bytes, BytesMut};
-use forebay_protocol::{Reason, header};
+use forebay_protocol::Reason;
 use http::{StatusCode, Version};
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
@@ -40,7 +40,7 @@ struct Failure {
     answer: Option<Box<Answer>>,
 }
 
-/// Receives the body, sends the request until an endpoint answers, and answers the caller.
+/// Receives the body, unless that was done for its routing, sends the request until an endpoint answers, and answers the caller.
 ///
 /// # Errors
 /// The connection to the caller broke. All else becomes a refusal in `request`, for the caller to
@@ -51,23 +51,35 @@ pub async fn forward(
     target: &Target,
     limits: &Limits,
     connector: &Connector,
+    received: Option<Bytes>,
 ) -> pingora::Result<()> {
     let started = Instant::now();
-    let body = match receive(session, request, limits).await {
+    let body = match received {
+        Some(body) => Ok(body),
+        None => receive(session, request, limits).await.inspect(|_| {
+            request.times.receive = started.elapsed();
+        }),
+    };
+    let body = match body {
         Ok(body) => body,
         Err(refusal) => {
             request.refusal = Some(refusal);
             return Ok(());
         }
     };
-    request.times.receive = started.elapsed();
-    let mut head = request_head(session.req_header(), body.len())?;
+    let mut head = match request.identity.grpc {
+        Some(_) => grpc::request_head(session.req_header())?,
+        None => request_head(session.req_header(), body.len())?,
+    };
     let outcome = tokio::select! {
         outcome = attempts(request, target, &mut head, &body, connector) => outcome,
         // With the body complete this resolves only if the caller leaves.
         left = session.downstream_session.read_body_or_idle(true) => Err(caller_left(left)),
     };
     match outcome {
+        Ok((answer, endpoint)) if request.identity.grpc.is_some() => {
+            grpc::respond(session, request, target, answer, &endpoint.state).await
+        }
         Ok((answer, endpoint)) => respond(session, request, target, answer, &endpoint).await,
         Err(refusal) => {
             // Attempts that were under way are over, and nobody is to blame for that.
@@ -215,7 +227,8 @@ async fn attempt(
     let until = own.map_or(deadline, |own| own.min(deadline));
     let exchange = async {
         prepare_request(head, request)?;
-        exchange(endpoint, head, body.clone(), connector).await
+        exchange(endpoint.peer(request.identity.grpc.is_some()), head, body.clone(), connector)
+            .await
     };
     let outcome = timeout_at(until.into(), exchange).await;
     request.times.forward += started.elapsed();
@@ -224,11 +237,14 @@ async fn attempt(
     };
     match outcome {
         Ok(Ok(answer)) => {
-            take_in_report(&answer.head, target, &endpoint.state, true);
-            if answer.head.status == StatusCode::SERVICE_UNAVAILABLE {
+            if let Some(trailers) = &answer.trailers {
+                take_in_report(trailers, target, &endpoint.state, true);
+            }
+            take_in_report(&answer.head.headers, target, &endpoint.state, true);
+            if answer.is_unavailable() {
                 picked.refused();
             } else {
-                picked.answered(answer.head.status.is_success());
+                picked.answered(answer.is_success());
             }
             asks_for_another(answer)
         }
@@ -254,11 +270,10 @@ async fn attempt(
 
 /// An endpoint that says 503 has not done the work; another may.
 fn asks_for_another(answer: Answer) -> Result<Answer, Failure> {
-    if answer.head.status != StatusCode::SERVICE_UNAVAILABLE {
+    if !answer.is_unavailable() {
         return Ok(answer);
     }
-    let stated = answer.head.headers.get(header::REASON).and_then(|value| value.to_str().ok());
-    let reason = stated.and_then(Reason::from_code).unwrap_or(Reason::QueueFull);
+    let reason = answer.reason().unwrap_or(Reason::QueueFull);
     let refusal = Refusal::new(reason, "the endpoint refused the request");
     Err(Failure { refusal, answer: Some(Box::new(answer)) })
 }
@@ -271,7 +286,7 @@ async fn respond(
     answer: Answer,
     endpoint: &Endpoint,
 ) -> pingora::Result<()> {
-    let Answer { mut head, body, rest } = answer;
+    let Answer { mut head, body, rest, .. } = answer;
     prepare_answer(&mut head, request, target, &endpoint.state)?;
     // What the endpoint speaks is between it and us.
     head.set_version(Version::HTTP_11);

@@ -31,6 +31,11 @@ fn slow() -> pb::ModelInferRequest {
     wire::write_request("slow", None, &InferRequest { inputs, ..InferRequest::default() })
 }
 
+fn report(ended: &Ended) -> LoadReport {
+    let value = ended.trailers[header::LOAD_REPORT_BIN].to_str().unwrap();
+    LoadReport::parse_base64(value).unwrap()
+}
+
 fn sums(message: &[u8]) -> Vec<Tensor> {
     wire::read_response(message).unwrap().outputs
 }
@@ -43,7 +48,7 @@ fn expected(a: f32, b: f32) -> Vec<Tensor> {
 async fn an_inference_is_answered_as_over_rest() {
     let worker = start_fixtures().await;
     let rest = infer(&worker, "arith", arith_body(3.0, 1.0)).await.outputs();
-    let ended = call(&worker, INFER, &arith(3.0, 1.0)).await;
+    let ended = call(worker.address(), INFER, &arith(3.0, 1.0)).await;
     let answer: pb::ModelInferResponse = ended.message();
     assert_eq!((answer.model_name.as_str(), answer.model_version.as_str()), ("arith", "1"));
     assert_eq!(answer.id, "3 and 1");
@@ -61,7 +66,7 @@ async fn an_inference_is_answered_as_over_rest() {
         name: "difference".to_owned(),
         ..Default::default()
     }];
-    let ended = call(&worker, INFER, &request).await;
+    let ended = call(worker.address(), INFER, &request).await;
     assert_eq!(sums(&ended.messages[0]), [tensor("difference", &[1, 4], vec![3.0; 4])]);
 }
 
@@ -70,19 +75,20 @@ async fn every_call_of_the_service_answers() {
     let worker = start_fixtures().await;
     let path = |method: &str| format!("{SERVICE}/{method}");
     let (name, version) = ("arith".to_owned(), "1".to_owned());
-    let ended = call(&worker, &path("ServerLive"), &pb::ServerLiveRequest {}).await;
+    let ended = call(worker.address(), &path("ServerLive"), &pb::ServerLiveRequest {}).await;
     assert!(ended.message::<pb::ServerLiveResponse>().live);
-    let ended = call(&worker, &path("ServerReady"), &pb::ServerReadyRequest {}).await;
+    let ended = call(worker.address(), &path("ServerReady"), &pb::ServerReadyRequest {}).await;
     assert!(ended.message::<pb::ServerReadyResponse>().ready);
-    let ended = call(&worker, &path("ServerMetadata"), &pb::ServerMetadataRequest {}).await;
+    let ended =
+        call(worker.address(), &path("ServerMetadata"), &pb::ServerMetadataRequest {}).await;
     assert_eq!(ended.message::<pb::ServerMetadataResponse>().name, "forebay-worker");
     for (name, expected) in [("arith", true), ("nobody", false)] {
         let request = pb::ModelReadyRequest { name: name.to_owned(), ..Default::default() };
-        let ended = call(&worker, &path("ModelReady"), &request).await;
+        let ended = call(worker.address(), &path("ModelReady"), &request).await;
         assert_eq!(ended.message::<pb::ModelReadyResponse>().ready, expected, "{name}");
     }
     let request = pb::ModelMetadataRequest { name: name.clone(), version: version.clone() };
-    let ended = call(&worker, &path("ModelMetadata"), &request).await;
+    let ended = call(worker.address(), &path("ModelMetadata"), &request).await;
     let metadata: pb::ModelMetadataResponse = ended.message();
     assert_eq!((metadata.inputs.len(), metadata.outputs.len()), (2, 2));
     assert_eq!(
@@ -91,12 +97,13 @@ async fn every_call_of_the_service_answers() {
     );
     let request = pb::ModelConfigRequest { name, version };
     let config: pb::ModelConfigResponse =
-        call(&worker, &path("ModelConfig"), &request).await.message();
+        call(worker.address(), &path("ModelConfig"), &request).await.message();
     let config = config.config.unwrap();
     assert_eq!((config.name.as_str(), config.input.len()), ("arith", 2));
     assert_eq!(config.input[0].data_type(), pb::DataType::TypeFp32);
     let ended =
-        call(&worker, &path("RepositoryIndex"), &pb::RepositoryIndexRequest::default()).await;
+        call(worker.address(), &path("RepositoryIndex"), &pb::RepositoryIndexRequest::default())
+            .await;
     let index: pb::RepositoryIndexResponse = ended.message();
     assert!(index.models.iter().any(|model| model.name == "arith" && model.state == "READY"));
 }
@@ -109,19 +116,19 @@ async fn models_are_loaded_and_unloaded_where_that_is_allowed() {
     };
     let path = |method: &str| format!("{SERVICE}/{method}");
     let worker = start_fixtures().await;
-    let ended = call(&worker, &path("RepositoryModelLoad"), &load("arith")).await;
+    let ended = call(worker.address(), &path("RepositoryModelLoad"), &load("arith")).await;
     ended.refused(Code::PermissionDenied, "forbidden", "models_control");
     let worker = start(Options { models_control: true, ..options(fixtures()) }).await;
     let unload =
         pb::RepositoryModelUnloadRequest { model_name: "arith".to_owned(), ..Default::default() };
-    let ended = call(&worker, &path("RepositoryModelUnload"), &unload).await;
+    let ended = call(worker.address(), &path("RepositoryModelUnload"), &unload).await;
     ended.message::<pb::RepositoryModelUnloadResponse>();
-    let ended = call(&worker, INFER, &arith(1.0, 1.0)).await;
+    let ended = call(worker.address(), INFER, &arith(1.0, 1.0)).await;
     ended.refused(Code::Unavailable, "model_not_ready", "arith");
-    let ended = call(&worker, &path("RepositoryModelLoad"), &load("arith")).await;
+    let ended = call(worker.address(), &path("RepositoryModelLoad"), &load("arith")).await;
     ended.message::<pb::RepositoryModelLoadResponse>();
-    call(&worker, INFER, &arith(1.0, 1.0)).await.message::<pb::ModelInferResponse>();
-    let ended = call(&worker, &path("RepositoryModelLoad"), &load("nobody")).await;
+    call(worker.address(), INFER, &arith(1.0, 1.0)).await.message::<pb::ModelInferResponse>();
+    let ended = call(worker.address(), &path("RepositoryModelLoad"), &load("nobody")).await;
     ended.refused(Code::NotFound, "model_not_found", "nobody");
 }
 
@@ -130,16 +137,24 @@ async fn refusals_have_the_status_and_the_words_of_their_reason() {
     let worker = start(Options { max_body: 4096, ..options(fixtures()) }).await;
     let mut unknown = arith(1.0, 1.0);
     unknown.model_name = "nobody".to_owned();
-    call(&worker, INFER, &unknown).await.refused(Code::NotFound, "model_not_found", "nobody");
+    call(worker.address(), INFER, &unknown).await.refused(
+        Code::NotFound,
+        "model_not_found",
+        "nobody",
+    );
     let mut misshapen = arith(1.0, 1.0);
     misshapen.inputs[0].shape = vec![1, 3];
-    let ended = call(&worker, INFER, &misshapen).await;
+    let ended = call(worker.address(), INFER, &misshapen).await;
     ended.refused(Code::InvalidArgument, "invalid_input", "expected 12 bytes");
     let large = pb::ModelInferRequest { id: "x".repeat(5000), ..arith(1.0, 1.0) };
-    let ended = call(&worker, INFER, &large).await;
+    let ended = call(worker.address(), INFER, &large).await;
     ended.refused(Code::ResourceExhausted, "body_too_large", "4101");
     for path in ["/inference.GRPCInferenceService/ModelDream", "/nobody.Service/Call"] {
-        call_with(&worker, path, &[], "").await.refused(Code::Unimplemented, "not_found", "no");
+        call_with(worker.address(), path, &[], "").await.refused(
+            Code::Unimplemented,
+            "not_found",
+            "no",
+        );
     }
     let whole = framed(&arith(1.0, 1.0));
     let compressed = [&[1][..], &whole[1..]].concat();
@@ -153,7 +168,7 @@ async fn refusals_have_the_status_and_the_words_of_their_reason() {
         (&[("grpc-encoding", "zstd")], whole.clone(), Code::Unimplemented, "zstd"),
         (&[("grpc-timeout", "soon")], whole.clone(), Code::InvalidArgument, "grpc-timeout"),
     ] {
-        let ended = call_with(&worker, INFER, headers, body).await;
+        let ended = call_with(worker.address(), INFER, headers, body).await;
         assert_eq!(ended.code(), code, "{part}: {}", ended.words());
         assert!(ended.words().contains(part), "{part}: {}", ended.words());
     }
@@ -187,11 +202,11 @@ async fn compressed_messages_are_read_and_bombs_refused() {
     for (name, bytes) in [("gzip", gzip.finish().unwrap()), ("deflate", deflate.finish().unwrap())]
     {
         let body = compressed(bytes);
-        let ended = call_with(&worker, INFER, &[("grpc-encoding", name)], body).await;
+        let ended = call_with(worker.address(), INFER, &[("grpc-encoding", name)], body).await;
         assert_eq!(sums(&ended.messages[0]), expected(2.0, 1.0), "{name}");
     }
     let body = compressed(bomb.finish().unwrap());
-    let ended = call_with(&worker, INFER, &[("grpc-encoding", "gzip")], body).await;
+    let ended = call_with(worker.address(), INFER, &[("grpc-encoding", "gzip")], body).await;
     ended.refused(Code::ResourceExhausted, "body_too_large", "more after inflating");
 }
 
@@ -200,13 +215,13 @@ async fn a_timeout_ends_a_call_in_time_and_stops_its_work() {
     let worker = start(Options { executors: 1, ..options(fixtures()) }).await;
     let sent = Instant::now();
     let headers = [("grpc-timeout", "60m")];
-    let ended = call_with(&worker, INFER, &headers, framed(&slow())).await;
+    let ended = call_with(worker.address(), INFER, &headers, framed(&slow())).await;
     ended.refused(Code::DeadlineExceeded, "deadline_exceeded", "deadline");
     assert!(sent.elapsed() >= Duration::from_millis(60));
     until_busy(&worker, 0, 0).await;
     // The smallest of all deadlines wins.
     let headers = [("grpc-timeout", "1H"), ("x-request-deadline", "60")];
-    let ended = call_with(&worker, INFER, &headers, framed(&slow())).await;
+    let ended = call_with(worker.address(), INFER, &headers, framed(&slow())).await;
     assert_eq!(ended.code(), Code::DeadlineExceeded);
     let timeout = Parameter::Int(60_000);
     let request = InferRequest {
@@ -214,7 +229,7 @@ async fn a_timeout_ends_a_call_in_time_and_stops_its_work() {
         parameters: [("timeout".to_owned(), timeout)].into_iter().collect(),
         ..InferRequest::default()
     };
-    let ended = call(&worker, INFER, &wire::write_request("slow", None, &request)).await;
+    let ended = call(worker.address(), INFER, &wire::write_request("slow", None, &request)).await;
     assert_eq!(ended.code(), Code::DeadlineExceeded);
 }
 
@@ -222,21 +237,21 @@ async fn a_timeout_ends_a_call_in_time_and_stops_its_work() {
 async fn load_reports_come_in_trailers_and_out_of_band() {
     let worker = start(Options { executors: 1, ..options(fixtures()) }).await;
     let headers = [("x-request-id", "abc-1")];
-    let ended = call_with(&worker, INFER, &headers, framed(&arith(1.0, 1.0))).await;
+    let ended = call_with(worker.address(), INFER, &headers, framed(&arith(1.0, 1.0))).await;
     assert_eq!(ended.headers["x-request-id"], "abc-1");
     assert!(!ended.headers.contains_key(header::LOAD_REPORT), "one report is enough");
-    let report = ended.report();
-    assert_eq!(report.rif, Some(0));
-    assert!(report.slots >= Some(1), "as many rows as are worth joining: {report}");
-    let refused = call(&worker, INFER, &pb::ModelInferRequest::default()).await;
-    assert!(refused.report().seq > report.seq);
+    let first = report(&ended);
+    assert_eq!(first.rif, Some(0));
+    assert!(first.slots >= Some(1), "as many rows as are worth joining: {first}");
+    let refused = call(worker.address(), INFER, &pb::ModelInferRequest::default()).await;
+    assert!(report(&refused).seq > first.seq);
     let watch = OrcaLoadReportRequest {
         report_interval: Some(Interval { seconds: 0, nanos: 10_000_000 }),
         ..Default::default()
     };
     let path = "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics";
-    let mut reports = Call::start(&worker, path, &[], framed(&watch)).await;
-    let (sender, busy) = Call::stream(&worker, STREAM, &[]).await;
+    let mut reports = Call::start(worker.address(), path, &[], framed(&watch)).await;
+    let (sender, busy) = Call::stream(worker.address(), STREAM, &[]).await;
     sender.send(framed(&slow())).await.unwrap();
     until_reported(&mut reports, 1).await;
     drop(busy);
@@ -253,7 +268,7 @@ async fn until_reported(reports: &mut Call, rif: u32) {
 #[tokio::test]
 async fn a_stream_answers_in_order_and_goes_on_after_a_refusal() {
     let worker = start_fixtures().await;
-    let (sender, mut call) = Call::stream(&worker, STREAM, &[]).await;
+    let (sender, mut call) = Call::stream(worker.address(), STREAM, &[]).await;
     let mut wrong = arith(1.0, 1.0);
     wrong.inputs.pop();
     wrong.raw_input_contents.pop();
@@ -282,7 +297,7 @@ async fn a_stream_answers_in_order_and_goes_on_after_a_refusal() {
     drop(sender);
     let ended = call.end().await;
     assert_eq!((ended.code(), ended.messages.len()), (Code::Ok, 0));
-    assert_eq!(ended.report().rif, Some(0));
+    assert_eq!(report(&ended).rif, Some(0));
 }
 
 #[tokio::test]
@@ -293,7 +308,7 @@ async fn a_stream_that_is_damaged_ends_with_the_reason() {
         (b"\0\0\0\0\x09abc", Code::InvalidArgument, "invalid_request"),
         (b"\0\0\x01\0\0abc", Code::ResourceExhausted, "body_too_large"),
     ] {
-        let (sender, mut call) = Call::stream(&worker, STREAM, &[]).await;
+        let (sender, mut call) = Call::stream(worker.address(), STREAM, &[]).await;
         sender.send(framed(&arith(1.0, 2.0))).await.unwrap();
         call.expect::<pb::ModelStreamInferResponse>().await;
         sender.send(Bytes::from_static(bytes)).await.unwrap();
@@ -309,11 +324,11 @@ async fn a_message_that_is_only_announced_takes_no_memory() {
     let worker = start(memory).await;
     let mut promises = Vec::new();
     for _ in 0..100 {
-        let (sender, call) = Call::stream(&worker, STREAM, &[]).await;
+        let (sender, call) = Call::stream(worker.address(), STREAM, &[]).await;
         sender.send(Bytes::from_static(b"\0\0\x0f\xff\xffab")).await.unwrap();
         promises.push((sender, call));
     }
-    let ended = call(&worker, INFER, &arith(1.0, 1.0)).await;
+    let ended = call(worker.address(), INFER, &arith(1.0, 1.0)).await;
     assert_eq!(sums(&ended.messages[0]), expected(1.0, 1.0));
 }
 
@@ -321,18 +336,18 @@ async fn a_message_that_is_only_announced_takes_no_memory() {
 async fn a_message_that_stops_half_way_is_given_up() {
     let patience = Duration::from_millis(100);
     let worker = start(Options { body_timeout: patience, ..options(fixtures()) }).await;
-    let (sender, call) = Call::stream(&worker, STREAM, &[]).await;
+    let (sender, call) = Call::stream(worker.address(), STREAM, &[]).await;
     sender.send(framed(&arith(1.0, 1.0)).slice(..20)).await.unwrap();
     let ended = call.end().await;
     ended.refused(Code::DeadlineExceeded, "request_timeout", "unfinished");
-    let (_sender, call) = Call::stream(&worker, STREAM, &[("grpc-timeout", "50m")]).await;
+    let (_sender, call) = Call::stream(worker.address(), STREAM, &[("grpc-timeout", "50m")]).await;
     call.end().await.refused(Code::DeadlineExceeded, "deadline_exceeded", "deadline");
 }
 
 #[tokio::test]
 async fn a_caller_that_leaves_a_stream_stops_its_work() {
     let worker = start(Options { executors: 1, ..options(fixtures()) }).await;
-    let (sender, call) = Call::stream(&worker, STREAM, &[]).await;
+    let (sender, call) = Call::stream(worker.address(), STREAM, &[]).await;
     for _ in 0..3 {
         sender.send(framed(&slow())).await.unwrap();
     }
@@ -348,21 +363,21 @@ async fn health_is_told_and_watched_until_the_worker_closes() {
     let check = |service: &str| HealthCheckRequest { service: service.to_owned() };
     let path = "/grpc.health.v1.Health/Check";
     for service in ["", "inference.GRPCInferenceService"] {
-        let ended = call(&worker, path, &check(service)).await;
+        let ended = call(worker.address(), path, &check(service)).await;
         assert_eq!(ended.message::<HealthCheckResponse>().status(), ServingStatus::Serving);
     }
-    call(&worker, path, &check("nobody")).await.refused(
+    call(worker.address(), path, &check("nobody")).await.refused(
         Code::NotFound,
         "model_not_found",
         "nobody",
     );
     let watch = "/grpc.health.v1.Health/Watch";
-    let mut watched = Call::start(&worker, watch, &[], framed(&check(""))).await;
-    let mut unknown = Call::start(&worker, watch, &[], framed(&check("nobody"))).await;
+    let mut watched = Call::start(worker.address(), watch, &[], framed(&check(""))).await;
+    let mut unknown = Call::start(worker.address(), watch, &[], framed(&check("nobody"))).await;
     let status = |answer: HealthCheckResponse| answer.status();
     assert_eq!(status(watched.expect().await), ServingStatus::Serving);
     assert_eq!(status(unknown.expect().await), ServingStatus::ServiceUnknown);
-    let (sender, mut stream) = Call::stream(&worker, STREAM, &[]).await;
+    let (sender, mut stream) = Call::stream(worker.address(), STREAM, &[]).await;
     sender.send(framed(&arith(1.0, 2.0))).await.unwrap();
     stream.expect::<pb::ModelStreamInferResponse>().await;
     worker.lifecycle().advance(Phase::Draining);

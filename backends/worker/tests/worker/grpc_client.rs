@@ -3,16 +3,18 @@
 use crate::harness::PATIENCE;
 use bytes::{Bytes, BytesMut};
 use forebay_protocol::grpc::{Code, PREFIX_BYTES, Prefix, decode_message, frame};
-use forebay_protocol::{LoadReport, header};
-use forebay_worker::Worker;
+use forebay_protocol::header;
 use futures_util::stream;
 use http::{HeaderMap, Request, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
+use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -42,11 +44,6 @@ impl Ended {
         self.trailers.get(header::GRPC_MESSAGE).map(decode_message).unwrap_or_default()
     }
 
-    pub(crate) fn report(&self) -> LoadReport {
-        let value = self.trailers[header::LOAD_REPORT_BIN].to_str().unwrap();
-        LoadReport::parse_base64(value).unwrap()
-    }
-
     /// The one message of an answer that went well.
     #[track_caller]
     pub(crate) fn message<M: Message + Default>(&self) -> M {
@@ -65,70 +62,104 @@ impl Ended {
 }
 
 /// A unary call with a well-formed message.
-pub(crate) async fn call(worker: &Worker, method: &str, message: &impl Message) -> Ended {
-    call_with(worker, method, &[], framed(message)).await
+pub(crate) async fn call(address: SocketAddr, method: &str, message: &impl Message) -> Ended {
+    call_with(address, method, &[], framed(message)).await
 }
 
 /// A call with these headers and this body.
 pub(crate) async fn call_with(
-    worker: &Worker,
+    address: SocketAddr,
     method: &str,
     headers: &[(&str, &str)],
     body: impl Into<Bytes>,
 ) -> Ended {
-    Call::start(worker, method, headers, body).await.end().await
+    Connection::open(address).await.call(method, headers, body).await
 }
 
-/// A call that is under way; dropping it is the caller going away.
-pub(crate) struct Call {
-    headers: HeaderMap,
-    body: Incoming,
-    buffer: BytesMut,
-    trailers: Option<HeaderMap>,
-    connection: tokio::task::AbortHandle,
+/// A connection for many calls; closed when it and its calls are dropped.
+#[derive(Clone)]
+pub(crate) struct Connection {
+    address: SocketAddr,
+    sender: SendRequest<UnsyncBoxBody<Bytes, Infallible>>,
+    _task: Arc<Task>,
 }
 
-impl Call {
-    async fn open(
-        worker: &Worker,
+struct Task(tokio::task::AbortHandle);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Connection {
+    pub(crate) async fn open(address: SocketAddr) -> Self {
+        let io = TokioIo::new(TcpStream::connect(address).await.unwrap());
+        let (sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        let task = Arc::new(Task(tokio::spawn(connection).abort_handle()));
+        Self { address, sender, _task: task }
+    }
+
+    /// A unary call.
+    pub(crate) async fn call(
+        &self,
+        method: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Ended {
+        let body = Full::new(body.into()).boxed_unsync();
+        self.clone().begin(method, headers, body).await.end().await
+    }
+
+    async fn begin(
+        mut self,
         method: &str,
         headers: &[(&str, &str)],
         body: UnsyncBoxBody<Bytes, Infallible>,
-    ) -> Self {
-        let io = TokioIo::new(TcpStream::connect(worker.address()).await.unwrap());
-        let (mut sender, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
-        let connection = tokio::spawn(connection).abort_handle();
-        let uri = format!("http://{}{method}", worker.address());
+    ) -> Call {
+        let uri = format!("http://{}{method}", self.address);
         let mut request = Request::post(uri).header("te", "trailers");
-        let given = headers.iter().any(|(name, _)| *name == "content-type");
-        if !given {
-            request = request.header("content-type", "application/grpc");
-        }
+        request = request.header("content-type", "application/grpc");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let request = request.body(body).unwrap();
-        let response = timeout(PATIENCE, sender.send_request(request)).await.unwrap().unwrap();
+        let sent = timeout(PATIENCE, self.sender.send_request(request));
+        let response = sent.await.expect("an answer in time").unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         let (parts, body) = response.into_parts();
         let (headers, buffer) = (parts.headers, BytesMut::new());
-        Self { headers, body, buffer, trailers: None, connection }
+        // A header that ends the stream is a trailer at the same time, any other is none.
+        let trailers = body.is_end_stream().then(|| headers.clone());
+        Call { headers, body, buffer, trailers, _connection: self }
     }
+}
 
+/// A call that is under way; dropping it is the caller going away.
+pub(crate) struct Call {
+    pub(crate) headers: HeaderMap,
+    body: Incoming,
+    buffer: BytesMut,
+    trailers: Option<HeaderMap>,
+    _connection: Connection,
+}
+
+impl Call {
     /// A call with one message, and perhaps many answers.
     pub(crate) async fn start(
-        worker: &Worker,
+        address: SocketAddr,
         method: &str,
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Self {
-        Self::open(worker, method, headers, Full::new(body.into()).boxed_unsync()).await
+        let body = Full::new(body.into()).boxed_unsync();
+        Connection::open(address).await.begin(method, headers, body).await
     }
 
     /// A call whose messages come out of the channel.
     pub(crate) async fn stream(
-        worker: &Worker,
+        address: SocketAddr,
         method: &str,
         headers: &[(&str, &str)],
     ) -> (mpsc::Sender<Bytes>, Self) {
@@ -138,7 +169,7 @@ impl Call {
             Some((Ok::<_, Infallible>(Frame::data(bytes)), receiver))
         });
         let body = StreamBody::new(frames).boxed_unsync();
-        (sender, Self::open(worker, method, headers, body).await)
+        (sender, Connection::open(address).await.begin(method, headers, body).await)
     }
 
     /// The next message; `None`: the call has ended.
@@ -173,13 +204,7 @@ impl Call {
             messages.push(message);
         }
         let headers = self.headers.clone();
-        let trailers = self.trailers.clone().unwrap_or_else(|| headers.clone());
+        let trailers = self.trailers.clone().expect("a status at the end");
         Ended { headers, messages, trailers }
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        self.connection.abort();
     }
 }

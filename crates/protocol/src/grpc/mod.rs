@@ -14,6 +14,7 @@ mod code;
 mod frame;
 #[cfg(feature = "grpc")]
 pub mod infer;
+mod method;
 #[cfg(feature = "grpc")]
 pub mod pb;
 mod timeout;
@@ -21,6 +22,7 @@ pub(crate) mod wire;
 
 pub use code::{Code, decode_message, encode_message};
 pub use frame::{FrameError, PREFIX_BYTES, Prefix, frame, only_message};
+pub use method::Method;
 pub use timeout::{format_timeout, parse_timeout};
 pub use wire::{WireError, text_field};
 

@@ -1,5 +1,7 @@
 //! The answers that the proxy gives itself: refusals, and its own health.
 
+pub mod grpc;
+
 use crate::error::Refusal;
 use crate::request::Request;
 use bytes::Bytes;
@@ -24,6 +26,15 @@ const LINGER_TIME: Duration = Duration::from_secs(2);
 pub async fn refuse(session: &mut Session, request: &Request, refusal: &Refusal) -> Result<()> {
     if refusal.reason == Reason::ClientClosed {
         session.downstream_session.set_keepalive(None);
+        return Ok(());
+    }
+    if request.identity.grpc.is_some() {
+        grpc::refuse(session, request, refusal).await?;
+        // A stream that is dropped before its caller has said all is reset, and clients may forget
+        // the answer over that.
+        if !session.downstream_session.is_body_done() {
+            linger(session).await;
+        }
         return Ok(());
     }
     let unread = !session.downstream_session.is_body_done();

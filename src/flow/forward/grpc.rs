@@ -1,0 +1,111 @@
+//! gRPC on its way to an endpoint and back: HTTP/2 on both sides, and a status in the trailers.
+
+use super::exchange::{self, Answer};
+use super::{HOP_BY_HOP, nominated, prepare_answer, take_in_report};
+use crate::answer::grpc::header_alone;
+use crate::flow::route::Target;
+use crate::pool::EndpointState;
+use crate::request::Request;
+use forebay_protocol::grpc::{Code, format_timeout};
+use forebay_protocol::{Reason, header};
+use http::HeaderMap;
+use pingora::http::RequestHeader;
+use pingora::proxy::Session;
+use pingora::{ErrorType, OrErr};
+use std::time::{Duration, Instant};
+use tokio::time::timeout_at;
+
+/// The header of a held call as it is sent.
+pub(super) fn request_head(received: &RequestHeader) -> pingora::Result<RequestHeader> {
+    let mut head = received.clone();
+    for name in nominated(&received.headers) {
+        head.remove_header(&name);
+    }
+    for name in HOP_BY_HOP.iter().chain([&http::header::EXPECT]) {
+        head.remove_header(name);
+    }
+    // Of this connection as well, and without it a server may keep its trailers to itself.
+    head.insert_header(http::header::TE, "trailers")?;
+    Ok(head)
+}
+
+/// States the time that is left, in gRPC's own header too.
+pub(super) fn prepare(head: &mut RequestHeader, left: Duration) -> pingora::Result<()> {
+    head.insert_header(header::GRPC_TIMEOUT, format_timeout(left))
+}
+
+/// How the call ended, if these headers say it.
+pub(super) fn code(headers: &HeaderMap) -> Option<Code> {
+    headers.get(header::GRPC_STATUS).and_then(Code::parse)
+}
+
+/// Notes how the call ended, if these headers or trailers say it.
+pub(super) fn note(request: &mut Request, headers: &HeaderMap) {
+    let Some(code) = code(headers) else { return };
+    request.grpc_status = Some(code.number());
+    let stated = headers.get(header::REASON).and_then(|value| value.to_str().ok());
+    let stated = stated.and_then(Reason::from_code);
+    request.stated = stated.or_else(|| Reason::from_grpc(code));
+}
+
+/// Takes in what trailers say to the proxy, and out of them what is for it alone. `complete`: the
+/// endpoint has done its work and does not count it any more.
+pub fn trailers(request: &mut Request, trailers: &mut HeaderMap, complete: bool) {
+    note(request, trailers);
+    if let (Some(target), Some(picked)) = (&request.target, request.attempts.last()) {
+        take_in_report(trailers, target, &picked.endpoint.state, complete);
+    }
+    trailers.remove(header::LOAD_REPORT);
+    trailers.remove(header::LOAD_REPORT_BIN);
+}
+
+/// Gives the caller the answer; from here on it can't be taken back.
+pub(super) async fn respond(
+    session: &mut Session,
+    request: &mut Request,
+    target: &Target,
+    answer: Answer,
+    endpoint: &EndpointState,
+) -> pingora::Result<()> {
+    let Answer { mut head, body, rest, trailers: held } = answer;
+    note(request, &head.headers);
+    prepare_answer(&mut head, request, target, endpoint)?;
+    for name in &HOP_BY_HOP {
+        head.remove_header(name);
+    }
+    if body.is_empty() && rest.is_none() && held.is_none() {
+        return header_alone(session, head).await;
+    }
+    session.write_response_header(head, false).await?;
+    for chunk in body {
+        session.write_response_body(Some(chunk), false).await?;
+    }
+    let last = match rest {
+        None => held.map(|mut held| {
+            // Its report was taken in when it came.
+            note(request, &held);
+            held.remove(header::LOAD_REPORT);
+            held.remove(header::LOAD_REPORT_BIN);
+            *held
+        }),
+        Some(mut rest) => {
+            let deadline = request.deadline.unwrap_or(Instant::now() + Duration::from_secs(3600));
+            loop {
+                let read = timeout_at(deadline.into(), rest.read_response_body()).await;
+                let chunk = read.or_err(ErrorType::ReadTimedout, "the rest of a long answer")??;
+                let Some(chunk) = chunk else { break };
+                session.write_response_body(Some(chunk), false).await?;
+            }
+            let last = timeout_at(deadline.into(), exchange::trailers(&mut rest)).await;
+            let last = last.or_err(ErrorType::ReadTimedout, "the end of a long answer")??;
+            last.map(|mut last| {
+                trailers(request, &mut last, true);
+                *last
+            })
+        }
+    };
+    // Without them the caller would not know whether it has all.
+    let last = last
+        .unwrap_or_else(|| HeaderMap::from_iter([(header::GRPC_STATUS, Code::Unknown.value())]));
+    session.downstream_session.write_response_trailers(last).await
+}
