@@ -169,3 +169,13 @@ fn overrides_that_contradict_the_model_are_refused() {
     options.warm_up.insert("a".into(), vec![1, 5]);
     assert!(matches!(refused(&options), LoadError::Override { .. }));
 }
+
+#[test]
+fn the_longest_node_is_known_even_if_it_is_the_last() {
+    let mut options = LoadOptions::default();
+    options.warm_up.insert("x".into(), vec![5_000, 1, 3]);
+    let model = load("endless", &options);
+    let whole = model.curve().seconds(1).unwrap();
+    let grain = model.grain().as_secs_f64();
+    assert!(grain > 0.5 * whole, "one node of {grain} s in a run of {whole} s");
+}

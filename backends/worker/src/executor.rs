@@ -5,7 +5,7 @@
 //!
 //! Nothing that a model does may take more than its own batch with it. A panic is caught; a run
 //! beyond the model's `max_execution` is stopped between two nodes of its graph; and if a single
-//! node never ends, the [overseer](oversee) gives the thread up, answers who waits and starts
+//! node never ends, the [overseer](crate::overseer) gives the thread up, answers who waits and starts
 //! another. What fails together is tried again alone, once, so that one bad row does not spoil its
 //! neighbours.
 

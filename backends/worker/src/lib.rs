@@ -18,14 +18,16 @@
 //! | `rest` | an inference as HTTP request and answer |
 //! | `infer` | one inference, whatever it came in on: check, queue, wait, answer |
 //! | `check` | do the tensors fit the model? |
-//! | `queue` | a bounded line per model, served in turn |
+//! | `queue` | a bounded line per model; who runs next, and what runs together |
 //! | `executor` | a fixed pool of threads that runs the engine |
+//! | `overseer` | runs that can't be stopped |
 //! | `describe` | metadata, health, configuration, metrics |
 //! | `control` | the model repository extension: index, load, unload |
 //! | `repository` | what is served now; a request's way to its version |
 //! | `loader`, `room` | the one thread that loads and unloads; memory for models |
 //! | `disk`, `model_config` | models on disk, read but not believed |
-//! | `report`, `metrics` | what the worker says of itself |
+//! | `golden` | recorded answers, compared when a model is loaded |
+//! | `report`, `metrics`, `stats` | what the worker says of itself |
 //! | `refusal` | every error, with its reason |
 //!
 //! Threads: the runtime's I/O threads never run a model, the executors never touch a socket; large

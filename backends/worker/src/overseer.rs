@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 /// Beyond its limit a run gets so long to notice: a node of a healthy model takes far less.
 const MARGIN: Duration = Duration::from_secs(1);
 
+/// Time between two looks.
+const LOOK: Duration = Duration::from_millis(250);
+
 /// A place in the pool, held by one thread until that is given up.
 #[derive(Debug)]
 pub(crate) struct Seat {
@@ -110,8 +113,18 @@ impl Overseer {
     }
 }
 
-/// Gives up the threads of runs that are long overdue. To be called every now and then.
-pub(crate) fn oversee(app: &Arc<App>) {
+/// Looks after all runs until the end.
+pub(crate) async fn watch(app: Arc<App>) {
+    loop {
+        tokio::select! {
+            () = app.lifecycle.reached(Phase::Ended) => return,
+            () = tokio::time::sleep(LOOK) => oversee(&app),
+        }
+    }
+}
+
+/// Gives up the threads of runs that are long overdue.
+fn oversee(app: &Arc<App>) {
     let now = Instant::now();
     for run in app.overseer.overdue(now) {
         let (seat, seconds) = (&run.seat, (now - run.started).as_secs_f64());

@@ -94,6 +94,7 @@ impl Worker {
         loader.start(commands).map_err(StartError::Threads)?;
         tracing::info!(%address, executors = app.options.executors, "listening");
         tokio::spawn(upkeep(Arc::clone(&app)));
+        tokio::spawn(overseer::watch(Arc::clone(&app)));
         let (delay, timeout) = (app.options.drain_delay, app.options.drain_timeout);
         tokio::spawn(app.lifecycle.clone().conduct(delay, timeout));
         let serving = tokio::spawn(serve(Arc::clone(&app), listener));
@@ -258,7 +259,6 @@ async fn upkeep(app: Arc<App>) {
         let used = now.1.saturating_sub(last.1).as_secs_f64();
         app.load.set_cpu_utilization(used / wall.max(1e-3) / cores);
         app.metrics.upkeep();
-        overseer::oversee(&app);
         last = now;
     }
 }

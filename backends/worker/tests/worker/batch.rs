@@ -192,7 +192,7 @@ async fn a_run_beyond_its_limit_is_stopped_and_counted() {
 
 /// A request that one node of the graph computes for seconds.
 fn endless_request() -> Request<Bytes> {
-    const STEPS: usize = 400_000;
+    const STEPS: usize = 600_000;
     let inputs = vec![tensor("x", &[STEPS, 1, 3], vec![0.5; 3 * STEPS])];
     let body = forebay_protocol::oip::InferRequest { inputs, ..Default::default() };
     binary_request("/v2/models/endless/infer", &body)

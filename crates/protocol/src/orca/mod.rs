@@ -31,13 +31,14 @@ pub struct LoadReport {
     pub rif: Option<u32>,
     /// Requests queued only.
     pub queue: Option<u32>,
-    /// Requests that can run at once: instances x maximal batch.
+    /// Requests that run at once: executors x the rows that are worth joining, on average of what ran
+    /// lately.
     pub slots: Option<u32>,
     /// Requests in the batch that is open at the moment.
     pub forming: Option<u32>,
     /// Milliseconds until the open batch closes.
     pub close_in_ms: Option<f64>,
-    /// Mean service time in milliseconds at the present `rif`.
+    /// Mean service time in milliseconds, of a batch where there are batches, at the present `rif`.
     pub lat_at_rif_ms: Option<f64>,
     /// Grows by one with every report of a process: an older report is recognised.
     pub seq: Option<u64>,

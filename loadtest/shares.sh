@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Do models share a worker fairly? The latency of a light model (about 1 ms) alone, and beside a heavy
+# one (about 100 ms) that is asked by as many callers as keep every executor busy, on the same
+# executors at equal weights. Two kinds of heavy models: one whose graph has many nodes, between which
+# it lends its executor, and one that is a single node, which has to leave one executor free. Runs
+# alternate, and medians are compared.
+#
+#   loadtest/shares.sh [FILE.md]             the table goes to standard output and to FILE.md
+#
+# Environment, all optional:
+#   ROUNDS=5  SECONDS_EACH=5  RATE=50/s  EXECUTORS=2
+#   LIGHT=70  FINE=400  COARSE=10000         sizes: sides of matrices, steps of an LSTM
+#   WORKER="target/release/forebay worker"   built if not given
+#   FOREBAY_LOAD                             built if not given
+set -euo pipefail
+
+rounds=${ROUNDS:-5} seconds=${SECONDS_EACH:-5} rate=${RATE:-50/s} executors=${EXECUTORS:-2}
+light=${LIGHT:-70} fine=${FINE:-400} coarse=${COARSE:-10000}
+root=$(cd "$(dirname "$0")/.." && pwd) target=${CARGO_TARGET_DIR:-$root/target}
+work=$(mktemp -d) worker_pid= heavy_pid= name=shares
+# shellcheck source=peers/common.sh
+. "$root/loadtest/peers/common.sh"
+cleanup() { end "$heavy_pid"; end "$worker_pid"; rm -rf "$work"; }
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+[ -n "${WORKER:-}" ] || cargo build --release --manifest-path "$root/Cargo.toml"
+[ -n "${FOREBAY_LOAD:-}" ] || cargo build --release -p forebay-loadtest --manifest-path "$root/Cargo.toml"
+worker=${WORKER:-$target/release/forebay worker} load=${FOREBAY_LOAD:-$target/release/forebay-load}
+
+models=$root/backends/worker/tests/models
+put() { # name, model, warm-up shape
+    mkdir -p "$work/models/$1/1"
+    cp "$models/$2/1/model.onnx" "$work/models/$1/1/"
+    printf '[[input]]\nname = "x"\nwarm_up = %s\n' "$3" > "$work/models/$1/model.toml"
+}
+put light slow "[$light]"
+put fine slow "[$fine]"
+put coarse endless "[$coarse, 1, 3]"
+
+port=$(free_port)
+# shellcheck disable=SC2086
+$worker --models "$work/models" --listen "127.0.0.1:$port" --executors "$executors" > "$work/worker.out" 2>&1 &
+worker_pid=$!
+url=http://127.0.0.1:$port
+
+# One run of the light model: prints p50 and p99 in milliseconds.
+measure() {
+    "$load" run "$url" --model light --shape "x:$light" --range 0..0.2 --encoding binary --rate "$rate" --arrivals poisson \
+        --for "${seconds}s" --warm-up 1s --quiet --json="$work/light.json" > "$work/light.out" || [ $? = 3 ]
+    python3 - "$work/light.json" <<'PY'
+import json, sys
+report = json.load(open(sys.argv[1]))
+latency = report["latency"]
+if report["error_share"] > 0 or not latency["count"]:
+    sys.exit(f"expected answers alone, found {report['outcomes']}")
+print(f'{latency["p50"] * 1e3:.2f} {latency["p99"] * 1e3:.2f}')
+PY
+}
+
+# The heavy model in the background, two callers for each executor.
+heavy() {
+    # Numbers whose products neither overflow nor vanish.
+    local shape=x:$fine range=0..0.08
+    [ "$1" = coarse ] && shape=x:$coarse,1,3 range=0..1
+    "$load" run "$url" --model "$1" --shape "$shape" --range "$range" --encoding binary -c $((2 * executors)) \
+        --for "$((seconds + 5))s" --warm-up 0s --timeout 60s --quiet --json="$work/heavy.json" \
+        > "$work/heavy.out" 2>&1 &
+    heavy_pid=$!
+}
+
+for _ in $(seq 600); do
+    curl -sf "$url/v2/health/ready" > /dev/null && break
+    sleep 0.1
+done
+grep -o 'model=.*took_ms=[0-9]*' "$work/worker.out" >&2 || true
+for round in $(seq "$rounds"); do
+    for case in alone fine coarse; do
+        if [ $case != alone ]; then heavy $case; sleep 1; fi
+        echo "$case $(measure)" | tee -a "$work/results" >&2
+        end "$heavy_pid"; heavy_pid=
+        sleep 0.5
+    done
+done
+
+median() { sort -g | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
+column() { awk -v c="$1" -v f="$2" '$1 == c { print $f }' "$work/results" | median; }
+{
+    echo "| light model | p50 ms | p99 ms | p99 / alone |"
+    echo "|---|---|---|---|"
+    base=$(column alone 3)
+    for case in alone fine coarse; do
+        p99=$(column $case 3)
+        ratio=$(awk -v a="$p99" -v b="$base" 'BEGIN { printf "%.2f", a / b }')
+        label="beside a heavy one of $case nodes"
+        [ $case = alone ] && label=alone
+        echo "| $label | $(column $case 2) | $p99 | $ratio |"
+    done
+} | tee ${1:+"$1"}
