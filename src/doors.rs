@@ -126,7 +126,9 @@ impl Door {
                 h2c: *h2c,
                 proxy_protocol: listener.proxy_protocol,
                 connections: Arc::clone(&connections),
+                snapshot: Arc::clone(&proxy.snapshot),
                 lifecycle: Arc::clone(&proxy.lifecycle),
+                observer: Arc::clone(&proxy.observer),
             })),
             Protocol::Tcp(settings) => Taker::Tcp(Arc::new(Layer4 {
                 settings: settings.clone(),

@@ -75,6 +75,9 @@ pub struct Limits {
     /// Bytes of bodies that are held at once, over all requests; those that find no room are
     /// streamed.
     pub memory: u64,
+    /// Time that a request's header may take to arrive, from its first byte; on a new connection, from
+    /// its beginning.
+    pub header_timeout: Duration,
     /// Time that a request's body may take to arrive.
     pub body_timeout: Duration,
     /// Time for which a gRPC stream may be silent whose caller gave it no deadline.

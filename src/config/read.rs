@@ -127,6 +127,7 @@ fn limits(table: &Table<'_, '_>) -> Limits {
         memory,
         body_timeout: positive(table, "body_timeout", secs(30)),
         stream_idle: positive(table, "stream_idle", secs(3600)),
+        header_timeout: positive(table, "header_timeout", secs(10)),
     }
 }
 

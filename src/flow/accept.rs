@@ -3,23 +3,29 @@
 //!
 //! Pingora tells h2c from HTTP/1.1 by waiting for as many bytes as HTTP/2 begins with. A whole
 //! HTTP/1.0 request can be shorter than that (HAProxy's health check is), and would wait for ever.
-//! Here a connection is HTTP/1.1 as soon as a byte differs. Pingora also bounds each read but not
-//! their sum; here the first header must be complete in time, so that a connection that says
-//! nothing, or one byte at a time, is closed.
+//! Here a connection is HTTP/1.1 as soon as a byte differs, and [`Caller`] reads the head of each of
+//! its requests: whole, in time, and by the letter. Only then does Pingora see it. What is refused
+//! gets words, a count and a line in the log, as any refusal.
 
-use crate::connections::Connections;
+use crate::connections::{Connection, Connections};
 use crate::error::Refusal;
+use crate::flow::caller::{Arrival, Caller};
+use crate::flow::observe::{Observer, turned_away};
 use crate::flow::proxy_protocol::{self, HeaderError};
+use crate::pool::Snapshot;
 use crate::proxy::Proxy;
 use crate::server::Lifecycle;
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use forebay_protocol::{Reason, metric};
-use pingora::apps::{HttpServerApp, ServerApp};
+use bytes::BytesMut;
+use forebay_protocol::Reason;
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream, ServerApp};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::l4::stream::Stream as L4Stream;
-use pingora::protocols::{GetSocketDigest, SocketDigest, Stream};
+use pingora::protocols::{SocketDigest, Stream};
 use pingora::proxy::{HttpProxy, Session};
 use pingora::server::ShutdownWatch;
+use std::fmt::Write as _;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,14 +36,8 @@ use tokio::time::timeout;
 const KEEPALIVE_SECONDS: u64 = 60;
 /// Time that one write to the caller's connection may take.
 const STALL: Duration = Duration::from_secs(30);
-/// Time that a new connection gets to send its first header, and the longest that it may be.
-const FIRST_HEADER: Duration = Duration::from_secs(10);
-const MAX_HEADER: usize = 64 * 1024;
 /// Time in which the rest of what was refused is read.
 const LINGER: Duration = Duration::from_secs(1);
-/// What every HTTP/2 connection begins with (RFC 9113, 3.4).
-const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
 /// Sets what holds for every request.
 pub fn session(session: &mut Session, lifecycle: &Lifecycle) {
     let downstream = &mut session.downstream_session;
@@ -62,8 +62,12 @@ pub struct Accept {
     pub proxy_protocol: bool,
     /// The listener's open connections.
     pub connections: Arc<Connections>,
+    /// The present picture, for its limits.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// Where new connections are counted.
     pub lifecycle: Arc<Lifecycle>,
+    /// Metrics and access log.
+    pub observer: Arc<Observer>,
 }
 
 #[async_trait]
@@ -73,121 +77,126 @@ impl ServerApp for Accept {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        // Listeners are made of sockets; anything else is a fault of ours, and not served.
-        let mut stream = stream.into_any().downcast::<L4Stream>().ok()?;
         let Some(mut connection) = self.connections.enter() else {
             let words = "expected fewer connections, found as many as may be open";
-            refuse(&mut stream, &Refusal::new(Reason::ConnectionLimit, words), Duration::ZERO)
-                .await;
+            let refusal = Refusal::new(Reason::ConnectionLimit, words);
+            // Nobody lingers where there is no room.
+            self.refuse(Caller::new(stream, BytesMut::new()), &refusal, Duration::ZERO).await;
             return None;
         };
         let waiting = self.lifecycle.connected();
-        if self.proxy_protocol
-            && let Err(error) = take_origin(&mut stream).await
-        {
-            tracing::debug!(listener = &*self.connections.listener, %error, "connection refused");
-            connection.ended(Reason::InvalidProxyHeader);
-            return None;
-        }
-        let (stream, speaks_h2) = timeout(FIRST_HEADER, first_header(stream)).await.ok()??;
+        let (stream, ahead) = match self.origin(stream).await {
+            Ok(begun) => begun,
+            Err(error) => {
+                let listener = &*self.connections.listener;
+                tracing::debug!(listener, %error, "connection refused");
+                connection.ended(Reason::InvalidProxyHeader);
+                return None;
+            }
+        };
+        let mut caller = Caller::new(stream, ahead);
+        let in_all = self.header_timeout();
+        let first = caller.next(in_all, in_all).await;
         drop(waiting);
-        if speaks_h2 && self.h2c {
+        if self.h2c && matches!(first, Arrival::Http2) {
+            let (stream, ahead) = caller.into_parts();
+            // Only a socket can be HTTP/2 without TLS.
+            let mut stream = stream.into_any().downcast::<L4Stream>().ok()?;
+            stream.rewind(&ahead);
             return ServerApp::process_new(&self.proxy, stream, shutdown).await;
         }
-        self.http1(stream, shutdown).await;
+        self.http1(caller, first, &mut connection, shutdown).await;
         None
     }
 }
 
-/// Reads the PROXY header; from then on the connection is the caller's that it names.
-async fn take_origin(stream: &mut L4Stream) -> Result<(), HeaderError> {
-    let (ends, rest) = proxy_protocol::read(stream).await?;
-    stream.rewind(&rest);
-    if let Some(ends) = ends {
-        let origin = SocketDigest::from_raw_fd(stream.as_raw_fd());
-        // A digest that was just made has no addresses yet.
-        let _ = origin.peer_addr.set(Some(ends.source.into()));
-        stream.set_socket_digest(origin);
-    }
-    Ok(())
-}
-
 impl Accept {
+    /// Reads the PROXY header, if there must be one; from then on the connection is the caller's
+    /// that it names.
+    async fn origin(&self, mut stream: Stream) -> Result<(Stream, BytesMut), HeaderError> {
+        if !self.proxy_protocol {
+            return Ok((stream, BytesMut::new()));
+        }
+        let (ends, rest) = proxy_protocol::read(&mut *stream).await?;
+        if let Some(ends) = ends
+            && let Some(socket) = stream.as_any().downcast_ref::<L4Stream>()
+        {
+            let origin = SocketDigest::from_raw_fd(socket.as_raw_fd());
+            // A digest that was just made has no addresses yet.
+            let _ = origin.peer_addr.set(Some(ends.source.into()));
+            stream.set_socket_digest(origin);
+        }
+        Ok((stream, rest))
+    }
+
     /// One request after the other, as long as the connection is kept.
-    async fn http1(&self, stream: Stream, shutdown: &ShutdownWatch) {
-        let mut session = ServerSession::new_http1(stream);
-        session.set_keepalive(Some(KEEPALIVE_SECONDS));
-        session.set_pipelining_enabled(true);
-        let mut next = self.proxy.process_new_http(session, shutdown).await;
-        while let Some((stream, settings)) = next.map(pingora::apps::ReusedHttpStream::consume) {
-            let mut session = ServerSession::new_http1(stream);
-            if let Some(settings) = settings {
-                settings.apply_to_session(&mut session);
+    async fn http1(
+        &self,
+        mut caller: Caller,
+        first: Arrival,
+        connection: &mut Connection,
+        shutdown: &ShutdownWatch,
+    ) {
+        let (mut arrival, mut settings) = (first, None);
+        loop {
+            let begun = match arrival {
+                Arrival::Request(begun) => begun,
+                Arrival::Ended => return,
+                Arrival::Http2 => {
+                    let words = "expected HTTP/1.1, found HTTP/2, which is not spoken here";
+                    let refusal = Refusal::new(Reason::InvalidRequest, words);
+                    connection.ended(refusal.reason);
+                    return self.refuse(caller, &refusal, LINGER).await;
+                }
+                Arrival::Refused(refusal) => {
+                    connection.ended(refusal.reason);
+                    return self.refuse(caller, &refusal, LINGER).await;
+                }
+            };
+            let mut session = ServerSession::new_http1(Box::new(caller));
+            match settings {
+                Some(settings) => HttpPersistentSettings::apply_to_session(settings, &mut session),
+                None => session.set_keepalive(Some(KEEPALIVE_SECONDS)),
             }
-            next = self.proxy.process_new_http(session, shutdown).await;
+            session.set_pipelined_prefix(begun);
+            let next = self.proxy.process_new_http(session, shutdown).await;
+            let Some((stream, kept)) = next.map(ReusedHttpStream::consume) else { return };
+            // What was given is given back.
+            let Ok(same) = stream.into_any().downcast::<Caller>() else { return };
+            (caller, settings) = (*same, kept);
+            let idle = Duration::from_secs(KEEPALIVE_SECONDS);
+            arrival = caller.next(idle, self.header_timeout()).await;
         }
     }
-}
 
-/// Reads the first header and puts it back; tells HTTP/2 by its preface. `None`: the connection
-/// ended before, or its header is too long.
-async fn first_header(mut stream: Box<L4Stream>) -> Option<(Stream, bool)> {
-    let mut seen = Vec::with_capacity(1024);
-    loop {
-        let known = seen.len();
-        if stream.read_buf(&mut seen).await.ok()? == 0 {
-            return None;
-        }
-        let speaks_h2 = seen.starts_with(H2_PREFACE);
-        let undecided = H2_PREFACE.starts_with(&seen);
-        // An end may lie across what was known and what is new.
-        let end = end_of_header(&seen, known.saturating_sub(3));
-        if end.unwrap_or(seen.len()) > MAX_HEADER && !speaks_h2 {
-            let words = format!("expected a header of at most {MAX_HEADER} bytes");
-            let refusal = Refusal::new(Reason::HeadersTooLarge, words);
-            refuse(&mut stream, &refusal, LINGER).await;
-            return None;
-        }
-        if speaks_h2 || (end.is_some() && !undecided) {
-            stream.rewind(&seen);
-            return Some((stream, speaks_h2));
-        }
+    fn header_timeout(&self) -> Duration {
+        self.snapshot.load().config.limits.header_timeout
     }
-}
 
-/// Where the empty line ends that ends a header, if it lies behind `from`.
-fn end_of_header(bytes: &[u8], from: usize) -> Option<usize> {
-    let lines = bytes[from..].iter().enumerate().filter(|(_, byte)| **byte == b'\n');
-    lines.map(|(at, _)| from + at + 1).find(|&end| {
-        let line = &bytes[..end];
-        line.ends_with(b"\r\n\r\n") || line.ends_with(b"\n\n")
-    })
-}
-
-/// There is no request yet that could be refused in the usual way. What the caller still sends is
-/// read for as long as `linger`: closing before would reset the connection and destroy the answer.
-async fn refuse(stream: &mut L4Stream, refusal: &Refusal, linger: Duration) {
-    let reason = refusal.reason;
-    let Ok((head, body)) = refusal.answer("") else { return };
-    let mut text = format!("HTTP/1.1 {}\r\n", reason.status());
-    for (name, value) in &head.headers {
-        let value = value.to_str().unwrap_or_default();
-        text.push_str(&format!("{name}: {value}\r\n"));
+    /// There is no request that could be refused in the usual way. What the caller still sends is
+    /// read for as long as `linger`: closing before would reset the connection and destroy the
+    /// answer.
+    async fn refuse(&self, caller: Caller, refusal: &Refusal, linger: Duration) {
+        let request_id = turned_away(&self.observer, &caller, refusal);
+        let Ok((head, body)) = refusal.answer(&request_id) else { return };
+        let mut answer = format!("HTTP/1.1 {}\r\n", refusal.reason.status());
+        for (name, value) in &head.headers {
+            // Writing to a string does not fail.
+            let _ = write!(answer, "{name}: {}\r\n", value.to_str().unwrap_or_default());
+        }
+        answer.push_str("connection: close\r\n\r\n");
+        let answer = [answer.as_bytes(), &body].concat();
+        let (mut stream, _) = caller.into_parts();
+        let said = async {
+            stream.write_all(&answer).await?;
+            stream.flush().await?;
+            AsyncWriteExt::shutdown(&mut stream).await
+        };
+        // The caller may have gone; there is nothing else to do for it.
+        if let Ok(Ok(())) = timeout(STALL, said).await {
+            let mut rest = [0; 4096];
+            let discard = async { while stream.read(&mut rest).await.is_ok_and(|n| n > 0) {} };
+            let _ = timeout(linger, discard).await;
+        }
     }
-    text.push_str("connection: close\r\n\r\n");
-    let answer = [text.as_bytes(), &body].concat();
-    // The caller may have gone; there is nothing else to do for it.
-    if stream.write_all(&answer).await.is_ok() {
-        let _ = stream.flush().await;
-        let _ = AsyncWriteExt::shutdown(stream).await;
-        let mut rest = [0; 4096];
-        let discard = async { while stream.read(&mut rest).await.is_ok_and(|n| n > 0) {} };
-        let _ = timeout(linger, discard).await;
-    }
-    metrics::counter!(
-        metric::proxy::REQUESTS,
-        "route" => "", "variant" => "",
-        "status" => reason.status().as_u16().to_string(), "reason" => reason.code(),
-    )
-    .increment(1);
 }

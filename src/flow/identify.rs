@@ -42,6 +42,12 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Of a request of which nothing can be read: an id and a trace of its own.
+    pub fn anonymous() -> Self {
+        let request_id = request_id(None);
+        Self { request_id, traceparent: new_trace(), ..Self::default() }
+    }
+
     /// Reads path and headers. Ids come first: a refusal has them too.
     ///
     /// # Errors

@@ -6,14 +6,20 @@
 //! *streamed* through Pingora's own pipe ([`forward::stream`]). All stages but the last are the
 //! same functions on both ways.
 //!
+//! Before the stages, [`caller`] reads requests from a connection: [`head`] says whether one is by the
+//! letter, [`chunks`] where its body ends.
+//!
 //! A connection at Layer 4 has no requests: it is balanced as a whole ([`tcp`]) and then relayed
 //! ([`relay`]). Where a load balancer stands in front, [`proxy_protocol`] says who the caller is.
 
 pub mod accept;
 pub mod admit;
 pub mod balance;
+pub mod caller;
+pub mod chunks;
 pub mod forward;
 pub mod grpc;
+pub mod head;
 pub mod identify;
 pub mod observe;
 pub mod proxy_protocol;

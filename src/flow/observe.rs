@@ -1,6 +1,10 @@
 //! What is left behind by a request: counts, times, and one line in the access log.
 
 use crate::access_log::{self, AccessLogger};
+use crate::error::Refusal;
+use crate::flow::caller::Caller;
+use crate::flow::head;
+use crate::flow::identify::Identity;
 use crate::request::Request;
 use forebay_protocol::{Reason, header, metric};
 use metrics::{Counter, Histogram};
@@ -53,13 +57,56 @@ pub fn observe(
         attempt.answered(error.is_none() && well);
     }
     if error.is_some() && request.refusal.is_none() {
-        let left = crate::error::Refusal::new(Reason::ClientClosed, "the caller left");
+        let left = Refusal::new(Reason::ClientClosed, "the caller left");
         request.refusal = Some(left);
     }
     let reason = reason(session, request);
     count(observer, request, status, reason);
     write_line(observer, session, request, status, reason);
     request.counted = None;
+}
+
+/// Records a request that was refused before it was one: its head is not complete, or wrong. Returns
+/// the id that it is given.
+pub fn turned_away(observer: &Observer, caller: &Caller, refusal: &Refusal) -> String {
+    let status = refusal.reason.status().as_u16();
+    metrics::counter!(
+        metric::proxy::REQUESTS,
+        "route" => "", "variant" => "",
+        "status" => status.to_string(), "reason" => refusal.reason.code(),
+    )
+    .increment(1);
+    let identity = Identity::anonymous();
+    // A flood of connections must not become a flood of lines: those are counted.
+    if observer.log.is_on() && refusal.reason != Reason::ConnectionLimit {
+        let (method, path) = head::request_line(caller.ahead());
+        observer.log.write(&access_log::Line {
+            time: access_log::timestamp(std::time::SystemTime::now()),
+            request_id: &identity.request_id,
+            trace_id: identity.trace_id(),
+            client: caller.address(),
+            method: shortened(&method),
+            path: shortened(&path),
+            grpc_status: None,
+            status,
+            reason: refusal.reason.code(),
+            route: None,
+            variant: None,
+            model: None,
+            version: None,
+            way: None,
+            endpoint: None,
+            attempts: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+            total_us: 0,
+            receive_us: 0,
+            balance_us: 0,
+            forward_us: 0,
+            error: Some(&refusal.message),
+        });
+    }
+    identity.request_id
 }
 
 /// The refusal's reason, or the one that the endpoint gave; `ok` without either.

@@ -26,7 +26,8 @@ fn body(length: usize) -> Bytes {
     (0..length).map(|i| u8::try_from(i * 31 % 251).unwrap()).collect()
 }
 
-#[tokio::test]
+// Two threads: while the endpoint adds up megabytes, it still answers probes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_of_any_length_up_to_the_cap_arrive_whole() {
     // The buffer lies below the cap, so that both ways through the proxy are taken.
     let (proxy, _endpoint) = echoing("[limits]\nbody = \"4MiB\"\nbuffer = \"3500KiB\"").await;

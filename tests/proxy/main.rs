@@ -7,6 +7,7 @@
 mod bodies;
 mod client;
 mod command_line;
+mod edge;
 mod endpoint;
 mod faults;
 mod grpc;

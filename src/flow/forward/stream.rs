@@ -9,6 +9,7 @@ use crate::config::Limits;
 use crate::error::Refusal;
 use crate::flow::admit::body_too_large;
 use crate::flow::balance::{balance, may_retry};
+use crate::flow::caller::is_malformed;
 use crate::pool::Endpoint;
 use crate::request::Request;
 use forebay_protocol::Reason;
@@ -130,6 +131,12 @@ pub fn response_header(request: &mut Request, head: &mut ResponseHeader) -> ping
 pub fn refusal(request: &mut Request, error: &Error) -> Option<Refusal> {
     if let Some(refusal) = request.refusal.take() {
         return Some(refusal);
+    }
+    if is_malformed(error) {
+        if let Some(picked) = request.attempts.last_mut() {
+            picked.answered(false);
+        }
+        return Some(Refusal::new(Reason::InvalidRequest, "the body's chunks can't be understood"));
     }
     if let Some(picked) = request.attempts.last_mut() {
         match error.esource() {

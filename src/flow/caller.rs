@@ -1,0 +1,388 @@
+//! The caller's side of an HTTP/1 connection: request after request, each seen before it is believed.
+//!
+//! Pingora reads the head of a request itself: it bounds each read but not their sum, takes what the
+//! standard lets a server refuse, and answers what it can't understand with a bare 400 that nobody
+//! counts. Its reader is given what was read here instead: a head that was whole in time and passed
+//! [`head::check`], and of what follows only the body. What comes behind that body is the next
+//! request, and stays here until its turn.
+
+use crate::error::Refusal;
+use crate::flow::chunks::Chunks;
+use crate::flow::head::{self, Framing, MAX_HEAD};
+use async_trait::async_trait;
+use bytes::{Buf, BytesMut};
+use forebay_protocol::Reason;
+use pingora::protocols::l4::socket::SocketAddr;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::{SslDigest, TlsRef};
+use pingora::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    Stream, TimingDigest, UniqueID, UniqueIDType,
+};
+use pingora::time::timeout;
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+/// Room for a head as most callers send it.
+const USUAL_HEAD: usize = 4096;
+/// Bytes of a chunked body that are read at once.
+const PIECE: usize = 16 * 1024;
+/// What every HTTP/2 connection begins with (RFC 9113, 3.4).
+const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What a caller sent next.
+#[derive(Debug)]
+pub enum Arrival {
+    /// A request; its head and what is here of its body.
+    Request(BytesMut),
+    /// HTTP/2 from here on.
+    Http2,
+    /// Nothing any more.
+    Ended,
+    /// Something that is refused.
+    Refused(Refusal),
+}
+
+/// A caller's connection.
+#[derive(Debug)]
+pub struct Caller {
+    stream: Stream,
+    /// Read from the connection and not yet given to anyone.
+    ahead: BytesMut,
+    /// What is still to come of the present request's body.
+    body: Body,
+}
+
+#[derive(Debug)]
+enum Body {
+    Length(u64),
+    Chunked(Chunks),
+    Open,
+}
+
+impl Body {
+    fn is_done(&self) -> bool {
+        match self {
+            Self::Length(left) => *left == 0,
+            Self::Chunked(chunks) => chunks.is_done(),
+            Self::Open => false,
+        }
+    }
+}
+
+impl Caller {
+    /// A new connection; `ahead` was read from it already.
+    pub fn new(stream: Stream, ahead: BytesMut) -> Self {
+        Self { stream, ahead, body: Body::Length(0) }
+    }
+
+    /// The connection as it is, and what was read from it.
+    pub fn into_parts(self) -> (Stream, BytesMut) {
+        (self.stream, self.ahead)
+    }
+
+    /// The address of the caller, as the log has it.
+    pub fn address(&self) -> Option<String> {
+        let digest = self.stream.get_socket_digest()?;
+        digest.peer_addr().map(SocketAddr::to_string)
+    }
+
+    /// What was read and is no request yet.
+    pub fn ahead(&self) -> &[u8] {
+        &self.ahead
+    }
+
+    /// Waits for the next request: no longer than `idle` until it begins, and then no longer than
+    /// `head` until its head is whole, but not longer than `idle` in all if that is less.
+    pub async fn next(&mut self, idle: Duration, head: Duration) -> Arrival {
+        if !matches!(self.body, Body::Open) && !self.body.is_done() {
+            // Nobody wanted the rest of that body; what comes is not a head.
+            return Arrival::Ended;
+        }
+        let mut until = Instant::now() + idle;
+        let (mut begun, mut searched) = (false, 0);
+        loop {
+            if let Some(arrival) = self.look(&mut searched) {
+                return arrival;
+            }
+            if !begun && !self.ahead.is_empty() {
+                begun = true;
+                until = until.min(Instant::now() + head);
+            }
+            self.ahead.reserve(USUAL_HEAD);
+            let left = until.saturating_duration_since(Instant::now());
+            match timeout(left, self.stream.read_buf(&mut self.ahead)).await {
+                Ok(Ok(0) | Err(_)) => return Arrival::Ended,
+                Ok(Ok(_)) => {}
+                Err(_) if self.ahead.is_empty() => return Arrival::Ended,
+                Err(_) => {
+                    let message = format!("expected a whole header within {head:?}");
+                    return Arrival::Refused(Refusal::new(Reason::RequestTimeout, message));
+                }
+            }
+        }
+    }
+
+    /// What the bytes that are here amount to; `None`: nothing yet. The first `searched` of them hold
+    /// no end of a head.
+    fn look(&mut self, searched: &mut usize) -> Option<Arrival> {
+        while *searched == 0 && self.ahead.starts_with(b"\r\n") {
+            // Some callers end a body with a line end too many (RFC 9112, 2.2).
+            self.ahead.advance(2);
+        }
+        let bytes = &self.ahead[..];
+        let undecided = H2_PREFACE.starts_with(bytes) || bytes == b"\r";
+        if bytes.starts_with(H2_PREFACE) {
+            return Some(Arrival::Http2);
+        }
+        if undecided {
+            return None;
+        }
+        if !bytes[0].is_ascii_graphic() {
+            // TLS, most likely: its end would never come.
+            return Some(refused("expected an HTTP/1 request, found something else"));
+        }
+        let Some(end) = end_of_head(bytes, searched.saturating_sub(3)) else {
+            *searched = bytes.len();
+            return (bytes.len() > MAX_HEAD).then(|| Arrival::Refused(head::too_long()));
+        };
+        Some(match head::check(&bytes[..end]) {
+            Ok(framing) => self.take(end, framing),
+            Err(refusal) => Arrival::Refused(refusal),
+        })
+    }
+
+    /// The request whose head ends at `end`, with what is here of its body.
+    fn take(&mut self, end: usize, framing: Framing) -> Arrival {
+        let behind = &self.ahead[end..];
+        let here;
+        (self.body, here) = match framing {
+            Framing::Length(length) => {
+                let here = usize::try_from(length).unwrap_or(usize::MAX).min(behind.len());
+                (Body::Length(length - here as u64), here)
+            }
+            Framing::Chunked => {
+                let mut chunks = Chunks::default();
+                match chunks.scan(behind) {
+                    Ok(here) => (Body::Chunked(chunks), here),
+                    Err(words) => return refused(words),
+                }
+            }
+            Framing::Open => (Body::Open, behind.len()),
+        };
+        // Dividing a buffer costs an allocation; mostly there is nothing to divide.
+        let whole = end + here == self.ahead.len();
+        Arrival::Request(if whole {
+            std::mem::take(&mut self.ahead)
+        } else {
+            self.ahead.split_to(end + here)
+        })
+    }
+
+    /// Reads on into what nobody is given yet.
+    fn poll_ahead(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
+        self.ahead.reserve(room);
+        pin!(self.stream.read_buf(&mut self.ahead)).poll(cx)
+    }
+
+    /// The request has been read: only whether the caller is still there is of interest. What it
+    /// says is the next request's.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Whoever asks waits for something else too, so that nobody need be woken for more.
+        if self.ahead.is_empty() && ready!(self.poll_ahead(cx, USUAL_HEAD))? == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        Poll::Pending
+    }
+
+    /// Bytes of the body up to `most`, straight into the reader's buffer.
+    fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+        most: u64,
+    ) -> Poll<io::Result<u64>> {
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        let before = buffer.filled().len();
+        if !self.ahead.is_empty() {
+            let here = most.min(self.ahead.len()).min(buffer.remaining());
+            buffer.put_slice(&self.ahead[..here]);
+            self.ahead.advance(here);
+        } else if most >= buffer.remaining() {
+            ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        } else {
+            let mut bounded = ReadBuf::new(buffer.initialize_unfilled_to(most));
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut bounded))?;
+            let read = bounded.filled().len();
+            buffer.advance(read);
+        }
+        Poll::Ready(Ok((buffer.filled().len() - before) as u64))
+    }
+
+    /// The next piece of a chunked body, its chunks' sizes included.
+    fn poll_chunks(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() && ready!(self.poll_ahead(cx, PIECE))? == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let Body::Chunked(chunks) = &mut self.body else { return Poll::Ready(Ok(())) };
+        let here = self.ahead.len().min(buffer.remaining());
+        let belong = chunks
+            .scan(&self.ahead[..here])
+            .map_err(|words| io::Error::new(io::ErrorKind::InvalidData, words))?;
+        buffer.put_slice(&self.ahead[..belong]);
+        self.ahead.advance(belong);
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Did the caller's own bytes cause the error: a body that is not by the letter?
+pub fn is_malformed(error: &pingora::Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<io::Error>();
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::InvalidData)
+}
+
+fn refused(words: &'static str) -> Arrival {
+    Arrival::Refused(Refusal::new(Reason::InvalidRequest, words))
+}
+
+/// Where the empty line ends that ends a head, if it lies behind `from`. Line feeds alone count too:
+/// they are refused, but there is nothing to wait for.
+fn end_of_head(bytes: &[u8], from: usize) -> Option<usize> {
+    memchr::memchr_iter(b'\n', &bytes[from..]).map(|at| from + at + 1).find(|&end| {
+        let line = &bytes[..end];
+        line.ends_with(b"\r\n\r\n") || line.ends_with(b"\n\n")
+    })
+}
+
+impl AsyncRead for Caller {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.body.is_done() {
+            return this.poll_gone(cx);
+        }
+        let most = match &this.body {
+            Body::Length(left) => *left,
+            Body::Chunked(chunks) => chunks.data_left(),
+            Body::Open => u64::MAX,
+        };
+        if most == 0 || (matches!(this.body, Body::Chunked(_)) && !this.ahead.is_empty()) {
+            return this.poll_chunks(cx, buffer);
+        }
+        let read = ready!(this.poll_body(cx, buffer, most))?;
+        match &mut this.body {
+            Body::Length(left) => *left -= read,
+            Body::Chunked(chunks) => chunks.passed(read),
+            Body::Open => {}
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Caller {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+// What Pingora asks of a connection beside bytes is asked of the one inside.
+
+#[async_trait]
+impl Shutdown for Caller {
+    async fn shutdown(&mut self) {
+        self.stream.shutdown().await;
+    }
+}
+
+impl UniqueID for Caller {
+    fn id(&self) -> UniqueIDType {
+        self.stream.id()
+    }
+}
+
+impl Ssl for Caller {
+    fn get_ssl(&self) -> Option<&TlsRef> {
+        self.stream.get_ssl()
+    }
+
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.stream.get_ssl_digest()
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.stream.selected_alpn_proto()
+    }
+}
+
+impl GetTimingDigest for Caller {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.stream.get_timing_digest()
+    }
+
+    fn get_read_pending_time(&self) -> Duration {
+        self.stream.get_read_pending_time()
+    }
+
+    fn get_write_pending_time(&self) -> Duration {
+        self.stream.get_write_pending_time()
+    }
+}
+
+impl GetProxyDigest for Caller {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        self.stream.get_proxy_digest()
+    }
+
+    fn set_proxy_digest(&mut self, digest: ProxyDigest) {
+        self.stream.set_proxy_digest(digest);
+    }
+}
+
+impl GetSocketDigest for Caller {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.stream.get_socket_digest()
+    }
+
+    fn set_socket_digest(&mut self, digest: SocketDigest) {
+        self.stream.set_socket_digest(digest);
+    }
+}
+
+impl Peek for Caller {}
