@@ -3,7 +3,8 @@
 
 readme.py reasons README.md            fail unless its table of reasons is the one in the code
 readme.py reasons README.md --write    put it there
-readme.py excerpts README.md FOLDER    write its TOML blocks to FOLDER/readme-N.toml
+readme.py excerpts README.md FOLDER    write its TOML blocks to FOLDER/readme-N.toml, each a whole file:
+                                       one without pools is an addition to the one before
 """
 
 import http
@@ -55,8 +56,10 @@ def excerpts(readme, folder):
     blocks = re.findall(r"^```toml\n(.*?)^```$", readme.read_text(), re.DOTALL | re.MULTILINE)
     if not blocks:
         sys.exit(f"{readme}: expected TOML blocks, found none")
+    whole = ""
     for number, block in enumerate(blocks, 1):
-        (folder / f"readme-{number}.toml").write_text(block)
+        whole = block if re.search(r"^\[pool\.", block, re.MULTILINE) else f"{whole}\n{block}"
+        (folder / f"readme-{number}.toml").write_text(whole)
 
 
 if __name__ == "__main__":
