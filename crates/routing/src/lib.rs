@@ -6,19 +6,25 @@
 //! own. The time comes in as [`Time`], chance as [`Rng`], and the same functions run in the proxy
 //! and on a virtual clock.
 //!
+//! - [`bind`]: bind a request now, or hold it back, and what can be promised.
+//! - [`line`]: requests that wait until an endpoint can take them.
 //! - [`load`]: what is known of one endpoint's load, updated without locks; the in-flight guard.
 //! - [`pick`]: which endpoint gets the next request, by one of the [`Policy`] values.
 //! - [`health`]: rise and fall of one endpoint from the outcomes of its probes.
 //! - [`budget`]: how many retries a pool may add to the load it has.
 
+pub mod bind;
 pub mod budget;
 pub mod health;
+pub mod line;
 pub mod load;
 pub mod pick;
 mod rng;
 
+pub use bind::{Binding, Outlook, View};
 pub use budget::RetryBudget;
 pub use health::{Health, HealthCheck, ProbeOutcome};
+pub use line::{Claim, Joined, Line, Place};
 pub use load::{InFlight, Load, Report};
 pub use pick::{Candidate, Policy};
 pub use rng::Rng;

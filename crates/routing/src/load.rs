@@ -49,6 +49,8 @@ pub struct Load {
     in_flight: AtomicU32,
     /// Mean service time in seconds, as bits of an `f64`, measured by us.
     service: AtomicU64,
+    /// Mean absolute deviation from it, in the same form.
+    deviation: AtomicU64,
     /// Nanoseconds on the clock of [`Time`]: when the last answer came.
     answered_at: AtomicU64,
     /// Failures in a row, and when the last one was, in nanoseconds on the clock of [`Time`].
@@ -67,15 +69,17 @@ pub struct Load {
 }
 
 impl Load {
-    /// Nothing sent, nothing reported; `slots` is assumed until a report says otherwise.
+    /// Nothing sent, nothing reported; `slots` is assumed until a report says otherwise. 0: nobody
+    /// knows how much it can take, so it takes whatever comes.
     pub fn new(slots: u32) -> Self {
         Self {
             in_flight: AtomicU32::new(0),
             service: AtomicU64::new(UNKNOWN),
+            deviation: AtomicU64::new(UNKNOWN),
             answered_at: AtomicU64::new(UNKNOWN),
             failures: AtomicU32::new(0),
             failed_at: AtomicU64::new(UNKNOWN),
-            assumed_slots: AtomicU32::new(slots.max(1)),
+            assumed_slots: AtomicU32::new(slots),
             slots: AtomicU32::new(0),
             reported_in_flight: AtomicU32::new(0),
             reported_queue: AtomicU32::new(0),
@@ -99,15 +103,18 @@ impl Load {
 
     /// What the endpoint can run at once, as reported or assumed.
     pub fn slots(&self) -> u32 {
-        match self.slots.load(Relaxed) {
-            0 => self.assumed_slots.load(Relaxed),
-            reported => reported,
-        }
+        self.known_slots().unwrap_or(1)
+    }
+
+    /// What the endpoint can run at once, if anybody has said so.
+    pub fn known_slots(&self) -> Option<u32> {
+        let stated = [&self.slots, &self.assumed_slots].map(|slots| slots.load(Relaxed));
+        stated.into_iter().find(|slots| *slots > 0)
     }
 
     /// What is assumed until a report says otherwise, as a reload may change it.
     pub fn assume_slots(&self, slots: u32) {
-        self.assumed_slots.store(slots.max(1), Relaxed);
+        self.assumed_slots.store(slots, Relaxed);
     }
 
     /// Requests there in the last report, from everyone, if there was one.
@@ -155,13 +162,22 @@ impl Load {
         let rounds = rounds(f64::from(others), f64::from(self.slots()));
         let sample = took.as_secs_f64() / rounds;
         let previous = self.service.load(Relaxed);
-        let mean = if previous == UNKNOWN {
-            sample
-        } else {
-            let previous = f64::from_bits(previous);
-            previous + weight * (sample - previous)
-        };
+        let previous = if previous == UNKNOWN { sample } else { f64::from_bits(previous) };
+        let mean = previous + weight * (sample - previous);
         self.service.store(mean.to_bits(), Relaxed);
+        let off = (sample - previous).abs();
+        let deviation = self.deviation_seconds();
+        self.deviation.store((deviation + weight * (off - deviation)).to_bits(), Relaxed);
+    }
+
+    /// How far service times are from their mean on average, in seconds; 0 if not known. It is what
+    /// a promise about one request must allow for: of an exponential distribution with mean 1 it is
+    /// 0.74, of a constant 0.
+    pub fn deviation_seconds(&self) -> f64 {
+        match self.deviation.load(Relaxed) {
+            UNKNOWN => 0.0,
+            bits => f64::from_bits(bits),
+        }
     }
 
     /// Takes in that an attempt failed at `now`.
@@ -172,7 +188,7 @@ impl Load {
 
     /// Seconds that are added to the cost for failures: an endpoint that fails fast looks idle, and
     /// would draw all traffic. Doubles with each failure in a row, fades with time.
-    fn penalty(&self, now: Time) -> f64 {
+    pub fn penalty(&self, now: Time) -> f64 {
         let failures = self.failures.load(Relaxed);
         let at = self.failed_at.load(Relaxed);
         if failures == 0 || at == UNKNOWN {
@@ -214,12 +230,16 @@ impl Load {
     /// known, and draws one that no answer has confirmed for a while towards itself, so that every
     /// endpoint is tried again at times.
     pub fn cost(&self, now: Time, ttl: Duration, best: f64) -> f64 {
-        let service = match self.service_seconds() {
+        let waits = rounds(f64::from(self.occupancy(now, ttl)), f64::from(self.slots()));
+        self.expected_service(now, best) * waits + self.penalty(now)
+    }
+
+    /// Seconds that a request is expected to take here once it runs; `best` as for [`Self::cost`].
+    pub fn expected_service(&self, now: Time, best: f64) -> f64 {
+        match self.service_seconds() {
             Some(own) => best + (own - best) * self.confidence(now),
             None => best,
-        };
-        let waits = rounds(f64::from(self.occupancy(now, ttl)), f64::from(self.slots()));
-        service * waits + self.penalty(now)
+        }
     }
 
     /// Weight of what is known of the speed: 1 while answers come, halved with every

@@ -24,8 +24,11 @@ const UNKNOWN_SERVICE: f64 = 0.001;
 /// How a pool chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Policy {
-    /// The endpoint where the request is expected to finish first.
+    /// The endpoint where the request is expected to finish first; a request waits in the proxy as
+    /// long as that is better than the best endpoint that is free, see [`bind`](crate::bind).
     #[default]
+    Adaptive,
+    /// The endpoint where the request is expected to finish first.
     LeastCost,
     /// The fewest requests of ours in flight.
     LeastInFlight,
@@ -40,6 +43,7 @@ pub enum Policy {
 impl Policy {
     /// Every policy by its name in the configuration.
     pub const NAMES: &'static [(&'static str, Self)] = &[
+        ("adaptive", Self::Adaptive),
         ("least_cost", Self::LeastCost),
         ("least_inflight", Self::LeastInFlight),
         ("p2c", Self::P2c),
@@ -82,21 +86,20 @@ pub fn pick<C: Candidate>(
     context: &Context<'_>,
     rng: &mut Rng,
 ) -> Option<usize> {
-    let scan = match policy {
+    let looked_at = match policy {
         Policy::RoundRobin => {
             let first = context.turn.fetch_add(1, Relaxed);
             return allowed_from(first, endpoints, excluded);
         }
         Policy::Random => return allowed_from(rng.below(endpoints.len()), endpoints, excluded),
         Policy::P2c => 2,
-        Policy::LeastCost | Policy::LeastInFlight if endpoints.len() > FULL_SCAN => SAMPLE,
-        Policy::LeastCost | Policy::LeastInFlight => FULL_SCAN,
+        Policy::Adaptive | Policy::LeastCost | Policy::LeastInFlight => scan(endpoints.len()),
     };
     let mut sample = [0; FULL_SCAN];
-    let sample = choose(&mut sample[..scan], endpoints, &excluded, rng);
+    let sample = choose(&mut sample[..looked_at], endpoints, &excluded, rng);
     let mut costs = [0.0; FULL_SCAN];
     let costs = &mut costs[..sample.len()];
-    if policy == Policy::LeastCost {
+    if matches!(policy, Policy::Adaptive | Policy::LeastCost) {
         expected_completion(costs, sample, endpoints, context);
     } else {
         for (cost, &index) in costs.iter_mut().zip(sample) {
@@ -104,6 +107,11 @@ pub fn pick<C: Candidate>(
         }
     }
     least(costs, rng).map(|at| sample[at])
+}
+
+/// How many of `n` endpoints a policy looks at that compares them.
+pub(crate) fn scan(n: usize) -> usize {
+    if n > FULL_SCAN { SAMPLE } else { FULL_SCAN }
 }
 
 /// The least service time, in seconds, among endpoints that have one.
@@ -127,7 +135,7 @@ fn expected_completion<C: Candidate>(
 }
 
 /// Position of the least cost; ties are broken by chance.
-fn least(costs: &[f64], rng: &mut Rng) -> Option<usize> {
+pub(crate) fn least(costs: &[f64], rng: &mut Rng) -> Option<usize> {
     let bound = costs.iter().copied().fold(f64::INFINITY, f64::min) * TIE;
     let ties = costs.iter().filter(|cost| **cost <= bound).count();
     let chosen = if ties > 1 { rng.below(ties) } else { 0 };
@@ -136,7 +144,7 @@ fn least(costs: &[f64], rng: &mut Rng) -> Option<usize> {
 
 /// Fills `buffer` with distinct indices of allowed endpoints: all of them if they fit, else a
 /// random sample.
-fn choose<'b, C>(
+pub(crate) fn choose<'b, C>(
     buffer: &'b mut [usize],
     endpoints: &[C],
     excluded: &impl Fn(&C) -> bool,

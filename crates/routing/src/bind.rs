@@ -1,0 +1,342 @@
+//! Bind a request to an endpoint now, or hold it back?
+//!
+//! An endpoint that runs as much as it can gains nothing from one more request, and the request
+//! loses: it can't go anywhere else any more. So an endpoint has a limit of requests at once, from
+//! the slots that it reports, and a request is bound when a slot frees. In a mixed fleet not even a
+//! free slot must always be taken: a slow endpoint may be free because it is slow. [`View::bind`]
+//! holds a request back exactly as long as waiting for a better endpoint is expected to end sooner.
+//!
+//! What is held back may be too late already. [`Outlook`] says how fast slots free and how long
+//! services take, so that a request whose deadline can't be met is refused when it comes, not when
+//! it is late, and so that the refusal can say when it is worth asking again.
+
+use crate::pick::{self, Candidate, Context, FULL_SCAN, Policy, best_service};
+use crate::{Load, Rng, Time};
+use std::time::Duration;
+
+/// Deviations above the mean that a request may take without surprise: of an exponential
+/// distribution 95% are below the mean and 2.7 mean deviations. Endpoints are compared by that, since
+/// it is the slow answers that hurt.
+const TAIL: f64 = 2.7;
+/// The same for a promise: 99% are below.
+const PROMISE: f64 = 5.0;
+/// Share of a slot's time that may pass idle until the next request is there. If it would be more,
+/// an endpoint gets requests beyond its slots, so that it can go on at once.
+const IDLE: f64 = 0.05;
+
+/// What is to be done with a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Binding {
+    /// It goes to the endpoint with this index.
+    Bind(usize),
+    /// It waits until an endpoint is free, or a better one.
+    Wait,
+    /// There is no endpoint that it may go to.
+    Nowhere,
+}
+
+/// A pool as a decision sees it.
+#[derive(Debug)]
+pub struct View<'a, C> {
+    /// How an endpoint is chosen among those that are free.
+    pub policy: Policy,
+    /// Those that may be used at all: ready, not draining.
+    pub endpoints: &'a [C],
+    /// One that has just become free, if that is why the question is asked: it is looked at however
+    /// many there are.
+    pub freed: Option<usize>,
+    /// From the moment when an endpoint is done with a request until the next one is there.
+    pub hop: Duration,
+    /// Time and beliefs.
+    pub context: Context<'a>,
+}
+
+/// How fast a pool works.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Outlook {
+    /// Slots that become free in a second, when all are busy.
+    pub per_second: f64,
+    /// Seconds that a service takes on average.
+    pub service: f64,
+    /// How far from the average it is, on average.
+    pub deviation: f64,
+}
+
+impl<C: Candidate> View<'_, C> {
+    /// Where a request goes that is not to be sent to those `excluded`, and before which `ahead`
+    /// others wait in the proxy.
+    pub fn bind(&self, excluded: impl Fn(&C) -> bool, ahead: usize, rng: &mut Rng) -> Binding {
+        let full = |endpoint: &C| !self.is_free(endpoint.load());
+        match self.policy {
+            Policy::Adaptive | Policy::LeastCost => self.compare(&excluded, ahead, rng),
+            policy => {
+                let shut = |endpoint: &C| excluded(endpoint) || full(endpoint);
+                match pick::pick(policy, self.endpoints, shut, &self.context, rng) {
+                    Some(index) => Binding::Bind(index),
+                    None if self.endpoints.iter().all(excluded) => Binding::Nowhere,
+                    None => Binding::Wait,
+                }
+            }
+        }
+    }
+
+    /// The free one that is expected to be done first, against the best that is not free.
+    fn compare(&self, excluded: &impl Fn(&C) -> bool, ahead: usize, rng: &mut Rng) -> Binding {
+        let mut sample = [0; FULL_SCAN];
+        let sample = self.sample(&mut sample, excluded, rng);
+        if sample.is_empty() {
+            return Binding::Nowhere;
+        }
+        let (now, ttl) = (self.context.now, self.context.report_ttl);
+        let best = best_service(sample.iter().map(|index| &self.endpoints[*index]));
+        let tail = |load: &Load| match self.policy {
+            Policy::Adaptive => TAIL * load.deviation_seconds(),
+            _ => 0.0,
+        };
+        let mut costs = [f64::INFINITY; FULL_SCAN];
+        for (cost, index) in costs.iter_mut().zip(sample) {
+            let load = self.endpoints[*index].load();
+            if self.is_free(load) {
+                *cost = load.cost(now, ttl, best) + tail(load);
+            }
+        }
+        let Some(at) = pick::least(&costs[..sample.len()], rng) else { return Binding::Wait };
+        if costs[at] == f64::INFINITY {
+            return Binding::Wait;
+        }
+        if self.policy == Policy::Adaptive && self.is_worth_waiting(sample, best, costs[at], ahead)
+        {
+            return Binding::Wait;
+        }
+        Binding::Bind(sample[at])
+    }
+
+    /// Would a request be done before `cost` seconds have passed if it waited for one of the
+    /// endpoints that are better and not free? The requests before it wait for the same.
+    fn is_worth_waiting(&self, sample: &[usize], best: f64, cost: f64, ahead: usize) -> bool {
+        let now = self.context.now;
+        let (mut per_second, mut least) = (0.0, f64::INFINITY);
+        for index in sample {
+            let load = self.endpoints[*index].load();
+            if self.is_free(load) {
+                continue;
+            }
+            let service = load.expected_service(now, best);
+            let done = service + TAIL * load.deviation_seconds() + load.penalty(now);
+            if done < cost {
+                per_second += f64::from(load.slots()) / service.max(f64::MIN_POSITIVE);
+                least = least.min(done);
+            }
+        }
+        // What was looked at is a part of the pool, and so is what waits for that part.
+        let part = sample.len() as f64 / self.endpoints.len().max(1) as f64;
+        let wait = (ahead as f64 * part + 1.0) / per_second;
+        wait + least < cost
+    }
+
+    /// Which endpoints are looked at.
+    fn sample<'b>(
+        &self,
+        buffer: &'b mut [usize; FULL_SCAN],
+        excluded: &impl Fn(&C) -> bool,
+        rng: &mut Rng,
+    ) -> &'b [usize] {
+        let scan = pick::scan(self.endpoints.len());
+        let chosen = pick::choose(&mut buffer[..scan], self.endpoints, excluded, rng).len();
+        let freed = self
+            .freed
+            .filter(|freed| self.endpoints.get(*freed).is_some_and(|endpoint| !excluded(endpoint)));
+        match freed {
+            Some(freed) if chosen < FULL_SCAN && !buffer[..chosen].contains(&freed) => {
+                buffer[chosen] = freed;
+                &buffer[..=chosen]
+            }
+            _ => &buffer[..chosen],
+        }
+    }
+
+    /// May one more request be sent there? One that has none of ours may always get one: what is
+    /// known of the others' may be out of date.
+    pub fn is_free(&self, load: &Load) -> bool {
+        let Some(limit) = limit(load, self.hop) else { return true };
+        let (now, ttl) = (self.context.now, self.context.report_ttl);
+        load.in_flight() == 0 || load.occupancy(now, ttl) < limit
+    }
+
+    /// How fast the pool works, by what is known of some or all of its endpoints.
+    pub fn outlook(&self, rng: &mut Rng) -> Outlook {
+        let mut sample = [0; FULL_SCAN];
+        let sample = self.sample(&mut sample, &|_| false, rng);
+        let best = best_service(sample.iter().map(|index| &self.endpoints[*index]));
+        let (mut slots, mut per_second, mut deviation) = (0.0, 0.0, 0.0);
+        for index in sample {
+            let load = self.endpoints[*index].load();
+            let own = f64::from(load.slots());
+            let speed = own / load.expected_service(self.context.now, best).max(f64::MIN_POSITIVE);
+            slots += own;
+            per_second += speed;
+            deviation += speed * load.deviation_seconds();
+        }
+        if per_second == 0.0 {
+            return Outlook { per_second: 0.0, service: best, deviation: 0.0 };
+        }
+        let part = sample.len() as f64 / self.endpoints.len() as f64;
+        let (service, deviation) = (slots / per_second, deviation / per_second);
+        Outlook { per_second: per_second / part, service, deviation }
+    }
+}
+
+impl Outlook {
+    /// Until so many requests that wait have been bound, and one more.
+    pub fn wait(&self, ahead: usize) -> Duration {
+        let seconds = (ahead as f64 + 1.0) / self.per_second;
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+    }
+
+    /// Will a request be done in time before which so many wait, almost certainly?
+    pub fn can_meet(&self, deadline: Time, now: Time, ahead: usize) -> bool {
+        let service = self.service + PROMISE * self.deviation;
+        let done = self.wait(ahead).as_secs_f64() + service;
+        deadline.since(now).as_secs_f64() >= done
+    }
+
+    /// Is there so little time left that starting would most likely be in vain?
+    pub fn is_too_late(&self, deadline: Time, now: Time) -> bool {
+        deadline.since(now).as_secs_f64() < (self.service - self.deviation).max(0.0)
+    }
+}
+
+/// How many requests an endpoint may have at once; `None`: nobody knows what it can take.
+pub fn limit(load: &Load, hop: Duration) -> Option<u32> {
+    let slots = load.known_slots()?;
+    let Some(service) = load.service_seconds() else { return Some(slots + 1) };
+    let idle = hop.as_secs_f64() / service.max(1e-9);
+    if idle < IDLE {
+        return Some(slots);
+    }
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded, positive")]
+    let beyond = (f64::from(slots) * idle.min(1.0)).ceil() as u32;
+    Some(slots.saturating_add(beyond))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{InFlight, Report};
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+
+    struct Endpoint(Arc<Load>);
+    impl Candidate for Endpoint {
+        fn load(&self) -> &Load {
+            &self.0
+        }
+    }
+
+    const TTL: Duration = Duration::from_secs(60);
+
+    /// Endpoints with 4 slots that serve in exactly so many milliseconds.
+    fn fleet(millis: &[u64]) -> Vec<Endpoint> {
+        let endpoint = |millis: &u64| {
+            let load = Arc::new(Load::new(4));
+            load.enter().answered(Duration::from_millis(*millis), Time::default());
+            Endpoint(load)
+        };
+        millis.iter().map(endpoint).collect()
+    }
+
+    fn fill(endpoint: &Endpoint) -> Vec<InFlight> {
+        (0..4).map(|_| endpoint.0.enter()).collect()
+    }
+
+    fn view<'a>(
+        policy: Policy,
+        fleet: &'a [Endpoint],
+        turn: &'a AtomicUsize,
+    ) -> View<'a, Endpoint> {
+        let context = Context { now: Time::default(), report_ttl: TTL, turn };
+        let hop = Duration::from_micros(100);
+        View { policy, endpoints: fleet, freed: None, hop, context }
+    }
+
+    #[test]
+    fn a_request_waits_for_a_fast_endpoint_as_long_as_that_is_sooner() {
+        let (fleet, turn, mut rng) = (fleet(&[20, 20, 60]), AtomicUsize::new(0), Rng::new(1));
+        let view = view(Policy::Adaptive, &fleet, &turn);
+        let _full = [fill(&fleet[0]), fill(&fleet[1])];
+        // Eight slots of 20 ms free every 2.5 ms: 60 ms are reached behind 15 others.
+        for (ahead, expected) in [(0, Binding::Wait), (14, Binding::Wait), (16, Binding::Bind(2))] {
+            assert_eq!(view.bind(|_| false, ahead, &mut rng), expected, "{ahead}");
+        }
+        let least_cost = View { policy: Policy::LeastCost, ..view };
+        assert_eq!(least_cost.bind(|_| false, 0, &mut rng), Binding::Bind(2));
+    }
+
+    #[test]
+    fn no_policy_binds_to_what_is_full_or_excluded() {
+        for &(name, policy) in Policy::NAMES {
+            let (fleet, turn, mut rng) = (fleet(&[20, 20, 20]), AtomicUsize::new(0), Rng::new(2));
+            let view = view(policy, &fleet, &turn);
+            let full = fill(&fleet[0]);
+            let not_1 = |endpoint: &Endpoint| Arc::ptr_eq(&endpoint.0, &fleet[1].0);
+            for _ in 0..50 {
+                assert_eq!(view.bind(not_1, 0, &mut rng), Binding::Bind(2), "{name}");
+            }
+            assert_eq!(view.bind(|_| true, 0, &mut rng), Binding::Nowhere, "{name}");
+            let _all = [fill(&fleet[1]), fill(&fleet[2])];
+            assert_eq!(view.bind(|_| false, 0, &mut rng), Binding::Wait, "{name}");
+            drop(full);
+            assert_eq!(view.bind(|_| false, 0, &mut rng), Binding::Bind(0), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_of_unknown_size_takes_what_comes() {
+        let (fleet, turn) = ([Endpoint(Arc::new(Load::new(0)))], AtomicUsize::new(0));
+        let view = view(Policy::Adaptive, &fleet, &turn);
+        let _held: Vec<_> = (0..1000).map(|_| fleet[0].0.enter()).collect();
+        assert_eq!(view.bind(|_| false, 0, &mut Rng::new(3)), Binding::Bind(0));
+    }
+
+    #[test]
+    fn one_that_just_became_free_is_found_among_thousands() {
+        let millis = vec![20; 5000];
+        let (fleet, turn, mut rng) = (fleet(&millis), AtomicUsize::new(0), Rng::new(4));
+        let mut full: Vec<_> = fleet.iter().map(fill).collect();
+        full[4321].pop();
+        let view = View { freed: Some(4321), ..view(Policy::Adaptive, &fleet, &turn) };
+        assert_eq!(view.bind(|_| false, 0, &mut rng), Binding::Bind(4321));
+    }
+
+    #[test]
+    fn others_requests_count_but_never_keep_an_endpoint_from_us_altogether() {
+        let (fleet, turn) = (fleet(&[20]), AtomicUsize::new(0));
+        let view = view(Policy::Adaptive, &fleet, &turn);
+        fleet[0].0.report(&Report { in_flight: Some(9), ..Report::default() }, Time::default());
+        let bind = || view.bind(|_| false, 0, &mut Rng::new(5));
+        assert_eq!(bind(), Binding::Bind(0));
+        let _one = fleet[0].0.enter();
+        assert_eq!(bind(), Binding::Wait);
+    }
+
+    #[test]
+    fn the_limit_leaves_room_for_the_way_where_services_are_short() {
+        let hop = Duration::from_millis(1);
+        for (millis, expected) in [(100, 4), (10, 5), (2, 6), (1, 8)] {
+            assert_eq!(limit(&fleet(&[millis])[0].0, hop), Some(expected), "{millis}");
+        }
+    }
+
+    #[test]
+    fn the_outlook_tells_what_can_be_done_in_time() {
+        let (fleet, turn, mut rng) = (fleet(&[20, 40]), AtomicUsize::new(0), Rng::new(6));
+        let outlook = view(Policy::Adaptive, &fleet, &turn).outlook(&mut rng);
+        assert_eq!(outlook.per_second.round(), 300.0);
+        assert_eq!((outlook.service * 1e5).round(), 2667.0);
+        let at = |millis| Time::new(Duration::from_millis(millis));
+        assert_eq!(outlook.wait(29), Duration::from_millis(100));
+        assert!(outlook.can_meet(at(127), at(0), 29));
+        assert!(!outlook.can_meet(at(126), at(0), 29));
+        assert!(outlook.is_too_late(at(126), at(100)) && !outlook.is_too_late(at(127), at(100)));
+    }
+}
