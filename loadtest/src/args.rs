@@ -7,13 +7,13 @@ use crate::distribution::Distribution;
 use crate::objective::Objective;
 use crate::plan::Plan;
 use crate::scenario::{Ask, Encoding, Header, Infer, Load, Phase, Request, Scenario, Shape, Sim};
-use crate::target::{Protocol, Target};
+use crate::target::Protocol;
 use crate::tensor::Range;
+use crate::tls::Trust;
 use crate::units::{Rate, Span};
 use anyhow::bail;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use forebay_protocol::Priority;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// An open-loop load generator that speaks inference
@@ -71,14 +71,14 @@ pub enum Command {
     /// Show a report again, or turn it into a page
     Report(ReportArgs),
     /// Be a backend with known service times, to measure proxies and balancers against
-    Backend(BackendArgs),
+    Backend(forebay_synthetic::Args),
 }
 
 /// Arguments of `run`.
 #[derive(Debug, Args)]
 #[command(after_help = RUN_EXAMPLES)]
 pub struct RunArgs {
-    /// Where to send requests: a URL (http://host:port), or a scenario file (*.toml)
+    /// Where to send requests: a URL (http://host:port or https://…), or a scenario file (*.toml)
     #[arg(value_name = "URL|SCENARIO.toml")]
     target: String,
 
@@ -211,18 +211,26 @@ struct LoadArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Load")]
 pub(crate) struct GeneratorArgs {
-    /// Open loop: most connections [default: 1000, with h2c 10]. Without --rate: so many that send
+    /// Open loop: most connections [default: 1000, with HTTP/2 10]. Without --rate: so many that send
     /// as soon as they have their answer
     #[arg(long, short, value_name = "N")]
     connections: Option<usize>,
 
-    /// Requests at a time on one h2c connection [default: 100]
+    /// Requests at a time on one HTTP/2 connection [default: 100]
     #[arg(long, value_name = "N")]
     streams: Option<usize>,
 
     /// How requests are put on the wire [default: http/1.1]
     #[arg(long, value_name = "PROTOCOL")]
     protocol: Option<Protocol>,
+
+    /// https: believe certificates of the authorities in this PEM file [default: the system's]
+    #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
+    ca: Option<PathBuf>,
+
+    /// https: believe any certificate
+    #[arg(long)]
+    insecure: bool,
 
     /// Time before anything is measured [default: 1s]
     #[arg(long, value_name = "TIME")]
@@ -323,43 +331,6 @@ pub(crate) struct RequestArgs {
     demand: Option<Distribution>,
 }
 
-/// Arguments of `backend`.
-#[derive(Debug, Args)]
-pub struct BackendArgs {
-    /// Address to listen on; port 0 lets the system choose
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
-    pub listen: SocketAddr,
-
-    /// Requests that are served at once; the others wait in line, first come first served
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub slots: u32,
-
-    /// Service time of one request: constant:TIME, exponential:TIME, lognormal:TIME:SIGMA or
-    /// bimodal:TIME:TIME:SHARE. A request's header x-service-demand (microseconds) overrides it
-    #[arg(long, value_name = "DISTRIBUTION", default_value = "constant:0ms")]
-    pub service: Distribution,
-
-    /// Every service takes so many times as long
-    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
-    pub slow: f64,
-
-    /// Requests that may wait in line; more are refused with 503
-    #[arg(long, value_name = "N", default_value_t = 10_000)]
-    pub queue: usize,
-
-    /// Name of the model that is served
-    #[arg(long, value_name = "NAME", default_value = "synthetic")]
-    pub model: String,
-
-    /// Service times follow from it
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub seed: u64,
-
-    /// No line, no service time, no load report: 300 bytes at once, to measure a proxy's overhead
-    #[arg(long, conflicts_with_all = ["slots", "service", "slow", "queue"])]
-    pub fast: bool,
-}
-
 /// How arrivals are spaced, as a flag.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum ArrivalsArg {
@@ -426,6 +397,11 @@ impl GeneratorArgs {
         scenario.target = self.to.clone().or(scenario.target.take());
         scenario.seed = self.seed.unwrap_or(scenario.seed);
         scenario.protocol = self.protocol.unwrap_or(scenario.protocol);
+        if self.insecure || self.ca.is_some() {
+            // The flag's path is relative to where the program was called, not to the scenario.
+            let ca = self.ca.as_ref().map(|file| std::path::absolute(file).unwrap_or(file.clone()));
+            scenario.tls = Trust { insecure: self.insecure, ca };
+        }
         scenario.connections = self.connections.or(scenario.connections);
         scenario.streams = self.streams.or(scenario.streams);
         scenario.threads = self.threads.or(scenario.threads);
@@ -479,6 +455,7 @@ fn described(target: &str, request: &RequestArgs, load: Load) -> anyhow::Result<
         target: Some(target.to_owned()),
         seed: 1,
         protocol: Protocol::default(),
+        tls: Trust::default(),
         connections: None,
         streams: None,
         threads: None,
@@ -492,6 +469,12 @@ fn described(target: &str, request: &RequestArgs, load: Load) -> anyhow::Result<
         sim: Sim::default(),
         base: PathBuf::new(),
     })
+}
+
+/// Path and query of a URL; what is no URL is refused later, with what was expected.
+fn path_of(url: &str) -> String {
+    let uri = url.parse::<http::Uri>().unwrap_or_default();
+    uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string)
 }
 
 impl RequestArgs {
@@ -525,7 +508,7 @@ impl RequestArgs {
                 method: self.method.clone(),
                 path: match path {
                     Some(path) => path.clone(),
-                    None => Target::parse(url)?.path.to_string(),
+                    None => path_of(url),
                 },
                 body: self.body.clone(),
             },

@@ -5,6 +5,8 @@
 //! with the binary tensor extension the lengths must add up.
 
 use crate::link::Answer;
+use bytes::Bytes;
+use forebay_protocol::grpc;
 use forebay_protocol::header::INFERENCE_HEADER_CONTENT_LENGTH;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -19,6 +21,8 @@ pub enum Check {
     Status,
     /// Also an inference response of the Open Inference Protocol.
     Inference,
+    /// The same over gRPC.
+    Grpc,
 }
 
 impl Check {
@@ -26,21 +30,22 @@ impl Check {
     pub fn keep(self) -> usize {
         match self {
             Self::Status => 0,
-            Self::Inference => MAX_CHECKED,
+            Self::Inference | Self::Grpc => MAX_CHECKED,
         }
     }
 
-    /// Says what is wrong with a successful answer, in a few fixed words.
+    /// Says what is wrong with a successful answer to the request `id`, in a few fixed words.
     ///
     /// # Errors
     /// The words, which serve as the class of the error.
-    pub fn answer(self, answer: &Answer) -> Result<(), &'static str> {
+    pub fn answer(self, answer: &Answer, id: &str) -> Result<(), &'static str> {
         match (self, &answer.body) {
             (Self::Status, _) | (_, None) => Ok(()),
+            (Self::Grpc, Some(body)) => message(body, id),
             (Self::Inference, Some(body)) => {
                 let split = answer.headers.get(INFERENCE_HEADER_CONTENT_LENGTH);
                 match split {
-                    None => inference(body, 0),
+                    None => inference(body, 0, id),
                     Some(length) => {
                         let length: usize = length
                             .to_str()
@@ -48,7 +53,7 @@ impl Check {
                             .and_then(|text| text.parse().ok())
                             .filter(|length| *length <= body.len())
                             .ok_or("wrong_answer_header_length")?;
-                        inference(&body[..length], body.len() - length)
+                        inference(&body[..length], body.len() - length, id)
                     }
                 }
             }
@@ -58,6 +63,8 @@ impl Check {
 
 #[derive(Deserialize)]
 struct Response<'a> {
+    #[serde(borrow, default)]
+    id: Option<std::borrow::Cow<'a, str>>,
     #[serde(borrow)]
     outputs: Vec<Output<'a>>,
 }
@@ -79,13 +86,14 @@ struct Parameters {
     binary_data_size: Option<u64>,
 }
 
-fn inference(json: &[u8], binary: usize) -> Result<(), &'static str> {
+fn inference(json: &[u8], binary: usize, id: &str) -> Result<(), &'static str> {
     let response: Response = serde_json::from_slice(json).map_err(|error| {
         if error.is_data() { "wrong_answer_not_an_inference" } else { "wrong_answer_not_json" }
     })?;
     if response.outputs.is_empty() {
         return Err("wrong_answer_no_outputs");
     }
+    repeats(response.id.as_deref(), id)?;
     let mut expected = 0_u64;
     for output in &response.outputs {
         let size = output.parameters.as_ref().and_then(|parameters| parameters.binary_data_size);
@@ -97,10 +105,31 @@ fn inference(json: &[u8], binary: usize) -> Result<(), &'static str> {
     if expected == binary as u64 { Ok(()) } else { Err("wrong_answer_binary_length") }
 }
 
+fn message(body: &Bytes, id: &str) -> Result<(), &'static str> {
+    let message = grpc::only_message(body).ok().filter(|(is_compressed, _)| !is_compressed);
+    let (_, message) = message.ok_or("wrong_answer_not_a_message")?;
+    let response = grpc::infer::read_response(&message);
+    let response = response.map_err(|_| "wrong_answer_not_an_inference")?;
+    if response.outputs.is_empty() {
+        return Err("wrong_answer_no_outputs");
+    }
+    repeats(response.id.as_deref(), id)
+}
+
+/// The protocol has an answer repeat its request's id. A server that leaves it out can't be told to
+/// mix answers up; one that gives another's is.
+fn repeats(found: Option<&str>, expected: &str) -> Result<(), &'static str> {
+    match found {
+        Some(found) if !found.is_empty() && !expected.is_empty() && found != expected => {
+            Err("wrong_answer_of_another_request")
+        }
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::Bytes;
     use http::{HeaderMap, HeaderValue};
 
     fn verdict(header: Option<&'static str>, body: &'static str) -> Result<(), &'static str> {
@@ -110,11 +139,20 @@ mod tests {
         }
         let body = Bytes::from_static(body.as_bytes());
         let length = body.len() as u64;
-        Check::Inference.answer(&Answer { status: 200, headers, length, body: Some(body) })
+        let answer = Answer { status: 200, headers, length, body: Some(body) };
+        Check::Inference.answer(&answer, "7")
     }
+
+    const ANOTHER: &str = "wrong_answer_of_another_request";
 
     #[test]
     fn right_answers_pass() {
+        for id in ["", r#""id":"7","#, r#""id":"","#] {
+            let json: &'static str = Box::leak(
+                format!(r#"{{{id}"outputs":[{{"name":"o","shape":[1],"data":[1]}}]}}"#).into(),
+            );
+            assert_eq!(verdict(None, json), Ok(()), "{id}");
+        }
         let json = r#"{"model_name":"m","outputs":[{"name":"o","shape":[1],"datatype":"FP32","data":[[1.5]]}]}"#;
         assert_eq!(verdict(None, json), Ok(()));
         let binary = concat!(
@@ -130,6 +168,7 @@ mod tests {
         let output =
             r#"{"outputs":[{"name":"o","shape":[1],"parameters":{"binary_data_size":4}}]}"#;
         for (header, body, class) in [
+            (None, r#"{"id":"8","outputs":[{"name":"o","shape":[1],"data":[1]}]}"#, ANOTHER),
             (None, "", "wrong_answer_not_json"),
             (None, "{\"outputs\":[", "wrong_answer_not_json"),
             (None, "<html>", "wrong_answer_not_json"),

@@ -8,12 +8,14 @@
 
 use crate::arrivals::Arrivals;
 use crate::check::Check;
+use crate::infer;
 use crate::lane::{Job, Lane};
 use crate::link::{Answer, Failure, Link, Links};
 use crate::pace::Timer;
 use crate::plan::{Load, Plan};
 use crate::record::{Finished, Interval, Outcome, Record};
 use crate::request::{Corpus, Draw};
+use forebay_protocol::grpc::Code;
 use forebay_protocol::header::{ENDPOINT, REASON, VARIANT};
 use http::HeaderName;
 use std::cell::{Cell, RefCell};
@@ -178,7 +180,7 @@ impl Engine {
         let connections = share(plan.connections);
         let dispatch = Dispatch {
             feed: None,
-            links: Links::new(plan.protocol, connections),
+            links: Links::new(plan.target.protocol, connections),
             idle: Vec::new(),
             lanes: 0,
             pending: VecDeque::new(),
@@ -324,7 +326,7 @@ impl Engine {
         self.in_flight.set(self.in_flight.get() - 1);
         let bytes_in = result.as_ref().map_or(0, |answer| answer.length);
         let outcome = match result {
-            Ok(answer) => self.judge(draw.kind.check, &answer),
+            Ok(answer) => self.judge(draw, &answer),
             Err(failure) => {
                 link.reset();
                 Outcome::Failed(failure)
@@ -361,15 +363,21 @@ impl Engine {
         lane.until(deadline, exchange).await.unwrap_or(Err(Failure::Timeout))
     }
 
-    fn judge(&self, check: Check, answer: &Answer) -> Outcome {
+    fn judge(&self, draw: Draw<'_>, answer: &Answer) -> Outcome {
         let header =
             |name: HeaderName| answer.headers.get(name).and_then(|value| value.to_str().ok());
         self.record.borrow_mut().share(header(VARIANT), header(ENDPOINT));
+        let checked = || match draw.check(answer) {
+            Ok(()) => Outcome::Ok(answer.status),
+            Err(what) => Outcome::Wrong(answer.status, what),
+        };
         match answer.status {
-            200..=299 => match check.answer(answer) {
-                Ok(()) => Outcome::Ok(answer.status),
-                Err(what) => Outcome::Wrong(answer.status, what),
+            200..=299 if draw.kind.check == Check::Grpc => match infer::code_of(answer) {
+                Some(Code::Ok) => checked(),
+                Some(code) => Outcome::refused_call(code, header(REASON)),
+                None => Outcome::Wrong(answer.status, "wrong_answer_no_grpc_status"),
             },
+            200..=299 => checked(),
             status => Outcome::refused(status, header(REASON)),
         }
     }

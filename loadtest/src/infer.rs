@@ -1,19 +1,23 @@
 //! Inference requests made up from a model's metadata.
 
-use crate::link::{Answer, Outgoing};
+use crate::link::{Answer, Links, Outgoing};
 use crate::mix::mix;
 use crate::plan::Plan;
-use crate::request::{RequestError, Size, take_room};
+use crate::request::{Body, RequestError, Size, take_room};
 use crate::scenario::{Encoding, Infer, Shape};
 use crate::target::{Protocol, Target};
-use crate::tensor::{Data, Datatype, MAX_ELEMENTS, Range};
+use crate::tensor::{self, MAX_ELEMENTS, Range};
 use bytes::Bytes;
-use forebay_protocol::header::INFERENCE_HEADER_CONTENT_LENGTH;
-use http::{HeaderMap, HeaderValue, header};
+use forebay_protocol::grpc::{self, Code, INFERENCE_SERVICE, pb};
+use forebay_protocol::header::{GRPC_STATUS, INFERENCE_HEADER_CONTENT_LENGTH};
+use forebay_protocol::oip::{
+    Datatype, EncodeError, InferRequest, MAX_TENSORS, ModelMetadata, Parameter, Tensor,
+    TensorMetadata, TensorProblem,
+};
+use http::{HeaderMap, HeaderValue, Method, header};
 use http_body_util::Full;
-use serde::{Deserialize, Serialize};
+use prost::Message;
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -23,16 +27,23 @@ pub const DEFAULT_DISTINCT: usize = 16;
 const MAX_METADATA: usize = 1 << 20;
 /// How long the target may take to describe a model.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most inputs of a model.
-const MAX_INPUTS: usize = 256;
 
 /// Makes random requests for one model.
 #[derive(Debug)]
 pub struct Random {
     inputs: Vec<Input>,
-    encoding: Encoding,
+    writer: Writer,
     range: Option<Range>,
     seed: u64,
+}
+
+/// How requests are written down.
+#[derive(Debug, Clone)]
+pub struct Writer {
+    model: String,
+    version: Option<String>,
+    encoding: Encoding,
+    protocol: Protocol,
 }
 
 /// Why no request can be made up.
@@ -44,14 +55,6 @@ pub enum InferError {
         /// What was asked.
         url: String,
         /// What came instead.
-        what: String,
-    },
-    /// A datatype that is not known.
-    #[error("input \"{input}\": {what}")]
-    Datatype {
-        /// The input.
-        input: String,
-        /// What was expected and found.
         what: String,
     },
     /// A dynamic dimension that is not the batch.
@@ -76,34 +79,21 @@ pub enum InferError {
     /// More elements than a tensor may have.
     #[error("input \"{0}\": expected at most {MAX_ELEMENTS} elements, found more")]
     TooLarge(String),
-    /// FP16 as JSON.
-    #[error("input \"{0}\" is FP16, which has no JSON form: expected the encoding binary")]
-    NoJson(String),
+    /// A shape that no tensor can have.
+    #[error("input \"{0}\": {1}")]
+    Tensor(String, TensorProblem),
+    /// Has no JSON form.
+    #[error("{0}: expected the encoding binary")]
+    NoJson(#[from] EncodeError),
     /// The bodies would not fit.
     #[error(transparent)]
     Room(Box<RequestError>),
-    /// Could not be written down.
-    #[error("could not be encoded: {0}")]
-    Encode(#[from] serde_json::Error),
-}
-
-#[derive(Debug, Deserialize)]
-struct Metadata {
-    inputs: Vec<Description>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Description {
-    name: String,
-    datatype: String,
-    shape: Vec<i64>,
 }
 
 #[derive(Debug)]
 struct Input {
     name: String,
     datatype: Datatype,
-    word: String,
     /// Without a given shape, `None` stands for the batch.
     shape: Vec<Option<u64>>,
 }
@@ -119,23 +109,23 @@ pub fn path(base: &str, model: &str, version: Option<&str>) -> String {
     path
 }
 
-/// One `GET`, outside of any measurement.
-///
-/// # Errors
-/// In words, what went wrong.
-pub async fn get(
-    target: &Target,
-    protocol: Protocol,
-    path: &str,
-    keep: usize,
-) -> Result<Answer, String> {
-    let mut request = Outgoing::new(Full::new(Bytes::new()));
-    *request.uri_mut() = target.uri(protocol, path).map_err(|error| error.to_string())?;
-    if protocol == Protocol::Http1 {
-        let host = HeaderValue::from_str(&target.authority).map_err(|error| error.to_string())?;
-        request.headers_mut().insert(header::HOST, host);
+/// One request outside of any measurement: a `GET`, or with gRPC a call with this message.
+async fn ask(target: &Target, path: &str, message: Bytes, keep: usize) -> Result<Answer, String> {
+    let mut request = Outgoing::new(Full::new(message));
+    *request.uri_mut() = target.uri(path).map_err(|error| error.to_string())?;
+    match target.protocol {
+        Protocol::Http1 => {
+            let host = HeaderValue::from_str(&target.authority);
+            let host = host.map_err(|error| error.to_string())?;
+            request.headers_mut().insert(header::HOST, host);
+        }
+        Protocol::Http2 => {}
+        Protocol::Grpc => {
+            *request.method_mut() = Method::POST;
+            call_headers(request.headers_mut());
+        }
     }
-    let mut link = crate::link::Links::new(protocol, 1).make();
+    let mut link = Links::new(target.protocol, 1).make();
     let opened = Cell::new(0);
     let exchange = async {
         link.connect(target, &opened).await?;
@@ -147,32 +137,149 @@ pub async fn get(
     }
 }
 
+/// What every gRPC call begins with.
+pub(crate) fn call_headers(headers: &mut HeaderMap) {
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(grpc::CONTENT_TYPE));
+    headers.insert(header::TE, HeaderValue::from_static("trailers"));
+}
+
+/// How a gRPC call ended; `None`: the answer does not say.
+pub(crate) fn code_of(answer: &Answer) -> Option<Code> {
+    answer.headers.get(GRPC_STATUS).and_then(Code::parse)
+}
+
+/// Does the target answer anything that is not a failure of its own?
+///
+/// # Errors
+/// In words, what came instead.
+pub async fn answers(target: &Target) -> Result<(), String> {
+    if target.protocol == Protocol::Grpc {
+        let path = format!("{}/{INFERENCE_SERVICE}/ServerReady", target.base());
+        let answer = ask(target, &path, frame(&pb::ServerReadyRequest {}), 0).await?;
+        return match code_of(&answer) {
+            None | Some(Code::Unavailable) => Err("not ready".to_owned()),
+            Some(_) => Ok(()),
+        };
+    }
+    let answer = ask(target, target.path.as_str(), Bytes::new(), 0).await?;
+    if answer.status < 500 { Ok(()) } else { Err(format!("status {}", answer.status)) }
+}
+
+/// Asks the target what a model is like.
+async fn metadata(target: &Target, infer: &Infer) -> Result<ModelMetadata, InferError> {
+    let grpc = target.protocol == Protocol::Grpc;
+    let path = if grpc {
+        format!("{}/{INFERENCE_SERVICE}/ModelMetadata", target.base())
+    } else {
+        path(target.base(), &infer.model, infer.version.as_deref())
+    };
+    let fail = |what: String| InferError::Metadata {
+        url: format!("{}://{}{path}", target.scheme(), target.authority),
+        what,
+    };
+    let message = pb::ModelMetadataRequest {
+        name: infer.model.clone(),
+        version: infer.version.clone().unwrap_or_default(),
+    };
+    let message = if grpc { frame(&message) } else { Bytes::new() };
+    let answer = ask(target, &path, message, MAX_METADATA).await.map_err(fail)?;
+    if answer.status != 200 {
+        return Err(fail(format!("expected status 200, found {}", answer.status)));
+    }
+    let code = code_of(&answer);
+    if grpc && code != Some(Code::Ok) {
+        return Err(fail(format!("expected the gRPC status Ok, found {code:?}")));
+    }
+    let body = answer.body.ok_or_else(|| fail("the answer is too long".to_owned()))?;
+    let metadata: ModelMetadata = match grpc {
+        true => from_message(&body).map_err(fail)?,
+        false => serde_json::from_slice(&body).map_err(|error| fail(error.to_string()))?,
+    };
+    if metadata.inputs.len() > MAX_TENSORS {
+        return Err(fail(format!("expected at most {MAX_TENSORS} inputs")));
+    }
+    Ok(metadata)
+}
+
+fn from_message(body: &Bytes) -> Result<ModelMetadata, String> {
+    let (_, message) = grpc::only_message(body).map_err(|error| error.to_string())?;
+    let of = pb::ModelMetadataResponse::decode(message).map_err(|error| error.to_string())?;
+    let tensor = |of: pb::model_metadata_response::TensorMetadata| {
+        let datatype = Datatype::from_name(&of.datatype)
+            .ok_or_else(|| format!("expected a datatype such as FP32, found {:?}", of.datatype))?;
+        Ok::<_, String>(TensorMetadata { name: of.name, datatype, shape: of.shape })
+    };
+    Ok(ModelMetadata {
+        name: of.name,
+        versions: of.versions,
+        platform: of.platform,
+        inputs: of.inputs.into_iter().map(tensor).collect::<Result<_, _>>()?,
+        outputs: of.outputs.into_iter().map(tensor).collect::<Result<_, _>>()?,
+        properties: Default::default(),
+    })
+}
+
+fn frame(message: &impl Message) -> Bytes {
+    // Fails only without room, and the buffer grows.
+    grpc::frame(message.encoded_len(), |out| message.encode(out).unwrap_or_default())
+}
+
+impl Writer {
+    /// For inferences like this one.
+    pub fn new(plan: &Plan, infer: &Infer) -> Self {
+        Self {
+            model: infer.model.clone(),
+            version: infer.version.clone(),
+            encoding: infer.encoding,
+            protocol: plan.target.protocol,
+        }
+    }
+
+    /// Whether a JSON request can be sent as it is.
+    pub fn is_json(&self) -> bool {
+        self.protocol != Protocol::Grpc && self.encoding == Encoding::Json
+    }
+
+    /// Writes a request, and the headers that go with all that are as long as it.
+    ///
+    /// # Errors
+    /// A tensor has no JSON form and is to have one.
+    pub fn write(
+        &self,
+        request: InferRequest,
+        headers: &mut HeaderMap,
+    ) -> Result<Body, EncodeError> {
+        let mut request = request;
+        let id = request.id.clone().unwrap_or_default();
+        if self.protocol == Protocol::Grpc {
+            let message =
+                grpc::infer::write_request(&self.model, self.version.as_deref(), &request);
+            return Ok(Body { bytes: frame(&message), id });
+        }
+        let binary = self.encoding == Encoding::Binary;
+        if binary {
+            request.parameters.insert("binary_data_output", Parameter::Bool(true));
+        }
+        let encoded = request.encode(|_| binary)?;
+        if let Some(length) = encoded.json_len {
+            headers.insert(INFERENCE_HEADER_CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(encoded.content_type()));
+        Ok(Body { bytes: encoded.body.into(), id })
+    }
+}
+
 impl Random {
     /// Asks the target what the model's inputs are.
     ///
     /// # Errors
     /// No usable answer, or dimensions that nobody has given.
     pub async fn new(plan: &Plan, infer: &Infer) -> Result<Self, InferError> {
-        let Infer { model, version, encoding, range, shape, .. } = infer;
-        let path = path(plan.target.base(), model, version.as_deref());
-        let fail = |what: String| InferError::Metadata {
-            url: format!("http://{}{path}", plan.target.authority),
-            what,
-        };
-        let answer = get(&plan.target, plan.protocol, &path, MAX_METADATA).await.map_err(fail)?;
-        if answer.status != 200 {
-            return Err(fail(format!("expected status 200, found {}", answer.status)));
-        }
-        let body = answer.body.ok_or_else(|| fail("the answer is too long".to_owned()))?;
-        let metadata: Metadata =
-            serde_json::from_slice(&body).map_err(|error| fail(error.to_string()))?;
-        if metadata.inputs.len() > MAX_INPUTS {
-            return Err(fail(format!("expected at most {MAX_INPUTS} inputs")));
-        }
+        let metadata = metadata(&plan.target, infer).await?;
         Ok(Self {
-            inputs: inputs(metadata, shape)?,
-            encoding: *encoding,
-            range: *range,
+            inputs: inputs(metadata, &infer.shape)?,
+            writer: Writer::new(plan, infer),
+            range: infer.range,
             seed: plan.seed,
         })
     }
@@ -192,100 +299,56 @@ impl Random {
         let mut bodies = Vec::with_capacity(distinct.min(1024));
         for index in 0..distinct as u64 {
             let mut rng = fastrand::Rng::with_seed(mix(self.seed ^ mix(batch) ^ index));
-            let (json, binary) = self.body(batch, &mut rng)?;
-            take_room((json.len() + binary.len()) as u64, room)
+            let request = self.request(batch, index, &mut rng)?;
+            let body = self.writer.write(request, &mut headers)?;
+            take_room(body.bytes.len() as u64, room)
                 .map_err(|error| InferError::Room(Box::new(error)))?;
-            if self.encoding == Encoding::Binary {
-                headers.insert(INFERENCE_HEADER_CONTENT_LENGTH, HeaderValue::from(json.len()));
-            }
-            let mut body = json;
-            body.extend(binary);
-            bodies.push(Bytes::from(body));
+            bodies.push(body);
         }
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static(match self.encoding {
-                Encoding::Json => "application/json",
-                Encoding::Binary => "application/octet-stream",
-            }),
-        );
         Ok(Size { headers, bodies })
     }
 
-    fn body(&self, batch: u64, rng: &mut fastrand::Rng) -> Result<(Vec<u8>, Vec<u8>), InferError> {
-        let mut binary = Vec::new();
+    fn request(
+        &self,
+        batch: u64,
+        index: u64,
+        rng: &mut fastrand::Rng,
+    ) -> Result<InferRequest, InferError> {
         let mut tensors = Vec::with_capacity(self.inputs.len());
         for input in &self.inputs {
-            let shape: Vec<u64> = input.shape.iter().map(|size| size.unwrap_or(batch)).collect();
+            let too_large = || InferError::TooLarge(input.name.clone());
+            let sizes = input.shape.iter().map(|size| size.unwrap_or(batch));
+            let shape: Option<Vec<usize>> = sizes.map(|size| usize::try_from(size).ok()).collect();
+            let shape = shape.ok_or_else(too_large)?;
             let count = shape
                 .iter()
-                .try_fold(1_u64, |product, size| product.checked_mul(*size))
-                .filter(|count| *count <= MAX_ELEMENTS)
-                .and_then(|count| usize::try_from(count).ok())
-                .ok_or_else(|| InferError::TooLarge(input.name.clone()))?;
-            let data = Data::random(input.datatype, count, self.range, rng);
-            let (name, datatype) = (&*input.name, &*input.word);
-            let (data, parameters) = match self.encoding {
-                Encoding::Json if matches!(data, Data::Fp16(_)) => {
-                    return Err(InferError::NoJson(input.name.clone()));
-                }
-                Encoding::Json => (Some(data), None),
-                Encoding::Binary => {
-                    let before = binary.len();
-                    data.write_binary(input.datatype, &mut binary);
-                    (None, Some(Parameters { binary_data_size: binary.len() - before }))
-                }
-            };
-            tensors.push(Tensor { name, shape, datatype, parameters, data });
+                .try_fold(1_usize, |product, size| product.checked_mul(*size))
+                .filter(|count| *count as u64 <= MAX_ELEMENTS)
+                .ok_or_else(too_large)?;
+            let data = tensor::random(input.datatype, count, self.range, rng);
+            let tensor = Tensor::new(&*input.name, shape, data);
+            tensors
+                .push(tensor.map_err(|problem| InferError::Tensor(input.name.clone(), problem))?);
         }
-        let parameters = match self.encoding {
-            Encoding::Json => None,
-            // Always the same length, so that one header serves all bodies of a size.
-            Encoding::Binary => Some(BTreeMap::from([("binary_data_output", true)])),
-        };
-        let json = serde_json::to_vec(&Body { parameters, inputs: tensors })?;
-        Ok((json, binary))
+        // Always the same length, so that one header serves all bodies of a size.
+        let id = format!("{batch:06x}-{index:08x}");
+        Ok(InferRequest { id: Some(id), inputs: tensors, ..InferRequest::default() })
     }
 }
 
-#[derive(Serialize)]
-struct Body<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    parameters: Option<BTreeMap<&'static str, bool>>,
-    inputs: Vec<Tensor<'a>>,
-}
-
-#[derive(Serialize)]
-struct Tensor<'a> {
-    name: &'a str,
-    shape: Vec<u64>,
-    datatype: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    parameters: Option<Parameters>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    data: Option<Data>,
-}
-
-#[derive(Serialize)]
-struct Parameters {
-    binary_data_size: usize,
-}
-
-fn inputs(metadata: Metadata, given: &[Shape]) -> Result<Vec<Input>, InferError> {
+fn inputs(metadata: ModelMetadata, given: &[Shape]) -> Result<Vec<Input>, InferError> {
     let is_unknown = |shape: &&Shape| metadata.inputs.iter().all(|input| input.name != shape.input);
     if let Some(Shape { input: found, .. }) = given.iter().find(is_unknown) {
         let known: Vec<&str> = metadata.inputs.iter().map(|input| input.name.as_str()).collect();
         return Err(InferError::NoInput { found: found.clone(), known: known.join(", ") });
     }
     let mut inputs = Vec::with_capacity(metadata.inputs.len());
-    for Description { name, datatype: word, shape } in metadata.inputs {
-        let datatype =
-            word.parse().map_err(|what| InferError::Datatype { input: name.clone(), what })?;
+    for TensorMetadata { name, datatype, shape } in metadata.inputs {
         let shape = match given.iter().find(|given| given.input == name) {
             Some(given) => given.sizes.iter().copied().map(Some).collect(),
             None => dimensions(&name, &shape)?,
         };
-        inputs.push(Input { name, datatype, word, shape });
+        inputs.push(Input { name, datatype, shape });
     }
     Ok(inputs)
 }
@@ -323,11 +386,14 @@ mod tests {
             .iter()
             .map(|(input, sizes)| Shape { input: (*input).to_owned(), sizes: sizes.to_vec() })
             .collect();
-        Random { inputs: inputs(metadata, &given).unwrap(), encoding, range: None, seed: 1 }
+        let protocol = Protocol::Http1;
+        let writer = Writer { model: "m".to_owned(), version: None, encoding, protocol };
+        Random { inputs: inputs(metadata, &given).unwrap(), writer, range: None, seed: 1 }
     }
 
     const TWO: &str = r#"{"name":"m","inputs":[
-        {"name":"a","datatype":"FP32","shape":[-1,3]},{"name":"b","datatype":"INT64","shape":[1]}]}"#;
+        {"name":"a","datatype":"FP32","shape":[-1,3]},{"name":"b","datatype":"INT64","shape":[1]}],
+        "platform":"p","outputs":[]}"#;
 
     #[test]
     fn json_bodies_have_the_batch_and_the_right_number_of_elements() {
@@ -335,9 +401,10 @@ mod tests {
         let size = random(Encoding::Json, TWO, &[]).make(2, 3, &HeaderMap::new(), &mut room);
         let size = size.unwrap();
         assert_eq!(size.bodies.len(), 3);
-        assert_ne!(size.bodies[0], size.bodies[1]);
+        assert_ne!(size.bodies[0].bytes, size.bodies[1].bytes);
+        assert_ne!(size.bodies[0].id, size.bodies[1].id);
         assert!(room < 1 << 20);
-        let body: serde_json::Value = serde_json::from_slice(&size.bodies[0]).unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&size.bodies[0].bytes).unwrap();
         assert_eq!(body["inputs"][0]["shape"], serde_json::json!([2, 3]));
         assert_eq!(body["inputs"][0]["data"].as_array().unwrap().len(), 6);
         assert_eq!(body["inputs"][1]["shape"], serde_json::json!([1]));
@@ -351,7 +418,7 @@ mod tests {
         let size = size.unwrap();
         let header = size.headers[INFERENCE_HEADER_CONTENT_LENGTH].to_str().unwrap();
         let split: usize = header.parse().unwrap();
-        for body in &size.bodies {
+        for body in size.bodies.iter().map(|body| &body.bytes) {
             assert_eq!(body.len() - split, 2 * 3 * 4 + 8);
             let json: serde_json::Value = serde_json::from_slice(&body[..split]).unwrap();
             assert_eq!(json["inputs"][0]["parameters"]["binary_data_size"], 24);
@@ -361,7 +428,8 @@ mod tests {
 
     #[test]
     fn a_dynamic_dimension_is_asked_for_and_can_be_given() {
-        let metadata = r#"{"inputs":[{"name":"ids","datatype":"INT64","shape":[-1,-1]}]}"#;
+        let metadata = r#"{"name":"m","platform":"p","outputs":[],
+            "inputs":[{"name":"ids","datatype":"INT64","shape":[-1,-1]}]}"#;
         let error = inputs(serde_json::from_str(metadata).unwrap(), &[]).unwrap_err();
         assert!(error.to_string().contains("--shape ids:"), "{error}");
         let mut room = 1 << 20;
@@ -374,8 +442,7 @@ mod tests {
 
     #[test]
     fn what_would_not_fit_is_refused_before_it_is_made() {
-        let huge =
-            r#"{"inputs":[{"name":"a","datatype":"FP32","shape":[-1,4294967296,4294967296]}]}"#;
+        let huge = r#"{"name":"m","platform":"p","outputs":[],"inputs":[{"name":"a","datatype":"FP32","shape":[-1,4294967296,4294967296]}]}"#;
         let mut room = 1 << 20;
         let made = random(Encoding::Json, huge, &[]).make(1, 1, &HeaderMap::new(), &mut room);
         assert!(matches!(made, Err(InferError::TooLarge(_))));

@@ -15,7 +15,7 @@
 //! | [`mix`] | which request comes when |
 //! | [`request`] | all bodies, made before the clock starts; [`infer`] from a model's metadata, [`tensor`] |
 //! | [`run`] | threads, progress line, Ctrl-C |
-//! | [`engine`] | lanes and the clock that feeds them; `lane` carries one request at a time, [`pace`] wakes it, [`link`] is a connection |
+//! | [`engine`] | lanes and the clock that feeds them; `lane` carries one request at a time, [`pace`] wakes it, [`link`] is a connection, [`tls`] keeps it secret |
 //! | [`check`] | is the answer right? |
 //! | [`record`] | counts and histograms |
 //! | [`report`], [`buckets`], [`table`], [`progress`], [`html`], [`hdr`] | what comes out |
@@ -33,7 +33,6 @@ pub mod capacity;
 pub mod check;
 pub mod cli;
 pub mod compare;
-pub mod distribution;
 pub mod engine;
 pub mod hdr;
 pub mod html;
@@ -42,7 +41,6 @@ mod lane;
 pub mod link;
 pub mod mix;
 pub mod objective;
-pub mod pace;
 pub mod plan;
 pub mod progress;
 pub mod record;
@@ -52,8 +50,12 @@ pub mod request;
 pub mod run;
 pub mod scenario;
 pub mod sim;
-pub mod synthetic;
 pub mod table;
 pub mod target;
 pub mod tensor;
-pub mod units;
+pub mod tls;
+mod wire;
+
+pub use forebay_config::units;
+pub use forebay_synthetic as synthetic;
+pub use forebay_synthetic::{distribution, pace};

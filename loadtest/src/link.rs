@@ -5,7 +5,9 @@
 //! retried that could have reached the other side, and every way to fail has its own name.
 
 use crate::target::{Protocol, Target};
+use crate::wire::Wire;
 use bytes::{Bytes, BytesMut};
+use forebay_synthetic::LocalTasks;
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::{TrySendError, http1, http2};
@@ -28,7 +30,7 @@ pub type Outgoing = Request<Full<Bytes>>;
 pub struct Answer {
     /// HTTP status.
     pub status: u16,
-    /// The answer's headers.
+    /// The answer's headers, and the trailers among them.
     pub headers: HeaderMap,
     /// Bytes of the body.
     pub length: u64,
@@ -48,6 +50,9 @@ pub enum Failure {
     /// Any other reason not to get a connection.
     #[error("connect_failed")]
     ConnectFailed,
+    /// A connection, but no TLS over it: the certificate is not believed, or no TLS is spoken there.
+    #[error("tls_failed")]
+    TlsFailed,
     /// The connection (or the HTTP/2 stream) ended before the answer began.
     #[error("closed")]
     Closed,
@@ -65,7 +70,10 @@ pub enum Failure {
 impl Failure {
     /// Whether there was not even a connection.
     pub fn is_of_connect(self) -> bool {
-        matches!(self, Self::ConnectRefused | Self::ConnectTimeout | Self::ConnectFailed)
+        matches!(
+            self,
+            Self::ConnectRefused | Self::ConnectTimeout | Self::ConnectFailed | Self::TlsFailed
+        )
     }
 }
 
@@ -86,7 +94,7 @@ pub struct Http1 {
     connection: Option<Driver>,
 }
 
-type Driver = Pin<Box<http1::Connection<TokioIo<TcpStream>, Full<Bytes>>>>;
+type Driver = Pin<Box<http1::Connection<TokioIo<Wire>, Full<Bytes>>>>;
 
 /// An HTTP/2 connection, driven by a task.
 #[derive(Debug, Default)]
@@ -113,7 +121,7 @@ impl Link {
     /// Opens the connection if there is none.
     ///
     /// # Errors
-    /// One of the three connect failures.
+    /// One of the connect failures.
     pub async fn connect(&mut self, target: &Target, opened: &Cell<u64>) -> Result<(), Failure> {
         match self {
             Self::Http1(link) => link.connect(target, opened).await,
@@ -184,7 +192,7 @@ impl Http1 {
             }
         }
         *self = Self::default();
-        let io = TokioIo::new(dial(target).await?);
+        let io = TokioIo::new(dial(target).await.map_err(|undialled| undialled.failure)?);
         let (sender, connection) =
             http1::handshake(io).await.map_err(|_| Failure::ConnectFailed)?;
         opened.set(opened.get() + 1);
@@ -237,7 +245,7 @@ impl Http2 {
         if self.is_open() {
             return Ok(());
         }
-        let io = TokioIo::new(dial(target).await?);
+        let io = TokioIo::new(dial(target).await.map_err(|undialled| undialled.failure)?);
         let (sender, connection) =
             http2::handshake(LocalTasks, io).await.map_err(|_| Failure::ConnectFailed)?;
         tokio::task::spawn_local(connection);
@@ -275,7 +283,9 @@ impl Links {
     pub fn new(protocol: Protocol, connections: usize) -> Self {
         let shared = match protocol {
             Protocol::Http1 => Vec::new(),
-            Protocol::H2c => (0..connections.max(1)).map(|_| Rc::default()).collect(),
+            Protocol::Http2 | Protocol::Grpc => {
+                (0..connections.max(1)).map(|_| Rc::default()).collect()
+            }
         };
         Self { shared, next: 0 }
     }
@@ -291,18 +301,6 @@ impl Links {
     }
 }
 
-/// Puts hyper's HTTP/2 tasks on the thread's own runtime.
-#[derive(Debug, Clone, Copy)]
-struct LocalTasks;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for LocalTasks {
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
-            future.await;
-        });
-    }
-}
-
 /// A body on its way in: counted, and kept as far as it is wanted.
 struct Kept {
     room: usize,
@@ -310,15 +308,23 @@ struct Kept {
     /// The usual case, a body that comes in one piece, is not copied.
     first: Bytes,
     rest: BytesMut,
+    /// What stands behind the body: with gRPC, how the call ended.
+    trailers: Option<HeaderMap>,
 }
 
 impl Kept {
     fn new(room: usize) -> Self {
-        Self { room, length: 0, first: Bytes::new(), rest: BytesMut::new() }
+        Self { room, length: 0, first: Bytes::new(), rest: BytesMut::new(), trailers: None }
     }
 
     fn take(&mut self, frame: hyper::body::Frame<Bytes>) {
-        let Ok(data) = frame.into_data() else { return };
+        let data = match frame.into_data() {
+            Ok(data) => data,
+            Err(other) => {
+                self.trailers = other.into_trailers().ok();
+                return;
+            }
+        };
         self.length += data.len() as u64;
         if self.length > self.room as u64 {
             self.first = Bytes::new();
@@ -333,22 +339,38 @@ impl Kept {
         }
     }
 
-    fn answer(self, status: &http::StatusCode, headers: HeaderMap) -> Answer {
+    fn answer(self, status: &http::StatusCode, mut headers: HeaderMap) -> Answer {
+        headers.extend(self.trailers.into_iter().flatten());
         let body = (self.length <= self.room as u64)
             .then(|| if self.rest.is_empty() { self.first } else { self.rest.freeze() });
         Answer { status: status.as_u16(), headers, length: self.length, body }
     }
 }
 
-async fn dial(target: &Target) -> Result<TcpStream, Failure> {
-    let stream = TcpStream::connect(target.address).await.map_err(|error| match error.kind() {
-        io::ErrorKind::ConnectionRefused => Failure::ConnectRefused,
-        io::ErrorKind::TimedOut => Failure::ConnectTimeout,
-        _ => Failure::ConnectFailed,
+/// Why there is no connection: the class, and the words.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub(crate) struct Undialled {
+    failure: Failure,
+    error: io::Error,
+}
+
+/// Opens a connection, TLS included.
+pub(crate) async fn dial(target: &Target) -> Result<Wire, Undialled> {
+    let stream = TcpStream::connect(target.address).await.map_err(|error| Undialled {
+        failure: match error.kind() {
+            io::ErrorKind::ConnectionRefused => Failure::ConnectRefused,
+            io::ErrorKind::TimedOut => Failure::ConnectTimeout,
+            _ => Failure::ConnectFailed,
+        },
+        error,
     })?;
     // Without it a request of two segments may wait 40 ms for an acknowledgement.
-    stream.set_nodelay(true).map_err(|_| Failure::ConnectFailed)?;
-    Ok(stream)
+    let fail = |error| Undialled { failure: Failure::ConnectFailed, error };
+    stream.set_nodelay(true).map_err(fail)?;
+    let Some(tls) = &target.tls else { return Ok(Wire::Plain(stream)) };
+    let fail = |error| Undialled { failure: Failure::TlsFailed, error };
+    Ok(Wire::Tls(Box::new(tls.handshake(stream).await.map_err(fail)?)))
 }
 
 /// Polls `event` and the connection that it depends on together. `None`: the connection ended and

@@ -10,6 +10,7 @@ use crate::record::Window;
 use crate::replay;
 use crate::scenario::{self, Ask, Infer, Load as Wish, Scenario};
 use crate::target::{Protocol, Target, TargetError};
+use crate::tls::Trust;
 use crate::units::{self, Rate, Span};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,10 +36,8 @@ const DEFAULT_STREAMS: usize = 100;
 pub struct Plan {
     /// For reports.
     pub name: String,
-    /// Where requests go.
+    /// Where requests go, and how they are put on the wire.
     pub target: Target,
-    /// How they are put on the wire.
-    pub protocol: Protocol,
     /// Everything random follows from it.
     pub seed: u64,
     /// Connections, at most or exactly.
@@ -113,7 +112,12 @@ impl Plan {
     /// # Errors
     /// The first thing that is wrong.
     pub fn new(scenario: Scenario) -> Result<Self, PlanError> {
-        let target = Target::parse(scenario.target.as_deref().ok_or(PlanError::NoTarget)?)?;
+        let url = scenario.target.as_deref().ok_or(PlanError::NoTarget)?;
+        let trust = Trust {
+            ca: scenario.tls.ca.as_ref().map(|file| scenario.base.join(file)),
+            ..scenario.tls
+        };
+        let target = Target::parse(url, scenario.protocol, &trust)?;
         Self::towards(target, scenario)
     }
 
@@ -131,7 +135,7 @@ impl Plan {
         positive("timeout", Span(timeout))?;
         let (streams, connections) = match scenario.protocol {
             Protocol::Http1 => (1, DEFAULT_CONNECTIONS),
-            Protocol::H2c => (scenario.streams.unwrap_or(DEFAULT_STREAMS), 10),
+            Protocol::Http2 | Protocol::Grpc => (scenario.streams.unwrap_or(DEFAULT_STREAMS), 10),
         };
         let connections = scenario.connections.unwrap_or(connections);
         let threads = scenario.threads.unwrap_or(1);
@@ -142,6 +146,10 @@ impl Plan {
             return Err(bounds("request", "at least one [[request]]", "none"));
         }
         check_requests(&scenario.requests)?;
+        let not_inference = |request: &scenario::Request| matches!(request.ask, Ask::Http { .. });
+        if scenario.protocol == Protocol::Grpc && scenario.requests.iter().any(not_inference) {
+            return Err(bounds("request", "inferences alone with the protocol grpc", "others"));
+        }
         let mut recorded = Vec::new();
         let (load, measured) = match &scenario.load {
             Wish::Closed { length } => (Load::Closed, positive("for", *length)?),
@@ -157,7 +165,6 @@ impl Plan {
         Ok(Self {
             name: scenario.name.unwrap_or_else(|| "run".to_owned()),
             target,
-            protocol: scenario.protocol,
             seed: scenario.seed,
             connections,
             streams,

@@ -8,6 +8,7 @@ use crate::link::Failure;
 use crate::report::{RUN_DIGITS, SERIES_DIGITS};
 use crate::units::float;
 use forebay_protocol::Reason;
+use forebay_protocol::grpc::Code;
 use hdrhistogram::Histogram;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -26,6 +27,8 @@ pub enum Outcome {
     Ok(u16),
     /// An answer with another status than 2xx, and the reason that it gave, if any.
     Refused(u16, Option<&'static str>),
+    /// A call that gRPC says has failed: the number of its code, and the reason, if any.
+    RefusedCall(u8, Option<&'static str>),
     /// A status of 2xx with a body that is wrong.
     Wrong(u16, &'static str),
     /// No (whole) answer.
@@ -42,8 +45,12 @@ impl Outcome {
 
     /// The status of a refusal and the reason in its header; reasons that are not ours are `other`.
     pub fn refused(status: u16, reason: Option<&str>) -> Self {
-        let known = |code: &str| Reason::from_code(code).map_or("other", Reason::code);
         Self::Refused(status, reason.map(known))
+    }
+
+    /// The same for gRPC.
+    pub fn refused_call(code: Code, reason: Option<&str>) -> Self {
+        Self::RefusedCall(code.number(), reason.map(known))
     }
 
     /// The words under which it is counted: `200`, `503 queue_full`, `connect_refused`.
@@ -51,11 +58,19 @@ impl Outcome {
         match self {
             Self::Ok(status) | Self::Refused(status, None) => status.to_string(),
             Self::Refused(status, Some(reason)) => format!("{status} {reason}"),
+            Self::RefusedCall(number, reason) => {
+                let code = Code::ALL.get(usize::from(number)).copied().unwrap_or(Code::Unknown);
+                format!("grpc {code:?} {}", reason.unwrap_or_default()).trim_end().to_owned()
+            }
             Self::Wrong(status, what) => format!("{status} {what}"),
             Self::Failed(failure) => failure.to_string(),
             Self::Unsent => "unsent".to_owned(),
         }
     }
+}
+
+fn known(reason: &str) -> &'static str {
+    Reason::from_code(reason).map_or("other", Reason::code)
 }
 
 /// A histogram of nanoseconds, 1 ns to an hour, exact to three digits.

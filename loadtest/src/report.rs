@@ -222,7 +222,7 @@ impl Report {
             schema: SCHEMA.to_owned(),
             name: plan.name.clone(),
             target: plan.target.to_string(),
-            protocol: plan.protocol.to_string(),
+            protocol: plan.target.wire().to_owned(),
             load: plan.describe(),
             kind: kind.to_owned(),
             seed: plan.seed,

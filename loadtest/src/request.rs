@@ -6,12 +6,15 @@
 
 use crate::check::Check;
 use crate::infer::{self, InferError};
-use crate::link::Outgoing;
+use crate::link::{Answer, Outgoing};
 use crate::mix::{Mix, Weights};
 use crate::plan::Plan;
 use crate::scenario::{Ask, Infer, Request};
+use crate::target::Protocol;
 use bytes::Bytes;
-use forebay_protocol::header::{REQUEST_DEADLINE, REQUEST_PRIORITY};
+use forebay_protocol::grpc::{MODEL_INFER, format_timeout};
+use forebay_protocol::header::{GRPC_TIMEOUT, REQUEST_DEADLINE, REQUEST_PRIORITY, SERVICE_DEMAND};
+use forebay_protocol::oip::{self, InferRequest};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use http_body_util::Full;
 use std::path::{Path, PathBuf};
@@ -19,8 +22,6 @@ use std::time::Duration;
 
 /// Most bytes of bodies that are held ready.
 pub const MAX_CORPUS: u64 = 512 << 20;
-/// Header that asks a synthetic backend for a service time in microseconds.
-pub const SERVICE_DEMAND: HeaderName = HeaderName::from_static("x-service-demand");
 
 /// Everything that a run can send.
 #[derive(Debug)]
@@ -49,7 +50,16 @@ pub struct Size {
     /// Headers of requests with any of the bodies.
     pub headers: HeaderMap,
     /// The bodies; at least one.
-    pub bodies: Vec<Bytes>,
+    pub bodies: Vec<Body>,
+}
+
+/// One body, and the name that it gives to its request.
+#[derive(Debug, Clone, Default)]
+pub struct Body {
+    /// As it is sent.
+    pub bytes: Bytes,
+    /// The answer must repeat it; empty: it has none.
+    pub id: String,
 }
 
 /// One request, chosen.
@@ -58,7 +68,7 @@ pub struct Draw<'a> {
     /// What it is one of.
     pub kind: &'a Kind,
     size: &'a Size,
-    body: &'a Bytes,
+    body: &'a Body,
     demand: Option<Duration>,
 }
 
@@ -74,12 +84,20 @@ pub enum RequestError {
         error: std::io::Error,
     },
     /// A file that is no inference request.
-    #[error("{path}: expected an inference request in JSON with \"inputs\", {error}")]
+    #[error("{path}: expected an inference request in JSON, {error}")]
     Input {
         /// The file.
         path: PathBuf,
         /// What the parser said.
-        error: serde_json::Error,
+        error: oip::ParseError,
+    },
+    /// A file whose request can't be put into another form.
+    #[error("{path}: {error}")]
+    Encode {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: oip::EncodeError,
     },
     /// The bodies would not fit.
     #[error(
@@ -144,7 +162,7 @@ impl Kind {
 impl Draw<'_> {
     /// The request, to be sent now with `left` until it is given up.
     pub fn request(&self) -> Outgoing {
-        let mut request = Outgoing::new(Full::new(self.body.clone()));
+        let mut request = Outgoing::new(Full::new(self.body.bytes.clone()));
         *request.method_mut() = self.kind.method.clone();
         *request.uri_mut() = self.kind.uri.clone();
         *request.headers_mut() = self.size.headers.clone();
@@ -157,7 +175,15 @@ impl Draw<'_> {
 
     /// Bytes of the body.
     pub fn length(&self) -> u64 {
-        self.body.len() as u64
+        self.body.bytes.len() as u64
+    }
+
+    /// Says what is wrong with the answer to it.
+    ///
+    /// # Errors
+    /// A few fixed words.
+    pub fn check(&self, answer: &Answer) -> Result<(), &'static str> {
+        self.kind.check.answer(answer, &self.body.id)
     }
 }
 
@@ -184,17 +210,23 @@ async fn kind(plan: &Plan, request: &Request, room: &mut u64) -> Result<Kind, Re
                 Some(path) => read(&plan.base.join(path), room)?,
                 None => Bytes::new(),
             };
+            let body = Body { bytes: body, ..Body::default() };
             kind.sizes = vec![Size { headers: base, bodies: vec![body] }];
             path.clone()
         }
         Ask::Infer(infer) => {
             kind.label = format!("infer {}", infer.model);
-            kind.check = Check::Inference;
             bodies(plan, infer, base, room, &mut kind).await?;
-            infer::path(plan.target.base(), &infer.model, infer.version.as_deref()) + "/infer"
+            if plan.target.protocol == Protocol::Grpc {
+                kind.check = Check::Grpc;
+                format!("{}{MODEL_INFER}", plan.target.base())
+            } else {
+                kind.check = Check::Inference;
+                infer::path(plan.target.base(), &infer.model, infer.version.as_deref()) + "/infer"
+            }
         }
     };
-    kind.uri = plan.target.uri(plan.protocol, &path)?;
+    kind.uri = plan.target.uri(&path)?;
     Ok(kind)
 }
 
@@ -213,9 +245,16 @@ async fn bodies(
     };
     kind.popularity = (infer.zipf > 0.0).then(|| Weights::zipf(distinct, infer.zipf));
     if !infer.input.is_empty() {
-        let mut headers = base;
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        kind.sizes = vec![Size { headers, bodies: inputs(&plan.base, &infer.input, room)? }];
+        // Each has headers of its own: they say where a body's JSON ends.
+        let writer = infer::Writer::new(plan, infer);
+        let files =
+            infer.input.iter().map(|file| input(&plan.base.join(file), &writer, &base, room));
+        kind.sizes = files.collect::<Result<_, _>>()?;
+        kind.size_weights = match infer.zipf > 0.0 {
+            true => Weights::zipf(distinct, infer.zipf),
+            false => Weights::new(infer.input.iter().map(|_| 1.0)),
+        };
+        kind.popularity = None;
         return Ok(());
     }
     let fail = |error| RequestError::Infer { model: infer.model.clone(), error };
@@ -230,14 +269,20 @@ async fn bodies(
 
 fn headers(plan: &Plan, request: &Request) -> Result<HeaderMap, http::Error> {
     let mut headers = HeaderMap::new();
-    if plan.protocol == crate::target::Protocol::Http1 {
+    let grpc = plan.target.protocol == Protocol::Grpc;
+    if plan.target.protocol == Protocol::Http1 {
         headers.insert(header::HOST, HeaderValue::from_str(&plan.target.authority)?);
     }
     headers.insert(
         header::USER_AGENT,
         HeaderValue::from_static(concat!("forebay-load/", env!("CARGO_PKG_VERSION"))),
     );
-    if let Some(deadline) = request.deadline {
+    if grpc {
+        infer::call_headers(&mut headers);
+    }
+    if let Some(deadline) = request.deadline.filter(|_| grpc) {
+        headers.insert(GRPC_TIMEOUT, HeaderValue::try_from(format_timeout(deadline.0))?);
+    } else if let Some(deadline) = request.deadline {
         let millis = u64::try_from(deadline.0.as_millis()).unwrap_or(u64::MAX);
         headers.insert(REQUEST_DEADLINE, HeaderValue::from(millis));
     }
@@ -250,21 +295,26 @@ fn headers(plan: &Plan, request: &Request) -> Result<HeaderMap, http::Error> {
     Ok(headers)
 }
 
-fn inputs(base: &Path, files: &[PathBuf], room: &mut u64) -> Result<Vec<Bytes>, RequestError> {
-    #[derive(serde::Deserialize)]
-    struct Shape {
-        #[serde(rename = "inputs")]
-        _inputs: Vec<serde::de::IgnoredAny>,
-    }
-    let mut bodies = Vec::with_capacity(files.len());
-    for file in files {
-        let path = base.join(file);
-        let body = read(&path, room)?;
-        serde_json::from_slice::<Shape>(&body)
-            .map_err(|error| RequestError::Input { path, error })?;
-        bodies.push(body);
-    }
-    Ok(bodies)
+/// A request from a file, JSON, in the form that the plan wants.
+fn input(
+    path: &Path,
+    writer: &infer::Writer,
+    base: &HeaderMap,
+    room: &mut u64,
+) -> Result<Size, RequestError> {
+    let bytes = read(path, room)?;
+    let fail = |error| RequestError::Input { path: path.to_owned(), error };
+    let request = InferRequest::parse(&bytes, None).map_err(fail)?;
+    let mut headers = base.clone();
+    let body = if writer.is_json() {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        Body { bytes, id: request.id.unwrap_or_default() }
+    } else {
+        // Only JSON can't write everything, and this is not JSON.
+        let fail = |error| RequestError::Encode { path: path.to_owned(), error };
+        writer.write(request, &mut headers).map_err(fail)?
+    };
+    Ok(Size { headers, bodies: vec![body] })
 }
 
 fn read(path: &Path, room: &mut u64) -> Result<Bytes, RequestError> {

@@ -1,13 +1,13 @@
 //! A run from plan to report: bodies, threads, the progress line, Ctrl-C.
 
 use crate::engine::{self, Run};
-use crate::infer;
 use crate::plan::Plan;
 use crate::progress::{self, Progress};
 use crate::record::{Interval, Record};
 use crate::report::{Circumstances, Report};
 use crate::request::{Corpus, RequestError};
 use crate::units::float;
+use crate::{infer, link};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use std::io;
@@ -15,7 +15,6 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
-use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
@@ -168,7 +167,7 @@ async fn reach(plan: &Plan, wait: Option<Duration>) -> Result<(), RunError> {
 }
 
 async fn connects(plan: &Plan) -> Result<(), String> {
-    match tokio::time::timeout(FIRST_CONNECT, TcpStream::connect(plan.target.address)).await {
+    match tokio::time::timeout(FIRST_CONNECT, link::dial(&plan.target)).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("timeout".to_owned()),
@@ -176,9 +175,7 @@ async fn connects(plan: &Plan) -> Result<(), String> {
 }
 
 async fn answers(plan: &Plan) -> Result<(), String> {
-    let path = plan.target.path.as_str();
-    let answer = infer::get(&plan.target, plan.protocol, path, 0).await?;
-    if answer.status < 500 { Ok(()) } else { Err(format!("status {}", answer.status)) }
+    infer::answers(&plan.target).await
 }
 
 /// A connection is a descriptor; the usual soft limit of 1,024 is not meant for servers and tools.

@@ -38,6 +38,9 @@ struct Cli {
     /// File with the same keys as these flags, in TOML (max_body = "64MiB"); flags overrule it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Run no models: be a backend with known service times, see --synthetic --help
+    #[arg(long)]
+    synthetic: bool,
     /// Drain and end when standard input ends: a child that must not outlive its parent
     #[arg(long, hide = true)]
     stop_with_stdin: bool,
@@ -52,6 +55,10 @@ struct Cli {
 /// goes to standard error. Exit status: 0 after a drain, 1 if the worker could not start or go on,
 /// 2 for a mistake in flags or file.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    if args.iter().any(|arg| arg == "--synthetic") {
+        return forebay_synthetic::main(args);
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {

@@ -11,7 +11,11 @@
 
 mod document;
 mod table;
+pub mod units;
 mod value;
+
+#[doc(hidden)]
+pub use toml::de::DeValue;
 
 pub use document::{Diagnostic, Diagnostics, Document, Span};
 pub use table::Table;

@@ -18,6 +18,21 @@ pub trait FromToml: Sized {
     fn from_toml(value: &DeValue<'_>) -> Result<Self, Option<String>>;
 }
 
+/// Reads types from TOML that have a form as text: strings in a file, as in a flag.
+///
+/// `from_text! { Type = "what is expected, in words"; … }`
+#[macro_export]
+macro_rules! from_text {
+    ($($type:ty = $expected:expr;)*) => {$(
+        impl $crate::FromToml for $type {
+            const EXPECTED: &'static str = $expected;
+            fn from_toml(value: &$crate::DeValue<'_>) -> Result<Self, Option<String>> {
+                value.as_str().and_then(|text| text.parse().ok()).ok_or(None)
+            }
+        }
+    )*};
+}
+
 impl FromToml for String {
     const EXPECTED: &'static str = "a string";
     fn from_toml(value: &DeValue<'_>) -> Result<Self, Option<String>> {

@@ -25,6 +25,9 @@ pub const LOAD_REPORT_FORMAT: HeaderName = HeaderName::from_static("endpoint-loa
 /// The same in binary form, as gRPC servers send it: in trailers, base64 of the message.
 pub const LOAD_REPORT_BIN: HeaderName = HeaderName::from_static("endpoint-load-metrics-bin");
 
+/// Asks a synthetic backend for a service time in microseconds.
+pub const SERVICE_DEMAND: HeaderName = HeaderName::from_static("x-service-demand");
+
 /// How a gRPC call ended: a number, see [`Code`](crate::grpc::Code).
 pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// The same in words, percent-encoded.

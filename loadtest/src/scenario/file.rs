@@ -3,16 +3,15 @@
 use super::fleet;
 use super::{Ask, Encoding, Header, Infer, Load, Phase, Request, Scenario, Shape};
 use crate::arrivals::Spacing;
-use crate::distribution::Distribution;
 use crate::objective::Objective;
 use crate::target::Protocol;
 use crate::tensor::Range;
-use crate::units::{Rate, Share, Span};
-use forebay_config::{Diagnostics, Document, FromToml, Table};
+use crate::tls::Trust;
+use crate::units::{Rate, Span};
+use forebay_config::{Diagnostics, Document, FromToml, Table, from_text};
 use forebay_protocol::Priority;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use toml::de::DeValue;
 
 /// Largest scenario file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -88,9 +87,15 @@ fn top(table: &Table<'_, '_>) -> Scenario {
         seed: table.or("seed", 1),
         protocol: table.choice(
             "protocol",
-            &[("http/1.1", Protocol::Http1), ("h2c", Protocol::H2c)],
+            &[
+                ("http/1.1", Protocol::Http1),
+                ("h2", Protocol::Http2),
+                ("h2c", Protocol::Http2),
+                ("grpc", Protocol::Grpc),
+            ],
             Protocol::Http1,
         ),
+        tls: tls(&table.table_or_empty("tls")),
         connections: table.get("connections"),
         streams: table.get("streams"),
         threads: table.get("threads"),
@@ -104,6 +109,10 @@ fn top(table: &Table<'_, '_>) -> Scenario {
         sim: fleet::sim(table),
         base: PathBuf::new(),
     }
+}
+
+fn tls(table: &Table<'_, '_>) -> Trust {
+    Trust { insecure: table.or("insecure", false), ca: table.get("ca") }
 }
 
 fn load(top: &Table<'_, '_>) -> Load {
@@ -210,25 +219,8 @@ pub(super) fn kind(table: &Table<'_, '_>, known: &[&'static str]) -> &'static st
     })
 }
 
-/// Values that are written as strings, in a file as in a flag.
-macro_rules! from_text {
-    ($($type:ty = $expected:expr;)*) => {$(
-        impl FromToml for $type {
-            const EXPECTED: &'static str = $expected;
-            fn from_toml(value: &DeValue<'_>) -> Result<Self, Option<String>> {
-                value.as_str().and_then(|text| text.parse().ok()).ok_or(None)
-            }
-        }
-    )*};
-}
-
 from_text! {
-    Span = "a span of time such as \"250ms\", \"30s\" or \"2m\"";
-    Share = "a percentage such as \"20%\"";
-    Rate = "a rate such as \"500/s\", \"10k/s\" or \"30/m\"";
     Objective = "an objective such as \"p99<50ms\" or \"errors<0.1%\"";
-    Distribution = "constant:TIME, exponential:TIME, lognormal:TIME:SIGMA or \
-                    bimodal:TIME:TIME:SHARE";
     Header = Header::EXPECTED;
     Shape = Shape::EXPECTED;
     Range = Range::EXPECTED;

@@ -15,6 +15,7 @@ use crate::distribution::Distribution;
 use crate::objective::Objective;
 use crate::target::Protocol;
 use crate::tensor::Range;
+use crate::tls::Trust;
 use crate::units::{Rate, Span};
 use forebay_protocol::Priority;
 use std::path::PathBuf;
@@ -25,12 +26,14 @@ use std::str::FromStr;
 pub struct Scenario {
     /// For reports; the file's name if absent.
     pub name: Option<String>,
-    /// `http://host:port[/base]`; `--target` overrides it.
+    /// `http[s]://host:port[/base]`; `--target` overrides it.
     pub target: Option<String>,
     /// Everything random in the run follows from it. Default 1.
     pub seed: u64,
-    /// `http/1.1` (default) or `h2c`.
+    /// `http/1.1` (default), `h2` or `grpc`.
     pub protocol: Protocol,
+    /// Which certificates are believed, where the target says https.
+    pub tls: Trust,
     /// Open loop: most connections. Closed loop: connections.
     pub connections: Option<usize>,
     /// Requests at a time on one HTTP/2 connection.
@@ -137,7 +140,7 @@ pub struct Infer {
     pub model: String,
     /// Its version; the server's choice if absent.
     pub version: Option<String>,
-    /// `json` (default) or `binary`.
+    /// `json` (default) or `binary`; gRPC knows binary alone.
     pub encoding: Encoding,
     /// Batch sizes, chosen at random. Default 1.
     pub batch: Vec<u64>,

@@ -8,3 +8,4 @@ mod files;
 mod harness;
 mod run;
 mod sim;
+mod wire;

@@ -1,22 +1,15 @@
 //! Does the load generator tell the truth? Against servers whose behaviour is known.
 
-use crate::harness::{self, Backend, Canned, plan};
+use crate::harness::{self, Backend, Canned, count, plan, report};
 use forebay_loadtest::args::Cli;
 use forebay_loadtest::arrivals::Source;
+use forebay_loadtest::mix::Mix;
 use forebay_loadtest::plan::{Load, Plan};
 use forebay_loadtest::report::Report;
 use forebay_loadtest::request::Corpus;
 use forebay_loadtest::run::{self, Options};
 use forebay_loadtest::units;
 use std::process::Command;
-
-fn report(line: &str) -> Report {
-    run::run(plan(line), Options::default()).unwrap()
-}
-
-fn count(report: &Report, class: &str) -> u64 {
-    report.outcomes.iter().filter(|outcome| outcome.class == class).map(|o| o.count).sum()
-}
 
 /// The first seed with which exactly one of `requests` demands is long, and neither early nor late.
 fn seed_with_one_stall(url: &str, flags: &str, requests: u64) -> u64 {
@@ -65,6 +58,28 @@ fn no_latency_is_below_the_service_time_and_quantiles_are_those_of_the_distribut
     let (p50, p90) = (report.latency.get("p50"), report.latency.get("p90"));
     assert!(report.latency.min >= 0.002, "{:?}", report.latency);
     assert!((0.002..0.06).contains(&p50) && p90 >= 0.06, "{:?}", report.latency);
+}
+
+#[test]
+fn quantiles_are_those_of_the_demands_within_the_histograms_precision() {
+    let backend = Backend::slots(200);
+    let line = format!(
+        "{} --model synthetic --demand lognormal:20ms:0.8 --rate 400/s --requests 600 --for 5s \
+         --warm-up 0s --seed 7",
+        backend.url
+    );
+    let plan = plan(&line);
+    let mut demands: Vec<f64> =
+        (0..600).map(|index| Mix::new(&plan).draw(index).demand.unwrap().as_secs_f64()).collect();
+    demands.sort_by(f64::total_cmp);
+    let report = report(&line);
+    assert_eq!(report.ok, 600, "{:?}", report.outcomes);
+    for (name, rank) in [("p50", 299), ("p90", 539), ("p99", 593)] {
+        let (found, expected) = (report.latency.get(name), demands[rank]);
+        // Nothing is faster than its demand; how much slower it is is up to the machine.
+        assert!(found > expected * 0.999, "{name}: {found}, {expected}, seed 7");
+        assert!(found < expected + 0.1, "{name}: {found}, {expected}, seed 7");
+    }
 }
 
 #[test]

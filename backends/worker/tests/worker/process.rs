@@ -1,6 +1,7 @@
 //! The real process: signals, standard input, exit statuses, the words of the command line.
 
 use crate::harness::*;
+use forebay_protocol::header;
 use http::Method;
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -21,11 +22,16 @@ async fn spawn(arguments: &[&str]) -> (Child, SocketAddr) {
 
 async fn spawn_on(models: &str, arguments: &[&str]) -> (Child, SocketAddr) {
     let mut command = command();
-    command.args(["--listen", "127.0.0.1:0", "--models", models]).args(arguments);
+    command.args(["--models", models]).args(arguments);
     if arguments.contains(&"--stop-with-stdin") {
         command.stdin(Stdio::piped());
     }
-    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+    spawned(command).await
+}
+
+async fn spawned(mut command: Command) -> (Child, SocketAddr) {
+    command.args(["--listen", "127.0.0.1:0"]).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
     let stdout = child.stdout.take().unwrap();
     let line = BufReader::new(stdout).lines().next_line().await.unwrap().unwrap();
     let address = line.strip_prefix("listening on http://").unwrap().parse().unwrap();
@@ -208,4 +214,42 @@ async fn a_file_sets_what_flags_do_not() {
     let line = log.next_line().await.unwrap().unwrap();
     let line: serde_json::Value = serde_json::from_str(&line).unwrap();
     assert_eq!((&line["message"], &line["executors"]), (&"listening".into(), &3.into()));
+}
+
+#[tokio::test]
+async fn a_synthetic_worker_serves_by_the_clock_reports_its_load_and_drains() {
+    let mut command = command();
+    command.args(["--synthetic", "--service", "constant:30s", "--slots", "2", "--queue", "1"]);
+    let (mut child, address) = spawned(command).await;
+    let body = || json_body(vec![tensor("input", &[1, 1], vec![0.5])]);
+    let infer = |demand: &'static str| {
+        let mut request = request(Method::POST, "/v2/models/synthetic/infer", body());
+        request.headers_mut().insert(header::SERVICE_DEMAND, demand.parse().unwrap());
+        request
+    };
+    let started = Instant::now();
+    let answer = send(address, infer("20000")).await;
+    assert!(started.elapsed().as_millis() >= 20, "{:?}", started.elapsed());
+    assert_eq!((answer.outputs()[0].name.as_str(), answer.report().slots), ("digest", Some(2)));
+    let slow = send(address, request(Method::POST, "/slow", "10")).await;
+    assert_eq!(slow.text(), r#"{"slow":10.0}"#);
+    // Both slots and the line are taken; a fourth is refused.
+    let taken: Vec<_> = (0..3).map(|_| tokio::spawn(send(address, infer("100000")))).collect();
+    let load = || async {
+        let report = send(address, request(Method::GET, "/v2", "")).await.report();
+        (report.rif, report.queue)
+    };
+    eventually("all is taken", || async { load().await == (Some(3), Some(1)) }).await;
+    send(address, infer("0")).await.refused(503, "queue_full", "1 requests wait");
+    signal(&child, "-TERM").await;
+    eventually("it is not ready", || async {
+        let ready = request(Method::GET, "/v2/health/ready", "");
+        try_send(address, ready).await.is_ok_and(|answer| answer.reason() == "draining")
+    })
+    .await;
+    for taken in taken {
+        assert_eq!(taken.await.unwrap().status, 200);
+    }
+    assert!(started.elapsed().as_secs_f64() >= 2.0, "two services of a second follow each other");
+    assert_eq!(exit_code(&mut child).await, Some(0));
 }

@@ -1,15 +1,19 @@
 //! Servers whose behaviour is known, on ports that the system chose.
 
+use base64::Engine as _;
 use clap::Parser as _;
 use forebay_loadtest::args::{Cli, Command};
 use forebay_loadtest::distribution::Distribution;
 use forebay_loadtest::plan::Plan;
+use forebay_loadtest::report::Report;
+use forebay_loadtest::run::{self, Options as RunOptions};
 use forebay_loadtest::synthetic::{self, Options, Service};
+use rustls::pki_types::PrivateKeyDer;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -21,6 +25,25 @@ pub(crate) fn plan(line: &str) -> Plan {
         unreachable!("the line says run")
     };
     args.finish(Plan::new(args.scenario().unwrap()).unwrap())
+}
+
+/// What a line that makes no plan is told.
+pub(crate) fn refused(line: &str) -> String {
+    let words = ["forebay-load", "run"].into_iter().chain(line.split_whitespace());
+    let Command::Run(args) = Cli::try_parse_from(words).unwrap().command else {
+        unreachable!("the line says run")
+    };
+    Plan::new(args.scenario().unwrap()).unwrap_err().to_string()
+}
+
+/// The report of a run that a command line describes.
+pub(crate) fn report(line: &str) -> Report {
+    run::run(plan(line), RunOptions::default()).unwrap()
+}
+
+/// How many requests of a run ended so.
+pub(crate) fn count(report: &Report, class: &str) -> u64 {
+    report.outcomes.iter().filter(|outcome| outcome.class == class).map(|o| o.count).sum()
 }
 
 /// Runs a future on a runtime of its own, of the kind that the generator uses.
@@ -38,17 +61,7 @@ pub(crate) fn nobody() -> String {
 
 /// The bytes of a base64 text without line breaks.
 pub(crate) fn from_base64(text: &str) -> Vec<u8> {
-    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let digits: Vec<usize> = text
-        .bytes()
-        .filter(|byte| *byte != b'=')
-        .map(|byte| ALPHABET.iter().position(|digit| *digit == byte).unwrap())
-        .collect();
-    let byte = |i: usize| {
-        let bits = digits[i * 8 / 6] << 6 | digits[i * 8 / 6 + 1];
-        u8::try_from(bits >> (4 - i * 8 % 6) & 0xff).unwrap()
-    };
-    (0..digits.len() * 6 / 8).map(byte).collect()
+    base64::engine::general_purpose::STANDARD.decode(text).unwrap()
 }
 
 /// A file with an inference request.
@@ -91,6 +104,71 @@ impl Drop for Backend {
     fn drop(&mut self) {
         drop(self.stop.take());
         let _ = self.thread.take().unwrap().join();
+    }
+}
+
+/// What speaks TLS, before a backend that does not.
+pub(crate) struct Secret {
+    pub(crate) url: String,
+    /// File with the certificate that vouches for it.
+    pub(crate) ca: String,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Secret {
+    pub(crate) fn before(backend: &Backend) -> Self {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+        let name = format!("forebay-load-{}-{number}.pem", std::process::id());
+        let ca = std::env::temp_dir().join(name);
+        let text = base64::engine::general_purpose::STANDARD.encode(made.cert.der());
+        let pem = format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n");
+        std::fs::write(&ca, pem).unwrap();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        let behind = backend.url.strip_prefix("http://").unwrap().to_owned();
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            local(async {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                let accept = async {
+                    loop {
+                        let (stream, _) = listener.accept().await.unwrap();
+                        let (acceptor, behind) = (acceptor.clone(), behind.clone());
+                        tokio::task::spawn_local(async move {
+                            // Whoever does not like the certificate leaves here.
+                            let Ok(mut secret) = acceptor.accept(stream).await else { return };
+                            let mut plain = tokio::net::TcpStream::connect(behind).await.unwrap();
+                            let _ = tokio::io::copy_bidirectional(&mut secret, &mut plain).await;
+                        });
+                    }
+                };
+                tokio::select! { () = accept => {}, _ = stopped => {} }
+            });
+        });
+        let ca = ca.to_str().unwrap().to_owned();
+        Self { url, ca, stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let _ = self.thread.take().unwrap().join();
+        let _ = std::fs::remove_file(&self.ca);
     }
 }
 

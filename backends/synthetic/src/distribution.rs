@@ -4,7 +4,7 @@
 //! spread out (sizes, batches, neighbours), and policies differ only in how they cope with that.
 //! Drawn from a seeded generator, so that two policies can be given the very same demands.
 
-use crate::units::Span;
+use forebay_config::units::{self, Span};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -94,9 +94,14 @@ impl FromStr for Distribution {
     }
 }
 
+forebay_config::from_text! {
+    Distribution = "constant:TIME, exponential:TIME, lognormal:TIME:SIGMA or \
+                    bimodal:TIME:TIME:SHARE";
+}
+
 impl fmt::Display for Distribution {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let span = crate::units::seconds;
+        let span = units::seconds;
         match *self {
             Self::Constant(mean) => write!(f, "constant, {}", span(mean)),
             Self::Exponential(mean) => write!(f, "exponential, mean {}", span(mean)),

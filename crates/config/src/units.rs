@@ -3,6 +3,7 @@
 //! A bare number where a unit is due is the classic way to test for 30 milliseconds instead of 30
 //! seconds. Here the unit is part of the value: without one it is refused.
 
+use crate::from_text;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -83,6 +84,12 @@ impl FromStr for Rate {
         let rate = number * scale / seconds;
         if (0.0..=HIGHEST_RATE).contains(&rate) { Ok(Self(rate)) } else { Err(wrong()) }
     }
+}
+
+from_text! {
+    Span = "a span of time such as \"250ms\", \"30s\" or \"2m\"";
+    Share = "a percentage such as \"20%\"";
+    Rate = "a rate such as \"500/s\", \"10k/s\" or \"30/m\"";
 }
 
 /// Three significant digits and the unit that suits: `842 us`, `4.21 ms`, `31.5 s`.

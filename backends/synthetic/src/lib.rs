@@ -3,30 +3,44 @@
 //! Whether a balancer is any good can't be seen on a backend that one does not understand. This one
 //! has `k` slots, a line before them, service times from a stated distribution (or from each request,
 //! so that every balancer under comparison is given the same demands), speaks the Open Inference
-//! Protocol and reports its load as our workers do.
+//! Protocol over REST and gRPC, and reports its load as our workers do.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`args`] | the command line: `forebay-worker --synthetic`, `forebay-load backend` |
+//! | `line` | the slots and the line before them, in exact time; [`pace`] is its timer |
+//! | `call` | what both protocols share: one inference from its demand to its digest |
+//! | `rest`, `grpc` | the protocols |
+//! | [`distribution`] | how long a service takes |
 
-mod http;
+pub mod args;
+mod call;
+pub mod distribution;
+mod grpc;
 mod line;
+pub mod pace;
+mod reply;
+mod rest;
 
+pub use args::{Args, ServeError, main, serve};
 pub use line::{Line, Load, Refused};
 
-use crate::args::BackendArgs;
-use crate::distribution::Distribution;
-use anyhow::Context as _;
+use distribution::Distribution;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
 use std::cell::{Cell, RefCell};
-use std::io::Write as _;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
 /// Most connections that are open at once; a new one beyond is closed at once.
 const MAX_CONNECTIONS: usize = 20_000;
 /// Pause after a failed `accept`, which is nearly always a lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+
+/// How long the last answer may take from our hands to the socket's.
+const LAST_WRITE: Duration = Duration::from_millis(5);
 
 /// What a synthetic backend does.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,7 +60,7 @@ pub struct Service {
     pub queue: usize,
     /// Service time of those that do not state their own.
     pub time: Distribution,
-    /// Every service takes so many times as long.
+    /// Every service takes so many times as long; `POST /slow` changes it.
     pub slow: f64,
     /// Service times follow from it.
     pub seed: u64,
@@ -58,55 +72,14 @@ pub struct Backend {
     options: Options,
     line: Line,
     rng: RefCell<fastrand::Rng>,
+    slow: Cell<f64>,
     reports: Cell<u64>,
     connections: Cell<usize>,
-}
-
-/// `forebay-load backend`: serves until SIGTERM or SIGINT.
-///
-/// # Errors
-/// The address can't be listened on.
-pub fn serve(args: &BackendArgs) -> anyhow::Result<()> {
-    let service = (!args.fast).then_some(Service {
-        slots: args.slots,
-        queue: args.queue,
-        time: args.service,
-        slow: args.slow,
-        seed: args.seed,
-    });
-    let options = Options { model: args.model.clone(), service };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build_local(tokio::runtime::LocalOptions::default())?;
-    runtime.block_on(async {
-        let listener =
-            TcpListener::bind(args.listen).await.with_context(|| format!("{}", args.listen))?;
-        announce(listener.local_addr()?, &options)?;
-        let (mut term, mut int) =
-            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        tokio::select! {
-            result = Rc::new(Backend::new(options)).accept(listener) => result.context("timer"),
-            _ = term.recv() => Ok(()),
-            _ = int.recv() => Ok(()),
-        }
-    })
-}
-
-fn announce(address: SocketAddr, options: &Options) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "listening on http://{address}")?;
-    match &options.service {
-        None => writeln!(out, "model {}: answers at once", options.model)?,
-        Some(service) => writeln!(
-            out,
-            "model {}: {} slots, service time {}{}",
-            options.model,
-            service.slots,
-            service.time,
-            if service.slow == 1.0 { String::new() } else { format!(", x {}", service.slow) }
-        )?,
-    }
-    out.flush()
+    /// Requests that are being answered.
+    open: Cell<usize>,
+    draining: Cell<bool>,
+    /// A request has ended.
+    ended: Notify,
 }
 
 impl Backend {
@@ -118,8 +91,12 @@ impl Backend {
         Self {
             line: Line::new(slots, queue),
             rng: RefCell::new(fastrand::Rng::with_seed(seed)),
+            slow: Cell::new(options.service.map_or(1.0, |service| service.slow)),
             reports: Cell::new(0),
             connections: Cell::new(0),
+            open: Cell::new(0),
+            draining: Cell::new(false),
+            ended: Notify::new(),
             options,
         }
     }
@@ -135,6 +112,18 @@ impl Backend {
             result = self.line.run() => result,
             () = self.accept_all(&listener) => Ok(()),
         }
+    }
+
+    /// Is not ready any more, for `delay` serves on all the same, so that everyone notices, and ends
+    /// when the last request has its answer.
+    pub async fn drain(&self, delay: Duration) {
+        self.draining.set(true);
+        tokio::time::sleep(delay).await;
+        while self.open.get() > 0 {
+            self.ended.notified().await;
+        }
+        // HTTP/2 writes in a task of its own, whose turn comes after this one's.
+        tokio::time::sleep(LAST_WRITE).await;
     }
 
     async fn accept_all(self: &Rc<Self>, listener: &TcpListener) {
@@ -180,8 +169,9 @@ impl Drop for Connection {
     }
 }
 
+/// Puts hyper's HTTP/2 tasks on the thread's own runtime.
 #[derive(Debug, Clone, Copy)]
-struct LocalTasks;
+pub struct LocalTasks;
 
 impl<F: Future + 'static> hyper::rt::Executor<F> for LocalTasks {
     fn execute(&self, future: F) {

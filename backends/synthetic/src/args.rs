@@ -1,0 +1,174 @@
+//! The command line, of a worker with `--synthetic` and of the load generator's `backend`.
+
+use crate::distribution::Distribution;
+use crate::{Backend, Options, Service};
+use clap::Parser;
+use forebay_config::units::Span;
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// What a synthetic backend is told.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Address to listen on; port 0 lets the system choose
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
+
+    /// Requests that are served at once; the others wait in line, first come first served
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub slots: u32,
+
+    /// Service time of one request: constant:TIME, exponential:TIME, lognormal:TIME:SIGMA or
+    /// bimodal:TIME:TIME:SHARE. A request's header x-service-demand (microseconds) overrides it
+    #[arg(long, value_name = "DISTRIBUTION", default_value = "constant:0ms")]
+    pub service: Distribution,
+
+    /// Every service takes so many times as long; POST /slow with a number changes it
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
+    pub slow: f64,
+
+    /// Requests that may wait in line; more are refused with 503
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub queue: usize,
+
+    /// Name of the model that is served
+    #[arg(long, value_name = "NAME", default_value = "synthetic")]
+    pub model: String,
+
+    /// Service times follow from it
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+
+    /// No line, no service time, no load report: 300 bytes at once, to measure a proxy's overhead
+    #[arg(long, conflicts_with_all = ["slots", "service", "slow", "queue"])]
+    pub fast: bool,
+
+    /// After SIGTERM: not ready, but served on for so long before it ends with the last request
+    #[arg(long, value_name = "TIME", default_value = "0s")]
+    pub drain_delay: Span,
+}
+
+/// Be a backend with known service times, to measure proxies and balancers against
+#[derive(Debug, Parser)]
+#[command(name = "forebay-worker --synthetic", version)]
+struct Cli {
+    /// What chose this command
+    #[arg(long, hide = true)]
+    synthetic: bool,
+    #[command(flatten)]
+    args: Args,
+}
+
+/// Why a backend does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address can't be listened on.
+    #[error("{address}: {error}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        error: io::Error,
+    },
+    /// Out of descriptors, or standard output is gone.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Longest time that the last requests may take after SIGTERM.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Runs `forebay-worker --synthetic …`; `args` begin with the program's name. Exit status: 0 after a
+/// drain, 1 if it could not serve, 2 for a mistake in the flags.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // To standard output for --help, else to standard error; if that is closed, so be it.
+            drop(error.print());
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    match serve(&cli.args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            drop(writeln!(io::stderr(), "forebay-worker: {error}"));
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// Serves until SIGTERM or SIGINT, then until what is there has been answered; a second signal ends
+/// it at once.
+///
+/// # Errors
+/// The address can't be listened on, or there is no timer or signal handler to be had.
+pub fn serve(args: &Args) -> Result<(), ServeError> {
+    let service = (!args.fast).then_some(Service {
+        slots: args.slots,
+        queue: args.queue,
+        time: args.service,
+        slow: args.slow,
+        seed: args.seed,
+    });
+    let options = Options { model: args.model.clone(), service };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(tokio::runtime::LocalOptions::default())?;
+    runtime.block_on(async {
+        let fail = |error| ServeError::Listen { address: args.listen, error };
+        let listener = TcpListener::bind(args.listen).await.map_err(fail)?;
+        announce(listener.local_addr()?, &options)?;
+        let (mut term, mut int) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let backend = Rc::new(Backend::new(options));
+        let accept = Rc::clone(&backend).accept(listener);
+        let end = async {
+            tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+            tokio::select! {
+                () = backend.drain(args.drain_delay.0) => {}
+                () = tokio::time::sleep(args.drain_delay.0 + DRAIN_TIMEOUT) => {}
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+        };
+        tokio::select! {
+            result = accept => Ok(result?),
+            () = end => Ok(()),
+        }
+    })
+}
+
+fn announce(address: SocketAddr, options: &Options) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "listening on http://{address}")?;
+    match &options.service {
+        None => writeln!(out, "model {}: answers at once", options.model)?,
+        Some(service) => writeln!(
+            out,
+            "model {}: {} slots, service time {}{}",
+            options.model,
+            service.slots,
+            service.time,
+            if service.slow == 1.0 { String::new() } else { format!(", x {}", service.slow) }
+        )?,
+    }
+    out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}
