@@ -1,4 +1,4 @@
-"""A proxy with an embedded fleet on free ports, for as long as a `with` block lasts."""
+"""A proxy with its workers, or a worker alone, on free ports, for as long as a `with` block lasts."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -30,7 +31,7 @@ access_log = "{log}"
 address = "127.0.0.1:0"
 
 [pool.proof]
-fleet = {{ workers = {workers}, models = "{models}" }}
+{source}
 
 [[route]]
 name = "proof"
@@ -43,14 +44,19 @@ expose_endpoint = true
 class Fleet:
     """The running proxy: `listener` and `admin` are `host:port`; `exit_status` after the block."""
 
-    def __init__(self, program, folder):
+    def __init__(self, program, folder, endpoints=None):
+        """In front of `endpoints`, or else of workers that it starts itself."""
         self.access_log = pathlib.Path(folder) / "access.jsonl"
         self.messages = pathlib.Path(folder) / "messages.jsonl"
         self.listener = self.admin = self.exit_status = self.process = None
         self._program = program
         self._config = pathlib.Path(folder) / "proof.toml"
-        text = CONFIG.format(log=self.access_log, workers=WORKERS, models=MODELS)
-        self._config.write_text(text)
+        source = f'fleet = {{ workers = {WORKERS}, models = "{MODELS}" }}'
+        if endpoints is not None:
+            # A list of texts is the same in TOML and JSON.
+            source = f"endpoints = {json.dumps(endpoints)}"
+        self._ready = WORKERS if endpoints is None else len(endpoints)
+        self._config.write_text(CONFIG.format(log=self.access_log, source=source))
 
     def __enter__(self):
         arguments = ["--log-format", "json", "serve", "--config", str(self._config)]
@@ -101,12 +107,12 @@ class Fleet:
     def _wait_until_ready(self):
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end:
-            if self.status()["pools"]["proof"]["ready"] == WORKERS:
+            if self.status()["pools"]["proof"]["ready"] == self._ready:
                 return
             if self.process.poll() is not None:
                 break
             time.sleep(0.05)
-        raise RuntimeError(f"expected {WORKERS} ready workers, found:\n{self.messages.read_text()}")
+        raise RuntimeError(f"expected {self._ready} ready workers, found:\n{self.messages.read_text()}")
 
     def _stop(self):
         if self.process.poll() is None:
@@ -117,6 +123,39 @@ class Fleet:
             # Its workers see its end and leave.
             self.process.kill()
             self.exit_status = self.process.wait()
+
+
+class Worker:
+    """A running worker: `address` is `host:port`."""
+
+    def __init__(self, program, models, *arguments):
+        self._command = [program, "worker", "--models", str(models), "--listen", "127.0.0.1:0"]
+        self._command += arguments
+        self.process = self.address = None
+
+    def __enter__(self):
+        self.process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+        line = self.process.stdout.readline()
+        self.address = line.strip().removeprefix("listening on http://")
+        end = time.monotonic() + START_SECONDS
+        while self.process.poll() is None and time.monotonic() < end:
+            try:
+                urllib.request.urlopen(f"http://{self.address}/v2/health/ready", timeout=10).close()
+            except urllib.error.HTTPError:
+                time.sleep(0.05)
+            else:
+                return self
+        self.__exit__()
+        raise RuntimeError("expected a worker that becomes ready, see its messages above")
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
 
 def program():

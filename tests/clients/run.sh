@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Proof by clients that nobody here wrote: NVIDIA's tritonclient through the proxy, answers compared
-# with ONNX Runtime. Needs a built forebay ($FOREBAY, or target/debug/forebay) and Python 3.11+;
+# Proof by clients that nobody here wrote: NVIDIA's tritonclient over HTTP and gRPC, through the proxy
+# and straight, answers compared with ONNX Runtime. Needs a built forebay ($FOREBAY, or target/debug/forebay) and Python 3.11+;
 # everything else goes into a virtual environment under target/, so that a second run is fast.
 #
 #   tests/clients/run.sh              all checks; exit status 0 if all passed
 #   SEED=7 tests/clients/run.sh       the random inputs of an earlier run again
 set -euo pipefail
 
-# Longest that the checks may take, in seconds; they need about 30 on two cores with a debug build.
+# Longest that one file of checks may take, in seconds; each needs about 30 with a debug build.
 limit=300
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -29,5 +29,10 @@ if ! cmp -s "$here/requirements.txt" "$stamp"; then
     cp "$here/requirements.txt" "$stamp"
 fi
 
-# The script stops its proxy when it is asked to end (TERM), so nothing is left behind.
-exec timeout --signal=TERM --kill-after=20 "$limit" "$venv/bin/python" "$here/proof.py"
+# Each script stops what it started when it is asked to end (TERM), so nothing is left behind.
+status=0
+for proof in proof extensions; do
+    echo "--- $proof"
+    timeout --signal=TERM --kill-after=20 "$limit" "$venv/bin/python" "$here/$proof.py" || status=1
+done
+exit $status

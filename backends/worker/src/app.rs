@@ -1,6 +1,6 @@
 //! The routes, and what every answer carries whatever it is an answer to.
 
-use crate::body::Memory;
+use crate::body::{Encoding, Memory};
 use crate::config::Options;
 use crate::executor::Job;
 use crate::lifecycle::{Lifecycle, Phase};
@@ -11,7 +11,7 @@ use crate::queue::Queue;
 use crate::refusal::Refusal;
 use crate::report::Load;
 use crate::repository::Repository;
-use crate::{control, describe, grpc, rest};
+use crate::{compress, control, describe, grpc, rest};
 use axum::Router;
 use axum::extract::{FromRequestParts, Path, Request, State};
 use axum::middleware::{self, Next};
@@ -89,6 +89,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/", get(describe::model))
         .route("/ready", get(describe::model_ready))
         .route("/config", get(describe::model_config))
+        .route("/stats", get(describe::model_statistics))
         .route("/infer", post(rest::infer));
     Router::new()
         .route("/", get(describe::welcome))
@@ -100,6 +101,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v2/repository/index", post(control::index_call))
         .route("/v2/repository/models/{model}/load", post(control::load_call))
         .route("/v2/repository/models/{model}/unload", post(control::unload_call))
+        .route("/v2/models/stats", get(describe::models_statistics))
         .nest("/v2/models/{model}", model.clone())
         .nest("/v2/models/{model}/versions/{version}", model)
         .merge(grpc::routes())
@@ -120,7 +122,11 @@ async fn every_answer(State(app): State<Arc<App>>, request: Request, next: Next)
         id = text(headers, &names::REQUEST_ID),
         trace = text(headers, &names::TRACEPARENT),
     );
+    let encoding = compress::accepted(headers, &header::ACCEPT_ENCODING);
     let mut response = next.run(request).instrument(span).await;
+    if encoding != Encoding::Identity && !is_grpc(response.headers()) {
+        response = compress::answer(response, encoding).await;
+    }
     let headers = response.headers_mut();
     // gRPC has it in the trailers.
     if !is_grpc(headers) {

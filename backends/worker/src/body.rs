@@ -84,6 +84,15 @@ pub(crate) enum Encoding {
 }
 
 impl Encoding {
+    /// As it stands in a header; `None` for none.
+    pub(crate) fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Identity => None,
+            Self::Gzip => Some("gzip"),
+            Self::Deflate => Some("deflate"),
+        }
+    }
+
     /// Of a body.
     pub(crate) fn of(headers: &HeaderMap) -> Result<Self, Refusal> {
         Self::named(headers, &header::CONTENT_ENCODING)

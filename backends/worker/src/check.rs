@@ -3,7 +3,7 @@
 
 use crate::refusal::Refusal;
 use crate::repository::Version;
-use forebay_protocol::oip::{InferRequest, Tensor, TensorMetadata, element_count};
+use forebay_protocol::oip::{InferRequest, Tensor, TensorMetadata, can_classify, element_count};
 use forebay_tract::Model;
 
 /// Checks names, datatypes, shapes and values of a request.
@@ -107,21 +107,23 @@ fn check_input(input: &Tensor, wanted: &TensorMetadata, engine: &Model) -> Resul
 
 fn check_outputs(request: &InferRequest, engine: &Model) -> Result<(), Refusal> {
     for (index, output) in request.outputs.iter().enumerate() {
-        if !engine.outputs().iter().any(|known| known.name == output.name) {
+        let known = engine.outputs().iter().find(|known| known.name == output.name);
+        let known = known.ok_or_else(|| {
             let names = names(engine.outputs());
-            let text = format!("expected outputs {names}, found {}", quoted(&output.name));
-            return Err(Refusal::input(text));
-        }
+            Refusal::input(format!("expected outputs {names}, found {}", quoted(&output.name)))
+        })?;
         if request.outputs[..index].iter().any(|other| other.name == output.name) {
             let name = quoted(&output.name);
             return Err(Refusal::input(format!("expected output {name} once, found twice")));
         }
-        if output.parameters.get("classification").is_some() {
-            let text =
-                "expected no parameter \"classification\", which is not supported, found one";
-            return Err(Refusal::input(text));
-        }
         request.wants_binary(&output.name)?;
+        let datatype = known.datatype;
+        if request.classes(&output.name)?.is_some() && !can_classify(datatype) {
+            let name = quoted(&output.name);
+            return Err(Refusal::input(format!(
+                "expected an output of numbers for \"classification\", found {name} of {datatype}"
+            )));
+        }
     }
     Ok(())
 }

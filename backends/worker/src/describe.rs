@@ -5,13 +5,15 @@ use crate::control;
 use crate::lifecycle::Phase;
 use crate::model_config::Versions;
 use crate::refusal::{Refusal, json};
-use crate::repository::{State, Version};
+use crate::repository::{Entry, State, Version};
 use crate::stats::Stats;
 use axum::extract::State as Shared;
 use axum::response::{IntoResponse, Response};
 use forebay_protocol::Reason;
 use forebay_protocol::metric::worker as metric;
-use forebay_protocol::oip::{Datatype, ModelMetadata, Ready, ServerMetadata, TensorMetadata};
+use forebay_protocol::oip::{
+    Datatype, ModelMetadata, ModelStatistics, Ready, ServerMetadata, Statistics, TensorMetadata,
+};
 use http::{StatusCode, header};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -24,7 +26,7 @@ pub(crate) async fn welcome(Shared(app): Shared<Arc<App>>) -> String {
          GET  /v2                              this server\n\
          GET  /v2/health/live, /v2/health/ready\n\
          GET  /v2/models/MODEL                 inputs and outputs\n\
-         GET  /v2/models/MODEL/ready, /config\n\
+         GET  /v2/models/MODEL/ready, /config, /stats\n\
          POST /v2/models/MODEL/infer           run it\n\
          POST /v2/repository/index             all models and their states\n\
          POST /v2/repository/models/MODEL/load, /unload\n\
@@ -46,7 +48,13 @@ pub(crate) async fn server() -> Response {
 
 /// Name, version and what is spoken beside the protocol itself.
 pub(crate) fn server_metadata() -> ServerMetadata {
-    let extensions = ["binary_tensor_data", "model_repository", "model_configuration"];
+    let extensions = [
+        "binary_tensor_data",
+        "classification",
+        "model_configuration",
+        "model_repository",
+        "statistics",
+    ];
     ServerMetadata {
         name: "forebay-worker".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -184,13 +192,70 @@ fn tensor_config(tensor: &TensorMetadata, version: &Version, batched: bool) -> s
         Datatype::Bytes => "STRING",
         datatype => datatype.as_str(),
     };
-    let mut described = version.config.tensors.iter();
-    let description = described.find(|t| t.name == tensor.name).map(|t| t.description.as_str());
+    let described = version.config.tensors.iter().find(|t| t.name == tensor.name);
     serde_json::json!({
         "name": tensor.name,
         "data_type": format!("TYPE_{datatype}"),
         "dims": tensor.shape[usize::from(batched)..],
-        "description": description.unwrap_or_default(),
+        "description": described.map(|t| t.description.as_str()).unwrap_or_default(),
+        "label_filename": described.and_then(|t| t.label_file.as_deref()).unwrap_or_default(),
+    })
+}
+
+/// `GET /v2/models/stats`.
+pub(crate) async fn models_statistics(Shared(app): Shared<Arc<App>>) -> Response {
+    json(StatusCode::OK, &all_statistics(&app))
+}
+
+/// What all models have done.
+pub(crate) fn all_statistics(app: &App) -> Statistics {
+    let served = app.repository.served();
+    let model_stats = served.iter().flat_map(|(name, model)| numbers(name, &model.versions));
+    Statistics { model_stats: model_stats.collect() }
+}
+
+/// `GET /v2/models/{model}[/versions/{version}]/stats`.
+pub(crate) async fn model_statistics(
+    Shared(app): Shared<Arc<App>>,
+    path: ModelPath,
+) -> Result<Response, Refusal> {
+    Ok(json(StatusCode::OK, &statistics(&app, &path.model, path.version.as_deref())?))
+}
+
+/// What a model has done, all versions of it unless one is named. Nothing is loaded for that.
+///
+/// # Errors
+/// It is not there, or can't be loaded.
+pub(crate) fn statistics(
+    app: &App,
+    name: &str,
+    version: Option<&str>,
+) -> Result<Statistics, Refusal> {
+    // Refuses in the words that an inference would be refused in.
+    app.repository.ready(name, version)?;
+    let served = app.repository.served();
+    let model_stats = match (served.get(name), version) {
+        (None, _) => Vec::new(),
+        (Some(model), None) => numbers(name, &model.versions).collect(),
+        (Some(model), Some(wanted)) => numbers(name, model.named(wanted)).collect(),
+    };
+    Ok(Statistics { model_stats })
+}
+
+/// Of those versions that can answer; one that never was in memory has done nothing yet.
+fn numbers<'a>(
+    name: &'a str,
+    versions: impl IntoIterator<Item = (&'a u64, &'a Entry)>,
+) -> impl Iterator<Item = ModelStatistics> {
+    let answering = versions.into_iter().filter(|(_, entry)| entry.state.can_answer());
+    answering.map(move |(number, entry)| {
+        let (number, bytes) = (number.to_string(), entry.version().map_or(0, |v| v.memory.bytes));
+        match &entry.known {
+            Some(known) => known.stats.statistics(name, &number, bytes),
+            None => {
+                ModelStatistics { name: name.to_owned(), version: number, ..Default::default() }
+            }
+        }
     })
 }
 

@@ -20,6 +20,9 @@ const MAX_NAME: usize = 128;
 /// Longest `model.toml`, in bytes.
 const MAX_CONFIG: u64 = 1 << 20;
 
+/// Longest file of labels, in bytes: a vocabulary of a million.
+const MAX_LABELS: u64 = 16 << 20;
+
 /// Longest example, in bytes, and how many are read of one model.
 const MAX_EXAMPLE: u64 = 16 << 20;
 const MAX_EXAMPLES: usize = 16;
@@ -118,6 +121,16 @@ impl Disk {
             })
         };
         stems.take(MAX_EXAMPLES).map(read).collect()
+    }
+
+    /// The lines of a file beside the model's versions, as names of an output's elements.
+    ///
+    /// # Errors
+    /// In words: it can't be read, or is no text.
+    pub(crate) fn labels(&self, name: &str, file: &str) -> Result<Vec<String>, String> {
+        let bytes = self.read(&Path::new(name).join(file), MAX_LABELS)?;
+        let text = String::from_utf8(bytes).map_err(|error| format!("{file}: {error}"))?;
+        Ok(text.lines().map(|line| line.trim().to_owned()).collect())
     }
 
     /// Reads a file, its path relative to the repository.

@@ -17,7 +17,7 @@ use crate::queue::Rank;
 use crate::refusal::Refusal;
 use crate::repository::Version;
 use crate::stats::Stage;
-use forebay_protocol::oip::{InferRequest, InferResponse, Tensor};
+use forebay_protocol::oip::{InferRequest, InferResponse, Tensor, classify};
 use forebay_protocol::{Priority, Reason};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -59,6 +59,8 @@ pub(crate) struct Received {
     pub(crate) request: InferRequest,
     /// The memory that it holds, given back once the outputs are there.
     pub(crate) share: Share,
+    /// Time that reading took, once all of it had come.
+    pub(crate) took: Duration,
 }
 
 /// What is to be written.
@@ -89,18 +91,23 @@ where
     R: Future<Output = Result<Received, Refusal>>,
     W: Future<Output = Result<T, Refusal>>,
 {
-    let mut tally = Tally { app, version: None, reason: Reason::ClientClosed.code() };
+    let mut tally = Tally::new(app);
     let work = async {
         let version = &app.repository.acquire(model, version).await?;
         tally.version = Some(Arc::clone(version));
         let terms = terms?;
+        tally.arrived = terms.arrived;
         // One timer for all that follows: what has not started when it rings never will.
         bounded(terms.deadline, async {
             if app.queue.is_full(version.line.id()) {
                 return Err(queue_full(version, &"the queue is full"));
             }
             let received = read(Arc::clone(version)).await?;
-            write(run(app, version, terms, received).await?).await
+            let (answer, input) = run(app, version, terms, received).await?;
+            let begun = Instant::now();
+            let written = write(answer).await?;
+            tally.spent = [input, begun.elapsed()];
+            Ok(written)
         })
         .await
     };
@@ -114,9 +121,9 @@ async fn run(
     version: &Arc<Version>,
     mut terms: Terms,
     received: Received,
-) -> Result<Answer, Refusal> {
-    let Received { request, share } = received;
-    let request = checked(version, request).await?;
+) -> Result<(Answer, Duration), Refusal> {
+    let Received { request, share, took } = received;
+    let (request, check) = checked(version, request).await?;
     // The protocol's own `timeout`, in microseconds; 0 means none.
     if let Some(micros) = request.parameters.count("timeout")?.filter(|&micros| micros > 0) {
         terms.within(Duration::from_micros(micros));
@@ -126,16 +133,21 @@ async fn run(
     let (inputs, request) = take_inputs(request);
     let outputs = bounded(terms.deadline, submit(app, version, inputs, terms)).await?;
     drop(share);
-    let response = respond(version, &request, outputs);
-    Ok(Answer { request, response })
+    let response = classified(version, &request, respond(version, &request, outputs)).await?;
+    Ok((Answer { request, response }, took + check))
 }
 
-async fn checked(version: &Arc<Version>, request: InferRequest) -> Result<InferRequest, Refusal> {
+/// The request again, and the time that checking took.
+async fn checked(
+    version: &Arc<Version>,
+    request: InferRequest,
+) -> Result<(InferRequest, Duration), Refusal> {
     let size: usize = request.inputs.iter().map(|input| input.data.binary_len()).sum();
     let version = Arc::clone(version);
     let check = move || {
+        let begun = Instant::now();
         check::check(&request, &version.engine, &version)?;
-        Ok(request)
+        Ok((request, begun.elapsed()))
     };
     if size <= INLINE { check() } else { off_io(check).await }
 }
@@ -214,6 +226,38 @@ fn respond(version: &Version, request: &InferRequest, mut outputs: Vec<Tensor>) 
     }
 }
 
+/// The outputs, each as its largest elements where the caller wants those.
+async fn classified(
+    version: &Arc<Version>,
+    request: &InferRequest,
+    mut response: InferResponse,
+) -> Result<InferResponse, Refusal> {
+    let mut wanted = Vec::new();
+    for (index, output) in response.outputs.iter().enumerate() {
+        wanted.extend(request.classes(&output.name)?.map(|most| (index, most)));
+    }
+    if wanted.is_empty() {
+        return Ok(response);
+    }
+    let size: usize = wanted.iter().map(|&(i, _)| response.outputs[i].data.binary_len()).sum();
+    let version = Arc::clone(version);
+    let work = move || {
+        let is_batch = version.engine.max_batch().is_some();
+        for (index, most) in wanted {
+            let output = &mut response.outputs[index];
+            let labels = version.labels.get(&output.name).map_or(&[][..], |labels| labels);
+            *output = classify(output, is_batch, most, labels).ok_or_else(|| {
+                let (name, shape) = (&output.name, &output.shape);
+                let text =
+                    format!("expected rows to classify in output \"{name}\", found {shape:?}");
+                Refusal::input(text)
+            })?;
+        }
+        Ok(response)
+    };
+    if size <= INLINE { work() } else { off_io(work).await }
+}
+
 /// Runs CPU-heavy work on the runtime's blocking pool.
 pub(crate) async fn off_io<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
@@ -271,14 +315,27 @@ impl Drop for Ticket<'_> {
 struct Tally<'a> {
     app: &'a App,
     version: Option<Arc<Version>>,
+    arrived: Instant,
+    /// On reading and checking, and on writing.
+    spent: [Duration; 2],
     reason: &'static str,
+}
+
+impl<'a> Tally<'a> {
+    fn new(app: &'a App) -> Self {
+        let reason = Reason::ClientClosed.code();
+        Self { app, version: None, arrived: Instant::now(), spent: Default::default(), reason }
+    }
 }
 
 impl Drop for Tally<'_> {
     fn drop(&mut self) {
         match &self.version {
-            Some(version) if self.reason == "ok" => version.stats.answered.increment(1),
+            Some(version) if self.reason == "ok" => {
+                version.stats.answered(self.arrived.elapsed(), self.spent);
+            }
             Some(version) => {
+                version.stats.failed(self.arrived.elapsed());
                 self.app.metrics.inference(&version.model, &version.number, self.reason);
             }
             None => self.app.metrics.inference(NO_MODEL, NO_MODEL, self.reason),

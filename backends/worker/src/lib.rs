@@ -14,6 +14,7 @@
 //! | `lifecycle` | serving, draining, closing; signals |
 //! | `app` | routes; what every answer carries: load report, request id |
 //! | `body` | reads a body: bounded in bytes, time and memory; gzip and deflate |
+//! | `compress` | answers compressed for who asks for it |
 //! | `grpc` | the same, and the other calls, over gRPC |
 //! | `rest` | an inference as HTTP request and answer |
 //! | `infer` | one inference, whatever it came in on: check, queue, wait, answer |
@@ -42,6 +43,7 @@ mod app;
 mod body;
 mod check;
 pub mod cli;
+mod compress;
 pub mod config;
 mod control;
 mod describe;

@@ -17,8 +17,9 @@ use crate::golden;
 use crate::model_config::ModelConfig;
 use crate::queue::LineConfig;
 use crate::refusal::Refusal;
-use crate::repository::{Entry, Known, Model, Served, State, Version};
+use crate::repository::{Entry, Known, Labels, Model, Served, State, Version};
 use crate::room::{self, Spare};
+use crate::stats::Stats;
 use forebay_protocol::Reason;
 use forebay_protocol::metric::worker as metric;
 use forebay_tract as engine;
@@ -354,6 +355,7 @@ impl Loader {
                     bytes: version.memory.bytes,
                     config: Arc::clone(&version.config),
                     profile: version.engine.profile(),
+                    stats: Arc::clone(&version.stats),
                 }));
                 (entry.state, entry.failure) = (State::Ready(Arc::new(version)), None);
                 "ok"
@@ -397,13 +399,17 @@ impl Loader {
     ) -> Result<Option<Version>, Failure> {
         let bytes = self.disk.onnx(name, number).map_err(Failure::Bad)?;
         let digest = blake3::hash(&bytes).to_hex().to_string();
-        let is_same =
-            |old: &Arc<Version>| old.digest == digest && Arc::ptr_eq(&old.config, &model.config);
+        let labels = self.labels(name, &model.config).map_err(Failure::Bad)?;
+        let is_same = |old: &Arc<Version>| {
+            let is_same = old.digest == digest && old.labels == labels;
+            is_same && Arc::ptr_eq(&old.config, &model.config)
+        };
         if old.version().is_some_and(is_same) {
             return Ok(None);
         }
         let before = old.known.as_ref().filter(|known| known.digest == digest);
         let known = model.config.memory.or(before.map(|known| known.bytes));
+        let stats = before.map(|known| Arc::clone(&known.stats));
         let profile = before.filter(|known| Arc::ptr_eq(&known.config, &model.config));
         let profile = profile.map(|known| known.profile.clone());
         let room = known.unwrap_or_else(|| room::estimate(bytes.len()));
@@ -425,8 +431,10 @@ impl Loader {
         self.make_room(0, spare).map_err(Failure::Full)?;
         let max_batch = engine.max_batch().unwrap_or(1);
         let of_model = (Arc::clone(&model.config), Arc::clone(&model.line));
+        let stats = stats
+            .unwrap_or_else(|| Arc::new(Stats::new(&self.app.metrics, name, &number.to_string())));
         let version =
-            Version::new((name, number), of_model, (engine, digest), share, &self.app.metrics);
+            Version::new((name, number), of_model, (engine, digest, labels), share, stats);
         tracing::info!(
             model = name,
             version = number,
@@ -442,6 +450,12 @@ impl Loader {
         let labels = [("model", name), ("version", version.number.as_str())];
         self.app.metrics.gauge(metric::MODEL_LOAD_SECONDS, &labels).set(took.as_secs_f64());
         Ok(Some(version))
+    }
+
+    /// Names of the outputs' elements.
+    fn labels(&self, name: &str, config: &ModelConfig) -> Result<Labels, String> {
+        let files = config.tensors.iter().filter_map(|t| Some((&t.name, t.label_file.as_ref()?)));
+        files.map(|(output, file)| Ok((output.clone(), self.disk.labels(name, file)?))).collect()
     }
 
     /// Loads a version that requests wait for.

@@ -65,6 +65,8 @@ pub(crate) struct TensorConfig {
     /// Input shape to warm up with, where 1 for each open dimension does not fit.
     pub(crate) warm_up: Option<Vec<usize>>,
     pub(crate) description: String,
+    /// File beside the versions with the names of an output's elements, a line each.
+    pub(crate) label_file: Option<String>,
 }
 
 /// Which versions are served.
@@ -109,10 +111,11 @@ impl ModelConfig {
             let mut tensors = Vec::new();
             for input in file.tables("input") {
                 let warm_up = input.get("warm_up");
-                tensors.extend(TensorConfig::read(&input, warm_up));
+                tensors.extend(TensorConfig::read(&input, warm_up, None));
             }
             for output in file.tables("output") {
-                tensors.extend(TensorConfig::read(&output, None));
+                let label_file = output.get("label_file").map(|FileName(name)| name);
+                tensors.extend(TensorConfig::read(&output, None, label_file));
             }
             Self {
                 description: file.or("description", default.description),
@@ -172,12 +175,28 @@ fn within(
 }
 
 impl TensorConfig {
-    fn read(table: &Table<'_, '_>, warm_up: Option<Vec<usize>>) -> Option<Self> {
+    fn read(
+        table: &Table<'_, '_>,
+        warm_up: Option<Vec<usize>>,
+        label_file: Option<String>,
+    ) -> Option<Self> {
         let shape = table.get::<Vec<Dimension>>("shape");
         let description = table.or("description", String::new());
         let name = table.required("name")?;
         let shape = shape.map(|shape| shape.into_iter().map(|Dimension(dim)| dim).collect());
-        Some(Self { name, shape, warm_up, description })
+        Some(Self { name, shape, warm_up, description, label_file })
+    }
+}
+
+/// Of a file in the model's own directory.
+struct FileName(String);
+
+impl FromToml for FileName {
+    const EXPECTED: &'static str = "the name of a file in the model's directory, without a path";
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, Option<String>> {
+        let name = value.as_str().ok_or(None)?;
+        let is_plain = !name.is_empty() && !name.contains(['/', '\0']) && !name.starts_with('.');
+        if is_plain { Ok(Self(name.to_owned())) } else { Err(None) }
     }
 }
 
@@ -259,13 +278,15 @@ mod tests {
     fn what_is_written_is_what_the_engine_is_told() {
         let config = ModelConfig::parse(
             "versions = [1, 3]\nmax_batch = 8\n[[input]]\nname = \"x\"\nshape = [-1, 3]\n\
-             warm_up = [2, 3]\n[[output]]\nname = \"y\"\ndescription = \"text\"",
+             warm_up = [2, 3]\n[[output]]\nname = \"y\"\ndescription = \"text\"\n\
+             label_file = \"labels.txt\"",
         )
         .unwrap();
         assert_eq!(config.versions, Versions::Specific(vec![1, 3]));
         let options = config.load_options(None);
         assert_eq!((options.max_batch, options.allow_quantized), (8, false));
         assert_eq!(options.shapes, BTreeMap::from([("x".to_owned(), vec![-1, 3])]));
+        assert_eq!(config.tensors[1].label_file.as_deref(), Some("labels.txt"));
         assert_eq!(options.warm_up, BTreeMap::from([("x".to_owned(), vec![2, 3])]));
         assert_eq!(ModelConfig::parse("").unwrap(), ModelConfig::default());
     }
@@ -323,10 +344,11 @@ mod tests {
     fn every_mistake_is_reported_with_its_line() {
         let found = ModelConfig::parse(
             "versions = \"newest\"\nmax_batch = 0\nmax_batches = 3\n[[input]]\nshape = [0]\n\
-             [[output]]\nname = \"y\"\nwarm_up = [1]\n",
+             [[output]]\nname = \"y\"\nwarm_up = [1]\n\
+             label_file = \"../labels.txt\"\n",
         )
         .unwrap_err();
         let lines: Vec<_> = found.iter().map(|error| error.line).collect();
-        assert_eq!(lines, [1, 2, 3, 4, 5, 8], "{found}");
+        assert_eq!(lines, [1, 2, 3, 4, 5, 8, 9], "{found}");
     }
 }

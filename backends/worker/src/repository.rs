@@ -8,7 +8,6 @@
 use crate::disk::Stamp;
 use crate::executor::Job;
 use crate::loader::Command;
-use crate::metrics::Metrics;
 use crate::model_config::ModelConfig;
 use crate::queue::OpenLine;
 use crate::refusal::Refusal;
@@ -84,6 +83,8 @@ pub(crate) struct Known {
     /// How it was configured when it was measured.
     pub(crate) config: Arc<ModelConfig>,
     pub(crate) profile: engine::Profile,
+    /// What it has done so far, each time that it was loaded.
+    pub(crate) stats: Arc<Stats>,
 }
 
 /// Can a version be used?
@@ -120,12 +121,17 @@ pub(crate) struct Version {
     pub(crate) engine: engine::Model,
     /// BLAKE3 of the model file, in hexadecimal.
     pub(crate) digest: String,
+    /// Names of outputs' elements.
+    pub(crate) labels: Labels,
     /// Its share of the memory for models.
     pub(crate) memory: MemoryShare,
-    pub(crate) stats: Stats,
+    pub(crate) stats: Arc<Stats>,
     /// Milliseconds from the repository's birth to the last use.
     used: AtomicU64,
 }
+
+/// Names of an output's elements, by output.
+pub(crate) type Labels = BTreeMap<String, Vec<String>>;
 
 /// A version's bytes of memory, accounted for as long as it lives.
 #[derive(Debug)]
@@ -354,7 +360,7 @@ impl Entry {
 
 impl Model {
     /// The version of this number or label.
-    fn named(&self, wanted: &str) -> Option<(&u64, &Entry)> {
+    pub(crate) fn named(&self, wanted: &str) -> Option<(&u64, &Entry)> {
         let by_label = self.config.labels.get(wanted).copied();
         // As it is written: "01" names no version.
         let by_number = || wanted.parse().ok().filter(|n: &u64| n.to_string() == wanted);
@@ -417,21 +423,21 @@ impl Version {
     pub(crate) fn new(
         (model, number): (&str, u64),
         (config, line): (Arc<ModelConfig>, Arc<OpenLine<Job>>),
-        (engine, digest): (engine::Model, String),
+        (engine, digest, labels): (engine::Model, String, Labels),
         memory: MemoryShare,
-        metrics: &Metrics,
+        stats: Arc<Stats>,
     ) -> Self {
-        let number = number.to_string();
         Self {
             config,
             line,
             engine,
             digest,
+            labels,
             memory,
-            stats: Stats::new(metrics, model, &number),
+            stats,
             used: AtomicU64::new(0),
             model: model.to_owned(),
-            number,
+            number: number.to_string(),
         }
     }
 

@@ -16,7 +16,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// `POST /v2/models/{model}[/versions/{version}]/infer`.
 pub(crate) async fn infer(
@@ -61,8 +61,10 @@ async fn receive(
     let body = body::read(body, limit, app.options.body_timeout, &mut share).await?;
     let inline = body.len() <= INLINE && encoding == Encoding::Identity;
     let prepare = move || {
+        let begun = Instant::now();
         let body = body::inflate(body, encoding, limit, &mut share)?;
-        Ok(Received { request: parse(&body, json_len, &version)?, share })
+        let request = parse(&body, json_len, &version)?;
+        Ok(Received { request, share, took: begun.elapsed() })
     };
     if inline { prepare() } else { off_io(prepare).await }
 }

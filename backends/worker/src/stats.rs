@@ -1,19 +1,24 @@
-//! What one version of a model has done: its metrics, and the sums that the statistics call gives.
+//! What one content of a model has done: its metrics, and the sums that the statistics call gives.
+//!
+//! They outlive the version in memory: one that made room for others and is loaded again goes on
+//! counting.
 
 use crate::metrics::Metrics;
 use forebay_protocol::Reason;
 use forebay_protocol::metric::worker as metric;
+use forebay_protocol::oip::{
+    BatchStatistics, DurationStatistic, InferStatistics, MemoryUsage, ModelStatistics,
+};
 use forebay_tract::Curve;
 use metrics::{Counter, Histogram};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Counters of one version.
 pub(crate) struct Stats {
-    /// Requests that were answered.
-    pub(crate) answered: Counter,
+    answered: Counter,
     queue_seconds: Histogram,
     execute_seconds: Histogram,
     batch_rows: Histogram,
@@ -22,12 +27,22 @@ pub(crate) struct Stats {
     lent: Counter,
     /// By stage, then by reason: see [`Stage`].
     abandoned: [[Counter; 2]; 2],
+    /// Requests that were answered, from their arrival on.
+    success: Spent,
+    /// Requests that were not.
+    fail: Spent,
     /// Time of requests in the queue.
-    pub(crate) queue: Spent,
+    queue: Spent,
+    /// Reading and checking their inputs.
+    input: Spent,
     /// Time of requests in the engine: each of a batch counts the whole batch's.
-    pub(crate) engine: Spent,
+    engine: Spent,
+    /// Writing their outputs.
+    output: Spent,
     /// Rows that were run.
-    pub(crate) rows: AtomicU64,
+    rows: AtomicU64,
+    /// Milliseconds from 1970 to the last run.
+    last: AtomicU64,
     /// Batches by their rows; as many entries as a batch may have rows.
     batches: Mutex<BTreeMap<usize, (u64, Duration)>>,
 }
@@ -43,7 +58,7 @@ pub(crate) enum Stage {
 
 /// A number of times, and the time that they took together.
 #[derive(Debug, Default)]
-pub(crate) struct Spent {
+struct Spent {
     count: AtomicU64,
     nanos: AtomicU64,
 }
@@ -55,10 +70,8 @@ impl Spent {
         self.nanos.fetch_add(nanos, Relaxed);
     }
 
-    /// How often, and nanoseconds in all.
-    #[allow(dead_code, reason = "for the statistics call")]
-    pub(crate) fn sums(&self) -> (u64, u64) {
-        (self.count.load(Relaxed), self.nanos.load(Relaxed))
+    fn sums(&self) -> DurationStatistic {
+        DurationStatistic { count: self.count.load(Relaxed), ns: self.nanos.load(Relaxed) }
     }
 }
 
@@ -82,11 +95,29 @@ impl Stats {
             overruns: by_model(metric::OVERRUNS),
             lent: by_model(metric::LENT),
             abandoned: [both("queue"), both("engine")],
+            success: Spent::default(),
+            fail: Spent::default(),
             queue: Spent::default(),
+            input: Spent::default(),
             engine: Spent::default(),
+            output: Spent::default(),
             rows: AtomicU64::new(0),
+            last: AtomicU64::new(0),
             batches: Mutex::default(),
         }
+    }
+
+    /// A request was answered after so long; so long took its reading and checking, and the writing.
+    pub(crate) fn answered(&self, took: Duration, [input, output]: [Duration; 2]) {
+        self.answered.increment(1);
+        self.success.add(1, took);
+        self.input.add(1, input);
+        self.output.add(1, output);
+    }
+
+    /// A request was refused or abandoned after so long.
+    pub(crate) fn failed(&self, took: Duration) {
+        self.fail.add(1, took);
     }
 
     /// A request starts that has waited so long.
@@ -102,16 +133,46 @@ impl Stats {
         self.batch_rows.record(rows as f64);
         self.engine.add(requests as u64, took);
         self.rows.fetch_add(rows as u64, Relaxed);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.last.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Relaxed);
         let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
         let (count, time) = batches.entry(rows).or_default();
         *count += 1;
         *time += took;
     }
 
-    /// Batches by their rows: how many, and their time in the engine.
-    #[allow(dead_code, reason = "for the statistics call")]
-    pub(crate) fn batches(&self) -> BTreeMap<usize, (u64, Duration)> {
-        self.batches.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// In Triton's form; `bytes` of memory are taken, if any. Inputs are read and outputs written
+    /// request by request, so of a batch there is the engine's time alone.
+    pub(crate) fn statistics(&self, name: &str, version: &str, bytes: u64) -> ModelStatistics {
+        let batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let batch = |(&rows, &(count, time)): (&usize, &(u64, Duration))| BatchStatistics {
+            batch_size: rows as u64,
+            compute_infer: DurationStatistic {
+                count,
+                ns: u64::try_from(time.as_nanos()).unwrap_or(u64::MAX),
+            },
+            compute_input: DurationStatistic { count, ns: 0 },
+            compute_output: DurationStatistic { count, ns: 0 },
+        };
+        let memory = MemoryUsage { kind: "CPU".to_owned(), id: 0, byte_size: bytes };
+        ModelStatistics {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            last_inference: self.last.load(Relaxed),
+            inference_count: self.rows.load(Relaxed),
+            execution_count: batches.values().map(|(count, _)| count).sum(),
+            inference_stats: InferStatistics {
+                success: self.success.sums(),
+                fail: self.fail.sums(),
+                queue: self.queue.sums(),
+                compute_input: self.input.sums(),
+                compute_infer: self.engine.sums(),
+                compute_output: self.output.sums(),
+                ..InferStatistics::default()
+            },
+            batch_stats: batches.iter().map(batch).collect(),
+            memory_usage: Some(memory).filter(|_| bytes > 0).into_iter().collect(),
+        }
     }
 
     /// Sets the gauges of what batches cost.

@@ -4,6 +4,8 @@
 //! header too: at the end of a stream it is the present one.
 
 use crate::app::App;
+use crate::body::Encoding;
+use crate::compress;
 use crate::refusal::Refusal;
 use axum::body::Body;
 use axum::response::Response;
@@ -18,7 +20,7 @@ use prost::Message;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-/// How messages may be compressed that come in; none that go out are.
+/// How messages may be compressed that come in; those that go out are as the caller's are.
 const ACCEPTED: HeaderValue = HeaderValue::from_static("identity,gzip,deflate");
 
 /// A message as it stands in a body.
@@ -28,13 +30,25 @@ pub(crate) fn frame(message: &impl Message) -> Bytes {
     grpc::frame(length, |out| message.encode(out).unwrap_or_default())
 }
 
+/// The same, compressed where that saves something. Takes CPU time if the message is large.
+pub(crate) fn frame_as(message: &impl Message, encoding: Encoding) -> Bytes {
+    let framed = frame(message);
+    let compressed = compress::compressed(&framed[grpc::PREFIX_BYTES..], encoding);
+    compressed.map_or(framed, |compressed| grpc::frame_compressed(&compressed))
+}
+
 /// The answer to a unary call: one framed message, or a refusal.
 pub(crate) fn unary(app: &App, result: Result<Bytes, Refusal>) -> Response {
+    unary_as(app, result, Encoding::Identity)
+}
+
+/// The same, where the message may be compressed.
+pub(crate) fn unary_as(app: &App, result: Result<Bytes, Refusal>, encoding: Encoding) -> Response {
     match result {
         Ok(message) => {
             let trailers = trailers(app, None);
             let body = Full::new(message).with_trailers(std::future::ready(Some(Ok(trailers))));
-            respond(HeaderMap::new(), Body::new(body))
+            respond(encoded(encoding), Body::new(body))
         }
         Err(refusal) => respond(trailers(app, Some(&refusal)), Body::empty()),
     }
@@ -44,6 +58,7 @@ pub(crate) fn unary(app: &App, result: Result<Bytes, Refusal>) -> Response {
 pub(crate) fn streamed(
     app: Arc<App>,
     messages: impl Stream<Item = Result<Bytes, Refusal>> + Send + 'static,
+    encoding: Encoding,
 ) -> Response {
     let start = Some((Box::pin(messages), app));
     let frames = stream::unfold(start, |state| async {
@@ -55,7 +70,13 @@ pub(crate) fn streamed(
         };
         Some((Frame::trailers(end), None))
     });
-    respond(HeaderMap::new(), Body::new(StreamBody::new(frames.map(Ok::<_, Infallible>))))
+    respond(encoded(encoding), Body::new(StreamBody::new(frames.map(Ok::<_, Infallible>))))
+}
+
+/// The header that says how messages are compressed, if they are.
+fn encoded(encoding: Encoding) -> HeaderMap {
+    let name = encoding.name().map(HeaderValue::from_static);
+    name.map(|name| (names::GRPC_ENCODING, name)).into_iter().collect()
 }
 
 fn respond(mut headers: HeaderMap, body: Body) -> Response {

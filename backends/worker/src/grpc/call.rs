@@ -3,6 +3,7 @@
 use super::answer::frame;
 use crate::app::App;
 use crate::body::{self, Encoding, Share};
+use crate::compress;
 use crate::infer::{INLINE, Terms, bounded, off_io};
 use crate::lifecycle::Phase;
 use crate::refusal::Refusal;
@@ -25,6 +26,8 @@ const SMALL: usize = 64 << 10;
 pub(crate) struct Call {
     pub(crate) app: Arc<App>,
     pub(crate) terms: Terms,
+    /// How answers may be compressed.
+    pub(crate) answers: Encoding,
     encoding: Encoding,
     body: Body,
 }
@@ -44,7 +47,10 @@ impl Call {
         let (parts, body) = request.into_parts();
         let encoding = Encoding::named(&parts.headers, &names::GRPC_ENCODING)?;
         let terms = terms(&parts.headers)?;
-        Ok(Self { app: Arc::clone(app), terms, encoding, body })
+        // Who compresses its own messages wants it; others may merely be able to read it.
+        let accepted = compress::accepted(&parts.headers, &names::GRPC_ACCEPT_ENCODING);
+        let answers = if encoding == Encoding::Identity { encoding } else { accepted };
+        Ok(Self { app: Arc::clone(app), terms, answers, encoding, body })
     }
 
     /// Reads the one message of a unary call.
@@ -52,7 +58,7 @@ impl Call {
     /// # Errors
     /// There is not exactly one, or it is too long, too slow or damaged.
     pub(crate) async fn message(self, limit: usize) -> Result<Received, Refusal> {
-        let Self { app, terms, encoding, body } = self;
+        let Self { app, terms, encoding, body, .. } = self;
         let mut share = Share::new(&app.memory);
         let patience = app.options.body_timeout;
         let read = body::read(body, limit + PREFIX_BYTES, patience, &mut share);
@@ -92,7 +98,7 @@ impl Call {
     /// The messages of a call that has many.
     pub(crate) fn messages(self, limit: usize) -> Messages {
         let share = Share::new(&self.app.memory);
-        let Self { app, terms, encoding, body } = self;
+        let Self { app, terms, encoding, body, .. } = self;
         Messages {
             app,
             deadline: terms.deadline,

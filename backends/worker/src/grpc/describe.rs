@@ -8,7 +8,9 @@ use crate::refusal::Refusal;
 use crate::{control, describe};
 use bytes::Bytes;
 use forebay_protocol::grpc::pb;
-use forebay_protocol::oip::{ModelIndex, TensorMetadata};
+use forebay_protocol::oip::{
+    BatchStatistics, DurationStatistic, MemoryUsage, ModelIndex, ModelStatistics, TensorMetadata,
+};
 use pb::model_metadata_response::TensorMetadata as PbTensor;
 use pb::model_version_policy::{All, Latest, PolicyChoice, Specific};
 use serde_json::Value;
@@ -26,6 +28,7 @@ pub(crate) async fn answer(method: &str, call: Call) -> Result<Bytes, Refusal> {
         "ModelReady" => call.answer(model_ready).await,
         "ModelMetadata" => call.answer(model_metadata).await,
         "ModelConfig" => call.answer(model_config).await,
+        "ModelStatistics" => call.answer(model_statistics).await,
         "RepositoryIndex" => call.answer(index).await,
         "RepositoryModelLoad" => call.answer(load).await,
         "RepositoryModelUnload" => call.answer(unload).await,
@@ -94,6 +97,18 @@ async fn model_config(
     Ok(pb::ModelConfigResponse { config: Some(config_message(&config)) })
 }
 
+async fn model_statistics(
+    app: Arc<App>,
+    request: pb::ModelStatisticsRequest,
+) -> Result<pb::ModelStatisticsResponse, Refusal> {
+    let statistics = match named(&request.name) {
+        Some(name) => describe::statistics(&app, name, named(&request.version))?,
+        None => describe::all_statistics(&app),
+    };
+    let model_stats = statistics.model_stats.into_iter().map(statistics_message).collect();
+    Ok(pb::ModelStatisticsResponse { model_stats })
+}
+
 async fn index(
     app: Arc<App>,
     request: pb::RepositoryIndexRequest,
@@ -125,9 +140,45 @@ async fn unload(
     Ok(pb::RepositoryModelUnloadResponse {})
 }
 
-/// An empty version is none.
-fn named(version: &str) -> Option<&str> {
-    Some(version).filter(|version| !version.is_empty())
+/// An empty name is none.
+fn named(name: &str) -> Option<&str> {
+    Some(name).filter(|name| !name.is_empty())
+}
+
+fn statistics_message(model: ModelStatistics) -> pb::ModelStatistics {
+    let time =
+        |time: DurationStatistic| Some(pb::StatisticDuration { count: time.count, ns: time.ns });
+    let batch = |batch: BatchStatistics| pb::InferBatchStatistics {
+        batch_size: batch.batch_size,
+        compute_input: time(batch.compute_input),
+        compute_infer: time(batch.compute_infer),
+        compute_output: time(batch.compute_output),
+    };
+    let memory = |memory: MemoryUsage| pb::MemoryUsage {
+        r#type: memory.kind,
+        id: memory.id,
+        byte_size: memory.byte_size,
+    };
+    let times = model.inference_stats;
+    pb::ModelStatistics {
+        name: model.name,
+        version: model.version,
+        last_inference: model.last_inference,
+        inference_count: model.inference_count,
+        execution_count: model.execution_count,
+        inference_stats: Some(pb::InferStatistics {
+            success: time(times.success),
+            fail: time(times.fail),
+            queue: time(times.queue),
+            compute_input: time(times.compute_input),
+            compute_infer: time(times.compute_infer),
+            compute_output: time(times.compute_output),
+            cache_hit: time(times.cache_hit),
+            cache_miss: time(times.cache_miss),
+        }),
+        batch_stats: model.batch_stats.into_iter().map(batch).collect(),
+        memory_usage: model.memory_usage.into_iter().map(memory).collect(),
+    }
 }
 
 /// The configuration's JSON document as a message: Triton's JSON has the names of its messages.

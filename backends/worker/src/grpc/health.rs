@@ -6,6 +6,7 @@
 use super::answer::{self, frame};
 use super::call::Call;
 use crate::app::App;
+use crate::body::Encoding;
 use crate::describe;
 use crate::lifecycle::Phase;
 use crate::refusal::Refusal;
@@ -63,7 +64,7 @@ pub(crate) async fn watch(call: Call) -> Response {
             }
         }
     });
-    answer::streamed(app, statuses)
+    answer::streamed(app, statuses, Encoding::Identity)
 }
 
 /// `StreamCoreMetrics`: a load report now, and one every interval.
@@ -86,7 +87,7 @@ pub(crate) async fn load_reports(call: Call) -> Response {
             Ok(Some((message, false)))
         }
     });
-    answer::streamed(app, reports)
+    answer::streamed(app, reports, Encoding::Identity)
 }
 
 fn interval(request: &OrcaLoadReportRequest) -> Duration {

@@ -1,40 +1,45 @@
 //! Inferences over gRPC: one to a call, or one after the other in a stream.
 
-use super::answer::{self, frame};
+use super::answer;
 use super::call::{self, Call};
 use crate::app::App;
+use crate::body::Encoding;
 use crate::infer::{self, Answer, Terms};
 use crate::metrics::NO_MODEL;
 use crate::refusal::Refusal;
 use axum::response::Response;
-use bytes::Bytes;
 use forebay_protocol::grpc::pb::{self, infer_parameter::ParameterChoice};
 use forebay_protocol::grpc::{infer as wire, text_field};
 use forebay_protocol::header as names;
 use futures_util::{StreamExt, stream};
 use prost::Message;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Requests of one stream that run or wait at once; what comes then waits in the connection, so that
 /// its window closes and the caller slows down.
 const AHEAD: usize = 32;
 
 /// `ModelInfer`.
-pub(crate) async fn unary(app: &Arc<App>, call: Result<Call, Refusal>) -> Result<Bytes, Refusal> {
-    let received = async {
-        let call = call?;
-        let terms = call.terms;
-        Ok((terms, call.message(app.options.max_body).await?))
+pub(crate) async fn unary(app: &Arc<App>, call: Result<Call, Refusal>) -> Response {
+    let encoding = call.as_ref().map_or(Encoding::Identity, |call| call.answers);
+    let answered = async {
+        let received = async {
+            let call = call?;
+            let terms = call.terms;
+            Ok((terms, call.message(app.options.max_body).await?))
+        };
+        let (terms, received) = received.await.inspect_err(|refusal| unread(app, refusal))?;
+        let response = run(app, terms, received).await?;
+        let size = response.encoded_len();
+        call::work(size, move || Ok(answer::frame_as(&response, encoding))).await
     };
-    let (terms, received) = received.await.inspect_err(|refusal| unread(app, refusal))?;
-    let response = run(app, terms, received).await?;
-    let size = response.encoded_len();
-    call::work(size, move || Ok(frame(&response))).await
+    answer::unary_as(app, answered.await, encoding)
 }
 
 /// `ModelStreamInfer`: answers in the order of the requests, though they run at once.
 pub(crate) fn stream(call: Call) -> Response {
-    let (app, terms) = (Arc::clone(&call.app), call.terms);
+    let (app, terms, encoding) = (Arc::clone(&call.app), call.terms, call.answers);
     let messages = call.messages(app.options.max_body);
     let messages = stream::try_unfold(messages, async |mut messages: call::Messages| {
         Ok(messages.next().await?.map(|received| (received, messages)))
@@ -45,7 +50,7 @@ pub(crate) fn stream(call: Call) -> Response {
         async move {
             let received = received.inspect_err(|refusal| unread(&app, refusal))?;
             let message = received.message.clone();
-            let terms = Terms { arrived: std::time::Instant::now(), ..terms };
+            let terms = Terms { arrived: Instant::now(), ..terms };
             let response = match run(&app, terms, received).await {
                 Ok(response) => pb::ModelStreamInferResponse {
                     infer_response: Some(response),
@@ -54,10 +59,10 @@ pub(crate) fn stream(call: Call) -> Response {
                 Err(refusal) => refused(&message, refusal),
             };
             let size = response.encoded_len();
-            call::work(size, move || Ok(frame(&response))).await
+            call::work(size, move || Ok(answer::frame_as(&response, encoding))).await
         }
     });
-    answer::streamed(app, answers.buffered(AHEAD))
+    answer::streamed(app, answers.buffered(AHEAD), encoding)
 }
 
 /// Runs one request, however it came.
@@ -70,7 +75,11 @@ async fn run(
     let name = name(&message).inspect_err(|refusal| unread(app, refusal))?;
     let read = async |_| {
         let size = message.len();
-        let read = move || Ok(infer::Received { request: wire::read_request(&message)?, share });
+        let read = move || {
+            let begun = Instant::now();
+            let request = wire::read_request(&message)?;
+            Ok(infer::Received { request, share, took: begun.elapsed() })
+        };
         call::work(size, read).await
     };
     let write = async |Answer { response, .. }| {

@@ -71,7 +71,7 @@ async fn inference_service(
 ) -> Response {
     let call = Call::begin(&app, request);
     match (method.as_str(), call) {
-        ("ModelInfer", call) => answer::unary(&app, infer::unary(&app, call).await),
+        ("ModelInfer", call) => infer::unary(&app, call).await,
         ("ModelStreamInfer", Ok(call)) => infer::stream(call),
         (method, Ok(call)) => answer::unary(&app, describe::answer(method, call).await),
         (_, Err(refusal)) => answer::unary(&app, Err(refusal)),

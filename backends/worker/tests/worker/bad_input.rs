@@ -79,7 +79,7 @@ async fn inputs_that_are_missing_unknown_or_twice_are_refused() {
     for (wanted, part) in [
         (r#"{"name":"product"}"#, "expected outputs \"sum\", \"difference\", found \"product\""),
         (r#"{"name":"sum"},{"name":"sum"}"#, "expected output \"sum\" once, found twice"),
-        (r#"{"name":"sum","parameters":{"classification":1}}"#, "not supported"),
+        (r#"{"name":"sum","parameters":{"classification":"many"}}"#, "a whole number"),
         (r#"{"name":"sum","parameters":{"binary_data":"yes"}}"#, "true or false"),
     ] {
         infer(&worker, "arith", outputs(wanted)).await.refused(400, "invalid_input", part);

@@ -21,7 +21,7 @@ mod timeout;
 pub(crate) mod wire;
 
 pub use code::{Code, decode_message, encode_message};
-pub use frame::{FrameError, PREFIX_BYTES, Prefix, frame, only_message};
+pub use frame::{FrameError, PREFIX_BYTES, Prefix, frame, frame_compressed, only_message};
 pub use method::Method;
 pub use timeout::{format_timeout, parse_timeout};
 pub use wire::{WireError, text_field};

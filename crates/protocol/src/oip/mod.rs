@@ -9,6 +9,7 @@
 //! Source: <https://github.com/kserve/open-inference-protocol>, binary tensors:
 //! <https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md>.
 
+mod classification;
 mod datatype;
 mod error;
 mod json;
@@ -18,8 +19,10 @@ mod parameters;
 mod path;
 mod request;
 mod response;
+mod statistics;
 mod tensor;
 
+pub use classification::{can_classify, classify};
 pub use datatype::Datatype;
 pub use error::{EncodeError, Found, ParseError, TensorProblem};
 pub use message::Encoded;
@@ -28,6 +31,9 @@ pub use parameters::{Parameter, Parameters};
 pub use path::{Call, Path};
 pub use request::{InferRequest, RequestedOutput};
 pub use response::InferResponse;
+pub use statistics::{
+    BatchStatistics, DurationStatistic, InferStatistics, MemoryUsage, ModelStatistics, Statistics,
+};
 pub use tensor::{BytesData, Data, Tensor, element_count};
 
 #[cfg(feature = "grpc")]

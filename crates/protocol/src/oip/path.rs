@@ -45,7 +45,8 @@ impl<'a> Path<'a> {
         };
         let Some(rest) = rest.strip_prefix("models/") else { return server(Call::Other) };
         let (model, mut tail) = split(rest);
-        if model.is_empty() {
+        // Triton's call for all models; one of this name has its own under `versions`.
+        if model.is_empty() || (model, tail) == ("stats", "") {
             return server(Call::Other);
         }
         let mut version = None;
@@ -86,6 +87,8 @@ mod tests {
             ("/v2/models/a/infer", Some((Call::Infer, Some("a"), None))),
             ("/v2/models/a/versions/3/infer", Some((Call::Infer, Some("a"), Some("3")))),
             ("/v2/models/a/stats", Some((Call::ModelOther, Some("a"), None))),
+            ("/v2/models/stats", Some((Call::Other, None, None))),
+            ("/v2/models/stats/infer", Some((Call::Infer, Some("stats"), None))),
             ("/v2/models//infer", Some((Call::Other, None, None))),
             ("/v2/repository/index", Some((Call::Other, None, None))),
             ("/v20", None),

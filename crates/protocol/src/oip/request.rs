@@ -90,6 +90,19 @@ impl InferRequest {
     }
 }
 
+impl InferRequest {
+    /// How many of the largest elements the caller wants of this output, instead of all.
+    ///
+    /// # Errors
+    /// The parameter `classification` is no count.
+    pub fn classes(&self, output: &str) -> Result<Option<usize>, ParseError> {
+        let own = self.outputs.iter().find(|o| o.name == output);
+        let count = own.map(|o| o.parameters.count("classification")).transpose()?.flatten();
+        let count = count.filter(|&count| count > 0);
+        Ok(count.map(|count| usize::try_from(count).unwrap_or(usize::MAX)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
