@@ -52,6 +52,8 @@ pub struct Line<'a> {
     pub model: Option<&'a str>,
     /// Version in the path.
     pub version: Option<&'a str>,
+    /// How urgent it was: `high`, `normal` or `batch`.
+    pub priority: &'static str,
     /// `unary` (held in memory) or `stream`.
     pub way: Option<&'static str>,
     /// The endpoint that was tried last.
@@ -66,7 +68,7 @@ pub struct Line<'a> {
     pub total_us: u64,
     /// Receiving the body, if it was held.
     pub receive_us: u64,
-    /// Choosing endpoints.
+    /// Until it was bound to an endpoint, the wait in the queue included.
     pub balance_us: u64,
     /// Waiting for endpoints.
     pub forward_us: u64,

@@ -142,6 +142,12 @@ impl Admin {
         let loaded = snapshot.loaded_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         metrics::gauge!(metric::CONFIG_LOADED).set(loaded.as_secs_f64());
         for pool in &snapshot.pools {
+            for (priority, count) in pool.state.pending.counts() {
+                let pool = pool.config.name.clone();
+                #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+                metrics::gauge!(metric::PENDING, "pool" => pool, "priority" => priority.as_str())
+                    .set(count as f64);
+            }
             for endpoint in &pool.endpoints {
                 set_endpoint_gauges(pool, endpoint);
             }
@@ -209,6 +215,13 @@ fn describe() {
     counter!(metric::ATTEMPTS, "attempts by how they ended");
     counter!(metric::RETRIES, "requests that were sent once more");
     counter!(metric::RETRIES_REFUSED, "retries that the budget refused");
+    gauge!(metric::PENDING, "requests that wait in the proxy for an endpoint");
+    metrics::describe_histogram!(
+        metric::PENDING_SECONDS,
+        metrics::Unit::Seconds,
+        "how long requests waited for an endpoint, of those that had to"
+    );
+    counter!(metric::SHED, "requests refused because of load");
     gauge!(metric::ENDPOINT_IN_FLIGHT, "requests sent to the endpoint and unfinished");
     gauge!(metric::ENDPOINT_HEALTH, "1 for the endpoint's present health");
     gauge!(metric::ENDPOINT_COST, "expected seconds until a request sent now is finished");

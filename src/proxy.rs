@@ -6,7 +6,7 @@ use crate::flow::admit::{Way, admit};
 use crate::flow::forward::{self, stream, unary};
 use crate::flow::grpc;
 use crate::flow::observe::{Observer, observe};
-use crate::flow::{accept, route::route};
+use crate::flow::{accept, identify, route::route};
 use crate::pool::Snapshot;
 use crate::request::Request;
 use crate::server::Lifecycle;
@@ -69,7 +69,8 @@ impl ProxyHttp for Proxy {
     }
 
     async fn upstream_peer(&self, _: &mut Session, request: &mut Request) -> Result<Box<HttpPeer>> {
-        stream::peer(request, &self.snapshot.load().config.limits)
+        let config = Arc::clone(&self.snapshot.load().config);
+        stream::peer(request, &config.limits).await
     }
 
     fn fail_to_connect(
@@ -181,6 +182,10 @@ impl Proxy {
             request.refusal = Some(no_route(request, path));
             return Ok(None);
         };
+        request.priority = request.identity.priority.unwrap_or(target.route.priority);
+        let address = session.client_addr().and_then(|address| address.as_inet());
+        let header = snapshot.config.limits.caller_header.as_ref();
+        request.identity.caller = identify::caller(address, &head.headers, header);
         request.target = Some(target.clone());
         let limits = &snapshot.config.limits;
         let way = match admit(request, &head.method, limits, target.route.deadline, &self.lifecycle)

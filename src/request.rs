@@ -8,7 +8,7 @@ use crate::flow::balance::Picked;
 use crate::flow::identify::Identity;
 use crate::flow::route::Target;
 use crate::server::{HeldBytes, InFlightRequest};
-use forebay_protocol::Reason;
+use forebay_protocol::{Priority, Reason};
 use std::time::{Duration, Instant};
 
 /// The state of one request.
@@ -21,6 +21,8 @@ pub struct Request {
     pub held: Option<HeldBytes>,
     /// What the caller asks for.
     pub identity: Identity,
+    /// How urgent it is, by its own word or its route's.
+    pub priority: Priority,
     /// Where it goes; `None` until routed, and for what the proxy answers itself.
     pub target: Option<Target>,
     /// How it is sent on, once admitted.
@@ -46,7 +48,7 @@ pub struct Request {
 pub struct Times {
     /// Receiving the body.
     pub receive: Duration,
-    /// Choosing an endpoint, all attempts.
+    /// Until it was bound to an endpoint, the wait in the queue included, all attempts.
     pub balance: Duration,
     /// From sending to the first byte of the answer, all attempts.
     pub forward: Duration,
@@ -60,6 +62,7 @@ impl Request {
             counted: None,
             held: None,
             identity: Identity::default(),
+            priority: Priority::default(),
             target: None,
             way: None,
             deadline: None,

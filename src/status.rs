@@ -50,6 +50,8 @@ struct PoolStatus<'a> {
     policy: &'static str,
     ready: usize,
     report_ttl_ms: f64,
+    /// Requests that wait for an endpoint, by priority.
+    pending: BTreeMap<&'static str, usize>,
     endpoints: Vec<EndpointStatus<'a>>,
 }
 
@@ -150,11 +152,13 @@ impl<'a> PoolStatus<'a> {
     fn of(pool: &'a Pool, now: Time) -> Self {
         let named = Policy::NAMES.iter().find(|(_, policy)| *policy == pool.config.policy);
         let best = pick::best_service(pool.endpoints.iter());
+        let counts = pool.state.pending.counts();
         let endpoint = |endpoint: &'a Arc<Endpoint>| EndpointStatus::of(pool, endpoint, best, now);
         Self {
             policy: named.map_or("", |(name, _)| name),
             ready: pool.ready.len(),
             report_ttl_ms: millis(pool.config.report_ttl),
+            pending: counts.map(|(priority, count)| (priority.as_str(), count)).into(),
             endpoints: pool.endpoints.iter().map(endpoint).collect(),
         }
     }
@@ -226,7 +230,9 @@ impl fmt::Display for Status<'_> {
         }
         for (name, pool) in &self.pools {
             let (ready, all) = (pool.ready, pool.endpoints.len());
-            writeln!(f, "\npool {name}: {}, {ready} of {all} ready", pool.policy)?;
+            let pending: usize = pool.pending.values().sum();
+            let policy = pool.policy;
+            writeln!(f, "\npool {name}: {policy}, {ready} of {all} ready, {pending} pending")?;
             let heads = [
                 "endpoint",
                 "health",
@@ -346,6 +352,7 @@ mod tests {
             policy: "least_cost",
             ready: 2,
             report_ttl_ms: 2000.0,
+            pending: [("high", 1), ("normal", 4)].into(),
             endpoints: vec![
                 endpoint("10.0.0.1:8000", Some(8), Some(0.4)),
                 endpoint("10.0.0.2:8000", Some(8), Some(4200.0)),
@@ -374,7 +381,7 @@ forebay 1.2.3, ready, 9 in flight, up 1 d 2 h
 configuration 2, loaded 2026-01-31T12:00:00.000Z
 listener 0.0.0.0:8080 (http): 17 of 20000 open
 
-pool models: least_cost, 2 of 3 ready
+pool models: least_cost, 2 of 3 ready, 5 pending
   endpoint        health  in flight  there  slots  queue  service    cost  report
   10.0.0.1:8000   ready           3     12      4      8  19.2 ms  123 ms  0.40 ms ago, polled
   10.0.0.2:8000   ready           3     12      4      8  19.2 ms  123 ms  4.2 s ago, polled, stale

@@ -15,7 +15,9 @@ pub use listener::{Listener, Protocol, ProxyVersion, Tcp};
 pub use poll::{Poll, PollSource};
 
 use forebay_config::Diagnostics;
+use forebay_protocol::Priority;
 use forebay_routing::Policy;
+use http::HeaderName;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -82,6 +84,9 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// Time for which a gRPC stream may be silent whose caller gave it no deadline.
     pub stream_idle: Duration,
+    /// The header that names the caller, where something in front can be trusted to set it; else a
+    /// caller is an address.
+    pub caller_header: Option<HeaderName>,
 }
 
 /// A pool of interchangeable endpoints.
@@ -95,8 +100,11 @@ pub struct Pool {
     pub protocol: EndpointProtocol,
     /// How an endpoint is picked.
     pub policy: Policy,
-    /// Requests that an endpoint can run at once, until it reports its own figure.
+    /// Requests that an endpoint can run at once, until it reports its own figure; 0: as many as
+    /// come.
     pub slots: u32,
+    /// Requests that wait for an endpoint.
+    pub queue: Queue,
     /// A load report older than this is not believed.
     pub report_ttl: Duration,
     /// Time to open a connection.
@@ -186,6 +194,15 @@ pub struct Retry {
     pub attempt_timeout: Option<Duration>,
 }
 
+/// Requests that wait in the proxy until an endpoint can take them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queue {
+    /// How many may wait; those beyond are refused, or others in their place that are less urgent.
+    pub size: usize,
+    /// From the moment when an endpoint is done with a request until the next one is there.
+    pub hop: Duration,
+}
+
 /// Which requests go to which pool.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Route {
@@ -199,6 +216,8 @@ pub struct Route {
     pub pool: usize,
     /// Time that a request may take; a caller can ask for less, not for more.
     pub deadline: Duration,
+    /// How urgent a request is that does not say.
+    pub priority: Priority,
     /// Whether the answer names the endpoint that gave it.
     pub expose_endpoint: bool,
 }

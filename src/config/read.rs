@@ -2,9 +2,10 @@
 
 use super::{
     AccessLog, Config, EndpointProtocol, Fleet, Limits, Pattern, Pool, Probe, ProbeKind, Protocol,
-    Retry, Route, Server, Source, listener, secs,
+    Queue, Retry, Route, Server, Source, listener, secs,
 };
 use forebay_config::{ByteSize, Diagnostics, Document, Ratio, Span, Table};
+use forebay_protocol::Priority;
 use forebay_routing::Policy;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -16,6 +17,13 @@ use std::time::Duration;
 const MAX_THREADS: usize = 1024;
 const MAX_POOL: usize = 10_000;
 const MAX_WORKERS: usize = 256;
+
+/// How urgent a request is, by the words of its header.
+const PRIORITIES: [(&str, Priority); 3] = [
+    (Priority::High.as_str(), Priority::High),
+    (Priority::Normal.as_str(), Priority::Normal),
+    (Priority::Batch.as_str(), Priority::Batch),
+];
 
 const fn millis(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -128,6 +136,14 @@ fn limits(table: &Table<'_, '_>) -> Limits {
         body_timeout: positive(table, "body_timeout", secs(30)),
         stream_idle: positive(table, "stream_idle", secs(3600)),
         header_timeout: positive(table, "header_timeout", secs(10)),
+        caller_header: table.spanned::<String>("caller_header").and_then(|(name, span)| {
+            let header = name.parse().ok();
+            if header.is_none() {
+                let expected = "expected the name of a header";
+                table.note(span, "caller_header", format!("{expected}, found {name:?}"));
+            }
+            header
+        }),
     }
 }
 
@@ -136,7 +152,8 @@ fn pool(name: String, table: &Table<'_, '_>, base: &Path) -> Pool {
         source: source(table, base),
         protocol: table.choice("protocol", EndpointProtocol::NAMES, EndpointProtocol::default()),
         policy: table.choice("policy", Policy::NAMES, Policy::default()),
-        slots: table.within("slots", 1..=1_000_000, 1),
+        slots: table.within("slots", 1..=1_000_000, 0),
+        queue: queue(&table.table_or_empty("queue")),
         report_ttl: table.or("report_ttl", secs(2)),
         connect_timeout: positive(table, "connect_timeout", secs(1)),
         idle_timeout: positive(table, "idle_timeout", secs(50)),
@@ -229,6 +246,13 @@ fn retry(table: &Table<'_, '_>) -> Retry {
     }
 }
 
+fn queue(table: &Table<'_, '_>) -> Queue {
+    Queue {
+        size: table.within("size", 0..=1_000_000, 1024),
+        hop: table.or("hop", Duration::from_micros(500)),
+    }
+}
+
 fn route(table: &Table<'_, '_>, pools: &[Pool], names: &mut Names) -> Route {
     let name = table.required_spanned::<String>("name").map(|(name, span)| {
         names.take(table, "name", &name, span);
@@ -255,6 +279,7 @@ fn route(table: &Table<'_, '_>, pools: &[Pool], names: &mut Names) -> Route {
         paths: paths.map(|(paths, _)| paths).unwrap_or_default(),
         pool: pool.unwrap_or_default(),
         deadline: positive(table, "deadline", secs(30)),
+        priority: table.choice("priority", &PRIORITIES, Priority::default()),
         expose_endpoint: table.or("expose_endpoint", false),
     }
 }

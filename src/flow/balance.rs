@@ -1,31 +1,34 @@
 //! Which endpoint of the pool gets the request, and the count that goes with it.
+//!
+//! A request is bound when an endpoint has room for it and waits in the pool's queue until then; a
+//! connection at Layer 4 lasts, so it is picked an endpoint at once, however many others are there.
 
 use crate::clock;
 use crate::error::Refusal;
 use crate::flow::route::Target;
+use crate::pool::pending::{Asks, Bound, Turned, with_rng};
 use crate::pool::{Endpoint, Pool, report};
 use crate::request::Request;
-use forebay_protocol::Reason;
-use forebay_routing::{InFlight, Rng, pick};
-use std::cell::RefCell;
+use forebay_protocol::{Reason, metric};
+use forebay_routing::pick;
 use std::sync::Arc;
 use std::time::Instant;
-
-thread_local! {
-    static RNG: RefCell<Rng> = RefCell::new(Rng::new(fastrand::u64(..)));
-}
 
 /// An endpoint that was picked for a request.
 pub struct Picked {
     /// The endpoint.
     pub endpoint: Arc<Endpoint>,
     /// Counts as in flight there until dropped.
-    pub guard: Option<InFlight>,
+    pub guard: Option<Bound>,
     /// When it was picked.
     pub at: Instant,
 }
 
 impl Picked {
+    fn new(bound: Bound) -> Self {
+        Self { endpoint: Arc::clone(&bound.endpoint), guard: Some(bound), at: Instant::now() }
+    }
+
     /// The attempt is over without an answer.
     pub fn failed(&mut self) {
         self.refused();
@@ -34,8 +37,9 @@ impl Picked {
 
     /// The attempt is over with an answer that says to ask elsewhere.
     pub fn refused(&mut self) {
-        self.guard = None;
+        // Before the guard is gone: whoever is bound next must know.
         self.endpoint.state.load.failed(clock::now());
+        self.guard = None;
     }
 
     /// The attempt is over with an answer, which began after the time since the pick.
@@ -43,21 +47,65 @@ impl Picked {
         if let Some(guard) = self.guard.take()
             && counts
         {
-            guard.answered(self.at.elapsed(), clock::now());
+            guard.answered(self.at.elapsed());
         }
     }
 }
 
-/// Picks an endpoint that this request has not tried yet and counts the request in there.
+/// Binds the request to an endpoint that it has not tried yet; waits until one has room for it.
 ///
 /// # Errors
-/// No endpoint is in rotation, or all that are were tried.
-pub fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpoint>, Refusal> {
-    let picked = pick(&target.pool, &request.attempts)?;
-    let endpoint = Arc::clone(&picked.endpoint);
-    request.times.balance += picked.at.elapsed();
-    request.attempts.push(picked);
+/// No endpoint is in rotation, all that are were tried, or too much waits before it.
+pub async fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpoint>, Refusal> {
+    let started = Instant::now();
+    let tried = request.attempts.iter().map(|tried| Arc::clone(&tried.endpoint.state)).collect();
+    let asks = Asks {
+        priority: request.priority,
+        caller: request.identity.caller,
+        deadline: request.deadline.unwrap_or(started + target.route.deadline),
+        tried,
+    };
+    let bound = target.pool.bind(asks).await;
+    request.times.balance += started.elapsed();
+    let bound = bound.map_err(|turned| refusal(turned, request, &target.pool))?;
+    let endpoint = Arc::clone(&bound.endpoint);
+    request.attempts.push(Picked::new(bound));
     Ok(endpoint)
+}
+
+fn refusal(turned: Turned, request: &Request, pool: &Pool) -> Refusal {
+    let (reason, after, message) = match turned {
+        Turned::Nowhere => return no_endpoint(pool, request.attempts.len()),
+        Turned::Full(after) => (Reason::QueueFull, Some(after), "the queue is full"),
+        Turned::Displaced(after) => {
+            (Reason::Displaced, Some(after), "the queue is full of what is more urgent")
+        }
+        Turned::Hopeless(after) => {
+            let message = "too many requests wait to answer this one before its deadline";
+            (Reason::DeadlineUnreachable, Some(after), message)
+        }
+        Turned::Late => {
+            (Reason::DeadlineExceeded, None, "no endpoint was free before the deadline")
+        }
+    };
+    metrics::counter!(
+        metric::proxy::SHED,
+        "pool" => pool.config.name.clone(),
+        "priority" => request.priority.as_str(),
+        "reason" => reason.code(),
+    )
+    .increment(1);
+    Refusal { retry_after: after, ..Refusal::new(reason, message) }
+}
+
+fn no_endpoint(pool: &Pool, tried: usize) -> Refusal {
+    let (all, ready) = (pool.endpoints.len(), pool.ready.len());
+    let name = &pool.config.name;
+    let message = match tried {
+        0 => format!("no endpoint of pool {name} is ready ({ready} of {all})"),
+        tried => format!("no endpoint of pool {name} answered ({tried} of {ready} were tried)"),
+    };
+    Refusal::new(Reason::NoEndpoint, message)
 }
 
 /// Picks an endpoint that is not among those `tried`, and counts in there what it was picked for.
@@ -65,26 +113,14 @@ pub fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpoint>, 
 /// # Errors
 /// No endpoint is in rotation, or all that are were tried.
 pub fn pick(pool: &Pool, tried: &[Picked]) -> Result<Picked, Refusal> {
-    let at = Instant::now();
-    let now = clock::at(at);
+    let now = clock::now();
     report::refresh_stale(pool, now);
     let context = pick::Context { now, report_ttl: pool.config.report_ttl, turn: &pool.state.turn };
     let excluded = |candidate: &Arc<Endpoint>| was_tried(tried, candidate);
-    let chosen = RNG.with_borrow_mut(|rng| {
-        pick::pick(pool.config.policy, &pool.ready, excluded, &context, rng)
-    });
-    let Some(index) = chosen else {
-        let (all, ready) = (pool.endpoints.len(), pool.ready.len());
-        let name = &pool.config.name;
-        let message = match tried.len() {
-            0 => format!("no endpoint of pool {name} is ready ({ready} of {all})"),
-            tried => format!("no endpoint of pool {name} answered ({tried} of {ready} were tried)"),
-        };
-        return Err(Refusal::new(Reason::NoEndpoint, message));
-    };
-    let endpoint = Arc::clone(&pool.ready[index]);
-    let guard = Some(endpoint.state.load.enter());
-    Ok(Picked { endpoint, guard, at })
+    let chosen =
+        with_rng(|rng| pick::pick(pool.config.policy, &pool.ready, excluded, &context, rng));
+    let index = chosen.ok_or_else(|| no_endpoint(pool, tried.len()))?;
+    Ok(Picked::new(Bound::enter(&pool.ready[index], &pool.state)))
 }
 
 fn was_tried(tried: &[Picked], candidate: &Endpoint) -> bool {
@@ -98,8 +134,8 @@ pub fn may_retry(request: &Request, target: &Target) -> bool {
 
 /// May another endpoint than those `tried` be tried? If so, the pool's budget has paid for it.
 pub fn may_try_again(pool: &Pool, tried: &[Picked]) -> bool {
-    let metric = forebay_protocol::metric::proxy::RETRIES;
-    let refused = forebay_protocol::metric::proxy::RETRIES_REFUSED;
+    let metric = metric::proxy::RETRIES;
+    let refused = metric::proxy::RETRIES_REFUSED;
     if tried.len() >= pool.config.retry.attempts as usize
         || pool.ready.iter().all(|endpoint| was_tried(tried, endpoint))
     {

@@ -7,8 +7,11 @@
 use forebay_protocol::grpc::{self, Method};
 use forebay_protocol::header;
 use forebay_protocol::oip::{Call, Path};
-use http::{HeaderMap, HeaderValue, Version};
+use forebay_protocol::priority::{Priority, UnknownPriority};
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use std::fmt::Write;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// Longest `x-request-id` that is kept: a UUID has 36 bytes, a trace id 32.
@@ -33,6 +36,10 @@ pub struct Identity {
     pub begins_trace: bool,
     /// The time that the caller is willing to wait.
     pub deadline: Option<Duration>,
+    /// How urgent it is, if it says so.
+    pub priority: Option<Priority>,
+    /// Who asks, as a number: equal for requests of one caller.
+    pub caller: u64,
     /// Length of the body in bytes, if the request states it.
     pub content_length: Option<u64>,
     /// The gRPC call that it is, if it is one.
@@ -80,6 +87,7 @@ impl Identity {
             let own = headers.get(header::GRPC_TIMEOUT).map(grpc_timeout).transpose()?;
             self.deadline = [self.deadline, own].into_iter().flatten().min();
         }
+        self.priority = headers.get(header::REQUEST_PRIORITY).map(priority).transpose()?;
         self.content_length = content_length(headers)?;
         Ok(())
     }
@@ -88,6 +96,29 @@ impl Identity {
     pub fn trace_id(&self) -> &str {
         self.traceparent.get(3..35).unwrap_or("")
     }
+}
+
+/// Who asks: what `header` says where there is one that can be trusted, else the address without its
+/// port.
+pub fn caller(
+    address: Option<&SocketAddr>,
+    headers: &HeaderMap,
+    header: Option<&HeaderName>,
+) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    match header.and_then(|name| headers.get(name)) {
+        Some(value) => value.as_bytes().hash(&mut hasher),
+        None => address.map(SocketAddr::ip).hash(&mut hasher),
+    }
+    hasher.finish()
+}
+
+fn priority(value: &HeaderValue) -> Result<Priority, String> {
+    let stated = value.to_str().ok().and_then(|text| text.parse().ok());
+    stated.ok_or_else(|| {
+        let (name, expected) = (header::REQUEST_PRIORITY, UnknownPriority);
+        format!("{name}: {expected}, found {value:?}")
+    })
 }
 
 /// The caller's id if it can be logged as it is, else a new one.

@@ -6,7 +6,7 @@ use crate::flow::caller::Caller;
 use crate::flow::head;
 use crate::flow::identify::Identity;
 use crate::request::Request;
-use forebay_protocol::{Reason, header, metric};
+use forebay_protocol::{Priority, Reason, header, metric};
 use metrics::{Counter, Histogram};
 use pingora::Error;
 use pingora::proxy::Session;
@@ -94,6 +94,7 @@ pub fn turned_away(observer: &Observer, caller: &Caller, refusal: &Refusal) -> S
             variant: None,
             model: None,
             version: None,
+            priority: Priority::default().as_str(),
             way: None,
             endpoint: None,
             attempts: 0,
@@ -212,6 +213,7 @@ fn write_line(
         variant: target.map(|target| target.variant()),
         model: identity.model.as_deref().map(shortened),
         version: identity.version.as_deref().map(shortened),
+        priority: request.priority.as_str(),
         way: request.way.map(crate::flow::admit::Way::as_str),
         endpoint: request.attempts.last().map(|picked| &*picked.endpoint.state.name),
         attempts: request.attempts.len(),

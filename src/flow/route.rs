@@ -49,6 +49,7 @@ mod tests {
             paths: paths.iter().map(|p| (*p).to_owned()).collect(),
             pool: 0,
             deadline: Duration::from_secs(1),
+            priority: forebay_protocol::Priority::default(),
             expose_endpoint: false,
         };
         let asks =

@@ -5,6 +5,7 @@
 //! the other and publishes the result.
 
 use super::fleet::Fleets;
+use super::pending::{self, Pending};
 use super::probe::{self, Prober};
 use super::{Endpoint, EndpointState, Pool, PoolState, Snapshot};
 use crate::config::{self, Config, EndpointProtocol, Source};
@@ -16,7 +17,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 /// Messages that may wait; senders wait beyond that.
 const MAILBOX: usize = 1024;
@@ -71,8 +72,12 @@ pub fn start(config: Config, fleets: Fleets) -> ControlHandle {
         probers: HashMap::new(),
         pools: HashMap::new(),
         health_changes: sender.clone(),
+        joined: Arc::new(Notify::new()),
     };
     let snapshot = Arc::new(ArcSwap::from_pointee(control.build(config, 1)));
+    publish(&snapshot, &snapshot.load_full());
+    let pools = Arc::clone(&snapshot);
+    tokio::spawn(pending::tick(Arc::clone(&control.joined), move || pools.load().pools.clone()));
     let handle = ControlHandle { messages: sender, snapshot: Arc::clone(&snapshot) };
     tokio::spawn(control.run(mailbox, snapshot));
     handle
@@ -86,6 +91,8 @@ struct Control {
     probers: HashMap<Key, Prober>,
     pools: HashMap<String, Arc<PoolState>>,
     health_changes: mpsc::Sender<Message>,
+    /// Told when a request waits where none did.
+    joined: Arc<Notify>,
 }
 
 impl Control {
@@ -105,12 +112,12 @@ impl Control {
                         to = health.as_str(),
                         "health changed"
                     );
-                    snapshot.store(Arc::new(refreshed(&current)));
+                    publish(&snapshot, &Arc::new(refreshed(&current)));
                 }
                 Message::Reload(config, reply) => {
                     let result = fixed_parts(&current.config, &config).map(|()| {
                         let generation = current.generation + 1;
-                        snapshot.store(Arc::new(self.build(*config, generation)));
+                        publish(&snapshot, &Arc::new(self.build(*config, generation)));
                         generation
                     });
                     // Whoever asked may have gone; the reload stands.
@@ -161,19 +168,27 @@ impl Control {
             };
             probers.insert(key, prober);
         }
-        self.pools.retain(|name, state| *name != config.name || state.retry == config.retry);
-        let state = self.pools.entry(config.name.clone()).or_insert_with(|| {
-            let retry = config.retry.clone();
-            let budget = RetryBudget::new(retry.budget, retry.min_per_second);
-            Arc::new(PoolState {
-                turn: AtomicUsize::new(0),
-                looked_for_stale: AtomicU64::new(0),
-                budget,
-                retry,
-            })
-        });
+        let known = self.pools.get(&config.name);
+        let state = match known {
+            Some(state) if state.retry == config.retry => Arc::clone(state),
+            _ => {
+                let retry = config.retry.clone();
+                let budget = RetryBudget::new(retry.budget, retry.min_per_second);
+                // Who waits goes on waiting, whatever is allowed from now on.
+                let pending = known.map(|known| Arc::clone(&known.pending));
+                let new = || Arc::new(Pending::new(Arc::clone(&self.joined)));
+                Arc::new(PoolState {
+                    turn: AtomicUsize::new(0),
+                    looked_for_stale: AtomicU64::new(0),
+                    pending: pending.unwrap_or_else(new),
+                    budget,
+                    retry,
+                })
+            }
+        };
+        self.pools.insert(config.name.clone(), Arc::clone(&state));
         let ready = in_rotation(&endpoints);
-        Arc::new(Pool { config: Arc::clone(config), endpoints, ready, state: Arc::clone(state) })
+        Arc::new(Pool { config: Arc::clone(config), endpoints, ready, state })
     }
 }
 
@@ -197,7 +212,21 @@ fn refreshed(current: &Snapshot) -> Snapshot {
 }
 
 fn in_rotation(endpoints: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
-    endpoints.iter().filter(|e| e.state.health() == Health::Ready).map(Arc::clone).collect()
+    let ready = endpoints.iter().filter(|e| e.state.health() == Health::Ready).map(Arc::clone);
+    let ready: Vec<_> = ready.collect();
+    for (place, endpoint) in ready.iter().enumerate() {
+        endpoint.state.place.store(place, Relaxed);
+    }
+    ready
+}
+
+/// Makes `next` what everybody sees, and has those looked at who wait: for them it may change all.
+fn publish(snapshot: &ArcSwap<Snapshot>, next: &Arc<Snapshot>) {
+    snapshot.store(Arc::clone(next));
+    for pool in &next.pools {
+        pool.state.pending.renew(pool);
+        pool.state.pending.changed(None);
+    }
 }
 
 /// Requests at once on one HTTP/2 connection: half of what our workers allow, since a connection

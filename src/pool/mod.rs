@@ -9,6 +9,7 @@
 mod ask;
 pub mod control;
 pub mod fleet;
+pub mod pending;
 mod poll;
 pub mod probe;
 pub mod report;
@@ -55,6 +56,8 @@ pub struct PoolState {
     pub turn: AtomicUsize,
     /// When its reports were last looked at for stale ones; see [`report::refresh_stale`].
     pub looked_for_stale: AtomicU64,
+    /// Requests that wait for an endpoint.
+    pub pending: Arc<pending::Pending>,
     /// How many retries are left.
     pub budget: RetryBudget,
     /// What the budget was made from.
@@ -94,6 +97,8 @@ pub struct EndpointState {
     pub answers: OnceLock<metrics::Counter>,
     /// Written by [`control`] only.
     health: AtomicU8,
+    /// Where it stands among those in rotation, if it is; written by [`control`] only.
+    place: AtomicUsize,
     /// Wakes the prober: a request met trouble here.
     suspected: Notify,
 }
@@ -107,6 +112,7 @@ impl EndpointState {
             reports: report::Reports::default(),
             answers: OnceLock::new(),
             health: AtomicU8::new(Health::Probing as u8),
+            place: AtomicUsize::new(usize::MAX),
             suspected: Notify::new(),
         }
     }

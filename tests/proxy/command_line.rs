@@ -54,7 +54,7 @@ fn ten_errors_are_all_reported_with_their_places() {
         "test.toml:8:13: listener.*.protocols: expected [\"http/1.1\"] or [\"http/1.1\", \"h2c\"], found [\"spdy\"]",
         "test.toml:12:10: limits.buffer: expected at most limits.body (\"1MiB\"), found \"2MiB\"",
         "test.toml:15:32: pool.*.endpoints: expected an address and a port such as \"127.0.0.1:8080\", found \"not an address\"",
-        "test.toml:16:10: pool.*.policy: expected \"least_cost\" or",
+        "test.toml:16:10: pool.*.policy: expected \"adaptive\" or",
         "test.toml:20:18: pool.*.probe.fall: expected 1 to 100, found 0",
         "test.toml:20:28: pool.*.probe.path: expected a path that begins with /, found \"ready\"",
         "test.toml:24:8: route.*.pool: expected a pool (\"a\", \"b\"), found \"c\"",

@@ -2,10 +2,11 @@
 
 use crate::harness::anywhere;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
 /// What an endpoint does with an inference. Probes are always answered well.
@@ -29,6 +30,15 @@ pub enum Behaviour {
     OnePerConnection,
     /// Refuses with 413 after the header, and closes.
     Early413,
+    /// Echoes, each time that it is let: see [`Endpoint::let_go`].
+    Gated,
+}
+
+/// What holds answers back.
+struct Gate {
+    open: Semaphore,
+    /// Bodies in the order in which they came.
+    came: Mutex<Vec<String>>,
 }
 
 /// A fake endpoint; dropping it closes it.
@@ -37,6 +47,7 @@ pub struct Endpoint {
     pub served: Arc<AtomicUsize>,
     /// Inferences whose connection was closed by the proxy before an answer.
     pub abandoned: Arc<AtomicUsize>,
+    gate: Arc<Gate>,
     task: AbortHandle,
 }
 
@@ -46,14 +57,29 @@ impl Endpoint {
         let address = listener.local_addr().unwrap();
         let (served, abandoned) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let counts = (Arc::clone(&served), Arc::clone(&abandoned));
+        let gate = Arc::new(Gate { open: Semaphore::new(0), came: Mutex::default() });
+        let held = Arc::clone(&gate);
         let task = tokio::spawn(async move {
             loop {
                 let Ok((stream, _)) = listener.accept().await else { continue };
                 let (served, abandoned) = (Arc::clone(&counts.0), Arc::clone(&counts.1));
-                tokio::spawn(async move { serve(stream, behaviour, &served, &abandoned).await });
+                let gate = Arc::clone(&held);
+                tokio::spawn(
+                    async move { serve(stream, behaviour, &served, &abandoned, &gate).await },
+                );
             }
         });
-        Self { address, served, abandoned, task: task.abort_handle() }
+        Self { address, served, abandoned, gate, task: task.abort_handle() }
+    }
+
+    /// Lets so many more answers go.
+    pub fn let_go(&self, answers: usize) {
+        self.gate.open.add_permits(answers);
+    }
+
+    /// Bodies of inferences, in the order in which they came.
+    pub fn came(&self) -> Vec<String> {
+        self.gate.came.lock().unwrap().clone()
     }
 
     pub fn served(&self) -> usize {
@@ -78,6 +104,7 @@ async fn serve(
     behaviour: Behaviour,
     served: &AtomicUsize,
     abandoned: &AtomicUsize,
+    gate: &Gate,
 ) -> Option<()> {
     let mut buffer = Vec::new();
     let mut on_this_connection = 0;
@@ -103,6 +130,18 @@ async fn serve(
         served.fetch_add(1, Relaxed);
         on_this_connection += 1;
         match behaviour {
+            Behaviour::Gated => {
+                gate.came.lock().unwrap().push(String::from_utf8_lossy(&body).into_owned());
+                let mut rest = [0; 1];
+                tokio::select! {
+                    open = gate.open.acquire() => open.unwrap().forget(),
+                    _ = stream.read(&mut rest) => {
+                        abandoned.fetch_add(1, Relaxed);
+                        return None;
+                    }
+                }
+                answer(&mut stream, "200 OK", "", &echo(&body)).await?;
+            }
             Behaviour::OnePerConnection if on_this_connection > 1 => return None,
             Behaviour::Echo | Behaviour::OnePerConnection => {
                 let seen = format!(

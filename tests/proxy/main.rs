@@ -18,5 +18,6 @@ mod layer4;
 mod observability;
 mod operations;
 mod proxy_protocol;
+mod queue;
 mod reference;
 mod signals;

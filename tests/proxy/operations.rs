@@ -140,7 +140,7 @@ async fn the_admin_listener_answers_operators() {
     assert_eq!(get(proxy.admin, "/nothing").await.status, 404);
     let status = proxy.status().await;
     assert_eq!((&status["ready"], &status["generation"]), (&true.into(), &1.into()));
-    assert_eq!(status["pools"]["test"]["policy"], "least_cost");
+    assert_eq!(status["pools"]["test"]["policy"], "adaptive");
     assert_eq!(status["routes"][0]["pool"], "test");
     post(proxy.address, ARITH_INFER, "x").await;
     let known = &proxy.endpoints().await[0];

@@ -1,6 +1,6 @@
 //! The reference file names every key that there is.
 
-use forebay::config::Config;
+use forebay::config::{Config, Limits};
 use std::path::Path;
 
 #[test]
@@ -28,15 +28,18 @@ fn the_defaults_that_the_reference_file_states_are_the_defaults() {
         // Absent by default.
         pool.retry.attempt_timeout = None;
         pool.poll = None;
+        pool.slots = 0;
         pool
     };
     assert_eq!(models(&stated), models(&bare));
-    assert_eq!(stated.limits, bare.limits);
+    let limits = Limits { caller_header: None, ..stated.limits.clone() };
+    assert_eq!(limits, bare.limits);
     assert_eq!(stated.listeners[0], bare.listeners[0]);
     assert_eq!(stated.listeners[1].protocol, bare.listeners[1].protocol);
     let mut server = stated.server.clone();
     (server.admin, server.threads) = (None, bare.server.threads);
     assert_eq!(server, bare.server);
     assert_eq!(stated.routes[0].deadline, bare.routes[0].deadline);
+    assert_eq!(stated.routes[0].priority, bare.routes[0].priority);
     assert_eq!(stated.routes[0].expose_endpoint, bare.routes[0].expose_endpoint);
 }

@@ -16,6 +16,12 @@ pub mod proxy {
     pub const RETRIES_REFUSED: &str = "forebay_retries_refused_total";
     /// Gauge: requests sent to the endpoint and unfinished.
     pub const ENDPOINT_IN_FLIGHT: &str = "forebay_endpoint_in_flight";
+    /// Gauge: requests that wait in the proxy for an endpoint, by `pool`, `priority`.
+    pub const PENDING: &str = "forebay_pending_requests";
+    /// Histogram: seconds that requests waited for an endpoint, of those that had to, by `pool`.
+    pub const PENDING_SECONDS: &str = "forebay_pending_duration_seconds";
+    /// Counter: requests refused because of load, by `pool`, `priority`, `reason`.
+    pub const SHED: &str = "forebay_shed_total";
     /// Gauge: 1 for the endpoint's present `health`, 0 for the others.
     pub const ENDPOINT_HEALTH: &str = "forebay_endpoint_health";
     /// Gauge: the cost that pick compares, seconds until a request sent now is expected to finish.

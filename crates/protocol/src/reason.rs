@@ -117,6 +117,10 @@ reasons! {
     ConnectionLimit = "connection_limit", SERVICE_UNAVAILABLE, Unavailable, Proxy, true;
     /// The queue is at its bound.
     QueueFull = "queue_full", SERVICE_UNAVAILABLE, Unavailable, Endpoint, true;
+    /// It had to make way in the queue for a request that is more urgent.
+    Displaced = "displaced", SERVICE_UNAVAILABLE, Unavailable, Proxy, true;
+    /// Too much is to be done before it to be in time, so it was not begun.
+    DeadlineUnreachable = "deadline_unreachable", SERVICE_UNAVAILABLE, Unavailable, Proxy, true;
     /// The deadline passed before an answer was there.
     DeadlineExceeded = "deadline_exceeded", GATEWAY_TIMEOUT, DeadlineExceeded, Endpoint, false;
 

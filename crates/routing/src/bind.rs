@@ -11,7 +11,8 @@
 //! it is late, and so that the refusal can say when it is worth asking again.
 
 use crate::pick::{self, Candidate, Context, FULL_SCAN, Policy, best_service};
-use crate::{Load, Rng, Time};
+use crate::{InFlight, Load, Rng, Time};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Deviations above the mean that a request may take without surprise: of an exponential
@@ -163,6 +164,15 @@ impl<C: Candidate> View<'_, C> {
         load.in_flight() == 0 || load.occupancy(now, ttl) < limit
     }
 
+    /// Counts a request in at an endpoint that was found free, unless others were faster and took what
+    /// was free there. Of several that meet, all may go away with nothing, but never too many stay.
+    pub fn enter(&self, load: &Arc<Load>) -> Option<InFlight> {
+        let guard = load.enter();
+        let (now, ttl) = (self.context.now, self.context.report_ttl);
+        let fits = |limit| guard.others() == 0 || load.occupancy(now, ttl) <= limit;
+        limit(load, self.hop).is_none_or(fits).then_some(guard)
+    }
+
     /// How fast the pool works, by what is known of some or all of its endpoints.
     pub fn outlook(&self, rng: &mut Rng) -> Outlook {
         let mut sample = [0; FULL_SCAN];
@@ -191,6 +201,11 @@ impl Outlook {
     pub fn wait(&self, ahead: usize) -> Duration {
         let seconds = (ahead as f64 + 1.0) / self.per_second;
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+    }
+
+    /// Until so many requests that wait have been bound.
+    pub fn drained_in(&self, waiting: usize) -> Duration {
+        Duration::try_from_secs_f64(waiting as f64 / self.per_second).unwrap_or_default()
     }
 
     /// Will a request be done in time before which so many wait, almost certainly?
@@ -222,8 +237,7 @@ pub fn limit(load: &Load, hop: Duration) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{InFlight, Report};
-    use std::sync::Arc;
+    use crate::Report;
     use std::sync::atomic::AtomicUsize;
 
     struct Endpoint(Arc<Load>);
@@ -317,6 +331,17 @@ mod tests {
         assert_eq!(bind(), Binding::Bind(0));
         let _one = fleet[0].0.enter();
         assert_eq!(bind(), Binding::Wait);
+    }
+
+    #[test]
+    fn of_those_that_meet_at_the_last_slot_no_two_stay() {
+        let (fleet, turn) = (fleet(&[20]), AtomicUsize::new(0));
+        let view = view(Policy::Adaptive, &fleet, &turn);
+        let mut held: Vec<_> = (0..4).filter_map(|_| view.enter(&fleet[0].0)).collect();
+        assert_eq!((held.len(), view.enter(&fleet[0].0).is_some()), (4, false));
+        held.pop();
+        assert!(view.enter(&fleet[0].0).is_some());
+        assert_eq!(fleet[0].0.in_flight(), 3);
     }
 
     #[test]

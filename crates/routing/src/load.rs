@@ -268,6 +268,11 @@ pub struct InFlight {
 }
 
 impl InFlight {
+    /// Requests of ours that it found there.
+    pub fn others(&self) -> u32 {
+        self.others
+    }
+
     /// Takes in that the request was answered at `now`, `took` after it was sent.
     pub fn answered(&self, took: Duration, now: Time) {
         self.load.observe(took, self.others, now);

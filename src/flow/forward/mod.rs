@@ -9,7 +9,7 @@ use crate::flow::route::Target;
 use crate::pool::EndpointState;
 use crate::pool::report::{self, Origin};
 use crate::request::Request;
-use forebay_protocol::{header, metric};
+use forebay_protocol::{Priority, header, metric};
 use http::{HeaderMap, HeaderName};
 use metrics::Counter;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -46,6 +46,9 @@ fn prepare_request(head: &mut RequestHeader, request: &Request) -> pingora::Resu
     head.insert_header(header::TRACEPARENT, identity.traceparent.as_str())?;
     if identity.begins_trace {
         head.remove_header(&header::TRACESTATE);
+    }
+    if identity.priority.is_none() && request.priority != Priority::default() {
+        head.insert_header(header::REQUEST_PRIORITY, request.priority.as_str())?;
     }
     if let Some(left) = request.time_left() {
         // Rounded up: a worker must not give up before the proxy does.

@@ -31,23 +31,23 @@ fn refused(request: &mut Request, refusal: Refusal) -> Box<Error> {
 ///
 /// # Errors
 /// No endpoint, or no time left.
-pub fn peer(request: &mut Request, limits: &Limits) -> pingora::Result<Box<HttpPeer>> {
+pub async fn peer(request: &mut Request, limits: &Limits) -> pingora::Result<Box<HttpPeer>> {
     let Some(target) = request.target.clone() else {
         return Error::e_explain(ErrorType::InternalError, "a request without a route");
     };
     if request.attempts.is_empty() {
         target.pool.state.budget.request();
     }
-    let left = request.time_left().unwrap_or(limits.stream_idle);
-    if left.is_zero() {
+    if request.time_left().is_some_and(|left| left.is_zero()) {
         let refusal = Refusal::new(Reason::DeadlineExceeded, "no answer before the deadline");
         return Err(refused(request, refusal));
     }
-    let endpoint = match balance(request, &target) {
+    let endpoint = match balance(request, &target).await {
         Ok(endpoint) => endpoint,
         // Pingora asks again if a kept connection had closed: the endpoint itself is not at fault.
         Err(refusal) => again(request).ok_or_else(|| refused(request, refusal))?,
     };
+    let left = request.time_left().unwrap_or(limits.stream_idle);
     let mut peer = Box::new(endpoint.peer(request.identity.grpc.is_some()).clone());
     // Per read: a stream may last longer than the deadline as long as it moves.
     peer.options.read_timeout = Some(left);

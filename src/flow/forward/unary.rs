@@ -182,7 +182,7 @@ async fn attempts(
             let late = Refusal::new(Reason::DeadlineExceeded, "no answer before the deadline");
             return last.map_or(Err(late), give_up(request));
         }
-        let endpoint = match balance(request, target) {
+        let endpoint = match balance(request, target).await {
             Ok(endpoint) => endpoint,
             // All that are ready were tried: the last failure says more than that.
             Err(none) => return last.map_or(Err(none), give_up(request)),

@@ -1,0 +1,389 @@
+//! Late binding: requests wait here, in the proxy, until an endpoint can take them.
+//!
+//! What decides lives in `forebay_routing` ([`View::bind`], [`Line`]); this file brings it together
+//! with what happens: a request comes, an endpoint becomes free, a caller leaves, health changes. Each
+//! of these may change who can be bound, and none may be missed, or a request would wait beside a
+//! free endpoint. So whoever frees an endpoint looks at the line at once (the guard [`Bound`] does so
+//! when it is dropped), whoever joins it looks once more after that, and while anybody waits a ticker
+//! looks for what comes about by time alone, such as a report that grew old.
+
+use super::{Endpoint, EndpointState, Pool, PoolState, report};
+use crate::clock;
+use forebay_protocol::{Priority, metric};
+use forebay_routing::pick::Context;
+use forebay_routing::{Binding, Claim, InFlight, Joined, Line, Outlook, Place, Policy, Rng, View};
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, oneshot};
+
+/// How often the ticker looks while anybody waits.
+const TICK: Duration = Duration::from_millis(5);
+/// How many of those that are first are looked at for one that may go to what is free: the others
+/// have tried it already.
+const LOOKED_AT: usize = 8;
+
+thread_local! {
+    static RNG: RefCell<Rng> = RefCell::new(Rng::new(fastrand::u64(..)));
+}
+
+/// Has what chance has to decide decided with this thread's own.
+pub fn with_rng<T>(f: impl FnOnce(&mut Rng) -> T) -> T {
+    RNG.with_borrow_mut(f)
+}
+
+/// The line of one pool. Outlives snapshots.
+#[derive(Debug)]
+pub struct Pending {
+    line: Mutex<Line<Ticket>>,
+    /// As many as are in the line, to be read without the lock.
+    count: AtomicUsize,
+    /// The pool as it is now, for whoever frees an endpoint.
+    current: Mutex<Weak<Pool>>,
+    /// Wakes the ticker.
+    joined: Arc<Notify>,
+}
+
+/// What is kept of a request that waits.
+#[derive(Debug)]
+struct Ticket {
+    reply: oneshot::Sender<Result<Bound, Turned>>,
+    tried: Vec<Arc<EndpointState>>,
+    /// The pool as it was when the request was routed, in case that it is in no snapshot any more.
+    pool: Arc<Pool>,
+}
+
+/// A request that is bound to an endpoint: it counts as in flight there until this is dropped.
+#[derive(Debug)]
+pub struct Bound {
+    /// Where it goes.
+    pub endpoint: Arc<Endpoint>,
+    guard: Option<InFlight>,
+    pending: Option<Arc<Pending>>,
+}
+
+/// What a request asks of a pool.
+#[derive(Debug)]
+pub struct Asks {
+    /// How urgent it is.
+    pub priority: Priority,
+    /// Whose it is, as a number.
+    pub caller: u64,
+    /// When it must be answered.
+    pub deadline: Instant,
+    /// Where it was sent already.
+    pub tried: Vec<Arc<EndpointState>>,
+}
+
+/// Why a request is not bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turned {
+    /// No endpoint is in rotation that it was not sent to already.
+    Nowhere,
+    /// As many wait as may, and they are at least as urgent.
+    Full(Duration),
+    /// It made way for one that is more urgent.
+    Displaced(Duration),
+    /// It can't be answered in time: too many wait before it.
+    Hopeless(Duration),
+    /// Its deadline came while it waited.
+    Late,
+}
+
+impl Pending {
+    pub(super) fn new(joined: Arc<Notify>) -> Self {
+        Self {
+            line: Mutex::new(Line::new(0)),
+            count: AtomicUsize::new(0),
+            current: Mutex::default(),
+            joined,
+        }
+    }
+
+    /// How many wait.
+    pub fn count(&self) -> usize {
+        self.count.load(Relaxed)
+    }
+
+    /// How many of each priority wait.
+    pub fn counts(&self) -> [(Priority, usize); 3] {
+        let line = self.lock();
+        Priority::ALL.map(|priority| (priority, line.len_of(class(priority))))
+    }
+
+    /// The pool is this from now on.
+    pub(super) fn renew(&self, pool: &Arc<Pool>) {
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(pool);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Line<Ticket>> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something has changed: `freed` has room, or anything else if `None`. Binds who can be bound.
+    pub fn changed(&self, freed: Option<&EndpointState>) {
+        // Whoever joins counts itself before it looks for room, and room is made before this looks
+        // for who waits: one of both sees the other.
+        fence(SeqCst);
+        if self.count.load(Relaxed) == 0 {
+            return;
+        }
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        let left_over = || self.lock().first().map(|(_, ticket)| Arc::clone(&ticket.pool));
+        let Some(pool) = current.or_else(left_over) else { return };
+        let mut freed = freed.and_then(|freed| pool.place(freed));
+        while let Some((ticket, outcome)) = self.next(&pool, freed.take()) {
+            // One that nobody waits for any more gives its place to the next.
+            if let Err(Ok(mut bound)) = ticket.reply.send(outcome) {
+                bound.pending = None;
+            }
+        }
+    }
+
+    /// Takes one out of the line whose wait is over, and what becomes of it.
+    fn next(
+        &self,
+        pool: &Arc<Pool>,
+        freed: Option<usize>,
+    ) -> Option<(Ticket, Result<Bound, Turned>)> {
+        let mut line = self.lock();
+        let (place, outcome) = with_rng(|rng| decide(&line, pool, freed, rng))?;
+        let outcome = match outcome {
+            // Who took the room meanwhile looks here again when it leaves.
+            Ok(index) => Ok(Bound::claim(pool, &pool.view(None), index)?),
+            Err(turned) => Err(turned),
+        };
+        let ticket = match outcome {
+            Err(_) => line.leave(&place),
+            Ok(_) => line.serve(&place),
+        }?;
+        self.count.store(line.len(), Relaxed);
+        Some((ticket, outcome))
+    }
+
+    /// Leaves the line, if it is still there.
+    fn leave(&self, place: &Place) -> bool {
+        let mut line = self.lock();
+        let was_there = line.leave(place).is_some();
+        self.count.store(line.len(), Relaxed);
+        was_there
+    }
+}
+
+/// Whose wait is over, and to which endpoint it goes.
+fn decide(
+    line: &Line<Ticket>,
+    pool: &Pool,
+    freed: Option<usize>,
+    rng: &mut Rng,
+) -> Option<(Place, Result<usize, Turned>)> {
+    let view = pool.view(freed);
+    let first = line.first()?;
+    let others = line.iter().take(LOOKED_AT).filter(|(place, _)| *place != first.0);
+    for (place, ticket) in std::iter::once(first).chain(others) {
+        match view.bind(|endpoint| ticket.has_tried(endpoint), 0, rng) {
+            Binding::Bind(index) => return Some((place, Ok(index))),
+            Binding::Nowhere => return Some((place, Err(Turned::Nowhere))),
+            // It waits for what is not free; unless it has tried what is, so do the others.
+            Binding::Wait if ticket.tried.is_empty() => break,
+            Binding::Wait => {}
+        }
+    }
+    // Who is first does better to wait; who is last may do better to take what is free.
+    let (place, ticket) =
+        line.last().filter(|_| line.len() > 1 && view.policy == Policy::Adaptive)?;
+    match view.bind(|endpoint| ticket.has_tried(endpoint), line.len() - 1, rng) {
+        Binding::Bind(index) => Some((place, Ok(index))),
+        Binding::Wait | Binding::Nowhere => None,
+    }
+}
+
+impl Ticket {
+    fn has_tried(&self, endpoint: &Arc<Endpoint>) -> bool {
+        self.tried.iter().any(|tried| Arc::ptr_eq(tried, &endpoint.state))
+    }
+}
+
+impl Pool {
+    /// The pool as the routing core sees it now.
+    fn view(&self, freed: Option<usize>) -> View<'_, Arc<Endpoint>> {
+        let context = Context {
+            now: clock::now(),
+            report_ttl: self.config.report_ttl,
+            turn: &self.state.turn,
+        };
+        let (policy, hop) = (self.config.policy, self.config.queue.hop);
+        View { policy, endpoints: &self.ready, freed, hop, context }
+    }
+
+    /// Where an endpoint stands among those in rotation.
+    fn place(&self, endpoint: &EndpointState) -> Option<usize> {
+        let place = endpoint.place.load(Relaxed);
+        self.ready.get(place).filter(|it| std::ptr::eq(&*it.state, endpoint)).map(|_| place)
+    }
+
+    /// Binds a request to an endpoint: at once if one is free, else as soon as one is. A caller that
+    /// goes away (drops this) leaves the line.
+    ///
+    /// # Errors
+    /// Why it is not bound.
+    pub async fn bind(self: &Arc<Self>, asks: Asks) -> Result<Bound, Turned> {
+        report::refresh_stale(self, clock::now());
+        let pending = &self.state.pending;
+        if pending.count() == 0
+            && let Some(outcome) = self.bind_now(&asks)
+        {
+            return outcome;
+        }
+        let deadline = asks.deadline;
+        let (place, answer) = self.join(asks)?;
+        let waiting = Waiting { pending, place, pool: self, since: Instant::now() };
+        // Room may have been made between the look at it and the count.
+        pending.changed(None);
+        let outcome = tokio::select! {
+            biased;
+            outcome = answer => outcome.unwrap_or(Err(Turned::Nowhere)),
+            () = tokio::time::sleep_until(deadline.into()) => Err(Turned::Late),
+        };
+        drop(waiting);
+        outcome
+    }
+
+    /// Binds a request before which nobody waits, if that is the best for it.
+    fn bind_now(self: &Arc<Self>, asks: &Asks) -> Option<Result<Bound, Turned>> {
+        let tried = |endpoint: &Arc<Endpoint>| {
+            asks.tried.iter().any(|tried| Arc::ptr_eq(tried, &endpoint.state))
+        };
+        let binding = with_rng(|rng| {
+            let view = self.view(None);
+            let binding = view.bind(tried, 0, rng);
+            let hopeless = binding == Binding::Wait
+                && view.policy == Policy::Adaptive
+                && !view.outlook(rng).can_meet(clock::at(asks.deadline), view.context.now, 0);
+            // Too little time to wait for what is better.
+            let any = View { policy: Policy::LeastCost, ..view };
+            if hopeless { any.bind(tried, 0, rng) } else { binding }
+        });
+        match binding {
+            Binding::Bind(index) => Bound::claim(self, &self.view(None), index).map(Ok),
+            Binding::Nowhere => Some(Err(Turned::Nowhere)),
+            Binding::Wait => None,
+        }
+    }
+
+    /// Joins the line, if there is hope.
+    fn join(
+        self: &Arc<Self>,
+        asks: Asks,
+    ) -> Result<(Place, oneshot::Receiver<Result<Bound, Turned>>), Turned> {
+        let pending = &self.state.pending;
+        let class = class(asks.priority);
+        let claim = Claim { class, deadline: clock::at(asks.deadline), caller: asks.caller };
+        let outlook = with_rng(|rng| self.view(None).outlook(rng));
+        let (reply, answer) = oneshot::channel();
+        let mut line = pending.lock();
+        line.resize(self.config.queue.size);
+        let after = outlook.drained_in(line.len());
+        // One that was sent already has waited before, and nothing else is known to be faster.
+        if asks.tried.is_empty() && !hope(&outlook, &line, &claim) {
+            return Err(Turned::Hopeless(after));
+        }
+        let joined = line.join(&claim, Ticket { reply, tried: asks.tried, pool: Arc::clone(self) });
+        let before = pending.count.swap(line.len(), SeqCst);
+        drop(line);
+        if before == 0 {
+            pending.joined.notify_one();
+        }
+        match joined {
+            Joined::Full(_) => Err(Turned::Full(after)),
+            Joined::Waits(place) => Ok((place, answer)),
+            Joined::Displaced(place, other) => {
+                // It may have left meanwhile.
+                let _ = other.reply.send(Err(Turned::Displaced(after)));
+                Ok((place, answer))
+            }
+        }
+    }
+}
+
+/// Can it be done in time, by all that is known?
+fn hope(outlook: &Outlook, line: &Line<Ticket>, claim: &Claim) -> bool {
+    line.is_empty() || outlook.can_meet(claim.deadline, clock::now(), line.ahead_of(claim))
+}
+
+/// The class of a priority in the line.
+const fn class(priority: Priority) -> u8 {
+    match priority {
+        Priority::High => 0,
+        Priority::Normal => 1,
+        Priority::Batch => 2,
+    }
+}
+
+/// A request in the line; dropping it takes it out.
+struct Waiting<'a> {
+    pending: &'a Pending,
+    place: Place,
+    pool: &'a Pool,
+    since: Instant,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.pending.leave(&self.place);
+        let name = self.pool.config.name.clone();
+        metrics::histogram!(metric::proxy::PENDING_SECONDS, "pool" => name)
+            .record(self.since.elapsed());
+    }
+}
+
+impl Bound {
+    /// Counts a request in at an endpoint in rotation, if the room that was found there is left.
+    fn claim(pool: &Pool, view: &View<'_, Arc<Endpoint>>, index: usize) -> Option<Self> {
+        let endpoint = Arc::clone(pool.ready.get(index)?);
+        let guard = Some(view.enter(&endpoint.state.load)?);
+        Some(Self { endpoint, guard, pending: Some(Arc::clone(&pool.state.pending)) })
+    }
+
+    /// As [`Bound`], for what is picked without a line, such as a connection.
+    pub fn enter(endpoint: &Arc<Endpoint>, state: &PoolState) -> Self {
+        let guard = Some(endpoint.state.load.enter());
+        Self { endpoint: Arc::clone(endpoint), guard, pending: Some(Arc::clone(&state.pending)) }
+    }
+
+    /// Ends with an answer that came after `took` and tells how fast the endpoint is.
+    pub fn answered(mut self, took: Duration) {
+        if let Some(guard) = self.guard.take() {
+            guard.answered(took, clock::now());
+        }
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        self.guard = None;
+        if let Some(pending) = self.pending.take() {
+            pending.changed(Some(&self.endpoint.state));
+        }
+    }
+}
+
+/// Looks at the lines of all pools while anybody waits.
+pub(super) async fn tick(joined: Arc<Notify>, pools: impl Fn() -> Vec<Arc<Pool>>) {
+    loop {
+        joined.notified().await;
+        loop {
+            tokio::time::sleep(TICK).await;
+            let waiting = pools().into_iter().filter(|pool| pool.state.pending.count() > 0);
+            let waiting: Vec<_> = waiting.collect();
+            if waiting.is_empty() {
+                break;
+            }
+            for pool in waiting {
+                report::refresh_stale(&pool, clock::now());
+                pool.state.pending.changed(None);
+            }
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Requests wait in the proxy until an endpoint has room, in the right order, and no longer than they
+//! may.
+
+use crate::client::{Response, get, post_with};
+use crate::endpoint::{Behaviour, Endpoint};
+use crate::harness::{Proxy, eventually};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+const INFER: &str = "/v2/models/m/infer";
+/// However fast the endpoint is, it gets no more than it has slots.
+const ONE_SLOT: &str = "slots = 1\nqueue = { hop = \"1us\" }";
+
+/// A caller that waits for the answer to `body`.
+fn ask(
+    proxy: &Proxy,
+    body: &'static str,
+    headers: &'static [(&'static str, &'static str)],
+) -> JoinHandle<Response> {
+    let address = proxy.address;
+    tokio::spawn(async move { post_with(address, INFER, headers, body).await })
+}
+
+async fn pending(proxy: &Proxy, count: u64) {
+    eventually(&format!("{count} pending requests"), async || {
+        let status = proxy.status().await;
+        let pending = status["pools"]["test"]["pending"].as_object().unwrap();
+        let found: u64 = pending.values().map(|count| count.as_u64().unwrap()).sum();
+        (found == count).then_some(())
+    })
+    .await;
+}
+
+async fn came(endpoint: &Endpoint, count: usize) {
+    eventually(&format!("{count} requests at the endpoint"), async || {
+        (endpoint.came().len() >= count).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_endpoint_gets_no_more_at_once_than_it_has_slots_and_the_urgent_first() {
+    let endpoint = Endpoint::start(Behaviour::Gated).await;
+    let proxy = Proxy::in_front_of(&[endpoint.address], 1, ONE_SLOT).await;
+    let first = ask(&proxy, "first", &[]);
+    came(&endpoint, 1).await;
+    // What was never answered may have one more than its slots: nobody knows how fast it is.
+    let second = ask(&proxy, "second", &[]);
+    came(&endpoint, 2).await;
+    endpoint.let_go(2);
+    for answer in [first, second] {
+        assert_eq!(answer.await.unwrap().status, 200);
+    }
+
+    let mut asked = vec![ask(&proxy, "held", &[])];
+    came(&endpoint, 3).await;
+    for (number, (body, headers)) in [
+        ("batch", &[("x-request-priority", "batch")][..]),
+        ("later", &[("x-request-deadline", "25000")]),
+        ("sooner", &[("x-request-deadline", "20000")]),
+        ("high", &[("x-request-priority", "high")]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        asked.push(ask(&proxy, body, headers));
+        pending(&proxy, number as u64 + 1).await;
+    }
+    assert_eq!(endpoint.came().len(), 3, "the others wait in the proxy");
+    let metrics = proxy.metrics().await;
+    for priority in ["high", "batch"] {
+        let line = format!("forebay_pending_requests{{pool=\"test\",priority=\"{priority}\"}} 1");
+        assert!(metrics.contains(&line), "{metrics}");
+    }
+    for _ in 0..asked.len() {
+        endpoint.let_go(1);
+    }
+    for answer in asked {
+        assert_eq!(answer.await.unwrap().status, 200);
+    }
+    assert_eq!(endpoint.came()[3..], ["high", "sooner", "later", "batch"]);
+    let line = (0..7).map(|_| proxy.next_line()).find(|line| line["priority"] == "batch").unwrap();
+    assert!(line["balance_us"].as_u64().unwrap() > 0, "{line}");
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_at_once_and_makes_way_for_what_is_more_urgent() {
+    let endpoint = Endpoint::start(Behaviour::Gated).await;
+    let more = "slots = 1\nqueue = { size = 1, hop = \"1us\" }";
+    let proxy = Proxy::in_front_of(&[endpoint.address], 1, more).await;
+    let running = [ask(&proxy, "1", &[]), ask(&proxy, "2", &[])];
+    came(&endpoint, 2).await;
+    let waiting = ask(&proxy, "waits", &[]);
+    pending(&proxy, 1).await;
+
+    let refused = ask(&proxy, "refused", &[]).await.unwrap();
+    assert_eq!((refused.status.as_u16(), refused.reason()), (503, "queue_full"));
+    assert!(refused.header("retry-after").parse::<u64>().unwrap() >= 1);
+
+    let urgent = ask(&proxy, "urgent", &[("x-request-priority", "high")]);
+    let displaced = waiting.await.unwrap();
+    assert_eq!((displaced.status.as_u16(), displaced.reason()), (503, "displaced"));
+    endpoint.let_go(3);
+    for answer in running.into_iter().chain([urgent]) {
+        assert_eq!(answer.await.unwrap().status, 200);
+    }
+    assert_eq!(endpoint.came().last().unwrap(), "urgent");
+    for (reason, priority) in [("queue_full", "normal"), ("displaced", "normal")] {
+        let labels = [format!("reason=\"{reason}\""), format!("priority=\"{priority}\"")];
+        let labels = labels.each_ref().map(String::as_str);
+        assert_eq!(proxy.metric("forebay_shed_total", &labels).await, 1.0);
+    }
+}
+
+#[tokio::test]
+async fn what_can_not_be_done_in_time_is_refused_when_it_comes() {
+    let endpoint = Endpoint::start(Behaviour::Gated).await;
+    let proxy = Proxy::in_front_of(&[endpoint.address], 1, ONE_SLOT).await;
+    // The endpoint needs 300 ms or more, as far as anybody knows.
+    let slow = ask(&proxy, "slow", &[]);
+    came(&endpoint, 1).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    endpoint.let_go(1);
+    assert_eq!(slow.await.unwrap().status, 200);
+    let mut asked: Vec<_> = (0..4).map(|_| ask(&proxy, "busy", &[])).collect();
+    pending(&proxy, 3).await;
+    let hopeless = ask(&proxy, "hopeless", &[("x-request-deadline", "500")]).await.unwrap();
+    assert_eq!((hopeless.status.as_u16(), hopeless.reason()), (503, "deadline_unreachable"));
+    assert!(hopeless.header("retry-after").parse::<u64>().unwrap() >= 1);
+    // More urgent, so that nothing is before it but what runs.
+    let urgent = &[("x-request-deadline", "20000"), ("x-request-priority", "high")];
+    asked.push(ask(&proxy, "urgent", urgent));
+    pending(&proxy, 4).await;
+    endpoint.let_go(5);
+    for answer in asked {
+        assert_eq!(answer.await.unwrap().status, 200);
+    }
+}
+
+#[tokio::test]
+async fn who_waits_in_vain_or_leaves_costs_the_endpoint_nothing() {
+    let endpoint = Endpoint::start(Behaviour::Gated).await;
+    let proxy = Proxy::in_front_of(&[endpoint.address], 1, ONE_SLOT).await;
+    let running = [ask(&proxy, "1", &[]), ask(&proxy, "2", &[])];
+    came(&endpoint, 2).await;
+    let late = ask(&proxy, "late", &[("x-request-deadline", "300")]);
+    let leaves = ask(&proxy, "leaves", &[]);
+    pending(&proxy, 2).await;
+    leaves.abort();
+    let late = late.await.unwrap();
+    assert_eq!((late.status.as_u16(), late.reason()), (504, "deadline_exceeded"));
+    pending(&proxy, 0).await;
+    endpoint.let_go(2);
+    for answer in running {
+        assert_eq!(answer.await.unwrap().status, 200);
+    }
+    assert_eq!(endpoint.came().len(), 2);
+    assert_eq!(endpoint.abandoned.load(Relaxed), 0);
+    assert_eq!(get(proxy.admin, "/readyz").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_reload_that_brings_an_endpoint_serves_who_waits() {
+    let (busy, new) =
+        (Endpoint::start(Behaviour::Gated).await, Endpoint::start(Behaviour::Gated).await);
+    let proxy = Proxy::in_front_of(&[busy.address], 1, ONE_SLOT).await;
+    let running = [ask(&proxy, "1", &[]), ask(&proxy, "2", &[])];
+    came(&busy, 2).await;
+    let waits = ask(&proxy, "waits", &[]);
+    pending(&proxy, 1).await;
+    // Other retries, too: what the pool remembers of them is made anew, and who waits is not lost.
+    let more = &format!("{ONE_SLOT}\nretry = {{ attempts = 2 }}");
+    let config = crate::harness::pool_of(&[busy.address, new.address], more);
+    std::fs::write(&proxy.config, Proxy::text("", &config)).unwrap();
+    let reloaded = post_with(proxy.admin, "/reload", &[], "").await;
+    assert_eq!(reloaded.status, 200, "{}", reloaded.text());
+    came(&new, 1).await;
+    new.let_go(1);
+    assert_eq!(waits.await.unwrap().status, 200);
+    busy.let_go(2);
+    for answer in running {
+        assert_eq!(answer.await.unwrap().status, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_priority_that_nobody_knows_is_refused_and_a_route_can_say_one() {
+    let endpoint = Endpoint::start(Behaviour::Echo).await;
+    let config = crate::harness::pool_of(&[endpoint.address], "") + "priority = \"batch\"\n";
+    let proxy = Proxy::start(&config).await;
+    proxy.wait_ready(1).await;
+    let answer = ask(&proxy, "x", &[("x-request-priority", "urgent")]).await.unwrap();
+    assert_eq!((answer.status.as_u16(), answer.reason()), (400, "invalid_request"));
+    assert!(answer.text().contains("expected high, normal or batch"), "{}", answer.text());
+    assert_eq!(ask(&proxy, "x", &[]).await.unwrap().status, 200);
+    let mut lines = [proxy.next_line(), proxy.next_line()];
+    lines.sort_by_key(|line| line["status"].as_u64());
+    assert_eq!(lines.map(|line| line["priority"].clone()), ["batch", "normal"]);
+}
