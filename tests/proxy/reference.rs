@@ -32,7 +32,7 @@ fn the_defaults_that_the_reference_file_states_are_the_defaults() {
         pool
     };
     assert_eq!(models(&stated), models(&bare));
-    let limits = Limits { caller_header: None, ..stated.limits.clone() };
+    let limits = Limits { caller_header: None, ..stated.limits };
     assert_eq!(limits, bare.limits);
     assert_eq!(stated.listeners[0], bare.listeners[0]);
     assert_eq!(stated.listeners[1].protocol, bare.listeners[1].protocol);
