@@ -130,6 +130,7 @@ pub fn accept(
         in_flight: report.rif.or_else(|| report.queue.map(all)),
         queue: report.queue,
         slots: report.slots,
+        batch: report.batch,
         service_time: report
             .lat_at_rif_ms
             .and_then(|millis| Duration::try_from_secs_f64(millis / 1e3).ok()),

@@ -146,19 +146,18 @@ pub fn serve(args: &Args) -> Result<(), ServeError> {
 }
 
 fn announce(address: SocketAddr, options: &Options) -> io::Result<()> {
+    let serves = match &options.service {
+        None => "answers at once".to_owned(),
+        Some(service) => {
+            let slow =
+                if service.slow == 1.0 { String::new() } else { format!(", x {}", service.slow) };
+            format!("{} slots, service time {}{slow}", service.slots, service.time)
+        }
+    };
+    // At once: whoever reads the address alone may be gone before a second write.
+    let words = format!("listening on http://{address}\nmodel {}: {serves}\n", options.model);
     let mut out = io::stdout().lock();
-    writeln!(out, "listening on http://{address}")?;
-    match &options.service {
-        None => writeln!(out, "model {}: answers at once", options.model)?,
-        Some(service) => writeln!(
-            out,
-            "model {}: {} slots, service time {}{}",
-            options.model,
-            service.slots,
-            service.time,
-            if service.slow == 1.0 { String::new() } else { format!(", x {}", service.slow) }
-        )?,
-    }
+    out.write_all(words.as_bytes())?;
     out.flush()
 }
 

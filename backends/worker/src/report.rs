@@ -74,10 +74,15 @@ impl Load {
         self.cpu_utilization.store(share.to_bits(), Relaxed);
     }
 
-    /// Requests that run at once.
+    /// Rows that are worth joining, on average of the batches that ran lately.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to 32 rows")]
+    fn batch(&self) -> usize {
+        self.joined.value().unwrap_or(1.0).round().max(1.0) as usize
+    }
+
+    /// Requests that run at once.
     pub(crate) fn slots(&self) -> usize {
-        self.executors * self.joined.value().unwrap_or(1.0).round().max(1.0) as usize
+        self.executors * self.batch()
     }
 
     /// The next report.
@@ -90,6 +95,7 @@ impl Load {
             rif: count(in_flight),
             queue: count(counts.waiting),
             slots: count(self.slots()),
+            batch: count(self.batch()),
             forming: counts.forming.and_then(|(jobs, _)| count(jobs)),
             close_in_ms: closes.map(|left| round(left.as_secs_f64() * 1e3)),
             lat_at_rif_ms: self.service_at(in_flight).map(round),
@@ -153,7 +159,7 @@ mod tests {
         for _ in 0..200 {
             load.served(Duration::from_millis(1), 1, 8);
         }
-        assert_eq!(load.slots(), 16);
+        assert_eq!((load.slots(), load.batch()), (16, 8));
         for _ in 0..200 {
             load.served(Duration::from_millis(1), 1, 1);
         }

@@ -224,7 +224,9 @@ impl Outlook {
 /// How many requests an endpoint may have at once; `None`: nobody knows what it can take.
 pub fn limit(load: &Load, hop: Duration) -> Option<u32> {
     let slots = load.known_slots()?;
-    let Some(service) = load.service_seconds() else { return Some(slots + 1) };
+    // The next batch forms there while one runs; held back here, its requests would come one by one.
+    let slots = if load.joins() { slots.saturating_mul(2) } else { slots };
+    let Some(service) = load.service_seconds() else { return Some(slots.saturating_add(1)) };
     let idle = hop.as_secs_f64() / service.max(1e-9);
     if idle < IDLE {
         return Some(slots);
@@ -350,6 +352,17 @@ mod tests {
         for (millis, expected) in [(100, 4), (10, 5), (2, 6), (1, 8)] {
             assert_eq!(limit(&fleet(&[millis])[0].0, hop), Some(expected), "{millis}");
         }
+    }
+
+    #[test]
+    fn where_requests_are_joined_the_next_batch_may_wait() {
+        let load = Load::new(1);
+        load.report(
+            &Report { slots: Some(8), batch: Some(8), ..Report::default() },
+            Time::default(),
+        );
+        load.observe(Duration::from_millis(50), 0, Time::default());
+        assert_eq!(limit(&load, Duration::from_micros(500)), Some(16));
     }
 
     #[test]

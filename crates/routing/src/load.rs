@@ -36,6 +36,8 @@ pub struct Report {
     pub queue: Option<u32>,
     /// What it can run at once.
     pub slots: Option<u32>,
+    /// What it runs as one, if it joins requests.
+    pub batch: Option<u32>,
     /// Its own mean service time.
     pub service_time: Option<Duration>,
     /// How many that we still count it had finished already: the request whose answer bears the
@@ -59,6 +61,8 @@ pub struct Load {
     assumed_slots: AtomicU32,
     /// As reported; 0: not reported.
     slots: AtomicU32,
+    /// As reported; 0: not reported.
+    batch: AtomicU32,
     reported_in_flight: AtomicU32,
     reported_queue: AtomicU32,
     reported_service: AtomicU64,
@@ -81,6 +85,7 @@ impl Load {
             failed_at: AtomicU64::new(UNKNOWN),
             assumed_slots: AtomicU32::new(slots),
             slots: AtomicU32::new(0),
+            batch: AtomicU32::new(0),
             reported_in_flight: AtomicU32::new(0),
             reported_queue: AtomicU32::new(0),
             reported_service: AtomicU64::new(UNKNOWN),
@@ -112,6 +117,11 @@ impl Load {
         stated.into_iter().find(|slots| *slots > 0)
     }
 
+    /// Does the endpoint say that it runs several requests as one?
+    pub fn joins(&self) -> bool {
+        self.batch.load(Relaxed) > 1
+    }
+
     /// What is assumed until a report says otherwise, as a reload may change it.
     pub fn assume_slots(&self, slots: u32) {
         self.assumed_slots.store(slots, Relaxed);
@@ -137,6 +147,9 @@ impl Load {
     pub fn report(&self, report: &Report, now: Time) {
         if let Some(slots) = report.slots {
             self.slots.store(slots.max(1), Relaxed);
+        }
+        if let Some(batch) = report.batch {
+            self.batch.store(batch, Relaxed);
         }
         if let Some(service) = report.service_time {
             self.reported_service.store(service.as_secs_f64().to_bits(), Relaxed);

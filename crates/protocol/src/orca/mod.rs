@@ -34,6 +34,9 @@ pub struct LoadReport {
     /// Requests that run at once: executors x the rows that are worth joining, on average of what ran
     /// lately.
     pub slots: Option<u32>,
+    /// Rows that are worth joining, on average of what ran lately: above 1 the endpoint works better
+    /// if the next batch waits there while one runs.
+    pub batch: Option<u32>,
     /// Requests in the batch that is open at the moment.
     pub forming: Option<u32>,
     /// Milliseconds until the open batch closes.
@@ -179,6 +182,7 @@ impl LoadReport {
             ("named_metrics.rif", count(self.rif)),
             ("named_metrics.queue", count(self.queue)),
             ("named_metrics.slots", count(self.slots)),
+            ("named_metrics.batch", count(self.batch)),
             ("named_metrics.forming", count(self.forming)),
             ("named_metrics.close_in_ms", self.close_in_ms),
             ("named_metrics.lat_at_rif_ms", self.lat_at_rif_ms),
@@ -294,6 +298,7 @@ impl Builder {
             // The second is vLLM's word for it.
             "queue" | "num_requests_waiting" => once(&mut report.queue, count(value)?),
             "slots" => once(&mut report.slots, count(value)?),
+            "batch" => once(&mut report.batch, count(value)?),
             "forming" => once(&mut report.forming, count(value)?),
             "close_in_ms" => once(&mut report.close_in_ms, value),
             "lat_at_rif_ms" => once(&mut report.lat_at_rif_ms, value),
@@ -349,6 +354,7 @@ mod tests {
             rif: Some(4),
             queue: Some(2),
             slots: Some(2),
+            batch: Some(3),
             lat_at_rif_ms: Some(12.5),
             seq: Some(9),
             ..LoadReport::default()

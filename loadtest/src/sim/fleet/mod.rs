@@ -194,6 +194,7 @@ impl Endpoint {
             in_flight: count(self.in_flight()),
             queue: count(self.waiting.len()),
             slots: count(self.slots()),
+            batch: self.batch.map(|batch| batch.most),
             service_time: self.mean.and_then(|mean| Duration::try_from_secs_f64(mean).ok()),
             answered: 0,
         }
