@@ -2,7 +2,7 @@
 //!
 //! It is the yardstick for what this project adds: built by the same compiler with the same profile,
 //! the same allocator and the same features, so that the difference in CPU time a request between it
-//! and `forebay` is ours alone. `loadtest/overhead.sh` measures it.
+//! and `forebay` is ours alone. `loadtest/peers/overhead.sh` measures it.
 //!
 //! ```sh
 //! cargo run --release --no-default-features --example empty_proxy -- 127.0.0.1:8080 127.0.0.1:8000

@@ -14,19 +14,16 @@
 #   FOREBAY_LOAD                             built if not given
 set -euo pipefail
 
+name=shares
+: "${PROFILE:=release}"
+# shellcheck source=peers/common.sh
+. "$(dirname "$0")/peers/common.sh" "$@"
 rounds=${ROUNDS:-5} seconds=${SECONDS_EACH:-5} rate=${RATE:-50/s} executors=${EXECUTORS:-2}
 light=${LIGHT:-70} fine=${FINE:-400} coarse=${COARSE:-10000}
-root=$(cd "$(dirname "$0")/.." && pwd) target=${CARGO_TARGET_DIR:-$root/target}
-work=$(mktemp -d) worker_pid= heavy_pid= name=shares
-# shellcheck source=peers/common.sh
-. "$root/loadtest/peers/common.sh"
-cleanup() { end "$heavy_pid"; end "$worker_pid"; rm -rf "$work"; }
-trap cleanup EXIT
-trap 'exit 130' INT TERM
 
-[ -n "${WORKER:-}" ] || cargo build --release --manifest-path "$root/Cargo.toml"
-[ -n "${FOREBAY_LOAD:-}" ] || cargo build --release -p forebay-loadtest --manifest-path "$root/Cargo.toml"
-worker=${WORKER:-$target/release/forebay worker} load=${FOREBAY_LOAD:-$target/release/forebay-load}
+[ -n "${WORKER:-}" ] || (cd "$root" && cargo build --profile "$profile" --bin forebay)
+build forebay-load
+worker=${WORKER:-$built/forebay worker}
 
 models=$root/backends/worker/tests/models
 put() { # name, model, warm-up shape
@@ -40,22 +37,16 @@ put coarse endless "[$coarse, 1, 3]"
 
 port=$(free_port)
 # shellcheck disable=SC2086
-$worker --models "$work/models" --listen "127.0.0.1:$port" --executors "$executors" > "$work/worker.out" 2>&1 &
-worker_pid=$!
+launch worker "0-$(($(nproc) - 1))" $worker --models "$work/models" --listen "127.0.0.1:$port" --executors "$executors"
 url=http://127.0.0.1:$port
 
 # One run of the light model: prints p50 and p99 in milliseconds.
 measure() {
     "$load" run "$url" --model light --shape "x:$light" --range 0..0.2 --encoding binary --rate "$rate" --arrivals poisson \
         --for "${seconds}s" --warm-up 1s --quiet --json="$work/light.json" > "$work/light.out" || [ $? = 3 ]
-    python3 - "$work/light.json" <<'PY'
-import json, sys
-report = json.load(open(sys.argv[1]))
-latency = report["latency"]
-if report["error_share"] > 0 or not latency["count"]:
-    sys.exit(f"expected answers alone, found {report['outcomes']}")
-print(f'{latency["p50"] * 1e3:.2f} {latency["p99"] * 1e3:.2f}')
-PY
+    [ "$(figure "$work/light.json" error_share)" = 0.0 ] || die "expected answers alone: $(cat "$work/light.out")"
+    awk -v p50="$(figure "$work/light.json" latency.p50)" -v p99="$(figure "$work/light.json" latency.p99)" \
+        'BEGIN { printf "%.2f %.2f\n", p50 * 1e3, p99 * 1e3 }'
 }
 
 # The heavy model in the background, two callers for each executor.
@@ -63,10 +54,8 @@ heavy() {
     # Numbers whose products neither overflow nor vanish.
     local shape=x:$fine range=0..0.08
     [ "$1" = coarse ] && shape=x:$coarse,1,3 range=0..1
-    "$load" run "$url" --model "$1" --shape "$shape" --range "$range" --encoding binary -c $((2 * executors)) \
-        --for "$((seconds + 5))s" --warm-up 0s --timeout 60s --quiet --json="$work/heavy.json" \
-        > "$work/heavy.out" 2>&1 &
-    heavy_pid=$!
+    launch heavy "0-$(($(nproc) - 1))" "$load" run "$url" --model "$1" --shape "$shape" --range "$range" \
+        --encoding binary -c $((2 * executors)) --for "$((seconds + 5))s" --warm-up 0s --timeout 60s --quiet
 }
 
 for _ in $(seq 600); do
@@ -77,23 +66,26 @@ grep -o 'model=.*took_ms=[0-9]*' "$work/worker.out" >&2 || true
 for round in $(seq "$rounds"); do
     for case in alone fine coarse; do
         if [ $case != alone ]; then heavy $case; sleep 1; fi
-        echo "$case $(measure)" | tee -a "$work/results" >&2
-        end "$heavy_pid"; heavy_pid=
+        measure >> "$work/$case"
+        say "round $round/$rounds, $case: $(tail -n 1 "$work/$case") (p50 p99 ms)"
+        [ $case = alone ] || end "$pid"
         sleep 0.5
     done
 done
 
-median() { sort -g | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
-column() { awk -v c="$1" -v f="$2" '$1 == c { print $f }' "$work/results" | median; }
-{
+table() {
+    local case p99 label
+    echo "A light model alone, and beside a heavy one that keeps every executor busy; medians of $rounds runs."
+    echo
+    setting loadtest/shares.sh
+    echo
     echo "| light model | p50 ms | p99 ms | p99 / alone |"
     echo "|---|---|---|---|"
-    base=$(column alone 3)
     for case in alone fine coarse; do
-        p99=$(column $case 3)
-        ratio=$(awk -v a="$p99" -v b="$base" 'BEGIN { printf "%.2f", a / b }')
+        p99=$(column $case 2 2)
         label="beside a heavy one of $case nodes"
         [ $case = alone ] && label=alone
-        echo "| $label | $(column $case 2) | $p99 | $ratio |"
+        echo "| $label | $(column $case 1 2) | $p99 | $(ratio "$p99" "$(column alone 2 2)") |"
     done
-} | tee ${1:+"$1"}
+}
+publish table

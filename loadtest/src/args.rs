@@ -253,7 +253,7 @@ pub(crate) struct GeneratorArgs {
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
-    /// Before the start, wait so long for the target to answer
+    /// Before the start, wait so long for the target to answer, and to know the model
     #[arg(long, value_name = "TIME")]
     wait: Option<Span>,
 
@@ -464,6 +464,8 @@ fn described(target: &str, request: &RequestArgs, load: Load) -> anyhow::Result<
         objectives: Vec::new(),
         load,
         requests: vec![request.described(target)?],
+        processes: Vec::new(),
+        faults: Vec::new(),
         fleet: Vec::new(),
         episodes: Vec::new(),
         sim: Sim::default(),

@@ -15,6 +15,7 @@ use crate::pace::Timer;
 use crate::plan::{Load, Plan};
 use crate::record::{Finished, Interval, Outcome, Record};
 use crate::request::{Corpus, Draw};
+use crate::stage::Stages;
 use forebay_protocol::grpc::Code;
 use forebay_protocol::header::{ENDPOINT, REASON, VARIANT};
 use http::HeaderName;
@@ -188,7 +189,10 @@ impl Engine {
         Self {
             most_lanes: connections * plan.streams,
             dispatch: RefCell::new(dispatch),
-            record: RefCell::default(),
+            record: RefCell::new(Record {
+                stages: Stages::new(&plan.borders()),
+                ..Record::default()
+            }),
             live: RefCell::new((Interval::default(), run.start)),
             lanes: RefCell::default(),
             opened: Cell::new(0),

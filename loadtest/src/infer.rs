@@ -109,21 +109,36 @@ pub fn path(base: &str, model: &str, version: Option<&str>) -> String {
     path
 }
 
+/// Sends `body` to the target's own path.
+///
+/// # Errors
+/// In words, what went wrong.
+pub async fn post(target: &Target, body: Bytes) -> Result<Answer, String> {
+    let mut request = Outgoing::new(Full::new(body));
+    *request.method_mut() = Method::POST;
+    send(target, target.path.as_str(), request, 0).await
+}
+
 /// One request outside of any measurement: a `GET`, or with gRPC a call with this message.
 async fn ask(target: &Target, path: &str, message: Bytes, keep: usize) -> Result<Answer, String> {
     let mut request = Outgoing::new(Full::new(message));
+    if target.protocol == Protocol::Grpc {
+        *request.method_mut() = Method::POST;
+        call_headers(request.headers_mut());
+    }
+    send(target, path, request, keep).await
+}
+
+async fn send(
+    target: &Target,
+    path: &str,
+    mut request: Outgoing,
+    keep: usize,
+) -> Result<Answer, String> {
     *request.uri_mut() = target.uri(path).map_err(|error| error.to_string())?;
-    match target.protocol {
-        Protocol::Http1 => {
-            let host = HeaderValue::from_str(&target.authority);
-            let host = host.map_err(|error| error.to_string())?;
-            request.headers_mut().insert(header::HOST, host);
-        }
-        Protocol::Http2 => {}
-        Protocol::Grpc => {
-            *request.method_mut() = Method::POST;
-            call_headers(request.headers_mut());
-        }
+    if target.protocol == Protocol::Http1 {
+        let host = HeaderValue::from_str(&target.authority).map_err(|error| error.to_string())?;
+        request.headers_mut().insert(header::HOST, host);
     }
     let mut link = Links::new(target.protocol, 1).make();
     let opened = Cell::new(0);

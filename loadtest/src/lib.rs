@@ -16,8 +16,9 @@
 //! | [`request`] | all bodies, made before the clock starts; [`infer`] from a model's metadata, [`tensor`] |
 //! | [`run`] | threads, progress line, Ctrl-C |
 //! | [`engine`] | lanes and the clock that feeds them; `lane` carries one request at a time, [`pace`] wakes it, [`link`] is a connection, [`tls`] keeps it secret |
+//! | [`fault`] | programs that the run starts, and what befalls them on schedule |
 //! | [`check`] | is the answer right? |
-//! | [`record`] | counts and histograms |
+//! | [`record`] | counts and histograms; [`stage`] the same before, during and after faults |
 //! | [`report`], [`buckets`], [`table`], [`progress`], [`html`], [`hdr`] | what comes out |
 //! | [`capacity`] | many runs: how much can it take? |
 //! | [`compare`] | is one run worse than another? |
@@ -34,6 +35,7 @@ pub mod check;
 pub mod cli;
 pub mod compare;
 pub mod engine;
+pub mod fault;
 pub mod hdr;
 pub mod html;
 pub mod infer;
@@ -50,6 +52,7 @@ pub mod request;
 pub mod run;
 pub mod scenario;
 pub mod sim;
+pub mod stage;
 pub mod table;
 pub mod target;
 pub mod tensor;

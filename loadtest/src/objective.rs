@@ -3,7 +3,7 @@
 //! A load test in a deployment pipeline needs a verdict, not a table. An objective is one word, one
 //! comparison and one value with its unit; it is met or missed, and the exit status says which.
 
-use crate::record::Record;
+use crate::record::Times;
 use crate::units::{self, Rate, Span, UnitError};
 use std::fmt;
 use std::str::FromStr;
@@ -49,6 +49,29 @@ pub enum Comparison {
     AtLeast,
 }
 
+/// What objectives are judged by: a whole run, or a part of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Sample<'a> {
+    /// Latencies of the successes.
+    pub latency: &'a Times,
+    /// Requests.
+    pub total: u64,
+    /// Successes.
+    pub ok: u64,
+    /// Time that was measured.
+    pub seconds: f64,
+}
+
+impl Sample<'_> {
+    /// The share of requests that did not succeed, 0 to 1.
+    pub fn error_share(&self) -> f64 {
+        match self.total {
+            0 => 0.0,
+            total => units::float(total - self.ok) / units::float(total),
+        }
+    }
+}
+
 /// An objective beside what was measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Verdict {
@@ -61,17 +84,17 @@ pub struct Verdict {
 }
 
 impl Objective {
-    /// Compares with a run that measured successes for `seconds`.
-    pub fn judge(self, record: &Record, seconds: f64) -> Verdict {
-        let latency = &record.latency;
+    /// Compares with what was measured.
+    pub fn judge(self, of: &Sample<'_>) -> Verdict {
+        let latency = of.latency;
         let of_latency = |value: f64| (!latency.is_empty()).then_some(value);
         let value = match self.measure {
             Measure::Quantile(quantile) => of_latency(latency.quantile(quantile)),
             Measure::Mean => of_latency(latency.mean()),
             Measure::Max => of_latency(latency.max()),
-            Measure::ErrorShare => (record.total() > 0).then(|| record.error_share()),
-            Measure::ErrorCount => Some(units::float(record.total() - record.ok())),
-            Measure::Rate => (seconds > 0.0).then(|| units::float(record.ok()) / seconds),
+            Measure::ErrorShare => (of.total > 0).then(|| of.error_share()),
+            Measure::ErrorCount => Some(units::float(of.total - of.ok)),
+            Measure::Rate => (of.seconds > 0.0).then(|| units::float(of.ok) / of.seconds),
         };
         let met = value.is_some_and(|value| self.comparison.holds(value, self.bound));
         Verdict { objective: self, value, met }
@@ -189,7 +212,7 @@ fn errors(value: &str) -> Result<(Measure, f64), ObjectiveError> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that fails may say so bluntly")]
     use super::*;
-    use crate::record::{Finished, Outcome, Window};
+    use crate::record::{Finished, Outcome, Record, Window};
     use std::time::Duration;
 
     fn record() -> Record {
@@ -233,16 +256,16 @@ mod tests {
             ("rate>100/s", false),
         ] {
             let objective: Objective = text.parse().unwrap();
-            assert_eq!(objective.judge(&record, 10.0).met, met, "{text}");
+            assert_eq!(objective.judge(&record.sample(10.0)).met, met, "{text}");
         }
     }
 
     #[test]
     fn a_run_without_a_success_meets_no_latency_objective() {
         let objective: Objective = "p99<50ms".parse().unwrap();
-        assert!(!objective.judge(&Record::default(), 10.0).met);
+        assert!(!objective.judge(&Record::default().sample(10.0)).met);
         let errors: Objective = "errors<1%".parse().unwrap();
-        assert!(!errors.judge(&Record::default(), 10.0).met);
+        assert!(!errors.judge(&Record::default().sample(10.0)).met);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! again.
 
 use crate::arrivals::{Phase, Shape, Source, Spacing};
+use crate::fault::{MAX_FAULTS, MAX_PROCESSES};
 use crate::objective::Objective;
 use crate::record::Window;
 use crate::replay;
@@ -62,6 +63,10 @@ pub struct Plan {
     pub requests: Vec<scenario::Request>,
     /// For each recorded arrival the request that it stands for; empty unless replayed.
     pub recorded: Arc<[Option<u32>]>,
+    /// Programs that the run starts.
+    pub processes: Vec<scenario::Process>,
+    /// What befalls them, one after the other.
+    pub faults: Vec<scenario::Fault>,
     /// Directory to which paths are relative.
     pub base: PathBuf,
     /// What the run must reach.
@@ -126,6 +131,7 @@ impl Plan {
     /// # Errors
     /// The first thing that is wrong.
     pub fn simulated(scenario: Scenario) -> Result<Self, PlanError> {
+        let scenario = Scenario { processes: Vec::new(), faults: Vec::new(), ..scenario };
         Self::towards(Target::nowhere(), scenario)
     }
 
@@ -162,6 +168,9 @@ impl Plan {
                 (load, positive("the log without warm_up", Span(span.saturating_sub(warm_up)))?)
             }
         };
+        let mut faults = scenario.faults;
+        faults.sort_by_key(|fault| fault.at);
+        check_faults(&scenario.processes, &faults, measured)?;
         Ok(Self {
             name: scenario.name.unwrap_or_else(|| "run".to_owned()),
             target,
@@ -177,6 +186,8 @@ impl Plan {
             limit: None,
             requests: scenario.requests,
             recorded: recorded.into(),
+            processes: scenario.processes,
+            faults,
             base: scenario.base,
             objectives: scenario.objectives,
         })
@@ -185,6 +196,11 @@ impl Plan {
     /// From the start of the run until no request starts any more.
     pub fn length(&self) -> Duration {
         self.window.warm_up + self.measured
+    }
+
+    /// Where faults begin and end, from the end of the warm-up.
+    pub fn borders(&self) -> Vec<Duration> {
+        self.faults.iter().flat_map(|fault| [fault.at.0, fault.at.0 + fault.length.0]).collect()
     }
 
     /// The load in words, for people.
@@ -331,6 +347,43 @@ fn check_requests(requests: &[scenario::Request]) -> Result<(), PlanError> {
                 return Err(bounds("distinct", "at least 1", "0"));
             }
         }
+    }
+    Ok(())
+}
+
+/// Each fault has its process and ends before the next one begins: else nobody could tell which of
+/// them a figure belongs to.
+fn check_faults(
+    processes: &[scenario::Process],
+    faults: &[scenario::Fault],
+    measured: Duration,
+) -> Result<(), PlanError> {
+    if processes.len() > MAX_PROCESSES || faults.len() > MAX_FAULTS {
+        let expected = format!("at most {MAX_PROCESSES} processes and {MAX_FAULTS} faults");
+        return Err(bounds("scenario", &expected, "more"));
+    }
+    for (index, process) in processes.iter().enumerate() {
+        if process.command.is_empty() {
+            return Err(bounds("process.command", "a program and its arguments", "none"));
+        }
+        if processes[..index].iter().any(|other| other.name == process.name) {
+            return Err(bounds("process.name", "a name of its own", &process.name));
+        }
+    }
+    let mut free = Duration::ZERO;
+    for fault in faults {
+        if processes.iter().all(|process| process.name != fault.process) {
+            return Err(bounds("fault.process", "the name of a [[process]]", &fault.process));
+        }
+        if fault.at.0 < free || fault.at.0 >= measured {
+            let expected = format!(
+                "a time after the fault before, and before the end: {} to {}",
+                units::seconds(free.as_secs_f64()),
+                units::seconds(measured.as_secs_f64())
+            );
+            return Err(bounds("fault.at", &expected, &fault.at.to_string()));
+        }
+        free = fault.at.0 + positive("fault.for", fault.length)?;
     }
     Ok(())
 }

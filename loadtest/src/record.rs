@@ -5,7 +5,9 @@
 //! a run needs does not depend on how many requests it makes.
 
 use crate::link::Failure;
+use crate::objective::Sample;
 use crate::report::{RUN_DIGITS, SERIES_DIGITS};
+use crate::stage::Stages;
 use crate::units::float;
 use forebay_protocol::Reason;
 use forebay_protocol::grpc::Code;
@@ -242,6 +244,8 @@ pub struct Record {
     pub most_in_flight: u64,
     /// When the last request was over, from the start of the run.
     pub last_done: Duration,
+    /// Before, during and after faults.
+    pub stages: Stages,
 }
 
 /// Borders of what is measured.
@@ -275,6 +279,7 @@ impl Record {
         if request.outcome == Outcome::Unsent {
             return;
         }
+        self.stages.finish(since, request);
         let latency = request.done.saturating_sub(request.intended);
         if request.outcome.is_ok() {
             self.latency.add(latency);
@@ -333,6 +338,7 @@ impl Record {
         self.connections += other.connections;
         self.most_in_flight += other.most_in_flight;
         self.last_done = self.last_done.max(other.last_done);
+        self.stages.merge(&other.stages);
     }
 
     /// Requests that were measured.
@@ -347,10 +353,12 @@ impl Record {
 
     /// The share of measured requests that did not succeed, 0 to 1.
     pub fn error_share(&self) -> f64 {
-        match self.total() {
-            0 => 0.0,
-            total => float(total - self.ok()) / float(total),
-        }
+        self.sample(0.0).error_share()
+    }
+
+    /// What objectives are judged by, of a run that measured for `seconds`.
+    pub fn sample(&self, seconds: f64) -> Sample<'_> {
+        Sample { latency: &self.latency, total: self.total(), ok: self.ok(), seconds }
     }
 
     fn interval(&mut self, window: Window, since: Duration) -> &mut Interval {

@@ -4,12 +4,14 @@
 //! believed: a figure from a generator that could not keep up is a figure of the generator.
 
 use crate::buckets::Buckets;
+use crate::fault::Done;
 use crate::objective::Verdict;
 use crate::plan::{Load, Plan};
 use crate::record::{Outcome, Record, Times};
+use crate::stage::StageReport;
 use crate::units::{self, float};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 /// Version of the JSON form.
@@ -89,6 +91,12 @@ pub struct Report {
     pub generator: Generator,
     /// Objectives and whether they were met.
     pub objectives: Vec<Judged>,
+    /// What was done to the programs behind the target, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<Done>,
+    /// The same figures before, during and after each of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<StageReport>,
     /// Why this run must not be quoted; empty: it may.
     pub problems: Vec<String>,
     /// What one should know when reading it.
@@ -217,7 +225,8 @@ impl Report {
         let measured = record.last_done.saturating_sub(plan.window.warm_up).min(plan.measured);
         let seconds = measured.as_secs_f64();
         let rate = |count: u64| if seconds > 0.0 { float(count) / seconds } else { 0.0 };
-        let verdicts = plan.objectives.iter().map(|objective| objective.judge(record, seconds));
+        let sample = record.sample(seconds);
+        let verdicts = plan.objectives.iter().map(|objective| objective.judge(&sample));
         Self {
             schema: SCHEMA.to_owned(),
             name: plan.name.clone(),
@@ -240,7 +249,7 @@ impl Report {
             latency: Quantiles::of(&record.latency),
             service: Quantiles::of(&record.service),
             error_latency: Quantiles::of(&record.errors),
-            outcomes: outcomes(record),
+            outcomes: counts(&record.outcomes),
             variants: record.variants.clone(),
             endpoints: record.endpoints.clone(),
             generator: Generator {
@@ -254,13 +263,25 @@ impl Report {
                 bytes_out: record.bytes_out,
                 bytes_in: record.bytes_in,
             },
-            objectives: verdicts.map(judged).collect(),
+            objectives: verdicts.map(Judged::from).collect(),
+            faults: Vec::new(),
+            stages: record.stages.report(plan, seconds),
             problems: problems(plan, record),
             notes: notes(record, circumstances),
             interval_seconds: plan.window.interval.as_secs_f64(),
             series: series(plan, record),
             latency_buckets: Buckets::of(record.latency.histogram()),
         }
+    }
+
+    /// Adds what was done to the programs; what could not be done makes the run one of something else.
+    pub fn with_faults(mut self, faults: Vec<Done>) -> Self {
+        for fault in &faults {
+            let Some(problem) = &fault.problem else { continue };
+            self.problems.push(format!("\"{}\" could not be done: {problem}", fault.what));
+        }
+        self.faults = faults;
+        self
     }
 
     /// Whether all objectives were met.
@@ -310,20 +331,21 @@ impl Machine {
     }
 }
 
-fn judged(verdict: Verdict) -> Judged {
-    Judged {
-        objective: verdict.objective.to_string(),
-        measured: verdict
-            .value
-            .map_or_else(|| "nothing".to_owned(), |value| verdict.objective.format(value)),
-        value: verdict.value,
-        met: verdict.met,
+impl From<Verdict> for Judged {
+    fn from(verdict: Verdict) -> Self {
+        let measured = verdict.value.map(|value| verdict.objective.format(value));
+        Self {
+            objective: verdict.objective.to_string(),
+            measured: measured.unwrap_or_else(|| "nothing".to_owned()),
+            value: verdict.value,
+            met: verdict.met,
+        }
     }
 }
 
-fn outcomes(record: &Record) -> Vec<Count> {
-    let mut outcomes: Vec<Count> = record
-        .outcomes
+/// How requests ended, most frequent first.
+pub(crate) fn counts(outcomes: &HashMap<Outcome, u64>) -> Vec<Count> {
+    let mut outcomes: Vec<Count> = outcomes
         .iter()
         .map(|(outcome, count)| Count {
             class: outcome.class(),

@@ -117,6 +117,13 @@ pub enum RequestError {
     },
 }
 
+impl RequestError {
+    /// Whether the target would not say what a model is like, which may change.
+    pub fn is_of_metadata(&self) -> bool {
+        matches!(self, Self::Infer { error: InferError::Metadata { .. }, .. })
+    }
+}
+
 impl Corpus {
     /// Makes all bodies; asks the target for the metadata of models whose inputs are to be random.
     ///

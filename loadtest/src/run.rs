@@ -1,6 +1,7 @@
 //! A run from plan to report: bodies, threads, the progress line, Ctrl-C.
 
 use crate::engine::{self, Run};
+use crate::fault::{Done, Processes};
 use crate::plan::Plan;
 use crate::progress::{self, Progress};
 use crate::record::{Interval, Record};
@@ -11,6 +12,7 @@ use crate::{infer, link};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use std::io;
+use std::pin::pin;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -26,12 +28,16 @@ const WAIT_STEP: Duration = Duration::from_millis(50);
 /// How long the target may take to accept the very first connection.
 const FIRST_CONNECT: Duration = Duration::from_secs(5);
 
+/// How long a fault may go on after the last answer.
+const LAST_FAULT: Duration = Duration::from_secs(60);
+
 /// What a run shows while it goes on, and what it waits for.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
     /// Draw a progress line on standard error.
     pub progress: bool,
-    /// Before the start, wait so long for the target to answer anything below status 500.
+    /// Before the start, wait so long for the target to answer anything below status 500, and as long
+    /// again for it to know the models.
     pub wait: Option<Duration>,
 }
 
@@ -44,6 +50,9 @@ pub enum RunError {
     /// Requests could not be made.
     #[error(transparent)]
     Request(#[from] RequestError),
+    /// A program of the scenario does not run.
+    #[error("{0}")]
+    Process(String),
     /// Nobody is there.
     #[error("no connection to {0}: {1}")]
     Unreachable(String, String),
@@ -64,9 +73,11 @@ pub fn run(plan: Plan, options: Options) -> Result<Report, RunError> {
     let plan = Arc::new(plan);
     let runtime: LocalRuntime =
         Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
-    let corpus = runtime.block_on(async {
+    let (processes, corpus) = runtime.block_on(async {
+        let processes = Processes::start(&plan.processes, &plan.base).await;
+        let processes = processes.map_err(RunError::Process)?;
         reach(&plan, options.wait).await?;
-        Ok::<_, RunError>(Corpus::make(&plan).await?)
+        Ok::<_, RunError>((processes, corpus(&plan, options.wait).await?))
     })?;
     let (stop, stopped) = watch::channel(false);
     let run = Arc::new(Run {
@@ -82,7 +93,11 @@ pub fn run(plan: Plan, options: Options) -> Result<Report, RunError> {
     let (ended, ends) = mpsc::channel(plan.threads);
     let threads = spawn(&run, &ended)?;
     drop(ended);
-    let interrupted = runtime.block_on(watch_over(&run, &stop, ends))?;
+    let (interrupted, faults) = runtime.block_on(async {
+        let watched = watch_over(&run, &stop, ends, &processes).await;
+        processes.end().await;
+        watched
+    })?;
     let mut record = Record::default();
     for thread in threads {
         record.merge(&thread.join().map_err(|_| RunError::Panicked)??);
@@ -90,7 +105,7 @@ pub fn run(plan: Plan, options: Options) -> Result<Report, RunError> {
     let stolen = Ticks::read().stolen_since(ticks);
     let circumstances =
         Circumstances { started, cpu: cpu_time().saturating_sub(cpu), stolen, interrupted };
-    Ok(Report::new(&plan, &record, &circumstances))
+    Ok(Report::new(&plan, &record, &circumstances).with_faults(faults))
 }
 
 type Thread = JoinHandle<io::Result<Record>>;
@@ -109,13 +124,17 @@ fn spawn(run: &Arc<Run>, ended: &mpsc::Sender<()>) -> io::Result<Vec<Thread>> {
         .collect()
 }
 
-/// Moves the progress line and listens for Ctrl-C until all threads have ended; says whether it came.
+/// Moves the progress line, sees to the faults and listens for Ctrl-C until all threads have ended;
+/// says whether it came, and what was done.
 async fn watch_over(
     run: &Run,
     stop: &watch::Sender<bool>,
     mut ends: mpsc::Receiver<()>,
-) -> Result<bool, RunError> {
+    processes: &Processes,
+) -> Result<(bool, Vec<Done>), RunError> {
     let plan = &run.plan;
+    let mut faults = pin!(processes.befall(&plan.faults, run.start + plan.window.warm_up));
+    let mut done = None;
     let mut line = Progress::new(plan.window.warm_up, plan.length());
     let mut tick = tokio::time::interval(progress::PERIOD);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -124,6 +143,7 @@ async fn watch_over(
     loop {
         tokio::select! {
             _ = ends.recv() => break,
+            all = &mut faults, if done.is_none() => done = Some(all),
             _ = tokio::signal::ctrl_c() => {
                 if interrupted {
                     return Err(RunError::Interrupted);
@@ -141,7 +161,11 @@ async fn watch_over(
     if run.live.is_some() {
         line.clear();
     }
-    Ok(interrupted)
+    // The last fault may last as long as the run, and then needs a moment to be undone.
+    if done.is_none() && !interrupted {
+        done = tokio::time::timeout(LAST_FAULT, faults).await.ok();
+    }
+    Ok((interrupted, done.unwrap_or_default()))
 }
 
 fn take(live: &Mutex<Interval>) -> Interval {
@@ -162,6 +186,19 @@ async fn reach(plan: &Plan, wait: Option<Duration>) -> Result<(), RunError> {
                 return Err(RunError::Unreachable(plan.target.to_string(), what));
             }
             Err(_) => tokio::time::sleep(WAIT_STEP).await,
+        }
+    }
+}
+
+/// Makes the requests; a model that is still being loaded is waited for, too.
+async fn corpus(plan: &Plan, wait: Option<Duration>) -> Result<Corpus, RequestError> {
+    let end = Instant::now() + wait.unwrap_or_default();
+    loop {
+        match Corpus::make(plan).await {
+            Err(error) if error.is_of_metadata() && Instant::now() < end => {
+                tokio::time::sleep(WAIT_STEP).await;
+            }
+            made => return made,
         }
     }
 }

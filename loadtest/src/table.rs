@@ -81,6 +81,7 @@ fn write(out: &mut String, report: &Report, style: Style) -> std::fmt::Result {
     quantiles(out, report, style)?;
     generator(out, report)?;
     lists(out, report, style)?;
+    stages(out, report, style)?;
     verdicts(out, report, style)
 }
 
@@ -164,6 +165,43 @@ fn list(
         let count =
             units::count(rest.iter().fold(0, |sum: u64, (_, count)| sum.saturating_add(*count)));
         writeln!(out, "  {:<11}{count:>9}           in {} more", "", rest.len())?;
+    }
+    Ok(())
+}
+
+/// Before, during and after each fault: a line of figures, and below it what went wrong.
+fn stages(out: &mut String, report: &Report, style: Style) -> std::fmt::Result {
+    if report.stages.is_empty() {
+        return Ok(());
+    }
+    let head = format!(
+        "  {:<24}{:>17}{:>11}{:>9}{:>9}{:>9}{:>10}  objectives",
+        "faults", "from – to", "good", "p50", "p99", "max", "errors"
+    );
+    writeln!(out, "\n{}", style.dim(&head))?;
+    for stage in &report.stages {
+        let span = format!("{} – {}", seconds(stage.span.0), seconds(stage.span.1));
+        let errors = format!("{:>10}", units::percent(stage.error_share));
+        let errors = if stage.error_share > 0.0 { style.bad(&errors) } else { errors };
+        let missed: Vec<&str> = stage.missed().collect();
+        let verdict = match (stage.objectives.is_empty(), missed.is_empty()) {
+            (true, _) => String::new(),
+            (false, true) => style.good("✓ met"),
+            (false, false) => style.bad(&format!("✗ {}", missed.join(", "))),
+        };
+        let name = format!("{:<24}", stage.name);
+        writeln!(
+            out,
+            "  {}{span:>17}{:>11}{:>9}{:>9}{:>9}{errors}  {verdict}",
+            if stage.is_fault { style.bold(&name) } else { name },
+            Rate(stage.ok_rate).to_string(),
+            seconds(stage.latency.get("p50")),
+            seconds(stage.latency.get("p99")),
+            seconds(stage.latency.max),
+        )?;
+        for error in stage.errors.iter().take(MOST_LINES) {
+            writeln!(out, "  {:<24}{:>17}  {}", "", units::count(error.count), error.class)?;
+        }
     }
     Ok(())
 }

@@ -29,7 +29,7 @@ pub struct Args {
     #[arg(long, value_name = "DISTRIBUTION", default_value = "constant:0ms")]
     pub service: Distribution,
 
-    /// Every service takes so many times as long; POST /slow with a number changes it
+    /// Every service takes so many times as long; a number sent to POST /slow comes on top
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
     pub slow: f64,
 

@@ -134,7 +134,9 @@ impl Backend {
             Some(demand) => demand.min(MAX_DEMAND),
             None => service.time.draw(&mut self.rng.borrow_mut()),
         };
-        Ok(Duration::from_secs_f64((demand.as_secs_f64() * self.slow.get()).min(1e6)))
+        Ok(Duration::from_secs_f64(
+            (demand.as_secs_f64() * service.slow * self.slow.get()).min(1e6),
+        ))
     }
 }
 

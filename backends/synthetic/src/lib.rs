@@ -60,7 +60,7 @@ pub struct Service {
     pub queue: usize,
     /// Service time of those that do not state their own.
     pub time: Distribution,
-    /// Every service takes so many times as long; `POST /slow` changes it.
+    /// Every service takes so many times as long.
     pub slow: f64,
     /// Service times follow from it.
     pub seed: u64,
@@ -72,6 +72,7 @@ pub struct Backend {
     options: Options,
     line: Line,
     rng: RefCell<fastrand::Rng>,
+    /// And so many times on top, as `POST /slow` said.
     slow: Cell<f64>,
     reports: Cell<u64>,
     connections: Cell<usize>,
@@ -91,7 +92,7 @@ impl Backend {
         Self {
             line: Line::new(slots, queue),
             rng: RefCell::new(fastrand::Rng::with_seed(seed)),
-            slow: Cell::new(options.service.map_or(1.0, |service| service.slow)),
+            slow: Cell::new(1.0),
             reports: Cell::new(0),
             connections: Cell::new(0),
             open: Cell::new(0),

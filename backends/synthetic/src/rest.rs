@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 /// Length of the fixed answer.
 const FAST_LENGTH: usize = 300;
-/// `POST` here a number, and services take so many times as long from then on.
+/// `POST` here a number, and services take so many times as long as they did at the start.
 const SLOW: &str = "/slow";
 /// Most and least that they may take.
 const SLOW_RANGE: std::ops::RangeInclusive<f64> = 1e-3..=1e3;

@@ -57,6 +57,7 @@ fn page(out: &mut String, report: &Report) -> std::fmt::Result {
     figures(out, report)?;
     writeln!(out, "<div class=\"grid2\">")?;
     objectives(out, report)?;
+    stages(out, report)?;
     quantiles(out, report)?;
     percentiles(out, report)?;
     over_time(out, report)?;
@@ -93,6 +94,47 @@ fn objectives(out: &mut String, report: &Report) -> std::fmt::Result {
         writeln!(
             out,
             "<tr><td>{objective}</td><td>{measured}</td><td class=\"{class}\">{word}</td></tr>"
+        )?;
+    }
+    writeln!(out, "</table></section>")
+}
+
+/// Before, during and after each fault.
+fn stages(out: &mut String, report: &Report) -> std::fmt::Result {
+    if report.stages.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "<section class=\"wide\"><h2>Before, during and after faults</h2><table><tr>")?;
+    let head = ["", "from", "to", "good", "p50", "p99", "max", "errors", "most frequent error"];
+    head.iter().try_for_each(|title| write!(out, "<th>{title}</th>"))?;
+    writeln!(out, "<th>objectives</th></tr>")?;
+    for stage in &report.stages {
+        let class = if stage.is_fault { "fault" } else { "" };
+        let state = if stage.error_share > 0.0 { "bad" } else { "" };
+        write!(out, "<tr class=\"{class}\"><td>{}</td>", escape(&stage.name))?;
+        for value in [
+            seconds(stage.span.0),
+            seconds(stage.span.1),
+            Rate(stage.ok_rate).to_string(),
+            seconds(stage.latency.get("p50")),
+            seconds(stage.latency.get("p99")),
+            seconds(stage.latency.max),
+        ] {
+            write!(out, "<td>{value}</td>")?;
+        }
+        let worst = stage.errors.first().map_or("", |count| count.class.as_str());
+        let missed: Vec<&str> = stage.missed().collect();
+        let (verdict, words) = match (stage.objectives.is_empty(), missed.is_empty()) {
+            (true, _) => ("", String::new()),
+            (false, true) => ("good", "✓ met".to_owned()),
+            (false, false) => ("bad", format!("✗ {}", missed.join(", "))),
+        };
+        writeln!(
+            out,
+            "<td class=\"{state}\">{}</td><td>{}</td><td class=\"{verdict}\">{}</td></tr>",
+            units::percent(stage.error_share),
+            escape(worst),
+            escape(&words)
         )?;
     }
     writeln!(out, "</table></section>")
@@ -218,7 +260,11 @@ fn rate(out: &mut String, report: &Report) -> std::fmt::Result {
 fn time_chart(label: &str, report: &Report, y: (Scale, fn(f64) -> String)) -> Chart {
     let end = report.series.last().map_or(1.0, |point| point.at + report.interval_seconds);
     let x = Scale::Linear(0.0, end);
-    Chart::new(label, (x, &x.ticks(), |at| format!("{at} s")), y)
+    let mut chart = Chart::new(label, (x, &x.ticks(), |at| format!("{at} s")), y);
+    for stage in report.stages.iter().filter(|stage| stage.is_fault) {
+        chart.band(stage.span, &stage.name);
+    }
+    chart
 }
 
 fn shares(out: &mut String, report: &Report) -> std::fmt::Result {

@@ -145,6 +145,19 @@ impl Chart {
         }
     }
 
+    /// A stretch of the x axis that is different from the rest.
+    pub(super) fn band(&mut self, x: (f64, f64), name: &str) {
+        let (left, right) = (self.x(x.0), self.x(x.1));
+        let (width, height) = ((right - left).max(0.5), HEIGHT - BOTTOM - TOP);
+        let name = super::escape(name);
+        self.put(&format!(
+            "<rect class=\"band\" x=\"{left:.1}\" y=\"{TOP}\" width=\"{width:.2}\" \
+             height=\"{height}\"/><text class=\"band\" x=\"{:.1}\" y=\"{}\">{name}</text>",
+            left + 4.0,
+            TOP + 12.0
+        ));
+    }
+
     /// A text that shows while the pointer is over a stretch of the x axis.
     pub(super) fn hint(&mut self, x: (f64, f64), text: &str) {
         let (left, right) = (self.x(x.0), self.x(x.1));

@@ -1,7 +1,7 @@
 //! Reading a scenario file: all that is wrong with it at once, with line and column.
 
-use super::fleet;
 use super::{Ask, Encoding, Header, Infer, Load, Phase, Request, Scenario, Shape};
+use super::{fault, fleet};
 use crate::arrivals::Spacing;
 use crate::objective::Objective;
 use crate::target::Protocol;
@@ -104,6 +104,8 @@ fn top(table: &Table<'_, '_>) -> Scenario {
         objectives: table.get("objectives").unwrap_or_default(),
         load: load(table),
         requests,
+        processes: table.tables("process").iter().map(fault::process).collect(),
+        faults: table.tables("fault").iter().map(fault::fault).collect(),
         fleet,
         episodes,
         sim: fleet::sim(table),

@@ -4,9 +4,11 @@
 //! same things, so that there is one way from wish to plan, and every run that was tried by flags
 //! can be written down.
 
+mod fault;
 mod file;
 mod fleet;
 
+pub use fault::{Damage, Fault, Process};
 pub use file::{ScenarioError, parse};
 pub use fleet::{Batch, Episode, Group, Probe, Reports, Retry, Sim, Trouble};
 
@@ -50,6 +52,10 @@ pub struct Scenario {
     pub load: Load,
     /// What requests are made of.
     pub requests: Vec<Request>,
+    /// Programs that the run starts.
+    pub processes: Vec<Process>,
+    /// What befalls them.
+    pub faults: Vec<Fault>,
     /// The endpoints of a simulation.
     pub fleet: Vec<Group>,
     /// What befalls the endpoints of a simulation.

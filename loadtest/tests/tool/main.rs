@@ -4,6 +4,7 @@
 
 mod capacity;
 mod compare;
+mod faults;
 mod files;
 mod harness;
 mod run;

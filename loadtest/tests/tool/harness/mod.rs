@@ -53,6 +53,11 @@ pub(crate) fn local<T>(future: impl Future<Output = T>) -> T {
     builder.enable_all().build_local(options).unwrap().block_on(future)
 }
 
+/// A port at which nobody listens.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 /// A URL at which nobody listens.
 pub(crate) fn nobody() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,0 +1,172 @@
+//! A program that a run has started: its signals, and its end.
+//!
+//! Whatever happens to the run, nothing that it started may outlive it: a program is killed when it is
+//! forgotten, and its standard input ends with ours, for those that look.
+
+use crate::scenario::Process as Wish;
+use crate::target::{Protocol, Target};
+use crate::tls::Trust;
+use crate::{infer, units};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+use tokio::process::{Child, Command};
+
+/// How long a program may take to answer at its URL.
+const READY: Duration = Duration::from_secs(30);
+/// Between two looks.
+const STEP: Duration = Duration::from_millis(20);
+/// How long a program may take to end after SIGTERM, at the end of the run.
+const GOODBYE: Duration = Duration::from_secs(10);
+/// How much of what it printed is shown of a program that failed.
+const LAST_WORDS: usize = 400;
+
+/// A running program.
+#[derive(Debug)]
+pub(crate) struct Process {
+    wish: Wish,
+    log: PathBuf,
+    /// The log is ours, and goes with the run.
+    is_scratch: bool,
+    child: Option<Child>,
+}
+
+impl Process {
+    /// Starts it, and waits until it answers. `base` is where the scenario's paths begin.
+    pub(crate) async fn start(wish: &Wish, base: &Path) -> Result<Self, String> {
+        let scratch = || {
+            let name = format!("forebay-load-{}-{}.log", std::process::id(), wish.name);
+            std::env::temp_dir().join(name.replace('/', "_"))
+        };
+        let log = wish.log.as_ref().map(|log| base.join(log));
+        let mut process = Self {
+            is_scratch: log.is_none(),
+            log: log.unwrap_or_else(scratch),
+            wish: wish.clone(),
+            child: None,
+        };
+        process.spawn(&wish.command)?;
+        process.ready().await?;
+        Ok(process)
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        &self.wish.name
+    }
+
+    /// The command that it was started with.
+    pub(crate) fn command(&self) -> Vec<String> {
+        self.wish.command.clone()
+    }
+
+    /// The URL that makes it slow.
+    pub(crate) fn slow(&self) -> Option<&str> {
+        self.wish.slow.as_deref()
+    }
+
+    /// Starts `command` in its place; returns the program that was there before.
+    pub(crate) fn spawn(&mut self, command: &[String]) -> Result<Option<Child>, String> {
+        let fail = |what: &dyn std::fmt::Display| format!("{}: {what}", self.wish.name);
+        let (program, arguments) = command.split_first().ok_or_else(|| fail(&"no command"))?;
+        let open = File::options().create(true).append(true).open(&self.log);
+        let log = open.map_err(|error| fail(&format!("{}: {error}", self.log.display())))?;
+        let child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone().map_err(|error| fail(&error))?)
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn();
+        let child = child.map_err(|error| fail(&format!("{program}: {error}")))?;
+        Ok(self.child.replace(child))
+    }
+
+    /// Waits until it answers at its URL, if it has one.
+    pub(crate) async fn ready(&mut self) -> Result<(), String> {
+        let Some(url) = self.wish.ready.clone() else { return Ok(()) };
+        let target = Target::parse(&url, Protocol::Http1, &Trust { insecure: true, ca: None });
+        let target = target.map_err(|error| format!("{}: {error}", self.wish.name))?;
+        let start = Instant::now();
+        loop {
+            let answer = infer::answers(&target).await;
+            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok()?) {
+                return Err(format!(
+                    "{} has ended, {status}: {}",
+                    self.wish.name,
+                    self.last_words()
+                ));
+            }
+            match answer {
+                Ok(()) => return Ok(()),
+                Err(what) if start.elapsed() > READY => {
+                    let (name, waited) = (&self.wish.name, units::seconds(READY.as_secs_f64()));
+                    return Err(format!("{name} is not ready after {waited}, {url}: {what}"));
+                }
+                Err(_) => tokio::time::sleep(STEP).await,
+            }
+        }
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&mut self, signal: Signal) -> Result<(), String> {
+        let gone = || format!("{} is not running", self.wish.name);
+        let child = self.child.as_mut().ok_or_else(gone)?;
+        send(child, signal).map_err(|error| format!("{}: {error}", self.wish.name))
+    }
+
+    /// Waits until the program has ended, and sees to it at `latest`.
+    pub(crate) async fn gone(&mut self, latest: Instant) {
+        if let Some(mut child) = self.child.take()
+            && tokio::time::timeout_at(latest.into(), child.wait()).await.is_err()
+        {
+            let _ = child.kill().await;
+        }
+    }
+
+    /// Ends it: politely, then not.
+    pub(crate) async fn end(mut self) {
+        if let Some(child) = self.child.take() {
+            end(child).await;
+        }
+    }
+
+    fn last_words(&self) -> String {
+        let mut text = Vec::new();
+        // It may have said nothing.
+        let _ = File::open(&self.log).and_then(|file| file.take(1 << 20).read_to_end(&mut text));
+        let start = text.len().saturating_sub(LAST_WORDS);
+        String::from_utf8_lossy(&text[start..]).trim().to_owned()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.is_scratch {
+            let _ = std::fs::remove_file(&self.log);
+        }
+    }
+}
+
+/// Ends a program: politely, then not.
+pub(crate) async fn end(mut child: Child) {
+    // One that was stopped could not hear the next signal.
+    let _ = send(&mut child, Signal::CONT);
+    let _ = send(&mut child, Signal::TERM);
+    if tokio::time::timeout(GOODBYE, child.wait()).await.is_err() {
+        let _ = child.kill().await;
+    }
+}
+
+fn send(child: &mut Child, signal: Signal) -> Result<(), String> {
+    // A signal to one that has ended, and that nobody has asked about, would be lost without a word.
+    if let Ok(Some(status)) = child.try_wait() {
+        return Err(format!("it has ended already, {status}"));
+    }
+    let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| "it has ended already".to_owned())?;
+    kill_process(pid, signal).map_err(|error| error.to_string())
+}

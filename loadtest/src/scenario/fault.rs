@@ -1,0 +1,107 @@
+//! What a scenario says of the programs that it starts, and of what befalls them.
+
+use super::file::{kind, required};
+use crate::units::Span;
+use forebay_config::Table;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long a fault counts as going on where nothing is said.
+const DEFAULT_LENGTH: Span = Span(Duration::from_secs(5));
+/// How long a new program may take before the old one is drained where nothing is said.
+const DEFAULT_OVERLAP: Span = Span(Duration::from_secs(1));
+
+/// A program that the run starts, and ends with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// What faults call it.
+    pub name: String,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// A URL that answers with a status below 500 as soon as it is there.
+    pub ready: Option<String>,
+    /// A URL that takes a factor by `POST` and makes the program so many times as slow, as a synthetic
+    /// worker does. Without it the program is stopped and continued in turn.
+    pub slow: Option<String>,
+    /// File that gets what it prints.
+    pub log: Option<PathBuf>,
+}
+
+/// Something that befalls a program.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fault {
+    /// When it begins, counted from the end of the warm-up.
+    pub at: Span,
+    /// How long it lasts, or counts as lasting.
+    pub length: Span,
+    /// Whom.
+    pub process: String,
+    /// What.
+    pub what: Damage,
+}
+
+/// What befalls a program.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Damage {
+    /// SIGKILL; at the end it is started again.
+    Kill,
+    /// SIGSTOP; at the end SIGCONT.
+    Stop,
+    /// So many times as slow.
+    Slow(f64),
+    /// SIGTERM; at the end it is started again.
+    Drain,
+    /// SIGHUP.
+    Reload,
+    /// Another program takes over: it is started, and after `overlap` the old one gets SIGTERM.
+    Upgrade {
+        /// What to start; the same command if empty.
+        command: Vec<String>,
+        /// How long both run.
+        overlap: Span,
+    },
+}
+
+impl Damage {
+    /// In one word.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Stop => "stop",
+            Self::Slow(_) => "slow",
+            Self::Drain => "drain",
+            Self::Reload => "reload",
+            Self::Upgrade { .. } => "upgrade",
+        }
+    }
+}
+
+pub(super) fn process(table: &Table<'_, '_>) -> Process {
+    Process {
+        name: required(table, "name", String::new()),
+        command: required(table, "command", Vec::new()),
+        ready: table.get("ready"),
+        slow: table.get("slow"),
+        log: table.get("log"),
+    }
+}
+
+pub(super) fn fault(table: &Table<'_, '_>) -> Fault {
+    let what = match kind(table, &["kill", "stop", "slow", "drain", "reload", "upgrade"]) {
+        "stop" => Damage::Stop,
+        "slow" => Damage::Slow(table.within("factor", 1.0..=1e3, 2.0)),
+        "drain" => Damage::Drain,
+        "reload" => Damage::Reload,
+        "upgrade" => Damage::Upgrade {
+            command: table.get("command").unwrap_or_default(),
+            overlap: table.or("overlap", DEFAULT_OVERLAP),
+        },
+        _ => Damage::Kill,
+    };
+    Fault {
+        at: required(table, "at", DEFAULT_LENGTH),
+        length: table.or("for", DEFAULT_LENGTH),
+        process: required(table, "process", String::new()),
+        what,
+    }
+}

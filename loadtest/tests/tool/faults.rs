@@ -1,0 +1,179 @@
+//! Faults on schedule: what was planned is done, and the figures are those of its time.
+
+use crate::harness;
+use forebay_loadtest::plan::Plan;
+use forebay_loadtest::report::Report;
+use forebay_loadtest::run::{self, Options};
+use forebay_loadtest::scenario;
+use forebay_loadtest::stage::StageReport;
+use forebay_loadtest::{html, table};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_forebay-load");
+
+/// Four seconds of load on a backend that the run starts, and what befalls it after one.
+fn scenario(port: u16, fault: &str) -> String {
+    format!(
+        r#"
+        target = "http://127.0.0.1:{port}"
+        warm_up = "0s"
+        timeout = "3s"
+        objectives = ["errors<=0", "p99<400ms"]
+        [load]
+        kind = "open"
+        [[load.phase]]
+        kind = "constant"
+        rate = "100/s"
+        for = "4s"
+        [[request]]
+        kind = "infer"
+        model = "synthetic"
+        demand = "constant:5ms"
+        [[process]]
+        name = "a"
+        command = ["{PROGRAM}", "backend", "--slots", "4", "--listen", "127.0.0.1:{port}"]
+        ready = "http://127.0.0.1:{port}/v2/health/ready"
+        slow = "http://127.0.0.1:{port}/slow"
+        [[fault]]
+        at = "1s"
+        for = "1s"
+        process = "a"
+        {fault}
+        "#
+    )
+}
+
+fn report(fault: &str) -> Report {
+    let text = scenario(harness::free_port(), fault);
+    let plan = Plan::new(scenario::parse(&text).unwrap()).unwrap();
+    let report = run::run(plan, Options::default()).unwrap();
+    let names: Vec<&str> = report.stages.iter().map(|stage| stage.name.as_str()).collect();
+    let word = report.faults[0].what.as_str();
+    assert_eq!(names, [format!("before {word}"), word.to_owned(), format!("after {word}")]);
+    assert_eq!(report.faults[0].problem, None, "{:?}", report.faults);
+    let (began, ended) = report.faults[0].actual;
+    assert!(began >= 1.0 && ended >= 2.0, "{:?}", report.faults);
+    for (stage, expected) in report.stages.iter().zip([100, 100, 200]) {
+        // One of them may be meant to start at the very border.
+        assert!(stage.requests.abs_diff(expected) <= 1, "{stage:?}");
+    }
+    report
+}
+
+fn errors(stage: &StageReport, class: &str) -> u64 {
+    stage.errors.iter().filter(|error| error.class == class).map(|error| error.count).sum()
+}
+
+#[test]
+fn a_killed_program_is_missed_until_it_is_started_again() {
+    let report = report("kind = \"kill\"");
+    let [before, during, after] = report.stages.as_slice() else { panic!("{:?}", report.stages) };
+    assert_eq!(before.error_share, 0.0, "{before:?}");
+    // Those on their way at the moment of the kill lose their connection.
+    assert!(errors(during, "connect_refused") > 80, "{during:?}");
+    assert!(after.error_share < 0.9, "{after:?}");
+    assert_eq!(before.missed().count(), 0, "{before:?}");
+    assert_eq!(during.missed().next(), Some("errors <= 0"), "{during:?}");
+    let text = table::render(&report, table::Style::Plain);
+    assert!(text.contains("before kill a") && text.contains("✗ errors <= 0"), "{text}");
+    let page = html::render(&report);
+    assert!(page.contains("Before, during and after faults") && page.contains("class=\"band\""));
+}
+
+#[test]
+fn a_stopped_program_answers_late_and_loses_nothing() {
+    let report = report("kind = \"stop\"");
+    let [before, during, after] = report.stages.as_slice() else { panic!("{:?}", report.stages) };
+    assert_eq!(report.ok, report.requests, "{:?}", report.outcomes);
+    // The first of them waits for the whole second, the median for half of it.
+    assert!(during.latency.max > 0.9 && during.latency.get("p50") > 0.3, "{during:?}");
+    assert!(
+        before.latency.get("p50") < 0.3 && after.latency.get("p50") < 0.3,
+        "{before:?} {after:?}"
+    );
+}
+
+#[test]
+fn a_program_that_is_told_to_be_slow_is_and_recovers() {
+    let report = report("kind = \"slow\"\nfactor = 7.0");
+    let [before, during, after] = report.stages.as_slice() else { panic!("{:?}", report.stages) };
+    assert_eq!(report.faults[0].what, "slow a x 7");
+    // 35 ms each, four at a time, 100 a second: it keeps up, and is slower by 30 ms.
+    assert!(during.latency.min >= 0.005 && during.latency.get("p50") >= 0.035, "{during:?}");
+    assert!(before.latency.min < 0.035 && after.latency.min < 0.035, "{before:?} {after:?}");
+}
+
+#[test]
+fn a_program_without_a_word_for_it_is_slowed_by_signals_and_a_reload_is_one() {
+    // A program that counts what it hears, and how long it was not let run.
+    let text = scenario(harness::free_port(), "kind = \"slow\"\nfactor = 4.0")
+        .replace("slow = \"http", "log = \"/dev/null\"\n# slow = \"http");
+    let plan = Plan::new(scenario::parse(&text).unwrap()).unwrap();
+    let slowed = run::run(plan, Options::default()).unwrap();
+    assert_eq!(slowed.faults[0].problem, None, "{:?}", slowed.faults);
+    assert_eq!(slowed.ok, slowed.requests, "{:?}", slowed.outcomes);
+    // SIGHUP ends a program that does not listen to it.
+    let reloaded = report("kind = \"reload\"");
+    assert!(reloaded.stages[1].error_share > 0.9, "{:?}", reloaded.stages[1]);
+}
+
+#[test]
+fn a_drained_program_ends_by_itself_and_an_upgrade_replaces_it() {
+    let drained = report("kind = \"drain\"");
+    assert!(errors(&drained.stages[1], "connect_refused") > 80, "{:?}", drained.stages[1]);
+    let port = harness::free_port();
+    let new = harness::free_port();
+    let text = scenario(port, "kind = \"upgrade\"\noverlap = \"100ms\"").replace(
+        "overlap",
+        &format!(
+            "command = [\"{PROGRAM}\", \"backend\", \"--listen\", \"127.0.0.1:{new}\"]\noverlap"
+        ),
+    );
+    let plan = Plan::new(scenario::parse(&text).unwrap()).unwrap();
+    let upgraded = run::run(plan, Options::default()).unwrap();
+    // The new one listens elsewhere, so the target is gone as soon as the old one has ended.
+    assert_eq!(upgraded.faults[0].problem, None, "{:?}", upgraded.faults);
+    assert!(upgraded.stages[1].error_share > 0.5, "{:?}", upgraded.stages[1]);
+    assert!(upgraded.stages[2].error_share > 0.9, "{:?}", upgraded.stages[2]);
+}
+
+#[test]
+fn what_can_not_be_done_makes_the_run_one_that_is_not_to_be_quoted() {
+    let port = harness::free_port();
+    // It ends by itself before it can be stopped.
+    let text = scenario(port, "kind = \"kill\"")
+        .replace("for = \"1s\"\n        process", "for = \"500ms\"\n        process")
+        + "\n[[process]]\nname = \"b\"\ncommand = [\"true\"]\n[[fault]]\nat = \"2s\"\nprocess = \"b\"\nkind = \"stop\"\n";
+    let plan = Plan::new(scenario::parse(&text).unwrap()).unwrap();
+    let report = run::run(plan, Options::default()).unwrap();
+    let problem = report.problems.join("\n");
+    assert!(problem.contains("\"stop b\" could not be done: b"), "{problem}");
+}
+
+#[test]
+fn a_program_that_does_not_start_or_a_fault_without_one_is_refused() {
+    let refused = |from: &str, to: &str| {
+        let text = scenario(9, "kind = \"kill\"").replace(from, to);
+        match Plan::new(scenario::parse(&text).unwrap()) {
+            Err(error) => error.to_string(),
+            Ok(plan) => run::run(plan, Options::default()).unwrap_err().to_string(),
+        }
+    };
+    let error = refused("process = \"a\"", "process = \"b\"");
+    assert!(error.contains("expected the name of a [[process]], found b"), "{error}");
+    let error = refused("at = \"1s\"", "at = \"1h\"");
+    assert!(error.contains("fault.at: expected a time"), "{error}");
+    let error = refused(PROGRAM, "/nowhere/at/all");
+    assert!(error.starts_with("a: /nowhere/at/all: No such file"), "{error}");
+    let error = refused("\"backend\", ", "\"backend\", \"--no-such-flag\", ");
+    assert!(
+        error.contains("a has ended, exit status: 2") && error.contains("--no-such-flag"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_scenario_that_ships_has_its_faults_in_order() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/scenarios/faults.toml");
+    let plan = Plan::new(scenario::Scenario::read(file.as_ref()).unwrap()).unwrap();
+    assert!(plan.faults.len() >= 4 && plan.borders().is_sorted(), "{:?}", plan.faults);
+}
