@@ -3,7 +3,7 @@
 
 use crate::clock;
 use crate::connections::Connections;
-use crate::pool::control::ControlHandle;
+use crate::pool::control::{ControlHandle, Drain, Unknown};
 use crate::pool::{Endpoint, Pool, Snapshot};
 use crate::server::{Lifecycle, Reloader};
 use crate::status::{Form, Status};
@@ -76,6 +76,8 @@ GET  /status   who is how busy, as a table; ?format=json for programs
 GET  /livez    200 as long as the process runs
 GET  /readyz   200 if requests can be served
 POST /reload   read the configuration file again
+POST /pools/POOL/endpoints/ADDRESS/drain    it gets nothing new and finishes what it has
+POST /pools/POOL/endpoints/ADDRESS/undrain  it is used again
 ";
 
 #[async_trait]
@@ -110,6 +112,7 @@ impl ServeHttp for Admin {
                 json_answer(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": error }))
             }
             (&Method::GET, "/") => answer(StatusCode::OK, TEXT, HELP),
+            (_, path) if path.starts_with("/pools/") => self.drain(&method, path).await,
             _ => {
                 let error = "nothing here; GET / lists what there is";
                 json_answer(StatusCode::NOT_FOUND, &json!({ "error": error }))
@@ -126,6 +129,35 @@ impl Admin {
         match form {
             Form::Text => answer(StatusCode::OK, TEXT, status.to_string()),
             Form::Json => json_answer(StatusCode::OK, &status),
+        }
+    }
+
+    /// `/pools/POOL/endpoints/ADDRESS/drain` and `/undrain`.
+    async fn drain(&self, method: &Method, path: &str) -> Response<Vec<u8>> {
+        let refused = |status, error: String| json_answer(status, &json!({ "error": error }));
+        let Some(drain) = drain_of(path) else {
+            let form = "/pools/POOL/endpoints/ADDRESS/drain or /undrain";
+            return refused(StatusCode::NOT_FOUND, format!("expected {form}, found {path:?}"));
+        };
+        if *method != Method::POST {
+            let error = format!("expected POST, found {method}");
+            return refused(StatusCode::METHOD_NOT_ALLOWED, error);
+        }
+        let (pool, address) = (drain.pool.clone(), drain.address);
+        match self.control.drain(drain).await {
+            Ok(drained) => {
+                let said = json!({
+                    "pool": pool,
+                    "endpoint": address.to_string(),
+                    "health": drained.health.as_str(),
+                    "in_flight": drained.in_flight,
+                });
+                json_answer(StatusCode::OK, &said)
+            }
+            Err(error @ Unknown::Stopping) => {
+                refused(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+            }
+            Err(error) => refused(StatusCode::NOT_FOUND, error.to_string()),
         }
     }
 
@@ -148,11 +180,27 @@ impl Admin {
                 metrics::gauge!(metric::PENDING, "pool" => pool, "priority" => priority.as_str())
                     .set(count as f64);
             }
+            let name = pool.config.name.clone();
+            metrics::gauge!(metric::POOL_PANIC, "pool" => name)
+                .set(f64::from(u8::from(pool.panics)));
             for endpoint in &pool.endpoints {
                 set_endpoint_gauges(pool, endpoint);
             }
         }
     }
+}
+
+fn drain_of(path: &str) -> Option<Drain> {
+    let (pool, rest) = path.strip_prefix("/pools/")?.split_once("/endpoints/")?;
+    let (address, verb) = rest.split_once('/')?;
+    let drained = match verb {
+        "drain" => true,
+        "undrain" => false,
+        _ => return None,
+    };
+    // An IPv6 address may come with its brackets encoded, as some clients must.
+    let address = address.replace("%5B", "[").replace("%5D", "]").parse().ok()?;
+    Some(Drain { pool: pool.to_owned(), address, drained })
 }
 
 fn set_endpoint_gauges(pool: &Pool, endpoint: &Endpoint) {
@@ -222,6 +270,9 @@ fn describe() {
         "how long requests waited for an endpoint, of those that had to"
     );
     counter!(metric::SHED, "requests refused because of load");
+    counter!(metric::EJECTIONS, "endpoints taken out for what their answers were like, by cause");
+    counter!(metric::EJECTIONS_REFUSED, "ejections that would have left too few in rotation");
+    gauge!(metric::POOL_PANIC, "1 while so few are ready that ejected endpoints are used too");
     gauge!(metric::ENDPOINT_IN_FLIGHT, "requests sent to the endpoint and unfinished");
     gauge!(metric::ENDPOINT_HEALTH, "1 for the endpoint's present health");
     gauge!(metric::ENDPOINT_COST, "expected seconds until a request sent now is finished");

@@ -48,7 +48,10 @@ struct ListenerStatus<'a> {
 #[derive(Debug, Serialize)]
 struct PoolStatus<'a> {
     policy: &'static str,
+    /// In rotation.
     ready: usize,
+    /// So few are ready that those that are ejected are in rotation too.
+    panic: bool,
     report_ttl_ms: f64,
     /// Requests that wait for an endpoint, by priority.
     pending: BTreeMap<&'static str, usize>,
@@ -59,6 +62,12 @@ struct PoolStatus<'a> {
 struct EndpointStatus<'a> {
     address: &'a str,
     health: &'static str,
+    /// Why it is ejected.
+    ejected_for: Option<&'static str>,
+    /// Until it is back on trial.
+    ejected_ms: Option<f64>,
+    /// How often it was ejected, less what it has made good since.
+    strikes: u32,
     /// Sent by this proxy and unfinished.
     in_flight: u32,
     /// Believed to be there, from everyone: the last report, corrected by what was done since.
@@ -157,6 +166,7 @@ impl<'a> PoolStatus<'a> {
         Self {
             policy: named.map_or("", |(name, _)| name),
             ready: pool.ready.len(),
+            panic: pool.panics,
             report_ttl_ms: millis(pool.config.report_ttl),
             pending: counts.map(|(priority, count)| (priority.as_str(), count)).into(),
             endpoints: pool.endpoints.iter().map(endpoint).collect(),
@@ -168,9 +178,13 @@ impl<'a> EndpointStatus<'a> {
     fn of(pool: &Pool, endpoint: &'a Endpoint, best: f64, now: Time) -> Self {
         let (state, load, ttl) = (&endpoint.state, &endpoint.state.load, pool.config.report_ttl);
         let age = load.reported_at().map(|at| now.since(at));
+        let record = state.record().clone();
         Self {
             address: &state.name,
             health: state.health().as_str(),
+            ejected_for: record.out().map(|(cause, _)| cause.as_str()),
+            ejected_ms: record.out().map(|(_, until)| millis(until.since(now))),
+            strikes: record.strikes(),
             in_flight: load.in_flight(),
             occupancy: load.occupancy(now, ttl),
             slots: load.slots(),
@@ -193,7 +207,10 @@ impl<'a> EndpointStatus<'a> {
         });
         [
             self.address.to_owned(),
-            self.health.to_owned(),
+            match (self.ejected_for, self.ejected_ms) {
+                (Some(cause), Some(left)) => format!("{}, {cause}, {}", self.health, short(left)),
+                _ => self.health.to_owned(),
+            },
             self.in_flight.to_string(),
             self.occupancy.to_string(),
             self.slots.to_string(),
@@ -232,7 +249,11 @@ impl fmt::Display for Status<'_> {
             let (ready, all) = (pool.ready, pool.endpoints.len());
             let pending: usize = pool.pending.values().sum();
             let policy = pool.policy;
-            writeln!(f, "\npool {name}: {policy}, {ready} of {all} ready, {pending} pending")?;
+            let panic = if pool.panic { ", panic: ejected endpoints are used" } else { "" };
+            writeln!(
+                f,
+                "\npool {name}: {policy}, {ready} of {all} ready, {pending} pending{panic}"
+            )?;
             let heads = [
                 "endpoint",
                 "health",
@@ -334,9 +355,12 @@ mod tests {
 
     #[test]
     fn the_table_shows_who_is_busy_and_how_one_knows() {
-        let endpoint = |address, queue, report_age_ms| EndpointStatus {
+        let endpoint = |address, queue: Option<u32>, report_age_ms| EndpointStatus {
             address,
-            health: "ready",
+            health: if queue.is_some() { "ready" } else { "ejected" },
+            ejected_for: queue.is_none().then_some("recovery"),
+            ejected_ms: queue.is_none().then_some(5900.0),
+            strikes: 0,
             in_flight: 3,
             occupancy: 12,
             slots: 4,
@@ -351,6 +375,7 @@ mod tests {
         let pool = PoolStatus {
             policy: "least_cost",
             ready: 2,
+            panic: false,
             report_ttl_ms: 2000.0,
             pending: [("high", 1), ("normal", 4)].into(),
             endpoints: vec![
@@ -382,10 +407,10 @@ configuration 2, loaded 2026-01-31T12:00:00.000Z
 listener 0.0.0.0:8080 (http): 17 of 20000 open
 
 pool models: least_cost, 2 of 3 ready, 5 pending
-  endpoint        health  in flight  there  slots  queue  service    cost  report
-  10.0.0.1:8000   ready           3     12      4      8  19.2 ms  123 ms  0.40 ms ago, polled
-  10.0.0.2:8000   ready           3     12      4      8  19.2 ms  123 ms  4.2 s ago, polled, stale
-  [fd00::1]:8000  ready           3     12      4      -        -  123 ms  none
+  endpoint        health                    in flight  there  slots  queue  service    cost  report
+  10.0.0.1:8000   ready                             3     12      4      8  19.2 ms  123 ms  0.40 ms ago, polled
+  10.0.0.2:8000   ready                             3     12      4      8  19.2 ms  123 ms  4.2 s ago, polled, stale
+  [fd00::1]:8000  ejected, recovery, 5.9 s          3     12      4      -        -  123 ms  none
 
 route all -> pool models, deadline 1.5 s
 ";

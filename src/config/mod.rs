@@ -16,7 +16,7 @@ pub use poll::{Poll, PollSource};
 
 use forebay_config::Diagnostics;
 use forebay_protocol::Priority;
-use forebay_routing::Policy;
+use forebay_routing::{Ejection, Policy};
 use http::HeaderName;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -115,6 +115,8 @@ pub struct Pool {
     pub probe: Probe,
     /// Where its load is asked for, beside what answers and probes bring.
     pub poll: Option<Poll>,
+    /// When an endpoint is taken out for what its answers are like.
+    pub ejection: Ejection,
     /// What is sent again.
     pub retry: Retry,
 }
@@ -192,6 +194,48 @@ pub struct Retry {
     pub min_per_second: f64,
     /// Time that one attempt may take to answer; `None`: the deadline alone bounds it.
     pub attempt_timeout: Option<Duration>,
+    /// What is worth another attempt.
+    pub on: Vec<Trouble>,
+}
+
+/// How an attempt can end that may go better elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// No connection.
+    Connect,
+    /// The connection broke before the answer was complete.
+    Reset,
+    /// The attempt took longer than an attempt may.
+    Timeout,
+    /// The answer is not HTTP.
+    Invalid,
+    /// An answer with this status; of gRPC, with the code that stands for it.
+    Status(u16),
+}
+
+impl Trouble {
+    /// Every kind by its name in the configuration.
+    pub const NAMES: &'static [(&'static str, Self)] = &[
+        ("connect", Self::Connect),
+        ("reset", Self::Reset),
+        ("timeout", Self::Timeout),
+        ("invalid", Self::Invalid),
+        ("429", Self::Status(429)),
+        ("500", Self::Status(500)),
+        ("502", Self::Status(502)),
+        ("503", Self::Status(503)),
+        ("504", Self::Status(504)),
+    ];
+    /// What is worth another attempt unless the configuration says otherwise.
+    pub const USUAL: [Self; 7] = [
+        Self::Connect,
+        Self::Reset,
+        Self::Timeout,
+        Self::Invalid,
+        Self::Status(500),
+        Self::Status(502),
+        Self::Status(503),
+    ];
 }
 
 /// Requests that wait in the proxy until an endpoint can take them.

@@ -2,11 +2,11 @@
 
 use super::{
     AccessLog, Config, EndpointProtocol, Fleet, Limits, Pattern, Pool, Probe, ProbeKind, Protocol,
-    Queue, Retry, Route, Server, Source, listener, secs,
+    Queue, Retry, Route, Server, Source, Trouble, listener, secs,
 };
 use forebay_config::{ByteSize, Diagnostics, Document, Ratio, Span, Table};
 use forebay_protocol::Priority;
-use forebay_routing::Policy;
+use forebay_routing::{Ejection, Policy};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -159,6 +159,7 @@ fn pool(name: String, table: &Table<'_, '_>, base: &Path) -> Pool {
         idle_timeout: positive(table, "idle_timeout", secs(50)),
         probe: probe(&table.table_or_empty("probe")),
         poll: table.table("poll").map(|table| super::poll::poll(&table)),
+        ejection: ejection(&table.table_or_empty("ejection")),
         retry: retry(&table.table_or_empty("retry")),
         name,
     }
@@ -243,6 +244,7 @@ fn retry(table: &Table<'_, '_>) -> Retry {
         budget: table.or("budget", Ratio(0.2)).0,
         min_per_second: table.within("min_per_second", 0.0..=1e6, 10.0),
         attempt_timeout,
+        on: troubles(table),
     }
 }
 
@@ -251,6 +253,50 @@ fn queue(table: &Table<'_, '_>) -> Queue {
         size: table.within("size", 0..=1_000_000, 1024),
         hop: table.or("hop", Duration::from_micros(500)),
     }
+}
+
+fn troubles(table: &Table<'_, '_>) -> Vec<Trouble> {
+    let Some((names, _)) = table.items::<String>("on") else { return Trouble::USUAL.to_vec() };
+    let known = |(name, span): (String, Span)| {
+        let found = Trouble::NAMES.iter().find(|(known, _)| *known == name);
+        if found.is_none() {
+            let names: Vec<_> =
+                Trouble::NAMES.iter().map(|(name, _)| format!("{name:?}")).collect();
+            let expected = format!("expected some of {}", names.join(", "));
+            table.note(span, "on", format!("{expected}, found {name:?}"));
+        }
+        found.map(|(_, trouble)| *trouble)
+    };
+    names.into_iter().flatten().filter_map(known).collect()
+}
+
+fn ejection(table: &Table<'_, '_>) -> Ejection {
+    let base_time = positive(table, "base_time", secs(3));
+    Ejection {
+        consecutive_failures: table.within("consecutive_failures", 0..=1_000_000, 5),
+        interval: interval(table, "interval", secs(2)),
+        min_requests: table.within("min_requests", 1..=1_000_000, 20),
+        success_rate: share(table, "success_rate", 0.8),
+        latency_factor: table.spanned::<f64>("latency_factor").map(|(factor, span)| {
+            if !(1.1..=1e6).contains(&factor) {
+                table.note(span, "latency_factor", format!("expected 1.1 or more, found {factor}"));
+            }
+            factor
+        }),
+        base_time,
+        max_time: positive(table, "max_time", secs(300)).max(base_time),
+        max_share: share(table, "max_share", 0.5),
+        panic_below: share(table, "panic_below", 0.5),
+    }
+}
+
+/// A part of a whole.
+fn share(table: &Table<'_, '_>, key: &str, default: f64) -> f64 {
+    let Some((Ratio(share), span)) = table.spanned::<Ratio>(key) else { return default };
+    if share > 1.0 {
+        table.note(span, key, format!("expected at most 100%, found {}%", share * 100.0));
+    }
+    share
 }
 
 fn route(table: &Table<'_, '_>, pools: &[Pool], names: &mut Names) -> Route {

@@ -18,6 +18,7 @@ use crate::server::{InFlightRequest, Lifecycle};
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use forebay_protocol::{Reason, metric};
+use forebay_routing::Outcome;
 use metrics::Counter;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -124,7 +125,10 @@ impl Layer4 {
             reset(&endpoint);
         }
         match end {
-            End::Orderly => Ok(()),
+            End::Orderly => {
+                passage.went_well();
+                Ok(())
+            }
             End::Idle => {
                 let message = format!("nothing was said for {idle:?}");
                 Err(Refusal::new(Reason::IdleTimeout, message))
@@ -185,6 +189,7 @@ async fn connect(pool: &Pool, attempts: &mut Vec<Picked>) -> Result<TcpStream, R
             return Ok(stream);
         }
         picked.failed();
+        state.note(Outcome::Failed);
         count_attempt(pool, &state, Reason::ConnectFailed.code());
         attempts.push(picked);
         if !may_try_again(pool, attempts) {
@@ -260,6 +265,15 @@ impl Passage {
         traffic
     }
 
+    /// It ended in order; one that was closed without a word says nothing.
+    fn went_well(&self) {
+        if self.traffic.as_ref().is_some_and(|t| t.from_endpoint.bytes() > 0)
+            && let Some(picked) = self.attempts.last()
+        {
+            picked.endpoint.state.note(Outcome::Understood);
+        }
+    }
+
     /// The endpoint's connection broke: a probe finds out why. If nothing came back at all, it
     /// also counts as a failure there.
     fn suspect(&mut self) {
@@ -267,6 +281,7 @@ impl Passage {
         let Some(picked) = self.attempts.last_mut() else { return };
         if silent {
             picked.failed();
+            picked.endpoint.state.note(Outcome::Failed);
         } else {
             picked.endpoint.state.suspect();
         }

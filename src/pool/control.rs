@@ -4,30 +4,70 @@
 //! itself, one would undo the other. They all send messages here; this task applies them one after
 //! the other and publishes the result.
 
+use super::eject;
 use super::fleet::Fleets;
 use super::pending::{self, Pending};
 use super::probe::{self, Prober};
+use super::rotation;
 use super::{Endpoint, EndpointState, Pool, PoolState, Snapshot};
 use crate::config::{self, Config, EndpointProtocol, Source};
 use arc_swap::ArcSwap;
+use forebay_routing::outlier::Judge;
 use forebay_routing::{Health, RetryBudget};
 use pingora::upstreams::peer::HttpPeer;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval};
 
 /// Messages that may wait; senders wait beyond that.
 const MAILBOX: usize = 1024;
 
 /// Something that happened.
 pub enum Message {
-    /// A prober found an endpoint's health changed.
-    Health(Arc<EndpointState>, Health),
+    /// A prober found that what an endpoint says of itself has changed.
+    Probed(Arc<EndpointState>, Health),
+    /// An operator wants an endpoint drained, or used again.
+    Drain(Drain, oneshot::Sender<Result<Drained, Unknown>>),
     /// Run this configuration from now on.
     Reload(Box<Config>, oneshot::Sender<Result<u64, ReloadError>>),
+}
+
+/// Which endpoint is drained, or used again.
+#[derive(Debug, Clone)]
+pub struct Drain {
+    /// Name of its pool.
+    pub pool: String,
+    /// Its address.
+    pub address: SocketAddr,
+    /// Whether it gets nothing new from now on.
+    pub drained: bool,
+}
+
+/// What became of an endpoint that was drained, or is used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drained {
+    /// Its health now.
+    pub health: Health,
+    /// What it still has of ours.
+    pub in_flight: u32,
+}
+
+/// Why an endpoint can't be drained.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unknown {
+    /// No such pool.
+    #[error("there is no pool {0:?}")]
+    Pool(String),
+    /// No such endpoint.
+    #[error("pool {0:?} has no endpoint {1}")]
+    Endpoint(String, SocketAddr),
+    /// The process is on its way out.
+    #[error("the process is stopping")]
+    Stopping,
 }
 
 /// Why a valid configuration can't be taken over by the running process.
@@ -62,6 +102,17 @@ impl ControlHandle {
         self.messages.send(message).await.map_err(|_| GONE)?;
         answer.await.unwrap_or(Err(GONE))
     }
+
+    /// Drains an endpoint, or has it used again; says what it still has.
+    ///
+    /// # Errors
+    /// There is no such endpoint.
+    pub async fn drain(&self, drain: Drain) -> Result<Drained, Unknown> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.messages.send(Message::Drain(drain, reply)).await;
+        sent.map_err(|_| Unknown::Stopping)?;
+        answer.await.unwrap_or(Err(Unknown::Stopping))
+    }
 }
 
 /// Starts the control task and the probers on the present runtime.
@@ -71,7 +122,9 @@ pub fn start(config: Config, fleets: Fleets) -> ControlHandle {
         fleets,
         probers: HashMap::new(),
         pools: HashMap::new(),
-        health_changes: sender.clone(),
+        judges: HashMap::new(),
+        alarm: Arc::new(Notify::new()),
+        changes: sender.clone(),
         joined: Arc::new(Notify::new()),
     };
     let snapshot = Arc::new(ArcSwap::from_pointee(control.build(config, 1)));
@@ -90,41 +143,77 @@ struct Control {
     fleets: Fleets,
     probers: HashMap<Key, Prober>,
     pools: HashMap<String, Arc<PoolState>>,
-    health_changes: mpsc::Sender<Message>,
+    /// Who judges the endpoints of each pool.
+    judges: HashMap<String, Judge>,
+    /// Wakes this task: an endpoint's answers should be looked at.
+    alarm: Arc<Notify>,
+    changes: mpsc::Sender<Message>,
     /// Told when a request waits where none did.
     joined: Arc<Notify>,
 }
 
+/// How often endpoints are judged if nothing calls for it: how exactly back-offs are kept.
+const LOOK: Duration = Duration::from_millis(100);
+
 impl Control {
     async fn run(mut self, mut mailbox: mpsc::Receiver<Message>, snapshot: Arc<ArcSwap<Snapshot>>) {
-        while let Some(message) = mailbox.recv().await {
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let alarm = Arc::clone(&self.alarm);
+        loop {
+            let message = tokio::select! {
+                message = mailbox.recv() => message.map(Some),
+                () = alarm.notified() => Some(None),
+                _ = looks.tick() => Some(None),
+            };
             let current = snapshot.load_full();
             match message {
-                Message::Health(state, health) => {
-                    let from = state.health();
-                    if from == health {
-                        continue;
+                None => return,
+                Some(Some(message)) => self.take(message, &current, &snapshot),
+                Some(None) => {
+                    if self.judge(&current) {
+                        publish(&snapshot, &Arc::new(refreshed(&current)));
                     }
-                    state.health.store(health as u8, Relaxed);
-                    tracing::info!(
-                        endpoint = &*state.name,
-                        from = from.as_str(),
-                        to = health.as_str(),
-                        "health changed"
-                    );
-                    publish(&snapshot, &Arc::new(refreshed(&current)));
-                }
-                Message::Reload(config, reply) => {
-                    let result = fixed_parts(&current.config, &config).map(|()| {
-                        let generation = current.generation + 1;
-                        publish(&snapshot, &Arc::new(self.build(*config, generation)));
-                        generation
-                    });
-                    // Whoever asked may have gone; the reload stands.
-                    let _ = reply.send(result);
                 }
             }
         }
+    }
+
+    fn take(&mut self, message: Message, current: &Snapshot, snapshot: &ArcSwap<Snapshot>) {
+        match message {
+            Message::Probed(state, health) => {
+                if rotation::probed(current, &state, health) {
+                    publish(snapshot, &Arc::new(refreshed(current)));
+                }
+            }
+            Message::Drain(wanted, reply) => {
+                let result = rotation::drain(current, &wanted);
+                if result.is_ok() {
+                    publish(snapshot, &Arc::new(refreshed(current)));
+                }
+                // Whoever asked may have gone; it is drained all the same.
+                let _ = reply.send(result);
+            }
+            Message::Reload(config, reply) => {
+                let result = fixed_parts(&current.config, &config).map(|()| {
+                    let generation = current.generation + 1;
+                    publish(snapshot, &Arc::new(self.build(*config, generation)));
+                    generation
+                });
+                // Whoever asked may have gone; the reload stands.
+                let _ = reply.send(result);
+            }
+        }
+    }
+
+    /// Looks at what requests met everywhere; did that change anybody's health?
+    fn judge(&mut self, current: &Snapshot) -> bool {
+        let mut changed = false;
+        for pool in &current.pools {
+            let judge = self.judges.entry(pool.config.name.clone()).or_default();
+            changed |= eject::look(judge, pool);
+        }
+        changed
     }
 
     /// A snapshot of `config` in which everything that is remembered under the same identity lives
@@ -134,6 +223,7 @@ impl Control {
         let pools = config.pools.iter().map(|pool| self.pool(pool, &mut probers)).collect();
         self.probers = probers;
         self.pools.retain(|name, _| config.pools.iter().any(|pool| pool.name == *name));
+        self.judges.retain(|name, _| config.pools.iter().any(|pool| pool.name == *name));
         Snapshot { config: Arc::new(config), pools, generation, loaded_at: SystemTime::now() }
     }
 
@@ -155,7 +245,9 @@ impl Control {
                     prober.state().load.assume_slots(config.slots);
                     Arc::clone(prober.state())
                 }
-                None => Arc::new(EndpointState::new(address, config.slots)),
+                None => {
+                    Arc::new(EndpointState::new(address, config.slots, Arc::clone(&self.alarm)))
+                }
             };
             endpoints.push(Arc::new(Endpoint {
                 state: Arc::clone(&state),
@@ -164,7 +256,7 @@ impl Control {
             }));
             let prober = match known {
                 Some(prober) if prober.follows(config) => prober,
-                _ => probe::start(state, config, self.health_changes.clone()),
+                _ => probe::start(state, config, self.changes.clone()),
             };
             probers.insert(key, prober);
         }
@@ -187,19 +279,20 @@ impl Control {
             }
         };
         self.pools.insert(config.name.clone(), Arc::clone(&state));
-        let ready = in_rotation(&endpoints);
-        Arc::new(Pool { config: Arc::clone(config), endpoints, ready, state })
+        let (ready, panics) = rotation::of(config, &endpoints);
+        Arc::new(Pool { config: Arc::clone(config), endpoints, ready, panics, state })
     }
 }
 
 /// The same snapshot with rotation as health has it now.
 fn refreshed(current: &Snapshot) -> Snapshot {
     let pool = |pool: &Arc<Pool>| {
-        let ready = in_rotation(&pool.endpoints);
+        let (ready, panics) = rotation::of(&pool.config, &pool.endpoints);
         Arc::new(Pool {
             config: Arc::clone(&pool.config),
             endpoints: pool.endpoints.clone(),
             ready,
+            panics,
             state: Arc::clone(&pool.state),
         })
     };
@@ -209,15 +302,6 @@ fn refreshed(current: &Snapshot) -> Snapshot {
         generation: current.generation,
         loaded_at: current.loaded_at,
     }
-}
-
-fn in_rotation(endpoints: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
-    let ready = endpoints.iter().filter(|e| e.state.health() == Health::Ready).map(Arc::clone);
-    let ready: Vec<_> = ready.collect();
-    for (place, endpoint) in ready.iter().enumerate() {
-        endpoint.state.place.store(place, Relaxed);
-    }
-    ready
 }
 
 /// Makes `next` what everybody sees, and has those looked at who wait: for them it may change all.

@@ -8,18 +8,21 @@
 
 mod ask;
 pub mod control;
+mod eject;
 pub mod fleet;
 pub mod pending;
 mod poll;
 pub mod probe;
 pub mod report;
+mod rotation;
 
 use crate::config;
-use forebay_routing::{Candidate, Health, Load, RetryBudget};
+use forebay_routing::outlier::{Record, Tally};
+use forebay_routing::{Candidate, Health, Load, Outcome, RetryBudget};
 use pingora::upstreams::peer::HttpPeer;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 use tokio::sync::Notify;
 
@@ -45,6 +48,8 @@ pub struct Pool {
     pub endpoints: Vec<Arc<Endpoint>>,
     /// Those in rotation.
     pub ready: Vec<Arc<Endpoint>>,
+    /// Whether so few are ready that those that are ejected are in rotation too.
+    pub panics: bool,
     /// What outlives the snapshot.
     pub state: Arc<PoolState>,
 }
@@ -95,16 +100,26 @@ pub struct EndpointState {
     pub reports: report::Reports,
     /// Counts its answers; resolved when the first comes.
     pub answers: OnceLock<metrics::Counter>,
-    /// Written by [`control`] only.
+    /// Whether it may be picked, all in all; written by [`control`] only, like what it is made from.
     health: AtomicU8,
     /// Where it stands among those in rotation, if it is; written by [`control`] only.
     place: AtomicUsize,
+    /// What its probes say.
+    probed: AtomicU8,
+    /// Whether an operator has it drained.
+    drained: AtomicBool,
+    /// What requests met here.
+    tally: Tally,
+    /// What is held against it; only [`control`] writes, and nobody waits for it on a request's way.
+    record: Mutex<Record>,
+    /// Wakes [`control`]: the tally should be looked at.
+    alarm: Arc<Notify>,
     /// Wakes the prober: a request met trouble here.
     suspected: Notify,
 }
 
 impl EndpointState {
-    fn new(address: SocketAddr, slots: u32) -> Self {
+    fn new(address: SocketAddr, slots: u32, alarm: Arc<Notify>) -> Self {
         Self {
             address,
             name: address.to_string().into(),
@@ -113,14 +128,40 @@ impl EndpointState {
             answers: OnceLock::new(),
             health: AtomicU8::new(Health::Probing as u8),
             place: AtomicUsize::new(usize::MAX),
+            probed: AtomicU8::new(Health::Probing as u8),
+            drained: AtomicBool::new(false),
+            tally: Tally::default(),
+            record: Mutex::default(),
+            alarm,
             suspected: Notify::new(),
         }
     }
 
     /// Whether it may be picked.
     pub fn health(&self) -> Health {
-        let number = self.health.load(Relaxed);
-        Health::ALL.into_iter().find(|h| *h as u8 == number).unwrap_or(Health::Probing)
+        health_in(&self.health)
+    }
+
+    /// What its probes say, whatever else keeps it out.
+    pub fn probed(&self) -> Health {
+        health_in(&self.probed)
+    }
+
+    /// Has an operator drained it?
+    pub fn is_drained(&self) -> bool {
+        self.drained.load(Relaxed)
+    }
+
+    /// What is held against it.
+    pub fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in how a request ended here, as far as that speaks of the endpoint.
+    pub fn note(&self, outcome: Outcome) {
+        if self.tally.note(outcome) {
+            self.alarm.notify_one();
+        }
     }
 
     /// A request met trouble here: have it probed now instead of at the next turn.
@@ -128,6 +169,11 @@ impl EndpointState {
         self.reports.forget_order();
         self.suspected.notify_one();
     }
+}
+
+fn health_in(cell: &AtomicU8) -> Health {
+    let number = cell.load(Relaxed);
+    Health::ALL.into_iter().find(|h| *h as u8 == number).unwrap_or(Health::Probing)
 }
 
 impl Candidate for Endpoint {

@@ -82,7 +82,7 @@ struct Watch {
 
 async fn run(watch: Watch, changes: mpsc::Sender<Message>) {
     let Watch { state, settings, pool, refreshes } = watch;
-    let mut check = HealthCheck::resume(settings.rise, settings.fall, state.health());
+    let mut check = HealthCheck::resume(settings.rise, settings.fall, state.probed());
     let mut peer = HttpPeer::new(state.address, false, String::new());
     peer.options.connection_timeout = Some(settings.timeout);
     peer.options.total_connection_timeout = Some(settings.timeout);
@@ -105,8 +105,8 @@ async fn run(watch: Watch, changes: mpsc::Sender<Message>) {
         check.probed(outcome);
         // Said again until it is so: a change may have crossed a reload.
         let health = check.health();
-        if health != state.health()
-            && changes.send(Message::Health(Arc::clone(&state), health)).await.is_err()
+        if health != state.probed()
+            && changes.send(Message::Probed(Arc::clone(&state), health)).await.is_err()
         {
             return;
         }

@@ -178,7 +178,7 @@ mod tests {
     }
 
     fn endpoint(slots: u32) -> EndpointState {
-        EndpointState::new(([127, 0, 0, 1], 1).into(), slots)
+        EndpointState::new(([127, 0, 0, 1], 1).into(), slots, std::sync::Arc::default())
     }
 
     #[test]

@@ -24,6 +24,10 @@ pub enum Behaviour {
     Garbage,
     /// Says 503, as a worker whose queue is full.
     Busy,
+    /// Says 500 at once.
+    Failing,
+    /// Says 404 at once.
+    Missing,
     /// Answers with 40 MB.
     Huge,
     /// Echoes, and closes the connection when a second request comes on it.
@@ -34,8 +38,9 @@ pub enum Behaviour {
     Gated,
 }
 
-/// What holds answers back.
+/// What it does now, and what holds answers back.
 struct Gate {
+    behaviour: Mutex<Behaviour>,
     open: Semaphore,
     /// Bodies in the order in which they came.
     came: Mutex<Vec<String>>,
@@ -57,16 +62,15 @@ impl Endpoint {
         let address = listener.local_addr().unwrap();
         let (served, abandoned) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let counts = (Arc::clone(&served), Arc::clone(&abandoned));
-        let gate = Arc::new(Gate { open: Semaphore::new(0), came: Mutex::default() });
+        let (open, came) = (Semaphore::new(0), Mutex::default());
+        let gate = Arc::new(Gate { behaviour: Mutex::new(behaviour), open, came });
         let held = Arc::clone(&gate);
         let task = tokio::spawn(async move {
             loop {
                 let Ok((stream, _)) = listener.accept().await else { continue };
                 let (served, abandoned) = (Arc::clone(&counts.0), Arc::clone(&counts.1));
                 let gate = Arc::clone(&held);
-                tokio::spawn(
-                    async move { serve(stream, behaviour, &served, &abandoned, &gate).await },
-                );
+                tokio::spawn(async move { serve(stream, &served, &abandoned, &gate).await });
             }
         });
         Self { address, served, abandoned, gate, task: task.abort_handle() }
@@ -80,6 +84,11 @@ impl Endpoint {
     /// Bodies of inferences, in the order in which they came.
     pub fn came(&self) -> Vec<String> {
         self.gate.came.lock().unwrap().clone()
+    }
+
+    /// From now on it behaves like this.
+    pub fn becomes(&self, behaviour: Behaviour) {
+        *self.gate.behaviour.lock().unwrap() = behaviour;
     }
 
     pub fn served(&self) -> usize {
@@ -101,7 +110,6 @@ pub fn echo(body: &[u8]) -> String {
 
 async fn serve(
     mut stream: TcpStream,
-    behaviour: Behaviour,
     served: &AtomicUsize,
     abandoned: &AtomicUsize,
     gate: &Gate,
@@ -112,6 +120,7 @@ async fn serve(
         let end = read_until(&mut stream, &mut buffer, b"\r\n\r\n").await?;
         let head = String::from_utf8_lossy(&buffer[..end]).to_lowercase();
         buffer.drain(..end);
+        let behaviour = *gate.behaviour.lock().unwrap();
         if behaviour == Behaviour::Early413 && head.starts_with("post") {
             answer(&mut stream, "413 Payload Too Large", "", "{\"error\":\"too long\"}").await?;
             return None;
@@ -177,6 +186,13 @@ async fn serve(
                 let full = "x-forebay-reason: queue_full\r\nretry-after: 1\r\n";
                 answer(&mut stream, "503 Service Unavailable", full, "{\"error\":\"full\"}")
                     .await?;
+            }
+            Behaviour::Failing => {
+                answer(&mut stream, "500 Internal Server Error", "", "{\"error\":\"mine\"}")
+                    .await?;
+            }
+            Behaviour::Missing => {
+                answer(&mut stream, "404 Not Found", "", "{\"error\":\"none\"}").await?;
             }
             // Answered above.
             Behaviour::Early413 => return None,

@@ -7,7 +7,9 @@
 mod bodies;
 mod client;
 mod command_line;
+mod drain;
 mod edge;
+mod ejection;
 mod endpoint;
 mod faults;
 mod grpc;

@@ -28,6 +28,7 @@ fn the_defaults_that_the_reference_file_states_are_the_defaults() {
         // Absent by default.
         pool.retry.attempt_timeout = None;
         pool.poll = None;
+        pool.ejection.latency_factor = None;
         pool.slots = 0;
         pool
     };

@@ -14,6 +14,13 @@ pub mod proxy {
     pub const RETRIES: &str = "forebay_retries_total";
     /// Counter: retries that the budget refused, by `pool`.
     pub const RETRIES_REFUSED: &str = "forebay_retries_refused_total";
+    /// Counter: endpoints taken out of rotation for what their answers were like, by `pool`,
+    /// `endpoint`, `cause`.
+    pub const EJECTIONS: &str = "forebay_ejections_total";
+    /// Counter: those that were not, since too many were out already; the same labels.
+    pub const EJECTIONS_REFUSED: &str = "forebay_ejections_refused_total";
+    /// Gauge: 1 while so few are ready that ejected endpoints are used too, by `pool`.
+    pub const POOL_PANIC: &str = "forebay_pool_panic";
     /// Gauge: requests sent to the endpoint and unfinished.
     pub const ENDPOINT_IN_FLIGHT: &str = "forebay_endpoint_in_flight";
     /// Gauge: requests that wait in the proxy for an endpoint, by `pool`, `priority`.

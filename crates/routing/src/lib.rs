@@ -11,6 +11,7 @@
 //! - [`load`]: what is known of one endpoint's load, updated without locks; the in-flight guard.
 //! - [`pick`]: which endpoint gets the next request, by one of the [`Policy`] values.
 //! - [`health`]: rise and fall of one endpoint from the outcomes of its probes.
+//! - [`outlier`]: which endpoint is taken out for what its answers were like, and for how long.
 //! - [`budget`]: how many retries a pool may add to the load it has.
 
 pub mod bind;
@@ -18,6 +19,7 @@ pub mod budget;
 pub mod health;
 pub mod line;
 pub mod load;
+pub mod outlier;
 pub mod pick;
 mod rng;
 
@@ -26,6 +28,7 @@ pub use budget::RetryBudget;
 pub use health::{Health, HealthCheck, ProbeOutcome};
 pub use line::{Claim, Joined, Line, Place};
 pub use load::{InFlight, Load, Report};
+pub use outlier::{Ejection, Outcome};
 pub use pick::{Candidate, Policy};
 pub use rng::Rng;
 

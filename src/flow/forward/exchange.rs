@@ -1,6 +1,7 @@
 //! One request to one endpoint, and its answer.
 
-use super::grpc;
+use super::{grpc, stamp};
+use crate::config::Trouble;
 use bytes::Bytes;
 use forebay_protocol::grpc::Code;
 use forebay_protocol::{Reason, header};
@@ -10,7 +11,7 @@ use pingora::connectors::http::Connector;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::client::HttpSession as EndpointSession;
 use pingora::upstreams::peer::HttpPeer;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 /// Most bytes of an answer that are held, so that one that breaks off can be replaced.
@@ -18,6 +19,18 @@ const HELD_ANSWER: usize = 1024 * 1024;
 
 /// Time that an endpoint gets to say why it stopped reading a request.
 const EARLY_ANSWER: Duration = Duration::from_millis(200);
+
+/// What is sent, to whichever endpoint.
+pub(super) struct Message {
+    /// Its header, as far as it is the same for all attempts.
+    pub head: RequestHeader,
+    /// Its body.
+    pub body: Bytes,
+    /// Whether it is a call of gRPC.
+    pub is_grpc: bool,
+    /// When nobody waits for its answer any more.
+    pub deadline: Option<Instant>,
+}
 
 /// An answer that is ready to be given to the caller.
 pub(super) struct Answer {
@@ -32,10 +45,19 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// Does it say to ask another endpoint?
-    pub(super) fn is_unavailable(&self) -> bool {
-        self.head.status == StatusCode::SERVICE_UNAVAILABLE
-            || self.code() == Some(Code::Unavailable)
+    /// Its status; of gRPC the one that stands for its code.
+    pub(super) fn status(&self) -> u16 {
+        let status = match self.code() {
+            Some(code) => grpc::status_of(code),
+            None => self.head.status,
+        };
+        status.as_u16()
+    }
+
+    /// Does it refuse because there is too much to do, or not yet, or no more?
+    pub(super) fn is_busy(&self) -> bool {
+        let says_when = self.head.headers.contains_key(http::header::RETRY_AFTER);
+        says_when || self.reason().is_some_and(|reason| reason.retryable())
     }
 
     /// Is it what was asked for?
@@ -73,12 +95,11 @@ pub(super) async fn trailers(
 /// it had done nothing wrong but to be idle for longer than it keeps connections.
 pub(super) async fn exchange(
     peer: &HttpPeer,
-    head: &RequestHeader,
-    body: Bytes,
+    message: &Message,
     connector: &Connector,
 ) -> pingora::Result<Answer> {
     let (session, reused) = connector.get_http_session(peer).await?;
-    let mut begun = begin(session, head, body.clone()).await;
+    let mut begun = begin(session, message).await;
     if let Err(error) = &begun
         && reused
         && closed_while_idle(error)
@@ -87,7 +108,7 @@ pub(super) async fn exchange(
         // A key of its own: no kept connection has it.
         fresh.group_key = u64::MAX;
         let (session, _) = connector.get_http_session(&fresh).await?;
-        begun = begin(session, head, body).await;
+        begun = begin(session, message).await;
     }
     let Begun { mut session, head, sent } = begun?;
     let mut body = Vec::with_capacity(1);
@@ -120,12 +141,8 @@ struct Begun {
     sent: bool,
 }
 
-async fn begin(
-    mut session: EndpointSession,
-    head: &RequestHeader,
-    body: Bytes,
-) -> pingora::Result<Begun> {
-    let Err(error) = send(&mut session, Box::new(head.clone()), body).await else {
+async fn begin(mut session: EndpointSession, message: &Message) -> pingora::Result<Begun> {
+    let Err(error) = send(&mut session, message).await else {
         let head = final_header(&mut session).await?;
         return Ok(Begun { session, head, sent: true });
     };
@@ -136,14 +153,15 @@ async fn begin(
     }
 }
 
-async fn send(
-    session: &mut EndpointSession,
-    head: Box<RequestHeader>,
-    body: Bytes,
-) -> pingora::Result<()> {
+async fn send(session: &mut EndpointSession, message: &Message) -> pingora::Result<()> {
+    let mut head = Box::new(message.head.clone());
+    // Now, not before a connection was there: waiting for one took of the time.
+    if let Some(deadline) = message.deadline {
+        stamp(&mut head, deadline, message.is_grpc)?;
+    }
     session.write_request_header(head).await?;
-    if !body.is_empty() {
-        session.write_request_body(body, true).await?;
+    if !message.body.is_empty() {
+        session.write_request_body(message.body.clone(), true).await?;
     }
     session.finish_request_body().await
 }
@@ -161,5 +179,28 @@ async fn final_header(session: &mut EndpointSession) -> pingora::Result<Box<Resp
             Some(head) => return Ok(Box::new(head.clone())),
             None => return pingora::Error::e_explain(ErrorType::ReadError, "no response header"),
         }
+    }
+}
+
+/// What went wrong in an exchange with an endpoint, and why as the caller is told.
+pub(super) fn trouble_of(error: &pingora::Error) -> (Trouble, Reason) {
+    use ErrorType::{
+        BindError, ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout,
+        InvalidHTTPHeader, SocketError,
+    };
+    match error.etype() {
+        ConnectError | ConnectRefused | ConnectTimedout | ConnectNoRoute | BindError
+        | SocketError => (Trouble::Connect, Reason::ConnectFailed),
+        InvalidHTTPHeader => (Trouble::Invalid, Reason::InvalidResponse),
+        _ => (Trouble::Reset, Reason::EndpointReset),
+    }
+}
+
+/// Words for the caller: what happened, without addresses or causes from inside.
+pub(super) fn message_of(reason: Reason) -> &'static str {
+    match reason {
+        Reason::ConnectFailed => "no connection to an endpoint",
+        Reason::InvalidResponse => "the endpoint's answer is not HTTP",
+        _ => "the connection to the endpoint broke before the answer was complete",
     }
 }

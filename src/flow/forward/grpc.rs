@@ -8,7 +8,7 @@ use crate::pool::EndpointState;
 use crate::request::Request;
 use forebay_protocol::grpc::{Code, format_timeout};
 use forebay_protocol::{Reason, header};
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use pingora::{ErrorType, OrErr};
@@ -30,13 +30,26 @@ pub(super) fn request_head(received: &RequestHeader) -> pingora::Result<RequestH
 }
 
 /// States the time that is left, in gRPC's own header too.
-pub(super) fn prepare(head: &mut RequestHeader, left: Duration) -> pingora::Result<()> {
+pub(super) fn stamp(head: &mut RequestHeader, left: Duration) -> pingora::Result<()> {
     head.insert_header(header::GRPC_TIMEOUT, format_timeout(left))
 }
 
 /// How the call ended, if these headers say it.
 pub(super) fn code(headers: &HeaderMap) -> Option<Code> {
     headers.get(header::GRPC_STATUS).and_then(Code::parse)
+}
+
+/// The status that stands for a code, for what is decided by statuses.
+pub(super) fn status_of(code: Code) -> StatusCode {
+    match code {
+        Code::Ok => StatusCode::OK,
+        Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+        Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+        Code::Internal | Code::Unknown | Code::DataLoss => StatusCode::INTERNAL_SERVER_ERROR,
+        // All others find fault with the call.
+        _ => StatusCode::BAD_REQUEST,
+    }
 }
 
 /// Notes how the call ended, if these headers or trailers say it.

@@ -1,5 +1,6 @@
 //! Sending a request on and bringing the answer back.
 
+mod attempts;
 mod exchange;
 pub mod grpc;
 pub mod stream;
@@ -13,6 +14,7 @@ use forebay_protocol::{Priority, header, metric};
 use http::{HeaderMap, HeaderName};
 use metrics::Counter;
 use pingora::http::{RequestHeader, ResponseHeader};
+use std::time::Instant;
 
 /// Headers that belong to one connection, not to the message (RFC 9110, 7.6.1), and those that
 /// state how the body is framed there.
@@ -39,7 +41,7 @@ fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
         .collect()
 }
 
-/// Adds what an endpoint needs to know: identities, and the time that is left.
+/// Adds what an endpoint needs to know of the request, however often it is sent.
 fn prepare_request(head: &mut RequestHeader, request: &Request) -> pingora::Result<()> {
     let identity = &request.identity;
     head.insert_header(header::REQUEST_ID, identity.request_id.as_str())?;
@@ -50,13 +52,17 @@ fn prepare_request(head: &mut RequestHeader, request: &Request) -> pingora::Resu
     if identity.priority.is_none() && request.priority != Priority::default() {
         head.insert_header(header::REQUEST_PRIORITY, request.priority.as_str())?;
     }
-    if let Some(left) = request.time_left() {
-        // Rounded up: a worker must not give up before the proxy does.
-        let millis = left.as_millis().saturating_add(1).to_string();
-        head.insert_header(header::REQUEST_DEADLINE, millis)?;
-        if identity.grpc.is_some() {
-            grpc::prepare(head, left)?;
-        }
+    Ok(())
+}
+
+/// States the time that is left until the deadline.
+fn stamp(head: &mut RequestHeader, deadline: Instant, is_grpc: bool) -> pingora::Result<()> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    // Rounded up: a worker must not give up before the proxy does.
+    let millis = left.as_millis().saturating_add(1).to_string();
+    head.insert_header(header::REQUEST_DEADLINE, millis)?;
+    if is_grpc {
+        grpc::stamp(head, left)?;
     }
     Ok(())
 }

@@ -4,16 +4,18 @@
 //! give up what needs the whole request in hand: only a connection that failed before anything was
 //! sent is tried again.
 
-use super::{count_answer, count_attempt, prepare_answer, prepare_request, take_in_report};
+use super::exchange::{message_of, trouble_of};
+use super::{count_answer, count_attempt, prepare_answer, prepare_request, stamp, take_in_report};
 use crate::config::Limits;
 use crate::error::Refusal;
 use crate::flow::admit::body_too_large;
 use crate::flow::balance::{balance, may_retry};
 use crate::flow::caller::is_malformed;
-use crate::pool::Endpoint;
+use crate::pool::{Endpoint, EndpointState};
 use crate::request::Request;
 use forebay_protocol::Reason;
 use forebay_protocol::grpc::Method;
+use forebay_routing::Outcome;
 use http::StatusCode;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::upstreams::peer::HttpPeer;
@@ -66,6 +68,7 @@ pub fn connect_failed(request: &mut Request, mut error: Box<Error>) -> Box<Error
     let Some(target) = request.target.clone() else { return error };
     if let Some(picked) = request.attempts.last_mut() {
         picked.failed();
+        picked.endpoint.state.note(Outcome::Failed);
         count_attempt(&target, &picked.endpoint.state, Reason::ConnectFailed.code());
     }
     error.set_retry(may_retry(request, &target));
@@ -77,7 +80,11 @@ pub fn connect_failed(request: &mut Request, mut error: Box<Error>) -> Box<Error
 /// # Errors
 /// A header that can't be written.
 pub fn request_header(request: &Request, head: &mut RequestHeader) -> pingora::Result<()> {
-    prepare_request(head, request)
+    prepare_request(head, request)?;
+    match request.deadline {
+        Some(deadline) => stamp(head, deadline, request.identity.grpc.is_some()),
+        None => Ok(()),
+    }
 }
 
 /// Counts the bytes of the body that passes, and the time that it takes.
@@ -121,10 +128,23 @@ pub fn response_header(request: &mut Request, head: &mut ResponseHeader) -> ping
     }
     let Some(picked) = request.attempts.last() else { return Ok(()) };
     count_answer(&target, &picked.endpoint.state);
+    note_answer(&picked.endpoint.state, head);
     // One whose length is known when it begins has been made; any other is still being made.
     let complete = head.headers.contains_key(http::header::CONTENT_LENGTH);
     take_in_report(&head.headers, &target, &picked.endpoint.state, complete);
     prepare_answer(head, request, &target, &picked.endpoint.state)
+}
+
+/// Takes in what the header of an answer says of the endpoint. When it comes says nothing: it may be
+/// the beginning of a long answer, or the end of long work.
+fn note_answer(endpoint: &EndpointState, head: &ResponseHeader) {
+    endpoint.note(match head.status.as_u16() {
+        500 | 502 => Outcome::Failed,
+        429 => Outcome::Busy,
+        503 if head.headers.contains_key(http::header::RETRY_AFTER) => Outcome::Busy,
+        503 => Outcome::Failed,
+        _ => Outcome::Understood,
+    });
 }
 
 /// The refusal that an error of the pipe means to the caller; `None` if the caller is gone.
@@ -138,25 +158,30 @@ pub fn refusal(request: &mut Request, error: &Error) -> Option<Refusal> {
         }
         return Some(Refusal::new(Reason::InvalidRequest, "the body's chunks can't be understood"));
     }
+    let timed_out = matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
     if let Some(picked) = request.attempts.last_mut() {
         match error.esource() {
             ErrorSource::Upstream => {
                 picked.failed();
+                // A stream that its caller's deadline ends says nothing about the endpoint.
+                if !timed_out {
+                    picked.endpoint.state.note(Outcome::Failed);
+                }
                 if let Some(target) = &request.target {
-                    let reason = super::unary::reason_of(error).code();
+                    let reason = trouble_of(error).1.code();
                     count_attempt(target, &picked.endpoint.state, reason);
                 }
             }
             _ => picked.answered(false),
         }
     }
-    let timed_out = matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
     Some(match error.esource() {
         ErrorSource::Upstream if timed_out => {
             Refusal::new(Reason::DeadlineExceeded, "no answer before the deadline")
         }
         ErrorSource::Upstream => {
-            Refusal::new(super::unary::reason_of(error), super::unary::message_of(error))
+            let reason = trouble_of(error).1;
+            Refusal::new(reason, message_of(reason))
         }
         ErrorSource::Downstream if timed_out => {
             Refusal::new(Reason::RequestTimeout, "the request did not arrive in time")

@@ -1,21 +1,14 @@
-//! The attempt engine: a request that is held in memory is sent until an endpoint answers.
+//! Requests that are held in memory: received whole, sent until an endpoint answers, answered whole.
 //!
-//! Pingora's own pipe can send a body again only up to 64 KiB, and only if the connection failed
-//! before anything was sent. An inference has no effect but its answer, so it may be sent again as
-//! long as the caller has not seen a byte of one: a worker that is killed half way costs a retry,
-//! not an error. The answer is held too, up to the same bound, so that one that breaks off half way
-//! can still be replaced. What an attempt may cost is bounded by the deadline and by the pool's
-//! retry budget, and it is dropped at once when the caller leaves.
+//! The body is held, so that it can be sent again ([`attempts`](super::attempts)), and the answer too,
+//! up to a bound, so that one that breaks off half way can still be replaced.
 
-use super::exchange::{Answer, exchange};
-use super::{
-    HOP_BY_HOP, count_answer, count_attempt, grpc, nominated, prepare_answer, prepare_request,
-    take_in_report,
-};
+use super::attempts::{Attempts, Won};
+use super::exchange::{Answer, Message};
+use super::{HOP_BY_HOP, grpc, nominated, prepare_answer, prepare_request};
 use crate::config::Limits;
 use crate::error::Refusal;
 use crate::flow::admit::body_too_large;
-use crate::flow::balance::{balance, may_retry};
 use crate::flow::route::Target;
 use crate::pool::Endpoint;
 use crate::request::Request;
@@ -27,18 +20,8 @@ use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession as EndpointSession;
 use pingora::proxy::Session;
 use pingora::{ErrorType, OrErr};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::{timeout, timeout_at};
-
-/// An endpoint that did not answer for this long is worth a probe.
-const FAIR: Duration = Duration::from_millis(50);
-/// How one attempt failed.
-struct Failure {
-    refusal: Refusal,
-    /// The answer that said so, to be passed on if there is no other.
-    answer: Option<Box<Answer>>,
-}
 
 /// Receives the body, unless that was done for its routing, sends the request until an endpoint answers, and answers the caller.
 ///
@@ -67,20 +50,24 @@ pub async fn forward(
             return Ok(());
         }
     };
-    let mut head = match request.identity.grpc {
-        Some(_) => grpc::request_head(session.req_header())?,
-        None => request_head(session.req_header(), body.len())?,
+    let is_grpc = request.identity.grpc.is_some();
+    let mut head = if is_grpc {
+        grpc::request_head(session.req_header())?
+    } else {
+        request_head(session.req_header(), body.len())?
     };
+    prepare_request(&mut head, request)?;
+    let message = Message { head, body, is_grpc, deadline: request.deadline };
     let outcome = tokio::select! {
-        outcome = attempts(request, target, &mut head, &body, connector) => outcome,
+        outcome = Attempts::new(request, target, &message, connector).run() => outcome,
         // With the body complete this resolves only if the caller leaves.
         left = session.downstream_session.read_body_or_idle(true) => Err(caller_left(left)),
     };
     match outcome {
-        Ok((answer, endpoint)) if request.identity.grpc.is_some() => {
+        Ok(Won { answer, endpoint }) if is_grpc => {
             grpc::respond(session, request, target, answer, &endpoint.state).await
         }
-        Ok((answer, endpoint)) => respond(session, request, target, answer, &endpoint).await,
+        Ok(Won { answer, endpoint }) => respond(session, request, target, answer, &endpoint).await,
         Err(refusal) => {
             // Attempts that were under way are over, and nobody is to blame for that.
             request.attempts.iter_mut().for_each(|attempt| attempt.answered(false));
@@ -167,117 +154,6 @@ fn request_head(received: &RequestHeader, length: usize) -> pingora::Result<Requ
     Ok(head)
 }
 
-/// Attempts until one answers, the deadline passes, or no more are allowed.
-async fn attempts(
-    request: &mut Request,
-    target: &Target,
-    head: &mut RequestHeader,
-    body: &Bytes,
-    connector: &Connector,
-) -> Result<(Answer, Arc<Endpoint>), Refusal> {
-    target.pool.state.budget.request();
-    let mut last: Option<Failure> = None;
-    loop {
-        if request.time_left().is_some_and(|left| left.is_zero()) {
-            let late = Refusal::new(Reason::DeadlineExceeded, "no answer before the deadline");
-            return last.map_or(Err(late), give_up(request));
-        }
-        let endpoint = match balance(request, target).await {
-            Ok(endpoint) => endpoint,
-            // All that are ready were tried: the last failure says more than that.
-            Err(none) => return last.map_or(Err(none), give_up(request)),
-        };
-        let failure = match attempt(request, target, &endpoint, head, body, connector).await {
-            Ok(answer) => {
-                count_answer(target, &endpoint.state);
-                return Ok((answer, endpoint));
-            }
-            Err(failure) => failure,
-        };
-        count_attempt(target, &endpoint.state, failure.refusal.reason.code());
-        let retry = failure.refusal.reason.retryable() && may_retry(request, target);
-        if !retry {
-            return give_up(request)(failure);
-        }
-        last = Some(failure);
-    }
-}
-
-/// What the caller gets when nothing is left to try: the endpoint's own answer if it gave one.
-fn give_up(request: &Request) -> impl FnOnce(Failure) -> Result<(Answer, Arc<Endpoint>), Refusal> {
-    let endpoint = request.attempts.last().map(|picked| Arc::clone(&picked.endpoint));
-    |failure| match (failure.answer, endpoint) {
-        (Some(answer), Some(endpoint)) => Ok((*answer, endpoint)),
-        _ => Err(failure.refusal),
-    }
-}
-
-/// One attempt, bounded by the deadline and by the attempt's own time.
-async fn attempt(
-    request: &mut Request,
-    target: &Target,
-    endpoint: &Endpoint,
-    head: &mut RequestHeader,
-    body: &Bytes,
-    connector: &Connector,
-) -> Result<Answer, Failure> {
-    let started = Instant::now();
-    let deadline = request.deadline.unwrap_or(started + Duration::from_secs(3600));
-    let own = target.pool.config.retry.attempt_timeout.map(|own| started + own);
-    let until = own.map_or(deadline, |own| own.min(deadline));
-    let exchange = async {
-        prepare_request(head, request)?;
-        exchange(endpoint.peer(request.identity.grpc.is_some()), head, body.clone(), connector)
-            .await
-    };
-    let outcome = timeout_at(until.into(), exchange).await;
-    request.times.forward += started.elapsed();
-    let Some(picked) = request.attempts.last_mut() else {
-        return Err(failed(Reason::Internal, "no attempt is under way"));
-    };
-    match outcome {
-        Ok(Ok(answer)) => {
-            if let Some(trailers) = &answer.trailers {
-                take_in_report(trailers, target, &endpoint.state, true);
-            }
-            take_in_report(&answer.head.headers, target, &endpoint.state, true);
-            if answer.is_unavailable() {
-                picked.refused();
-            } else {
-                picked.answered(answer.is_success());
-            }
-            asks_for_another(answer)
-        }
-        Ok(Err(error)) => {
-            picked.failed();
-            tracing::debug!(endpoint = &*endpoint.state.name, %error, "attempt failed");
-            Err(failed(reason_of(&error), message_of(&error)))
-        }
-        Err(_) => {
-            // A caller that gives no time says nothing about the endpoint.
-            if started.elapsed() >= FAIR {
-                picked.failed();
-            } else {
-                picked.answered(false);
-            }
-            if until < deadline {
-                return Err(failed(Reason::AttemptTimeout, "the endpoint did not answer in time"));
-            }
-            Err(failed(Reason::DeadlineExceeded, "no answer before the deadline"))
-        }
-    }
-}
-
-/// An endpoint that says 503 has not done the work; another may.
-fn asks_for_another(answer: Answer) -> Result<Answer, Failure> {
-    if !answer.is_unavailable() {
-        return Ok(answer);
-    }
-    let reason = answer.reason().unwrap_or(Reason::QueueFull);
-    let refusal = Refusal::new(reason, "the endpoint refused the request");
-    Err(Failure { refusal, answer: Some(Box::new(answer)) })
-}
-
 /// Gives the caller the answer; from here on it can't be taken back.
 async fn respond(
     session: &mut Session,
@@ -338,31 +214,4 @@ async fn stream_rest(
     }
     // Its connection is not kept: long answers are rare.
     session.write_response_body(None, true).await
-}
-
-fn failed(reason: Reason, message: impl Into<std::borrow::Cow<'static, str>>) -> Failure {
-    Failure { refusal: Refusal::new(reason, message), answer: None }
-}
-
-/// Why an exchange with an endpoint failed.
-pub(super) fn reason_of(error: &pingora::Error) -> Reason {
-    use ErrorType::{
-        BindError, ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout,
-        InvalidHTTPHeader, SocketError,
-    };
-    match error.etype() {
-        ConnectError | ConnectRefused | ConnectTimedout | ConnectNoRoute | BindError
-        | SocketError => Reason::ConnectFailed,
-        InvalidHTTPHeader => Reason::InvalidResponse,
-        _ => Reason::EndpointReset,
-    }
-}
-
-/// Words for the caller: what happened, without addresses or causes from inside.
-pub(super) fn message_of(error: &pingora::Error) -> &'static str {
-    match reason_of(error) {
-        Reason::ConnectFailed => "no connection to an endpoint",
-        Reason::InvalidResponse => "the endpoint's answer is not HTTP",
-        _ => "the connection to the endpoint broke before the answer was complete",
-    }
 }

@@ -1,0 +1,57 @@
+//! What requests met at the endpoints of a pool, brought before the judge.
+//!
+//! The judging itself is pure ([`forebay_routing::outlier`]). This is called by the control task alone,
+//! so that ejections, probes and operators never overrule each other half way.
+
+use super::{EndpointState, Pool, rotation};
+use crate::clock;
+use forebay_protocol::metric::proxy as metric;
+use forebay_routing::outlier::{Cause, Judge, Member, Verdict};
+
+/// Judges a pool's endpoints. Did anybody's health change?
+pub(super) fn look(judge: &mut Judge, pool: &Pool) -> bool {
+    let rules = &pool.config.ejection;
+    let mut records: Vec<_> = pool.endpoints.iter().map(|e| e.state.record()).collect();
+    let mut members: Vec<_> = records
+        .iter_mut()
+        .zip(&pool.endpoints)
+        .map(|(record, endpoint)| Member {
+            tally: &endpoint.state.tally,
+            record,
+            probed: endpoint.state.probed(),
+            draining: endpoint.state.is_drained(),
+        })
+        .collect();
+    let verdicts = judge.look(rules, &mut members, clock::now());
+    drop(members);
+    drop(records);
+    let mut changed = false;
+    for (place, verdict) in verdicts {
+        let state = &pool.endpoints[place].state;
+        match verdict {
+            Verdict::Ejected(cause) => count(metric::EJECTIONS, pool, state, cause),
+            Verdict::Spared(cause) => count(metric::EJECTIONS_REFUSED, pool, state, cause),
+            Verdict::Returned => {}
+        }
+        changed |= rotation::settle(state);
+    }
+    changed
+}
+
+/// The probes of an endpoint took it out of rotation.
+pub(super) fn fell(pool: &Pool, state: &EndpointState) {
+    let held = state.record().fell(&pool.config.ejection, clock::now());
+    if let Some(cause) = held {
+        count(metric::EJECTIONS, pool, state, cause);
+    }
+}
+
+fn count(name: &'static str, pool: &Pool, state: &EndpointState, cause: Cause) {
+    metrics::counter!(
+        name,
+        "pool" => pool.config.name.clone(),
+        "endpoint" => state.name.to_string(),
+        "cause" => cause.as_str(),
+    )
+    .increment(1);
+}

@@ -1,0 +1,81 @@
+//! Which endpoints are used: what probes, operators and requests say of each, brought together.
+//!
+//! All of this is called by the control task alone, which is why it may write without asking.
+
+use super::control::{Drain, Drained, Unknown};
+use super::{Endpoint, EndpointState, Pool, Snapshot, eject};
+use crate::config;
+use forebay_routing::{Health, outlier};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Takes in what an endpoint's probes say. Did its health change?
+pub(super) fn probed(current: &Snapshot, state: &EndpointState, health: Health) -> bool {
+    let from = health_of(state);
+    state.probed.store(health as u8, Relaxed);
+    if from == Health::Ready && health == Health::Down {
+        let has = |pool: &&Arc<Pool>| pool.endpoints.iter().any(|e| std::ptr::eq(&*e.state, state));
+        if let Some(pool) = current.pools.iter().find(has) {
+            eject::fell(pool, state);
+        }
+    }
+    settle(state)
+}
+
+/// Drains an endpoint, or has it used again.
+pub(super) fn drain(current: &Snapshot, wanted: &Drain) -> Result<Drained, Unknown> {
+    let pool = current.pools.iter().find(|pool| pool.config.name == wanted.pool);
+    let pool = pool.ok_or_else(|| Unknown::Pool(wanted.pool.clone()))?;
+    let found = pool.endpoints.iter().find(|endpoint| endpoint.state.address == wanted.address);
+    let unknown = || Unknown::Endpoint(wanted.pool.clone(), wanted.address);
+    let state = &found.ok_or_else(unknown)?.state;
+    state.drained.store(wanted.drained, Relaxed);
+    settle(state);
+    Ok(Drained { health: state.health(), in_flight: state.load.in_flight() })
+}
+
+/// What an endpoint's health is, all in all: the operator's word goes first, then that of its probes,
+/// then what its answers were like.
+fn health_of(state: &EndpointState) -> Health {
+    match state.probed() {
+        _ if state.is_drained() => Health::Draining,
+        Health::Ready if state.record().out().is_some() => Health::Ejected,
+        probed => probed,
+    }
+}
+
+/// Brings an endpoint's health up to date. Did it change?
+pub(super) fn settle(state: &EndpointState) -> bool {
+    let (from, to) = (state.health(), health_of(state));
+    state.health.store(to as u8, Relaxed);
+    if from == to {
+        return false;
+    }
+    let cause = state.record().out().map(|(cause, _)| cause.as_str());
+    tracing::info!(
+        endpoint = &*state.name,
+        from = from.as_str(),
+        to = to.as_str(),
+        cause,
+        "health changed"
+    );
+    true
+}
+
+/// The endpoints that are used, and whether those that are ejected have to be among them.
+pub(super) fn of(config: &config::Pool, endpoints: &[Arc<Endpoint>]) -> (Vec<Arc<Endpoint>>, bool) {
+    let count = |health| endpoints.iter().filter(|e| e.state.health() == health).count();
+    let (ready, ejected) = (count(Health::Ready), count(Health::Ejected));
+    let all = endpoints.len() - count(Health::Draining);
+    let panics = ejected > 0 && outlier::panics(ready, all, config.ejection.panic_below);
+    let used = |endpoint: &&Arc<Endpoint>| match endpoint.state.health() {
+        Health::Ready => true,
+        Health::Ejected => panics,
+        Health::Probing | Health::Draining | Health::Down => false,
+    };
+    let used: Vec<_> = endpoints.iter().filter(used).map(Arc::clone).collect();
+    for (place, endpoint) in used.iter().enumerate() {
+        endpoint.state.place.store(place, Relaxed);
+    }
+    (used, panics)
+}

@@ -1,0 +1,127 @@
+//! An operator takes an endpoint out of use, and no caller notices.
+
+use crate::client::{Load, get, post};
+use crate::endpoint::{Behaviour, Endpoint};
+use crate::harness::{ARITH, Proxy, Worker, addresses, eventually};
+use std::net::SocketAddr;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+const ARITH_INFER: &str = "/v2/models/arith/infer";
+
+fn path(endpoint: SocketAddr, verb: &str) -> String {
+    format!("/pools/test/endpoints/{endpoint}/{verb}")
+}
+
+async fn state(proxy: &Proxy, endpoint: SocketAddr) -> serde_json::Value {
+    let all = proxy.endpoints().await;
+    all.into_iter().find(|e| e["address"] == endpoint.to_string()).unwrap()
+}
+
+async fn answered(proxy: &Proxy, endpoint: SocketAddr) -> f64 {
+    let labels = [format!("endpoint=\"{endpoint}\""), "outcome=\"answered\"".to_owned()];
+    proxy.metric("forebay_attempts_total", &labels.each_ref().map(String::as_str)).await
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_drained_under_load_finishes_what_it_has_and_gets_nothing_more() {
+    let workers = Worker::start_many(3).await;
+    let proxy = Proxy::in_front_of(&addresses(&workers), 3, "").await;
+    let load = Load::start(proxy.address, ARITH_INFER, ARITH, 8);
+    load.wait(300).await;
+    let chosen = workers[1].address;
+    let said = post(proxy.admin, &path(chosen, "drain"), "").await;
+    assert_eq!(said.status, 200, "{}", said.text());
+    assert_eq!(
+        (&said.json()["health"], &said.json()["pool"]),
+        (&"draining".into(), &"test".into())
+    );
+    eventually("nothing in flight there", async || {
+        (state(&proxy, chosen).await["in_flight"] == 0).then_some(())
+    })
+    .await;
+    let before = answered(&proxy, chosen).await;
+    // Neither probes nor a reload bring it back.
+    assert_eq!(post(proxy.admin, "/reload", "").await.status, 200);
+    load.wait(500).await;
+    assert_eq!(state(&proxy, chosen).await["health"], "draining");
+    assert_eq!(answered(&proxy, chosen).await, before);
+    let draining = [format!("endpoint=\"{chosen}\""), "health=\"draining\"".to_owned()];
+    let draining = draining.each_ref().map(String::as_str);
+    assert_eq!(proxy.metric("forebay_endpoint_health", &draining).await, 1.0);
+
+    assert_eq!(post(proxy.admin, &path(chosen, "undrain"), "").await.json()["health"], "ready");
+    eventually("its traffic", async || {
+        (answered(&proxy, chosen).await > before + 10.0).then_some(())
+    })
+    .await;
+    let outcomes = load.stop().await;
+    assert_eq!(outcomes.keys().collect::<Vec<_>>(), ["200"], "{outcomes:?}");
+}
+
+#[tokio::test]
+async fn what_is_not_there_can_not_be_drained() {
+    let endpoint = Endpoint::start(Behaviour::Echo).await;
+    let proxy = Proxy::in_front_of(&[endpoint.address], 1, "").await;
+    for (path, words) in [
+        ("/pools/nowhere/endpoints/127.0.0.1:1/drain", "no pool \\\"nowhere\\\""),
+        ("/pools/test/endpoints/127.0.0.1:1/drain", "no endpoint 127.0.0.1:1"),
+        ("/pools/test/endpoints/host/drain", "expected /pools/POOL/endpoints/ADDRESS/drain"),
+        ("/pools/test/endpoints/127.0.0.1:1/stop", "expected /pools/POOL/endpoints/ADDRESS/drain"),
+    ] {
+        let answer = post(proxy.admin, path, "").await;
+        assert_eq!(answer.status, 404, "{path}");
+        assert!(answer.text().contains(words), "{path}: {}", answer.text());
+    }
+    assert_eq!(get(proxy.admin, &path(endpoint.address, "drain")).await.status, 405);
+    // The last one can be drained too: the operator knows.
+    assert_eq!(post(proxy.admin, &path(endpoint.address, "drain"), "").await.status, 200);
+    assert_eq!(post(proxy.address, ARITH_INFER, ARITH).await.reason(), "no_endpoint");
+}
+
+#[tokio::test]
+async fn a_connection_outlives_the_drain_of_its_endpoint() {
+    let (first, second) = (greeter(b'1').await, greeter(b'2').await);
+    let proxy = Proxy::start(&format!(
+        "protocol = \"tcp\"\npool = \"test\"\n[pool.test]\nendpoints = [\"{first}\", \"{second}\"]\n\
+         policy = \"round_robin\"\nprobe = {{ kind = \"tcp\", interval = \"300ms\" }}\n"
+    ))
+    .await;
+    proxy.wait_ready(2).await;
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+        open.push((stream.read_u8().await.unwrap(), stream));
+    }
+    assert_ne!(open[0].0, open[1].0, "one at each");
+    assert_eq!(post(proxy.admin, &path(first, "drain"), "").await.status, 200);
+    for _ in 0..6 {
+        let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'2');
+    }
+    for (_, stream) in &mut open {
+        stream.write_all(b"x").await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'x', "it is still carried");
+    }
+    assert_eq!(state(&proxy, first).await["in_flight"], 1);
+}
+
+/// A server that says its name and then what it hears.
+async fn greeter(name: u8) -> SocketAddr {
+    let listener = TcpListener::bind(crate::harness::anywhere()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                stream.write_all(&[name]).await.ok()?;
+                loop {
+                    let heard = stream.read_u8().await.ok()?;
+                    stream.write_all(&[heard]).await.ok()?;
+                }
+                #[allow(unreachable_code, reason = "gives the block its type")]
+                Some(())
+            });
+        }
+    });
+    address
+}
