@@ -60,6 +60,10 @@ pub struct Line<'a> {
     pub endpoint: Option<&'a str>,
     /// How many were tried.
     pub attempts: usize,
+    /// What became of a second attempt beside a slow first one: `won`, `lost` or `failed`.
+    pub hedged: Option<&'static str>,
+    /// Why another variant answered than the one that was asked for.
+    pub degraded: Option<&'static str>,
     /// Body that came in.
     pub bytes_in: u64,
     /// Body that went out.

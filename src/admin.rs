@@ -270,6 +270,9 @@ fn describe() {
         "how long requests waited for an endpoint, of those that had to"
     );
     counter!(metric::SHED, "requests refused because of load");
+    counter!(metric::HEDGES, "second attempts beside a slow first one, by outcome");
+    counter!(metric::HEDGES_REFUSED, "second attempts that were not made, by cause");
+    counter!(metric::DEGRADED, "requests that went on to a cheaper variant");
     counter!(metric::EJECTIONS, "endpoints taken out for what their answers were like, by cause");
     counter!(metric::EJECTIONS_REFUSED, "ejections that would have left too few in rotation");
     gauge!(metric::POOL_PANIC, "1 while so few are ready that ejected endpoints are used too");

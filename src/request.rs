@@ -31,6 +31,12 @@ pub struct Request {
     pub deadline: Option<Instant>,
     /// Endpoints that were tried, the present one last.
     pub attempts: Vec<Picked>,
+    /// Place among the attempts of the one that answered, if it is not the last.
+    pub answered_by: Option<usize>,
+    /// What became of a second attempt beside a slow first one.
+    pub hedged: Option<Hedged>,
+    /// Why a cheaper variant answers, and how far down the route's list it is.
+    pub degraded: Option<Degraded>,
     /// Why it was refused, if it was.
     pub refusal: Option<Refusal>,
     /// How the endpoint ended it, if it is a gRPC call: a number.
@@ -41,6 +47,37 @@ pub struct Request {
     pub times: Times,
     /// Bytes of the body that came in.
     pub bytes_in: u64,
+}
+
+/// What became of a second attempt beside a slow first one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hedged {
+    /// It answered first.
+    Won,
+    /// The first one did.
+    Lost,
+    /// It failed, or both did.
+    Failed,
+}
+
+impl Hedged {
+    /// The word in the log and in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Won => "won",
+            Self::Lost => "lost",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// That a cheaper variant stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Degraded {
+    /// What was wrong with the one that was asked for.
+    pub reason: Reason,
+    /// Place among the route's fallbacks.
+    pub fallback: usize,
 }
 
 /// How long the stages of a request took; zero for a stage that it did not pass.
@@ -67,12 +104,26 @@ impl Request {
             way: None,
             deadline: None,
             attempts: Vec::new(),
+            answered_by: None,
+            hedged: None,
+            degraded: None,
             refusal: None,
             grpc_status: None,
             stated: None,
             times: Times::default(),
             bytes_in: 0,
         }
+    }
+
+    /// The attempt that answered, or the last one.
+    pub fn answering(&self) -> Option<&Picked> {
+        self.answered_by.and_then(|place| self.attempts.get(place)).or(self.attempts.last())
+    }
+
+    /// The model that the present variant is asked for, if it is another than the caller's.
+    pub fn model_instead(&self) -> Option<&str> {
+        let target = self.target.as_ref()?;
+        target.route.fallback.get(self.degraded?.fallback)?.model.as_deref()
     }
 
     /// Time until the deadline; `None` without one, zero if it has passed.

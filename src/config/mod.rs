@@ -115,6 +115,8 @@ pub struct Pool {
     pub probe: Probe,
     /// Where its load is asked for, beside what answers and probes bring.
     pub poll: Option<Poll>,
+    /// When a second attempt is made beside a slow first one; `None`: never.
+    pub hedge: Option<Hedge>,
     /// When an endpoint is taken out for what its answers are like.
     pub ejection: Ejection,
     /// What is sent again.
@@ -198,6 +200,17 @@ pub struct Retry {
     pub on: Vec<Trouble>,
 }
 
+/// A second attempt beside a first one that is slow.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hedge {
+    /// Quantile of the pool's own latencies after which it is made.
+    pub quantile: f64,
+    /// Hedges per request that the pool allows.
+    pub budget: f64,
+    /// It is made no sooner.
+    pub min_delay: Duration,
+}
+
 /// How an attempt can end that may go better elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
@@ -258,12 +271,23 @@ pub struct Route {
     pub paths: Vec<String>,
     /// Index into [`Config::pools`].
     pub pool: usize,
+    /// Cheaper variants that answer if the pool can't, in this order.
+    pub fallback: Vec<Fallback>,
     /// Time that a request may take; a caller can ask for less, not for more.
     pub deadline: Duration,
     /// How urgent a request is that does not say.
     pub priority: Priority,
     /// Whether the answer names the endpoint that gave it.
     pub expose_endpoint: bool,
+}
+
+/// A variant that stands in for another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fallback {
+    /// Index into [`Config::pools`].
+    pub pool: usize,
+    /// The model that is asked for there, if it is another.
+    pub model: Option<String>,
 }
 
 /// A name, or the beginning of one.

@@ -1,10 +1,11 @@
 //! From TOML to [`Config`]: one function a section, in the order of the reference file.
 
 use super::{
-    AccessLog, Config, EndpointProtocol, Fleet, Limits, Pattern, Pool, Probe, ProbeKind, Protocol,
-    Queue, Retry, Route, Server, Source, Trouble, listener, secs,
+    AccessLog, Config, EndpointProtocol, Fallback, Fleet, Hedge, Limits, Pattern, Pool, Probe,
+    ProbeKind, Protocol, Queue, Retry, Route, Server, Source, Trouble, listener, secs,
 };
-use forebay_config::{ByteSize, Diagnostics, Document, Ratio, Span, Table};
+use crate::flow::identify::MAX_NAME;
+use forebay_config::{ByteSize, Diagnostics, Document, NameOrTable, Ratio, Span, Table};
 use forebay_protocol::Priority;
 use forebay_routing::{Ejection, Policy};
 use std::collections::BTreeSet;
@@ -159,6 +160,7 @@ fn pool(name: String, table: &Table<'_, '_>, base: &Path) -> Pool {
         idle_timeout: positive(table, "idle_timeout", secs(50)),
         probe: probe(&table.table_or_empty("probe")),
         poll: table.table("poll").map(|table| super::poll::poll(&table)),
+        hedge: table.table("hedge").map(|table| hedge(&table)),
         ejection: ejection(&table.table_or_empty("ejection")),
         retry: retry(&table.table_or_empty("retry")),
         name,
@@ -270,6 +272,12 @@ fn troubles(table: &Table<'_, '_>) -> Vec<Trouble> {
     names.into_iter().flatten().filter_map(known).collect()
 }
 
+fn hedge(table: &Table<'_, '_>) -> Hedge {
+    let quantile = table.within("quantile", 0.5..=0.9999, 0.95);
+    let budget = share(table, "budget", 0.03);
+    Hedge { quantile, budget, min_delay: table.or("min_delay", millis(5)) }
+}
+
 fn ejection(table: &Table<'_, '_>) -> Ejection {
     let base_time = positive(table, "base_time", secs(3));
     Ejection {
@@ -323,11 +331,39 @@ fn route(table: &Table<'_, '_>, pools: &[Pool], names: &mut Names) -> Route {
         name: name.unwrap_or_default(),
         models: models.map(pattern).collect(),
         paths: paths.map(|(paths, _)| paths).unwrap_or_default(),
+        fallback: fallbacks(table, pools, pool),
         pool: pool.unwrap_or_default(),
         deadline: positive(table, "deadline", secs(30)),
         priority: table.choice("priority", &PRIORITIES, Priority::default()),
         expose_endpoint: table.or("expose_endpoint", false),
     }
+}
+
+fn fallbacks(table: &Table<'_, '_>, pools: &[Pool], own: Option<usize>) -> Vec<Fallback> {
+    let mut fallbacks = Vec::new();
+    for item in table.names_or_tables("fallback") {
+        let (name, model) = match &item {
+            NameOrTable::Name(name, span) => (Some((name.clone(), span.clone())), None),
+            NameOrTable::Table(item) => {
+                (item.required_spanned::<String>("pool"), item.spanned::<String>("model"))
+            }
+        };
+        if let Some((model, span)) = &model
+            && (model.is_empty() || model.len() > MAX_NAME)
+        {
+            let expected = format!("expected a name of at most {MAX_NAME} bytes");
+            table.note(span.clone(), "fallback", format!("{expected}, found {model:?}"));
+        }
+        let model = model.map(|(model, _)| model);
+        let Some((name, span)) = name else { continue };
+        let Some(pool) = listener::known_pool(table, pools, &name, span.clone()) else { continue };
+        if own == Some(pool) && model.is_none() {
+            let message = "expected another pool than the route's own, or another model";
+            table.note(span, "fallback", format!("{message}, found {name:?}"));
+        }
+        fallbacks.push(Fallback { pool, model });
+    }
+    fallbacks
 }
 
 fn pattern(text: String) -> Pattern {

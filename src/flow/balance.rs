@@ -42,6 +42,11 @@ impl Picked {
         self.guard = None;
     }
 
+    /// The attempt was dropped since another has answered. It took at least so long.
+    pub fn given_up(&mut self) {
+        self.answered(true);
+    }
+
     /// The attempt is over with an answer, which began after the time since the pick.
     pub fn answered(&mut self, counts: bool) {
         if let Some(guard) = self.guard.take()
@@ -121,6 +126,15 @@ pub fn pick(pool: &Pool, tried: &[Picked]) -> Result<Picked, Refusal> {
         with_rng(|rng| pick::pick(pool.config.policy, &pool.ready, excluded, &context, rng));
     let index = chosen.ok_or_else(|| no_endpoint(pool, tried.len()))?;
     Ok(Picked::new(Bound::enter(&pool.ready[index], &pool.state)))
+}
+
+/// Picks an endpoint that is not among those `tried` and has room at once, if nobody waits for that.
+pub fn pick_free(pool: &Pool, tried: &[Picked]) -> Option<Picked> {
+    let picked = (pool.state.pending.count() == 0).then(|| pick(pool, tried).ok())??;
+    let load = &picked.endpoint.state.load;
+    // This one is counted already.
+    let there = load.occupancy(clock::now(), pool.config.report_ttl);
+    load.known_slots().is_none_or(|slots| there <= slots).then_some(picked)
 }
 
 fn was_tried(tried: &[Picked], candidate: &Endpoint) -> bool {

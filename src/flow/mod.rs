@@ -17,6 +17,7 @@ pub mod admit;
 pub mod balance;
 pub mod caller;
 pub mod chunks;
+pub mod fallback;
 pub mod forward;
 pub mod grpc;
 pub mod head;

@@ -12,6 +12,8 @@ pub struct Target {
     pub route: Arc<config::Route>,
     /// Its pool, as it was when the request was routed.
     pub pool: Arc<Pool>,
+    /// The pools of the route's fallbacks, in their order.
+    pub fallbacks: Vec<Arc<Pool>>,
 }
 
 impl Target {
@@ -25,7 +27,8 @@ impl Target {
 pub fn route(snapshot: &Snapshot, identity: &Identity, path: &str) -> Option<Target> {
     let route = snapshot.config.routes.iter().find(|route| matches(route, identity, path))?;
     let pool = Arc::clone(snapshot.pools.get(route.pool)?);
-    Some(Target { route: Arc::clone(route), pool })
+    let fallbacks = route.fallback.iter().filter_map(|it| snapshot.pools.get(it.pool)).cloned();
+    Some(Target { route: Arc::clone(route), pool, fallbacks: fallbacks.collect() })
 }
 
 fn matches(route: &config::Route, identity: &Identity, path: &str) -> bool {
@@ -48,6 +51,7 @@ mod tests {
             models: models.to_vec(),
             paths: paths.iter().map(|p| (*p).to_owned()).collect(),
             pool: 0,
+            fallback: Vec::new(),
             deadline: Duration::from_secs(1),
             priority: forebay_protocol::Priority::default(),
             expose_endpoint: false,

@@ -9,7 +9,7 @@ use super::fleet::Fleets;
 use super::pending::{self, Pending};
 use super::probe::{self, Prober};
 use super::rotation;
-use super::{Endpoint, EndpointState, Pool, PoolState, Snapshot};
+use super::{Endpoint, EndpointState, Hedges, Pool, PoolState, Snapshot};
 use crate::config::{self, Config, EndpointProtocol, Source};
 use arc_swap::ArcSwap;
 use forebay_routing::outlier::Judge;
@@ -262,7 +262,7 @@ impl Control {
         }
         let known = self.pools.get(&config.name);
         let state = match known {
-            Some(state) if state.retry == config.retry => Arc::clone(state),
+            Some(state) if state.follows(config) => Arc::clone(state),
             _ => {
                 let retry = config.retry.clone();
                 let budget = RetryBudget::new(retry.budget, retry.min_per_second);
@@ -275,6 +275,7 @@ impl Control {
                     pending: pending.unwrap_or_else(new),
                     budget,
                     retry,
+                    hedges: config.hedge.as_ref().map(Hedges::new),
                 })
             }
         };

@@ -18,7 +18,7 @@ mod rotation;
 
 use crate::config;
 use forebay_routing::outlier::{Record, Tally};
-use forebay_routing::{Candidate, Health, Load, Outcome, RetryBudget};
+use forebay_routing::{Candidate, Health, Latencies, Load, Outcome, RetryBudget};
 use pingora::upstreams::peer::HttpPeer;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -67,6 +67,42 @@ pub struct PoolState {
     pub budget: RetryBudget,
     /// What the budget was made from.
     retry: config::Retry,
+    /// Second attempts, if there are any.
+    pub hedges: Option<Hedges>,
+}
+
+impl PoolState {
+    /// Was it made from what `config` says?
+    fn follows(&self, config: &config::Pool) -> bool {
+        let hedge = self.hedges.as_ref().map(|hedges| &hedges.settings);
+        self.retry == config.retry && hedge == config.hedge.as_ref()
+    }
+}
+
+/// What decides on second attempts beside slow first ones.
+#[derive(Debug)]
+pub struct Hedges {
+    /// What first attempts took lately.
+    pub latencies: Latencies,
+    /// How many are left.
+    pub budget: RetryBudget,
+    /// What both were made from.
+    settings: config::Hedge,
+}
+
+impl Hedges {
+    fn new(settings: &config::Hedge) -> Self {
+        Self {
+            latencies: Latencies::new(settings.quantile),
+            budget: RetryBudget::new(settings.budget, 0.0),
+            settings: settings.clone(),
+        }
+    }
+
+    /// The time after which a second attempt is worth its cost; `None` while nothing is known.
+    pub fn after(&self) -> Option<std::time::Duration> {
+        self.latencies.estimate().map(|usual| usual.max(self.settings.min_delay))
+    }
 }
 
 /// An endpoint at one moment: how to reach it, and what is remembered of it.

@@ -11,11 +11,13 @@ mod drain;
 mod edge;
 mod ejection;
 mod endpoint;
+mod fallback;
 mod faults;
 mod grpc;
 #[path = "../../backends/worker/tests/worker/grpc_client.rs"]
 mod grpc_client;
 mod harness;
+mod hedge;
 mod layer4;
 mod observability;
 mod operations;

@@ -20,7 +20,7 @@ fn the_defaults_that_the_reference_file_states_are_the_defaults() {
                 [[listener]]\naddress = \"127.0.0.1:8443\"\n\
                 protocol = \"tcp\"\npool = \"plain\"\n\
                 [pool.plain]\nendpoints = [\"127.0.0.1:8101\"]\n\
-                [pool.models]\nendpoints = [\"127.0.0.1:8001\", \"127.0.0.1:8002\"]\n\
+                [pool.models]\nendpoints = [\"127.0.0.1:8001\", \"127.0.0.1:8002\"]\nhedge = {}\n\
                 [[route]]\nname = \"models\"\npool = \"models\"\n";
     let bare = Config::parse(bare, &folder).unwrap();
     let models = |config: &Config| {

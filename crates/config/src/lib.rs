@@ -18,5 +18,5 @@ mod value;
 pub use toml::de::DeValue;
 
 pub use document::{Diagnostic, Diagnostics, Document, Span};
-pub use table::Table;
+pub use table::{NameOrTable, Table};
 pub use value::{ByteSize, FromToml, Rate, Ratio};

@@ -149,6 +149,22 @@ impl<'d, 's> Table<'d, 's> {
         items.iter().filter_map(|item| self.as_table(item, key, path.clone())).collect()
     }
 
+    /// The items of the array at `key`, each a name or a table; empty if it is absent.
+    pub fn names_or_tables(&self, key: &str) -> Vec<NameOrTable<'d, 's>> {
+        let Some(value) = self.entry(key) else { return Vec::new() };
+        let DeValue::Array(items) = value.get_ref() else {
+            let found = describe(value.get_ref());
+            self.note(value.span(), key, format!("expected an array, found {found}"));
+            return Vec::new();
+        };
+        let path = format!("{}.*", self.join(key));
+        let read = |item: &'d Spanned<DeValue<'s>>| match item.get_ref() {
+            DeValue::String(name) => Some(NameOrTable::Name(name.to_string(), item.span())),
+            _ => self.as_table(item, key, path.clone()).map(NameOrTable::Table),
+        };
+        items.iter().filter_map(read).collect()
+    }
+
     /// The tables whose names are identity (`[key.name]`), in the order of their names.
     pub fn named(&self, key: &str) -> Vec<(String, Table<'d, 's>)> {
         let Some(value) = self.entry(key) else { return Vec::new() };
@@ -194,6 +210,15 @@ impl<'d, 's> Table<'d, 's> {
     fn join(&self, key: &str) -> String {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
+}
+
+/// An item that can be written shortly, as a name, or in full.
+#[allow(missing_debug_implementations, reason = "a table has none")]
+pub enum NameOrTable<'d, 's> {
+    /// The name, and where it stands.
+    Name(String, Span),
+    /// In full.
+    Table(Table<'d, 's>),
 }
 
 impl Drop for Table<'_, '_> {

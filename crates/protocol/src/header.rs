@@ -43,5 +43,8 @@ pub const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accep
 pub const REASON: HeaderName = HeaderName::from_static("x-forebay-reason");
 /// The variant that answered.
 pub const VARIANT: HeaderName = HeaderName::from_static("x-forebay-variant");
+/// Why another variant answered than the one that was asked for: the code of a
+/// [`Reason`](crate::Reason).
+pub const DEGRADED: HeaderName = HeaderName::from_static("x-forebay-degraded");
 /// The endpoint that answered; sent only where the route allows callers to see it.
 pub const ENDPOINT: HeaderName = HeaderName::from_static("x-forebay-endpoint");

@@ -14,6 +14,13 @@ pub mod proxy {
     pub const RETRIES: &str = "forebay_retries_total";
     /// Counter: retries that the budget refused, by `pool`.
     pub const RETRIES_REFUSED: &str = "forebay_retries_refused_total";
+    /// Counter: second attempts beside a slow first one by `pool`, `outcome` (`won`: it answered first;
+    /// `lost`, `failed`).
+    pub const HEDGES: &str = "forebay_hedges_total";
+    /// Counter: those that were not made, by `pool`, `cause` (`budget`; `busy`: no endpoint was free).
+    pub const HEDGES_REFUSED: &str = "forebay_hedges_refused_total";
+    /// Counter: requests that went on to a cheaper variant, by `route`, `from`, `to`, `reason`.
+    pub const DEGRADED: &str = "forebay_degraded_total";
     /// Counter: endpoints taken out of rotation for what their answers were like, by `pool`,
     /// `endpoint`, `cause`.
     pub const EJECTIONS: &str = "forebay_ejections_total";

@@ -13,10 +13,12 @@
 //! - [`health`]: rise and fall of one endpoint from the outcomes of its probes.
 //! - [`outlier`]: which endpoint is taken out for what its answers were like, and for how long.
 //! - [`budget`]: how many retries a pool may add to the load it has.
+//! - [`hedge`]: after which time a second attempt is worth its cost.
 
 pub mod bind;
 pub mod budget;
 pub mod health;
+pub mod hedge;
 pub mod line;
 pub mod load;
 pub mod outlier;
@@ -26,6 +28,7 @@ mod rng;
 pub use bind::{Binding, Outlook, View};
 pub use budget::RetryBudget;
 pub use health::{Health, HealthCheck, ProbeOutcome};
+pub use hedge::Latencies;
 pub use line::{Claim, Joined, Line, Place};
 pub use load::{InFlight, Load, Report};
 pub use outlier::{Ejection, Outcome};

@@ -6,24 +6,33 @@
 //! not an error. What attempts may cost is bounded by the deadline, by their number and by the pool's
 //! retry budget; all of them are dropped at once when the caller leaves.
 //!
+//! An attempt that is slower than nearly all before it may get a second one beside it (a hedge), at an
+//! endpoint that has room for it at once. Whichever answers first is taken; the other is dropped, and
+//! with its connection or stream the endpoint drops it too, be it in a queue or at work. Its samples
+//! are not lost: an attempt that was given up took at least so long.
+//!
 //! An endpoint that says that it failed (500) is asked no more, another one is, once: if that answers,
 //! the first one was at fault, and that counts against it; if both say the same, it is the request that
 //! makes them fail, and one caller's bad request must not take endpoints out of rotation.
 
 use super::exchange::{Answer, Message, exchange, message_of, trouble_of};
 use super::{count_answer, count_attempt, take_in_report};
+use crate::clock;
 use crate::config::Trouble;
 use crate::error::Refusal;
-use crate::flow::balance::{balance, may_retry};
+use crate::flow::balance::{balance, may_try_again, pick_free};
+use crate::flow::fallback;
 use crate::flow::route::Target;
-use crate::pool::Endpoint;
-use crate::request::Request;
+use crate::pool::{Endpoint, Hedges, Pool};
+use crate::request::{Hedged, Request};
 use forebay_protocol::Reason;
+use forebay_protocol::metric::proxy as metric;
 use forebay_routing::Outcome;
 use pingora::connectors::http::Connector;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 
 /// An endpoint that did not answer for this long is worth a probe.
 const FAIR: Duration = Duration::from_millis(50);
@@ -81,34 +90,84 @@ impl Attempt {
 
 /// The engine, for one request.
 pub(super) struct Attempts<'a> {
-    pub(super) request: &'a mut Request,
-    pub(super) target: &'a Target,
-    pub(super) message: &'a Message,
-    pub(super) connector: &'a Connector,
+    request: &'a mut Request,
+    target: Target,
+    message: Arc<Message>,
+    connector: &'a Connector,
     /// Places of attempts that were answered with an error of the endpoint's own.
     accused: Vec<usize>,
+    /// Where the attempts at the present pool begin.
+    from: usize,
 }
 
 impl<'a> Attempts<'a> {
     pub(super) fn new(
         request: &'a mut Request,
-        target: &'a Target,
-        message: &'a Message,
+        target: Target,
+        message: Message,
         connector: &'a Connector,
     ) -> Self {
-        Self { request, target, message, connector, accused: Vec::new() }
+        let message = Arc::new(message);
+        Self { request, target, message, connector, accused: Vec::new(), from: 0 }
     }
 
-    /// Attempts until one answers, the deadline passes, or no more are allowed.
+    /// Attempts until one answers, the deadline passes, or no more are allowed; then the same at
+    /// each of the variants that may stand in.
     ///
     /// # Errors
     /// What the caller is told if nobody has answered.
     pub(super) async fn run(mut self) -> Result<Won, Refusal> {
-        self.target.pool.state.budget.request();
+        let asked = self.target.clone();
+        let mut first: Option<Failure> = None;
+        loop {
+            let ended = self.at_this_pool().await;
+            let failure = match ended {
+                Ok(won) => return Ok(won),
+                Err(failure) => failure,
+            };
+            let degraded = self.degrade(&failure.refusal);
+            // What became of the variant that was asked for says more than what a lesser one lacked.
+            let first = first.get_or_insert(failure);
+            if !degraded {
+                self.request.degraded = None;
+                self.request.target = Some(asked);
+                let refusal = first.refusal.clone();
+                return first.answer.take().map_or(Err(refusal), |won| Ok(*won));
+            }
+        }
+    }
+
+    /// Goes on to the next variant that may stand in. `false`: there is none.
+    fn degrade(&mut self, refusal: &Refusal) -> bool {
+        while let Some(next) = fallback::next(self.request, &self.target, refusal) {
+            self.target = next;
+            let renamed = match self.request.model_instead() {
+                None => return self.begin_anew(),
+                Some(model) => self.message.asking_for(model),
+            };
+            if let Some(message) = renamed {
+                self.message = Arc::new(message);
+                return self.begin_anew();
+            }
+        }
+        false
+    }
+
+    fn begin_anew(&mut self) -> bool {
+        self.from = self.request.attempts.len();
+        self.accused.clear();
+        true
+    }
+
+    async fn at_this_pool(&mut self) -> Result<Won, Failure> {
+        let state = &self.target.pool.state;
+        state.budget.request();
+        if let Some(hedges) = &state.hedges {
+            hedges.budget.request();
+        }
         let ended = self.until_one_answers().await;
         self.judge(ended.is_ok());
-        // Nothing better came than what an endpoint said of its failure.
-        ended.or_else(|failure| failure.answer.map_or(Err(failure.refusal), |won| Ok(*won)))
+        ended
     }
 
     async fn until_one_answers(&mut self) -> Result<Won, Failure> {
@@ -125,9 +184,16 @@ impl<'a> Attempts<'a> {
                     return Err(last.unwrap_or(none));
                 }
             };
-            let ended = attempt.send(self.message, self.connector).await;
-            self.request.times.forward += attempt.started.elapsed();
-            let mut failure = match self.settle(&attempt, ended) {
+            let started = attempt.started;
+            let ended = if self.target.pool.state.hedges.is_some() {
+                // Two attempts take the room of two, which not every request need have.
+                Box::pin(self.race(attempt)).await
+            } else {
+                let ended = attempt.send(&self.message, self.connector).await;
+                self.settle(&attempt, ended)
+            };
+            self.request.times.forward += started.elapsed();
+            let mut failure = match ended {
                 Ok(won) => return Ok(won),
                 Err(failure) => failure,
             };
@@ -143,12 +209,118 @@ impl<'a> Attempts<'a> {
 
     /// Binds the request to an endpoint that it has not tried yet.
     async fn begin(&mut self) -> Result<Attempt, Refusal> {
-        let endpoint = balance(self.request, self.target).await?;
+        let endpoint = balance(self.request, &self.target).await?;
+        Ok(self.attempt(endpoint))
+    }
+
+    /// The attempt that was bound last.
+    fn attempt(&self, endpoint: Arc<Endpoint>) -> Attempt {
         let started = Instant::now();
         let deadline = self.request.deadline.unwrap_or(started + Duration::from_secs(3600));
         let own = self.target.pool.config.retry.attempt_timeout.map(|own| started + own);
         let until = own.map_or(deadline, |own| own.min(deadline));
-        Ok(Attempt { index: self.request.attempts.len() - 1, endpoint, started, until })
+        Attempt { index: self.request.attempts.len() - 1, endpoint, started, until }
+    }
+
+    /// Sends an attempt, and a second one beside it if the first is slow and that is allowed.
+    async fn race(&mut self, first: Attempt) -> Result<Won, Failure> {
+        let (message, connector) = (Arc::clone(&self.message), self.connector);
+        let mut sent = pin!(first.send(&message, connector));
+        let pool = Arc::clone(&self.target.pool);
+        let hedges = pool.state.hedges.as_ref();
+        let mut in_time = None;
+        if let Some(after) = hedges.and_then(Hedges::after) {
+            in_time = timeout(after, &mut sent).await.ok();
+            if in_time.is_none()
+                && let Some(second) = self.hedge(&pool)
+            {
+                let other = pin!(second.send(&message, connector));
+                return self.both((&first, sent), (&second, other)).await;
+            }
+        }
+        let ended = match in_time {
+            Some(ended) => ended,
+            None => sent.await,
+        };
+        if let (Some(hedges), Ended::Answered(_) | Ended::TooLate) = (hedges, &ended) {
+            hedges.latencies.observe(first.started.elapsed(), clock::now());
+        }
+        self.settle(&first, ended)
+    }
+
+    /// A second attempt, at an endpoint that has room for it at once, if the budget pays for it.
+    fn hedge(&mut self, pool: &Pool) -> Option<Attempt> {
+        let hedges = pool.state.hedges.as_ref()?;
+        let refused = |cause: &'static str| {
+            let pool = pool.config.name.clone();
+            metrics::counter!(metric::HEDGES_REFUSED, "pool" => pool, "cause" => cause)
+                .increment(1);
+        };
+        let Some(picked) = pick_free(pool, &self.request.attempts) else {
+            refused("busy");
+            return None;
+        };
+        if !hedges.budget.try_retry(clock::now()) {
+            refused("budget");
+            return None;
+        }
+        let endpoint = Arc::clone(&picked.endpoint);
+        self.request.attempts.push(picked);
+        Some(self.attempt(endpoint))
+    }
+
+    /// Waits for whichever of two attempts answers first, and drops the other, which cancels it.
+    async fn both<A, B>(
+        &mut self,
+        (first, mut sent): (&Attempt, Pin<&mut A>),
+        (second, mut other): (&Attempt, Pin<&mut B>),
+    ) -> Result<Won, Failure>
+    where
+        A: Future<Output = Ended>,
+        B: Future<Output = Ended>,
+    {
+        let (hedge_is_first, ended) = tokio::select! {
+            ended = &mut sent => (false, ended),
+            ended = &mut other => (true, ended),
+        };
+        let (winner, loser) = if hedge_is_first { (second, first) } else { (first, second) };
+        let mut result = self.settle(winner, ended);
+        let mut by_hedge = hedge_is_first;
+        match &mut result {
+            Ok(_) => self.request.attempts[loser.index].given_up(),
+            Err(failure) => {
+                by_hedge = !hedge_is_first;
+                let ended = if hedge_is_first { sent.await } else { other.await };
+                let said = failure.answer.take();
+                result = self.settle(loser, ended);
+                if let Err(failure) = &mut result {
+                    failure.answer = failure.answer.take().or(said);
+                }
+            }
+        }
+        let outcome = match (&result, by_hedge) {
+            (Ok(_), true) => Hedged::Won,
+            (Ok(_), false) => Hedged::Lost,
+            (Err(_), _) => Hedged::Failed,
+        };
+        self.hedged(first, outcome);
+        result
+    }
+
+    /// Takes in what became of a second attempt.
+    fn hedged(&mut self, first: &Attempt, outcome: Hedged) {
+        let pool = &self.target.pool;
+        if let Some(hedges) = &pool.state.hedges {
+            hedges.latencies.observe(first.started.elapsed(), clock::now());
+        }
+        let name = pool.config.name.clone();
+        metrics::counter!(metric::HEDGES, "pool" => name, "outcome" => outcome.as_str())
+            .increment(1);
+        if outcome == Hedged::Won {
+            // It may be slow, or it may be gone: a probe finds out.
+            first.endpoint.state.suspect();
+        }
+        self.request.hedged = Some(outcome);
     }
 
     /// May the request be sent once more after this? If so, it is paid for.
@@ -156,7 +328,7 @@ impl<'a> Attempts<'a> {
         let retry = &self.target.pool.config.retry;
         failure.trouble.is_some_and(|trouble| retry.on.contains(&trouble))
             && self.accused.len() < MOST_ACCUSED
-            && may_retry(self.request, self.target)
+            && may_try_again(&self.target.pool, &self.request.attempts[self.from..])
     }
 
     /// Takes in how an attempt ended.
@@ -180,16 +352,16 @@ impl<'a> Attempts<'a> {
     }
 
     fn counted(&self, attempt: &Attempt, failure: Failure) -> Failure {
-        count_attempt(self.target, &attempt.endpoint.state, failure.refusal.reason.code());
+        count_attempt(&self.target, &attempt.endpoint.state, failure.refusal.reason.code());
         failure
     }
 
     fn answered(&mut self, attempt: &Attempt, answer: Answer) -> Result<Won, Failure> {
         let state = &attempt.endpoint.state;
         if let Some(trailers) = &answer.trailers {
-            take_in_report(trailers, self.target, state, true);
+            take_in_report(trailers, &self.target, state, true);
         }
-        take_in_report(&answer.head.headers, self.target, state, true);
+        take_in_report(&answer.head.headers, &self.target, state, true);
         let picked = &mut self.request.attempts[attempt.index];
         let status = answer.status();
         match status {
@@ -208,12 +380,15 @@ impl<'a> Attempts<'a> {
         let endpoint = Arc::clone(&attempt.endpoint);
         let trouble = Trouble::Status(status);
         if status < 400 || !self.target.pool.config.retry.on.contains(&trouble) {
-            count_answer(self.target, state);
+            count_answer(&self.target, state);
+            self.request.answered_by = Some(attempt.index);
             return Ok(Won { answer, endpoint });
         }
         let usual = if status == 503 { Reason::QueueFull } else { Reason::InferenceFailed };
         let reason = answer.reason().unwrap_or(usual);
         let refusal = Refusal::new(reason, "the endpoint refused the request");
+        // Unless another does better.
+        self.request.answered_by = Some(attempt.index);
         let answer = Some(Box::new(Won { answer, endpoint }));
         Err(self.counted(attempt, Failure { trouble: Some(trouble), refusal, answer }))
     }

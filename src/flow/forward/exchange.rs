@@ -2,6 +2,7 @@
 
 use super::{grpc, stamp};
 use crate::config::Trouble;
+use crate::flow::fallback;
 use bytes::Bytes;
 use forebay_protocol::grpc::Code;
 use forebay_protocol::{Reason, header};
@@ -30,6 +31,22 @@ pub(super) struct Message {
     pub is_grpc: bool,
     /// When nobody waits for its answer any more.
     pub deadline: Option<Instant>,
+}
+
+impl Message {
+    /// The same for another model; `None` if it can't be said there.
+    pub(super) fn asking_for(&self, model: &str) -> Option<Self> {
+        let (mut head, mut body) = (self.head.clone(), self.body.clone());
+        if self.is_grpc {
+            body = fallback::rename_message(&body, model)?;
+            if head.headers.contains_key(http::header::CONTENT_LENGTH) {
+                head.insert_header(http::header::CONTENT_LENGTH, body.len()).ok()?;
+            }
+        } else {
+            fallback::rename_path(&mut head, model).ok()?;
+        }
+        Some(Self { head, body, ..*self })
+    }
 }
 
 /// An answer that is ready to be given to the caller.

@@ -65,7 +65,7 @@ pub(super) fn note(request: &mut Request, headers: &HeaderMap) {
 /// endpoint has done its work and does not count it any more.
 pub fn trailers(request: &mut Request, trailers: &mut HeaderMap, complete: bool) {
     note(request, trailers);
-    if let (Some(target), Some(picked)) = (&request.target, request.attempts.last()) {
+    if let (Some(target), Some(picked)) = (&request.target, request.answering()) {
         take_in_report(trailers, target, &picked.endpoint.state, complete);
     }
     trailers.remove(header::LOAD_REPORT);

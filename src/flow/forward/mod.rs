@@ -79,6 +79,9 @@ fn prepare_answer(
     head.remove_header(&header::LOAD_REPORT_BIN);
     head.insert_header(header::REQUEST_ID, request.identity.request_id.as_str())?;
     head.insert_header(header::VARIANT, target.variant())?;
+    if let Some(degraded) = request.degraded {
+        head.insert_header(header::DEGRADED, degraded.reason.code())?;
+    }
     if target.route.expose_endpoint {
         head.insert_header(header::ENDPOINT, &*endpoint.name)?;
     }

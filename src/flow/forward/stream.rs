@@ -11,6 +11,8 @@ use crate::error::Refusal;
 use crate::flow::admit::body_too_large;
 use crate::flow::balance::{balance, may_retry};
 use crate::flow::caller::is_malformed;
+use crate::flow::fallback;
+use crate::flow::route::Target;
 use crate::pool::{Endpoint, EndpointState};
 use crate::request::Request;
 use forebay_protocol::Reason;
@@ -34,7 +36,7 @@ fn refused(request: &mut Request, refusal: Refusal) -> Box<Error> {
 /// # Errors
 /// No endpoint, or no time left.
 pub async fn peer(request: &mut Request, limits: &Limits) -> pingora::Result<Box<HttpPeer>> {
-    let Some(target) = request.target.clone() else {
+    let Some(mut target) = request.target.clone() else {
         return Error::e_explain(ErrorType::InternalError, "a request without a route");
     };
     if request.attempts.is_empty() {
@@ -44,10 +46,24 @@ pub async fn peer(request: &mut Request, limits: &Limits) -> pingora::Result<Box
         let refusal = Refusal::new(Reason::DeadlineExceeded, "no answer before the deadline");
         return Err(refused(request, refusal));
     }
-    let endpoint = match balance(request, &target).await {
-        Ok(endpoint) => endpoint,
+    let mut first = None;
+    let endpoint = loop {
+        let refusal = match balance(request, &target).await {
+            Ok(endpoint) => break endpoint,
+            Err(refusal) => refusal,
+        };
         // Pingora asks again if a kept connection had closed: the endpoint itself is not at fault.
-        Err(refusal) => again(request).ok_or_else(|| refused(request, refusal))?,
+        if let Some(endpoint) = again(request) {
+            break endpoint;
+        }
+        let next = stand_in(request, &target, &refusal);
+        // What was wrong with the variant that was asked for says more than what a lesser one lacked.
+        let (asked, refusal) = first.get_or_insert_with(|| (target.clone(), refusal)).clone();
+        let Some(next) = next else {
+            (request.degraded, request.target) = (None, Some(asked));
+            return Err(refused(request, refusal));
+        };
+        target = next;
     };
     let left = request.time_left().unwrap_or(limits.stream_idle);
     let mut peer = Box::new(endpoint.peer(request.identity.grpc.is_some()).clone());
@@ -55,6 +71,17 @@ pub async fn peer(request: &mut Request, limits: &Limits) -> pingora::Result<Box
     peer.options.read_timeout = Some(left);
     peer.options.write_timeout = Some(left);
     Ok(peer)
+}
+
+/// The next variant that may stand in. The model of a call that is piped can't be exchanged if it
+/// stands in its messages.
+fn stand_in(request: &mut Request, target: &Target, refusal: &Refusal) -> Option<Target> {
+    loop {
+        let next = fallback::next(request, target, refusal)?;
+        if request.identity.grpc.is_none() || request.model_instead().is_none() {
+            return Some(next);
+        }
+    }
 }
 
 /// The endpoint that was tried last, if the attempt did not fail there.
@@ -81,6 +108,9 @@ pub fn connect_failed(request: &mut Request, mut error: Box<Error>) -> Box<Error
 /// A header that can't be written.
 pub fn request_header(request: &Request, head: &mut RequestHeader) -> pingora::Result<()> {
     prepare_request(head, request)?;
+    if let Some(model) = request.model_instead() {
+        fallback::rename_path(head, model)?;
+    }
     match request.deadline {
         Some(deadline) => stamp(head, deadline, request.identity.grpc.is_some()),
         None => Ok(()),

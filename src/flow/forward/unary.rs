@@ -59,10 +59,13 @@ pub async fn forward(
     prepare_request(&mut head, request)?;
     let message = Message { head, body, is_grpc, deadline: request.deadline };
     let outcome = tokio::select! {
-        outcome = Attempts::new(request, target, &message, connector).run() => outcome,
+        outcome = Attempts::new(request, target.clone(), message, connector).run() => outcome,
         // With the body complete this resolves only if the caller leaves.
         left = session.downstream_session.read_body_or_idle(true) => Err(caller_left(left)),
     };
+    // A cheaper variant may have stood in.
+    let target = request.target.clone().unwrap_or_else(|| target.clone());
+    let target = &target;
     match outcome {
         Ok(Won { answer, endpoint }) if is_grpc => {
             grpc::respond(session, request, target, answer, &endpoint.state).await

@@ -24,7 +24,7 @@ pub use code::{Code, decode_message, encode_message};
 pub use frame::{FrameError, PREFIX_BYTES, Prefix, frame, frame_compressed, only_message};
 pub use method::Method;
 pub use timeout::{format_timeout, parse_timeout};
-pub use wire::{WireError, text_field};
+pub use wire::{WireError, text_field, with_model};
 
 use http::{HeaderMap, header};
 

@@ -148,6 +148,17 @@ pub fn text_field(message: &[u8], number: u32) -> Result<Option<&str>, WireError
     Ok(found)
 }
 
+/// An inference with another model in place of the one that it names. The version goes with the old
+/// one. Of a field that stands there twice the last one counts, so the message need not be taken
+/// apart.
+pub fn with_model(message: &[u8], model: &str) -> Vec<u8> {
+    let mut renamed = Vec::with_capacity(message.len() + model.len() + 16);
+    renamed.extend_from_slice(message);
+    put_bytes(&mut renamed, 1, model.as_bytes());
+    put_bytes(&mut renamed, 2, b"");
+    renamed
+}
+
 /// Appends a number.
 pub(crate) fn put_varint(out: &mut Vec<u8>, mut number: u64) {
     loop {
@@ -217,6 +228,9 @@ mod tests {
         assert_eq!(text_field(&message, 2), Ok(None));
         put_bytes(&mut message, 2, &[0xff]);
         assert_eq!(text_field(&message, 2), Err(WireError::Text));
+        let renamed = with_model(&message[..message.len() - 3], "small");
+        assert_eq!(text_field(&renamed, 1), Ok(Some("small")));
+        assert_eq!(text_field(&renamed, 2), Ok(Some("")));
         let cut_short = &message[..message.len() - 1];
         assert_eq!(text_field(cut_short, 1), Err(WireError::Truncated));
     }

@@ -65,6 +65,31 @@ impl<'a> Path<'a> {
     }
 }
 
+/// `path` with another model in place of the one that it names. The version goes with the old one.
+/// `None`: it names no model.
+pub fn with_model(path: &str, model: &str) -> Option<String> {
+    let parsed = Path::parse(path)?;
+    let rest = path.strip_prefix("/v2/models/")?;
+    let (_, mut tail) = split(parsed.model.and(Some(rest))?);
+    if let Some(rest) = tail.strip_prefix("versions/") {
+        (_, tail) = split(rest);
+    }
+    let mut path = String::from("/v2/models/");
+    for byte in model.bytes() {
+        // What stands for itself in a path, everywhere (RFC 3986, 2.3).
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            path.push(char::from(byte));
+        } else {
+            path.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    if !tail.is_empty() {
+        path.push('/');
+        path.push_str(tail);
+    }
+    Some(path)
+}
+
 fn split(path: &str) -> (&str, &str) {
     path.split_once('/').unwrap_or((path, ""))
 }
@@ -72,6 +97,21 @@ fn split(path: &str) -> (&str, &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_model_is_exchanged_without_its_version() {
+        for (path, expected) in [
+            ("/v2/models/a/infer", Some("/v2/models/small%2Fb/infer")),
+            ("/v2/models/a/versions/3/infer", Some("/v2/models/small%2Fb/infer")),
+            ("/v2/models/a", Some("/v2/models/small%2Fb")),
+            ("/v2/models/a/versions/3", Some("/v2/models/small%2Fb")),
+            ("/v2/models/stats", None),
+            ("/v2", None),
+            ("/v1/models/a/infer", None),
+        ] {
+            assert_eq!(with_model(path, "small/b").as_deref(), expected, "{path}");
+        }
+    }
 
     #[test]
     fn paths_are_told_apart() {

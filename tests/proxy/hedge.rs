@@ -1,0 +1,111 @@
+//! A second attempt beside one that is slow: who wins, what it may cost, and what becomes of the loser.
+
+use crate::client::{get, post, post_with};
+use crate::endpoint::{Behaviour, Endpoint};
+use crate::harness::{ARITH, Proxy, Worker, addresses, eventually};
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering::Relaxed;
+
+const INFER: &str = "/v2/models/m/infer";
+const ARITH_INFER: &str = "/v2/models/arith/infer";
+const HEDGE: &str = "policy = \"round_robin\"\nhedge = { quantile = 0.95, budget = \"5%\" }";
+
+/// Enough requests that what is usual is known.
+async fn learn(proxy: &Proxy, path: &str, body: &'static str) {
+    for _ in 0..160 {
+        assert_eq!(post(proxy.address, path, body).await.status, 200);
+    }
+}
+
+async fn hedges(proxy: &Proxy, outcome: &str) -> f64 {
+    proxy.metric("forebay_hedges_total", &[&format!("outcome=\"{outcome}\"")]).await
+}
+
+#[tokio::test]
+async fn a_request_that_takes_too_long_is_answered_by_another_and_the_first_is_dropped() {
+    let stuck = Endpoint::start(Behaviour::Echo).await;
+    let well = Endpoint::start(Behaviour::Echo).await;
+    // What nobody answers any more is over sooner than this test gives up.
+    let proxy = Proxy::in_front_of(&[stuck.address, well.address], 2, HEDGE).await;
+    learn(&proxy, INFER, "x").await;
+    stuck.becomes(Behaviour::Silent);
+    for _ in 0..4 {
+        assert_eq!(post(proxy.address, INFER, "x").await.status, 200);
+    }
+    let won = hedges(&proxy, "won").await;
+    assert!(won >= 1.0, "{}", proxy.metrics().await);
+    eventually("the end of the attempts that lost", async || {
+        (stuck.abandoned.load(Relaxed) as f64 >= won).then_some(())
+    })
+    .await;
+    let lines: Vec<_> = (0..164).map(|_| proxy.next_line()).collect();
+    let hedged = lines.iter().find(|line| line["hedged"] == "won").unwrap();
+    assert_eq!((&hedged["attempts"], &hedged["reason"]), (&2.into(), &"ok".into()));
+    assert_eq!(hedged["endpoint"], well.address.to_string(), "the one that answered");
+    assert!(proxy.endpoints().await.iter().all(|endpoint| endpoint["in_flight"] == 0));
+    assert_eq!(proxy.metric("forebay_retries_total", &[]).await, 0.0, "budgets are apart");
+}
+
+#[tokio::test]
+async fn what_hedges_add_is_bounded() {
+    let stuck = Endpoint::start(Behaviour::Echo).await;
+    let well = Endpoint::start(Behaviour::Echo).await;
+    let pool = format!("{HEDGE}\nejection = {{ max_share = \"0%\" }}");
+    let proxy = Proxy::in_front_of(&[stuck.address, well.address], 2, &pool).await;
+    learn(&proxy, INFER, "x").await;
+    stuck.becomes(Behaviour::Silent);
+    let mut late = 0;
+    for _ in 0..40 {
+        let answer = post_with(proxy.address, INFER, &[("x-request-deadline", "60")], "x").await;
+        late += u32::from(answer.status == 504);
+    }
+    // 200 requests, one in twenty of which may have a second attempt.
+    let made = proxy.metric("forebay_hedges_total", &[]).await;
+    assert!((5.0..=10.0).contains(&made), "{made}");
+    assert!(late >= 10, "{late}");
+    assert!(proxy.metric("forebay_hedges_refused_total", &["cause=\"budget\""]).await >= 1.0);
+}
+
+#[tokio::test]
+async fn without_the_setting_there_are_none() {
+    let endpoint = Endpoint::start(Behaviour::Echo).await;
+    let proxy = Proxy::in_front_of(&[endpoint.address], 1, "").await;
+    learn(&proxy, INFER, "x").await;
+    assert_eq!(proxy.metric("forebay_hedges_total", &[]).await, 0.0);
+    assert!(proxy.next_line()["hedged"].is_null());
+}
+
+async fn worker_metric(worker: SocketAddr, name: &str, label: &str) -> f64 {
+    let text = get(worker, "/metrics").await.text();
+    let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+#[tokio::test]
+async fn the_loser_leaves_the_queue_of_its_worker() {
+    let workers = Worker::start_many(2).await;
+    // Reports are not believed, or nothing would be sent to the one that is busy.
+    let pool = format!("{HEDGE}\nreport_ttl = \"0ms\"\nslots = 4");
+    let proxy = Proxy::in_front_of(&addresses(&workers), 2, &pool).await;
+    learn(&proxy, ARITH_INFER, ARITH).await;
+    let busy = workers[0].address;
+    // Seconds of its only executor, from somebody else, in one node of a graph: it can't be lent.
+    let steps = 300_000;
+    let long = format!(
+        "{{\"inputs\":[{{\"name\":\"x\",\"shape\":[{steps},1,3],\"datatype\":\"FP32\",\"data\":[{}]}}]}}",
+        vec!["0.5"; 3 * steps].join(",")
+    );
+    let other = tokio::spawn(async move { post(busy, "/v2/models/endless/infer", long).await });
+    eventually("a busy worker", async || {
+        (worker_metric(busy, "forebay_worker_requests_in_flight", "").await >= 1.0).then_some(())
+    })
+    .await;
+    eventually("the end of a wait in the queue", async || {
+        assert_eq!(post(proxy.address, ARITH_INFER, ARITH).await.status, 200);
+        (worker_metric(busy, "forebay_worker_abandoned_total", "stage=\"queue\"").await >= 1.0)
+            .then_some(())
+    })
+    .await;
+    assert!(hedges(&proxy, "won").await >= 1.0);
+    other.abort();
+}
