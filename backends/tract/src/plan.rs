@@ -13,8 +13,8 @@ use tract_onnx::tract_core::internal::TypedSimplePlan;
 use tract_onnx::tract_core::transform::get_transform;
 use tract_onnx::tract_hir::internal::InferenceNode;
 
-/// Plans kept of one model: the buckets of a batch up to 32, and two odd shapes.
-const MAX_PLANS: usize = 8;
+/// Plans kept of one model: the buckets of a batch up to 32, and six odd shapes.
+const MAX_PLANS: usize = 12;
 
 /// Shapes of all inputs, in the model's order.
 pub(crate) type Shapes = Vec<Vec<usize>>;

@@ -210,7 +210,7 @@ fn inputs(
     first_row: usize,
 ) -> Result<Vec<Tensor>, LoadError> {
     let input = |input: &TensorMetadata| {
-        let shape = warm_up_shape(input, options.warm_up.get(&input.name), batch)?;
+        let shape = warm_up_shape(input, options.warm_up.get(&input.name), options.open, batch)?;
         Ok(synthetic(input, shape, first_row))
     };
     model.interface.inputs.iter().map(input).collect()
@@ -219,9 +219,12 @@ fn inputs(
 fn warm_up_shape(
     input: &TensorMetadata,
     given: Option<&Vec<usize>>,
+    open: usize,
     batch: Option<usize>,
 ) -> Result<Vec<usize>, LoadError> {
-    let declared = input.shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(1));
+    let open = |index: usize| if index == 0 { 1 } else { open.max(1) };
+    let dims = input.shape.iter().enumerate();
+    let declared = dims.map(|(i, &dim)| usize::try_from(dim).unwrap_or_else(|_| open(i)));
     let mut shape: Vec<usize> = match given {
         Some(given) => given.clone(),
         None => declared.collect(),

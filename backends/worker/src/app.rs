@@ -11,7 +11,7 @@ use crate::queue::Queue;
 use crate::refusal::Refusal;
 use crate::report::Load;
 use crate::repository::Repository;
-use crate::{compress, control, describe, grpc, rest};
+use crate::{compress, control, describe, grpc, openai, rest};
 use axum::Router;
 use axum::extract::{FromRequestParts, Path, Request, State};
 use axum::middleware::{self, Next};
@@ -101,6 +101,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v2/repository/index", post(control::index_call))
         .route("/v2/repository/models/{model}/load", post(control::load_call))
         .route("/v2/repository/models/{model}/unload", post(control::unload_call))
+        .route("/v1/models", get(openai::models))
+        .route("/v1/models/{model}", get(openai::model))
+        .route("/v1/embeddings", post(openai::embeddings))
         .route("/v2/models/stats", get(describe::models_statistics))
         .nest("/v2/models/{model}", model.clone())
         .nest("/v2/models/{model}/versions/{version}", model)

@@ -30,6 +30,7 @@ pub(crate) async fn welcome(Shared(app): Shared<Arc<App>>) -> String {
          POST /v2/models/MODEL/infer           run it\n\
          POST /v2/repository/index             all models and their states\n\
          POST /v2/repository/models/MODEL/load, /unload\n\
+         POST /v1/embeddings, GET /v1/models   as OpenAI's clients ask\n\
          GET  /metrics                         for Prometheus\n\n",
         env!("CARGO_PKG_VERSION")
     );

@@ -23,6 +23,9 @@ const MAX_CONFIG: u64 = 1 << 20;
 /// Longest file of labels, in bytes: a vocabulary of a million.
 const MAX_LABELS: u64 = 16 << 20;
 
+/// Longest tokenizer, in bytes: one for a hundred languages has 17 MiB.
+const MAX_TOKENIZER: u64 = 64 << 20;
+
 /// Longest example, in bytes, and how many are read of one model.
 const MAX_EXAMPLE: u64 = 16 << 20;
 const MAX_EXAMPLES: usize = 16;
@@ -131,6 +134,14 @@ impl Disk {
         let bytes = self.read(&Path::new(name).join(file), MAX_LABELS)?;
         let text = String::from_utf8(bytes).map_err(|error| format!("{file}: {error}"))?;
         Ok(text.lines().map(|line| line.trim().to_owned()).collect())
+    }
+
+    /// The bytes of a tokenizer beside the model's versions.
+    ///
+    /// # Errors
+    /// In words: it can't be read.
+    pub(crate) fn tokenizer(&self, name: &str, file: &str) -> Result<Vec<u8>, String> {
+        self.read(&Path::new(name).join(file), MAX_TOKENIZER)
     }
 
     /// Reads a file, its path relative to the repository.

@@ -116,6 +116,28 @@ where
     result
 }
 
+/// Runs tensors that the worker has made itself, and counts that like any inference.
+///
+/// # Errors
+/// As of [`infer`].
+pub(crate) async fn infer_rows(
+    app: &Arc<App>,
+    version: &Arc<Version>,
+    terms: Terms,
+    request: InferRequest,
+) -> Result<Vec<Tensor>, Refusal> {
+    let mut tally = Tally::new(app);
+    tally.version = Some(Arc::clone(version));
+    let share = Share::new(&app.memory);
+    let received = Received { request, share, took: Duration::ZERO };
+    let result = run(app, version, terms, received).await;
+    tally.reason = result.as_ref().map_or_else(|refusal| refusal.reason.code(), |_| "ok");
+    result.map(|(answer, input)| {
+        tally.spent[0] = input;
+        answer.response.outputs
+    })
+}
+
 async fn run(
     app: &Arc<App>,
     version: &Arc<Version>,

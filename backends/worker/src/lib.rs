@@ -17,6 +17,7 @@
 //! | `compress` | answers compressed for who asks for it |
 //! | `grpc` | the same, and the other calls, over gRPC |
 //! | `rest` | an inference as HTTP request and answer |
+//! | `openai`, `embedding` | texts to embeddings, as OpenAI's clients ask for them |
 //! | `infer` | one inference, whatever it came in on: check, queue, wait, answer |
 //! | `check` | do the tensors fit the model? |
 //! | `queue` | a bounded line per model; who runs next, and what runs together |
@@ -48,6 +49,7 @@ pub mod config;
 mod control;
 mod describe;
 mod disk;
+mod embedding;
 mod executor;
 mod golden;
 mod grpc;
@@ -56,6 +58,7 @@ mod lifecycle;
 mod loader;
 mod metrics;
 mod model_config;
+mod openai;
 mod overseer;
 mod queue;
 mod refusal;

@@ -13,6 +13,7 @@
 
 use crate::app::App;
 use crate::disk::{Disk, Found, Stamp};
+use crate::embedding::Embedder;
 use crate::golden;
 use crate::model_config::ModelConfig;
 use crate::queue::LineConfig;
@@ -400,9 +401,13 @@ impl Loader {
         let bytes = self.disk.onnx(name, number).map_err(Failure::Bad)?;
         let digest = blake3::hash(&bytes).to_hex().to_string();
         let labels = self.labels(name, &model.config).map_err(Failure::Bad)?;
+        let tokenizer = self.tokenizer(name, &model.config).map_err(Failure::Bad)?;
         let is_same = |old: &Arc<Version>| {
+            let embedding = old.embedding.as_ref().map(|embedding| embedding.digest);
             let is_same = old.digest == digest && old.labels == labels;
-            is_same && Arc::ptr_eq(&old.config, &model.config)
+            is_same
+                && embedding == tokenizer.as_deref().map(blake3::hash)
+                && Arc::ptr_eq(&old.config, &model.config)
         };
         if old.version().is_some_and(is_same) {
             return Ok(None);
@@ -424,6 +429,7 @@ impl Loader {
             .map_err(|error| Failure::Bad(error.to_string()))?;
         let examples = self.disk.examples(name).map_err(Failure::Bad)?;
         golden::check(&engine, &examples, model.config.tolerance).map_err(Failure::Bad)?;
+        let embedding = embedder(&model.config, tokenizer, &engine).map_err(Failure::Bad)?;
         let took = started.elapsed();
         let memory = known.unwrap_or_else(|| room::measured(bytes.len(), before));
         let share = self.app.repository.hold(memory);
@@ -433,8 +439,9 @@ impl Loader {
         let of_model = (Arc::clone(&model.config), Arc::clone(&model.line));
         let stats = stats
             .unwrap_or_else(|| Arc::new(Stats::new(&self.app.metrics, name, &number.to_string())));
+        let beside = (labels, embedding);
         let version =
-            Version::new((name, number), of_model, (engine, digest, labels), share, stats);
+            Version::new((name, number), of_model, (engine, digest), beside, share, stats);
         tracing::info!(
             model = name,
             version = number,
@@ -456,6 +463,12 @@ impl Loader {
     fn labels(&self, name: &str, config: &ModelConfig) -> Result<Labels, String> {
         let files = config.tensors.iter().filter_map(|t| Some((&t.name, t.label_file.as_ref()?)));
         files.map(|(output, file)| Ok((output.clone(), self.disk.labels(name, file)?))).collect()
+    }
+
+    /// The tokenizer's file, where embeddings are wanted.
+    fn tokenizer(&self, name: &str, config: &ModelConfig) -> Result<Option<Vec<u8>>, String> {
+        let embedding = config.embedding.as_ref();
+        embedding.map(|embedding| self.disk.tokenizer(name, &embedding.tokenizer)).transpose()
     }
 
     /// Loads a version that requests wait for.
@@ -502,4 +515,22 @@ impl Loader {
     pub(crate) fn free(&mut self) {
         self.retired.retain(|version| Arc::strong_count(version) > 1);
     }
+}
+
+/// From texts to the model's inputs; each length is run once, so that no caller waits for its plan.
+fn embedder(
+    config: &ModelConfig,
+    tokenizer: Option<Vec<u8>>,
+    engine: &engine::Model,
+) -> Result<Option<Embedder>, String> {
+    let (Some(config), Some(tokenizer)) = (&config.embedding, tokenizer) else { return Ok(None) };
+    let embedder = Embedder::new(config, &tokenizer, engine)?;
+    for length in embedder.lengths() {
+        let request = embedder.request(&vec![0; length]);
+        let outputs = engine.run(&[&request.inputs], 1, &|| false);
+        let outputs = outputs.map_err(|error| format!("{length} tokens: {error}"))?;
+        let outputs = outputs.first().map(Vec::as_slice).unwrap_or_default();
+        embedder.pool(outputs, length).map_err(|refusal| refusal.message)?;
+    }
+    Ok(Some(embedder))
 }

@@ -117,6 +117,7 @@ impl Metrics {
         };
         counter(name::INFERENCES, "finished inferences by outcome");
         counter(name::ABANDONED, "requests that nobody waited for any more, by stage and reason");
+        counter(name::EMBEDDING_TOKENS, "tokens that were embedded");
         counter(name::BATCH_RETRIES, "requests that were tried alone after their batch failed");
         counter(name::OVERRUNS, "runs that were stopped at max_execution");
         counter(name::LENT, "times that a run lent its executor to a shorter one");

@@ -1,5 +1,6 @@
 //! `<model>/model.toml`: what the file of a model does not say of itself. All of it is optional.
 
+use crate::embedding::USUAL;
 use forebay_config::{ByteSize, Diagnostics, Document, FromToml, Table};
 use forebay_tract::{LoadOptions, Profile};
 use std::collections::BTreeMap;
@@ -24,6 +25,10 @@ const EXECUTION: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration:
 const DEFAULT_EXECUTION: Duration = Duration::from_secs(60);
 /// Other kernels, other order of sums; a wrong graph is off by far more.
 const DEFAULT_TOLERANCE: f64 = 1e-3;
+
+/// What most sentence encoders were trained on, and the longest that an encoder here takes.
+const DEFAULT_TOKENS: usize = 512;
+const MAX_TOKENS: usize = 8192;
 
 /// What `model.toml` says.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,8 +57,40 @@ pub(crate) struct ModelConfig {
     pub(crate) allow_non_finite: bool,
     /// Load quantised graphs, which the engine may fold wrongly.
     pub(crate) allow_quantized: bool,
+    /// How texts become embeddings, if they do.
+    pub(crate) embedding: Option<EmbeddingConfig>,
     /// Narrows and describes inputs and outputs.
     pub(crate) tensors: Vec<TensorConfig>,
+}
+
+/// `[embedding]`: how texts become a model's inputs, and its outputs one vector.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct EmbeddingConfig {
+    /// File beside the versions, as Hugging Face's tokenizers write it.
+    pub(crate) tokenizer: String,
+    /// The output to take; none: the first.
+    pub(crate) output: Option<String>,
+    pub(crate) pooling: Pooling,
+    /// To a length of 1.
+    pub(crate) normalize: bool,
+    /// Most tokens of one input.
+    pub(crate) max_tokens: usize,
+    /// Cut off what is longer, rather than refuse it.
+    pub(crate) truncate: bool,
+}
+
+/// How one vector is made of those of the tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pooling {
+    Mean,
+    /// The first token's.
+    Cls,
+    /// The last token's.
+    Last,
+    /// The largest of each number.
+    Max,
+    /// The model has done it.
+    None,
 }
 
 /// One `[[input]]` or `[[output]]`.
@@ -95,6 +132,7 @@ impl Default for ModelConfig {
             memory: None,
             allow_non_finite: false,
             allow_quantized: false,
+            embedding: None,
             tensors: Vec::new(),
         }
     }
@@ -135,6 +173,7 @@ impl ModelConfig {
                 memory: file.get("memory").map(|ByteSize(bytes)| bytes),
                 allow_non_finite: file.or("allow_non_finite", default.allow_non_finite),
                 allow_quantized: file.or("allow_quantized", default.allow_quantized),
+                embedding: file.table("embedding").as_ref().map(EmbeddingConfig::read),
                 tensors,
             }
         };
@@ -154,6 +193,7 @@ impl ModelConfig {
             shapes: by_name(&self.tensors, |tensor| tensor.shape.clone()),
             warm_up: by_name(&self.tensors, |tensor| tensor.warm_up.clone()),
             allow_quantized: self.allow_quantized,
+            open: self.embedding.as_ref().map_or(1, |e| USUAL.min(e.max_tokens)),
             profile,
         }
     }
@@ -172,6 +212,27 @@ fn within(
     let (least, most) = (range.start(), range.end());
     file.note(span, key, format!("expected {least:?} to {most:?}, found {value:?}"));
     default
+}
+
+impl EmbeddingConfig {
+    fn read(table: &Table<'_, '_>) -> Self {
+        let poolings = [
+            ("mean", Pooling::Mean),
+            ("cls", Pooling::Cls),
+            ("last", Pooling::Last),
+            ("max", Pooling::Max),
+            ("none", Pooling::None),
+        ];
+        let tokenizer = table.or("tokenizer", FileName("tokenizer.json".to_owned()));
+        Self {
+            tokenizer: tokenizer.0,
+            output: table.get("output"),
+            pooling: table.choice("pooling", &poolings, Pooling::Mean),
+            normalize: table.or("normalize", true),
+            max_tokens: table.within("max_tokens", 1..=MAX_TOKENS, DEFAULT_TOKENS),
+            truncate: table.or("truncate", false),
+        }
+    }
 }
 
 impl TensorConfig {

@@ -6,6 +6,7 @@
 //! one writer, the [loader](crate::loader); everybody else reads, or asks the loader.
 
 use crate::disk::Stamp;
+use crate::embedding::Embedder;
 use crate::executor::Job;
 use crate::loader::Command;
 use crate::model_config::ModelConfig;
@@ -123,6 +124,8 @@ pub(crate) struct Version {
     pub(crate) digest: String,
     /// Names of outputs' elements.
     pub(crate) labels: Labels,
+    /// From texts to its inputs, where it is said how.
+    pub(crate) embedding: Option<Embedder>,
     /// Its share of the memory for models.
     pub(crate) memory: MemoryShare,
     pub(crate) stats: Arc<Stats>,
@@ -423,7 +426,8 @@ impl Version {
     pub(crate) fn new(
         (model, number): (&str, u64),
         (config, line): (Arc<ModelConfig>, Arc<OpenLine<Job>>),
-        (engine, digest, labels): (engine::Model, String, Labels),
+        (engine, digest): (engine::Model, String),
+        (labels, embedding): (Labels, Option<Embedder>),
         memory: MemoryShare,
         stats: Arc<Stats>,
     ) -> Self {
@@ -433,6 +437,7 @@ impl Version {
             engine,
             digest,
             labels,
+            embedding,
             memory,
             stats,
             used: AtomicU64::new(0),

@@ -69,6 +69,22 @@ async fn receive(
     if inline { prepare() } else { off_io(prepare).await }
 }
 
+/// Reads and inflates a body that is not to be parsed at once.
+pub(crate) async fn body(
+    app: &App,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(Bytes, Share), Refusal> {
+    let encoding = Encoding::of(headers)?;
+    let limit = app.options.max_body;
+    let mut share = Share::new(&app.memory);
+    let body = body::read(body, limit, app.options.body_timeout, &mut share).await?;
+    if encoding == Encoding::Identity {
+        return Ok((body, share));
+    }
+    off_io(move || Ok((body::inflate(body, encoding, limit, &mut share)?, share))).await
+}
+
 fn parse(
     body: &Bytes,
     json_len: Option<usize>,

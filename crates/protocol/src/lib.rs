@@ -12,6 +12,7 @@ pub mod grpc;
 pub mod header;
 pub mod metric;
 pub mod oip;
+pub mod openai;
 pub mod orca;
 pub mod priority;
 pub mod reason;

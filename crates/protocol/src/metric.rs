@@ -81,6 +81,8 @@ pub mod worker {
     pub const BATCH_SECONDS: &str = "forebay_worker_batch_duration_seconds";
     /// Gauge: rows that are worth joining, by `model`, `version`.
     pub const BATCH_BEST: &str = "forebay_worker_batch_best_rows";
+    /// Counter: tokens that were embedded, by `model`.
+    pub const EMBEDDING_TOKENS: &str = "forebay_worker_embedding_tokens_total";
     /// Counter: requests tried alone after their batch failed, by `model`.
     pub const BATCH_RETRIES: &str = "forebay_worker_batch_retries_total";
     /// Counter: requests that nobody waited for any more, by `model`, `stage` (`queue`, `engine`),

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Write the small ONNX models that the worker's tests need. Needs: pip install onnx==1.* numpy==2.*"""
 
+import json
 import pathlib
 
 import numpy
@@ -108,3 +109,75 @@ save(
         weight("B", rng.normal(0, 1, (1, 8 * hidden)).astype("float32")),
     ],
 )
+
+# Tokens to vectors, each with the mean of all that the mask shows added: padding that is not masked, or
+# a vector that is pooled where it should not be, shows at once.
+words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "hello", "world", "##s", "river", "bank", "the"]
+save(
+    "embed",
+    [
+        node("Gather", ["table", "input_ids"], ["vectors"], axis=0),
+        node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        node("Unsqueeze", ["mask", "last"], ["column"]),
+        node("Mul", ["vectors", "column"], ["shown"]),
+        node("ReduceSum", ["shown", "second"], ["sum"], keepdims=1),
+        node("ReduceSum", ["column", "second"], ["count"], keepdims=1),
+        node("Div", ["sum", "count"], ["mean"]),
+        node("Add", ["vectors", "mean"], ["hidden"]),
+    ],
+    [
+        value("input_ids", ["n", "s"], TensorProto.INT64),
+        value("attention_mask", ["n", "s"], TensorProto.INT64),
+    ],
+    [value("hidden", ["n", "s", 3])],
+    [
+        # Row i: i, i squared, and 1 for every other one.
+        weight("table", numpy.array([[i, i * i, i % 2] for i in range(len(words))], "float32")),
+        weight("last", numpy.array([2], "int64")),
+        weight("second", numpy.array([1], "int64")),
+    ],
+)
+special = {"content": None, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+tokenizer = {
+    "version": "1.0",
+    # As files from training have it; it must not be believed.
+    "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+    "padding": {
+        "strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": None,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]",
+    },
+    "added_tokens": [
+        {"id": i, **special, "content": word, "special": True} for i, word in enumerate(words[:4])
+    ],
+    "normalizer": {
+        "type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True,
+        "strip_accents": None, "lowercase": True,
+    },
+    "pre_tokenizer": {"type": "BertPreTokenizer"},
+    "post_processor": {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": "[SEP]", "type_id": 0}},
+        ],
+        "pair": [
+            {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": "[SEP]", "type_id": 0}},
+            {"Sequence": {"id": "B", "type_id": 1}},
+            {"SpecialToken": {"id": "[SEP]", "type_id": 1}},
+        ],
+        "special_tokens": {
+            word: {"id": word, "ids": [words.index(word)], "tokens": [word]}
+            for word in ("[CLS]", "[SEP]")
+        },
+    },
+    "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+    "model": {
+        "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 100, "vocab": {word: i for i, word in enumerate(words)},
+    },
+}
+(HERE / "embed" / "tokenizer.json").write_text(json.dumps(tokenizer, indent=1) + "\n")
+(HERE / "embed" / "model.toml").write_text("[embedding]\nmax_tokens = 40\nnormalize = false\n")

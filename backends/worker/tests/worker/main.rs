@@ -6,6 +6,7 @@
 mod bad_input;
 mod batch;
 mod bodies;
+mod embeddings;
 mod extensions;
 mod grpc;
 mod grpc_client;
