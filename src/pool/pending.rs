@@ -11,7 +11,7 @@ use super::{Endpoint, EndpointState, Pool, PoolState, report};
 use crate::clock;
 use forebay_protocol::{Priority, metric};
 use forebay_routing::pick::Context;
-use forebay_routing::{Binding, Claim, InFlight, Joined, Line, Outlook, Place, Policy, Rng, View};
+use forebay_routing::{Binding, Claim, InFlight, Joined, Line, Next, Place, Rng, View};
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -20,9 +20,6 @@ use tokio::sync::{Notify, oneshot};
 
 /// How often the ticker looks while anybody waits.
 const TICK: Duration = Duration::from_millis(5);
-/// How many of those that are first are looked at for one that may go to what is free: the others
-/// have tried it already.
-const LOOKED_AT: usize = 8;
 
 thread_local! {
     static RNG: RefCell<Rng> = RefCell::new(Rng::new(fastrand::u64(..)));
@@ -148,11 +145,13 @@ impl Pending {
         freed: Option<usize>,
     ) -> Option<(Ticket, Result<Bound, Turned>)> {
         let mut line = self.lock();
-        let (place, outcome) = with_rng(|rng| decide(&line, pool, freed, rng))?;
-        let outcome = match outcome {
+        let view = pool.view(freed);
+        let (place, next) = with_rng(|rng| view.next(&line, Ticket::has_tried, rng))?;
+        let outcome = match next {
             // Who took the room meanwhile looks here again when it leaves.
-            Ok(index) => Ok(Bound::claim(pool, &pool.view(None), index)?),
-            Err(turned) => Err(turned),
+            Next::Goes(index) => Ok(Bound::claim(pool, &view, index)?),
+            Next::Nowhere => Err(Turned::Nowhere),
+            Next::TooLate => Err(Turned::Late),
         };
         let ticket = match outcome {
             Err(_) => line.leave(&place),
@@ -168,34 +167,6 @@ impl Pending {
         let was_there = line.leave(place).is_some();
         self.count.store(line.len(), Relaxed);
         was_there
-    }
-}
-
-/// Whose wait is over, and to which endpoint it goes.
-fn decide(
-    line: &Line<Ticket>,
-    pool: &Pool,
-    freed: Option<usize>,
-    rng: &mut Rng,
-) -> Option<(Place, Result<usize, Turned>)> {
-    let view = pool.view(freed);
-    let first = line.first()?;
-    let others = line.iter().take(LOOKED_AT).filter(|(place, _)| *place != first.0);
-    for (place, ticket) in std::iter::once(first).chain(others) {
-        match view.bind(|endpoint| ticket.has_tried(endpoint), 0, rng) {
-            Binding::Bind(index) => return Some((place, Ok(index))),
-            Binding::Nowhere => return Some((place, Err(Turned::Nowhere))),
-            // It waits for what is not free; unless it has tried what is, so do the others.
-            Binding::Wait if ticket.tried.is_empty() => break,
-            Binding::Wait => {}
-        }
-    }
-    // Who is first does better to wait; who is last may do better to take what is free.
-    let (place, ticket) =
-        line.last().filter(|_| line.len() > 1 && view.policy == Policy::Adaptive)?;
-    match view.bind(|endpoint| ticket.has_tried(endpoint), line.len() - 1, rng) {
-        Binding::Bind(index) => Some((place, Ok(index))),
-        Binding::Wait | Binding::Nowhere => None,
     }
 }
 
@@ -255,18 +226,10 @@ impl Pool {
         let tried = |endpoint: &Arc<Endpoint>| {
             asks.tried.iter().any(|tried| Arc::ptr_eq(tried, &endpoint.state))
         };
-        let binding = with_rng(|rng| {
-            let view = self.view(None);
-            let binding = view.bind(tried, 0, rng);
-            let hopeless = binding == Binding::Wait
-                && view.policy == Policy::Adaptive
-                && !view.outlook(rng).can_meet(clock::at(asks.deadline), view.context.now, 0);
-            // Too little time to wait for what is better.
-            let any = View { policy: Policy::LeastCost, ..view };
-            if hopeless { any.bind(tried, 0, rng) } else { binding }
-        });
-        match binding {
-            Binding::Bind(index) => Bound::claim(self, &self.view(None), index).map(Ok),
+        let view = self.view(None);
+        let deadline = clock::at(asks.deadline);
+        match with_rng(|rng| view.at_once(deadline, tried, rng)) {
+            Binding::Bind(index) => Bound::claim(self, &view, index).map(Ok),
             Binding::Nowhere => Some(Err(Turned::Nowhere)),
             Binding::Wait => None,
         }
@@ -279,16 +242,21 @@ impl Pool {
     ) -> Result<(Place, oneshot::Receiver<Result<Bound, Turned>>), Turned> {
         let pending = &self.state.pending;
         let class = class(asks.priority);
-        let claim = Claim { class, deadline: clock::at(asks.deadline), caller: asks.caller };
-        let outlook = with_rng(|rng| self.view(None).outlook(rng));
+        let claim = Claim {
+            class,
+            since: clock::now(),
+            deadline: clock::at(asks.deadline),
+            caller: asks.caller,
+        };
+        let view = self.view(None);
         let (reply, answer) = oneshot::channel();
         let mut line = pending.lock();
         line.resize(self.config.queue.size);
-        let after = outlook.drained_in(line.len());
         // One that was sent already has waited before, and nothing else is known to be faster.
-        if asks.tried.is_empty() && !hope(&outlook, &line, &claim) {
-            return Err(Turned::Hopeless(after));
+        if asks.tried.is_empty() {
+            with_rng(|rng| view.hope(&line, &claim, rng)).map_err(Turned::Hopeless)?;
         }
+        let after = with_rng(|rng| view.outlook(rng)).drained_in(line.len());
         let joined = line.join(&claim, Ticket { reply, tried: asks.tried, pool: Arc::clone(self) });
         let before = pending.count.swap(line.len(), SeqCst);
         drop(line);
@@ -305,11 +273,6 @@ impl Pool {
             }
         }
     }
-}
-
-/// Can it be done in time, by all that is known?
-fn hope(outlook: &Outlook, line: &Line<Ticket>, claim: &Claim) -> bool {
-    line.is_empty() || outlook.can_meet(claim.deadline, clock::now(), line.ahead_of(claim))
 }
 
 /// The class of a priority in the line.

@@ -15,11 +15,14 @@ use crate::{InFlight, Load, Rng, Time};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Deviations above the mean that a request may take without surprise: of an exponential
-/// distribution 95% are below the mean and 2.7 mean deviations. Endpoints are compared by that, since
-/// it is the slow answers that hurt.
-const TAIL: f64 = 2.7;
-/// The same for a promise: 99% are below.
+/// An endpoint must be so many times as fast as the best that is free to be worth waiting for: what is
+/// known of their speeds is not more exact than that.
+const WORTH_WAITING: f64 = 2.0;
+/// Share of the time that a faster endpoint is expected to save for which a request waits at most.
+/// Less gives up some of the tail of a lightly loaded fleet, more that of a busy one.
+const PATIENCE: f64 = 0.7;
+/// Mean deviations above the mean within which a service is promised to end: 99% of an exponential
+/// distribution do.
 const PROMISE: f64 = 5.0;
 /// Share of a slot's time that may pass idle until the next request is there. If it would be more,
 /// an endpoint gets requests beyond its slots, so that it can go on at once.
@@ -81,6 +84,13 @@ impl<C: Candidate> View<'_, C> {
         }
     }
 
+    /// The same pool with another policy.
+    pub(crate) fn with(&self, policy: Policy) -> Self {
+        let Context { now, report_ttl, turn } = self.context;
+        let context = Context { now, report_ttl, turn };
+        Self { policy, context, ..*self }
+    }
+
     /// The free one that is expected to be done first, against the best that is not free.
     fn compare(&self, excluded: &impl Fn(&C) -> bool, ahead: usize, rng: &mut Rng) -> Binding {
         let mut sample = [0; FULL_SCAN];
@@ -90,15 +100,11 @@ impl<C: Candidate> View<'_, C> {
         }
         let (now, ttl) = (self.context.now, self.context.report_ttl);
         let best = best_service(sample.iter().map(|index| &self.endpoints[*index]));
-        let tail = |load: &Load| match self.policy {
-            Policy::Adaptive => TAIL * load.deviation_seconds(),
-            _ => 0.0,
-        };
         let mut costs = [f64::INFINITY; FULL_SCAN];
         for (cost, index) in costs.iter_mut().zip(sample) {
             let load = self.endpoints[*index].load();
             if self.is_free(load) {
-                *cost = load.cost(now, ttl, best) + tail(load);
+                *cost = load.cost(now, ttl, best);
             }
         }
         let Some(at) = pick::least(&costs[..sample.len()], rng) else { return Binding::Wait };
@@ -123,8 +129,8 @@ impl<C: Candidate> View<'_, C> {
                 continue;
             }
             let service = load.expected_service(now, best);
-            let done = service + TAIL * load.deviation_seconds() + load.penalty(now);
-            if done < cost {
+            let done = service + load.penalty(now);
+            if done * WORTH_WAITING < cost {
                 per_second += f64::from(load.slots()) / service.max(f64::MIN_POSITIVE);
                 least = least.min(done);
             }
@@ -132,7 +138,7 @@ impl<C: Candidate> View<'_, C> {
         // What was looked at is a part of the pool, and so is what waits for that part.
         let part = sample.len() as f64 / self.endpoints.len().max(1) as f64;
         let wait = (ahead as f64 * part + 1.0) / per_second;
-        wait + least < cost
+        wait < (cost - least) * PATIENCE
     }
 
     /// Which endpoints are looked at.
@@ -208,16 +214,23 @@ impl Outlook {
         Duration::try_from_secs_f64(waiting as f64 / self.per_second).unwrap_or_default()
     }
 
-    /// Will a request be done in time before which so many wait, almost certainly?
-    pub fn can_meet(&self, deadline: Time, now: Time, ahead: usize) -> bool {
+    /// Of the time that a request has, what must be left when it begins: as much as nearly all services
+    /// take, but no more than half of what it has, or what is patient for a short while only would
+    /// never be begun.
+    pub fn reserve(&self, patience: Duration) -> Duration {
         let service = self.service + PROMISE * self.deviation;
-        let done = self.wait(ahead).as_secs_f64() + service;
-        deadline.since(now).as_secs_f64() >= done
+        Duration::try_from_secs_f64(service).unwrap_or(Duration::MAX).min(patience / 2)
     }
 
-    /// Is there so little time left that starting would most likely be in vain?
-    pub fn is_too_late(&self, deadline: Time, now: Time) -> bool {
-        deadline.since(now).as_secs_f64() < (self.service - self.deviation).max(0.0)
+    /// Will a request be done in time before which so many wait, almost certainly?
+    pub fn can_meet(&self, deadline: Time, now: Time, ahead: usize) -> bool {
+        let patience = deadline.since(now);
+        self.wait(ahead).saturating_add(self.reserve(patience)) <= patience
+    }
+
+    /// Is there so little time left to one that came `since` then that others had better go first?
+    pub fn is_too_late(&self, since: Time, deadline: Time, now: Time) -> bool {
+        deadline.since(now) < self.reserve(deadline.since(since))
     }
 }
 
@@ -280,8 +293,8 @@ mod tests {
         let (fleet, turn, mut rng) = (fleet(&[20, 20, 60]), AtomicUsize::new(0), Rng::new(1));
         let view = view(Policy::Adaptive, &fleet, &turn);
         let _full = [fill(&fleet[0]), fill(&fleet[1])];
-        // Eight slots of 20 ms free every 2.5 ms: 60 ms are reached behind 15 others.
-        for (ahead, expected) in [(0, Binding::Wait), (14, Binding::Wait), (16, Binding::Bind(2))] {
+        // Eight slots of 20 ms free every 2.5 ms: 28 ms, of the 40 that they save, pass behind 10.
+        for (ahead, expected) in [(0, Binding::Wait), (9, Binding::Wait), (11, Binding::Bind(2))] {
             assert_eq!(view.bind(|_| false, ahead, &mut rng), expected, "{ahead}");
         }
         let least_cost = View { policy: Policy::LeastCost, ..view };
@@ -375,6 +388,9 @@ mod tests {
         assert_eq!(outlook.wait(29), Duration::from_millis(100));
         assert!(outlook.can_meet(at(127), at(0), 29));
         assert!(!outlook.can_meet(at(126), at(0), 29));
-        assert!(outlook.is_too_late(at(126), at(100)) && !outlook.is_too_late(at(127), at(100)));
+        assert!(outlook.is_too_late(at(0), at(126), at(100)));
+        assert!(!outlook.is_too_late(at(0), at(127), at(100)));
+        assert!(!outlook.is_too_late(at(0), at(20), at(10)), "half of its time must do");
+        assert!(outlook.is_too_late(at(0), at(20), at(11)));
     }
 }

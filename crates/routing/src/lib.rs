@@ -7,6 +7,7 @@
 //! and on a virtual clock.
 //!
 //! - [`bind`]: bind a request now, or hold it back, and what can be promised.
+//! - [`dispatch`]: who of those that wait goes next.
 //! - [`line`]: requests that wait until an endpoint can take them.
 //! - [`load`]: what is known of one endpoint's load, updated without locks; the in-flight guard.
 //! - [`pick`]: which endpoint gets the next request, by one of the [`Policy`] values.
@@ -17,6 +18,7 @@
 
 pub mod bind;
 pub mod budget;
+pub mod dispatch;
 pub mod health;
 pub mod hedge;
 pub mod line;
@@ -27,6 +29,7 @@ mod rng;
 
 pub use bind::{Binding, Outlook, View};
 pub use budget::RetryBudget;
+pub use dispatch::Next;
 pub use health::{Health, HealthCheck, ProbeOutcome};
 pub use hedge::Latencies;
 pub use line::{Claim, Joined, Line, Place};

@@ -28,6 +28,19 @@ pub struct Place {
     deadline: Time,
     number: u64,
     caller: u64,
+    since: Time,
+}
+
+impl Place {
+    /// When it came.
+    pub fn since(&self) -> Time {
+        self.since
+    }
+
+    /// When it must be finished.
+    pub fn deadline(&self) -> Time {
+        self.deadline
+    }
 }
 
 /// Who waits for what.
@@ -35,6 +48,8 @@ pub struct Place {
 pub struct Claim {
     /// 0 is the most urgent; anything beyond the last class is of the last class.
     pub class: u8,
+    /// When it came.
+    pub since: Time,
     /// When it must be finished.
     pub deadline: Time,
     /// Whose it is, as a number: equal for requests of one caller.
@@ -109,11 +124,11 @@ impl<T> Line<T> {
         let more_urgent: usize = self.classes[..at].iter().map(|class| class.len).sum();
         let class = &self.classes[at];
         // The common case first: equal patience, so whoever comes last is last.
-        let behind =
-            Place { class: class_of(at), deadline: claim.deadline, number: u64::MAX, caller: 0 };
+        let (class_at, since, deadline) = (class_of(at), claim.since, claim.deadline);
+        let behind = Place { class: class_at, deadline, number: u64::MAX, caller: 0, since };
         let last = self.waiting.range(..=last_of(at)).next_back();
         let earlier = match last {
-            Some((last, _)) if last.class == class_of(at) && *last > behind => {
+            Some((last, _)) if last.class == class_at && *last > behind => {
                 self.waiting.range(first_of(at)..behind).count()
             }
             _ => class.len,
@@ -129,6 +144,7 @@ impl<T> Line<T> {
             deadline: claim.deadline,
             number: self.joined,
             caller: claim.caller,
+            since: claim.since,
         };
         let displaced = if self.waiting.len() < self.size {
             None
@@ -262,12 +278,13 @@ const fn class_of(index: usize) -> u8 {
 }
 
 fn first_of(at: usize) -> Place {
-    Place { class: class_of(at), deadline: Time::default(), number: 0, caller: 0 }
+    let zero = Time::default();
+    Place { class: class_of(at), deadline: zero, number: 0, caller: 0, since: zero }
 }
 
 fn last_of(at: usize) -> Place {
-    let deadline = Time::new(std::time::Duration::MAX);
-    Place { class: class_of(at), deadline, number: u64::MAX, caller: u64::MAX }
+    let ever = Time::new(std::time::Duration::MAX);
+    Place { class: class_of(at), deadline: ever, number: u64::MAX, caller: u64::MAX, since: ever }
 }
 
 #[cfg(test)]
@@ -277,7 +294,8 @@ mod tests {
     use std::time::Duration;
 
     fn claim(class: u8, deadline_ms: u64, caller: u64) -> Claim {
-        Claim { class, deadline: Time::new(Duration::from_millis(deadline_ms)), caller }
+        let deadline = Time::new(Duration::from_millis(deadline_ms));
+        Claim { class, since: Time::default(), deadline, caller }
     }
 
     fn drain<T>(line: &mut Line<T>) -> Vec<T> {

@@ -91,14 +91,25 @@ pub struct Sim {
     pub proxies: u32,
     /// From a proxy to an endpoint and back.
     pub round_trip: Span,
-    /// Slots that are assumed until a report says otherwise.
+    /// Slots that are assumed until a report says otherwise; 0: an endpoint takes what comes.
     pub slots: u32,
+    /// Requests that wait in a proxy.
+    pub queue: Queue,
     /// Load reports.
     pub reports: Reports,
     /// Second attempts.
     pub retry: Retry,
     /// Active checks.
     pub probe: Probe,
+}
+
+/// What a proxy holds back; the keys and defaults of the proxy's `[pool.NAME.queue]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Queue {
+    /// How many may wait.
+    pub size: usize,
+    /// From the end of one request at an endpoint until the next one is there.
+    pub hop: Span,
 }
 
 /// When a request is sent again; the keys and defaults of the proxy's `[pool.NAME.retry]`.
@@ -145,7 +156,8 @@ impl Default for Sim {
             policies: Vec::new(),
             proxies: 1,
             round_trip: Span::default(),
-            slots: 1,
+            slots: 0,
+            queue: Queue { size: 1024, hop: Span(Duration::from_micros(500)) },
             reports: Reports::default(),
             retry: Retry { attempts: 3, budget: 0.2, min_per_second: 10.0 },
             probe: Probe {
@@ -224,6 +236,7 @@ pub(super) fn sim(top: &Table<'_, '_>) -> Sim {
         proxies: table.within("proxies", 1..=64, sim.proxies),
         round_trip: table.or("round_trip", sim.round_trip),
         slots: table.within("slots", 1..=100_000, sim.slots),
+        queue: queue(&table.table_or_empty("queue"), &sim.queue),
         reports: Reports {
             in_band: reports.or("in_band", told.in_band),
             every: reports.has("every").then(|| required(&reports, "every", SECOND)),
@@ -232,6 +245,13 @@ pub(super) fn sim(top: &Table<'_, '_>) -> Sim {
         },
         retry: retry(&table.table_or_empty("retry"), &sim.retry),
         probe: probe(&table.table_or_empty("probe"), &sim.probe),
+    }
+}
+
+fn queue(table: &Table<'_, '_>, default: &Queue) -> Queue {
+    Queue {
+        size: table.within("size", 0..=1_000_000, default.size),
+        hop: table.or("hop", default.hop),
     }
 }
 

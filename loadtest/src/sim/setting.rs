@@ -8,7 +8,7 @@ use crate::plan::{Load, Plan, PlanError};
 use crate::record::Outcome;
 use crate::scenario::{Episode, Group, Request, Scenario, Sim};
 use crate::units::{nanos, nanos_of};
-use forebay_protocol::Reason;
+use forebay_protocol::{Priority, Reason};
 use std::time::Duration;
 
 /// Most endpoints of a simulation.
@@ -37,6 +37,8 @@ pub struct Setting {
     pub half_trip: u64,
     /// By kind of request: after how many nanoseconds it is given up, and why then.
     pub patience: Vec<(u64, Outcome)>,
+    /// By kind of request: how urgent it is, 0 being the most urgent class.
+    pub classes: Vec<u8>,
     /// What befalls endpoints.
     pub episodes: Vec<Episode>,
     /// From when to when, in nanoseconds, more is asked for than all endpoints can serve.
@@ -95,6 +97,7 @@ impl Setting {
         let half_trip = nanos(sim.round_trip.0) / 2;
         let patience =
             plan.requests.iter().map(|request| patience(request, plan.timeout)).collect();
+        let classes = plan.requests.iter().map(|request| class(request.priority)).collect();
         for number in episodes.iter().flat_map(|episode| &episode.endpoints) {
             if *number as usize >= endpoints {
                 return Err(SettingError::Episode(*number));
@@ -112,6 +115,7 @@ impl Setting {
             mean_demand,
             half_trip,
             patience,
+            classes,
             episodes,
             overload,
         })
@@ -181,6 +185,15 @@ fn overload(plan: &Plan, capacity: f64) -> Option<(u64, u64)> {
         }
     }
     found
+}
+
+/// The class of a priority in a proxy's queue.
+fn class(priority: Option<Priority>) -> u8 {
+    match priority.unwrap_or_default() {
+        Priority::High => 0,
+        Priority::Normal => 1,
+        Priority::Batch => 2,
+    }
 }
 
 /// A request's own deadline, or the run's timeout.

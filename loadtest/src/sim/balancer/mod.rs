@@ -22,6 +22,10 @@ pub struct Ask<'a> {
     pub request: Key,
     /// Nanoseconds on the virtual clock.
     pub now: u64,
+    /// How urgent it is: 0 is the most urgent class.
+    pub class: u8,
+    /// When it is given up, in nanoseconds on the virtual clock.
+    pub deadline: u64,
     /// Service time at speed 1, in nanoseconds. Only the all-knowing may look.
     pub demand: u64,
     /// By endpoint: whether its proxy takes it for ready.

@@ -2,9 +2,14 @@
 
 use super::super::fleet::Fleet;
 use super::super::setting::Setting;
-use super::{Ask, Balancer, Decision, Done, Ending, bind, usable};
-use forebay_routing::pick::{self, Context};
-use forebay_routing::{Candidate, InFlight, Load, Policy, Report, Rng, Time};
+use super::super::slab::Key;
+use super::{Ask, Balancer, Decision, Done, Ending, bind};
+use forebay_protocol::Reason;
+use forebay_routing::pick::Context;
+use forebay_routing::{
+    Binding, Candidate, Claim, InFlight, Joined, Line, Load, Next, Place, Policy, Report, Rng,
+    Time, View,
+};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -16,10 +21,22 @@ pub(super) struct Ours {
     /// In rotation, in order.
     ready: Vec<Known>,
     report_ttl: Duration,
+    hop: Duration,
     turn: AtomicUsize,
     rng: Rng,
-    /// By the request's place.
-    guards: Vec<Option<InFlight>>,
+    /// When anything last happened here.
+    now: u64,
+    /// Requests that wait, and where each was sent already.
+    line: Line<(Key, Vec<u32>)>,
+    /// By the request's place in memory.
+    states: Vec<State>,
+}
+
+/// What becomes of a request.
+enum State {
+    Gone,
+    Waits(Place),
+    Runs(InFlight),
 }
 
 /// What the proxy knows of an endpoint.
@@ -38,6 +55,10 @@ impl Known {
     fn new(endpoint: usize, load: &Arc<Load>) -> Self {
         Self { endpoint, load: Arc::clone(load) }
     }
+
+    fn is_among(&self, tried: &[u32]) -> bool {
+        tried.iter().any(|tried| *tried as usize == self.endpoint)
+    }
 }
 
 impl Ours {
@@ -50,52 +71,141 @@ impl Ours {
             ready: loads.iter().enumerate().map(known).collect(),
             loads,
             report_ttl: setting.sim.reports.ttl.0,
+            hop: setting.sim.queue.hop.0,
             turn: AtomicUsize::new(0),
             rng: Rng::new(seed),
-            guards: Vec::new(),
+            now: 0,
+            line: Line::new(setting.sim.queue.size),
+            states: Vec::new(),
         }
+    }
+
+    fn view<'a>(&'a self, freed: Option<usize>, now: u64) -> View<'a, Known> {
+        let context = Context { now: time(now), report_ttl: self.report_ttl, turn: &self.turn };
+        View { policy: self.policy, endpoints: &self.ready, freed, hop: self.hop, context }
+    }
+
+    fn state(&mut self, request: Key) -> &mut State {
+        let slot = request.slot();
+        if self.states.len() <= slot {
+            self.states.resize_with(slot + 1, || State::Gone);
+        }
+        &mut self.states[slot]
+    }
+
+    /// The request goes to the one in rotation with this `index`.
+    fn send(&mut self, request: Key, index: usize, out: &mut Vec<Decision>) {
+        let known = &self.ready[index];
+        let (endpoint, guard) = (known.endpoint, known.load.enter());
+        *self.state(request) = State::Runs(guard);
+        bind(request, Some(endpoint), out);
+    }
+
+    fn refuse(&mut self, request: Key, reason: Reason, out: &mut Vec<Decision>) {
+        *self.state(request) = State::Gone;
+        out.push(Decision::Refuse { request, reason });
+    }
+
+    fn join(&mut self, ask: &Ask<'_>, out: &mut Vec<Decision>) {
+        let claim = Claim {
+            class: ask.class,
+            since: time(ask.now),
+            deadline: time(ask.deadline),
+            caller: 0,
+        };
+        let mut rng = self.rng.clone();
+        let hope = self.view(None, ask.now).hope(&self.line, &claim, &mut rng);
+        self.rng = rng;
+        if ask.tried.is_empty() && hope.is_err() {
+            return self.refuse(ask.request, Reason::DeadlineUnreachable, out);
+        }
+        match self.line.join(&claim, (ask.request, ask.tried.to_vec())) {
+            Joined::Full(_) => self.refuse(ask.request, Reason::QueueFull, out),
+            Joined::Waits(place) => *self.state(ask.request) = State::Waits(place),
+            Joined::Displaced(place, (other, _)) => {
+                *self.state(ask.request) = State::Waits(place);
+                self.refuse(other, Reason::Displaced, out);
+            }
+        }
+    }
+
+    /// Something has changed: whoever can go goes.
+    fn dispatch(&mut self, mut freed: Option<usize>, now: u64, out: &mut Vec<Decision>) {
+        let mut rng = self.rng.clone();
+        loop {
+            let tried = |waits: &(Key, Vec<u32>), known: &Known| known.is_among(&waits.1);
+            let next = self.view(freed.take(), now).next(&self.line, tried, &mut rng);
+            let Some((place, next)) = next else { break };
+            let taken = match next {
+                Next::Goes(_) => self.line.serve(&place),
+                Next::Nowhere | Next::TooLate => self.line.leave(&place),
+            };
+            let Some((request, _)) = taken else { break };
+            match next {
+                Next::Goes(index) => self.send(request, index, out),
+                Next::Nowhere => self.refuse(request, Reason::NoEndpoint, out),
+                Next::TooLate => self.refuse(request, Reason::DeadlineExceeded, out),
+            }
+        }
+        self.rng = rng;
+    }
+
+    fn place_of(&self, endpoint: usize) -> Result<usize, usize> {
+        self.ready.binary_search_by_key(&endpoint, |known| known.endpoint)
     }
 }
 
 impl Balancer for Ours {
     fn arrive(&mut self, ask: &Ask<'_>, _: &Fleet, out: &mut Vec<Decision>) {
-        let context = Context { now: time(ask.now), report_ttl: self.report_ttl, turn: &self.turn };
-        let tried = |known: &Known| !usable(ask, known.endpoint);
-        let chosen = pick::pick(self.policy, &self.ready, tried, &context, &mut self.rng);
-        let chosen = chosen.map(|index| {
-            let place = ask.request.slot();
-            if self.guards.len() <= place {
-                self.guards.resize_with(place + 1, || None);
+        self.now = ask.now;
+        if self.line.is_empty() {
+            let mut rng = self.rng.clone();
+            let tried = |known: &Known| known.is_among(ask.tried);
+            let binding = self.view(None, ask.now).at_once(time(ask.deadline), tried, &mut rng);
+            self.rng = rng;
+            match binding {
+                Binding::Bind(index) => return self.send(ask.request, index, out),
+                Binding::Nowhere => return self.refuse(ask.request, Reason::NoEndpoint, out),
+                Binding::Wait => {}
             }
-            self.guards[place] = Some(self.ready[index].load.enter());
-            self.ready[index].endpoint
-        });
-        bind(ask.request, chosen, out);
+        }
+        self.join(ask, out);
+        self.dispatch(None, ask.now, out);
     }
 
-    fn finished(&mut self, done: &Done, _: &Fleet, _: &mut Vec<Decision>) {
-        let Some(guard) = self.guards.get_mut(done.request.slot()).and_then(Option::take) else {
-            return;
-        };
+    fn finished(&mut self, done: &Done, _: &Fleet, out: &mut Vec<Decision>) {
+        self.now = done.now;
+        let state = std::mem::replace(self.state(done.request), State::Gone);
+        let State::Runs(guard) = state else { return };
         match done.ending {
             Ending::Answered => guard.answered(Duration::from_nanos(done.took), time(done.now)),
-            Ending::Abandoned => drop(guard),
-            Ending::Failed | Ending::Lost => {
-                drop(guard);
-                self.loads[done.endpoint].failed(time(done.now));
-            }
+            Ending::Abandoned => {}
+            Ending::Failed | Ending::Lost => self.loads[done.endpoint].failed(time(done.now)),
+        }
+        drop(guard);
+        let freed = self.place_of(done.endpoint).ok();
+        self.dispatch(freed, done.now, out);
+    }
+
+    fn left(&mut self, request: Key, _: &mut Vec<Decision>) {
+        if let State::Waits(place) = std::mem::replace(self.state(request), State::Gone) {
+            self.line.leave(&place);
         }
     }
 
-    fn health(&mut self, endpoint: usize, ready: bool, _: &Fleet, _: &mut Vec<Decision>) {
-        self.ready.retain(|known| known.endpoint != endpoint);
-        if ready {
-            let at = self.ready.partition_point(|known| known.endpoint < endpoint);
-            self.ready.insert(at, Known::new(endpoint, &self.loads[endpoint]));
+    fn health(&mut self, endpoint: usize, ready: bool, _: &Fleet, out: &mut Vec<Decision>) {
+        match (self.place_of(endpoint), ready) {
+            (Ok(at), false) => drop(self.ready.remove(at)),
+            (Err(at), true) => {
+                self.ready.insert(at, Known::new(endpoint, &self.loads[endpoint]));
+            }
+            _ => {}
         }
+        self.dispatch(None, self.now, out);
     }
 
     fn reported(&mut self, endpoint: usize, report: &Report, now: u64) {
+        self.now = now;
         self.loads[endpoint].report(report, time(now));
     }
 }

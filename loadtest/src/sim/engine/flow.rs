@@ -22,6 +22,8 @@ impl Engine<'_> {
         let ask = Ask {
             request: key,
             now: self.now,
+            class: self.setting.classes[request.kind],
+            deadline: request.intended.saturating_add(self.setting.patience[request.kind].0),
             demand: request.demand.unwrap_or(0),
             ready: &self.proxies[request.proxy].ready,
             tried: &request.tried,
