@@ -55,10 +55,10 @@ free_port() {
     die "no free port found in 100 tries"
 }
 
-# A synthetic backend under this name; sets port.
-backend() { # NAME FLAGS...
+# A synthetic backend; sets port.
+backend() { # NAME CORE FLAGS...
     local out=$work/$1.out
-    launch "$1" "$load_core" "$load" backend "${@:2}"
+    launch "$1" "$2" "$load" backend "${@:3}"
     for _ in $(seq 100); do
         port=$(sed -n 's|listening on http://127.0.0.1:||p' "$out")
         [ -z "$port" ] || return 0
@@ -74,7 +74,7 @@ fleet() {
     for i in 0 1 2 3; do
         slow=1
         [ "$i" -lt 3 ] || slow=3
-        backend "backend.$i" --slots 4 --slow "$slow"
+        backend "backend.$i" "$load_core" --slots 4 --slow "$slow"
         ports[i]=$port
     done
 }

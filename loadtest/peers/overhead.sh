@@ -80,7 +80,7 @@ awk 'BEGIN {
     for (i = 1; i <= 64; i++) numbers = numbers (i > 1 ? "," : "") sprintf("0.%06d", (i * 104729) % 1000000)
     printf "%s%-" (1023 - length(head)) "s}", head, numbers "]}]"
 }' > "$body"
-backend backend --fast
+backend backend "$load_core" --fast
 backend_port=$port
 
 for round in $(seq "$rounds"); do

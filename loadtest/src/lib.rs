@@ -19,7 +19,7 @@
 //! | [`fault`] | programs that the run starts, and what befalls them on schedule |
 //! | [`check`] | is the answer right? |
 //! | [`record`] | counts and histograms; [`stage`] the same before, during and after faults |
-//! | [`report`], [`buckets`], [`table`], [`progress`], [`html`], [`hdr`] | what comes out |
+//! | [`report`], [`buckets`], [`summary`], [`table`], [`progress`], [`html`], [`hdr`] | what comes out |
 //! | [`capacity`] | many runs: how much can it take? |
 //! | [`compare`] | is one run worse than another? |
 //! | [`sim`] | the same on a virtual clock, with the proxy's routing core |
@@ -53,6 +53,7 @@ pub mod run;
 pub mod scenario;
 pub mod sim;
 pub mod stage;
+pub mod summary;
 pub mod table;
 pub mod target;
 pub mod tensor;

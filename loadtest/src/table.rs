@@ -1,6 +1,7 @@
 //! A report for people: one screen, the answer first, figures aligned.
 
 use crate::report::{QUANTILES, Quantiles, Report};
+use crate::summary::{self, Shares};
 use crate::units::{self, Rate, seconds};
 use std::fmt::Write as _;
 
@@ -51,15 +52,7 @@ pub fn render(report: &Report, style: Style) -> String {
 
 fn write(out: &mut String, report: &Report, style: Style) -> std::fmt::Result {
     writeln!(out, "{}  {}", style.bold(&report.name), report.target)?;
-    let setting = format!(
-        "{} · {} · {} measured after {} of warm-up · seed {}",
-        report.load,
-        report.protocol,
-        seconds(report.measured_seconds),
-        seconds(report.warm_up_seconds),
-        report.seed
-    );
-    writeln!(out, "{}\n", style.dim(&setting))?;
+    writeln!(out, "{}\n", style.dim(&summary::setting(report)))?;
     let errors = report.requests.saturating_sub(report.ok);
     let errors = if errors == 0 {
         style.good("no errors")
@@ -125,46 +118,25 @@ fn generator(out: &mut String, report: &Report) -> std::fmt::Result {
 }
 
 fn lists(out: &mut String, report: &Report, style: Style) -> std::fmt::Result {
-    let errors: Vec<(&str, u64)> = report
-        .outcomes
-        .iter()
-        .filter(|count| !count.ok)
-        .map(|count| (count.class.as_str(), count.count))
-        .collect();
-    list(out, "errors", &errors, report.requests, style)?;
-    for (name, shares) in [("variants", &report.variants), ("endpoints", &report.endpoints)] {
-        let mut shares: Vec<(&str, u64)> =
-            shares.iter().map(|(name, count)| (name.as_str(), *count)).collect();
-        shares.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        let total = shares.iter().fold(0, |sum: u64, (_, count)| sum.saturating_add(*count));
-        list(out, name, &shares, total, style)?;
-    }
-    Ok(())
+    list(out, "errors", &Shares::of_errors(report, MOST_LINES), style)?;
+    list(out, "variants", &Shares::of(&report.variants, MOST_LINES), style)?;
+    list(out, "endpoints", &Shares::of(&report.endpoints, MOST_LINES), style)
 }
 
-fn list(
-    out: &mut String,
-    title: &str,
-    entries: &[(&str, u64)],
-    total: u64,
-    style: Style,
-) -> std::fmt::Result {
-    if entries.is_empty() {
+fn list(out: &mut String, title: &str, shares: &Shares<'_>, style: Style) -> std::fmt::Result {
+    if shares.entries.is_empty() {
         return Ok(());
     }
     writeln!(out)?;
-    let (shown, rest) = entries.split_at(entries.len().min(MOST_LINES));
-    for (i, (name, count)) in shown.iter().enumerate() {
+    for (i, (name, count)) in shares.entries.iter().enumerate() {
         let title = if i == 0 { title } else { "" };
-        let share = units::float(*count) / units::float(total.max(1));
+        let share = units::percent(shares.share(*count));
         let count = units::count(*count);
-        let share = units::percent(share);
         writeln!(out, "  {title:<11}{count:>9}{}  {name}", style.dim(&format!("{share:>9}")))?;
     }
-    if !rest.is_empty() {
-        let count =
-            units::count(rest.iter().fold(0, |sum: u64, (_, count)| sum.saturating_add(*count)));
-        writeln!(out, "  {:<11}{count:>9}           in {} more", "", rest.len())?;
+    let (more, sum) = shares.rest;
+    if more > 0 {
+        writeln!(out, "  {:<11}{:>9}           in {more} more", "", units::count(sum))?;
     }
     Ok(())
 }
@@ -183,11 +155,10 @@ fn stages(out: &mut String, report: &Report, style: Style) -> std::fmt::Result {
         let span = format!("{} – {}", seconds(stage.span.0), seconds(stage.span.1));
         let errors = format!("{:>10}", units::percent(stage.error_share));
         let errors = if stage.error_share > 0.0 { style.bad(&errors) } else { errors };
-        let missed: Vec<&str> = stage.missed().collect();
-        let verdict = match (stage.objectives.is_empty(), missed.is_empty()) {
-            (true, _) => String::new(),
-            (false, true) => style.good("✓ met"),
-            (false, false) => style.bad(&format!("✗ {}", missed.join(", "))),
+        let verdict = match summary::verdict(stage) {
+            None => String::new(),
+            Some((true, words)) => style.good(&words),
+            Some((false, words)) => style.bad(&words),
         };
         let name = format!("{:<24}", stage.name);
         writeln!(

@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 const MAX_BODY: usize = 64 << 20;
 /// Longest service time that a request may ask for.
 const MAX_DEMAND: Duration = Duration::from_secs(3600);
+/// What the server calls itself.
+pub(crate) const NAME: &str = "forebay-synthetic";
 /// The only version of the model.
 pub(crate) const VERSION: &str = "1";
 

@@ -1,6 +1,6 @@
 //! The same over gRPC: inferences, metadata and health.
 
-use crate::call::{Refusal, VERSION};
+use crate::call::{NAME, Refusal, VERSION};
 use crate::reply::Reply;
 use crate::rest::Answer;
 use crate::{Backend, Options};
@@ -8,6 +8,7 @@ use bytes::Bytes;
 use forebay_protocol::Reason;
 use forebay_protocol::grpc::{self, Code, Method, infer, pb};
 use forebay_protocol::header::{GRPC_MESSAGE, GRPC_STATUS, GRPC_TIMEOUT, LOAD_REPORT_BIN, REASON};
+use forebay_protocol::oip::{Datatype, TensorMetadata};
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::request::Parts;
 use http::{HeaderMap, Response};
@@ -15,6 +16,8 @@ use hyper::body::Incoming;
 use prost::Message;
 use std::time::Instant;
 
+const SERVER_METADATA: &str = "/inference.GRPCInferenceService/ServerMetadata";
+const MODEL_CONFIG: &str = "/inference.GRPCInferenceService/ModelConfig";
 const MODEL_METADATA: &str = "/inference.GRPCInferenceService/ModelMetadata";
 
 /// Answers a call; a refusal has no message, only trailers, which then stand in the header.
@@ -57,9 +60,20 @@ async fn call(backend: &Backend, head: &Parts, body: Incoming) -> Result<Bytes, 
         }
         Method::ServerLive => frame(&pb::ServerLiveResponse { live: true }),
         Method::ServerReady => frame(&pb::ServerReadyResponse { ready }),
+        Method::OtherUnary if head.uri.path() == SERVER_METADATA => {
+            frame(&pb::ServerMetadataResponse {
+                name: NAME.to_owned(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                extensions: Vec::new(),
+            })
+        }
         Method::OtherUnary if head.uri.path() == MODEL_METADATA => {
             named()?;
             frame(&metadata(&backend.options, backend))
+        }
+        Method::OtherUnary if head.uri.path() == MODEL_CONFIG => {
+            named()?;
+            frame(&pb::ModelConfigResponse { config: Some(config(backend)) })
         }
         _ => return Err((Reason::NotFound, format!("no method at {}", head.uri.path()))),
     })
@@ -67,12 +81,10 @@ async fn call(backend: &Backend, head: &Parts, body: Incoming) -> Result<Bytes, 
 
 fn metadata(options: &Options, backend: &Backend) -> pb::ModelMetadataResponse {
     let of = backend.metadata();
-    let tensor = |tensor: forebay_protocol::oip::TensorMetadata| {
-        pb::model_metadata_response::TensorMetadata {
-            name: tensor.name,
-            datatype: tensor.datatype.as_str().to_owned(),
-            shape: tensor.shape,
-        }
+    let tensor = |tensor: TensorMetadata| pb::model_metadata_response::TensorMetadata {
+        name: tensor.name,
+        datatype: tensor.datatype.as_str().to_owned(),
+        shape: tensor.shape,
     };
     pb::ModelMetadataResponse {
         name: options.model.clone(),
@@ -80,6 +92,34 @@ fn metadata(options: &Options, backend: &Backend) -> pb::ModelMetadataResponse {
         platform: of.platform,
         inputs: of.inputs.into_iter().map(tensor).collect(),
         outputs: of.outputs.into_iter().map(tensor).collect(),
+    }
+}
+
+/// Triton's form of the metadata, without which its load generator does nothing.
+fn config(backend: &Backend) -> pb::ModelConfig {
+    let of = backend.metadata();
+    let data_type = |datatype: Datatype| {
+        let name = format!("TYPE_{datatype}");
+        pb::DataType::from_str_name(&name).unwrap_or_default().into()
+    };
+    let input = |tensor: TensorMetadata| pb::ModelInput {
+        name: tensor.name,
+        data_type: data_type(tensor.datatype),
+        dims: tensor.shape,
+    };
+    let output = |tensor: TensorMetadata| pb::ModelOutput {
+        name: tensor.name,
+        data_type: data_type(tensor.datatype),
+        dims: tensor.shape,
+        ..Default::default()
+    };
+    pb::ModelConfig {
+        name: of.name,
+        platform: of.platform,
+        backend: "synthetic".to_owned(),
+        input: of.inputs.into_iter().map(input).collect(),
+        output: of.outputs.into_iter().map(output).collect(),
+        ..Default::default()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The Open Inference Protocol over REST, as far as a synthetic model needs it.
 
-use crate::call::{Open, Refusal, number};
+use crate::call::{NAME, Open, Refusal, number};
 use crate::reply::Reply;
 use crate::{Backend, grpc};
 use bytes::Bytes;
@@ -8,7 +8,7 @@ use forebay_protocol::Reason;
 use forebay_protocol::header::{
     INFERENCE_HEADER_CONTENT_LENGTH, LOAD_REPORT, REASON, REQUEST_DEADLINE,
 };
-use forebay_protocol::oip::{Call, ErrorBody, Path, Ready, ServerMetadata};
+use forebay_protocol::oip::{Call, ErrorBody, Path, Ready, ServerMetadata, TensorMetadata};
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response};
@@ -61,7 +61,7 @@ impl Backend {
             Some(path) if path.call == Call::Infer => {
                 Err((Reason::MethodNotAllowed, format!("expected POST, found {}", head.method)))
             }
-            Some(path) if head.method == Method::GET => self.describe(path),
+            Some(path) if head.method == Method::GET => self.describe(path, head.uri.path()),
             _ if self.options.service.is_none() => self.infer(&head.headers, body).await,
             _ if head.uri.path() == SLOW && head.method == Method::POST => self.slow(body).await,
             _ => Err((Reason::NotFound, format!("nothing is served at {}", head.uri.path()))),
@@ -75,7 +75,7 @@ impl Backend {
         response
     }
 
-    fn describe(&self, path: Path<'_>) -> Result<Answer, Refusal> {
+    fn describe(&self, path: Path<'_>, whole: &str) -> Result<Answer, Refusal> {
         let ready = || match self.draining.get() {
             true => Err((Reason::Draining, "on its way out".to_owned())),
             false => Ok(respond(&Ready { ready: Some(true), live: None })),
@@ -84,14 +84,34 @@ impl Backend {
             Call::ServerLive => Ok(respond(&Ready { live: Some(true), ready: None })),
             Call::ServerReady => ready(),
             Call::ServerMetadata => Ok(respond(&ServerMetadata {
-                name: "forebay-synthetic".to_owned(),
+                name: NAME.to_owned(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 extensions: Vec::new(),
             })),
             Call::ModelReady => self.known(path.model).and_then(|()| ready()),
             Call::ModelMetadata => self.known(path.model).map(|()| respond(&self.metadata())),
+            Call::ModelOther if whole.ends_with("/config") => {
+                self.known(path.model).map(|()| respond(&self.config()))
+            }
             _ => Err((Reason::NotFound, "nothing is served at this path".to_owned())),
         }
+    }
+
+    /// Triton's form of the metadata, without which its load generator does nothing.
+    fn config(&self) -> serde_json::Value {
+        let of = self.metadata();
+        let tensor = |tensor: &TensorMetadata| {
+            let datatype = format!("TYPE_{}", tensor.datatype);
+            serde_json::json!({ "name": tensor.name, "data_type": datatype, "dims": tensor.shape })
+        };
+        serde_json::json!({
+            "name": of.name,
+            "platform": of.platform,
+            "backend": "synthetic",
+            "max_batch_size": 0,
+            "input": of.inputs.iter().map(tensor).collect::<Vec<_>>(),
+            "output": of.outputs.iter().map(tensor).collect::<Vec<_>>(),
+        })
     }
 
     async fn infer(&self, headers: &HeaderMap, body: Incoming) -> Result<Answer, Refusal> {

@@ -6,14 +6,18 @@
 mod svg;
 
 use crate::report::{Point, QUANTILES, Quantiles, Report};
+use crate::summary::{self, Shares};
 use crate::table;
 use crate::units::{self, Rate, float, seconds};
 use std::fmt::Write as _;
+use std::time::{Duration, UNIX_EPOCH};
 use svg::{Chart, Scale};
 
 const STYLE: &str = include_str!("style.css");
 /// Most rows of a list; the rest is summed up.
 const MOST_ROWS: usize = 16;
+/// So many times the median is a far tail.
+const FAR: f64 = 20.0;
 /// Points of the percentile curve for every ten-fold of what is above.
 const POINTS_PER_DECADE: f64 = 40.0;
 
@@ -33,19 +37,11 @@ fn page(out: &mut String, report: &Report) -> std::fmt::Result {
         out,
         "<title>{name} · forebay-load</title>\n<style>\n{STYLE}</style>\n</head>\n<body>"
     )?;
-    let setting = format!(
-        "{} · {} · {} measured after {} of warm-up · seed {}",
-        report.load,
-        report.protocol,
-        seconds(report.measured_seconds),
-        seconds(report.warm_up_seconds),
-        report.seed
-    );
     let target = escape(&report.target);
     writeln!(
         out,
         "<h1>{name}</h1>\n<div>{target}</div>\n<div class=\"dim\">{}</div>",
-        escape(&setting)
+        escape(&summary::setting(report))
     )?;
     for problem in &report.problems {
         let text = escape(problem);
@@ -59,12 +55,14 @@ fn page(out: &mut String, report: &Report) -> std::fmt::Result {
     objectives(out, report)?;
     stages(out, report)?;
     quantiles(out, report)?;
+    writeln!(out, "<div class=\"stack\">")?;
     percentiles(out, report)?;
-    over_time(out, report)?;
     rate(out, report)?;
-    shares(out, report)?;
     generator(out, report)?;
-    writeln!(out, "</div>\n</body>\n</html>")
+    writeln!(out, "</div><div class=\"stack\">")?;
+    over_time(out, report)?;
+    shares(out, report)?;
+    writeln!(out, "</div></div>\n</body>\n</html>")
 }
 
 fn figures(out: &mut String, report: &Report) -> std::fmt::Result {
@@ -87,7 +85,7 @@ fn objectives(out: &mut String, report: &Report) -> std::fmt::Result {
     if report.objectives.is_empty() {
         return Ok(());
     }
-    writeln!(out, "<section class=\"wide\"><h2>Objectives</h2><table>")?;
+    writeln!(out, "<section class=\"wide\"><h2>Objectives</h2><table class=\"narrow\">")?;
     for judged in &report.objectives {
         let (class, word) = if judged.met { ("good", "✓ met") } else { ("bad", "✗ missed") };
         let (objective, measured) = (escape(&judged.objective), escape(&judged.measured));
@@ -123,11 +121,10 @@ fn stages(out: &mut String, report: &Report) -> std::fmt::Result {
             write!(out, "<td>{value}</td>")?;
         }
         let worst = stage.errors.first().map_or("", |count| count.class.as_str());
-        let missed: Vec<&str> = stage.missed().collect();
-        let (verdict, words) = match (stage.objectives.is_empty(), missed.is_empty()) {
-            (true, _) => ("", String::new()),
-            (false, true) => ("good", "✓ met".to_owned()),
-            (false, false) => ("bad", format!("✗ {}", missed.join(", "))),
+        let (verdict, words) = match summary::verdict(stage) {
+            None => ("", String::new()),
+            Some((true, words)) => ("good", words),
+            Some((false, words)) => ("bad", words),
         };
         writeln!(
             out,
@@ -186,7 +183,10 @@ fn percentiles(out: &mut String, report: &Report) -> std::fmt::Result {
         })
         .collect();
     let x = Scale::Log(1.0, most);
-    let y = Scale::from_zero(points.iter().map(|(_, y)| *y));
+    let values = || points.iter().map(|(_, y)| *y);
+    // A far tail would press everything else to the ground.
+    let (median, max) = (report.latency.get("p50"), values().fold(0.0, f64::max));
+    let y = if max > FAR * median { Scale::log(values()) } else { Scale::from_zero(values()) };
     let ticks: Vec<f64> =
         [1.0, 2.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6].into_iter().filter(|t| *t <= most).collect();
     let name = |above: f64| match above {
@@ -268,42 +268,27 @@ fn time_chart(label: &str, report: &Report, y: (Scale, fn(f64) -> String)) -> Ch
 }
 
 fn shares(out: &mut String, report: &Report) -> std::fmt::Result {
-    let outcomes = |ok: bool| -> Vec<(&str, u64)> {
-        let of = report.outcomes.iter().filter(|count| count.ok == ok);
-        of.map(|count| (count.class.as_str(), count.count)).collect()
-    };
-    share_table(out, "Errors by reason", outcomes(false), report.requests, "bad")?;
-    for (title, shares) in
-        [("Answers by variant", &report.variants), ("Answers by endpoint", &report.endpoints)]
-    {
-        let entries: Vec<(&str, u64)> =
-            shares.iter().map(|(name, count)| (name.as_str(), *count)).collect();
-        let total = shares.values().fold(0, |sum: u64, count| sum.saturating_add(*count));
-        share_table(out, title, entries, total, "")?;
-    }
-    Ok(())
+    share_table(out, "Errors by reason", Shares::of_errors(report, MOST_ROWS), "bad")?;
+    share_table(out, "Answers by variant", Shares::of(&report.variants, MOST_ROWS), "")?;
+    share_table(out, "Answers by endpoint", Shares::of(&report.endpoints, MOST_ROWS), "")
 }
 
 fn share_table(
     out: &mut String,
     title: &str,
-    mut entries: Vec<(&str, u64)>,
-    total: u64,
+    mut shares: Shares<'_>,
     class: &str,
 ) -> std::fmt::Result {
-    if entries.is_empty() {
+    if shares.entries.is_empty() {
         return Ok(());
     }
-    entries.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    let rest: u64 = entries.iter().skip(MOST_ROWS).fold(0, |sum, (_, n)| sum.saturating_add(*n));
-    entries.truncate(MOST_ROWS);
-    if rest > 0 {
-        entries.push(("all others", rest));
+    if shares.rest.0 > 0 {
+        shares.entries.push(("all others", shares.rest.1));
     }
-    let most = entries.iter().map(|(_, count)| *count).max().unwrap_or(0).max(1);
+    let most = shares.entries.iter().map(|(_, count)| *count).max().unwrap_or(0).max(1);
     writeln!(out, "<section><h2>{title}</h2><table>")?;
-    for (name, count) in entries {
-        let share = float(count) / float(total.max(1));
+    for (name, count) in &shares.entries {
+        let (count, share) = (*count, shares.share(*count));
         let (name, width) = (escape(name), float(count) / float(most) * 100.0);
         let (count, share) = (units::count(count), units::percent(share));
         writeln!(
@@ -330,12 +315,20 @@ fn generator(out: &mut String, report: &Report) -> std::fmt::Result {
         ),
         ("CPU time taken by the hypervisor", units::percent(of.stolen_share)),
         ("processor", format!("{} × {}", report.machine.cores, report.machine.processor)),
-        ("started, Unix time", report.started.to_string()),
+        ("started", started(report)),
         ("forebay-load", report.machine.version.clone()),
     ] {
         writeln!(out, "<tr><td>{name}</td><td>{}</td></tr>", escape(&value))?;
     }
     writeln!(out, "</table></section>")
+}
+
+/// When the run began, as people write it.
+fn started(report: &Report) -> String {
+    // A date has four digits for its year.
+    const END_OF_TIME: u64 = 253_402_300_799;
+    let since = Duration::from_secs(report.started.min(END_OF_TIME));
+    httpdate::fmt_http_date(UNIX_EPOCH + since)
 }
 
 fn section(out: &mut String, title: &str, legend: &[(&str, &str)], body: &str) -> std::fmt::Result {

@@ -7,9 +7,11 @@ pub(super) const WIDTH: f64 = 720.0;
 pub(super) const HEIGHT: f64 = 240.0;
 /// Room for the labels.
 const LEFT: f64 = 64.0;
-const RIGHT: f64 = 12.0;
+const RIGHT: f64 = 24.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 26.0;
+/// Width of a letter, about.
+const LETTER: f64 = 7.4;
 /// Labels of an axis, about.
 const TICKS: f64 = 5.0;
 
@@ -149,7 +151,10 @@ impl Chart {
     pub(super) fn band(&mut self, x: (f64, f64), name: &str) {
         let (left, right) = (self.x(x.0), self.x(x.1));
         let (width, height) = ((right - left).max(0.5), HEIGHT - BOTTOM - TOP);
-        let name = super::escape(name);
+        // The whole name, its first word, or none: what there is room for.
+        let fits = |name: &&str| crate::units::float(name.len() as u64) * LETTER <= width;
+        let first = name.split(' ').next().unwrap_or_default();
+        let name = super::escape([name, first].into_iter().find(fits).unwrap_or_default());
         self.put(&format!(
             "<rect class=\"band\" x=\"{left:.1}\" y=\"{TOP}\" width=\"{width:.2}\" \
              height=\"{height}\"/><text class=\"band\" x=\"{:.1}\" y=\"{}\">{name}</text>",
