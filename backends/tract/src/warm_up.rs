@@ -8,7 +8,7 @@ use crate::model::{LoadOptions, Model, Profile, Watch};
 use crate::plan::{Layout, Shapes};
 use crate::tensor::to_tract;
 use crate::{LoadError, RunError};
-use forebay_protocol::oip::{Data, Datatype, Tensor, TensorMetadata};
+use forebay_protocol::oip::{Data, Datatype, Tensor, TensorMetadata, element_count};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 use tract_onnx::prelude::*;
@@ -25,6 +25,8 @@ const RUNS: usize = 7;
 const RUNS_TIME: Duration = Duration::from_millis(100);
 /// Until when larger batches are compiled and timed, counted from the beginning.
 const MEASURE_TIME: Duration = Duration::from_secs(3);
+/// Elements of an input that is made here: beyond it a file's word for its shape is not believed.
+const MAX_ELEMENTS: usize = 1 << 28;
 /// So many doublings in a row may fail to pay before larger batches are given up.
 const FAILURES: u32 = 2;
 
@@ -241,6 +243,12 @@ fn warm_up_shape(
     }
     if let (Some(batch), Some(first)) = (batch, shape.first_mut()) {
         *first = batch;
+    }
+    if element_count(&shape).is_none_or(|count| count > MAX_ELEMENTS) {
+        let name = input.name.escape_debug();
+        return Err(LoadError::WarmUp(format!(
+            "input \"{name}\": expected at most {MAX_ELEMENTS} elements, found the shape {shape:?}"
+        )));
     }
     Ok(shape)
 }

@@ -24,6 +24,8 @@ pub struct Options {
     pub models_control: bool,
     /// Longest model file, in bytes.
     pub max_model: u64,
+    /// Until a version must have been loaded and warmed.
+    pub load_timeout: Duration,
     /// Address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
     /// Threads that run models.
@@ -60,6 +62,8 @@ impl Default for Options {
             models_control: false,
             // Protobuf's own limit.
             max_model: 2 << 30,
+            // The largest take a minute.
+            load_timeout: Duration::from_secs(300),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
             executors: cores,
             pin_executors: false,
@@ -102,6 +106,9 @@ pub struct Settings {
     /// Longest model file [default: 2GiB]
     #[arg(long, value_name = "SIZE", value_parser = unit::<ByteSize>)]
     pub max_model: Option<ByteSize>,
+    /// Time for a model to be loaded and warmed [default: 5m]
+    #[arg(long, value_name = "TIME", value_parser = unit::<Duration>)]
+    pub load_timeout: Option<Duration>,
     /// Address to listen on; port 0 takes a free one [default: 127.0.0.1:8000]
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
@@ -205,6 +212,7 @@ impl Settings {
                 models_poll: file.get("models_poll"),
                 models_control: file.get("models_control"),
                 max_model: file.get("max_model"),
+                load_timeout: file.get("load_timeout"),
                 listen: file.get("listen"),
                 executors: counted(&file, "executors", MAX_EXECUTORS),
                 pin_executors: file.get("pin_executors"),
@@ -253,6 +261,7 @@ impl Settings {
             executors,
             pin_executors,
             queue,
+            load_timeout,
             max_connections,
             header_timeout,
             idle_timeout,

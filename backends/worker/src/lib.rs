@@ -26,7 +26,7 @@
 //! | `describe` | metadata, health, configuration, metrics |
 //! | `control` | the model repository extension: index, load, unload |
 //! | `repository` | what is served now; a request's way to its version |
-//! | `loader`, `room` | the one thread that loads and unloads; memory for models |
+//! | `loader`, `trial`, `room` | the one thread that loads and unloads, and what may not stop it; memory for models |
 //! | `disk`, `model_config` | models on disk, read but not believed |
 //! | `golden` | recorded answers, compared when a model is loaded |
 //! | `report`, `metrics`, `stats` | what the worker says of itself |
@@ -68,6 +68,7 @@ mod rest;
 mod room;
 mod server;
 mod stats;
+mod trial;
 
 pub use cli::main;
 pub use config::Options;

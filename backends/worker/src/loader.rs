@@ -21,6 +21,7 @@ use crate::refusal::Refusal;
 use crate::repository::{Entry, Known, Labels, Model, Served, State, Version};
 use crate::room::{self, Spare};
 use crate::stats::Stats;
+use crate::trial::Trial;
 use forebay_protocol::Reason;
 use forebay_protocol::metric::worker as metric;
 use forebay_tract as engine;
@@ -30,8 +31,6 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// Stack of the loading thread: graphs are walked recursively.
-const STACK: usize = 16 << 20;
 /// How often versions are looked after that wait for their last request.
 const DRAIN_STEP: Duration = Duration::from_millis(5);
 
@@ -69,6 +68,7 @@ pub(crate) struct Loader {
     pub(crate) retired: Vec<Arc<Version>>,
     /// Models that looked changed at the last look.
     unsettled: HashMap<String, Stamp>,
+    trial: Trial,
 }
 
 /// Why a version is loaded.
@@ -88,7 +88,13 @@ impl Loader {
     /// # Errors
     /// The repository can't be read.
     pub(crate) fn new(app: Arc<App>, disk: Disk) -> std::io::Result<Self> {
-        let mut loader = Self { app, disk, retired: Vec::new(), unsettled: HashMap::new() };
+        let mut loader = Self {
+            app,
+            disk,
+            retired: Vec::new(),
+            unsettled: HashMap::new(),
+            trial: Trial::default(),
+        };
         for name in loader.disk.names()? {
             if let Ok(found) = loader.disk.model(&name) {
                 loader.prepare(&name, None, found, None);
@@ -103,7 +109,7 @@ impl Loader {
     /// No thread can be started.
     pub(crate) fn start(self, commands: Receiver<Command>) -> std::io::Result<()> {
         let work = move || self.run(&commands);
-        std::thread::Builder::new().name("loader".to_owned()).stack_size(STACK).spawn(work)?;
+        std::thread::Builder::new().name("loader".to_owned()).spawn(work)?;
         Ok(())
     }
 
@@ -425,13 +431,20 @@ impl Loader {
         };
         self.make_room(room, spare).map_err(Failure::Full)?;
         let (started, before) = (Instant::now(), room::resident());
-        let engine = engine::Model::load(&bytes, &model.config.load_options(profile))
-            .map_err(|error| Failure::Bad(error.to_string()))?;
+        let (length, config) = (bytes.len(), Arc::clone(&model.config));
         let examples = self.disk.examples(name).map_err(Failure::Bad)?;
-        golden::check(&engine, &examples, model.config.tolerance).map_err(Failure::Bad)?;
-        let embedding = embedder(&model.config, tokenizer, &engine).map_err(Failure::Bad)?;
+        let compared = examples.len();
+        let compile = move || {
+            let engine = engine::Model::load(&bytes, &config.load_options(profile))
+                .map_err(|error| error.to_string())?;
+            golden::check(&engine, &examples, config.tolerance)?;
+            let embedding = embedder(&config, tokenizer, &engine)?;
+            Ok((engine, embedding))
+        };
+        let limit = self.app.options.load_timeout;
+        let (engine, embedding) = self.trial.run(limit, compile).map_err(Failure::Bad)?;
         let took = started.elapsed();
-        let memory = known.unwrap_or_else(|| room::measured(bytes.len(), before));
+        let memory = known.unwrap_or_else(|| room::measured(length, before));
         let share = self.app.repository.hold(memory);
         // It may be larger than it looked.
         self.make_room(0, spare).map_err(Failure::Full)?;
@@ -450,7 +463,7 @@ impl Loader {
             took_ms = took.as_millis(),
             max_batch,
             best_batch = version.engine.curve().best(),
-            examples = examples.len(),
+            examples = compared,
             layout = ?version.engine.layout(),
             "model ready"
         );

@@ -11,6 +11,7 @@ mod extensions;
 mod grpc;
 mod grpc_client;
 mod harness;
+mod hostile;
 mod live;
 mod load;
 mod models;
