@@ -181,3 +181,37 @@ tokenizer = {
 }
 (HERE / "embed" / "tokenizer.json").write_text(json.dumps(tokenizer, indent=1) + "\n")
 (HERE / "embed" / "model.toml").write_text("[embedding]\nmax_tokens = 40\nnormalize = false\n")
+
+# A softmax between dequantising and quantising: the engine makes a table by element of it, which no
+# softmax is. The examples beside it are what the graph means.
+scale, zero = numpy.float32(0.05), numpy.uint8(128)
+out_scale, out_zero = numpy.float32(1 / 255), numpy.uint8(0)
+save(
+    "../quantized",
+    [
+        node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        node("Softmax", ["d"], ["s"], axis=1),
+        node("QuantizeLinear", ["s", "out_scale", "out_zero"], ["r"]),
+        node("DequantizeLinear", ["r", "out_scale", "out_zero"], ["y"]),
+    ],
+    [value("x", ["n", 4])],
+    [value("y", ["n", 4])],
+    [
+        weight("scale", scale),
+        weight("zero", zero),
+        weight("out_scale", out_scale),
+        weight("out_zero", out_zero),
+    ],
+)
+x = numpy.array([[1, -2, 2.5, 0.5]], "float32")
+d = (numpy.clip(numpy.rint(x / scale) + zero, 0, 255) - zero) * scale
+s = numpy.exp(d) / numpy.exp(d).sum(axis=1, keepdims=True)
+y = numpy.clip(numpy.rint(s / out_scale), 0, 255) * out_scale
+examples = HERE.parent / "quantized" / "examples"
+examples.mkdir(exist_ok=True)
+tensor = {"datatype": "FP32", "shape": [1, 4]}
+request = {"inputs": [{"name": "x", **tensor, "data": x.ravel().tolist()}]}
+answer = {"outputs": [{"name": "y", **tensor, "data": y.ravel().tolist()}]}
+(examples / "softmax.json").write_text(json.dumps(request) + "\n")
+(examples / "softmax.expected.json").write_text(json.dumps(answer) + "\n")

@@ -5,6 +5,7 @@
 
 use crate::harness::*;
 use forebay_protocol::header;
+use forebay_protocol::oip::{InferStatistics, Statistics};
 use forebay_worker::{Options, Worker};
 use http::{HeaderValue, Method};
 use std::time::{Duration, Instant};
@@ -175,4 +176,67 @@ async fn concurrent_callers_each_get_their_own_answer() {
     }
     until_busy(&worker, 0, 0).await;
     assert_eq!(count(&worker, "arith", "ok").await, 320);
+}
+
+/// What the model has done so far.
+async fn times(worker: &Worker, model: &str) -> InferStatistics {
+    let answer = get(worker, &format!("/v2/models/{model}/stats")).await;
+    let mut found: Statistics = serde_json::from_slice(&answer.body).unwrap();
+    found.model_stats.remove(0).inference_stats
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reports_agree_with_the_time_that_requests_spend_here() {
+    // Little's law: what is there on average is the sum of all stays by the time. Whatever the machine
+    // is like, that holds; the reports are a witness of their own, read at other moments than the stays
+    // are measured at.
+    const CALLERS: usize = 6;
+    const EXECUTORS: u32 = 2;
+    let worker = start(Options { executors: 2, ..options(fixtures()) }).await;
+    let address = worker.address();
+    let body = json_body(vec![tensor("x", &[160], vec![0.03; 160])]);
+    let path = "/v2/models/slow/infer";
+    // Its plan is compiled by the first.
+    assert_eq!(infer(&worker, "slow", body.clone()).await.status, 200);
+    let callers = (0..CALLERS).map(|_| {
+        let body = body.clone();
+        tokio::spawn(async move {
+            for _ in 0..60 {
+                let sent = request(Method::POST, path, body.clone());
+                assert_eq!(send(address, sent).await.status, 200);
+            }
+        })
+    });
+    let callers: Vec<_> = callers.collect();
+    eventually("they are at it", || async {
+        get(&worker, "/v2/health/live").await.report().rif > Some(EXECUTORS)
+    })
+    .await;
+    let (before, started) = (times(&worker, "slow").await, Instant::now());
+    let (mut there, mut waiting, mut last) = (0.0, 0.0, started);
+    // As long as all of them are at it.
+    while !callers.iter().any(tokio::task::JoinHandle::is_finished) {
+        let report = get(&worker, "/v2/health/live").await.report();
+        let (rif, queue) = (report.rif.unwrap(), report.queue.unwrap());
+        assert!(rif as usize <= CALLERS, "{report}");
+        assert!(queue <= rif && rif - queue <= EXECUTORS, "no more than runs at once: {report}");
+        assert_eq!(report.slots, Some(EXECUTORS));
+        let step = last.elapsed().as_secs_f64();
+        (there, waiting) = (there + f64::from(rif) * step, waiting + f64::from(queue) * step);
+        last = Instant::now();
+    }
+    let after = times(&worker, "slow").await;
+    #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let grown = |of: fn(&InferStatistics) -> u64| (of(&after) - of(&before)) as f64 / 1e9;
+    let (queued, ran) = (grown(|t| t.queue.ns), grown(|t| t.compute_infer.ns));
+    let all = started.elapsed().as_secs_f64();
+    let close = |a: f64, b: f64| (a - b).abs() <= 0.15 * b.max(all);
+    let told = format!(
+        "{there:.2} and {waiting:.2} request seconds were reported, {queued:.2} waited and {ran:.2} ran, in {all:.2} s"
+    );
+    assert!(close(there, queued + ran) && close(waiting, queued), "{told}");
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    until_busy(&worker, 0, 0).await;
 }

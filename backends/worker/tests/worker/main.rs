@@ -18,3 +18,4 @@ mod models;
 mod process;
 mod protocol;
 mod repository;
+mod traps;

@@ -253,3 +253,35 @@ async fn a_synthetic_worker_serves_by_the_clock_reports_its_load_and_drains() {
     assert!(started.elapsed().as_secs_f64() >= 2.0, "two services of a second follow each other");
     assert_eq!(exit_code(&mut child).await, Some(0));
 }
+
+/// Bytes of memory that the process holds.
+fn resident(child: &Child) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id().unwrap())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+#[tokio::test]
+async fn models_that_come_and_go_leave_no_memory_behind() {
+    /// What an allocator may keep; forty versions that were never freed would be 300 MiB.
+    const SLACK: u64 = 32 << 20;
+    let scratch = Scratch::new("leak");
+    let silero = std::fs::read(bundled().join("silero-vad/1/model.onnx")).unwrap();
+    scratch.write("m/1/model.onnx", silero);
+    scratch.write("steady/1/model.onnx", Scratch::model("arith"));
+    let path = scratch.path().to_str().unwrap();
+    let (child, address) = spawn_on(path, &["--models-control", "--executors", "1"]).await;
+    let call = async |path: &str, body: Vec<u8>| {
+        let answer = send(address, request(Method::POST, path, body)).await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+    };
+    let mut memory = Vec::new();
+    for _ in 0..50 {
+        call("/v2/repository/models/m/unload", Vec::new()).await;
+        call("/v2/models/steady/infer", arith_body(1.0, 1.0)).await;
+        call("/v2/repository/models/m/load", Vec::new()).await;
+        memory.push(resident(&child));
+    }
+    let (before, after) = (memory[..10].iter().max().unwrap(), memory[40..].iter().min().unwrap());
+    assert!(*after <= before + SLACK, "{} MiB became {}", before >> 20, after >> 20);
+}
