@@ -7,7 +7,7 @@
 //! | identify | [`flow::identify`] | model, version, deadline and identities, from path and headers |
 //! | route | [`flow::route`] | first matching route -> pool |
 //! | admit | [`flow::admit`] | size and deadline; held in memory or streamed |
-//! | balance | [`flow::balance`] | `forebay_routing::pick` -> endpoint and in-flight guard |
+//! | balance | [`flow::balance`] | waits for an endpoint with room ([`pool::pending`]) -> in-flight guard |
 //! | forward | [`flow::forward`] | attempts, retries, the answer |
 //! | observe | [`flow::observe`] | metrics and the access log |
 //!
