@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::config::Config;
+use crate::operator;
 use crate::pool::fleet::WorkerLog;
 use crate::server::{self, Options};
 use anyhow::Result;
@@ -8,6 +9,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// A load-balancing proxy for model inference.
 ///
@@ -51,6 +53,19 @@ enum Command {
         #[arg(value_name = "FILE")]
         config: PathBuf,
     },
+    /// Give an endpoint nothing new; it finishes what it has.
+    Drain {
+        #[command(flatten)]
+        endpoint: operator::Endpoint,
+        /// Return only when nothing is in flight there any more, but fail after this many seconds.
+        #[arg(long, value_name = "SECONDS")]
+        wait: Option<u32>,
+    },
+    /// Use an endpoint again that was drained.
+    Undrain {
+        #[command(flatten)]
+        endpoint: operator::Endpoint,
+    },
     /// Run a worker: what `forebay-worker` does, in the same program.
     #[cfg(feature = "demo")]
     #[command(disable_help_flag = true)]
@@ -88,6 +103,11 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Some(Command::Check { config }) => return check(&config),
         Some(Command::Serve { config }) => serve(&config, worker_log),
+        Some(Command::Drain { endpoint, wait }) => {
+            let wait = wait.map(|seconds| Duration::from_secs(seconds.into()));
+            operator::drain(&endpoint, wait).map(|told| tell(&told))
+        }
+        Some(Command::Undrain { endpoint }) => operator::undrain(&endpoint).map(|told| tell(&told)),
         #[cfg(feature = "demo")]
         _ => crate::demo::run(),
         #[cfg(not(feature = "demo"))]
@@ -121,12 +141,10 @@ fn check(file: &Path) -> ExitCode {
         Ok(config) => {
             let (listeners, pools) = (config.listeners.len(), config.pools.len());
             let routes = config.routes.len();
-            let line = format!(
-                "{}: fine ({listeners} listeners, {pools} pools, {routes} routes)\n",
+            tell(&format!(
+                "{}: fine ({listeners} listeners, {pools} pools, {routes} routes)",
                 file.display()
-            );
-            // Whoever closed standard output does not want the line.
-            let _ = std::io::stdout().write_all(line.as_bytes());
+            ));
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -134,6 +152,11 @@ fn check(file: &Path) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn tell(line: &str) {
+    // Whoever closed standard output does not want the line.
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 fn complain(message: &str) {

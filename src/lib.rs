@@ -23,7 +23,7 @@
 //! [`doors`] are its listeners and [`connections`] bounds what they hold.
 //! [`server`] binds, serves, reloads and drains; [`admin`] answers operators, [`status`] is what they
 //! see; [`access_log`] writes
-//! a line a request; [`cli`] is the command line and [`demo`] what runs without arguments.
+//! a line a request; [`cli`] is the command line, [`operator`] what it says to a running proxy, and [`demo`] what runs without arguments.
 
 pub mod access_log;
 pub mod admin;
@@ -37,6 +37,7 @@ pub mod demo;
 pub mod doors;
 pub mod error;
 pub mod flow;
+pub mod operator;
 pub mod pool;
 pub mod proxy;
 pub mod request;

@@ -117,6 +117,8 @@ pub struct Pool {
     pub poll: Option<Poll>,
     /// When a second attempt is made beside a slow first one; `None`: never.
     pub hedge: Option<Hedge>,
+    /// Time in which an endpoint that has become ready comes to its share; zero: at once.
+    pub slow_start: Duration,
     /// When an endpoint is taken out for what its answers are like.
     pub ejection: Ejection,
     /// What is sent again.

@@ -161,6 +161,7 @@ fn pool(name: String, table: &Table<'_, '_>, base: &Path) -> Pool {
         probe: probe(&table.table_or_empty("probe")),
         poll: table.table("poll").map(|table| super::poll::poll(&table)),
         hedge: table.table("hedge").map(|table| hedge(&table)),
+        slow_start: table.or("slow_start", Duration::ZERO),
         ejection: ejection(&table.table_or_empty("ejection")),
         retry: retry(&table.table_or_empty("retry")),
         name,

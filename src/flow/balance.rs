@@ -10,7 +10,7 @@ use crate::pool::pending::{Asks, Bound, Turned, with_rng};
 use crate::pool::{Endpoint, Pool, report};
 use crate::request::Request;
 use forebay_protocol::{Reason, metric};
-use forebay_routing::pick;
+use forebay_routing::{Ramp, pick};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -122,8 +122,15 @@ pub fn pick(pool: &Pool, tried: &[Picked]) -> Result<Picked, Refusal> {
     report::refresh_stale(pool, now);
     let context = pick::Context { now, report_ttl: pool.config.report_ttl, turn: &pool.state.turn };
     let excluded = |candidate: &Arc<Endpoint>| was_tried(tried, candidate);
-    let chosen =
-        with_rng(|rng| pick::pick(pool.config.policy, &pool.ready, excluded, &context, rng));
+    let chosen = with_rng(|rng| {
+        let ramp = Ramp::draw(pool.config.slow_start, now, rng);
+        let shut = |it: &Arc<Endpoint>| {
+            excluded(it) || ramp.is_some_and(|ramp| ramp.passes_over(it.state.ready_since()))
+        };
+        let chosen = pick::pick(pool.config.policy, &pool.ready, shut, &context, rng);
+        let any = |rng| pick::pick(pool.config.policy, &pool.ready, excluded, &context, rng);
+        chosen.or_else(|| ramp.and_then(|_| any(rng)))
+    });
     let index = chosen.ok_or_else(|| no_endpoint(pool, tried.len()))?;
     Ok(Picked::new(Bound::enter(&pool.ready[index], &pool.state)))
 }

@@ -18,12 +18,12 @@ mod rotation;
 
 use crate::config;
 use forebay_routing::outlier::{Record, Tally};
-use forebay_routing::{Candidate, Health, Latencies, Load, Outcome, RetryBudget};
+use forebay_routing::{Candidate, Health, Latencies, Load, Outcome, RetryBudget, Time};
 use pingora::upstreams::peer::HttpPeer;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 
 /// Everything a request needs to know of the configuration and the fleet, at one moment.
@@ -100,7 +100,7 @@ impl Hedges {
     }
 
     /// The time after which a second attempt is worth its cost; `None` while nothing is known.
-    pub fn after(&self) -> Option<std::time::Duration> {
+    pub fn after(&self) -> Option<Duration> {
         self.latencies.estimate().map(|usual| usual.max(self.settings.min_delay))
     }
 }
@@ -140,6 +140,8 @@ pub struct EndpointState {
     health: AtomicU8,
     /// Where it stands among those in rotation, if it is; written by [`control`] only.
     place: AtomicUsize,
+    /// Since when it has been ready, in nanoseconds on the clock of [`Time`].
+    ready_since: AtomicU64,
     /// What its probes say.
     probed: AtomicU8,
     /// Whether an operator has it drained.
@@ -164,6 +166,7 @@ impl EndpointState {
             answers: OnceLock::new(),
             health: AtomicU8::new(Health::Probing as u8),
             place: AtomicUsize::new(usize::MAX),
+            ready_since: AtomicU64::new(0),
             probed: AtomicU8::new(Health::Probing as u8),
             drained: AtomicBool::new(false),
             tally: Tally::default(),
@@ -176,6 +179,11 @@ impl EndpointState {
     /// Whether it may be picked.
     pub fn health(&self) -> Health {
         health_in(&self.health)
+    }
+
+    /// Since when it has been ready, if it is.
+    pub fn ready_since(&self) -> Time {
+        Time::new(Duration::from_nanos(self.ready_since.load(Relaxed)))
     }
 
     /// What its probes say, whatever else keeps it out.

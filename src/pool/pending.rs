@@ -11,7 +11,7 @@ use super::{Endpoint, EndpointState, Pool, PoolState, report};
 use crate::clock;
 use forebay_protocol::{Priority, metric};
 use forebay_routing::pick::Context;
-use forebay_routing::{Binding, Claim, InFlight, Joined, Line, Next, Place, Rng, View};
+use forebay_routing::{Binding, Claim, InFlight, Joined, Line, Next, Place, Ramp, Rng, View};
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -228,7 +228,19 @@ impl Pool {
         };
         let view = self.view(None);
         let deadline = clock::at(asks.deadline);
-        match with_rng(|rng| view.at_once(deadline, tried, rng)) {
+        let binding = with_rng(|rng| {
+            if let Some(ramp) = Ramp::draw(self.config.slow_start, view.context.now, rng) {
+                let shut =
+                    |it: &Arc<Endpoint>| tried(it) || ramp.passes_over(it.state.ready_since());
+                let binding = view.at_once(deadline, shut, rng);
+                // With nobody else free, the one that has just come does better than a wait.
+                if matches!(binding, Binding::Bind(_)) {
+                    return binding;
+                }
+            }
+            view.at_once(deadline, tried, rng)
+        });
+        match binding {
             Binding::Bind(index) => Bound::claim(self, &view, index).map(Ok),
             Binding::Nowhere => Some(Err(Turned::Nowhere)),
             Binding::Wait => None,

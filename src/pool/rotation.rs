@@ -4,7 +4,7 @@
 
 use super::control::{Drain, Drained, Unknown};
 use super::{Endpoint, EndpointState, Pool, Snapshot, eject};
-use crate::config;
+use crate::{clock, config};
 use forebay_routing::{Health, outlier};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -50,6 +50,9 @@ pub(super) fn settle(state: &EndpointState) -> bool {
     state.health.store(to as u8, Relaxed);
     if from == to {
         return false;
+    }
+    if to == Health::Ready {
+        state.ready_since.store(clock::now().nanos(), Relaxed);
     }
     let cause = state.record().out().map(|(cause, _)| cause.as_str());
     tracing::info!(

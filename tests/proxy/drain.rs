@@ -60,6 +60,33 @@ async fn an_endpoint_that_is_drained_under_load_finishes_what_it_has_and_gets_no
 }
 
 #[tokio::test]
+async fn the_command_line_waits_until_nothing_is_in_flight() {
+    let gated = Endpoint::start(Behaviour::Gated).await;
+    let proxy = Proxy::in_front_of(&[gated.address], 1, "").await;
+    let (address, admin) = (proxy.address, proxy.admin.to_string());
+    let held = tokio::spawn(async move { post(address, "/v2/models/m/infer", "x").await.status });
+    eventually("a request there", async || (gated.served() == 1).then_some(())).await;
+    let endpoint = gated.address.to_string();
+    let forebay = async |words: &[&str]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_forebay"));
+        command.args(words).args(["--admin", &admin, "test", &endpoint]);
+        let output = command.output().await.unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let line = format!("test {endpoint}: draining, 1 in flight");
+    assert_eq!(forebay(&["drain"]).await, (Some(0), line.clone(), String::new()));
+    let (code, _, error) = forebay(&["drain", "--wait", "0"]).await;
+    assert_eq!((code, error), (Some(1), format!("forebay: {line} after 0 s")));
+    gated.let_go(1);
+    let line = format!("test {endpoint}: draining, 0 in flight");
+    assert_eq!(forebay(&["drain", "--wait", "60"]).await, (Some(0), line, String::new()));
+    assert_eq!(held.await.unwrap(), 200);
+    let line = format!("test {endpoint}: ready, 0 in flight");
+    assert_eq!(forebay(&["undrain"]).await, (Some(0), line, String::new()));
+}
+
+#[tokio::test]
 async fn what_is_not_there_can_not_be_drained() {
     let endpoint = Endpoint::start(Behaviour::Echo).await;
     let proxy = Proxy::in_front_of(&[endpoint.address], 1, "").await;

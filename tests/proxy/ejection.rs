@@ -4,6 +4,7 @@ use crate::client::{Load, post, post_with};
 use crate::endpoint::{Behaviour, Endpoint};
 use crate::harness::{Proxy, eventually};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 const INFER: &str = "/v2/models/m/infer";
 
@@ -142,4 +143,35 @@ async fn with_too_few_left_those_that_are_out_are_used_again() {
     .await;
     assert_eq!(proxy.metric("forebay_pool_panic", &[]).await, 1.0);
     assert_eq!(post(proxy.address, INFER, "x").await.status, 200);
+}
+
+/// How many of some requests, one after the other, each of two endpoints gets.
+async fn shares(proxy: &Proxy, all: &[Endpoint], requests: usize) -> [usize; 2] {
+    let served = || [all[0].served(), all[1].served()];
+    let before = served();
+    for _ in 0..requests {
+        assert_eq!(post(proxy.address, INFER, "x").await.status, 200);
+    }
+    let after = served();
+    [after[0] - before[0], after[1] - before[1]]
+}
+
+#[tokio::test]
+async fn one_that_has_just_come_back_gets_its_share_little_by_little() {
+    const WINDOW: Duration = Duration::from_secs(4);
+    let all = start([Behaviour::Echo, Behaviour::Echo]).await;
+    let pool = format!("policy = \"round_robin\"\nslow_start = \"{}s\"", WINDOW.as_secs());
+    let proxy = Proxy::in_front_of(&addresses(&all), 2, &pool).await;
+    let [first, second] = shares(&proxy, &all, 200).await;
+    assert!(first >= 70 && second >= 70, "neither is passed over for the other: {first}, {second}");
+    tokio::time::sleep(WINDOW).await;
+    for verb in ["drain", "undrain"] {
+        let path = format!("/pools/test/endpoints/{}/{verb}", all[1].address);
+        assert_eq!(post(proxy.admin, &path, "").await.status, 200);
+    }
+    let [first, second] = shares(&proxy, &all, 100).await;
+    assert!(second * 2 < first, "{first}, {second}");
+    tokio::time::sleep(WINDOW).await;
+    let [first, second] = shares(&proxy, &all, 100).await;
+    assert_eq!((first, second), (50, 50));
 }

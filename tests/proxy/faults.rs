@@ -108,6 +108,22 @@ async fn an_endpoint_that_never_answers_is_bounded_by_the_deadline() {
 }
 
 #[tokio::test]
+async fn what_an_endpoint_is_told_of_the_time_is_what_is_left_of_it() {
+    let silent = Endpoint::start(Behaviour::Silent).await;
+    let well = Endpoint::start(Behaviour::Echo).await;
+    let pool = "policy = \"round_robin\"\nretry = { attempt_timeout = \"300ms\" }";
+    let proxy = Proxy::in_front_of(&[silent.address, well.address], 2, pool).await;
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        let answer = post_with(proxy.address, INFER, &[("x-request-deadline", "20000")], "x").await;
+        told.push(answer.header("x-seen-deadline").parse::<u64>().unwrap());
+    }
+    // One of the two was sent to the silent one first.
+    assert!(told.iter().all(|told| *told <= 20_001), "{told:?}");
+    assert!(told.iter().any(|told| *told <= 19_701), "{told:?}");
+}
+
+#[tokio::test]
 async fn a_route_bounds_what_a_caller_may_ask_for() {
     let silent = Endpoint::start(Behaviour::Silent).await;
     let config = pool_of(&[silent.address], "") + "deadline = \"300ms\"\n";

@@ -13,6 +13,7 @@
 //! - [`pick`]: which endpoint gets the next request, by one of the [`Policy`] values.
 //! - [`health`]: rise and fall of one endpoint from the outcomes of its probes.
 //! - [`outlier`]: which endpoint is taken out for what its answers were like, and for how long.
+//! - [`ramp`]: the share of an endpoint that has just come into rotation.
 //! - [`budget`]: how many retries a pool may add to the load it has.
 //! - [`hedge`]: after which time a second attempt is worth its cost.
 
@@ -25,6 +26,7 @@ pub mod line;
 pub mod load;
 pub mod outlier;
 pub mod pick;
+pub mod ramp;
 mod rng;
 
 pub use bind::{Binding, Outlook, View};
@@ -36,6 +38,7 @@ pub use line::{Claim, Joined, Line, Place};
 pub use load::{InFlight, Load, Report};
 pub use outlier::{Ejection, Outcome};
 pub use pick::{Candidate, Policy};
+pub use ramp::Ramp;
 pub use rng::Rng;
 
 use std::time::Duration;
