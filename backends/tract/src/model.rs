@@ -4,7 +4,7 @@ use crate::batch::{Joined, concatenate, cut};
 use crate::curve::Curve;
 use crate::error::{panic_text, text};
 use crate::graph::{self, Interface};
-use crate::plan::{Layout, Plan, Plans, Shapes};
+use crate::plan::{Build, Plan, Plans, Shapes};
 use crate::tensor::{datum_type, from_tract, to_tract};
 use crate::warm_up;
 use crate::{LoadError, RunError};
@@ -28,6 +28,8 @@ pub struct LoadOptions {
     pub open: usize,
     /// Load graphs with QuantizeLinear and DequantizeLinear nodes.
     pub allow_quantized: bool,
+    /// What to compile to; the fastest of those that agree, if none is given.
+    pub build: Option<Build>,
     /// What was found out when the same model was loaded before with the same options: it is not
     /// measured again.
     pub profile: Option<Profile>,
@@ -36,7 +38,7 @@ pub struct LoadOptions {
 /// What the first runs of a model have shown of it on this machine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Profile {
-    pub(crate) layout: Layout,
+    pub(crate) build: Build,
     /// Are its rows independent?
     pub(crate) has_batches: bool,
     /// Seconds by bucket of rows.
@@ -69,6 +71,17 @@ pub struct Form {
     shapes: Shapes,
     /// The shapes that the model was warmed up and measured with.
     is_usual: bool,
+}
+
+/// What one node of a compiled graph takes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeTime {
+    /// Its name, after the node of the file that it was made of.
+    pub name: String,
+    /// Kind of operation.
+    pub op: String,
+    /// Least seconds.
+    pub seconds: f64,
 }
 
 /// A loaded, compiled and warmed model. All threads may share one.
@@ -142,15 +155,15 @@ impl Model {
         self.grain
     }
 
-    /// The layout of data in convolutions that was found faster here.
-    pub fn layout(&self) -> Layout {
-        self.plans.layout()
+    /// What the model was compiled to: what was found fastest here.
+    pub fn build(&self) -> Build {
+        self.plans.build()
     }
 
     /// What to load the same model with the next time.
     pub fn profile(&self) -> Profile {
         Profile {
-            layout: self.layout(),
+            build: self.build(),
             has_batches: self.max_batch.is_some(),
             seconds: self.curve.known().collect(),
             grain: self.grain,
@@ -261,14 +274,7 @@ impl Model {
 
     fn run_whole(&self, inputs: &[&Tensor], watch: &dyn Watch) -> Result<Vec<Tensor>, RunError> {
         let shapes: Shapes = inputs.iter().map(|input| input.shape.clone()).collect();
-        let values = inputs
-            .iter()
-            .map(|input| {
-                let tensor = to_tract(&input.data, 0..input.data.len(), &input.shape);
-                Ok(tensor.map_err(RunError::Input)?.into_tvalue())
-            })
-            .collect::<Result<TVec<_>, RunError>>()?;
-        let (outputs, seconds) = self.run_plan(&shapes, values, watch)?;
+        let (outputs, seconds) = self.run_plan(&shapes, values(inputs)?, watch)?;
         let curve = if shapes == self.usual { &self.curve } else { &self.odd };
         curve.learn(1, seconds);
         Ok(outputs)
@@ -296,6 +302,29 @@ impl Model {
             .collect::<Result<_, _>>()
             .map_err(RunError::Engine)?;
         Ok((outputs, took.as_secs_f64()))
+    }
+
+    /// Least time of each node of the graph in some runs of these inputs, in the order of execution.
+    ///
+    /// # Errors
+    /// As [`Model::run`].
+    pub fn nodes(&self, inputs: &[Tensor], runs: usize) -> Result<Vec<NodeTime>, RunError> {
+        let inputs = self.in_order(inputs)?;
+        let shapes: Shapes = inputs.iter().map(|input| input.shape.clone()).collect();
+        let plan = self.plans.get(&shapes)?;
+        let mut least: Vec<NodeTime> = Vec::new();
+        for _ in 0..runs.max(1) {
+            let values = values(&inputs)?;
+            let nodes = catch_unwind(AssertUnwindSafe(|| time_nodes(&plan, values)))
+                .unwrap_or_else(|payload| Err(RunError::Panic(panic_text(&*payload))))?;
+            least.iter_mut().zip(&nodes).for_each(|(least, node)| {
+                least.seconds = least.seconds.min(node.seconds);
+            });
+            if least.is_empty() {
+                least = nodes;
+            }
+        }
+        Ok(least)
     }
 
     fn in_order<'a>(&self, inputs: &'a [Tensor]) -> Result<Vec<&'a Tensor>, RunError> {
@@ -335,6 +364,29 @@ fn parse(onnx: &[u8], options: &LoadOptions) -> Result<(Interface, InferenceMode
     let template =
         framework.model_for_proto_model(&proto).map_err(|e| LoadError::Compile(text(&e)))?;
     Ok((interface, template))
+}
+
+fn values(inputs: &[&Tensor]) -> Result<TVec<TValue>, RunError> {
+    let value = |input: &&Tensor| {
+        let tensor = to_tract(&input.data, 0..input.data.len(), &input.shape);
+        Ok(tensor.map_err(RunError::Input)?.into_tvalue())
+    };
+    inputs.iter().map(value).collect()
+}
+
+fn time_nodes(plan: &Plan, inputs: TVec<TValue>) -> Result<Vec<NodeTime>, RunError> {
+    let engine = |error: TractError| RunError::Engine(text(&error));
+    let mut nodes = Vec::new();
+    let mut state = plan.spawn().map_err(engine)?;
+    let result = state.run_plan_with_eval(inputs, |context, state, node, inputs| {
+        let started = Instant::now();
+        let outputs = eval(context, state, node, inputs);
+        let (name, op) = (node.name.clone(), node.op().name().to_string());
+        nodes.push(NodeTime { name, op, seconds: started.elapsed().as_secs_f64() });
+        outputs
+    });
+    result.map_err(engine)?;
+    Ok(nodes)
 }
 
 fn execute(plan: &Plan, inputs: TVec<TValue>, watch: &dyn Watch) -> Result<TVec<TValue>, RunError> {

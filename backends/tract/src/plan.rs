@@ -6,6 +6,7 @@
 
 use crate::RunError;
 use crate::error::{panic_text, text};
+use crate::own;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tract_onnx::prelude::*;
@@ -24,7 +25,7 @@ pub(crate) type Plan = Arc<TypedSimplePlan>;
 pub(crate) struct Plans {
     template: InferenceModel,
     datum_types: Vec<DatumType>,
-    layout: Layout,
+    build: Build,
     has_convolutions: bool,
     /// Most recently used last.
     cache: Mutex<Vec<(Shapes, Arc<Slot>)>>,
@@ -32,36 +33,40 @@ pub(crate) struct Plans {
 
 type Slot = OnceLock<Result<Plan, RunError>>;
 
-/// How convolutions see an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Layout {
-    /// As ONNX has it: NCHW.
-    ChannelsFirst,
-    /// Transposed around each convolution: NHWC. Faster for some models, slower for others.
+/// What a model is compiled to. Each is faster for some models and slower for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Build {
+    /// tract's kernels, images as ONNX has them: NCHW.
+    Plain,
+    /// tract's kernels, images transposed around each convolution: NHWC.
     ChannelsLast,
+    /// Our kernels wherever they can stand in for tract's.
+    Own,
 }
 
 impl Plans {
     pub(crate) fn new(template: InferenceModel, datum_types: Vec<DatumType>) -> Self {
         let is_convolution = |node: &InferenceNode| node.op().name().starts_with("Conv");
         let has_convolutions = template.nodes().iter().any(is_convolution);
-        let layout = Layout::ChannelsFirst;
-        Self { template, datum_types, layout, has_convolutions, cache: Mutex::default() }
+        let build = Build::Plain;
+        Self { template, datum_types, build, has_convolutions, cache: Mutex::default() }
     }
 
-    /// The same model in another layout, nothing compiled yet; `None` if that changes nothing.
-    pub(crate) fn in_layout(&self, layout: Layout) -> Option<Self> {
-        (self.has_convolutions && layout != self.layout).then(|| Self {
+    /// The same model in another build, nothing compiled yet; `None` if that changes nothing.
+    pub(crate) fn built(&self, build: Build) -> Option<Self> {
+        let needs_convolutions = build == Build::ChannelsLast || self.build == Build::ChannelsLast;
+        let differs = build != self.build && (self.has_convolutions || !needs_convolutions);
+        differs.then(|| Self {
             template: self.template.clone(),
             datum_types: self.datum_types.clone(),
-            layout,
-            has_convolutions: true,
+            build,
+            has_convolutions: self.has_convolutions,
             cache: Mutex::default(),
         })
     }
 
-    pub(crate) fn layout(&self) -> Layout {
-        self.layout
+    pub(crate) fn build(&self) -> Build {
+        self.build
     }
 
     /// Forgets the plans whose shapes are not wanted.
@@ -97,7 +102,15 @@ impl Plans {
                 model.set_input_fact(index, fact)?;
             }
             let mut model = model.into_typed()?.into_decluttered()?;
-            if self.layout == Layout::ChannelsLast {
+            if self.build == Build::Own {
+                let rewritten = own::rewrite(&model)?;
+                let mut model =
+                    rewritten.ok_or_else(|| TractError::msg("no place for a kernel"))?;
+                // Not decluttered once more: that would move the axes about again.
+                model.optimize()?;
+                return TypedSimplePlan::new(model);
+            }
+            if self.build == Build::ChannelsLast {
                 let transform = get_transform("conv_nhwc")?;
                 let transform = transform.ok_or_else(|| TractError::msg("no conv_nhwc"))?;
                 transform.transform(&mut model)?;

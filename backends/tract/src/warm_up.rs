@@ -5,7 +5,7 @@
 
 use crate::batch::concatenate;
 use crate::model::{LoadOptions, Model, Profile, Watch};
-use crate::plan::{Layout, Shapes};
+use crate::plan::{Build, Plans, Shapes};
 use crate::tensor::to_tract;
 use crate::{LoadError, RunError};
 use forebay_protocol::oip::{Data, Datatype, Tensor, TensorMetadata, element_count};
@@ -16,10 +16,10 @@ use tract_onnx::prelude::*;
 /// How far rows run together may differ from the same rows run alone: other kernels, other order
 /// of sums. Rows that see each other differ by far more.
 const ROW_TOLERANCE: f64 = 1e-3;
-/// How far outputs may differ between layouts, for the same reason.
-const LAYOUT_TOLERANCE: f64 = 1e-3;
-/// Another layout is taken if it needs at most this share of the time: less is within the noise.
-const LAYOUT_WORTH: f64 = 0.95;
+/// How far outputs may differ between builds, for the same reason.
+const BUILD_TOLERANCE: f64 = 1e-3;
+/// Another build is taken if it needs at most this share of the time: less is within the noise.
+const BUILD_WORTH: f64 = 0.95;
 /// Runs that are timed of one plan, unless they take longer together than the next constant.
 const RUNS: usize = 7;
 const RUNS_TIME: Duration = Duration::from_millis(100);
@@ -46,7 +46,8 @@ pub(crate) fn warm_up(model: &mut Model, options: &LoadOptions) -> Result<(), Lo
         options.max_batch >= 2 && !model.interface.inputs.is_empty() && tensors.all(open);
     let inputs = inputs(model, options, may_batch.then_some(1), 0)?;
     let known = options.profile.as_ref();
-    if let Some(plans) = known.and_then(|known| model.plans.in_layout(known.layout)) {
+    let given = options.build.or(known.map(|known| known.build));
+    if let Some(plans) = given.and_then(|build| model.plans.built(build)) {
         model.plans = plans;
     }
     let failed = |error: RunError| LoadError::WarmUp(error.to_string());
@@ -54,7 +55,9 @@ pub(crate) fn warm_up(model: &mut Model, options: &LoadOptions) -> Result<(), Lo
     let has_batches = match known {
         Some(known) => known.has_batches && may_batch,
         None => {
-            choose_layout(model, &inputs, &alone);
+            if given.is_none() {
+                choose_build(model, &inputs, &alone);
+            }
             may_batch && rows_are_independent(model, options, alone)
         }
     };
@@ -82,12 +85,23 @@ fn recall(model: &mut Model, options: &LoadOptions, known: &Profile) {
     }
 }
 
-/// Takes the layout that is faster here, if it gives the same.
-fn choose_layout(model: &mut Model, inputs: &[Tensor], expected: &[Tensor]) {
-    let Some(other) = model.plans.in_layout(Layout::ChannelsLast) else { return };
+/// Takes the build that is fastest here, of those that give the same as tract's own.
+fn choose_build(model: &mut Model, inputs: &[Tensor], expected: &[Tensor]) {
+    for build in [Build::Own, Build::ChannelsLast] {
+        // What is slower than ours at one layout was never seen to be faster at the other.
+        if build == Build::ChannelsLast && model.plans.build() == Build::Own {
+            break;
+        }
+        if let Some(other) = model.plans.built(build) {
+            try_build(model, other, inputs, expected);
+        }
+    }
+}
+
+fn try_build(model: &mut Model, other: Plans, inputs: &[Tensor], expected: &[Tensor]) {
     let first = std::mem::replace(&mut model.plans, other);
     let agrees =
-        run(model, inputs, &|| false).is_ok_and(|(o, _)| agree(&o, expected, LAYOUT_TOLERANCE));
+        run(model, inputs, &|| false).is_ok_and(|(o, _)| agree(&o, expected, BUILD_TOLERANCE));
     let second = std::mem::replace(&mut model.plans, first);
     if !agrees {
         return;
@@ -107,7 +121,7 @@ fn choose_layout(model: &mut Model, inputs: &[Tensor], expected: &[Tensor]) {
         }
     }
     let [first, second] = times.map(median);
-    if second < LAYOUT_WORTH * first
+    if second < BUILD_WORTH * first
         && let Some(plans) = plans.into_iter().flatten().next()
     {
         model.plans = plans;
@@ -307,18 +321,19 @@ mod tests {
     }
 
     #[test]
-    fn a_profile_is_taken_over_and_layouts_give_the_same() {
+    fn a_profile_is_taken_over_and_builds_give_the_same() {
         let grain = Duration::from_millis(7);
         let seconds = vec![(1, 0.5), (2, 0.8), (4, 1.0)];
-        let outputs = [Layout::ChannelsFirst, Layout::ChannelsLast].map(|layout| {
-            let profile = Profile { layout, has_batches: true, seconds: seconds.clone(), grain };
+        let outputs = [Build::Plain, Build::ChannelsLast, Build::Own].map(|build| {
+            let profile = Profile { build, has_batches: true, seconds: seconds.clone(), grain };
             let model = load(Some(profile));
-            assert_eq!(model.profile().layout, layout);
+            assert_eq!(model.profile().build, build);
             assert_eq!((model.curve().best(), model.grain()), (4, grain));
             let inputs = inputs(&model, &LoadOptions::default(), Some(3), 0).unwrap();
             model.run(&[&inputs], 4, &|| false).unwrap().remove(0)
         });
-        assert!(agree(&outputs[0], &outputs[1], LAYOUT_TOLERANCE));
+        assert!(agree(&outputs[0], &outputs[1], BUILD_TOLERANCE));
+        assert!(agree(&outputs[0], &outputs[2], BUILD_TOLERANCE));
         assert_eq!(outputs[0][0].shape, [3, 2], "padded to 4 rows, and cut again");
     }
 }

@@ -464,7 +464,7 @@ impl Loader {
             max_batch,
             best_batch = version.engine.curve().best(),
             examples = compared,
-            layout = ?version.engine.layout(),
+            build = ?version.engine.build(),
             "model ready"
         );
         let labels = [("model", name), ("version", version.number.as_str())];

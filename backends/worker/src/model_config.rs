@@ -194,6 +194,7 @@ impl ModelConfig {
             warm_up: by_name(&self.tensors, |tensor| tensor.warm_up.clone()),
             allow_quantized: self.allow_quantized,
             open: self.embedding.as_ref().map_or(1, |e| USUAL.min(e.max_tokens)),
+            build: None,
             profile,
         }
     }

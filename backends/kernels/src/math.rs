@@ -1,0 +1,88 @@
+//! Elementary functions on a vector of numbers, accurate to a few units in the last place.
+
+use pulp::Simd;
+
+/// `clamp`, that lets a NaN through as ONNX Runtime does.
+#[inline(always)]
+pub(crate) fn clip<S: Simd>(simd: S, x: S::f32s, low: S::f32s, high: S::f32s) -> S::f32s {
+    // The hardware returns the second operand where either is no number.
+    simd.min_f32s(high, simd.max_f32s(low, x))
+}
+
+/// A polynomial, the highest power first.
+#[inline(always)]
+fn horner<S: Simd, const N: usize>(simd: S, x: S::f32s, factors: &[f32; N]) -> S::f32s {
+    let mut sum = simd.splat_f32s(factors[0]);
+    for &factor in &factors[1..] {
+        sum = simd.mul_add_e_f32s(sum, x, simd.splat_f32s(factor));
+    }
+    sum
+}
+
+/// e^x: reduction to a power of two, then a polynomial (Cephes).
+#[inline(always)]
+pub(crate) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let splat = |value| simd.splat_f32s(value);
+    // Below, the result would be subnormal: it becomes 0 by the scale. Above it would be infinite.
+    let x = clip(simd, x, splat(-87.336_54), splat(88.376_26));
+    // Adding 1.5 * 2^23 rounds to a whole number, which then stands in the lowest bits.
+    let magic = splat(12_582_912.0);
+    let shifted = simd.mul_add_e_f32s(x, splat(std::f32::consts::LOG2_E), magic);
+    let whole = simd.sub_f32s(shifted, magic);
+    let rest = simd.mul_add_e_f32s(whole, splat(-0.693_359_4), x);
+    let rest = simd.mul_add_e_f32s(whole, splat(2.121_944_4e-4), rest);
+    let polynomial =
+        [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+    let sum = horner(simd, rest, &polynomial);
+    let square = simd.mul_f32s(rest, rest);
+    let sum = simd.mul_add_e_f32s(sum, square, simd.add_f32s(rest, splat(1.0)));
+    let bits = simd.transmute_u32s_f32s(shifted);
+    let exponent = simd.wrapping_dyn_shl_u32s(bits, simd.splat_u32s(23));
+    let scaled = simd.add_u32s(simd.transmute_u32s_f32s(sum), exponent);
+    simd.transmute_f32s_u32s(scaled)
+}
+
+/// 1 / (1 + e^-x).
+#[inline(always)]
+pub(crate) fn sigmoid<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let one = simd.splat_f32s(1.0);
+    simd.div_f32s(one, simd.add_f32s(one, exp(simd, simd.neg_f32s(x))))
+}
+
+/// Hyperbolic tangent: a rational function, odd and exact at the ends (as in Eigen).
+#[inline(always)]
+pub(crate) fn tanh<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let splat = |value| simd.splat_f32s(value);
+    let x = clip(simd, x, splat(-7.905_311), splat(7.905_311));
+    let square = simd.mul_f32s(x, x);
+    let above = horner(
+        simd,
+        square,
+        &[
+            -2.760_768_5e-16,
+            2.000_188e-13,
+            -8.604_672e-11,
+            5.122_297e-8,
+            1.485_722_4e-5,
+            6.372_619_3e-4,
+            4.893_525e-3,
+        ],
+    );
+    let below =
+        horner(simd, square, &[1.198_258_4e-6, 1.185_347_1e-4, 2.268_434_6e-3, 4.893_525e-3]);
+    simd.div_f32s(simd.mul_f32s(x, above), below)
+}
+
+/// Error function, to 1.5e-7 (Abramowitz and Stegun, 7.1.26).
+#[inline(always)]
+pub(crate) fn erf<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let splat = |value| simd.splat_f32s(value);
+    let size = simd.abs_f32s(x);
+    let t = simd.div_f32s(splat(1.0), simd.mul_add_e_f32s(size, splat(0.327_591_1), splat(1.0)));
+    let polynomial = [1.061_405_4, -1.453_152_1, 1.421_413_8, -0.284_496_72, 0.254_829_6];
+    let sum = horner(simd, t, &polynomial);
+    let tail = exp(simd, simd.neg_f32s(simd.mul_f32s(size, size)));
+    let value = simd.sub_f32s(splat(1.0), simd.mul_f32s(simd.mul_f32s(sum, t), tail));
+    let sign = simd.and_f32s(x, splat(-0.0));
+    simd.or_f32s(value, sign)
+}

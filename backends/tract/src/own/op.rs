@@ -1,0 +1,260 @@
+//! Our kernels as operations of tract's graph.
+
+use forebay_kernels::dense::{Convolution, Geometry, Product};
+use forebay_kernels::depthwise::Depthwise;
+use forebay_kernels::rows::{self, Reduction};
+use forebay_kernels::steps::{self, Beside, Spread, Step};
+use std::sync::Arc;
+use tract_onnx::prelude::*;
+use tract_onnx::tract_core::internal::*;
+
+/// One of our kernels with all that follows it.
+#[derive(Debug, Clone)]
+pub(super) struct Fused {
+    pub(super) kernel: Kernel,
+    /// Done to each value of the sum; those that take a tensor take the inputs behind the first.
+    pub(super) steps: Vec<Step>,
+    /// How those inputs go with the output.
+    pub(super) spreads: Vec<Spread>,
+    /// Of the output.
+    pub(super) shape: TVec<usize>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Kernel {
+    Dense(Arc<Convolution>),
+    Depthwise(Arc<Depthwise>),
+    Product(Arc<Product>),
+    /// The input as it is, of the same shape as the output.
+    Input,
+}
+
+// Weights are the same if they are the same memory.
+impl PartialEq for Fused {
+    fn eq(&self, other: &Self) -> bool {
+        let same = match (&self.kernel, &other.kernel) {
+            (Kernel::Dense(a), Kernel::Dense(b)) => Arc::ptr_eq(a, b),
+            (Kernel::Depthwise(a), Kernel::Depthwise(b)) => Arc::ptr_eq(a, b),
+            (Kernel::Product(a), Kernel::Product(b)) => Arc::ptr_eq(a, b),
+            (Kernel::Input, Kernel::Input) => true,
+            _ => false,
+        };
+        same && self.steps == other.steps
+            && self.spreads == other.spreads
+            && self.shape == other.shape
+    }
+}
+
+impl Eq for Fused {}
+
+impl Op for Fused {
+    fn name(&self) -> StaticName {
+        match self.kernel {
+            Kernel::Dense(_) => "ForebayConvolution".into(),
+            Kernel::Depthwise(_) => "ForebayDepthwise".into(),
+            Kernel::Product(_) => "ForebayProduct".into(),
+            Kernel::Input => "ForebaySteps".into(),
+        }
+    }
+
+    fn validation(&self) -> Validation {
+        Validation::Rounding
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for Fused {
+    op_out_of_plan!();
+
+    fn eval(&self, _: &EvalContext, mut inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        if inputs.is_empty() {
+            bail!("expected an input");
+        }
+        let x = inputs.remove(0);
+        let others = inputs.iter().map(|i| i.try_as_plain_ram()?.as_slice::<f32>());
+        let others = others.collect::<TractResult<TVec<_>>>()?;
+        let pairs = others.iter().zip(&self.spreads);
+        let tensors: TVec<_> = pairs.map(|(&data, &spread)| Beside { data, spread }).collect();
+        if let Kernel::Input = self.kernel {
+            // In place, if nobody else reads the input.
+            let mut output = x.into_tensor();
+            let channels = self.shape.last().copied().unwrap_or(1);
+            let mut plain = output.try_as_plain_ram_mut()?;
+            steps::run(plain.as_slice_mut::<f32>()?, channels, &self.steps, &tensors);
+            return Ok(tvec!(output.into_tvalue()));
+        }
+        let x = x.try_as_plain_ram()?.as_slice::<f32>()?;
+        let mut output = Tensor::zero::<f32>(&self.shape)?;
+        let mut plain = output.try_as_plain_ram_mut()?;
+        let y = plain.as_slice_mut::<f32>()?;
+        match &self.kernel {
+            Kernel::Dense(kernel) => kernel.run(x, y, &self.steps, &tensors),
+            Kernel::Depthwise(kernel) => kernel.run(x, y, &self.steps, &tensors),
+            Kernel::Product(kernel) => kernel.run(x, y, &self.steps, &tensors),
+            Kernel::Input => (),
+        }
+        Ok(tvec!(output.into_tvalue()))
+    }
+}
+
+impl TypedOp for Fused {
+    fn output_facts(&self, _: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(f32::fact(&self.shape)))
+    }
+
+    as_op!();
+}
+
+/// A reduction of neighbouring axes, the middle one of three.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Reduced {
+    pub(super) reduction: Reduction,
+    pub(super) count: usize,
+    pub(super) inner: usize,
+    /// Of the output.
+    pub(super) shape: TVec<usize>,
+}
+
+impl Op for Reduced {
+    fn name(&self) -> StaticName {
+        "ForebayReduction".into()
+    }
+
+    fn validation(&self) -> Validation {
+        Validation::Rounding
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for Reduced {
+    op_out_of_plan!();
+
+    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let x = args_1!(inputs);
+        let mut output = Tensor::zero::<f32>(&self.shape)?;
+        let mut plain = output.try_as_plain_ram_mut()?;
+        let (x, y) = (x.try_as_plain_ram()?.as_slice()?, plain.as_slice_mut()?);
+        rows::reduce(self.reduction, x, y, self.count, self.inner);
+        Ok(tvec!(output.into_tvalue()))
+    }
+}
+
+impl TypedOp for Reduced {
+    fn output_facts(&self, _: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(f32::fact(&self.shape)))
+    }
+
+    as_op!();
+}
+
+/// Softmax along the last axis.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Softmaxed;
+
+impl Op for Softmaxed {
+    fn name(&self) -> StaticName {
+        "ForebaySoftmax".into()
+    }
+
+    fn validation(&self) -> Validation {
+        Validation::Rounding
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for Softmaxed {
+    op_out_of_plan!();
+
+    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let mut output = args_1!(inputs).into_tensor();
+        let count = output.shape().last().copied().unwrap_or(1);
+        rows::softmax(output.try_as_plain_ram_mut()?.as_slice_mut()?, count);
+        Ok(tvec!(output.into_tvalue()))
+    }
+}
+
+impl TypedOp for Softmaxed {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(f32::fact(inputs[0].shape.clone())))
+    }
+
+    as_op!();
+}
+
+/// The greatest of each window of images in channels-last order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct MaxPooled {
+    pub(super) geometry: Geometry,
+    /// Of the output.
+    pub(super) shape: TVec<usize>,
+}
+
+impl Op for MaxPooled {
+    fn name(&self) -> StaticName {
+        "ForebayMaxPool".into()
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for MaxPooled {
+    op_out_of_plan!();
+
+    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let x = args_1!(inputs);
+        let mut output = Tensor::zero::<f32>(&self.shape)?;
+        let mut plain = output.try_as_plain_ram_mut()?;
+        let (x, y) = (x.try_as_plain_ram()?.as_slice()?, plain.as_slice_mut()?);
+        rows::max_pool(&self.geometry, x, y).context("expected a window that fits")?;
+        Ok(tvec!(output.into_tvalue()))
+    }
+}
+
+impl TypedOp for MaxPooled {
+    fn output_facts(&self, _: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(f32::fact(&self.shape)))
+    }
+
+    as_op!();
+}
+
+/// Each pixel of images in channels-last order several times.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Repeated {
+    pub(super) scales: [usize; 2],
+    /// Of the output.
+    pub(super) shape: TVec<usize>,
+}
+
+impl Op for Repeated {
+    fn name(&self) -> StaticName {
+        "ForebayRepeat".into()
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for Repeated {
+    op_out_of_plan!();
+
+    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let x = args_1!(inputs);
+        let mut output = Tensor::zero::<f32>(&self.shape)?;
+        let mut plain = output.try_as_plain_ram_mut()?;
+        let &[_, _, width, channels] = self.shape.as_slice() else { bail!("expected images") };
+        let (x, y) = (x.try_as_plain_ram()?.as_slice()?, plain.as_slice_mut()?);
+        rows::repeat(self.scales, width / self.scales[1].max(1), channels, x, y);
+        Ok(tvec!(output.into_tvalue()))
+    }
+}
+
+impl TypedOp for Repeated {
+    fn output_facts(&self, _: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(f32::fact(&self.shape)))
+    }
+
+    as_op!();
+}
