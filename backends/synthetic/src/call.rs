@@ -57,6 +57,14 @@ impl Backend {
         Ok(whole.to_bytes())
     }
 
+    /// Refuses what comes too late.
+    pub(crate) fn takes(&self) -> Result<(), Refusal> {
+        match self.closed.get() {
+            true => Err((Reason::Draining, "on its way out".to_owned())),
+            false => Ok(()),
+        }
+    }
+
     /// Serves a request that arrived at `arrived` and whose caller waits for `patience`.
     pub(crate) async fn served(
         &self,

@@ -49,6 +49,7 @@ async fn call(backend: &Backend, head: &Parts, body: Incoming) -> Result<Bytes, 
     Ok(match Method::of(head.uri.path()) {
         Method::Infer => {
             named()?;
+            backend.takes()?;
             let patience = head.headers.get(GRPC_TIMEOUT).and_then(|value| value.to_str().ok());
             let patience = patience.and_then(grpc::parse_timeout);
             if let Some(service) = backend.options.service {

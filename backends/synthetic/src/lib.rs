@@ -79,6 +79,9 @@ pub struct Backend {
     /// Requests that are being answered.
     open: Cell<usize>,
     draining: Cell<bool>,
+    /// Nothing new is taken any more.
+    closed: Cell<bool>,
+    closing: Notify,
     /// A request has ended.
     ended: Notify,
 }
@@ -97,6 +100,8 @@ impl Backend {
             connections: Cell::new(0),
             open: Cell::new(0),
             draining: Cell::new(false),
+            closed: Cell::new(false),
+            closing: Notify::new(),
             ended: Notify::new(),
             options,
         }
@@ -109,17 +114,32 @@ impl Backend {
     /// # Errors
     /// The line's timer can't be made.
     pub async fn accept(self: Rc<Self>, listener: TcpListener) -> std::io::Result<()> {
+        let accepting = async {
+            self.accept_until_closed(listener).await;
+            // The line works on for those that are in it.
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             result = self.line.run() => result,
-            () = self.accept_all(&listener) => Ok(()),
+            () = accepting => Ok(()),
         }
     }
 
-    /// Is not ready any more, for `delay` serves on all the same, so that everyone notices, and ends
-    /// when the last request has its answer.
+    /// Closes the listener when nothing new is to be taken.
+    async fn accept_until_closed(self: &Rc<Self>, listener: TcpListener) {
+        tokio::select! {
+            () = self.accept_all(&listener) => {}
+            () = self.closing.notified() => {}
+        }
+    }
+
+    /// Is not ready any more, for `delay` serves on all the same, so that everyone notices, then takes
+    /// nothing new, and ends when the last request has its answer.
     pub async fn drain(&self, delay: Duration) {
         self.draining.set(true);
         tokio::time::sleep(delay).await;
+        self.closed.set(true);
+        self.closing.notify_one();
         while self.open.get() > 0 {
             self.ended.notified().await;
         }

@@ -9,9 +9,9 @@ use forebay_protocol::header::{
     INFERENCE_HEADER_CONTENT_LENGTH, LOAD_REPORT, REASON, REQUEST_DEADLINE,
 };
 use forebay_protocol::oip::{Call, ErrorBody, Path, Ready, ServerMetadata, TensorMetadata};
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response, Version};
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
@@ -72,6 +72,9 @@ impl Backend {
         if let Some(report) = report {
             response.headers_mut().insert(LOAD_REPORT, report);
         }
+        if self.draining.get() && head.version < Version::HTTP_2 {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         response
     }
 
@@ -116,6 +119,7 @@ impl Backend {
 
     async fn infer(&self, headers: &HeaderMap, body: Incoming) -> Result<Answer, Refusal> {
         let arrived = Instant::now();
+        self.takes()?;
         let body = self.body(body).await?;
         let Some(service) = self.options.service else {
             return Ok(with_type(Response::new(Reply::new(FAST_ANSWER.clone()))));

@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::process::{Child, Command};
 
@@ -38,8 +39,9 @@ impl Process {
     /// Starts it, and waits until it answers. `base` is where the scenario's paths begin.
     pub(crate) async fn start(wish: &Wish, base: &Path) -> Result<Self, String> {
         let scratch = || {
-            let name = format!("forebay-load-{}-{}.log", std::process::id(), wish.name);
-            std::env::temp_dir().join(name.replace('/', "_"))
+            static NUMBER: AtomicU64 = AtomicU64::new(0);
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            std::env::temp_dir().join(format!("forebay-load-{}-{number}.log", std::process::id()))
         };
         let log = wish.log.as_ref().map(|log| base.join(log));
         let mut process = Self {

@@ -242,11 +242,8 @@ async fn a_synthetic_worker_serves_by_the_clock_reports_its_load_and_drains() {
     eventually("all is taken", || async { load().await == (Some(3), Some(1)) }).await;
     send(address, infer("0")).await.refused(503, "queue_full", "1 requests wait");
     signal(&child, "-TERM").await;
-    eventually("it is not ready", || async {
-        let ready = request(Method::GET, "/v2/health/ready", "");
-        try_send(address, ready).await.is_ok_and(|answer| answer.reason() == "draining")
-    })
-    .await;
+    eventually("the listener is closed", || async { TcpStream::connect(address).await.is_err() })
+        .await;
     for taken in taken {
         assert_eq!(taken.await.unwrap().status, 200);
     }
@@ -284,4 +281,23 @@ async fn models_that_come_and_go_leave_no_memory_behind() {
     }
     let (before, after) = (memory[..10].iter().max().unwrap(), memory[40..].iter().min().unwrap());
     assert!(*after <= before + SLACK, "{} MiB became {}", before >> 20, after >> 20);
+}
+
+#[tokio::test]
+async fn a_synthetic_worker_is_not_ready_before_it_closes_and_a_second_signal_ends_it() {
+    let mut command = command();
+    command.args(["--synthetic", "--drain-delay", "10m"]);
+    let (mut child, address) = spawned(command).await;
+    signal(&child, "-TERM").await;
+    let get = |path: &'static str| try_send(address, request(Method::GET, path, ""));
+    eventually("it is not ready", || async {
+        get("/v2/health/ready").await.unwrap().reason() == "draining"
+    })
+    .await;
+    let body = json_body(vec![tensor("input", &[1, 1], vec![0.5])]);
+    let infer = request(Method::POST, "/v2/models/synthetic/infer", body);
+    let answer = send(address, infer).await;
+    assert_eq!((answer.status.as_u16(), answer.header("connection")), (200, "close"));
+    signal(&child, "-TERM").await;
+    assert_eq!(exit_code(&mut child).await, Some(0));
 }
