@@ -206,7 +206,7 @@ fn drain_of(path: &str) -> Option<Drain> {
 fn set_endpoint_gauges(pool: &Pool, endpoint: &Endpoint) {
     let (state, load) = (&endpoint.state, &endpoint.state.load);
     let labels = [("pool", pool.config.name.clone()), ("endpoint", state.name.to_string())];
-    metrics::gauge!(metric::ENDPOINT_IN_FLIGHT, &labels).set(load.in_flight());
+    metrics::gauge!(metric::ENDPOINT_IN_FLIGHT, &labels).set(state.in_flight());
     metrics::gauge!(metric::ENDPOINT_COST, &labels).set(cost(pool, endpoint));
     if let Some(queue) = load.reported_queue() {
         metrics::gauge!(metric::ENDPOINT_QUEUE, &labels).set(queue);

@@ -185,7 +185,7 @@ impl<'a> EndpointStatus<'a> {
             ejected_for: record.out().map(|(cause, _)| cause.as_str()),
             ejected_ms: record.out().map(|(_, until)| millis(until.since(now))),
             strikes: record.strikes(),
-            in_flight: load.in_flight(),
+            in_flight: state.in_flight(),
             occupancy: load.occupancy(now, ttl),
             slots: load.slots(),
             reported_in_flight: load.reported_in_flight(),

@@ -7,8 +7,9 @@ use crate::clock;
 use crate::error::Refusal;
 use crate::flow::route::Target;
 use crate::pool::pending::{Asks, Bound, Turned, with_rng};
-use crate::pool::{Endpoint, Pool, report};
+use crate::pool::{Endpoint, ForLasting, Pool};
 use crate::request::Request;
+use forebay_protocol::grpc::Method;
 use forebay_protocol::{Reason, metric};
 use forebay_routing::{Ramp, pick};
 use std::sync::Arc;
@@ -38,7 +39,7 @@ impl Picked {
     /// The attempt is over with an answer that says to ask elsewhere.
     pub fn refused(&mut self) {
         // Before the guard is gone: whoever is bound next must know.
-        self.endpoint.state.load.failed(clock::now());
+        self.endpoint.state.failed(clock::now());
         self.guard = None;
     }
 
@@ -57,12 +58,19 @@ impl Picked {
     }
 }
 
-/// Binds the request to an endpoint that it has not tried yet; waits until one has room for it.
+/// Binds the request to an endpoint that it has not tried yet; waits until one has room for it, unless
+/// it is a stream.
 ///
 /// # Errors
 /// No endpoint is in rotation, all that are were tried, or too much waits before it.
 pub async fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpoint>, Refusal> {
     let started = Instant::now();
+    if request.identity.grpc.is_some_and(Method::is_stream) {
+        let picked = pick_lasting(&target.pool, &request.attempts)?;
+        let endpoint = Arc::clone(&picked.endpoint);
+        request.attempts.push(picked);
+        return Ok(endpoint);
+    }
     let tried = request.attempts.iter().map(|tried| Arc::clone(&tried.endpoint.state)).collect();
     let asks = Asks {
         priority: request.priority,
@@ -113,35 +121,34 @@ fn no_endpoint(pool: &Pool, tried: usize) -> Refusal {
     Refusal::new(Reason::NoEndpoint, message)
 }
 
-/// Picks an endpoint that is not among those `tried`, and counts in there what it was picked for.
+/// Picks an endpoint that is not among those `tried` for something that lasts, such as a connection or
+/// a stream: it is counted in there at once, however many others are there.
 ///
 /// # Errors
 /// No endpoint is in rotation, or all that are were tried.
-pub fn pick(pool: &Pool, tried: &[Picked]) -> Result<Picked, Refusal> {
+pub fn pick_lasting(pool: &Pool, tried: &[Picked]) -> Result<Picked, Refusal> {
     let now = clock::now();
-    report::refresh_stale(pool, now);
     let context = pick::Context { now, report_ttl: pool.config.report_ttl, turn: &pool.state.turn };
-    let excluded = |candidate: &Arc<Endpoint>| was_tried(tried, candidate);
+    let (policy, endpoints) = (pool.config.policy, &pool.for_lasting);
+    let excluded = |candidate: &ForLasting| was_tried(tried, &candidate.0);
     let chosen = with_rng(|rng| {
         let ramp = Ramp::draw(pool.config.slow_start, now, rng);
-        let shut = |it: &Arc<Endpoint>| {
-            excluded(it) || ramp.is_some_and(|ramp| ramp.passes_over(it.state.ready_since()))
+        let shut = |it: &ForLasting| {
+            excluded(it) || ramp.is_some_and(|ramp| ramp.passes_over(it.0.state.ready_since()))
         };
-        let chosen = pick::pick(pool.config.policy, &pool.ready, shut, &context, rng);
-        let any = |rng| pick::pick(pool.config.policy, &pool.ready, excluded, &context, rng);
-        chosen.or_else(|| ramp.and_then(|_| any(rng)))
+        // A pick takes a turn, so it is not tried with those that are not there.
+        if endpoints.iter().all(shut) {
+            return pick::pick(policy, endpoints, excluded, &context, rng);
+        }
+        pick::pick(policy, endpoints, shut, &context, rng)
     });
     let index = chosen.ok_or_else(|| no_endpoint(pool, tried.len()))?;
-    Ok(Picked::new(Bound::enter(&pool.ready[index], &pool.state)))
+    Ok(Picked::new(Bound::lasting(&endpoints[index].0)))
 }
 
 /// Picks an endpoint that is not among those `tried` and has room at once, if nobody waits for that.
 pub fn pick_free(pool: &Pool, tried: &[Picked]) -> Option<Picked> {
-    let picked = (pool.state.pending.count() == 0).then(|| pick(pool, tried).ok())??;
-    let load = &picked.endpoint.state.load;
-    // This one is counted already.
-    let there = load.occupancy(clock::now(), pool.config.report_ttl);
-    load.known_slots().is_none_or(|slots| there <= slots).then_some(picked)
+    pool.bind_free(|endpoint| was_tried(tried, endpoint)).map(Picked::new)
 }
 
 fn was_tried(tried: &[Picked], candidate: &Endpoint) -> bool {

@@ -9,7 +9,7 @@ use crate::access_log::{ConnectionLine, timestamp};
 use crate::config::{self, ProxyVersion};
 use crate::connections::{Connection, Connections};
 use crate::error::Refusal;
-use crate::flow::balance::{Picked, may_try_again, pick};
+use crate::flow::balance::{Picked, may_try_again, pick_lasting};
 use crate::flow::observe::Observer;
 use crate::flow::proxy_protocol::{self, Ends};
 use crate::flow::relay::{End, Traffic, relay};
@@ -179,7 +179,7 @@ impl Layer4 {
 async fn connect(pool: &Pool, attempts: &mut Vec<Picked>) -> Result<TcpStream, Refusal> {
     pool.state.budget.request();
     loop {
-        let mut picked = pick(pool, attempts)?;
+        let mut picked = pick_lasting(pool, attempts)?;
         let state = Arc::clone(&picked.endpoint.state);
         let connecting = TcpStream::connect(state.address);
         let connected = timeout(pool.config.connect_timeout, connecting).await;

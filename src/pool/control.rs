@@ -280,22 +280,15 @@ impl Control {
             }
         };
         self.pools.insert(config.name.clone(), Arc::clone(&state));
-        let (ready, panics) = rotation::of(config, &endpoints);
-        Arc::new(Pool { config: Arc::clone(config), endpoints, ready, panics, state })
+        Arc::new(Pool::new(Arc::clone(config), endpoints, state))
     }
 }
 
 /// The same snapshot with rotation as health has it now.
 fn refreshed(current: &Snapshot) -> Snapshot {
     let pool = |pool: &Arc<Pool>| {
-        let (ready, panics) = rotation::of(&pool.config, &pool.endpoints);
-        Arc::new(Pool {
-            config: Arc::clone(&pool.config),
-            endpoints: pool.endpoints.clone(),
-            ready,
-            panics,
-            state: Arc::clone(&pool.state),
-        })
+        let (config, state) = (Arc::clone(&pool.config), Arc::clone(&pool.state));
+        Arc::new(Pool::new(config, pool.endpoints.clone(), state))
     };
     Snapshot {
         config: Arc::clone(&current.config),

@@ -48,10 +48,25 @@ pub struct Pool {
     pub endpoints: Vec<Arc<Endpoint>>,
     /// Those in rotation.
     pub ready: Vec<Arc<Endpoint>>,
+    /// The same, for what lasts.
+    pub for_lasting: Vec<ForLasting>,
     /// Whether so few are ready that those that are ejected are in rotation too.
     pub panics: bool,
     /// What outlives the snapshot.
     pub state: Arc<PoolState>,
+}
+
+impl Pool {
+    /// With those in rotation whose health allows it now.
+    fn new(
+        config: Arc<config::Pool>,
+        endpoints: Vec<Arc<Endpoint>>,
+        state: Arc<PoolState>,
+    ) -> Self {
+        let (ready, panics) = rotation::of(&config, &endpoints);
+        let for_lasting = ready.iter().map(|endpoint| ForLasting(Arc::clone(endpoint))).collect();
+        Self { config, endpoints, ready, for_lasting, panics, state }
+    }
 }
 
 /// What a pool remembers across snapshots.
@@ -132,6 +147,9 @@ pub struct EndpointState {
     pub name: Arc<str>,
     /// Its load, shared with the guards of requests in flight.
     pub load: Arc<Load>,
+    /// The load of what lasts: connections at Layer 4, streams. They may be silent for hours, so they
+    /// are balanced among themselves and take no slots from requests.
+    pub lasting: Arc<Load>,
     /// Where its reports came from, and in which order.
     pub reports: report::Reports,
     /// Counts its answers; resolved when the first comes.
@@ -162,6 +180,7 @@ impl EndpointState {
             address,
             name: address.to_string().into(),
             load: Arc::new(Load::new(slots)),
+            lasting: Arc::new(Load::new(0)),
             reports: report::Reports::default(),
             answers: OnceLock::new(),
             health: AtomicU8::new(Health::Probing as u8),
@@ -201,6 +220,17 @@ impl EndpointState {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What we sent and is unfinished, be it a request or something that lasts.
+    pub fn in_flight(&self) -> u32 {
+        self.load.in_flight() + self.lasting.in_flight()
+    }
+
+    /// An attempt failed here, whatever it was.
+    pub fn failed(&self, now: Time) {
+        self.load.failed(now);
+        self.lasting.failed(now);
+    }
+
     /// Takes in how a request ended here, as far as that speaks of the endpoint.
     pub fn note(&self, outcome: Outcome) {
         if self.tally.note(outcome) {
@@ -223,5 +253,16 @@ fn health_in(cell: &AtomicU8) -> Health {
 impl Candidate for Endpoint {
     fn load(&self) -> &Load {
         &self.state.load
+    }
+}
+
+/// An endpoint as something is balanced that lasts.
+#[derive(Debug)]
+pub struct ForLasting(pub Arc<Endpoint>);
+
+impl Candidate for ForLasting {
+    #[allow(clippy::misnamed_getters, reason = "it is the load that counts for what lasts")]
+    fn load(&self) -> &Load {
+        &self.0.state.lasting
     }
 }

@@ -7,11 +7,13 @@
 //! when it is dropped), whoever joins it looks once more after that, and while anybody waits a ticker
 //! looks for what comes about by time alone, such as a report that grew old.
 
-use super::{Endpoint, EndpointState, Pool, PoolState, report};
+use super::{Endpoint, EndpointState, Pool, report};
 use crate::clock;
 use forebay_protocol::{Priority, metric};
 use forebay_routing::pick::Context;
-use forebay_routing::{Binding, Claim, InFlight, Joined, Line, Next, Place, Ramp, Rng, View};
+use forebay_routing::{
+    Binding, Claim, InFlight, Joined, Line, Next, Place, Policy, Ramp, Rng, View,
+};
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -221,6 +223,22 @@ impl Pool {
         outcome
     }
 
+    /// Binds to an endpoint that is free and not among those `tried`, if there is one and nobody waits
+    /// for it.
+    pub fn bind_free(&self, tried: impl Fn(&Arc<Endpoint>) -> bool) -> Option<Bound> {
+        if self.state.pending.count() > 0 {
+            return None;
+        }
+        let mut view = self.view(None);
+        if view.policy == Policy::Adaptive {
+            view.policy = Policy::LeastCost;
+        }
+        match with_rng(|rng| view.bind(tried, 0, rng)) {
+            Binding::Bind(index) => Bound::claim(self, &view, index),
+            Binding::Wait | Binding::Nowhere => None,
+        }
+    }
+
     /// Binds a request before which nobody waits, if that is the best for it.
     fn bind_now(self: &Arc<Self>, asks: &Asks) -> Option<Result<Bound, Turned>> {
         let tried = |endpoint: &Arc<Endpoint>| {
@@ -232,10 +250,12 @@ impl Pool {
             if let Some(ramp) = Ramp::draw(self.config.slow_start, view.context.now, rng) {
                 let shut =
                     |it: &Arc<Endpoint>| tried(it) || ramp.passes_over(it.state.ready_since());
-                let binding = view.at_once(deadline, shut, rng);
-                // With nobody else free, the one that has just come does better than a wait.
-                if matches!(binding, Binding::Bind(_)) {
-                    return binding;
+                // A decision takes a turn, so it is not tried with those that are not there. With nobody
+                // else free, the one that has just come does better than a wait.
+                if !self.ready.iter().all(shut)
+                    && let Binding::Bind(index) = view.at_once(deadline, shut, rng)
+                {
+                    return Binding::Bind(index);
                 }
             }
             view.at_once(deadline, tried, rng)
@@ -321,15 +341,18 @@ impl Bound {
         Some(Self { endpoint, guard, pending: Some(Arc::clone(&pool.state.pending)) })
     }
 
-    /// As [`Bound`], for what is picked without a line, such as a connection.
-    pub fn enter(endpoint: &Arc<Endpoint>, state: &PoolState) -> Self {
-        let guard = Some(endpoint.state.load.enter());
-        Self { endpoint: Arc::clone(endpoint), guard, pending: Some(Arc::clone(&state.pending)) }
+    /// Counts in what lasts, such as a connection: it waits for nobody, and nobody waits for it.
+    pub fn lasting(endpoint: &Arc<Endpoint>) -> Self {
+        let guard = Some(endpoint.state.lasting.enter());
+        Self { endpoint: Arc::clone(endpoint), guard, pending: None }
     }
 
-    /// Ends with an answer that came after `took` and tells how fast the endpoint is.
+    /// Ends with an answer that came after `took` and tells how fast the endpoint is; how long
+    /// something lasts tells nothing.
     pub fn answered(mut self, took: Duration) {
-        if let Some(guard) = self.guard.take() {
+        if self.pending.is_some()
+            && let Some(guard) = self.guard.take()
+        {
             guard.answered(took, clock::now());
         }
     }
@@ -368,7 +391,8 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
     use super::*;
     use crate::config::Config;
-    use forebay_routing::RetryBudget;
+    use crate::pool::PoolState;
+    use forebay_routing::{Health, RetryBudget};
     use pingora::upstreams::peer::HttpPeer;
     use std::path::Path;
     use std::sync::atomic::AtomicU64;
@@ -382,7 +406,7 @@ mod tests {
         let endpoint = |place: u16| {
             let address = ([127, 0, 0, 1], place + 1).into();
             let state = Arc::new(EndpointState::new(address, 2, Arc::default()));
-            state.place.store(usize::from(place), Relaxed);
+            state.health.store(Health::Ready as u8, Relaxed);
             // One answer, so that its speed is known: it gets no more than its slots from now on.
             state.load.enter().answered(Duration::from_millis(1), clock::now());
             let peer = HttpPeer::new(address, false, String::new());
@@ -397,8 +421,7 @@ mod tests {
             retry: config.retry.clone(),
             hedges: None,
         });
-        let ready = endpoints.clone();
-        let pool = Arc::new(Pool { config, endpoints, ready, panics: false, state });
+        let pool = Arc::new(Pool::new(config, endpoints, state));
         pool.state.pending.renew(&pool);
         pool
     }

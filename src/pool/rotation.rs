@@ -31,7 +31,7 @@ pub(super) fn drain(current: &Snapshot, wanted: &Drain) -> Result<Drained, Unkno
     let state = &found.ok_or_else(unknown)?.state;
     state.drained.store(wanted.drained, Relaxed);
     settle(state);
-    Ok(Drained { health: state.health(), in_flight: state.load.in_flight() })
+    Ok(Drained { health: state.health(), in_flight: state.in_flight() })
 }
 
 /// What an endpoint's health is, all in all: the operator's word goes first, then that of its probes,

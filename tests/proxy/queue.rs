@@ -6,6 +6,7 @@ use crate::endpoint::{Behaviour, Endpoint};
 use crate::harness::{Proxy, eventually};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 const INFER: &str = "/v2/models/m/infer";
@@ -182,6 +183,29 @@ async fn a_reload_that_brings_an_endpoint_serves_who_waits() {
     for answer in running {
         assert_eq!(answer.await.unwrap().status, 200);
     }
+}
+
+#[tokio::test]
+async fn connections_that_last_take_no_slot_from_requests() {
+    let endpoint = Endpoint::start(Behaviour::Gated).await;
+    let config = crate::harness::pool_of(&[endpoint.address], ONE_SLOT)
+        + "[[listener]]\naddress = \"127.0.0.1:0\"\nprotocol = \"tcp\"\npool = \"test\"\n";
+    let proxy = Proxy::start(&config).await;
+    proxy.wait_ready(1).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(TcpStream::connect(proxy.listeners[1]).await.unwrap());
+    }
+    eventually("three connections at the endpoint", async || {
+        (proxy.endpoints().await[0]["in_flight"] == 3).then_some(())
+    })
+    .await;
+    for body in ["1", "2", "3"] {
+        let one = ask(&proxy, body, &[]);
+        endpoint.let_go(1);
+        assert_eq!(one.await.unwrap().status, 200);
+    }
+    assert_eq!(proxy.endpoints().await[0]["in_flight"], 3);
 }
 
 #[tokio::test]

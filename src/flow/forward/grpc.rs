@@ -6,7 +6,7 @@ use crate::answer::grpc::header_alone;
 use crate::flow::route::Target;
 use crate::pool::EndpointState;
 use crate::request::Request;
-use forebay_protocol::grpc::{Code, format_timeout};
+use forebay_protocol::grpc::{Code, Method, format_timeout};
 use forebay_protocol::{Reason, header};
 use http::{HeaderMap, StatusCode};
 use pingora::http::RequestHeader;
@@ -65,6 +65,8 @@ pub(super) fn note(request: &mut Request, headers: &HeaderMap) {
 /// endpoint has done its work and does not count it any more.
 pub fn trailers(request: &mut Request, trailers: &mut HeaderMap, complete: bool) {
     note(request, trailers);
+    // A stream is not counted among the requests that a report speaks of.
+    let complete = complete && !request.identity.grpc.is_some_and(Method::is_stream);
     if let (Some(target), Some(picked)) = (&request.target, request.answering()) {
         take_in_report(trailers, target, &picked.endpoint.state, complete);
     }
