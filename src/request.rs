@@ -43,6 +43,8 @@ pub struct Request {
     pub grpc_status: Option<u8>,
     /// Why, in our words.
     pub stated: Option<Reason>,
+    /// How long it took, if its answer was complete before its end.
+    pub answered_after: Option<Duration>,
     /// How long the stages took.
     pub times: Times,
     /// Bytes of the body that came in.
@@ -110,9 +112,15 @@ impl Request {
             refusal: None,
             grpc_status: None,
             stated: None,
+            answered_after: None,
             times: Times::default(),
             bytes_in: 0,
         }
+    }
+
+    /// From its arrival to the end of its answer, or until now.
+    pub fn took(&self) -> Duration {
+        self.answered_after.unwrap_or_else(|| self.arrived.elapsed())
     }
 
     /// The attempt that answered, or the last one.

@@ -23,7 +23,7 @@ const LINGER_TIME: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// The connection to the caller broke.
-pub async fn refuse(session: &mut Session, request: &Request, refusal: &Refusal) -> Result<()> {
+pub async fn refuse(session: &mut Session, request: &mut Request, refusal: &Refusal) -> Result<()> {
     if refusal.reason == Reason::ClientClosed {
         session.downstream_session.set_keepalive(None);
         return Ok(());
@@ -33,7 +33,7 @@ pub async fn refuse(session: &mut Session, request: &Request, refusal: &Refusal)
         // A stream that is dropped before its caller has said all is reset, and clients may forget
         // the answer over that.
         if !session.downstream_session.is_body_done() {
-            linger(session).await;
+            linger(session, request).await;
         }
         return Ok(());
     }
@@ -45,7 +45,7 @@ pub async fn refuse(session: &mut Session, request: &Request, refusal: &Refusal)
     session.write_response_header(Box::new(head), false).await?;
     session.write_response_body(Some(body), true).await?;
     if unread {
-        linger(session).await;
+        linger(session, request).await;
     }
     Ok(())
 }
@@ -69,7 +69,10 @@ pub async fn health(session: &mut Session, request: &Request, ready: bool) -> Re
     session.write_response_body(Some(body), true).await
 }
 
-async fn linger(session: &mut Session) {
+async fn linger(session: &mut Session, request: &mut Request) {
+    // It is answered; what is waited for now is only the caller's last words.
+    request.answered_after = Some(request.arrived.elapsed());
+    request.attempts.iter_mut().for_each(|attempt| attempt.answered(false));
     let downstream = &mut session.downstream_session;
     let discard = async {
         let mut left = LINGER_BYTES;

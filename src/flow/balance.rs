@@ -160,13 +160,17 @@ pub fn may_retry(request: &Request, target: &Target) -> bool {
     may_try_again(&target.pool, &request.attempts)
 }
 
+/// Are more attempts allowed than those `tried`, and is there an endpoint for them?
+pub fn can_try_again(pool: &Pool, tried: &[Picked]) -> bool {
+    tried.len() < pool.config.retry.attempts as usize
+        && !pool.ready.iter().all(|endpoint| was_tried(tried, endpoint))
+}
+
 /// May another endpoint than those `tried` be tried? If so, the pool's budget has paid for it.
 pub fn may_try_again(pool: &Pool, tried: &[Picked]) -> bool {
     let metric = metric::proxy::RETRIES;
     let refused = metric::proxy::RETRIES_REFUSED;
-    if tried.len() >= pool.config.retry.attempts as usize
-        || pool.ready.iter().all(|endpoint| was_tried(tried, endpoint))
-    {
+    if !can_try_again(pool, tried) {
         return false;
     }
     let allowed = pool.state.budget.try_retry(clock::now());

@@ -126,7 +126,7 @@ fn reason(session: &Session, request: &Request) -> &'static str {
 }
 
 fn count(observer: &Observer, request: &Request, status: u16, reason: &'static str) {
-    let elapsed = request.arrived.elapsed();
+    let elapsed = request.took();
     let Some(target) = &request.target else {
         metrics::counter!(
             metric::proxy::REQUESTS,
@@ -223,7 +223,7 @@ fn write_line(
         degraded: request.degraded.map(|degraded| degraded.reason.code()),
         bytes_in: request.bytes_in.max(session.body_bytes_read() as u64),
         bytes_out: session.body_bytes_sent() as u64,
-        total_us: micros(request.arrived.elapsed()),
+        total_us: micros(request.took()),
         receive_us: micros(request.times.receive),
         balance_us: micros(request.times.balance),
         forward_us: micros(request.times.forward),

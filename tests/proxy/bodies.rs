@@ -97,6 +97,9 @@ async fn a_body_that_says_it_is_too_long_is_refused_before_it_comes() {
         assert!(answer.starts_with("HTTP/1.1 413 "), "{length}: {answer}");
         assert!(answer.contains("x-forebay-reason: body_too_large"), "{answer}");
         assert!(answer.contains("expected a body of at most 1MiB, found"), "{answer}");
+        // The second in which the rest of the body could still come is not the request's.
+        let line = proxy.next_line();
+        assert!(line["total_us"].as_u64().unwrap() < 900_000, "{line}");
     }
     for length in ["-1", "1e3", "99999999999999999999999", "4, 5"] {
         let head = format!("POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");

@@ -49,6 +49,43 @@ async fn a_worker_that_is_killed_under_load_costs_no_caller_an_answer_and_comes_
     assert!(out_after < Duration::from_secs(2), "out of rotation after {out_after:?}");
 }
 
+#[tokio::test]
+async fn half_of_the_workers_killed_at_once_cost_no_caller_an_answer() {
+    let workers = Worker::start_many(4).await;
+    let proxy = Proxy::in_front_of(&addresses(&workers), 4, "").await;
+    let load = Load::start(proxy.address, ARITH_INFER, ARITH, 16);
+    load.wait(500).await;
+    workers[1].signal(Signal::KILL);
+    workers[3].signal(Signal::KILL);
+    for victim in [workers[1].address, workers[3].address] {
+        eventually("the dead worker out of rotation", async || {
+            (health(&proxy, victim).await != "ready").then_some(())
+        })
+        .await;
+    }
+    load.wait(500).await;
+    only_ok(&load.stop().await);
+}
+
+#[tokio::test]
+async fn a_worker_that_is_stopped_costs_its_requests_one_attempt_and_no_more_are_sent_to_it() {
+    let workers = Worker::start_many(3).await;
+    let pool = "retry = { attempt_timeout = \"1s\" }\nejection = { consecutive_failures = 2 }";
+    let proxy = Proxy::in_front_of(&addresses(&workers), 3, pool).await;
+    let load = Load::start(proxy.address, ARITH_INFER, ARITH, 8);
+    load.wait(300).await;
+    let victim = workers[0].address;
+    workers[0].signal(Signal::STOP);
+    eventually("the stopped worker out of rotation", async || {
+        (health(&proxy, victim).await != "ready").then_some(())
+    })
+    .await;
+    load.wait(300).await;
+    workers[0].signal(Signal::CONT);
+    proxy.wait_ready(3).await;
+    only_ok(&load.stop().await);
+}
+
 async fn health(proxy: &Proxy, endpoint: SocketAddr) -> String {
     let endpoints = proxy.endpoints().await;
     let found = endpoints.iter().find(|e| e["address"] == endpoint.to_string()).unwrap();
@@ -145,6 +182,23 @@ async fn an_attempt_that_takes_too_long_is_made_elsewhere() {
         assert_eq!((answer.status.as_u16(), answer.text()), (200, echo(b"x")));
     }
     assert!(silent.served() >= 1);
+}
+
+#[tokio::test]
+async fn the_last_attempt_may_take_all_that_is_left() {
+    let gated = [Endpoint::start(Behaviour::Gated).await, Endpoint::start(Behaviour::Gated).await];
+    let pool = "policy = \"round_robin\"\nretry = { attempt_timeout = \"50ms\" }";
+    let addresses = [gated[0].address, gated[1].address];
+    let proxy = Proxy::in_front_of(&addresses, 2, pool).await;
+    let address = proxy.address;
+    let asked = tokio::spawn(async move { post(address, INFER, "x").await });
+    eventually("both attempts", async || {
+        (gated.iter().map(Endpoint::served).sum::<usize>() == 2).then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    gated.iter().for_each(|endpoint| endpoint.let_go(1));
+    assert_eq!(asked.await.unwrap().text(), echo(b"x"));
 }
 
 #[tokio::test]

@@ -2,7 +2,10 @@
 
 use crate::client::{get, post, post_with};
 use crate::endpoint::{Behaviour, Endpoint};
+use crate::grpc_client::call;
 use crate::harness::{ARITH, Proxy, Worker, addresses, eventually};
+use forebay_protocol::grpc::{Code, infer as wire};
+use forebay_protocol::oip::{Data, InferRequest, Tensor};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -11,9 +14,9 @@ const ARITH_INFER: &str = "/v2/models/arith/infer";
 const HEDGE: &str = "policy = \"round_robin\"\nhedge = { quantile = 0.95, budget = \"5%\" }";
 
 /// Enough requests that what is usual is known.
-async fn learn(proxy: &Proxy, path: &str, body: &'static str) {
+async fn learn(proxy: &Proxy) {
     for _ in 0..160 {
-        assert_eq!(post(proxy.address, path, body).await.status, 200);
+        assert_eq!(post(proxy.address, INFER, "x").await.status, 200);
     }
 }
 
@@ -27,7 +30,7 @@ async fn a_request_that_takes_too_long_is_answered_by_another_and_the_first_is_d
     let well = Endpoint::start(Behaviour::Echo).await;
     // What nobody answers any more is over sooner than this test gives up.
     let proxy = Proxy::in_front_of(&[stuck.address, well.address], 2, HEDGE).await;
-    learn(&proxy, INFER, "x").await;
+    learn(&proxy).await;
     stuck.becomes(Behaviour::Silent);
     for _ in 0..4 {
         assert_eq!(post(proxy.address, INFER, "x").await.status, 200);
@@ -52,7 +55,7 @@ async fn what_hedges_add_is_bounded() {
     let well = Endpoint::start(Behaviour::Echo).await;
     let pool = format!("{HEDGE}\nejection = {{ max_share = \"0%\" }}");
     let proxy = Proxy::in_front_of(&[stuck.address, well.address], 2, &pool).await;
-    learn(&proxy, INFER, "x").await;
+    learn(&proxy).await;
     stuck.becomes(Behaviour::Silent);
     let mut late = 0;
     for _ in 0..40 {
@@ -70,7 +73,7 @@ async fn what_hedges_add_is_bounded() {
 async fn without_the_setting_there_are_none() {
     let endpoint = Endpoint::start(Behaviour::Echo).await;
     let proxy = Proxy::in_front_of(&[endpoint.address], 1, "").await;
-    learn(&proxy, INFER, "x").await;
+    learn(&proxy).await;
     assert_eq!(proxy.metric("forebay_hedges_total", &[]).await, 0.0);
     assert!(proxy.next_line()["hedged"].is_null());
 }
@@ -83,11 +86,31 @@ async fn worker_metric(worker: SocketAddr, name: &str, label: &str) -> f64 {
 
 #[tokio::test]
 async fn the_loser_leaves_the_queue_of_its_worker() {
+    loser_leaves(async |address| post(address, ARITH_INFER, ARITH).await.status == 200).await;
+}
+
+#[tokio::test]
+async fn the_loser_leaves_the_queue_over_grpc_too() {
+    loser_leaves(async |address| {
+        let tensor = |name| Tensor::new(name, vec![1, 4], Data::Fp32(vec![2.0; 4])).unwrap();
+        let inputs = vec![tensor("a"), tensor("b")];
+        let request = InferRequest { inputs, ..InferRequest::default() };
+        let message = wire::write_request("arith", None, &request);
+        call(address, "/inference.GRPCInferenceService/ModelInfer", &message).await.code()
+            == Code::Ok
+    })
+    .await;
+}
+
+/// Sends requests with `infer` while the only executor of one of two workers is busy.
+async fn loser_leaves(infer: impl AsyncFn(SocketAddr) -> bool) {
     let workers = Worker::start_many(2).await;
     // Reports are not believed, or nothing would be sent to the one that is busy.
     let pool = format!("{HEDGE}\nreport_ttl = \"0ms\"\nslots = 4");
     let proxy = Proxy::in_front_of(&addresses(&workers), 2, &pool).await;
-    learn(&proxy, ARITH_INFER, ARITH).await;
+    for _ in 0..160 {
+        assert!(infer(proxy.address).await);
+    }
     let busy = workers[0].address;
     // Seconds of its only executor, from somebody else, in one node of a graph: it can't be lent.
     let steps = 300_000;
@@ -101,7 +124,7 @@ async fn the_loser_leaves_the_queue_of_its_worker() {
     })
     .await;
     eventually("the end of a wait in the queue", async || {
-        assert_eq!(post(proxy.address, ARITH_INFER, ARITH).await.status, 200);
+        assert!(infer(proxy.address).await);
         (worker_metric(busy, "forebay_worker_abandoned_total", "stage=\"queue\"").await >= 1.0)
             .then_some(())
     })

@@ -20,7 +20,7 @@ use super::{count_answer, count_attempt, take_in_report};
 use crate::clock;
 use crate::config::Trouble;
 use crate::error::Refusal;
-use crate::flow::balance::{balance, may_try_again, pick_free};
+use crate::flow::balance::{balance, can_try_again, may_try_again, pick_free};
 use crate::flow::fallback;
 use crate::flow::route::Target;
 use crate::pool::{Endpoint, Hedges, Pool};
@@ -68,6 +68,8 @@ struct Attempt {
     started: Instant,
     /// When it is given up.
     until: Instant,
+    /// Whether that is sooner than the request's deadline, so that another can be made.
+    cut_short: bool,
 }
 
 /// How an attempt ended.
@@ -218,8 +220,20 @@ impl<'a> Attempts<'a> {
         let started = Instant::now();
         let deadline = self.request.deadline.unwrap_or(started + Duration::from_secs(3600));
         let own = self.target.pool.config.retry.attempt_timeout.map(|own| started + own);
-        let until = own.map_or(deadline, |own| own.min(deadline));
-        Attempt { index: self.request.attempts.len() - 1, endpoint, started, until }
+        // Cutting one short that no other can follow would only lose its answer.
+        let own = own.filter(|own| *own < deadline && self.others_can_follow());
+        Attempt {
+            index: self.request.attempts.len() - 1,
+            endpoint,
+            started,
+            until: own.unwrap_or(deadline),
+            cut_short: own.is_some(),
+        }
+    }
+
+    /// Is there anywhere else that the request may be sent?
+    fn others_can_follow(&self) -> bool {
+        can_try_again(&self.target.pool, &self.request.attempts[self.from..])
     }
 
     /// Sends an attempt, and a second one beside it if the first is slow and that is allowed.
@@ -394,8 +408,6 @@ impl<'a> Attempts<'a> {
     }
 
     fn too_late(&mut self, attempt: &Attempt) -> Failure {
-        let own = self.target.pool.config.retry.attempt_timeout;
-        let after_its_own = own.is_some_and(|own| attempt.started.elapsed() >= own);
         // A caller that gives little time says nothing about the endpoint.
         let asked = self.request.identity.deadline;
         let hurried = asked.is_some_and(|asked| asked < self.target.route.deadline);
@@ -405,10 +417,10 @@ impl<'a> Attempts<'a> {
         } else {
             picked.answered(false);
         }
-        if after_its_own || !hurried {
+        if attempt.cut_short || !hurried {
             attempt.endpoint.state.note(Outcome::Failed);
         }
-        if after_its_own && self.request.time_left().is_none_or(|left| !left.is_zero()) {
+        if attempt.cut_short && self.request.time_left().is_none_or(|left| !left.is_zero()) {
             let message = "the endpoint did not answer in time";
             return Failure::new(Some(Trouble::Timeout), Reason::AttemptTimeout, message);
         }

@@ -15,8 +15,8 @@ use crate::flow::fallback;
 use crate::flow::route::Target;
 use crate::pool::{Endpoint, EndpointState};
 use crate::request::Request;
-use forebay_protocol::Reason;
 use forebay_protocol::grpc::Method;
+use forebay_protocol::{Reason, header};
 use forebay_routing::Outcome;
 use http::StatusCode;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -166,9 +166,11 @@ pub fn response_header(request: &mut Request, head: &mut ResponseHeader) -> ping
 }
 
 /// Takes in what the header of an answer says of the endpoint. When it comes says nothing: it may be
-/// the beginning of a long answer, or the end of long work.
+/// the beginning of a long answer, or the end of long work. An error that states its reason speaks of
+/// this request, such as a model that can't be loaded; nobody else is asked what it says of it.
 fn note_answer(endpoint: &EndpointState, head: &ResponseHeader) {
     endpoint.note(match head.status.as_u16() {
+        500 | 502 if head.headers.contains_key(header::REASON) => Outcome::Understood,
         500 | 502 => Outcome::Failed,
         429 => Outcome::Busy,
         503 if head.headers.contains_key(http::header::RETRY_AFTER) => Outcome::Busy,
