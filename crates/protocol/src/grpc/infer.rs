@@ -254,7 +254,9 @@ impl<'a> RawTensor<'a> {
         let count = element_count(&shape).ok_or_else(|| overflow(&shape))?;
         let datatype = Datatype::from_name(self.datatype)
             .ok_or_else(|| TensorProblem::UnknownDatatype(unknown_datatype(self.datatype)))?;
-        let data = match (raw, self.contents) {
+        // Some servers send an empty message of contents beside the raw ones.
+        let contents = self.contents.filter(|contents| raw.is_none() || !contents.is_empty());
+        let data = match (raw, contents) {
             (Some(_), Some(_)) => return Err(TensorProblem::TwoContents),
             (Some(raw), None) => Data::from_binary(datatype, count, raw)?,
             (None, contents) => typed(datatype, count, contents.unwrap_or_default())?,

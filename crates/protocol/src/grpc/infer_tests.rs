@@ -97,6 +97,14 @@ fn typed_contents_of_every_datatype_are_read() {
 }
 
 #[test]
+fn an_empty_message_of_contents_beside_raw_ones_is_passed_over() {
+    // As MLServer answers.
+    let mut message = write_request("m", None, &sample());
+    message.inputs.iter_mut().for_each(|input| input.contents = Some(Default::default()));
+    assert_eq!(read_request(&message.encode_to_vec()).unwrap(), sample());
+}
+
+#[test]
 fn lists_that_are_not_packed_are_read_too() {
     use crate::grpc::wire::{put_bytes, put_varint};
     let (mut contents, mut tensor, mut message) = (Vec::new(), Vec::new(), Vec::new());
@@ -144,7 +152,10 @@ fn a_message_that_contradicts_itself_is_refused_with_the_place() {
             "expected raw contents for 1 tensors, found 2",
         ),
         (|m| m.raw_input_contents.clear(), "expected 2 elements for its shape, found 0"),
-        (|m| m.inputs[0].contents = Some(Default::default()), "typed or raw contents, found both"),
+        (
+            |m| m.inputs[0].contents = Some(contents(&Data::Bool(vec![true, false]))),
+            "typed or raw contents, found both",
+        ),
         (typed, "expected 2 elements for its shape, found 1"),
         (|m| m.inputs[0].datatype = "FP128".into(), "found \"FP128\""),
         (|m| m.inputs[0].shape = vec![-1], "found -1"),
