@@ -111,6 +111,46 @@ impl Product {
     }
 }
 
+/// The sizes of a product of two matrices that are both computed, and where they lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Matrices {
+    /// Rows of `x` and `y`.
+    pub rows: usize,
+    /// Values in a row of `x`, one after the other, and lines of `w`.
+    pub lines: usize,
+    /// Channels of `w` and `y`, one after the other in `y`.
+    pub channels: usize,
+    /// From one row of `x` to the next.
+    pub x_row: usize,
+    /// From one line of `w` to the next.
+    pub w_line: usize,
+    /// From one channel of `w` to the next.
+    pub w_channel: usize,
+    /// From one row of `y` to the next.
+    pub y_row: usize,
+}
+
+impl Matrices {
+    /// Computes `y = x * w`.
+    pub fn run(&self, x: &[f32], w: &[f32], y: &mut [f32]) {
+        let weight = |line, channel| w[line * self.w_line + channel * self.w_channel];
+        let weights = Weights::new(self.lines, self.channels, weight);
+        arch().dispatch(Run {
+            x,
+            windows: Windows { table: &[], stride: self.x_row, image: 0 },
+            segments: &[0],
+            length: self.lines,
+            weights: &weights,
+            bias: &vec![0.0; self.channels],
+            steps: Steps { steps: &[], tensors: &[], channels: self.channels },
+            y,
+            rows: self.rows,
+            stride: self.y_row,
+            channel: 0,
+        });
+    }
+}
+
 /// Sizes of a convolution over two axes; one over one axis has 1 for the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {

@@ -16,8 +16,8 @@
 //! - A panic in the engine becomes an error of the one request.
 //!
 //! - A batch may cost more than its rows alone: it is measured when the model is loaded.
-//! - tract's own loops leave a factor of 1.3 to 9 beside ONNX Runtime's: kernels of ours stand in for
-//!   them. Which of the two is faster for a model, and whether they agree, is found out at load too.
+//! - tract's own loops take up to eleven times ONNX Runtime's time: kernels of ours stand in for them.
+//!   Which of the two is faster for a model, and whether they agree, is found out at load too.
 //!
 //! Modules: [`error`], `graph` (what the ONNX file says of itself), `model` (load and run), `warm_up`
 //! (the first runs, and what they measure), [`curve`] (what a batch costs), `batch` (requests joined

@@ -8,7 +8,7 @@
 //! the same is checked there too.
 //!
 //! Modules: `op` (our kernels as operations of tract's graph), `follow` (what is done to an output
-//! alone), `formula` (the same where it is read several times), `convolution`, `product` and `whole`
+//! alone), `formula` (the same where it is read several times), `convolution`, `product`, `paired` and `whole`
 //! (what can become a kernel), `branch` (conditions).
 
 mod branch;
@@ -16,6 +16,7 @@ mod convolution;
 mod follow;
 mod formula;
 mod op;
+mod paired;
 mod product;
 #[cfg(test)]
 mod tests;
@@ -93,6 +94,7 @@ impl Rewrite<'_> {
     fn node(&mut self, node: &TypedNode) -> TractResult<()> {
         if self.convolution(node)?
             || self.product(node)?
+            || self.paired(node)?
             || self.steps(node)?
             || self.whole(node)?
             || self.branch(node)?

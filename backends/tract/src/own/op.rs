@@ -1,6 +1,6 @@
 //! Our kernels as operations of tract's graph.
 
-use forebay_kernels::dense::{Convolution, Geometry, Product};
+use forebay_kernels::dense::{Convolution, Geometry, Matrices, Product};
 use forebay_kernels::depthwise::Depthwise;
 use forebay_kernels::rows::{self, Reduction};
 use forebay_kernels::steps::{self, Beside, Spread, Step};
@@ -252,6 +252,56 @@ impl EvalOp for Repeated {
 }
 
 impl TypedOp for Repeated {
+    fn output_facts(&self, _: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(f32::fact(&self.shape)))
+    }
+
+    as_op!();
+}
+
+/// Products of two tensors that are both computed, one for each of several places.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Paired {
+    pub(super) matrices: Matrices,
+    /// Which input is the left side.
+    pub(super) slot: usize,
+    /// Where the left side, the right side and the output of each begin.
+    pub(super) places: Vec<[usize; 3]>,
+    /// Of the output.
+    pub(super) shape: TVec<usize>,
+}
+
+impl Op for Paired {
+    fn name(&self) -> StaticName {
+        "ForebayPaired".into()
+    }
+
+    fn validation(&self) -> Validation {
+        Validation::Rounding
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for Paired {
+    op_out_of_plan!();
+
+    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let (a, b) = args_2!(inputs);
+        let (x, w) = if self.slot == 0 { (&a, &b) } else { (&b, &a) };
+        let (x, w) = (x.try_as_plain_ram()?.as_slice::<f32>()?, w.try_as_plain_ram()?);
+        let w = w.as_slice::<f32>()?;
+        let mut output = Tensor::zero::<f32>(&self.shape)?;
+        let mut plain = output.try_as_plain_ram_mut()?;
+        let y = plain.as_slice_mut::<f32>()?;
+        for &[from_x, from_w, to] in &self.places {
+            self.matrices.run(&x[from_x..], &w[from_w..], &mut y[to..]);
+        }
+        Ok(tvec!(output.into_tvalue()))
+    }
+}
+
+impl TypedOp for Paired {
     fn output_facts(&self, _: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
         Ok(tvec!(f32::fact(&self.shape)))
     }

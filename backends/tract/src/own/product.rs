@@ -128,7 +128,10 @@ fn form(op: &EinSum, slot: usize, x: &[usize], w: &[usize], y: &[usize]) -> Opti
 }
 
 /// Where an axis stands; `None` if it stands twice in one of them.
-fn places(axis: &Axis, slot: usize) -> Option<(Option<usize>, Option<usize>, Option<usize>)> {
+pub(super) fn places(
+    axis: &Axis,
+    slot: usize,
+) -> Option<(Option<usize>, Option<usize>, Option<usize>)> {
     let one = |places: &[usize]| match places {
         [] => Some(None),
         [place] => Some(Some(*place)),

@@ -315,6 +315,45 @@ fn products_over_any_axes_answer_the_same() {
 }
 
 #[test]
+fn products_of_computed_tensors_answer_the_same() {
+    let sizes = |axis: char| match axis {
+        'a' | 'c' | 'd' => 1,
+        'm' => 7,
+        'b' => 4,
+        'h' => 3,
+        'k' => 33,
+        _ => 37,
+    };
+    for (seed, (expression, is_ours)) in [
+        ("mbk,nbk->abmn", true),
+        ("abmk,kbn->mbn", true),
+        ("hbmk,hbkn->hbmn", true),
+        ("amdbk,ancbk->abmn", true),
+        ("mk,kn->mn", true),
+        ("bk,bnk->bn", true),
+        // The rows of neither side lie together: not ours.
+        ("km,kn->mn", false),
+        // Nor do the channels of the output.
+        ("mk,bkn->mnb", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut case = Case::new(u64::try_from(seed).unwrap());
+        let (inputs, _) = expression.split_once("->").unwrap();
+        let shapes = inputs.split(',').map(|axes| axes.chars().map(sizes).collect::<Vec<_>>());
+        let inputs: Vec<_> = shapes.map(|shape| case.input(&shape)).collect();
+        let op = EinSum::new(expression.parse().unwrap(), f32::datum_type());
+        let y = case.add(op, &inputs);
+        let axis = case.shape(y).len() - 1;
+        let z = follow(&mut case, y, axis);
+        let names = case.check(&[z], expression);
+        let found = names.iter().any(|name| name == "ForebayPaired");
+        assert_eq!(found, is_ours, "{expression}: {names:?}");
+    }
+}
+
+#[test]
 fn what_is_done_to_whole_axes_answers_the_same() {
     let mut kinds = HashSet::new();
     for seed in 0..150 {

@@ -251,6 +251,19 @@ async fn a_synthetic_worker_serves_by_the_clock_reports_its_load_and_drains() {
     assert_eq!(exit_code(&mut child).await, Some(0));
 }
 
+#[tokio::test]
+async fn the_allocator_keeps_what_the_next_request_needs() {
+    let environment = |child: &Child| {
+        std::fs::read_to_string(format!("/proc/{}/environ", child.id().unwrap())).unwrap()
+    };
+    let (child, _) = spawn(&[]).await;
+    assert!(environment(&child).contains("MIMALLOC_PURGE_DELAY=1000"));
+    let mut other = command();
+    other.args(["--synthetic"]).env("MIMALLOC_PURGE_DELAY", "7");
+    let (other, _) = spawned(other).await;
+    assert!(environment(&other).contains("MIMALLOC_PURGE_DELAY=7"));
+}
+
 /// Bytes of memory that the process holds.
 fn resident(child: &Child) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", child.id().unwrap())).unwrap();
