@@ -116,7 +116,7 @@ async fn a_batch_that_forms_is_reported_and_closes_for_a_deadline() {
     .await;
     let started = Instant::now();
     let mut sent = infer_request("arith", arith_body(2.0, 2.0));
-    sent.headers_mut().insert(header::REQUEST_DEADLINE, HeaderValue::from_static("100"));
+    sent.headers_mut().insert(header::REQUEST_DEADLINE, HeaderValue::from_static("400"));
     let answer = send(address, sent).await;
     assert_eq!(answer.status, 200, "in time: {:?} {}", started.elapsed(), answer.text());
     for answer in waiting {
