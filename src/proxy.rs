@@ -186,6 +186,7 @@ impl Proxy {
         let address = session.client_addr().and_then(|address| address.as_inet());
         let header = snapshot.config.limits.caller_header.as_ref();
         request.identity.caller = identify::caller(address, &head.headers, header);
+        request.key = identify::key(&target.pool.config, &request.identity, &head.headers);
         request.target = Some(target.clone());
         let limits = &snapshot.config.limits;
         let way = match admit(request, &head.method, limits, target.route.deadline, &self.lifecycle)

@@ -23,6 +23,8 @@ pub struct Request {
     pub identity: Identity,
     /// How urgent it is, by its own word or its route's.
     pub priority: Priority,
+    /// What is to go to the same endpoint, as a number, if the pool has it so.
+    pub key: Option<u64>,
     /// Where it goes; `None` until routed, and for what the proxy answers itself.
     pub target: Option<Target>,
     /// How it is sent on, once admitted.
@@ -102,6 +104,7 @@ impl Request {
             held: None,
             identity: Identity::default(),
             priority: Priority::default(),
+            key: None,
             target: None,
             way: None,
             deadline: None,

@@ -140,11 +140,15 @@ Exit status:
 #[derive(Debug, Args)]
 #[command(after_help = SIM_EXAMPLES)]
 pub struct SimArgs {
-    /// A scenario with [[fleet.endpoint]]
+    /// A scenario with [[fleet.endpoint]]; with --bars a directory of them
     #[arg(value_name = "SCENARIO.toml")]
     pub scenario: PathBuf,
 
-    /// Who balances [default: the scenario's, or least_cost]
+    /// Check every bar that can be simulated, beside its peers and its bound
+    #[arg(long, conflicts_with_all = ["policy", "table", "seed", "json"])]
+    pub bars: bool,
+
+    /// Who balances [default: the scenario's, or adaptive]
     #[arg(long, value_name = "NAME", conflicts_with = "table")]
     pub policy: Option<String>,
 

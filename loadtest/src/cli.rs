@@ -81,6 +81,12 @@ fn run(args: &RunArgs) -> Result<u8, Fault> {
 }
 
 fn simulate(args: &SimArgs) -> Result<u8, Fault> {
+    if args.bars {
+        let bars = sim::bars::all(&args.scenario).map_err(|error| Fault::Usage(error.into()))?;
+        let text = sim::bars::render(&bars);
+        std::io::stdout().write_all(text.as_bytes()).map_err(|error| Fault::Run(error.into()))?;
+        return Ok(if bars.iter().all(|bar| bar.met) { OK } else { MISSED });
+    }
     let setting = sim::setting(args).map_err(|error| Fault::Usage(error.into()))?;
     let start = std::time::Instant::now();
     let say = |requests, events| {

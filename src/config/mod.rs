@@ -100,6 +100,8 @@ pub struct Pool {
     pub protocol: EndpointProtocol,
     /// How an endpoint is picked.
     pub policy: Policy,
+    /// For the policy `sticky`: the header whose value, beside the model, is the key.
+    pub sticky: Option<HeaderName>,
     /// Requests that an endpoint can run at once, until it reports its own figure; 0: as many as
     /// come.
     pub slots: u32,

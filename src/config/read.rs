@@ -8,6 +8,7 @@ use crate::flow::identify::MAX_NAME;
 use forebay_config::{ByteSize, Diagnostics, Document, NameOrTable, Ratio, Span, Table};
 use forebay_protocol::Priority;
 use forebay_routing::{Ejection, Policy};
+use http::HeaderName;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -137,15 +138,17 @@ fn limits(table: &Table<'_, '_>) -> Limits {
         body_timeout: positive(table, "body_timeout", secs(30)),
         stream_idle: positive(table, "stream_idle", secs(3600)),
         header_timeout: positive(table, "header_timeout", secs(10)),
-        caller_header: table.spanned::<String>("caller_header").and_then(|(name, span)| {
-            let header = name.parse().ok();
-            if header.is_none() {
-                let expected = "expected the name of a header";
-                table.note(span, "caller_header", format!("{expected}, found {name:?}"));
-            }
-            header
-        }),
+        caller_header: header_name(table, "caller_header"),
     }
+}
+
+fn header_name(table: &Table<'_, '_>, key: &str) -> Option<HeaderName> {
+    let (name, span) = table.spanned::<String>(key)?;
+    let header = name.parse().ok();
+    if header.is_none() {
+        table.note(span, key, format!("expected the name of a header, found {name:?}"));
+    }
+    header
 }
 
 fn pool(name: String, table: &Table<'_, '_>, base: &Path) -> Pool {
@@ -153,6 +156,7 @@ fn pool(name: String, table: &Table<'_, '_>, base: &Path) -> Pool {
         source: source(table, base),
         protocol: table.choice("protocol", EndpointProtocol::NAMES, EndpointProtocol::default()),
         policy: table.choice("policy", Policy::NAMES, Policy::default()),
+        sticky: table.table("sticky").and_then(|table| header_name(&table, "header")),
         slots: table.within("slots", 1..=1_000_000, 0),
         queue: queue(&table.table_or_empty("queue")),
         report_ttl: table.or("report_ttl", secs(2)),

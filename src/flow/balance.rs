@@ -76,6 +76,7 @@ pub async fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpo
         priority: request.priority,
         caller: request.identity.caller,
         deadline: request.deadline.unwrap_or(started + target.route.deadline),
+        key: request.key,
         tried,
     };
     let bound = target.pool.bind(asks).await;
@@ -128,7 +129,13 @@ fn no_endpoint(pool: &Pool, tried: usize) -> Refusal {
 /// No endpoint is in rotation, or all that are were tried.
 pub fn pick_lasting(pool: &Pool, tried: &[Picked]) -> Result<Picked, Refusal> {
     let now = clock::now();
-    let context = pick::Context { now, report_ttl: pool.config.report_ttl, turn: &pool.state.turn };
+    let context = pick::Context {
+        now,
+        report_ttl: pool.config.report_ttl,
+        turn: &pool.state.turn,
+        key: None,
+        ring: None,
+    };
     let (policy, endpoints) = (pool.config.policy, &pool.for_lasting);
     let excluded = |candidate: &ForLasting| was_tried(tried, &candidate.0);
     let chosen = with_rng(|rng| {

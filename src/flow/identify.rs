@@ -4,10 +4,12 @@
 //! believed only where a lie harms nobody else: an id that is too long or not printable is
 //! replaced, a deadline is only ever shortened.
 
+use crate::config;
 use forebay_protocol::grpc::{self, Method};
 use forebay_protocol::header;
 use forebay_protocol::oip::{Call, Path};
 use forebay_protocol::priority::{Priority, UnknownPriority};
+use forebay_routing::{Policy, pick};
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -111,6 +113,22 @@ pub fn caller(
         None => address.map(SocketAddr::ip).hash(&mut hasher),
     }
     hasher.finish()
+}
+
+/// What is to go to the same endpoint of a sticky pool, as a number that every proxy finds: the model,
+/// and what the pool's header says. Nothing if that header is not there.
+pub fn key(pool: &config::Pool, identity: &Identity, headers: &HeaderMap) -> Option<u64> {
+    if pool.policy != Policy::Sticky {
+        return None;
+    }
+    let value = match &pool.sticky {
+        Some(name) => headers.get(name)?.as_bytes(),
+        None => &[],
+    };
+    let model = identity.model.as_deref().unwrap_or_default();
+    // The length keeps "ab" and "c" apart from "a" and "bc".
+    let text = [&(model.len() as u64).to_be_bytes(), model.as_bytes(), value].concat();
+    Some(pick::identity(&text))
 }
 
 fn priority(value: &HeaderValue) -> Result<Priority, String> {

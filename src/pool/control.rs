@@ -18,7 +18,7 @@ use pingora::upstreams::peer::HttpPeer;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
@@ -270,7 +270,7 @@ impl Control {
                 let pending = known.map(|known| Arc::clone(&known.pending));
                 let new = || Arc::new(Pending::new(Arc::clone(&self.joined)));
                 Arc::new(PoolState {
-                    turn: AtomicUsize::new(0),
+                    turn: Arc::default(),
                     looked_for_stale: AtomicU64::new(0),
                     pending: pending.unwrap_or_else(new),
                     budget,

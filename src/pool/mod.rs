@@ -18,7 +18,10 @@ mod rotation;
 
 use crate::config;
 use forebay_routing::outlier::{Record, Tally};
-use forebay_routing::{Candidate, Health, Latencies, Load, Outcome, RetryBudget, Time};
+use forebay_routing::pick::{Ring, identity};
+use forebay_routing::{
+    Candidate, Health, Latencies, Load, Outcome, Picks, Policy, RetryBudget, Time,
+};
 use pingora::upstreams::peer::HttpPeer;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -52,6 +55,8 @@ pub struct Pool {
     pub for_lasting: Vec<ForLasting>,
     /// Whether so few are ready that those that are ejected are in rotation too.
     pub panics: bool,
+    /// Those in rotation in a circle, if the policy wants it.
+    pub ring: Ring,
     /// What outlives the snapshot.
     pub state: Arc<PoolState>,
 }
@@ -65,15 +70,25 @@ impl Pool {
     ) -> Self {
         let (ready, panics) = rotation::of(&config, &endpoints);
         let for_lasting = ready.iter().map(|endpoint| ForLasting(Arc::clone(endpoint))).collect();
-        Self { config, endpoints, ready, for_lasting, panics, state }
+        let ring = circle(&config, &ready);
+        Self { config, endpoints, ready, for_lasting, panics, ring, state }
     }
+}
+
+/// The endpoints in rotation in a circle, if keys are to find theirs. By their addresses, so that all
+/// proxies agree.
+fn circle(config: &config::Pool, ready: &[Arc<Endpoint>]) -> Ring {
+    if config.policy != Policy::Sticky {
+        return Ring::default();
+    }
+    Ring::new(ready.iter().map(|endpoint| identity(endpoint.state.name.as_bytes())))
 }
 
 /// What a pool remembers across snapshots.
 #[derive(Debug)]
 pub struct PoolState {
-    /// Turn counter of the round robin policy.
-    pub turn: AtomicUsize,
+    /// What its picks share.
+    pub turn: Arc<Picks>,
     /// When its reports were last looked at for stale ones; see [`report::refresh_stale`].
     pub looked_for_stale: AtomicU64,
     /// Requests that wait for an endpoint.

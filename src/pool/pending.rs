@@ -71,6 +71,8 @@ pub struct Asks {
     pub caller: u64,
     /// When it must be answered.
     pub deadline: Instant,
+    /// What is to go to the same endpoint, as a number, if anything is.
+    pub key: Option<u64>,
     /// Where it was sent already.
     pub tried: Vec<Arc<EndpointState>>,
 }
@@ -185,6 +187,8 @@ impl Pool {
             now: clock::now(),
             report_ttl: self.config.report_ttl,
             turn: &self.state.turn,
+            key: None,
+            ring: Some(&self.ring),
         };
         let (policy, hop) = (self.config.policy, self.config.queue.hop);
         View { policy, endpoints: &self.ready, freed, hop, context }
@@ -244,7 +248,7 @@ impl Pool {
         let tried = |endpoint: &Arc<Endpoint>| {
             asks.tried.iter().any(|tried| Arc::ptr_eq(tried, &endpoint.state))
         };
-        let view = self.view(None);
+        let view = self.view(None).keyed(asks.key);
         let deadline = clock::at(asks.deadline);
         let binding = with_rng(|rng| {
             if let Some(ramp) = Ramp::draw(self.config.slow_start, view.context.now, rng) {
@@ -279,6 +283,7 @@ impl Pool {
             since: clock::now(),
             deadline: clock::at(asks.deadline),
             caller: asks.caller,
+            key: asks.key,
         };
         let view = self.view(None);
         let (reply, answer) = oneshot::channel();
@@ -414,7 +419,7 @@ mod tests {
         };
         let endpoints: Vec<_> = (0..4).map(endpoint).collect();
         let state = Arc::new(PoolState {
-            turn: AtomicUsize::new(0),
+            turn: Arc::default(),
             looked_for_stale: AtomicU64::new(0),
             pending: Arc::new(Pending::new(Arc::default())),
             budget: RetryBudget::new(0.0, 0.0),
@@ -431,6 +436,7 @@ mod tests {
             priority: Priority::ALL[number % 3],
             caller: number as u64 % 5,
             deadline: Instant::now() + Duration::from_secs(3600),
+            key: None,
             tried: Vec::new(),
         }
     }

@@ -30,6 +30,7 @@ fn the_defaults_that_the_reference_file_states_are_the_defaults() {
         pool.poll = None;
         pool.ejection.latency_factor = None;
         pool.slots = 0;
+        pool.sticky = None;
         pool
     };
     assert_eq!(models(&stated), models(&bare));

@@ -97,7 +97,7 @@ async fn reports_are_understood_in_every_form_and_kept_from_callers() {
             })
             .await;
             let known = &proxy.endpoints().await[0];
-            assert_eq!(known["occupancy"], number + 1, "{value} on {path}: {known}");
+            assert_eq!(known["reported_in_flight"], number + 1, "{value} on {path}: {known}");
         }
     }
 }

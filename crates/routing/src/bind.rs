@@ -10,7 +10,7 @@
 //! services take, so that a request whose deadline can't be met is refused when it comes, not when
 //! it is late, and so that the refusal can say when it is worth asking again.
 
-use crate::pick::{self, Candidate, Context, FULL_SCAN, Policy, best_service};
+use crate::pick::{self, Candidate, Context, Looked, Policy, least};
 use crate::{InFlight, Load, Rng, Time};
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,36 +86,42 @@ impl<C: Candidate> View<'_, C> {
 
     /// The same pool with another policy.
     pub(crate) fn with(&self, policy: Policy) -> Self {
-        let Context { now, report_ttl, turn } = self.context;
-        let context = Context { now, report_ttl, turn };
-        Self { policy, context, ..*self }
+        Self { policy, ..*self }
+    }
+
+    /// The same for a request that is to go where others with this `key` go.
+    #[must_use = "the view itself is for requests without a key"]
+    pub fn keyed(&self, key: Option<u64>) -> Self {
+        Self { context: Context { key, ..self.context }, ..*self }
     }
 
     /// The free one that is expected to be done first, against the best that is not free.
     fn compare(&self, excluded: &impl Fn(&C) -> bool, ahead: usize, rng: &mut Rng) -> Binding {
-        let mut sample = [0; FULL_SCAN];
-        let sample = self.sample(&mut sample, excluded, rng);
-        if sample.is_empty() {
+        let looked = Looked::at(self.endpoints, excluded, self.freed, &self.context, rng);
+        if looked.places().is_empty() {
             return Binding::Nowhere;
         }
         let (now, ttl) = (self.context.now, self.context.report_ttl);
-        let best = best_service(sample.iter().map(|index| &self.endpoints[*index]));
-        let mut costs = [f64::INFINITY; FULL_SCAN];
-        for (cost, index) in costs.iter_mut().zip(sample) {
-            let load = self.endpoints[*index].load();
-            if self.is_free(load) {
-                *cost = load.cost(now, ttl, best);
-            }
+        let best = looked.stranger_service(self.endpoints, &self.context);
+        let adaptive = self.policy == Policy::Adaptive;
+        let costs = looked.costs(self.endpoints, |load| match adaptive {
+            _ if !self.is_free(load) => f64::INFINITY,
+            true => load.cost(now, ttl, best),
+            false => load.completion(now, ttl, best),
+        });
+        let costs = &costs[..looked.places().len()];
+        let free = |load: &Load| self.is_free(load);
+        let at = looked.stranger(self.endpoints, free, &self.context, rng).or_else(|| {
+            let at = least(costs.iter().copied(), rng).filter(|at| costs[*at] < f64::INFINITY)?;
+            let load = self.endpoints[looked.places()[at]].load();
+            let done = load.completion(now, ttl, best);
+            let waits = adaptive && self.is_worth_waiting(looked.places(), best, done, ahead);
+            (!waits).then_some(at)
+        });
+        match at {
+            Some(at) => Binding::Bind(looked.take(at, costs, self.endpoints, &self.context)),
+            None => Binding::Wait,
         }
-        let Some(at) = pick::least(&costs[..sample.len()], rng) else { return Binding::Wait };
-        if costs[at] == f64::INFINITY {
-            return Binding::Wait;
-        }
-        if self.policy == Policy::Adaptive && self.is_worth_waiting(sample, best, costs[at], ahead)
-        {
-            return Binding::Wait;
-        }
-        Binding::Bind(sample[at])
     }
 
     /// Would a request be done before `cost` seconds have passed if it waited for one of the
@@ -141,27 +147,6 @@ impl<C: Candidate> View<'_, C> {
         wait < (cost - least) * PATIENCE
     }
 
-    /// Which endpoints are looked at.
-    fn sample<'b>(
-        &self,
-        buffer: &'b mut [usize; FULL_SCAN],
-        excluded: &impl Fn(&C) -> bool,
-        rng: &mut Rng,
-    ) -> &'b [usize] {
-        let scan = pick::scan(self.endpoints.len());
-        let chosen = pick::choose(&mut buffer[..scan], self.endpoints, excluded, rng).len();
-        let freed = self
-            .freed
-            .filter(|freed| self.endpoints.get(*freed).is_some_and(|endpoint| !excluded(endpoint)));
-        match freed {
-            Some(freed) if chosen < FULL_SCAN && !buffer[..chosen].contains(&freed) => {
-                buffer[chosen] = freed;
-                &buffer[..=chosen]
-            }
-            _ => &buffer[..chosen],
-        }
-    }
-
     /// May one more request be sent there? One that has none of ours may always get one: what is
     /// known of the others' may be out of date.
     pub fn is_free(&self, load: &Load) -> bool {
@@ -181,9 +166,9 @@ impl<C: Candidate> View<'_, C> {
 
     /// How fast the pool works, by what is known of some or all of its endpoints.
     pub fn outlook(&self, rng: &mut Rng) -> Outlook {
-        let mut sample = [0; FULL_SCAN];
-        let sample = self.sample(&mut sample, &|_| false, rng);
-        let best = best_service(sample.iter().map(|index| &self.endpoints[*index]));
+        let looked = Looked::at(self.endpoints, &|_| false, self.freed, &self.context, rng);
+        let sample = looked.places();
+        let best = looked.stranger_service(self.endpoints, &self.context);
         let (mut slots, mut per_second, mut deviation) = (0.0, 0.0, 0.0);
         for index in sample {
             let load = self.endpoints[*index].load();
@@ -252,8 +237,7 @@ pub fn limit(load: &Load, hop: Duration) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Report;
-    use std::sync::atomic::AtomicUsize;
+    use crate::{Picks, Report};
 
     struct Endpoint(Arc<Load>);
     impl Candidate for Endpoint {
@@ -278,19 +262,16 @@ mod tests {
         (0..4).map(|_| endpoint.0.enter()).collect()
     }
 
-    fn view<'a>(
-        policy: Policy,
-        fleet: &'a [Endpoint],
-        turn: &'a AtomicUsize,
-    ) -> View<'a, Endpoint> {
-        let context = Context { now: Time::default(), report_ttl: TTL, turn };
+    fn view<'a>(policy: Policy, fleet: &'a [Endpoint], turn: &'a Arc<Picks>) -> View<'a, Endpoint> {
+        let context =
+            Context { now: Time::default(), report_ttl: TTL, turn, key: None, ring: None };
         let hop = Duration::from_micros(100);
         View { policy, endpoints: fleet, freed: None, hop, context }
     }
 
     #[test]
     fn a_request_waits_for_a_fast_endpoint_as_long_as_that_is_sooner() {
-        let (fleet, turn, mut rng) = (fleet(&[20, 20, 60]), AtomicUsize::new(0), Rng::new(1));
+        let (fleet, turn, mut rng) = (fleet(&[20, 20, 60]), Arc::default(), Rng::new(1));
         let view = view(Policy::Adaptive, &fleet, &turn);
         let _full = [fill(&fleet[0]), fill(&fleet[1])];
         // Eight slots of 20 ms free every 2.5 ms: 28 ms, of the 40 that they save, pass behind 10.
@@ -304,7 +285,7 @@ mod tests {
     #[test]
     fn no_policy_binds_to_what_is_full_or_excluded() {
         for &(name, policy) in Policy::NAMES {
-            let (fleet, turn, mut rng) = (fleet(&[20, 20, 20]), AtomicUsize::new(0), Rng::new(2));
+            let (fleet, turn, mut rng) = (fleet(&[20, 20, 20]), Arc::default(), Rng::new(2));
             let view = view(policy, &fleet, &turn);
             let full = fill(&fleet[0]);
             let not_1 = |endpoint: &Endpoint| Arc::ptr_eq(&endpoint.0, &fleet[1].0);
@@ -321,7 +302,7 @@ mod tests {
 
     #[test]
     fn an_endpoint_of_unknown_size_takes_what_comes() {
-        let (fleet, turn) = ([Endpoint(Arc::new(Load::new(0)))], AtomicUsize::new(0));
+        let (fleet, turn) = ([Endpoint(Arc::new(Load::new(0)))], Arc::default());
         let view = view(Policy::Adaptive, &fleet, &turn);
         let _held: Vec<_> = (0..1000).map(|_| fleet[0].0.enter()).collect();
         assert_eq!(view.bind(|_| false, 0, &mut Rng::new(3)), Binding::Bind(0));
@@ -330,7 +311,7 @@ mod tests {
     #[test]
     fn one_that_just_became_free_is_found_among_thousands() {
         let millis = vec![20; 5000];
-        let (fleet, turn, mut rng) = (fleet(&millis), AtomicUsize::new(0), Rng::new(4));
+        let (fleet, turn, mut rng) = (fleet(&millis), Arc::default(), Rng::new(4));
         let mut full: Vec<_> = fleet.iter().map(fill).collect();
         full[4321].pop();
         let view = View { freed: Some(4321), ..view(Policy::Adaptive, &fleet, &turn) };
@@ -339,7 +320,7 @@ mod tests {
 
     #[test]
     fn others_requests_count_but_never_keep_an_endpoint_from_us_altogether() {
-        let (fleet, turn) = (fleet(&[20]), AtomicUsize::new(0));
+        let (fleet, turn) = (fleet(&[20]), Arc::default());
         let view = view(Policy::Adaptive, &fleet, &turn);
         fleet[0].0.report(&Report { in_flight: Some(9), ..Report::default() }, Time::default());
         let bind = || view.bind(|_| false, 0, &mut Rng::new(5));
@@ -350,7 +331,7 @@ mod tests {
 
     #[test]
     fn of_those_that_meet_at_the_last_slot_no_two_stay() {
-        let (fleet, turn) = (fleet(&[20]), AtomicUsize::new(0));
+        let (fleet, turn) = (fleet(&[20]), Arc::default());
         let view = view(Policy::Adaptive, &fleet, &turn);
         let mut held: Vec<_> = (0..4).filter_map(|_| view.enter(&fleet[0].0)).collect();
         assert_eq!((held.len(), view.enter(&fleet[0].0).is_some()), (4, false));
@@ -380,12 +361,12 @@ mod tests {
 
     #[test]
     fn the_outlook_tells_what_can_be_done_in_time() {
-        let (fleet, turn, mut rng) = (fleet(&[20, 40]), AtomicUsize::new(0), Rng::new(6));
+        let (fleet, turn, mut rng) = (fleet(&[20, 40]), Arc::default(), Rng::new(6));
         let outlook = view(Policy::Adaptive, &fleet, &turn).outlook(&mut rng);
         assert_eq!(outlook.per_second.round(), 300.0);
         assert_eq!((outlook.service * 1e5).round(), 2667.0);
         let at = |millis| Time::new(Duration::from_millis(millis));
-        assert_eq!(outlook.wait(29), Duration::from_millis(100));
+        assert_eq!((outlook.wait(29).as_secs_f64() * 1e3).round(), 100.0);
         assert!(outlook.can_meet(at(127), at(0), 29));
         assert!(!outlook.can_meet(at(126), at(0), 29));
         assert!(outlook.is_too_late(at(0), at(126), at(100)));

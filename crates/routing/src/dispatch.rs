@@ -65,7 +65,7 @@ impl<C: Candidate> View<'_, C> {
         }
         let others = line.iter().take(LOOKED_AT).filter(|(place, _)| *place != first.0);
         for (place, item) in std::iter::once(first).chain(others) {
-            match self.bind(|endpoint| tried(item, endpoint), 0, rng) {
+            match self.keyed(place.key()).bind(|endpoint| tried(item, endpoint), 0, rng) {
                 Binding::Bind(index) => return Some((place, Next::Goes(index))),
                 Binding::Nowhere => return Some((place, Next::Nowhere)),
                 // What is free it has tried, or had better not take; the next one may.
@@ -78,7 +78,7 @@ impl<C: Candidate> View<'_, C> {
         if self.policy != Policy::Adaptive {
             return None;
         }
-        match self.bind(|endpoint| tried(item, endpoint), line.len() - 1, rng) {
+        match self.keyed(place.key()).bind(|endpoint| tried(item, endpoint), line.len() - 1, rng) {
             Binding::Bind(index) => Some((place, Next::Goes(index))),
             Binding::Wait | Binding::Nowhere => None,
         }

@@ -26,8 +26,10 @@ pub mod line;
 pub mod load;
 pub mod outlier;
 pub mod pick;
+mod picks;
 pub mod ramp;
 mod rng;
+mod speed;
 
 pub use bind::{Binding, Outlook, View};
 pub use budget::RetryBudget;
@@ -38,6 +40,7 @@ pub use line::{Claim, Joined, Line, Place};
 pub use load::{InFlight, Load, Report};
 pub use outlier::{Ejection, Outcome};
 pub use pick::{Candidate, Policy};
+pub use picks::Picks;
 pub use ramp::Ramp;
 pub use rng::Rng;
 

@@ -29,9 +29,15 @@ pub struct Place {
     number: u64,
     caller: u64,
     since: Time,
+    key: Option<u64>,
 }
 
 impl Place {
+    /// What is to go to the same endpoint, if anything is.
+    pub fn key(&self) -> Option<u64> {
+        self.key
+    }
+
     /// When it came.
     pub fn since(&self) -> Time {
         self.since
@@ -54,6 +60,8 @@ pub struct Claim {
     pub deadline: Time,
     /// Whose it is, as a number: equal for requests of one caller.
     pub caller: u64,
+    /// What is to go to the same endpoint, as a number, if anything is.
+    pub key: Option<u64>,
 }
 
 /// How a claim was taken.
@@ -125,7 +133,8 @@ impl<T> Line<T> {
         let class = &self.classes[at];
         // The common case first: equal patience, so whoever comes last is last.
         let (class_at, since, deadline) = (class_of(at), claim.since, claim.deadline);
-        let behind = Place { class: class_at, deadline, number: u64::MAX, caller: 0, since };
+        let behind =
+            Place { class: class_at, deadline, number: u64::MAX, caller: 0, since, key: None };
         let last = self.waiting.range(..=last_of(at)).next_back();
         let earlier = match last {
             Some((last, _)) if last.class == class_at && *last > behind => {
@@ -145,6 +154,7 @@ impl<T> Line<T> {
             number: self.joined,
             caller: claim.caller,
             since: claim.since,
+            key: claim.key,
         };
         let displaced = if self.waiting.len() < self.size {
             None
@@ -279,12 +289,19 @@ const fn class_of(index: usize) -> u8 {
 
 fn first_of(at: usize) -> Place {
     let zero = Time::default();
-    Place { class: class_of(at), deadline: zero, number: 0, caller: 0, since: zero }
+    Place { class: class_of(at), deadline: zero, number: 0, caller: 0, since: zero, key: None }
 }
 
 fn last_of(at: usize) -> Place {
     let ever = Time::new(std::time::Duration::MAX);
-    Place { class: class_of(at), deadline: ever, number: u64::MAX, caller: u64::MAX, since: ever }
+    Place {
+        class: class_of(at),
+        deadline: ever,
+        number: u64::MAX,
+        caller: u64::MAX,
+        since: ever,
+        key: None,
+    }
 }
 
 #[cfg(test)]
@@ -295,7 +312,7 @@ mod tests {
 
     fn claim(class: u8, deadline_ms: u64, caller: u64) -> Claim {
         let deadline = Time::new(Duration::from_millis(deadline_ms));
-        Claim { class, since: Time::default(), deadline, caller }
+        Claim { class, since: Time::default(), deadline, caller, key: None }
     }
 
     fn drain<T>(line: &mut Line<T>) -> Vec<T> {

@@ -2,23 +2,51 @@
 //!
 //! Two sources disagree by nature: what we sent is exact but ours alone, and what the endpoint
 //! reports covers everyone but is old when it arrives. Trusting either alone herds or blinds. So
-//! requests in flight are counted here exactly, by a guard that cannot leak, and each report is
-//! corrected by what was sent and finished since.
+//! requests in flight are counted here exactly, by a guard that cannot leak, and reports are used for
+//! the rest only: what *others* have there. Of that the last report is believed for a fraction of a
+//! service time, after which it says no more than the mean of all reports; how far reports scatter
+//! says how wrong the mean may be at a given moment.
 //!
 //! All fields are relaxed atomics: a torn read mixes two reports of the same endpoint, milliseconds
 //! apart, and costs no more than reading a moment later.
 
 use crate::Time;
-use std::sync::Arc;
+use crate::picks::{NOWHERE, Picks};
+use crate::speed::{Float, Speed, Watch, narrow};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// Weight of a new sample in the mean service time of a busy endpoint: about the last ten requests
-/// count.
-const SAMPLE_WEIGHT: f64 = 0.1;
-/// Time in which what was learnt of an endpoint's speed loses half its weight while no answer
-/// confirms it: one slow answer must not keep an endpoint out of use for ever.
-const HALF_LIFE: f64 = 2.0;
+/// Seconds in which what was learnt of an endpoint's speed loses half its worth while no answer
+/// confirms it, and the same for what it said of its speed itself: one slow answer must not keep an
+/// endpoint out of use for ever.
+const HALF_LIFE: f32 = 60.0;
+const WORD_HALF_LIFE: f32 = 10.0;
+/// Worth of the endpoint's own word on its speed, in answers: it decides where we know nothing. More
+/// would be worse: all proxies hear the same word, and would all follow its errors.
+const WORD: f32 = 1.0;
+/// Answers beside which its word does not count any more.
+const PLENTY: f32 = 30.0;
+/// Seconds in which a peak of the response time fades to a half: 10 s of decay, as Finagle has it.
+const PEAK_HALF_LIFE: f32 = 7.0;
+/// Answers below which an endpoint's speed is hardly known.
+const FEW: f32 = 1.0;
+/// Weight of a report in the mean of what others have there, at least, and the seconds after which
+/// one weighs as much as all before it.
+const REPORT_WEIGHT: f32 = 0.02;
+const REPORT_MEMORY: f32 = 8.0;
+/// For how many service times the last report says more than the mean of all.
+const NEWS: f32 = 0.2;
+/// Share of the scatter of reports that is taken for that of the load. The rest is how they come
+/// about: at moments when a request of ours ends.
+const SCATTER: f32 = 0.25;
+/// What waiting costs beside the time that it takes: who waits keeps others waiting who come later.
+const PATIENCE: f32 = 1.3;
+/// What a full house costs, as a share of the service time: the fuller one of two endpoints is not
+/// preferred because it seems a little faster, which may be noise.
+const CROWD: f32 = 0.7;
+/// Our own requests stand for so many of each of the others': who sees what we see acts as we do.
+const ALIKE: f32 = 0.5;
 /// Penalty in seconds after one failure, its half-life in seconds, and how often it doubles: up to
 /// some seconds, after which the endpoint gets a request to prove itself.
 const FIRST_PENALTY: f64 = 0.05;
@@ -46,30 +74,50 @@ pub struct Report {
 }
 
 /// The load of one endpoint. Shared by everyone who picks; never locked.
+///
+/// What a pick reads comes first and fills a line of the cache.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Load {
     in_flight: AtomicU32,
-    /// Mean service time in seconds, as bits of an `f64`, measured by us.
-    service: AtomicU64,
-    /// Mean absolute deviation from it, in the same form.
-    deviation: AtomicU64,
-    /// Nanoseconds on the clock of [`Time`]: when the last answer came.
-    answered_at: AtomicU64,
-    /// Failures in a row, and when the last one was, in nanoseconds on the clock of [`Time`].
-    failures: AtomicU32,
-    failed_at: AtomicU64,
-    assumed_slots: AtomicU32,
     /// As reported; 0: not reported.
     slots: AtomicU32,
-    /// As reported; 0: not reported.
-    batch: AtomicU32,
-    reported_in_flight: AtomicU32,
-    reported_queue: AtomicU32,
-    reported_service: AtomicU64,
-    /// Our own count when the report arrived: what changed since is added to it.
-    in_flight_at_report: AtomicU32,
+    assumed_slots: AtomicU32,
+    speed: Speed,
+    /// Nanoseconds on the clock of [`Time`]: when the last answer came.
+    answered_at: AtomicU64,
+    /// The mean of what others have there by all reports, its variance, and by the last one.
+    others: Float,
+    scatter: Float,
+    last_others: Float,
+    /// Seconds; 0: not reported.
+    reported_service: Float,
     /// Nanoseconds on the clock of [`Time`].
     reported_at: AtomicU64,
+    /// Failures in a row, and when the last one was, in nanoseconds on the clock of [`Time`].
+    failures: AtomicU32,
+    /// Where it was in the pool when it was last picked.
+    place: AtomicU32,
+    failed_at: AtomicU64,
+    reports: AtomicU32,
+    reported_in_flight: AtomicU32,
+    reported_queue: AtomicU32,
+    /// As reported; 0: not reported.
+    batch: AtomicU32,
+    watch: Watch,
+    /// The highest response time of late, in seconds; 0: none.
+    peak: Float,
+    picks: OnceLock<Arc<Picks>>,
+}
+
+/// An endpoint at one moment, in requests and seconds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Outline {
+    ours: f32,
+    others: f32,
+    variance: f32,
+    slots: f32,
+    service: f32,
 }
 
 impl Load {
@@ -78,19 +126,25 @@ impl Load {
     pub fn new(slots: u32) -> Self {
         Self {
             in_flight: AtomicU32::new(0),
-            service: AtomicU64::new(UNKNOWN),
-            deviation: AtomicU64::new(UNKNOWN),
-            answered_at: AtomicU64::new(UNKNOWN),
-            failures: AtomicU32::new(0),
-            failed_at: AtomicU64::new(UNKNOWN),
-            assumed_slots: AtomicU32::new(slots),
             slots: AtomicU32::new(0),
-            batch: AtomicU32::new(0),
+            assumed_slots: AtomicU32::new(slots),
+            speed: Speed::default(),
+            answered_at: AtomicU64::new(UNKNOWN),
+            others: Float::default(),
+            scatter: Float::default(),
+            last_others: Float::default(),
+            reported_service: Float::default(),
+            reported_at: AtomicU64::new(UNKNOWN),
+            failures: AtomicU32::new(0),
+            place: AtomicU32::new(NOWHERE),
+            failed_at: AtomicU64::new(UNKNOWN),
+            reports: AtomicU32::new(0),
             reported_in_flight: AtomicU32::new(0),
             reported_queue: AtomicU32::new(0),
-            reported_service: AtomicU64::new(UNKNOWN),
-            in_flight_at_report: AtomicU32::new(0),
-            reported_at: AtomicU64::new(UNKNOWN),
+            batch: AtomicU32::new(0),
+            watch: Watch::default(),
+            peak: Float::default(),
+            picks: OnceLock::new(),
         }
     }
 
@@ -102,16 +156,19 @@ impl Load {
     }
 
     /// Requests that we sent and that are unfinished.
+    #[inline]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Relaxed)
     }
 
     /// What the endpoint can run at once, as reported or assumed.
+    #[inline]
     pub fn slots(&self) -> u32 {
         self.known_slots().unwrap_or(1)
     }
 
     /// What the endpoint can run at once, if anybody has said so.
+    #[inline]
     pub fn known_slots(&self) -> Option<u32> {
         let stated = [&self.slots, &self.assumed_slots].map(|slots| slots.load(Relaxed));
         stated.into_iter().find(|slots| *slots > 0)
@@ -152,15 +209,22 @@ impl Load {
             self.batch.store(batch, Relaxed);
         }
         if let Some(service) = report.service_time {
-            self.reported_service.store(service.as_secs_f64().to_bits(), Relaxed);
+            self.reported_service.set(service.as_secs_f32());
         }
         self.reported_queue.store(report.queue.unwrap_or(0), Relaxed);
-        if let Some(in_flight) = report.in_flight {
-            self.reported_in_flight.store(in_flight, Relaxed);
-            let ours = self.in_flight().saturating_sub(report.answered);
-            self.in_flight_at_report.store(ours, Relaxed);
-            self.reported_at.store(now.nanos().min(UNKNOWN - 1), Relaxed);
-        }
+        let Some(in_flight) = report.in_flight else { return };
+        self.reported_in_flight.store(in_flight, Relaxed);
+        let ours = self.in_flight().saturating_sub(report.answered);
+        let others = float(in_flight) - float(ours);
+        self.last_others.set(others);
+        let reports = self.reports.load(Relaxed).saturating_add(1);
+        self.reports.store(reports, Relaxed);
+        let age = self.reported_at().map_or(0.0, |last| now.since(last).as_secs_f32());
+        let weight = REPORT_WEIGHT.max(age / (age + REPORT_MEMORY)).max(1.0 / float(reports));
+        let off = others - self.others.get();
+        self.scatter.draw((1.0 - weight) * off * off, weight);
+        self.others.draw(others, weight);
+        self.reported_at.store(now.nanos().min(UNKNOWN - 1), Relaxed);
     }
 
     /// Takes in, at `now`, how long a request took that found `others` of ours already there.
@@ -168,29 +232,42 @@ impl Load {
     /// The part that it spent behind the others is taken out, so that a busy endpoint is not
     /// mistaken for a slow one.
     pub fn observe(&self, took: Duration, others: u32, now: Time) {
-        // What is old weighs little against what is new.
-        let weight = 1.0 - (1.0 - SAMPLE_WEIGHT) * self.confidence(now);
-        self.answered_at.store(now.nanos().min(UNKNOWN - 1), Relaxed);
         self.failures.store(0, Relaxed);
-        let rounds = rounds(f64::from(others), f64::from(self.slots()));
-        let sample = took.as_secs_f64() / rounds;
-        let previous = self.service.load(Relaxed);
-        let previous = if previous == UNKNOWN { sample } else { f64::from_bits(previous) };
-        let mean = previous + weight * (sample - previous);
-        self.service.store(mean.to_bits(), Relaxed);
-        let off = (sample - previous).abs();
-        let deviation = self.deviation_seconds();
-        self.deviation.store((deviation + weight * (off - deviation)).to_bits(), Relaxed);
+        let samples = self.confidence(now.nanos());
+        self.peak.set(self.peak_at(now.nanos()).max(took.as_secs_f32()));
+        self.answered_at.store(now.nanos().min(UNKNOWN - 1), Relaxed);
+        let outline = Outline {
+            ours: float(others),
+            others: self.others.get().max(0.0),
+            variance: self.scatter.get() * SCATTER,
+            slots: float(self.slots()),
+            service: 1.0,
+        };
+        let sample = took.as_secs_f32() / outline.completion();
+        if samples == 0.0
+            && let Some(picks) = self.picks.get()
+        {
+            picks.met(sample);
+        }
+        self.speed.learn(&self.watch, sample, samples);
+    }
+
+    /// The highest response time of late, in seconds: a new highest counts at once, and fades from then
+    /// on.
+    pub fn peak_seconds(&self, now: Time) -> Option<f64> {
+        let peak = self.peak_at(now.nanos());
+        (peak > 0.0).then_some(f64::from(peak))
+    }
+
+    fn peak_at(&self, now: u64) -> f32 {
+        self.peak.get() * fading(seconds(now, self.answered_at.load(Relaxed)), PEAK_HALF_LIFE)
     }
 
     /// How far service times are from their mean on average, in seconds; 0 if not known. It is what
     /// a promise about one request must allow for: of an exponential distribution with mean 1 it is
     /// 0.74, of a constant 0.
     pub fn deviation_seconds(&self) -> f64 {
-        match self.deviation.load(Relaxed) {
-            UNKNOWN => 0.0,
-            bits => f64::from_bits(bits),
-        }
+        f64::from(self.watch.deviation())
     }
 
     /// Takes in that an attempt failed at `now`.
@@ -202,75 +279,208 @@ impl Load {
     /// Seconds that are added to the cost for failures: an endpoint that fails fast looks idle, and
     /// would draw all traffic. Doubles with each failure in a row, fades with time.
     pub fn penalty(&self, now: Time) -> f64 {
+        self.penalty_at(now.nanos())
+    }
+
+    #[inline]
+    fn penalty_at(&self, now: u64) -> f64 {
         let failures = self.failures.load(Relaxed);
-        let at = self.failed_at.load(Relaxed);
-        if failures == 0 || at == UNKNOWN {
+        if failures == 0 {
             return 0.0;
         }
-        let since = now.since(Time::new(Duration::from_nanos(at))).as_secs_f64();
+        let since = f64::from(seconds(now, self.failed_at.load(Relaxed)));
         let doublings = f64::from(failures.min(MOST_DOUBLINGS) - 1);
         FIRST_PENALTY * (doublings - since / PENALTY_HALF_LIFE).exp2()
     }
 
-    /// Mean service time in seconds: the lesser of the endpoint's word and what we measured. What we
-    /// measure is too long while others keep it busy, and its own mean is slow to forget.
+    /// Mean service time in seconds, measured by us; the endpoint's word where we have no answer yet.
+    #[inline]
     pub fn service_seconds(&self) -> Option<f64> {
-        [&self.reported_service, &self.service]
-            .map(|source| source.load(Relaxed))
-            .into_iter()
-            .filter(|&bits| bits != UNKNOWN)
-            .map(f64::from_bits)
-            .reduce(f64::min)
+        let (mean, samples) = self.speed.mean();
+        let word = self.reported_service.get();
+        let known = if samples > 0.0 { mean } else { word };
+        (samples > 0.0 || word > 0.0).then_some(f64::from(known))
     }
 
-    /// Requests that are there now, from everyone: a fresh report corrected by what we did since,
-    /// else our own count.
+    /// Requests that are there now, from everyone: ours, and what others are likely to have there. A
+    /// report older than `ttl` is not believed.
     pub fn occupancy(&self, now: Time, ttl: Duration) -> u32 {
-        let ours = self.in_flight();
-        match self.reported_at() {
-            Some(at) if now.since(at) <= ttl => {
-                let change = i64::from(ours) - i64::from(self.in_flight_at_report.load(Relaxed));
-                let corrected = i64::from(self.reported_in_flight.load(Relaxed)) + change;
-                ours.max(u32::try_from(corrected.max(0)).unwrap_or(u32::MAX))
-            }
-            _ => ours,
-        }
+        let outline = self.outline(now.nanos(), nanos(ttl), 0.0);
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
+        let others = outline.others.round() as u32;
+        self.in_flight().saturating_add(others)
     }
 
-    /// The cost that pick compares: seconds until a request sent now is expected to finish.
+    /// Seconds until a request sent now is expected to finish.
     ///
     /// `best` is the least service time in the pool, in seconds: it stands in for one that is not
-    /// known, and draws one that no answer has confirmed for a while towards itself, so that every
+    /// known, and draws one that nothing has confirmed for a while towards itself, so that every
     /// endpoint is tried again at times.
+    #[inline]
+    pub fn completion(&self, now: Time, ttl: Duration, best: f64) -> f64 {
+        let outline = self.outline(now.nanos(), nanos(ttl), narrow(best));
+        f64::from(outline.completion()) + self.penalty(now)
+    }
+
+    /// The cost that pick compares, in seconds: what [`Self::completion`] says, with what it costs
+    /// others to wait behind this request, and with the doubt about what cannot be seen.
+    #[inline]
     pub fn cost(&self, now: Time, ttl: Duration, best: f64) -> f64 {
-        let waits = rounds(f64::from(self.occupancy(now, ttl)), f64::from(self.slots()));
-        self.expected_service(now, best) * waits + self.penalty(now)
+        self.cost_at(now.nanos(), nanos(ttl), narrow(best))
+    }
+
+    /// The same with times in nanoseconds.
+    #[inline]
+    pub(crate) fn cost_at(&self, now: u64, ttl: u64, best: f32) -> f64 {
+        f64::from(self.outline(now, ttl, best).cost()) + self.penalty_at(now)
     }
 
     /// Seconds that a request is expected to take here once it runs; `best` as for [`Self::cost`].
     pub fn expected_service(&self, now: Time, best: f64) -> f64 {
-        match self.service_seconds() {
-            Some(own) => best + (own - best) * self.confidence(now),
-            None => best,
-        }
+        f64::from(self.service_at(now.nanos(), narrow(best)))
     }
 
-    /// Weight of what is known of the speed: 1 while answers come, halved with every
-    /// [`HALF_LIFE`] without one. A report without any answer is taken at its word.
-    fn confidence(&self, now: Time) -> f64 {
-        let at = self.answered_at.load(Relaxed);
-        if at == UNKNOWN {
-            return 1.0;
+    /// Nanoseconds since the last answer, if a request would teach much: hardly anything is known of
+    /// its speed, or the last answers hint that it got faster. One that has failed is not among them,
+    /// nor one that is being tried.
+    pub(crate) fn unsure(&self, now: u64) -> Option<u64> {
+        let unsure = self.confidence(now) < FEW || self.speed.is_promising();
+        unsure.then(|| self.idle(now)).flatten()
+    }
+
+    /// Nanoseconds since the last answer, unless it fails or has a request of ours.
+    pub(crate) fn idle(&self, now: u64) -> Option<u64> {
+        let idle = self.in_flight() == 0 && self.failures.load(Relaxed) == 0;
+        idle.then(|| now.saturating_sub(self.answered_at.load(Relaxed)))
+    }
+
+    /// It was picked, and is in this place among those that were to be had.
+    pub(crate) fn picked(&self, picks: &Arc<Picks>, place: u32) {
+        self.picks.get_or_init(|| Arc::clone(picks));
+        self.place.store(place, Relaxed);
+    }
+
+    /// One of our requests there is over: it may take the next.
+    fn freed(&self, now: Time) {
+        let place = self.place.load(Relaxed);
+        if place == NOWHERE {
+            return;
         }
-        let idle = now.since(Time::new(Duration::from_nanos(at))).as_secs_f64();
-        (-idle / HALF_LIFE).exp2()
+        let Some(picks) = self.picks.get() else { return };
+        let mut outline = self.outline(now.nanos(), UNKNOWN, 0.0);
+        outline.ours = (outline.ours - 1.0).max(0.0);
+        picks.freed(place, outline.cost());
+    }
+
+    #[inline]
+    fn outline(&self, now: u64, ttl: u64, best: f32) -> Outline {
+        let service = self.service_at(now, best);
+        let (others, variance) = self.others_at(now, ttl, service);
+        let slots = float(self.slots());
+        Outline { ours: float(self.in_flight()), others, variance, slots, service }
+    }
+
+    /// What others have there now, and how wrong that may be.
+    #[inline]
+    fn others_at(&self, now: u64, ttl: u64, service: f32) -> (f32, f32) {
+        let at = self.reported_at.load(Relaxed);
+        if at == UNKNOWN || now.saturating_sub(at) > ttl {
+            return (0.0, 0.0);
+        }
+        if self.scatter.get() == 0.0 {
+            return (self.others.get().max(0.0), 0.0);
+        }
+        let ages = seconds(now, at) / (NEWS * service).max(1e-9);
+        // Close to the exponential, and cheaper.
+        let weight = 1.0 / (1.0 + ages + 0.5 * ages * ages);
+        let mean = self.others.get();
+        let others = mean + weight * (self.last_others.get() - mean);
+        (others.max(0.0), self.scatter.get() * SCATTER * (1.0 - weight * weight))
+    }
+
+    /// Seconds that a service takes: our own answers first, then the endpoint's word, then the best.
+    #[inline]
+    fn service_at(&self, now: u64, best: f32) -> f32 {
+        let (own, answers) = self.speed.mean();
+        let fresh = self.freshness(now);
+        let samples = answers * fresh;
+        if samples > PLENTY {
+            return own;
+        }
+        let word = self.reported_service.get();
+        let (word, weight) = if word > 0.0 {
+            let heard = fading(seconds(now, self.reported_at.load(Relaxed)), WORD_HALF_LIFE);
+            (best + (word - best) * heard, WORD)
+        } else if answers > 0.0 {
+            (best, WORD * (1.0 - fresh))
+        } else {
+            (best, WORD)
+        };
+        (own * samples + word * weight) / (samples + weight)
+    }
+
+    /// Worth of what is known of the speed, in answers.
+    #[inline]
+    fn confidence(&self, now: u64) -> f32 {
+        self.speed.mean().1 * self.freshness(now)
+    }
+
+    /// What is left of what was learnt: halved with every [`HALF_LIFE`] without an answer.
+    #[inline]
+    fn freshness(&self, now: u64) -> f32 {
+        fading(seconds(now, self.answered_at.load(Relaxed)), HALF_LIFE)
     }
 }
 
-/// Service times that a request lasts that finds `occupancy` others on `slots` slots: one of its
-/// own, and its share of the queue before it.
-fn rounds(occupancy: f64, slots: f64) -> f64 {
-    1.0 + (occupancy + 1.0 - slots).max(0.0) / slots
+impl Outline {
+    /// How many wait before a request when it comes, where what others have there is not a number but
+    /// a guess: the mean of what is above zero of a normal distribution, within 10%.
+    #[inline]
+    fn queue(&self) -> f32 {
+        let queue = self.ours + self.others + 1.0 - self.slots;
+        if self.variance == 0.0 {
+            return queue.max(0.0);
+        }
+        let doubt = std::f32::consts::FRAC_2_PI * self.variance;
+        0.5 * (queue + (queue * queue + doubt).sqrt())
+    }
+
+    /// Seconds until a request is expected to be done.
+    fn completion(&self) -> f32 {
+        self.service * (1.0 + self.queue() / self.slots)
+    }
+
+    #[inline]
+    fn cost(&self) -> f32 {
+        let crowd = self.ours * (1.0 + ALIKE * self.others);
+        self.service * (1.0 + (PATIENCE * self.queue() + CROWD * crowd) / self.slots)
+    }
+}
+
+/// From 1 down to a half at `half_life` and on towards 0; [`UNKNOWN`] times are not faded.
+fn fading(age: f32, half_life: f32) -> f32 {
+    if age < half_life * 0.01 {
+        return 1.0;
+    }
+    let ages = age / half_life * std::f32::consts::LN_2;
+    1.0 / (1.0 + ages + 0.5 * ages * ages)
+}
+
+/// From `at` to `now`, both in nanoseconds, in seconds.
+#[allow(clippy::cast_precision_loss, reason = "an age needs no more than six digits")]
+#[inline]
+fn seconds(now: u64, at: u64) -> f32 {
+    now.saturating_sub(at) as f32 * 1e-9
+}
+
+#[allow(clippy::cast_precision_loss, reason = "counts of requests are far below 2^24")]
+#[inline]
+fn float(count: u32) -> f32 {
+    count as f32
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// One request in flight; dropping it counts the request out, however it ended.
@@ -289,6 +499,7 @@ impl InFlight {
     /// Takes in that the request was answered at `now`, `took` after it was sent.
     pub fn answered(&self, took: Duration, now: Time) {
         self.load.observe(took, self.others, now);
+        self.load.freed(now);
     }
 }
 
@@ -356,7 +567,7 @@ mod tests {
             &Report { service_time: Some(Duration::from_millis(10)), ..Report::default() },
             at(0),
         );
-        let cost = |load: &Load| (load.cost(at(0), TTL, 1.0) * 1e6).round();
+        let cost = |load: &Load| (load.completion(at(0), TTL, 1.0) * 1e6).round();
         assert_eq!(cost(&load), 10_000.0);
         let _first = load.enter();
         assert_eq!(cost(&load), 10_000.0, "a free slot costs no wait");

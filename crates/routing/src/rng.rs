@@ -19,6 +19,12 @@ impl Rng {
         z ^ (z >> 31)
     }
 
+    /// A number from 0 to 1, without 1.
+    #[allow(clippy::cast_precision_loss, reason = "53 bits fit")]
+    pub const fn share(&mut self) -> f64 {
+        (self.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
     /// A number from 0 to `n - 1`; 0 if `n` is 0.
     #[allow(clippy::cast_possible_truncation, reason = "the product's high half is below n")]
     pub const fn below(&mut self, n: usize) -> usize {

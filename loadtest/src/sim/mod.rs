@@ -14,8 +14,10 @@
 //! | [`episode`] | what an episode of trouble did to traffic and latency |
 //! | [`balancer`] | who says where a request goes |
 //! | [`table`] | policies side by side |
+//! | [`bars`] | what we hold ourselves to |
 
 pub mod balancer;
+pub mod bars;
 mod clock;
 pub mod engine;
 pub mod episode;

@@ -16,7 +16,7 @@ pub const MAX_ENDPOINTS: usize = 10_000;
 /// Most requests of a simulation: beyond it somebody mistyped a rate.
 const MAX_REQUESTS: f64 = 1e9;
 /// The policy where none is named.
-const DEFAULT_POLICY: &str = "least_cost";
+const DEFAULT_POLICY: &str = "adaptive";
 
 /// A simulation, ready to run.
 #[derive(Debug, Clone)]

@@ -22,6 +22,8 @@ pub struct Ask<'a> {
     pub request: Key,
     /// Nanoseconds on the virtual clock.
     pub now: u64,
+    /// What is to go to the same endpoint, as a number.
+    pub key: u64,
     /// How urgent it is: 0 is the most urgent class.
     pub class: u8,
     /// When it is given up, in nanoseconds on the virtual clock.
@@ -132,6 +134,8 @@ pub enum Kind {
     HaproxyMaxconn,
     /// See [`peers::LeastRequest`].
     EnvoyLeastRequest,
+    /// See [`peers::LeastRequest`].
+    NginxRandomTwo,
     /// See [`peers::LeastTime`].
     TraefikLeastTime,
     /// See [`prequal::Prequal`].
@@ -144,9 +148,10 @@ pub enum Kind {
     Oracle,
 }
 
-const BASELINES: [(&str, Kind); 8] = [
+const BASELINES: [(&str, Kind); 9] = [
     ("nginx_least_conn", Kind::NginxLeastConn),
     ("haproxy_maxconn", Kind::HaproxyMaxconn),
+    ("nginx_random_two", Kind::NginxRandomTwo),
     ("envoy_least_request", Kind::EnvoyLeastRequest),
     ("traefik_least_time", Kind::TraefikLeastTime),
     ("prequal", Kind::Prequal),
@@ -198,7 +203,8 @@ impl Kind {
             Self::Ours(policy) => Box::new(ours::Ours::new(policy, setting, seed)),
             Self::NginxLeastConn => Box::new(peers::LeastConn::new(vec![u32::MAX; n])),
             Self::HaproxyMaxconn => Box::new(peers::LeastConn::new(setting.slots())),
-            Self::EnvoyLeastRequest => Box::new(peers::LeastRequest::new(n, seed)),
+            Self::NginxRandomTwo => Box::new(peers::LeastRequest::new(n, false, seed)),
+            Self::EnvoyLeastRequest => Box::new(peers::LeastRequest::new(n, true, seed)),
             Self::TraefikLeastTime => Box::new(peers::LeastTime::new(n)),
             Self::Prequal => Box::new(prequal::Prequal::new(n, seed)),
             Self::Central => Box::new(all_knowing::Central::new(n)),

@@ -5,13 +5,12 @@ use super::super::setting::Setting;
 use super::super::slab::Key;
 use super::{Ask, Balancer, Decision, Done, Ending, bind};
 use forebay_protocol::Reason;
-use forebay_routing::pick::Context;
+use forebay_routing::pick::{Context, Ring};
 use forebay_routing::{
-    Binding, Candidate, Claim, InFlight, Joined, Line, Load, Next, Place, Policy, Report, Rng,
-    Time, View,
+    Binding, Candidate, Claim, InFlight, Joined, Line, Load, Next, Picks, Place, Policy, Report,
+    Rng, Time, View,
 };
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 /// One proxy.
@@ -22,7 +21,9 @@ pub(super) struct Ours {
     ready: Vec<Known>,
     report_ttl: Duration,
     hop: Duration,
-    turn: AtomicUsize,
+    turn: Arc<Picks>,
+    /// Of those in rotation, if the policy needs it.
+    ring: Ring,
     rng: Rng,
     /// When anything last happened here.
     now: u64,
@@ -66,13 +67,15 @@ impl Ours {
         let load = |_| Arc::new(Load::new(setting.sim.slots));
         let loads: Vec<Arc<Load>> = (0..setting.endpoints()).map(load).collect();
         let known = |(endpoint, load): (usize, &Arc<Load>)| Known::new(endpoint, load);
+        let keyed = if policy == Policy::Sticky { loads.len() as u64 } else { 0 };
         Self {
             policy,
             ready: loads.iter().enumerate().map(known).collect(),
             loads,
             report_ttl: setting.sim.reports.ttl.0,
             hop: setting.sim.queue.hop.0,
-            turn: AtomicUsize::new(0),
+            turn: Arc::default(),
+            ring: Ring::new(0..keyed),
             rng: Rng::new(seed),
             now: 0,
             line: Line::new(setting.sim.queue.size),
@@ -81,7 +84,13 @@ impl Ours {
     }
 
     fn view<'a>(&'a self, freed: Option<usize>, now: u64) -> View<'a, Known> {
-        let context = Context { now: time(now), report_ttl: self.report_ttl, turn: &self.turn };
+        let context = Context {
+            now: time(now),
+            report_ttl: self.report_ttl,
+            turn: &self.turn,
+            key: None,
+            ring: Some(&self.ring),
+        };
         View { policy: self.policy, endpoints: &self.ready, freed, hop: self.hop, context }
     }
 
@@ -112,6 +121,7 @@ impl Ours {
             since: time(ask.now),
             deadline: time(ask.deadline),
             caller: 0,
+            key: Some(ask.key),
         };
         let mut rng = self.rng.clone();
         let hope = self.view(None, ask.now).hope(&self.line, &claim, &mut rng);
@@ -161,7 +171,11 @@ impl Balancer for Ours {
         if self.line.is_empty() {
             let mut rng = self.rng.clone();
             let tried = |known: &Known| known.is_among(ask.tried);
-            let binding = self.view(None, ask.now).at_once(time(ask.deadline), tried, &mut rng);
+            let binding = self.view(None, ask.now).keyed(Some(ask.key)).at_once(
+                time(ask.deadline),
+                tried,
+                &mut rng,
+            );
             self.rng = rng;
             match binding {
                 Binding::Bind(index) => return self.send(ask.request, index, out),
@@ -200,6 +214,9 @@ impl Balancer for Ours {
                 self.ready.insert(at, Known::new(endpoint, &self.loads[endpoint]));
             }
             _ => {}
+        }
+        if self.policy == Policy::Sticky {
+            self.ring = Ring::new(self.ready.iter().map(|known| known.endpoint as u64));
         }
         self.dispatch(None, self.now, out);
     }

@@ -100,9 +100,11 @@ impl Turn {
 }
 
 /// Envoy's `LEAST_REQUEST` with equal weights and `choice_count` 2: two drawn at random, perhaps the
-/// same one twice; the first unless the second has fewer requests in flight.
+/// same one twice; the first unless the second has fewer requests in flight. Never the same one twice
+/// it is nginx's `random two least_conn`, and what is known as P2C.
 pub(super) struct LeastRequest {
     in_flight: Vec<u32>,
+    twice: bool,
     rng: fastrand::Rng,
 }
 
@@ -110,13 +112,17 @@ pub(super) struct LeastRequest {
 const MOST_DRAWS: usize = 5;
 
 impl LeastRequest {
-    pub(super) fn new(endpoints: usize, seed: u64) -> Self {
-        Self { in_flight: vec![0; endpoints], rng: fastrand::Rng::with_seed(seed) }
+    /// `twice`: may both be the same one?
+    pub(super) fn new(endpoints: usize, twice: bool, seed: u64) -> Self {
+        Self { in_flight: vec![0; endpoints], twice, rng: fastrand::Rng::with_seed(seed) }
     }
 
     fn draw(&mut self) -> usize {
         let n = self.in_flight.len();
-        let (first, second) = (self.rng.usize(..n), self.rng.usize(..n));
+        let (first, mut second) = (self.rng.usize(..n), self.rng.usize(..n));
+        if !self.twice && n > 1 && first == second {
+            second = (first + self.rng.usize(1..n)) % n;
+        }
         if self.in_flight[second] < self.in_flight[first] { second } else { first }
     }
 }

@@ -22,6 +22,7 @@ impl Engine<'_> {
         let ask = Ask {
             request: key,
             now: self.now,
+            key: request.key,
             class: self.setting.classes[request.kind],
             deadline: request.intended.saturating_add(self.setting.patience[request.kind].0),
             demand: request.demand.unwrap_or(0),

@@ -23,6 +23,11 @@ use forebay_protocol::Reason;
 use forebay_routing::Report;
 use std::collections::VecDeque;
 
+/// Different keys that requests have, for those who send the same to the same endpoint.
+const KEYS: u64 = 1000;
+/// Keeps their chance apart.
+const KEY: u64 = 0x6b_65_79;
+
 /// What a simulation found.
 #[derive(Debug)]
 pub struct Found {
@@ -83,6 +88,8 @@ struct Request {
     demand: Option<u64>,
     rng: fastrand::Rng,
     kind: usize,
+    /// One of [`KEYS`], by chance.
+    key: u64,
     proxy: usize,
     tried: Vec<u32>,
     attempt: Option<Key>,
@@ -231,6 +238,7 @@ impl<'a> Engine<'a> {
             demand: drawn.demand.map(nanos),
             rng: drawn.rng,
             kind: drawn.kind,
+            key: mix(seed ^ mix(index ^ KEY)) % KEYS,
             proxy,
             tried: Vec::new(),
             attempt: None,

@@ -1,31 +1,33 @@
 //! Which endpoint gets the next request.
 //!
-//! Policies differ in what they know. [`Policy::LeastCost`], the default, sends a request where it
-//! is expected to finish first; the others are what people know from elsewhere, kept as baselines
-//! in the same benchmark and for those who ask for them. A pick allocates nothing, and beyond
-//! [`FULL_SCAN`] endpoints it looks at a random sample, so that its cost does not grow with the
-//! fleet.
+//! Policies differ in what they know. [`Policy::Adaptive`], the default, sends a request where it is
+//! expected to finish first; the others are what people know from elsewhere, kept as baselines in the
+//! same benchmark and for those who ask for them. Each is a [`Choose`](policy::Choose); the enum
+//! [`Policy`] is their names. A pick allocates nothing, and beyond [`FULL_SCAN`] endpoints none looks at
+//! more than a few, so that the cost of a pick does not grow with the fleet.
 
-use crate::{Load, Rng, Time};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+mod looked;
+mod policy;
+mod ring;
+
+pub use looked::FULL_SCAN;
+pub(crate) use looked::Looked;
+pub use ring::{Ring, identity};
+
+use crate::{Load, Picks, Rng, Time};
+use policy::{Choose, Expected, Fewest, InTurn, PeakEwma, Random, Sticky, Weighted};
+use std::sync::Arc;
 use std::time::Duration;
 
-/// Up to this many endpoints are all looked at.
-pub const FULL_SCAN: usize = 32;
-/// How many are looked at in a larger pool: the least of 16 random ones is among the best 6% of
-/// the pool on average, and a sample keeps many proxies from choosing the same endpoint.
-const SAMPLE: usize = 16;
-/// Costs within this factor of the least are ties, broken by chance: reports are not that exact,
-/// and proxies that see the same reports must not all choose alike.
-const TIE: f64 = 1.05;
 /// Service time in seconds if no endpoint has one yet; any value does, since it is common to all.
 const UNKNOWN_SERVICE: f64 = 0.001;
 
 /// How a pool chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Policy {
-    /// The endpoint where the request is expected to finish first; a request waits in the proxy as
-    /// long as that is better than the best endpoint that is free, see [`bind`](crate::bind).
+    /// The endpoint where the request is expected to finish first, with what it costs others to wait
+    /// behind it; a request waits in the proxy as long as that is much better than the best endpoint
+    /// that is free, see [`bind`](crate::bind).
     #[default]
     Adaptive,
     /// The endpoint where the request is expected to finish first.
@@ -34,10 +36,16 @@ pub enum Policy {
     LeastInFlight,
     /// The better of two random ones by requests in flight.
     P2c,
+    /// The better of two random ones by requests in flight and the highest latency of late.
+    PeakEwma,
+    /// By chance, the more often the fewer requests wait there by its own word.
+    Weighted,
     /// One after the other.
     RoundRobin,
     /// Any.
     Random,
+    /// The same endpoint for the same key, unless it has much more to do than the others.
+    Sticky,
 }
 
 impl Policy {
@@ -47,8 +55,11 @@ impl Policy {
         ("least_cost", Self::LeastCost),
         ("least_inflight", Self::LeastInFlight),
         ("p2c", Self::P2c),
+        ("peak_ewma", Self::PeakEwma),
+        ("weighted", Self::Weighted),
         ("round_robin", Self::RoundRobin),
         ("random", Self::Random),
+        ("sticky", Self::Sticky),
     ];
 }
 
@@ -58,21 +69,25 @@ pub trait Candidate {
     fn load(&self) -> &Load;
 }
 
-impl<C: Candidate + ?Sized> Candidate for std::sync::Arc<C> {
+impl<C: Candidate + ?Sized> Candidate for Arc<C> {
     fn load(&self) -> &Load {
         (**self).load()
     }
 }
 
 /// What a pick needs to know beside the endpoints.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
     /// The time of the pick.
     pub now: Time,
     /// A report older than this is not believed.
     pub report_ttl: Duration,
-    /// The pool's turn counter, for [`Policy::RoundRobin`].
-    pub turn: &'a AtomicUsize,
+    /// What the pool's picks share.
+    pub turn: &'a Arc<Picks>,
+    /// For [`Policy::Sticky`]: what is to go to the same endpoint, as a number.
+    pub key: Option<u64>,
+    /// For the same: the endpoints in a circle.
+    pub ring: Option<&'a Ring>,
 }
 
 /// Index of the endpoint that gets the next request; `None` if all are `excluded`.
@@ -86,32 +101,25 @@ pub fn pick<C: Candidate>(
     context: &Context<'_>,
     rng: &mut Rng,
 ) -> Option<usize> {
-    let looked_at = match policy {
-        Policy::RoundRobin => {
-            let first = context.turn.fetch_add(1, Relaxed);
-            return allowed_from(first, endpoints, excluded);
-        }
-        Policy::Random => return allowed_from(rng.below(endpoints.len()), endpoints, excluded),
-        Policy::P2c => 2,
-        Policy::Adaptive | Policy::LeastCost | Policy::LeastInFlight => scan(endpoints.len()),
-    };
-    let mut sample = [0; FULL_SCAN];
-    let sample = choose(&mut sample[..looked_at], endpoints, &excluded, rng);
-    let mut costs = [0.0; FULL_SCAN];
-    let costs = &mut costs[..sample.len()];
-    if matches!(policy, Policy::Adaptive | Policy::LeastCost) {
-        expected_completion(costs, sample, endpoints, context);
-    } else {
-        for (cost, &index) in costs.iter_mut().zip(sample) {
-            *cost = f64::from(endpoints[index].load().in_flight());
-        }
+    let field = Field { endpoints, excluded: &excluded, context };
+    match policy {
+        Policy::Adaptive => Expected { adaptive: true }.choose(&field, rng),
+        Policy::LeastCost => Expected { adaptive: false }.choose(&field, rng),
+        Policy::LeastInFlight => Fewest { of_two: false }.choose(&field, rng),
+        Policy::P2c => Fewest { of_two: true }.choose(&field, rng),
+        Policy::PeakEwma => PeakEwma.choose(&field, rng),
+        Policy::Weighted => Weighted.choose(&field, rng),
+        Policy::RoundRobin => InTurn.choose(&field, rng),
+        Policy::Random => Random.choose(&field, rng),
+        Policy::Sticky => Sticky.choose(&field, rng),
     }
-    least(costs, rng).map(|at| sample[at])
 }
 
-/// How many of `n` endpoints a policy looks at that compares them.
-pub(crate) fn scan(n: usize) -> usize {
-    if n > FULL_SCAN { SAMPLE } else { FULL_SCAN }
+/// What a policy chooses from.
+struct Field<'a, C, X> {
+    endpoints: &'a [C],
+    excluded: &'a X,
+    context: &'a Context<'a>,
 }
 
 /// The least service time, in seconds, among endpoints that have one.
@@ -120,70 +128,32 @@ pub fn best_service<'a, C: Candidate + 'a>(endpoints: impl Iterator<Item = &'a C
     known.reduce(f64::min).unwrap_or(UNKNOWN_SERVICE)
 }
 
-/// Seconds until a request would finish on each sampled endpoint. One without a service time is
-/// taken for as fast as the best: it is tried, and known from then on.
-fn expected_completion<C: Candidate>(
-    costs: &mut [f64],
-    sample: &[usize],
-    endpoints: &[C],
-    context: &Context<'_>,
-) {
-    let best = best_service(sample.iter().map(|&index| &endpoints[index]));
-    for (cost, &index) in costs.iter_mut().zip(sample) {
-        *cost = endpoints[index].load().cost(context.now, context.report_ttl, best);
-    }
-}
-
-/// Position of the least cost; ties are broken by chance.
-pub(crate) fn least(costs: &[f64], rng: &mut Rng) -> Option<usize> {
-    let bound = costs.iter().copied().fold(f64::INFINITY, f64::min) * TIE;
-    let ties = costs.iter().filter(|cost| **cost <= bound).count();
-    let chosen = if ties > 1 { rng.below(ties) } else { 0 };
-    costs.iter().enumerate().filter(|(_, cost)| **cost <= bound).nth(chosen).map(|(at, _)| at)
-}
-
-/// Fills `buffer` with distinct indices of allowed endpoints: all of them if they fit, else a
-/// random sample.
-pub(crate) fn choose<'b, C>(
-    buffer: &'b mut [usize],
-    endpoints: &[C],
-    excluded: &impl Fn(&C) -> bool,
-    rng: &mut Rng,
-) -> &'b [usize] {
-    let mut filled = 0;
-    if endpoints.len() <= buffer.len() {
-        for index in (0..endpoints.len()).filter(|&index| !excluded(&endpoints[index])) {
-            buffer[filled] = index;
-            filled += 1;
+/// Position of the least of `costs`; among equal ones chance decides.
+pub(crate) fn least(costs: impl Iterator<Item = f64>, rng: &mut Rng) -> Option<usize> {
+    let (mut best, mut least, mut ties) = (None, f64::INFINITY, 0);
+    for (at, cost) in costs.enumerate() {
+        if cost < least || best.is_none() {
+            (best, least, ties) = (Some(at), cost, 1);
+        } else if cost == least {
+            ties += 1;
+            if rng.below(ties) == 0 {
+                best = Some(at);
+            }
         }
-        return &buffer[..filled];
     }
-    // A few draws hit one that is taken or excluded; the walk from there finds the next.
-    for _ in 0..buffer.len() {
-        let first = rng.below(endpoints.len());
-        let taken = &buffer[..filled];
-        let next = (0..endpoints.len())
-            .map(|step| (first + step) % endpoints.len())
-            .find(|index| !taken.contains(index) && !excluded(&endpoints[*index]));
-        let Some(index) = next else { break };
-        buffer[filled] = index;
-        filled += 1;
-    }
-    &buffer[..filled]
+    best
 }
 
 /// The first allowed endpoint, counted from `first`.
 fn allowed_from<C>(first: usize, endpoints: &[C], excluded: impl Fn(&C) -> bool) -> Option<usize> {
-    (0..endpoints.len())
-        .map(|step| (first % endpoints.len() + step) % endpoints.len())
-        .find(|&index| !excluded(&endpoints[index]))
+    let first = first.checked_rem(endpoints.len())?;
+    (first..endpoints.len()).chain(0..first).find(|&index| !excluded(&endpoints[index]))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Report;
-    use std::sync::Arc;
 
     struct Endpoint(Arc<Load>);
     impl Candidate for Endpoint {
@@ -202,14 +172,20 @@ mod tests {
         endpoint.0.report(&report, Time::default());
     }
 
-    fn run(policy: Policy, fleet: &[Endpoint], turn: &AtomicUsize, rng: &mut Rng) -> Option<usize> {
-        let context = Context { now: Time::default(), report_ttl: Duration::from_secs(1), turn };
+    fn run(policy: Policy, fleet: &[Endpoint], turn: &Arc<Picks>, rng: &mut Rng) -> Option<usize> {
+        let context = Context {
+            now: Time::default(),
+            report_ttl: Duration::from_secs(1),
+            turn,
+            key: None,
+            ring: None,
+        };
         pick(policy, fleet, |_| false, &context, rng)
     }
 
     #[test]
     fn least_cost_prefers_the_faster_and_fills_by_completion_time() {
-        let (fleet, turn, mut rng) = (fleet(2), AtomicUsize::new(0), Rng::new(1));
+        let (fleet, turn, mut rng) = (fleet(2), Arc::default(), Rng::new(1));
         serves_in(&fleet[0], 10);
         serves_in(&fleet[1], 30);
         let mut held = Vec::new();
@@ -224,14 +200,20 @@ mod tests {
 
     #[test]
     fn one_slow_answer_does_not_starve_an_endpoint() {
-        let (fleet, turn, mut rng) = (fleet(3), AtomicUsize::new(0), Rng::new(5));
+        let (fleet, turn, mut rng) = (fleet(3), Arc::default(), Rng::new(5));
         let at = |millis: u64| Time::new(Duration::from_millis(millis));
         // Cold: the first answer of one takes thirty times as long as all that follow.
         fleet[0].0.enter().answered(Duration::from_millis(300), at(0));
         let mut shares = [0; 3];
         for number in 0..600 {
             let now = at(number * 50);
-            let context = Context { now, report_ttl: Duration::from_secs(1), turn: &turn };
+            let context = Context {
+                now,
+                report_ttl: Duration::from_secs(1),
+                turn: &turn,
+                key: None,
+                ring: None,
+            };
             let chosen = pick(Policy::LeastCost, &fleet, |_| false, &context, &mut rng);
             let chosen = chosen.unwrap_or(usize::MAX);
             shares[chosen] += 1;
@@ -242,7 +224,7 @@ mod tests {
 
     #[test]
     fn ties_are_spread() {
-        let (fleet, turn, mut rng) = (fleet(4), AtomicUsize::new(0), Rng::new(7));
+        let (fleet, turn, mut rng) = (fleet(4), Arc::default(), Rng::new(7));
         let mut shares = [0; 4];
         for _ in 0..4000 {
             shares[run(Policy::LeastCost, &fleet, &turn, &mut rng).unwrap_or(0)] += 1;
@@ -253,8 +235,14 @@ mod tests {
     #[test]
     fn no_policy_picks_what_is_excluded_and_each_finds_what_is_left() {
         for n in [1, 2, 5, 33, 200] {
-            let (fleet, turn, mut rng) = (fleet(n), AtomicUsize::new(0), Rng::new(3));
-            let context = Context { now: Time::default(), report_ttl: Duration::ZERO, turn: &turn };
+            let (fleet, turn, mut rng) = (fleet(n), Arc::default(), Rng::new(3));
+            let context = Context {
+                now: Time::default(),
+                report_ttl: Duration::ZERO,
+                turn: &turn,
+                key: None,
+                ring: None,
+            };
             for &(name, policy) in Policy::NAMES {
                 let only: *const Endpoint = &raw const fleet[n / 2];
                 let chosen = pick(policy, &fleet, |e| !std::ptr::eq(e, only), &context, &mut rng);
@@ -267,7 +255,7 @@ mod tests {
 
     #[test]
     fn round_robin_takes_turns() {
-        let (fleet, turn, mut rng) = (fleet(3), AtomicUsize::new(usize::MAX - 1), Rng::new(3));
+        let (fleet, turn, mut rng) = (fleet(3), Arc::default(), Rng::new(3));
         let mut shares = [0; 3];
         for _ in 0..300 {
             shares[run(Policy::RoundRobin, &fleet, &turn, &mut rng).unwrap_or(0)] += 1;
@@ -277,7 +265,7 @@ mod tests {
 
     #[test]
     fn every_endpoint_of_a_large_pool_is_reached() {
-        let (fleet, turn, mut rng) = (fleet(100), AtomicUsize::new(0), Rng::new(11));
+        let (fleet, turn, mut rng) = (fleet(100), Arc::default(), Rng::new(11));
         let mut shares = vec![0; 100];
         for _ in 0..10_000 {
             shares[run(Policy::LeastCost, &fleet, &turn, &mut rng).unwrap_or(0)] += 1;

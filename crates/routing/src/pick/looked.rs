@@ -1,0 +1,180 @@
+//! Which endpoints are looked at for one decision.
+//!
+//! All of a small pool. Of a larger one a few, or a pick would cost more the larger the fleet is: the
+//! cheapest of those where a request of ours just ended (see [`Picks`](crate::Picks)), and some by
+//! chance.
+
+use super::{Candidate, Context, allowed_from, best_service};
+use crate::picks::Freed;
+use crate::{Load, Rng};
+
+/// Up to this many endpoints are all looked at.
+pub const FULL_SCAN: usize = 8;
+/// How many are looked at in a larger pool, and how many of them just became free.
+const SAMPLE: usize = 6;
+const FREED: usize = 3;
+/// Most endpoints that are looked at for one decision: one that has just become free comes on top.
+pub(crate) const LOOKED: usize = FULL_SCAN + 1;
+/// One pick in so many goes to an endpoint that has not answered for long, and one in so many to one
+/// of which hardly anything is known or that seems to have got faster: what is avoided would never
+/// be found to have recovered.
+const STRANGER: usize = 1500;
+const UNSURE: usize = 20;
+
+/// See above.
+#[derive(Debug)]
+pub(crate) struct Looked {
+    places: [usize; LOOKED],
+    len: usize,
+    freed: [Freed; FREED],
+    known: usize,
+    is_part: bool,
+}
+
+impl Looked {
+    /// Looks, and in any case at `freed` if that is given.
+    pub(crate) fn at<C: Candidate>(
+        endpoints: &[C],
+        excluded: &impl Fn(&C) -> bool,
+        freed: Option<usize>,
+        context: &Context<'_>,
+        rng: &mut Rng,
+    ) -> Self {
+        let mut looked = Self {
+            places: [0; LOOKED],
+            len: 0,
+            freed: [Freed::VACANT; FREED],
+            known: 0,
+            is_part: endpoints.len() > FULL_SCAN,
+        };
+        if looked.is_part {
+            let out = |place: usize| endpoints.get(place).is_none_or(excluded);
+            looked.known = context.turn.cheapest(&mut looked.freed, out);
+            for (place, freed) in looked.places.iter_mut().zip(&looked.freed[..looked.known]) {
+                *place = freed.place();
+            }
+        }
+        let buffer = &mut looked.places[..if looked.is_part { SAMPLE } else { FULL_SCAN }];
+        looked.len = choose(buffer, looked.known, endpoints, excluded, rng).len();
+        let is_new = |place: &usize| {
+            endpoints.get(*place).is_some_and(|endpoint| !excluded(endpoint))
+                && !looked.places().contains(place)
+        };
+        if let Some(freed) = freed.filter(is_new) {
+            looked.places[looked.len] = freed;
+            looked.len += 1;
+        }
+        looked
+    }
+
+    /// What is to be expected of one that has not answered yet, in seconds.
+    pub(crate) fn stranger_service<C: Candidate>(
+        &self,
+        endpoints: &[C],
+        context: &Context<'_>,
+    ) -> f64 {
+        let best = || best_service(self.places().iter().map(|place| &endpoints[*place]));
+        context.turn.stranger().unwrap_or_else(best)
+    }
+
+    /// Where they are.
+    pub(crate) fn places(&self) -> &[usize] {
+        &self.places[..self.len]
+    }
+
+    /// What each of them costs.
+    pub(crate) fn costs<C: Candidate>(
+        &self,
+        endpoints: &[C],
+        cost: impl Fn(&Load) -> f64,
+    ) -> [f64; LOOKED] {
+        let mut costs = [f64::INFINITY; LOOKED];
+        for (number, place) in costs.iter_mut().zip(self.places()) {
+            *number = cost(endpoints[*place].load());
+        }
+        costs
+    }
+
+    /// At times one of which too little is known: the one that has not answered for the longest.
+    pub(crate) fn stranger<C: Candidate>(
+        &self,
+        endpoints: &[C],
+        may: impl Fn(&Load) -> bool,
+        context: &Context<'_>,
+        rng: &mut Rng,
+    ) -> Option<usize> {
+        let chance = rng.below(STRANGER);
+        if chance >= STRANGER / UNSURE {
+            return None;
+        }
+        let now = context.now.nanos();
+        let idle = |load: &Load| if chance == 0 { load.idle(now) } else { load.unsure(now) };
+        let loads = self.places().iter().map(|place| endpoints[*place].load()).enumerate();
+        let idle =
+            loads.filter(|(_, load)| may(load)).filter_map(|(at, load)| Some((idle(load)?, at)));
+        idle.max().map(|(_, at)| at)
+    }
+
+    /// Number `at` was chosen: its place in the pool. `costs` is what each of them costs.
+    pub(crate) fn take<C: Candidate>(
+        &self,
+        at: usize,
+        costs: &[f64],
+        endpoints: &[C],
+        context: &Context<'_>,
+    ) -> usize {
+        let place = self.places[at];
+        if self.is_part {
+            endpoints[place].load().picked(context.turn, u32::try_from(place).unwrap_or(u32::MAX));
+            for (number, (freed, cost)) in self.freed[..self.known].iter().zip(costs).enumerate() {
+                if number == at {
+                    context.turn.taken(*freed);
+                } else {
+                    context.turn.left(*freed, *cost);
+                }
+            }
+        }
+        place
+    }
+}
+
+/// Fills `buffer` behind the first `filled` with distinct indices of allowed endpoints: all of them
+/// if they fit, else a random sample.
+pub(crate) fn choose<'b, C>(
+    buffer: &'b mut [usize],
+    mut filled: usize,
+    endpoints: &[C],
+    excluded: &impl Fn(&C) -> bool,
+    rng: &mut Rng,
+) -> &'b [usize] {
+    if endpoints.len() <= buffer.len() {
+        for index in (0..endpoints.len()).filter(|&index| !excluded(&endpoints[index])) {
+            buffer[filled] = index;
+            filled += 1;
+        }
+        return &buffer[..filled];
+    }
+    // One that is drawn twice is looked at once.
+    let mut chance = 0;
+    for drawn in 0..buffer.len() - filled {
+        chance = if drawn % 2 == 0 { rng.next_u64() } else { chance << 32 };
+        let index = scale(chance, endpoints.len());
+        if !buffer[..filled].contains(&index) && !excluded(&endpoints[index]) {
+            buffer[filled] = index;
+            filled += 1;
+        }
+    }
+    if filled == 0
+        && let Some(index) = allowed_from(rng.below(endpoints.len()), endpoints, excluded)
+    {
+        buffer[0] = index;
+        filled = 1;
+    }
+    &buffer[..filled]
+}
+
+/// From the upper half of 64 random bits a number below `n`, which is far below 2^32.
+#[allow(clippy::cast_possible_truncation, reason = "the result is below n")]
+const fn scale(chance: u64, n: usize) -> usize {
+    (((chance >> 32) * n as u64) >> 32) as usize
+}
