@@ -6,7 +6,7 @@
 #
 # Environment, all optional:
 #   ROUNDS=3                                 seeds 1 to ROUNDS
-#   POLICIES="least_cost least_inflight"
+#   POLICIES="adaptive least_inflight"
 #   FOREBAY, FOREBAY_LOAD                    binaries; built with the profile dist if not given
 #   PROXY_CORE=0 LOAD_CORE=1                 where the proxy, and where generator and backends run
 set -euo pipefail
@@ -14,7 +14,7 @@ set -euo pipefail
 name=fidelity
 # shellcheck source=peers/common.sh
 . "$(dirname "$0")/peers/common.sh" "$@"
-rounds=${ROUNDS:-3} policies=${POLICIES:-"least_cost least_inflight"}
+rounds=${ROUNDS:-3} policies=${POLICIES:-"adaptive least_inflight"}
 scenario=$root/loadtest/scenarios/fleet.toml
 
 # p50 and p99 of a report, in ms.

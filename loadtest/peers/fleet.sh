@@ -78,7 +78,7 @@ simulate() { # POLICY ROUND
 prepare "$peers"
 command -v curl > /dev/null || say "curl is not installed: shares of the slow endpoint are not known"
 scenario "$rate" "$warm_up" "$seconds" > "$work/fleet.toml"
-simulated="least_cost nginx_least_conn central_queue known_means oracle"
+simulated="adaptive nginx_least_conn central_queue known_means oracle"
 fleet
 for round in $(seq "$rounds"); do
     for policy in $simulated; do simulate "$policy" "$round"; done
