@@ -1,0 +1,258 @@
+//! Ejection by answers, by shares and by latency, and the way back.
+
+use super::*;
+
+const RULES: Ejection = Ejection {
+    consecutive_failures: 5,
+    interval: Duration::from_secs(2),
+    min_requests: 20,
+    success_rate: 0.8,
+    latency_factor: Some(3.0),
+    base_time: Duration::from_secs(3),
+    max_time: Duration::from_secs(60),
+    max_share: 0.5,
+    panic_below: 0.5,
+};
+
+fn at(millis: u64) -> Time {
+    Time::new(Duration::from_millis(millis))
+}
+
+struct Fleet {
+    rules: Ejection,
+    judge: Judge,
+    tallies: Vec<Tally>,
+    records: Vec<Record>,
+    probed: Vec<Health>,
+    draining: Vec<bool>,
+}
+
+impl Fleet {
+    fn new(n: usize) -> Self {
+        let mut fleet = Self {
+            rules: RULES,
+            judge: Judge::default(),
+            tallies: (0..n).map(|_| Tally::default()).collect(),
+            records: vec![Record::default(); n],
+            probed: vec![Health::Ready; n],
+            draining: vec![false; n],
+        };
+        assert_eq!(fleet.look(0), []);
+        fleet
+    }
+
+    fn look(&mut self, millis: u64) -> Vec<(usize, Verdict)> {
+        let records = self.records.iter_mut().zip(&self.tallies);
+        let mut members: Vec<_> = records
+            .zip(self.probed.iter().zip(&self.draining))
+            .map(|((record, tally), (&probed, &draining))| Member {
+                tally,
+                record,
+                probed,
+                draining,
+            })
+            .collect();
+        self.judge.look(&self.rules, &mut members, at(millis))
+    }
+
+    /// Whether any of them had the endpoint looked at.
+    fn ends(&self, place: usize, outcome: Outcome, times: usize) -> bool {
+        (0..times).filter(|_| self.tallies[place].note(outcome)).count() > 0
+    }
+
+    fn answers(&self, place: usize, millis: u64, times: usize) {
+        self.ends(place, Outcome::Answered(Duration::from_millis(millis)), times);
+    }
+}
+
+const OUT: Verdict = Verdict::Ejected(Cause::ConsecutiveFailures);
+
+#[test]
+fn failures_in_a_row_take_an_endpoint_out_at_once() {
+    let mut fleet = Fleet::new(3);
+    assert!(!fleet.ends(1, Outcome::Failed, 4));
+    fleet.answers(1, 1, 1);
+    assert!(!fleet.ends(1, Outcome::Failed, 4), "an answer between begins anew");
+    assert_eq!(fleet.look(10), []);
+    assert!(fleet.ends(1, Outcome::Failed, 1), "whoever judges is woken");
+    assert_eq!(fleet.look(11), [(1, OUT)]);
+    assert_eq!(fleet.records[1].out(), Some((Cause::ConsecutiveFailures, at(3011))));
+    assert_eq!(fleet.look(3010), []);
+    assert_eq!(fleet.look(3011), [(1, Verdict::Returned)]);
+}
+
+#[test]
+fn what_is_not_the_endpoints_fault_never_counts() {
+    let mut fleet = Fleet::new(2);
+    assert!(!fleet.ends(0, Outcome::Understood, 100));
+    assert!(!fleet.ends(0, Outcome::Busy, 100));
+    fleet.answers(1, 1, 100);
+    assert_eq!(fleet.look(2500), []);
+}
+
+#[test]
+fn who_comes_back_is_on_trial_and_goes_for_longer_each_time() {
+    let mut fleet = Fleet::new(2);
+    fleet.ends(0, Outcome::Failed, 5);
+    assert_eq!(fleet.look(0), [(0, OUT)]);
+    let mut now = 0;
+    for (time, sign) in [(3000, Outcome::Busy), (6000, Outcome::Failed), (12_000, Outcome::Busy)] {
+        now += time;
+        assert_eq!(fleet.look(now), [(0, Verdict::Returned)]);
+        assert!(fleet.ends(0, sign, 1), "one is enough, even the word that it is busy");
+        assert_eq!(fleet.look(now), [(0, Verdict::Ejected(Cause::Recovery))]);
+    }
+    assert_eq!(fleet.records[0].out(), Some((Cause::Recovery, at(now + 24_000))));
+    for _ in 0..20 {
+        fleet.records[0].eject(Cause::Recovery, &RULES, at(now));
+    }
+    assert_eq!(fleet.records[0].out(), Some((Cause::Recovery, at(now + 60_000))), "at most");
+}
+
+#[test]
+fn good_behaviour_shortens_the_next_time_out() {
+    let mut fleet = Fleet::new(2);
+    fleet.records[0].strikes = 2;
+    let strikes = |fleet: &mut Fleet, millis| {
+        fleet.answers(0, 1, 30);
+        fleet.answers(1, 1, 30);
+        assert_eq!(fleet.look(millis), []);
+        fleet.records[0].strikes
+    };
+    assert_eq!(strikes(&mut fleet, 4000), 2, "the next time would be 6 s");
+    assert_eq!(strikes(&mut fleet, 6000), 1);
+    assert_eq!(strikes(&mut fleet, 8000), 1);
+    assert_eq!(strikes(&mut fleet, 10_000), 0);
+}
+
+#[test]
+fn the_trial_ends_with_a_window_without_failures() {
+    let mut fleet = Fleet::new(2);
+    fleet.ends(0, Outcome::Failed, 5);
+    fleet.look(0);
+    fleet.look(3000);
+    fleet.answers(0, 1, 1);
+    fleet.look(5000);
+    assert!(!fleet.ends(0, Outcome::Busy, 9) && !fleet.ends(0, Outcome::Failed, 4));
+    assert_eq!(fleet.look(5001), []);
+}
+
+#[test]
+fn at_most_a_share_of_the_pool_is_out_and_one_always_stays() {
+    for (n, most) in [(1, 0), (2, 1), (3, 1), (4, 2), (9, 4)] {
+        let mut fleet = Fleet::new(n);
+        for place in 0..n {
+            fleet.ends(place, Outcome::Failed, 5);
+        }
+        let verdicts = fleet.look(1);
+        let out = verdicts.iter().filter(|(_, verdict)| *verdict == OUT).count();
+        let spared = Verdict::Spared(Cause::ConsecutiveFailures);
+        assert_eq!(out, most, "{n}");
+        assert_eq!(verdicts.iter().filter(|(_, v)| *v == spared).count(), n - most, "{n}");
+    }
+    let mut fleet = Fleet::new(4);
+    fleet.probed[1..].fill(Health::Down);
+    fleet.ends(0, Outcome::Failed, 5);
+    let spared = [(0, Verdict::Spared(Cause::ConsecutiveFailures))];
+    assert_eq!(fleet.look(1), spared, "the last one in rotation");
+    fleet.probed[1] = Health::Ready;
+    fleet.draining[1] = true;
+    fleet.ends(0, Outcome::Failed, 5);
+    assert_eq!(fleet.look(2), spared, "one that drains is no help");
+}
+
+#[test]
+fn a_low_share_of_answers_counts_only_against_the_rest_of_the_pool() {
+    let window = |shares: &[usize]| {
+        let mut fleet = Fleet::new(shares.len());
+        for (place, &well) in shares.iter().enumerate() {
+            for number in 0..30 {
+                // Spread, so that no run of failures is long enough by itself.
+                let good = number * well / 30 != (number + 1) * well / 30;
+                let outcome = if good { Outcome::Understood } else { Outcome::Failed };
+                fleet.ends(place, outcome, 1);
+            }
+        }
+        fleet.look(2000)
+    };
+    let bad = Verdict::Ejected(Cause::SuccessRate);
+    assert_eq!(window(&[30, 20, 30]), [(1, bad)]);
+    assert_eq!(window(&[30, 20]), [(1, bad)], "of two, the better one is the measure");
+    assert_eq!(window(&[20, 20, 20]), [], "requests that fail everywhere are to blame");
+    assert_eq!(window(&[30, 25, 30]), []);
+}
+
+#[test]
+fn too_few_requests_say_nothing() {
+    let mut fleet = Fleet::new(2);
+    fleet.answers(0, 1, 30);
+    fleet.answers(1, 100, 19);
+    assert_eq!(fleet.look(2000), []);
+}
+
+#[test]
+fn one_that_answers_much_later_than_the_others_is_out() {
+    let mut fleet = Fleet::new(3);
+    for (place, millis) in [(0, 10), (1, 31), (2, 10)] {
+        fleet.answers(place, millis, 20);
+    }
+    assert_eq!(fleet.look(2000), [(1, Verdict::Ejected(Cause::Latency))]);
+}
+
+#[test]
+fn one_that_flaps_changes_rotation_once_in_a_back_off() {
+    // Its probes fail for a second and succeed for a second, for ten minutes.
+    let mut fleet = Fleet::new(3);
+    let mut changes = Vec::new();
+    let mut was_in = true;
+    for tick in 0..6000 {
+        let now = tick * 100;
+        let well = (now / 1000) % 2 == 0;
+        if !well && fleet.probed[0] == Health::Ready && was_in {
+            fleet.records[0].fell(&RULES, at(now));
+        }
+        fleet.probed[0] = if well { Health::Ready } else { Health::Down };
+        fleet.look(now);
+        let is_in = well && fleet.records[0].out().is_none();
+        if is_in != was_in {
+            changes.push((now, is_in));
+        }
+        was_in = is_in;
+    }
+    let returns: Vec<_> = changes.iter().filter(|(_, is_in)| *is_in).collect();
+    for pair in returns.windows(2).skip(1) {
+        assert!(pair[1].0 - pair[0].0 >= 3000, "{returns:?}");
+    }
+    assert!(returns.len() <= 18, "{} returns in ten minutes", returns.len());
+    let gap = |pair: &[&(u64, bool)]| pair[1].0 - pair[0].0;
+    assert!(returns.windows(2).last().is_some_and(|pair| gap(pair) >= 60_000), "{returns:?}");
+}
+
+#[test]
+fn one_restart_holds_nobody_back() {
+    let mut record = Record::default();
+    assert_eq!(record.fell(&RULES, at(0)), None);
+    assert_eq!(record.out(), None);
+    assert_eq!(record.fell(&RULES, at(2000)), Some(Cause::Flapping));
+    assert_eq!(record.out(), Some((Cause::Flapping, at(5000))));
+}
+
+#[test]
+fn whoever_switches_ejection_off_has_all_of_them_back() {
+    let mut fleet = Fleet::new(2);
+    fleet.ends(0, Outcome::Failed, 5);
+    assert_eq!(fleet.look(0), [(0, OUT)]);
+    fleet.rules.max_share = 0.0;
+    assert_eq!(fleet.look(1), [(0, Verdict::Returned)]);
+    fleet.ends(0, Outcome::Failed, 50);
+    assert_eq!(fleet.look(2), []);
+}
+
+#[test]
+fn with_fewer_than_half_in_rotation_all_are_used() {
+    let cases = [(2, 4, false), (1, 4, true), (0, 2, true), (1, 1, false), (0, 1, true)];
+    for (ready, all, expected) in cases {
+        assert_eq!(panics(ready, all, 0.5), expected, "{ready} of {all}");
+    }
+    assert!(!panics(0, 4, 0.0), "0 switches it off");
+}
