@@ -12,18 +12,14 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_forebay-load");
 
 /// Four seconds of load on a backend that the run starts, and what befalls it after one.
 fn scenario(port: u16, fault: &str) -> String {
+    let load = harness::steady("constant", "100/s", "4s");
     format!(
         r#"
         target = "http://127.0.0.1:{port}"
         warm_up = "0s"
         timeout = "3s"
         objectives = ["errors<=0", "p99<400ms"]
-        [load]
-        kind = "open"
-        [[load.phase]]
-        kind = "constant"
-        rate = "100/s"
-        for = "4s"
+        {load}
         [[request]]
         kind = "infer"
         model = "synthetic"

@@ -1,5 +1,6 @@
 //! The simulator against figures that were had without it, and against itself.
 
+use crate::harness;
 use forebay_loadtest::scenario::{self, Scenario};
 use forebay_loadtest::sim::{self, Kind, Setting, engine};
 use std::path::Path;
@@ -57,7 +58,8 @@ fn figures_agree_with_an_independent_simulation_near_the_capacity() {
 #[test]
 fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
     let json = |seed, policy: &str| {
-        let mut scenario = scenario::parse(SHORT).unwrap();
+        let load = harness::steady("poisson", "400/s", "3s");
+        let mut scenario = scenario::parse(&format!("warm_up = \"1s\"\n{load}{VARIED}")).unwrap();
         scenario.seed = seed;
         let setting = Setting::new(scenario).unwrap();
         serde_json::to_string(&sim::run(&setting, Kind::named(policy).unwrap())).unwrap()
@@ -68,15 +70,8 @@ fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
     }
 }
 
-const SHORT: &str = r#"
-    warm_up = "1s"
-    [load]
-    kind = "open"
-    spacing = "poisson"
-    [[load.phase]]
-    kind = "constant"
-    rate = "400/s"
-    for = "3s"
+/// What follows the load in a scenario with a bit of everything.
+const VARIED: &str = r#"
     [[request]]
     kind = "http"
     path = "/"
@@ -100,16 +95,11 @@ const SHORT: &str = r#"
 
 /// A fleet under a steady load for ten seconds after one of warm-up, and what else the text says.
 fn fleet(rate: &str, rest: &str) -> Setting {
+    let load = harness::steady("poisson", rate, "10s");
     let text = format!(
         r#"
         warm_up = "1s"
-        [load]
-        kind = "open"
-        spacing = "poisson"
-        [[load.phase]]
-        kind = "constant"
-        rate = "{rate}"
-        for = "10s"
+        {load}
         [[request]]
         kind = "http"
         path = "/"
@@ -216,10 +206,9 @@ fn batches_are_filled_under_load_and_closed_in_time_without() {
     let rate = found.served[0] as f64 / (found.record.last_done.as_secs_f64());
     assert!((rate / 666.7 - 1.0).abs() < 0.02, "{rate}");
     let text = format!("{rest}[sim]\npolicy = \"oracle\"");
-    let scenario = scenario::parse(&format!("{SHORT_LOAD}{text}")).unwrap();
+    let load = harness::steady("constant", "10/s", "1s");
+    let request = "[[request]]\nkind = \"http\"\npath = \"/\"\n";
+    let scenario = scenario::parse(&format!("{load}{request}{text}")).unwrap();
     let error = Setting::new(scenario).unwrap_err().to_string();
     assert!(error.starts_with("policy: expected"), "{error}");
 }
-
-const SHORT_LOAD: &str = "[load]\nkind = \"open\"\n[[load.phase]]\nkind = \"constant\"\n\
-                          rate = \"10/s\"\nfor = \"1s\"\n[[request]]\nkind = \"http\"\npath = \"/\"\n";

@@ -36,6 +36,14 @@ pub(crate) fn refused(line: &str) -> String {
     Plan::new(args.scenario().unwrap()).unwrap_err().to_string()
 }
 
+/// The part of a scenario that says when requests start: an open loop at one rate.
+pub(crate) fn steady(spacing: &str, rate: &str, length: &str) -> String {
+    format!(
+        "[load]\nkind = \"open\"\nspacing = \"{spacing}\"\n\
+         [[load.phase]]\nkind = \"constant\"\nrate = \"{rate}\"\nfor = \"{length}\"\n"
+    )
+}
+
 /// The report of a run that a command line describes.
 pub(crate) fn report(line: &str) -> Report {
     run::run(plan(line), RunOptions::default()).unwrap()
