@@ -9,12 +9,17 @@ use crate::plan::Plan;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Keeps the chance of callers apart.
+const CALLER: u64 = 0x63_61_6c_6c_65_72;
+
 /// The requests of a run.
 #[derive(Debug, Clone)]
 pub struct Mix {
     weights: Weights,
     demands: Vec<Option<Distribution>>,
     seed: u64,
+    /// How many there are; 0: nobody is told apart.
+    callers: u32,
     recorded: Arc<[Option<u32>]>,
 }
 
@@ -25,6 +30,8 @@ pub struct Drawn {
     pub kind: usize,
     /// The service time that it asks for, in whole microseconds as on the wire.
     pub demand: Option<Duration>,
+    /// Whose it is, from 0.
+    pub caller: u32,
     /// Whatever else is left to chance follows from here.
     pub rng: fastrand::Rng,
 }
@@ -36,6 +43,7 @@ impl Mix {
             weights: Weights::new(plan.requests.iter().map(|request| request.weight)),
             demands: plan.requests.iter().map(|request| request.demand).collect(),
             seed: plan.seed,
+            callers: plan.callers.as_ref().map_or(0, |callers| callers.count),
             recorded: Arc::clone(&plan.recorded),
         }
     }
@@ -50,7 +58,14 @@ impl Mix {
         };
         let demand = self.demands.get(kind).copied().flatten();
         let demand = demand.map(|demand| whole_micros(demand.draw(&mut rng)));
-        Drawn { kind, demand, rng }
+        Drawn { kind, demand, caller: self.caller(index), rng }
+    }
+
+    /// Apart from the other chance: the work is the same however many ask for it.
+    fn caller(&self, index: u64) -> u32 {
+        let chance = mix(self.seed ^ mix(index ^ CALLER)) >> 32;
+        // Below `callers`, since the chance is below 2^32.
+        u32::try_from((chance * u64::from(self.callers)) >> 32).unwrap_or(0)
     }
 }
 

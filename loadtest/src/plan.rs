@@ -13,6 +13,7 @@ use crate::scenario::{self, Ask, Infer, Load as Wish, Scenario};
 use crate::target::{Protocol, Target, TargetError};
 use crate::tls::Trust;
 use crate::units::{self, Rate, Span};
+use http::HeaderName;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,10 @@ use std::time::Duration;
 pub const MAX_CONNECTIONS: usize = 20_000;
 /// Most requests at a time on one HTTP/2 connection.
 pub const MAX_STREAMS: usize = 1000;
+/// Most callers: as many as a proxy can be expected to tell apart.
+pub const MAX_CALLERS: usize = 1_000_000;
+/// The header that names a caller where none is given: what the proxy's documentation suggests.
+const DEFAULT_CALLER_HEADER: &str = "x-caller";
 /// Most generating threads.
 pub const MAX_THREADS: usize = 64;
 /// Warm-up where none is given.
@@ -61,6 +66,8 @@ pub struct Plan {
     pub limit: Option<u64>,
     /// What requests are made of.
     pub requests: Vec<scenario::Request>,
+    /// Who they come from, where they say so.
+    pub callers: Option<Callers>,
     /// For each recorded arrival the request that it stands for; empty unless replayed.
     pub recorded: Arc<[Option<u32>]>,
     /// Programs that the run starts.
@@ -71,6 +78,15 @@ pub struct Plan {
     pub base: PathBuf,
     /// What the run must reach.
     pub objectives: Vec<Objective>,
+}
+
+/// Who requests come from: `caller-0`, `caller-1`, and so on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Callers {
+    /// How many; at least one.
+    pub count: u32,
+    /// Where requests name them.
+    pub header: HeaderName,
 }
 
 /// When requests start.
@@ -156,6 +172,7 @@ impl Plan {
         if scenario.protocol == Protocol::Grpc && scenario.requests.iter().any(not_inference) {
             return Err(bounds("request", "inferences alone with the protocol grpc", "others"));
         }
+        let callers = callers(scenario.callers, scenario.caller_header.as_deref())?;
         let mut recorded = Vec::new();
         let (load, measured) = match &scenario.load {
             Wish::Closed { length } => (Load::Closed, positive("for", *length)?),
@@ -185,6 +202,7 @@ impl Plan {
             timeout,
             limit: None,
             requests: scenario.requests,
+            callers,
             recorded: recorded.into(),
             processes: scenario.processes,
             faults,
@@ -205,6 +223,15 @@ impl Plan {
 
     /// The load in words, for people.
     pub fn describe(&self) -> String {
+        match &self.callers {
+            Some(Callers { count, .. }) => {
+                format!("{}, {} callers", self.describe_load(), units::count(u64::from(*count)))
+            }
+            None => self.describe_load(),
+        }
+    }
+
+    fn describe_load(&self) -> String {
         match &self.load {
             Load::Closed if self.streams > 1 => {
                 format!("closed loop, {} connections x {} streams", self.connections, self.streams)
@@ -246,6 +273,21 @@ fn phase_words(shape: Shape) -> String {
             format!("{} to {} and back in {}", Rate(low), Rate(high), units::seconds(period))
         }
     }
+}
+
+fn callers(count: Option<u32>, header: Option<&str>) -> Result<Option<Callers>, PlanError> {
+    let Some(count) = count else {
+        return match header {
+            Some(header) => {
+                Err(bounds("callers", "their number, to name them in a header", header))
+            }
+            None => Ok(None),
+        };
+    };
+    within("callers", count as usize, MAX_CALLERS)?;
+    let name = header.unwrap_or(DEFAULT_CALLER_HEADER);
+    let header = name.parse().map_err(|_| bounds("caller_header", "a header's name", name))?;
+    Ok(Some(Callers { count, header }))
 }
 
 fn open(

@@ -28,6 +28,7 @@ pub const MAX_CORPUS: u64 = 512 << 20;
 pub struct Corpus {
     kinds: Vec<Kind>,
     mix: Mix,
+    caller_header: Option<HeaderName>,
 }
 
 /// One kind of request, ready to send.
@@ -70,6 +71,8 @@ pub struct Draw<'a> {
     size: &'a Size,
     body: &'a Body,
     demand: Option<Duration>,
+    /// The header that names the caller, and which one it is.
+    caller: Option<(&'a HeaderName, u32)>,
 }
 
 /// Why requests can't be made.
@@ -138,7 +141,8 @@ impl Corpus {
         for request in &plan.requests {
             kinds.push(kind(plan, request, &mut room).await?);
         }
-        Ok(Self { kinds, mix: Mix::new(plan) })
+        let caller_header = plan.callers.as_ref().map(|callers| callers.header.clone());
+        Ok(Self { kinds, mix: Mix::new(plan), caller_header })
     }
 
     /// The request with this index: always the same for the same seed.
@@ -150,7 +154,8 @@ impl Corpus {
             Some(popularity) => popularity.draw(&mut drawn.rng),
             None => drawn.rng.usize(..size.bodies.len()),
         };
-        Draw { kind, size, body: &size.bodies[body], demand: drawn.demand }
+        let caller = self.caller_header.as_ref().map(|header| (header, drawn.caller));
+        Draw { kind, size, body: &size.bodies[body], demand: drawn.demand, caller }
     }
 
     /// The kinds of requests, in the order of the scenario.
@@ -176,6 +181,12 @@ impl Draw<'_> {
         if let Some(demand) = self.demand {
             let micros = u64::try_from(demand.as_micros()).unwrap_or(u64::MAX);
             request.headers_mut().insert(SERVICE_DEMAND, HeaderValue::from(micros));
+        }
+        if let Some((header, number)) = self.caller
+            && !self.size.headers.contains_key(header)
+            && let Ok(name) = HeaderValue::try_from(format!("caller-{number}"))
+        {
+            request.headers_mut().insert(header, name);
         }
         request
     }

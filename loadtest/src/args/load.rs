@@ -72,6 +72,14 @@ pub(crate) struct GeneratorArgs {
     #[arg(long)]
     busy: bool,
 
+    /// Requests name one of so many callers, chosen at random
+    #[arg(long, value_name = "N")]
+    callers: Option<u32>,
+
+    /// The header that names the caller [default: x-caller]
+    #[arg(long, value_name = "NAME")]
+    caller_header: Option<String>,
+
     /// Everything random follows from it [default: 1]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -115,6 +123,8 @@ impl GeneratorArgs {
             let ca = self.ca.as_ref().map(|file| std::path::absolute(file).unwrap_or(file.clone()));
             scenario.tls = Trust { insecure: self.insecure, ca };
         }
+        scenario.callers = self.callers.or(scenario.callers);
+        scenario.caller_header = self.caller_header.clone().or(scenario.caller_header.take());
         scenario.connections = self.connections.or(scenario.connections);
         scenario.streams = self.streams.or(scenario.streams);
         scenario.threads = self.threads.or(scenario.threads);

@@ -276,6 +276,8 @@ fn described(target: &str, request: &RequestArgs, load: Load) -> Scenario {
         threads: None,
         warm_up: None,
         timeout: None,
+        callers: None,
+        caller_header: None,
         objectives: Vec::new(),
         load,
         requests: vec![request.described(target)],

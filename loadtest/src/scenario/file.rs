@@ -101,6 +101,8 @@ fn top(table: &Table<'_, '_>) -> Scenario {
         threads: table.get("threads"),
         warm_up: table.get("warm_up"),
         timeout: table.get("timeout"),
+        callers: table.get("callers"),
+        caller_header: table.get("caller_header"),
         objectives: table.get("objectives").unwrap_or_default(),
         load: load(table),
         requests,

@@ -46,6 +46,10 @@ pub struct Scenario {
     pub warm_up: Option<Span>,
     /// After it, counted from the intended start, a request is given up.
     pub timeout: Option<Span>,
+    /// Requests come from so many callers, each as often as any other.
+    pub callers: Option<u32>,
+    /// Where requests say who their caller is. Default `x-caller`.
+    pub caller_header: Option<String>,
     /// What the run must reach.
     pub objectives: Vec<Objective>,
     /// When requests start.
@@ -117,7 +121,7 @@ pub struct Request {
     /// Service time to ask a synthetic backend for, drawn anew for every request. The same seed
     /// draws the same times for every balancer.
     pub demand: Option<Distribution>,
-    /// Any other headers.
+    /// Any other headers. One that names the caller stays as it is.
     pub headers: Vec<Header>,
     /// What is asked for.
     pub ask: Ask,

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails may say so bluntly")]
 
+mod callers;
 mod capacity;
 mod compare;
 mod faults;

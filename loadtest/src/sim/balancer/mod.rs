@@ -24,6 +24,8 @@ pub struct Ask<'a> {
     pub now: u64,
     /// What is to go to the same endpoint, as a number.
     pub key: u64,
+    /// Whose it is, for the fairness of queues.
+    pub caller: u32,
     /// How urgent it is: 0 is the most urgent class.
     pub class: u8,
     /// When it is given up, in nanoseconds on the virtual clock.

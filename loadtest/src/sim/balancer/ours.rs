@@ -120,7 +120,7 @@ impl Ours {
             class: ask.class,
             since: time(ask.now),
             deadline: time(ask.deadline),
-            caller: 0,
+            caller: u64::from(ask.caller),
             key: Some(ask.key),
         };
         let mut rng = self.rng.clone();

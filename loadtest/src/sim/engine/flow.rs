@@ -23,6 +23,7 @@ impl Engine<'_> {
             request: key,
             now: self.now,
             key: request.key,
+            caller: request.caller,
             class: self.setting.classes[request.kind],
             deadline: request.intended.saturating_add(self.setting.patience[request.kind].0),
             demand: request.demand.unwrap_or(0),

@@ -88,6 +88,7 @@ struct Request {
     demand: Option<u64>,
     rng: fastrand::Rng,
     kind: usize,
+    caller: u32,
     /// One of [`KEYS`], by chance.
     key: u64,
     proxy: usize,
@@ -238,6 +239,7 @@ impl<'a> Engine<'a> {
             demand: drawn.demand.map(nanos),
             rng: drawn.rng,
             kind: drawn.kind,
+            caller: drawn.caller,
             key: mix(seed ^ mix(index ^ KEY)) % KEYS,
             proxy,
             tried: Vec::new(),
