@@ -17,8 +17,29 @@ fn measure(name: &str, operations: usize, mut run: impl FnMut()) {
     eprintln!("{name:<40} {speed:8.1} Gop/s {:8.1} us", best * 1e6);
 }
 
+/// A convolution of square images with the padding that keeps their size at a stride of 1.
+fn square(
+    size: usize,
+    kernel: usize,
+    stride: usize,
+    channels: [usize; 2],
+    groups: usize,
+) -> Geometry {
+    Geometry {
+        input: [size; 2],
+        kernel: [kernel; 2],
+        stride: [stride; 2],
+        dilation: [1; 2],
+        before: [kernel / 2; 2],
+        after: [kernel / 2; 2],
+        channels_in: channels[0],
+        channels_out: channels[1],
+        groups,
+    }
+}
+
 fn main() {
-    eprintln!("vector unit: {}", forebay_kernels::vector_unit());
+    eprintln!("vector unit: {}", forebay_kernels::Unit::in_use());
     for (m, k, n) in [
         (1, 384, 1536),
         (8, 384, 384),
@@ -39,18 +60,7 @@ fn main() {
     for (size, kernel, c_in, c_out, stride) in
         [(80, 3, 64, 64, 1), (40, 3, 128, 128, 1), (320, 3, 3, 16, 2), (80, 1, 64, 64, 1)]
     {
-        let p = kernel / 2;
-        let g = Geometry {
-            input: [size; 2],
-            kernel: [kernel; 2],
-            stride: [stride; 2],
-            dilation: [1; 2],
-            before: [p; 2],
-            after: [p; 2],
-            channels_in: c_in,
-            channels_out: c_out,
-            groups: 1,
-        };
+        let g = square(size, kernel, stride, [c_in, c_out], 1);
         let weights = vec![0.5; c_in * c_out * kernel * kernel];
         let Some(conv) = Convolution::new(g, &weights, &[]) else { continue };
         let [h, w] = conv.output();
@@ -69,18 +79,7 @@ fn main() {
         (6, 5, 200, 1),
         (24, 3, 24, 1),
     ] {
-        let p = kernel / 2;
-        let g = Geometry {
-            input: [size; 2],
-            kernel: [kernel; 2],
-            stride: [stride; 2],
-            dilation: [1; 2],
-            before: [p; 2],
-            after: [p; 2],
-            channels_in: c,
-            channels_out: c,
-            groups: c,
-        };
+        let g = square(size, kernel, stride, [c, c], c);
         let Some(conv) = Depthwise::new(g, &vec![0.5; c * kernel * kernel], &[]) else { continue };
         let [h, w] = conv.output();
         let (x, mut y) = (vec![1.0; size * size * c], vec![0.0; h * w * c]);

@@ -5,8 +5,8 @@
 //! each window where it lies: it consists of a few contiguous segments, one for each row of the
 //! kernel, at the same distances for each window.
 
-use crate::arch;
 use crate::steps::{Beside, Step, Steps, load, store};
+use crate::{arch, lanes};
 use pulp::{Simd, WithSimd};
 
 /// Vectors side by side in one panel of weights.
@@ -57,18 +57,6 @@ impl Weights {
         let first = self.start + panel * VECTORS * lanes * self.lines;
         &self.data[first..first + self.vectors(panel, lanes) * lanes * self.lines]
     }
-}
-
-fn lanes() -> usize {
-    struct Lanes;
-    impl WithSimd for Lanes {
-        type Output = usize;
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, _: S) -> usize {
-            S::F32_LANES
-        }
-    }
-    arch().dispatch(Lanes)
 }
 
 /// `y = x * w + b` for rows of `x` that follow one another.

@@ -195,11 +195,8 @@ impl Run<'_> {
         let sums = [load::<S, V>(simd, bias); R];
         let (step, weights) = (stride[1] * channels, &self.depthwise.weights[channel..]);
         let values = self.x.get(start + channel..).unwrap_or_default();
-        let mut sums = if WHOLE {
-            add_products::<S, R, V>(simd, sums, values, step, weights, taps)
-        } else {
-            add_parts::<S, R, V>(simd, sums, values, step, weights, taps, width)
-        };
+        let mut sums =
+            add_products::<S, R, V, WHOLE>(simd, sums, values, step, weights, taps, width);
         self.steps.apply::<S, R, V>(simd, &mut sums, to, channel, width);
         for (index, values) in sums.iter().enumerate() {
             let at = (to + index) * channels + channel;
@@ -208,23 +205,22 @@ impl Run<'_> {
     }
 }
 
-/// The innermost loop, over the values of the kernel, for whole vectors of channels.
+/// The innermost loop, over the values of the kernel; `width` channels, `V` vectors if they are whole.
 #[inline(always)]
-fn add_products<S: Simd, const R: usize, const V: usize>(
+fn add_products<S: Simd, const R: usize, const V: usize, const WHOLE: bool>(
     simd: S,
-    sums: [[S::f32s; V]; R],
+    mut sums: [[S::f32s; V]; R],
     values: &[f32],
     step: usize,
     weights: &[f32],
     taps: &[Tap],
+    width: usize,
 ) -> [[S::f32s; V]; R] {
-    let mut sums = sums;
-    let length = V * S::F32_LANES;
     for tap in taps {
-        let weights = S::as_simd_f32s(&weights[tap.weight..][..length]).0;
-        let values = &values[tap.value..][..(R - 1) * step + length];
+        let weights = vectors::<S, V, WHOLE>(simd, &weights[tap.weight..][..width]);
+        let values = &values[tap.value..][..(R - 1) * step + width];
         for r in 0..R {
-            let values = S::as_simd_f32s(&values[r * step..][..length]).0;
+            let values = vectors::<S, V, WHOLE>(simd, &values[r * step..][..width]);
             for v in 0..V {
                 sums[r][v] = simd.mul_add_e_f32s(values[v], weights[v], sums[r][v]);
             }
@@ -233,27 +229,13 @@ fn add_products<S: Simd, const R: usize, const V: usize>(
     sums
 }
 
-/// The same for the last channels, which are less than a vector.
+/// `V` vectors from memory; only those that are whole need no question for each.
 #[inline(always)]
-fn add_parts<S: Simd, const R: usize, const V: usize>(
-    simd: S,
-    sums: [[S::f32s; V]; R],
-    values: &[f32],
-    step: usize,
-    weights: &[f32],
-    taps: &[Tap],
-    width: usize,
-) -> [[S::f32s; V]; R] {
-    let mut sums = sums;
-    for tap in taps {
-        let weights = load::<S, V>(simd, &weights[tap.weight..][..width]);
-        let values = &values[tap.value..][..(R - 1) * step + width];
-        for r in 0..R {
-            let values = load::<S, V>(simd, &values[r * step..][..width]);
-            for v in 0..V {
-                sums[r][v] = simd.mul_add_e_f32s(values[v], weights[v], sums[r][v]);
-            }
-        }
+fn vectors<S: Simd, const V: usize, const WHOLE: bool>(simd: S, from: &[f32]) -> [S::f32s; V] {
+    if !WHOLE {
+        return load::<S, V>(simd, from);
     }
-    sums
+    let mut values = [simd.splat_f32s(0.0); V];
+    values.copy_from_slice(&S::as_simd_f32s(from).0[..V]);
+    values
 }

@@ -2,11 +2,32 @@
 
 use pulp::Simd;
 
+/// The greater of two; the second where either is no number.
+#[inline(always)]
+pub(crate) fn max<S: Simd>(simd: S, a: S::f32s, b: S::f32s) -> S::f32s {
+    if S::F32_LANES > 1 {
+        // The hardware does it so (x86), or gives what is no number where either is none (ARM).
+        simd.max_f32s(a, b)
+    } else {
+        // `f32::max`, which stands for it otherwise, loses what is no number.
+        simd.select_f32s(simd.greater_than_f32s(a, b), a, b)
+    }
+}
+
+/// The lesser of two, in the same way.
+#[inline(always)]
+pub(crate) fn min<S: Simd>(simd: S, a: S::f32s, b: S::f32s) -> S::f32s {
+    if S::F32_LANES > 1 {
+        simd.min_f32s(a, b)
+    } else {
+        simd.select_f32s(simd.less_than_f32s(a, b), a, b)
+    }
+}
+
 /// `clamp`, that lets a NaN through as ONNX Runtime does.
 #[inline(always)]
 pub(crate) fn clip<S: Simd>(simd: S, x: S::f32s, low: S::f32s, high: S::f32s) -> S::f32s {
-    // The hardware returns the second operand where either is no number.
-    simd.min_f32s(high, simd.max_f32s(low, x))
+    min(simd, high, max(simd, low, x))
 }
 
 /// A polynomial, the highest power first.

@@ -29,7 +29,7 @@ impl Reduction {
     fn add<S: Simd>(self, simd: S, sum: S::f32s, value: S::f32s) -> S::f32s {
         match self {
             Self::Sum => simd.add_f32s(sum, value),
-            Self::Max => simd.max_f32s(sum, value),
+            Self::Max => math::max(simd, sum, value),
             Self::MeanOfSquares => simd.mul_add_e_f32s(value, value, sum),
         }
     }
@@ -105,7 +105,7 @@ fn along<S: Simd>(simd: S, reduction: Reduction, x: &[f32]) -> f32 {
     let mut sum = sums[0];
     for &part in &sums[1..] {
         sum = match reduction {
-            Reduction::Max => simd.max_f32s(sum, part),
+            Reduction::Max => math::max(simd, sum, part),
             Reduction::Sum | Reduction::MeanOfSquares => simd.add_f32s(sum, part),
         };
     }
@@ -231,7 +231,7 @@ impl WithSimd for MaxPool<'_> {
 fn greater<S: Simd>(simd: S, y: &mut [f32], x: &[f32]) {
     let ((y, y_rest), (x, x_rest)) = (S::as_mut_simd_f32s(y), S::as_simd_f32s(x));
     for (y, x) in y.iter_mut().zip(x) {
-        *y = simd.max_f32s(*y, *x);
+        *y = math::max(simd, *y, *x);
     }
     for (y, x) in y_rest.iter_mut().zip(x_rest) {
         *y = Reduction::Max.join(*y, *x);

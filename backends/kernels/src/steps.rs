@@ -279,7 +279,7 @@ impl<S: Simd> pulp::NullaryFnOnce for Apply<'_, S> {
                         formula.apply(simd, values);
                     }
                 }
-                step => each(simd, values, Alone::new(simd, step)),
+                step => each(simd, values, step),
             }
         }
     }
@@ -299,7 +299,7 @@ impl Formula {
             match line {
                 Line::One { step, a, to } => {
                     registers[to % REGISTERS] = registers[a % REGISTERS];
-                    each(simd, &mut registers[to % REGISTERS], Alone::new(simd, step));
+                    each(simd, &mut registers[to % REGISTERS], step);
                     last = to % REGISTERS;
                 }
                 Line::Two { pair, a, b, to } => {
@@ -313,102 +313,58 @@ impl Formula {
     }
 }
 
-/// A step of the value alone, with its numbers in registers.
-#[derive(Clone, Copy)]
-enum Alone<V> {
-    Relu,
-    Clip(V, V),
-    Leaky(V),
-    Gate(V, V, V, V),
-    Sigmoid,
-    Silu,
-    Tanh,
-    Erf,
-    Gelu,
-    Abs,
-    Square,
-    Sqrt,
-    Rsqrt,
-    Recip,
-    Exp,
-    Add(V),
-    Mul(V),
-    Nothing,
-}
-
-impl<V: Copy> Alone<V> {
-    #[inline(always)]
-    fn new<S: Simd<f32s = V>>(simd: S, step: &Step) -> Self {
-        let splat = |number: f32| simd.splat_f32s(number);
-        match *step {
-            Step::Relu => Self::Relu,
-            Step::Clip(low, high) => Self::Clip(splat(low), splat(high)),
-            Step::Leaky(slope) => Self::Leaky(splat(slope)),
-            Step::Gate { scale, offset, low, high } => {
-                Self::Gate(splat(scale), splat(offset), splat(low), splat(high))
-            }
-            Step::Sigmoid => Self::Sigmoid,
-            Step::Silu => Self::Silu,
-            Step::Tanh => Self::Tanh,
-            Step::Erf => Self::Erf,
-            Step::Gelu => Self::Gelu,
-            Step::Abs => Self::Abs,
-            Step::Square => Self::Square,
-            Step::Sqrt => Self::Sqrt,
-            Step::Rsqrt => Self::Rsqrt,
-            Step::Recip => Self::Recip,
-            Step::Exp => Self::Exp,
-            Step::Add(number) => Self::Add(splat(number)),
-            Step::Mul(number) => Self::Mul(splat(number)),
-            Step::AddChannel(_) | Step::MulChannel(_) | Step::Tensor(_) | Step::Formula(_) => {
-                Self::Nothing
-            }
-        }
-    }
-}
-
-/// The step for all values; which step it is is asked once.
+/// A step of the value alone for all values; which step it is is asked once. The others change
+/// nothing here.
 #[inline(always)]
-fn each<S: Simd>(simd: S, values: &mut [S::f32s], step: Alone<S::f32s>) {
-    let one = simd.splat_f32s(1.0);
-    match step {
-        Alone::Relu => {
-            let zero = simd.splat_f32s(0.0);
-            all!(values, x => simd.max_f32s(zero, x));
+fn each<S: Simd>(simd: S, values: &mut [S::f32s], step: &Step) {
+    let splat = |number: f32| simd.splat_f32s(number);
+    let (zero, one) = (splat(0.0), splat(1.0));
+    match *step {
+        Step::Relu => all!(values, x => math::max(simd, zero, x)),
+        Step::Clip(low, high) => {
+            let (low, high) = (splat(low), splat(high));
+            all!(values, x => math::clip(simd, x, low, high));
         }
-        Alone::Clip(low, high) => all!(values, x => math::clip(simd, x, low, high)),
-        Alone::Leaky(slope) => {
-            let zero = simd.splat_f32s(0.0);
+        Step::Leaky(slope) => {
+            let slope = splat(slope);
             all!(values, x => {
                 simd.select_f32s(simd.less_than_f32s(x, zero), simd.mul_f32s(x, slope), x)
             });
         }
-        Alone::Gate(scale, offset, low, high) => all!(values, x => {
-            let gate = simd.mul_add_e_f32s(x, scale, offset);
-            simd.mul_f32s(x, math::clip(simd, gate, low, high))
-        }),
-        Alone::Sigmoid => all!(values, x => math::sigmoid(simd, x)),
-        Alone::Silu => all!(values, x => simd.mul_f32s(x, math::sigmoid(simd, x))),
-        Alone::Tanh => all!(values, x => math::tanh(simd, x)),
-        Alone::Erf => all!(values, x => math::erf(simd, x)),
-        Alone::Gelu => {
-            let half = simd.splat_f32s(0.5);
-            let root = simd.splat_f32s(std::f32::consts::FRAC_1_SQRT_2);
+        Step::Gate { scale, offset, low, high } => {
+            let (scale, offset, low, high) = (splat(scale), splat(offset), splat(low), splat(high));
+            all!(values, x => {
+                let gate = simd.mul_add_e_f32s(x, scale, offset);
+                simd.mul_f32s(x, math::clip(simd, gate, low, high))
+            });
+        }
+        Step::Sigmoid => all!(values, x => math::sigmoid(simd, x)),
+        Step::Silu => all!(values, x => simd.mul_f32s(x, math::sigmoid(simd, x))),
+        Step::Tanh => all!(values, x => math::tanh(simd, x)),
+        Step::Erf => all!(values, x => math::erf(simd, x)),
+        Step::Gelu => {
+            let (half, root) = (splat(0.5), splat(std::f32::consts::FRAC_1_SQRT_2));
             all!(values, x => {
                 let erf = math::erf(simd, simd.mul_f32s(x, root));
                 let x = simd.mul_f32s(x, half);
                 simd.mul_add_e_f32s(x, erf, x)
             });
         }
-        Alone::Abs => all!(values, x => simd.abs_f32s(x)),
-        Alone::Square => all!(values, x => simd.mul_f32s(x, x)),
-        Alone::Sqrt => all!(values, x => simd.sqrt_f32s(x)),
-        Alone::Rsqrt => all!(values, x => simd.div_f32s(one, simd.sqrt_f32s(x))),
-        Alone::Recip => all!(values, x => simd.div_f32s(one, x)),
-        Alone::Exp => all!(values, x => math::exp(simd, x)),
-        Alone::Add(number) => all!(values, x => simd.add_f32s(x, number)),
-        Alone::Mul(number) => all!(values, x => simd.mul_f32s(x, number)),
-        Alone::Nothing => (),
+        Step::Abs => all!(values, x => simd.abs_f32s(x)),
+        Step::Square => all!(values, x => simd.mul_f32s(x, x)),
+        Step::Sqrt => all!(values, x => simd.sqrt_f32s(x)),
+        Step::Rsqrt => all!(values, x => simd.div_f32s(one, simd.sqrt_f32s(x))),
+        Step::Recip => all!(values, x => simd.div_f32s(one, x)),
+        Step::Exp => all!(values, x => math::exp(simd, x)),
+        Step::Add(number) => {
+            let number = splat(number);
+            all!(values, x => simd.add_f32s(x, number));
+        }
+        Step::Mul(number) => {
+            let number = splat(number);
+            all!(values, x => simd.mul_f32s(x, number));
+        }
+        Step::AddChannel(_) | Step::MulChannel(_) | Step::Tensor(_) | Step::Formula(_) => (),
     }
 }
 

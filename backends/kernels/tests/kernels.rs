@@ -1,7 +1,9 @@
-//! The kernels beside the plainest possible loops, on random sizes.
+//! The kernels beside the plainest possible loops, on random sizes, with each vector unit that there
+//! is here.
 
 #![allow(clippy::unwrap_used, clippy::cast_precision_loss, reason = "tests")]
 
+use forebay_kernels::Unit;
 use forebay_kernels::dense::{Convolution, Geometry, Product};
 use forebay_kernels::depthwise::Depthwise;
 use forebay_kernels::rows::Reduction;
@@ -36,6 +38,39 @@ impl Random {
 
     fn values(&mut self, count: usize) -> Vec<f32> {
         (0..count).map(|_| (self.below(2001) as f32 - 1000.0) / 500.0).collect()
+    }
+}
+
+/// Names the vector unit that a run of this program is for, if it is not the widest.
+const WANTED: &str = "FOREBAY_KERNELS_UNIT";
+
+/// Takes the vector unit that this run is for.
+fn set_up() {
+    let Ok(wanted) = std::env::var(WANTED) else { return };
+    let unit = Unit::ALL.into_iter().find(|unit| unit.to_string() == wanted).unwrap();
+    assert!(unit.choose(), "{wanted} can't be used, {} is", Unit::in_use());
+}
+
+#[test]
+fn every_other_vector_unit_passes_the_same_tests() {
+    if std::env::var_os(WANTED).is_some() {
+        return;
+    }
+    let widest = Unit::in_use();
+    let others = Unit::ALL.into_iter().filter(|&unit| unit != widest);
+    for unit in others {
+        if !unit.is_here() {
+            eprintln!("{unit}: not on this machine, not tested");
+            assert!(!unit.choose());
+            continue;
+        }
+        // A process has one for its life.
+        assert!(!unit.choose() && widest.choose());
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = again.env(WANTED, unit.to_string()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{unit}: {text}");
+        assert!(text.contains("test result: ok. 9 passed"), "{unit}: {text}");
     }
 }
 
@@ -121,6 +156,7 @@ fn geometry(random: &mut Random, depthwise: bool) -> Geometry {
 
 #[test]
 fn products_are_those_of_plain_loops() {
+    set_up();
     for seed in 0..300 {
         let mut random = Random::new(seed);
         let (m, k, n) = (random.among(1, 40), random.among(1, 70), random.among(1, 100));
@@ -142,6 +178,7 @@ fn products_are_those_of_plain_loops() {
 
 #[test]
 fn convolutions_are_those_of_plain_loops() {
+    set_up();
     for seed in 0..400 {
         let mut random = Random::new(seed);
         let g = geometry(&mut random, seed % 2 == 0);
@@ -168,6 +205,7 @@ fn convolutions_are_those_of_plain_loops() {
 
 #[test]
 fn steps_are_those_of_the_definitions() {
+    set_up();
     let erf = |x: f32| {
         // The series, in double precision.
         let x = f64::from(x);
@@ -256,6 +294,7 @@ fn steps_are_those_of_the_definitions() {
 
 #[test]
 fn tensors_go_with_the_rows_that_they_belong_to() {
+    set_up();
     let pairs: [(Pair, OfTwo); 6] = [
         (Pair::Add, |a, b| a + b),
         (Pair::Sub, |a, b| a - b),
@@ -293,6 +332,7 @@ fn tensors_go_with_the_rows_that_they_belong_to() {
 
 #[test]
 fn values_that_are_no_numbers_stay_so_and_extremes_stay_finite() {
+    set_up();
     let product = Product::new(1, 1, |_, _| 1.0, &[]);
     let gate = Step::Gate { scale: 1.0, offset: 0.0, low: 0.0, high: 1.0 };
     for step in [Step::Relu, Step::Clip(0.0, 1.0), gate, Step::Sigmoid, Step::Tanh, Step::Gelu] {
@@ -311,6 +351,7 @@ fn values_that_are_no_numbers_stay_so_and_extremes_stay_finite() {
 
 #[test]
 fn reductions_are_those_of_plain_loops() {
+    set_up();
     for seed in 0..200 {
         let mut random = Random::new(seed);
         let (outer, count) = (random.among(1, 4), random.among(1, 150));
@@ -349,6 +390,7 @@ fn reductions_are_those_of_plain_loops() {
 
 #[test]
 fn the_greatest_of_windows_is_that_of_plain_loops() {
+    set_up();
     for seed in 0..200 {
         let mut random = Random::new(seed);
         let mut g = geometry(&mut random, true);
@@ -383,6 +425,7 @@ fn the_greatest_of_windows_is_that_of_plain_loops() {
 
 #[test]
 fn pixels_are_repeated_in_both_directions() {
+    set_up();
     let x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
     let mut y = [0.0; 48];
     // Two images of 1 x 2 pixels of two channels, 2 times as high and 3 times as wide.

@@ -85,16 +85,15 @@ impl EvalOp for Fused {
             return Ok(tvec!(output.into_tvalue()));
         }
         let x = x.try_as_plain_ram()?.as_slice::<f32>()?;
-        let mut output = Tensor::zero::<f32>(&self.shape)?;
-        let mut plain = output.try_as_plain_ram_mut()?;
-        let y = plain.as_slice_mut::<f32>()?;
-        match &self.kernel {
-            Kernel::Dense(kernel) => kernel.run(x, y, &self.steps, &tensors),
-            Kernel::Depthwise(kernel) => kernel.run(x, y, &self.steps, &tensors),
-            Kernel::Product(kernel) => kernel.run(x, y, &self.steps, &tensors),
-            Kernel::Input => (),
-        }
-        Ok(tvec!(output.into_tvalue()))
+        made(&self.shape, |y| {
+            match &self.kernel {
+                Kernel::Dense(kernel) => kernel.run(x, y, &self.steps, &tensors),
+                Kernel::Depthwise(kernel) => kernel.run(x, y, &self.steps, &tensors),
+                Kernel::Product(kernel) => kernel.run(x, y, &self.steps, &tensors),
+                Kernel::Input => (),
+            }
+            Ok(())
+        })
     }
 }
 
@@ -104,6 +103,42 @@ impl TypedOp for Fused {
     }
 
     as_op!();
+}
+
+/// A new tensor of this shape, with what `fill` puts into it.
+fn made(
+    shape: &[usize],
+    fill: impl FnOnce(&mut [f32]) -> TractResult<()>,
+) -> TractResult<TVec<TValue>> {
+    let mut output = Tensor::zero::<f32>(shape)?;
+    fill(output.try_as_plain_ram_mut()?.as_slice_mut()?)?;
+    Ok(tvec!(output.into_tvalue()))
+}
+
+/// What tract has to know of one of the operations below: its name, that it rounds in another way
+/// than tract's own if so, and the shape of its output.
+macro_rules! operation {
+    ($op:ty, $name:literal $(, $validation:ident)?; $self:ident, $inputs:pat => $shape:expr) => {
+        impl Op for $op {
+            fn name(&self) -> StaticName {
+                $name.into()
+            }
+
+            $(fn validation(&self) -> Validation {
+                Validation::$validation
+            })?
+
+            op_as_typed_op!();
+        }
+
+        impl TypedOp for $op {
+            fn output_facts(&$self, $inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+                Ok(tvec!(f32::fact($shape)))
+            }
+
+            as_op!();
+        }
+    };
 }
 
 /// A reduction of neighbouring axes, the middle one of three.
@@ -116,54 +151,26 @@ pub(super) struct Reduced {
     pub(super) shape: TVec<usize>,
 }
 
-impl Op for Reduced {
-    fn name(&self) -> StaticName {
-        "ForebayReduction".into()
-    }
-
-    fn validation(&self) -> Validation {
-        Validation::Rounding
-    }
-
-    op_as_typed_op!();
-}
+operation!(Reduced, "ForebayReduction", Rounding; self, _ => &self.shape);
 
 impl EvalOp for Reduced {
     op_out_of_plan!();
 
     fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let x = args_1!(inputs);
-        let mut output = Tensor::zero::<f32>(&self.shape)?;
-        let mut plain = output.try_as_plain_ram_mut()?;
-        let (x, y) = (x.try_as_plain_ram()?.as_slice()?, plain.as_slice_mut()?);
-        rows::reduce(self.reduction, x, y, self.count, self.inner);
-        Ok(tvec!(output.into_tvalue()))
+        let x = x.try_as_plain_ram()?.as_slice()?;
+        made(&self.shape, |y| {
+            rows::reduce(self.reduction, x, y, self.count, self.inner);
+            Ok(())
+        })
     }
-}
-
-impl TypedOp for Reduced {
-    fn output_facts(&self, _: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        Ok(tvec!(f32::fact(&self.shape)))
-    }
-
-    as_op!();
 }
 
 /// Softmax along the last axis.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Softmaxed;
 
-impl Op for Softmaxed {
-    fn name(&self) -> StaticName {
-        "ForebaySoftmax".into()
-    }
-
-    fn validation(&self) -> Validation {
-        Validation::Rounding
-    }
-
-    op_as_typed_op!();
-}
+operation!(Softmaxed, "ForebaySoftmax", Rounding; self, inputs => inputs[0].shape.clone());
 
 impl EvalOp for Softmaxed {
     op_out_of_plan!();
@@ -176,14 +183,6 @@ impl EvalOp for Softmaxed {
     }
 }
 
-impl TypedOp for Softmaxed {
-    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        Ok(tvec!(f32::fact(inputs[0].shape.clone())))
-    }
-
-    as_op!();
-}
-
 /// The greatest of each window of images in channels-last order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct MaxPooled {
@@ -192,33 +191,18 @@ pub(super) struct MaxPooled {
     pub(super) shape: TVec<usize>,
 }
 
-impl Op for MaxPooled {
-    fn name(&self) -> StaticName {
-        "ForebayMaxPool".into()
-    }
-
-    op_as_typed_op!();
-}
+operation!(MaxPooled, "ForebayMaxPool"; self, _ => &self.shape);
 
 impl EvalOp for MaxPooled {
     op_out_of_plan!();
 
     fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let x = args_1!(inputs);
-        let mut output = Tensor::zero::<f32>(&self.shape)?;
-        let mut plain = output.try_as_plain_ram_mut()?;
-        let (x, y) = (x.try_as_plain_ram()?.as_slice()?, plain.as_slice_mut()?);
-        rows::max_pool(&self.geometry, x, y).context("expected a window that fits")?;
-        Ok(tvec!(output.into_tvalue()))
+        let x = x.try_as_plain_ram()?.as_slice()?;
+        made(&self.shape, |y| {
+            rows::max_pool(&self.geometry, x, y).context("expected a window that fits")
+        })
     }
-}
-
-impl TypedOp for MaxPooled {
-    fn output_facts(&self, _: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        Ok(tvec!(f32::fact(&self.shape)))
-    }
-
-    as_op!();
 }
 
 /// Each pixel of images in channels-last order several times.
@@ -229,34 +213,20 @@ pub(super) struct Repeated {
     pub(super) shape: TVec<usize>,
 }
 
-impl Op for Repeated {
-    fn name(&self) -> StaticName {
-        "ForebayRepeat".into()
-    }
-
-    op_as_typed_op!();
-}
+operation!(Repeated, "ForebayRepeat"; self, _ => &self.shape);
 
 impl EvalOp for Repeated {
     op_out_of_plan!();
 
     fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let x = args_1!(inputs);
-        let mut output = Tensor::zero::<f32>(&self.shape)?;
-        let mut plain = output.try_as_plain_ram_mut()?;
+        let x = x.try_as_plain_ram()?.as_slice()?;
         let &[_, _, width, channels] = self.shape.as_slice() else { bail!("expected images") };
-        let (x, y) = (x.try_as_plain_ram()?.as_slice()?, plain.as_slice_mut()?);
-        rows::repeat(self.scales, width / self.scales[1].max(1), channels, x, y);
-        Ok(tvec!(output.into_tvalue()))
+        made(&self.shape, |y| {
+            rows::repeat(self.scales, width / self.scales[1].max(1), channels, x, y);
+            Ok(())
+        })
     }
-}
-
-impl TypedOp for Repeated {
-    fn output_facts(&self, _: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        Ok(tvec!(f32::fact(&self.shape)))
-    }
-
-    as_op!();
 }
 
 /// Products of two tensors that are both computed, one for each of several places.
@@ -271,17 +241,7 @@ pub(super) struct Paired {
     pub(super) shape: TVec<usize>,
 }
 
-impl Op for Paired {
-    fn name(&self) -> StaticName {
-        "ForebayPaired".into()
-    }
-
-    fn validation(&self) -> Validation {
-        Validation::Rounding
-    }
-
-    op_as_typed_op!();
-}
+operation!(Paired, "ForebayPaired", Rounding; self, _ => &self.shape);
 
 impl EvalOp for Paired {
     op_out_of_plan!();
@@ -289,22 +249,12 @@ impl EvalOp for Paired {
     fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let (a, b) = args_2!(inputs);
         let (x, w) = if self.slot == 0 { (&a, &b) } else { (&b, &a) };
-        let (x, w) = (x.try_as_plain_ram()?.as_slice::<f32>()?, w.try_as_plain_ram()?);
-        let w = w.as_slice::<f32>()?;
-        let mut output = Tensor::zero::<f32>(&self.shape)?;
-        let mut plain = output.try_as_plain_ram_mut()?;
-        let y = plain.as_slice_mut::<f32>()?;
-        for &[from_x, from_w, to] in &self.places {
-            self.matrices.run(&x[from_x..], &w[from_w..], &mut y[to..]);
-        }
-        Ok(tvec!(output.into_tvalue()))
+        let (x, w) = (x.try_as_plain_ram()?.as_slice()?, w.try_as_plain_ram()?.as_slice()?);
+        made(&self.shape, |y| {
+            for &[from_x, from_w, to] in &self.places {
+                self.matrices.run(&x[from_x..], &w[from_w..], &mut y[to..]);
+            }
+            Ok(())
+        })
     }
-}
-
-impl TypedOp for Paired {
-    fn output_facts(&self, _: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        Ok(tvec!(f32::fact(&self.shape)))
-    }
-
-    as_op!();
 }
