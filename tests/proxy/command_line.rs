@@ -1,7 +1,8 @@
 //! The command line as a person meets it.
 
 use crate::harness::Folder;
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
 
 fn forebay(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_forebay")).args(arguments).output().unwrap()
@@ -209,4 +210,24 @@ fn an_address_in_use_is_said_in_words() {
     assert_eq!(output.status.code(), Some(1));
     let words = String::from_utf8(output.stderr).unwrap();
     assert!(words.contains(&format!("can't listen on {address}")), "{words}");
+}
+
+#[test]
+fn a_worker_of_this_program_has_the_allocator_of_one_of_its_own() {
+    let models = concat!(env!("CARGO_MANIFEST_DIR"), "/backends/worker/tests/models");
+    let mut worker = Command::new(env!("CARGO_BIN_EXE_forebay"))
+        .args(["worker", "--stop-with-stdin", "--listen", "127.0.0.1:0", "--models", models])
+        .env_remove("MIMALLOC_PURGE_DELAY")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(worker.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with("listening on "), "{line}");
+    let environment = std::fs::read_to_string(format!("/proc/{}/environ", worker.id())).unwrap();
+    assert!(environment.contains("MIMALLOC_PURGE_DELAY=1000"), "{environment}");
+    drop(worker.stdin.take());
+    assert!(worker.wait().unwrap().success());
 }

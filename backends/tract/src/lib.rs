@@ -36,5 +36,6 @@ mod warm_up;
 
 pub use curve::Curve;
 pub use error::{LoadError, RunError};
+pub use forebay_kernels::Unit as VectorUnit;
 pub use model::{Form, LoadOptions, Model, NodeTime, Profile, Watch};
 pub use plan::Build;

@@ -2,6 +2,7 @@
 
 use crate::config::{ConfigError, LogForm, Options, Settings};
 use crate::lifecycle;
+use crate::patience::be_patient;
 use crate::server::Worker;
 use clap::Parser;
 use std::ffi::OsString;
@@ -49,7 +50,8 @@ struct Cli {
 }
 
 /// Runs a worker until a signal (or the end of standard input) ends it. `args` begin with the
-/// program's name.
+/// program's name. Call it from the program's `main`, before there are threads: the process may be
+/// started anew in place, with its own arguments, for its allocator's sake.
 ///
 /// Prints one line to standard output once it listens, `listening on http://ADDR`; everything else
 /// goes to standard error. Exit status: 0 after a drain, 1 if the worker could not start or go on,
@@ -71,6 +73,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(settled) => settled,
         Err(error) => return complain(USAGE, &error),
     };
+    be_patient();
     init_log(log);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -14,6 +14,7 @@ use forebay_protocol::metric::worker as metric;
 use forebay_protocol::oip::{
     Datatype, ModelMetadata, ModelStatistics, Ready, ServerMetadata, Statistics, TensorMetadata,
 };
+use forebay_tract::VectorUnit;
 use http::{StatusCode, header};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -263,27 +264,29 @@ fn numbers<'a>(
 /// `GET /metrics`. Gauges are read off their sources now, so that they can't be out of date.
 pub(crate) async fn metrics(Shared(app): Shared<Arc<App>>) -> Response {
     #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-    let gauge = |name, labels: &[(&'static str, &str)], value: u64| {
+    let set = |name, labels: &[(&'static str, &str)], value: usize| {
         app.metrics.gauge(name, labels).set(value as f64);
     };
-    let set = |name, labels: &[(&'static str, &str)], value: usize| {
-        gauge(name, labels, value as u64);
-    };
+    #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+    let set_bytes = |gauge: metrics::Gauge, bytes: u64| gauge.set(bytes as f64);
     let counts = app.queue.counts();
     set(metric::IN_FLIGHT, &[], counts.waiting + counts.executing);
     set(metric::SLOTS, &[], app.load.slots());
     set(metric::EXECUTORS_LOST, &[], app.overseer.lost());
-    gauge(metric::MODELS_MEMORY, &[], app.repository.memory());
+    set_bytes(app.metrics.gauge(metric::MODELS_MEMORY, &[]), app.repository.memory());
+    let (version, unit) = (env!("CARGO_PKG_VERSION"), VectorUnit::in_use().to_string());
+    set(metric::INFO, &[("version", version), ("vector_unit", &unit)], 1);
     for (name, model) in app.repository.served().iter() {
         set(metric::QUEUE_DEPTH, &[("model", name)], app.queue.depth(model.line.id()));
         for (number, entry) in &model.versions {
             let number = number.to_string();
-            let labels = [("model", name.as_str()), ("version", number.as_str())];
+            let labels = (name.as_str(), number.as_str());
             let version = entry.version();
-            set(metric::MODEL_READY, &labels, usize::from(version.is_some()));
-            gauge(metric::MODEL_MEMORY, &labels, version.map_or(0, |v| v.memory.bytes));
+            let gauge = |name| app.metrics.series.gauge(name, labels);
+            gauge(metric::MODEL_READY).set(f64::from(u8::from(version.is_some())));
+            set_bytes(gauge(metric::MODEL_MEMORY), version.map_or(0, |v| v.memory.bytes));
             if let Some(version) = version {
-                Stats::show_curve(&app.metrics, &labels, version.engine.curve());
+                Stats::show_curve(&app.metrics, labels, version.engine.curve());
             }
         }
     }

@@ -10,6 +10,7 @@
 //! | module | does |
 //! |---|---|
 //! | [`cli`], [`config`] | flags and file become [`Options`] |
+//! | `patience` | the allocator's |
 //! | `server` | listener, connections and their deadlines |
 //! | `lifecycle` | serving, draining, closing; signals |
 //! | `app` | routes; what every answer carries: load report, request id |
@@ -29,7 +30,7 @@
 //! | `loader`, `trial`, `room` | the one thread that loads and unloads, and what may not stop it; memory for models |
 //! | `disk`, `model_config` | models on disk, read but not believed |
 //! | `golden` | recorded answers, compared when a model is loaded |
-//! | `report`, `metrics`, `stats` | what the worker says of itself |
+//! | `report`, `metrics`, `series`, `stats` | what the worker says of itself |
 //! | `refusal` | every error, with its reason |
 //!
 //! Threads: the runtime's I/O threads never run a model, the executors never touch a socket; large
@@ -60,12 +61,14 @@ mod metrics;
 mod model_config;
 mod openai;
 mod overseer;
+mod patience;
 mod queue;
 mod refusal;
 mod report;
 mod repository;
 mod rest;
 mod room;
+mod series;
 mod server;
 mod stats;
 mod trial;

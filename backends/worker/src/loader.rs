@@ -15,6 +15,7 @@ use crate::app::App;
 use crate::disk::{Disk, Found, Stamp};
 use crate::embedding::Embedder;
 use crate::golden;
+use crate::metrics::NO_MODEL;
 use crate::model_config::ModelConfig;
 use crate::queue::LineConfig;
 use crate::refusal::Refusal;
@@ -206,6 +207,8 @@ impl Loader {
             }
         }
         self.unsettled = unsettled;
+        // Those that were never in memory are not among the retired.
+        self.forget();
     }
 
     fn load_model(&mut self, name: &str) -> Result<(), Refusal> {
@@ -214,7 +217,9 @@ impl Loader {
             let text = format!("no model \"{}\" in the repository", name.escape_debug());
             return Err(Refusal::new(Reason::ModelNotFound, text));
         }
-        self.reconcile(name, Why::Asked).map_err(|why| {
+        let result = self.reconcile(name, Why::Asked);
+        self.forget();
+        result.map_err(|why| {
             let text = format!("model \"{name}\" can't be loaded: {why}");
             Refusal::new(Reason::LoadFailed, text)
         })
@@ -467,8 +472,9 @@ impl Loader {
             build = ?version.engine.build(),
             "model ready"
         );
-        let labels = [("model", name), ("version", version.number.as_str())];
-        self.app.metrics.gauge(metric::MODEL_LOAD_SECONDS, &labels).set(took.as_secs_f64());
+        let labels = (name, version.number.as_str());
+        let seconds = self.app.metrics.series.gauge(metric::MODEL_LOAD_SECONDS, labels);
+        seconds.set(took.as_secs_f64());
         Ok(Some(version))
     }
 
@@ -517,8 +523,7 @@ impl Loader {
     /// Lets a version go once its last request has gone.
     pub(crate) fn retire(&mut self, version: Arc<Version>, why: &'static str) {
         let (model, number) = (version.model.as_str(), version.number.as_str());
-        let labels = [("model", model), ("version", number)];
-        self.app.metrics.gauge(metric::MODEL_READY, &labels).set(0.0);
+        self.app.metrics.series.gauge(metric::MODEL_READY, (model, number)).set(0.0);
         self.app.metrics.unloads(model, why).increment(1);
         tracing::info!(model, version = number, digest = version.digest, why, "model retired");
         self.retired.push(version);
@@ -526,7 +531,25 @@ impl Loader {
 
     /// Frees what nobody uses any more.
     pub(crate) fn free(&mut self) {
+        let before = self.retired.len();
         self.retired.retain(|version| Arc::strong_count(version) > 1);
+        if self.retired.len() < before {
+            self.forget();
+        }
+    }
+
+    /// Forgets the metrics of versions that are neither in the repository nor in use any more.
+    fn forget(&self) {
+        let served = self.app.repository.served();
+        self.app.metrics.series.retain(|model, number| {
+            let mut retired = self.retired.iter();
+            let is_listed = |model: &Arc<Model>| {
+                number.parse().is_ok_and(|number| model.versions.contains_key(&number))
+            };
+            (model, number) == (NO_MODEL, NO_MODEL)
+                || served.get(model).is_some_and(is_listed)
+                || retired.any(|v| (v.model.as_str(), v.number.as_str()) == (model, number))
+        });
     }
 }
 

@@ -1,6 +1,7 @@
 //! The worker's metrics, in a recorder of its own: several workers in one process (tests) do not
 //! mix, and labels come from the repository only.
 
+use crate::series::Series;
 use forebay_protocol::metric::worker as name;
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{
@@ -27,6 +28,8 @@ const METADATA: Metadata<'static> =
 pub(crate) struct Metrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
+    /// Those by version.
+    pub(crate) series: Series,
 }
 
 impl Metrics {
@@ -45,24 +48,14 @@ impl Metrics {
         }
         let recorder = builder.build_recorder();
         let handle = recorder.handle();
-        let metrics = Self { recorder, handle };
+        let metrics = Self { recorder, handle, series: Series::default() };
         metrics.describe();
         metrics
     }
 
     /// Counts one finished request.
     pub(crate) fn inference(&self, model: &str, version: &str, reason: &'static str) {
-        self.inferences(model, version, reason).increment(1);
-    }
-
-    /// Finished requests of one outcome.
-    pub(crate) fn inferences(&self, model: &str, version: &str, reason: &'static str) -> Counter {
-        let labels = vec![
-            Label::new("model", model.to_owned()),
-            Label::new("version", version.to_owned()),
-            Label::new("reason", reason),
-        ];
-        self.recorder.register_counter(&Key::from_parts(name::INFERENCES, labels), &METADATA)
+        self.series.inferences(model, version, reason).increment(1);
     }
 
     /// Attempts to load a model, by outcome.
@@ -97,7 +90,9 @@ impl Metrics {
 
     /// Text for Prometheus.
     pub(crate) fn render(&self) -> String {
-        self.handle.render()
+        let mut text = self.handle.render();
+        self.series.render(&mut text);
+        text
     }
 
     /// Folds raw samples into the histograms; without it they would pile up between scrapes.
@@ -115,7 +110,6 @@ impl Metrics {
         let gauge = |name: &'static str, text: &'static str| {
             self.recorder.describe_gauge(name.into(), None, text.into());
         };
-        counter(name::INFERENCES, "finished inferences by outcome");
         counter(name::ABANDONED, "requests that nobody waited for any more, by stage and reason");
         counter(name::EMBEDDING_TOKENS, "tokens that were embedded");
         counter(name::BATCH_RETRIES, "requests that were tried alone after their batch failed");
@@ -128,18 +122,14 @@ impl Metrics {
             None,
             "rows that ran as one batch".into(),
         );
-        gauge(name::BATCH_SECONDS, "mean seconds that a batch of so many rows takes");
-        gauge(name::BATCH_BEST, "rows that are worth joining");
         gauge(name::EXECUTORS_LOST, "executors given up because a run did not end");
         gauge(name::IN_FLIGHT, "requests executing and queued");
         gauge(name::QUEUE_DEPTH, "requests queued");
         gauge(name::SLOTS, "requests that can run at once");
-        gauge(name::MODEL_READY, "1 if the model is loaded and warmed");
         counter(name::MODEL_LOADS, "attempts to load a version, by outcome");
         counter(name::MODEL_UNLOADS, "versions that were taken out of service, by why");
-        gauge(name::MODEL_MEMORY, "bytes that a version takes in memory");
         gauge(name::MODELS_MEMORY, "bytes that all models take in memory");
-        gauge(name::MODEL_LOAD_SECONDS, "seconds that loading and warming took");
+        gauge(name::INFO, "1, with what this worker is in the labels");
     }
 }
 

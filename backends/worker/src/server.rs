@@ -92,7 +92,12 @@ impl Worker {
         let address = listener.local_addr().map_err(listen)?;
         executor::start(&app).map_err(StartError::Threads)?;
         loader.start(commands).map_err(StartError::Threads)?;
-        tracing::info!(%address, executors = app.options.executors, "listening");
+        tracing::info!(
+            %address,
+            executors = app.options.executors,
+            vector_unit = %forebay_tract::VectorUnit::in_use(),
+            "listening"
+        );
         tokio::spawn(upkeep(Arc::clone(&app)));
         tokio::spawn(overseer::watch(Arc::clone(&app)));
         let (delay, timeout) = (app.options.drain_delay, app.options.drain_timeout);

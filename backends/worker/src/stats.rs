@@ -87,7 +87,7 @@ impl Stats {
             [Reason::DeadlineExceeded, Reason::ClientClosed].map(|reason| abandoned(stage, reason))
         };
         Self {
-            answered: metrics.inferences(model, version, "ok"),
+            answered: metrics.series.inferences(model, version, "ok"),
             queue_seconds: metrics.histogram(metric::QUEUE_SECONDS, model),
             execute_seconds: metrics.histogram(metric::EXECUTE_SECONDS, model),
             batch_rows: metrics.histogram(metric::BATCH_ROWS, model),
@@ -177,12 +177,10 @@ impl Stats {
 
     /// Sets the gauges of what batches cost.
     #[allow(clippy::cast_precision_loss, reason = "rows are few")]
-    pub(crate) fn show_curve(metrics: &Metrics, labels: &[(&'static str, &str)], curve: &Curve) {
-        metrics.gauge(metric::BATCH_BEST, labels).set(curve.best() as f64);
+    pub(crate) fn show_curve(metrics: &Metrics, version: (&str, &str), curve: &Curve) {
+        metrics.series.gauge(metric::BATCH_BEST, version).set(curve.best() as f64);
         for (rows, seconds) in curve.known() {
-            let rows = rows.to_string();
-            let labels: Vec<_> = labels.iter().copied().chain([("rows", rows.as_str())]).collect();
-            metrics.gauge(metric::BATCH_SECONDS, &labels).set(seconds);
+            metrics.series.gauge_of_rows(metric::BATCH_SECONDS, version, rows).set(seconds);
         }
     }
 

@@ -69,6 +69,35 @@ async fn a_model_that_appears_is_loaded_on_request_and_can_be_unloaded() {
 }
 
 #[tokio::test]
+async fn metrics_of_a_version_go_with_it_and_those_of_the_others_stay() {
+    let scratch = Scratch::new("metrics");
+    scratch.write("other/1/model.onnx", Scratch::model("arith"));
+    scratch.write("m/1/model.onnx", "this is no model");
+    let worker = start(controlled(scratch.path())).await;
+    let of = |model: &str, version: &str| format!("model=\"{model}\",version=\"{version}\"");
+    let text = async || {
+        infer(&worker, "other", arith_body(1.0, 1.0)).await.outputs();
+        get(&worker, "/metrics").await.text()
+    };
+    assert!(text().await.contains(&of("m", "1")));
+    for version in 2..5 {
+        scratch.write(&format!("m/{version}/model.onnx"), Scratch::model("arith"));
+        std::fs::remove_dir_all(scratch.path().join(format!("m/{}", version - 1))).unwrap();
+        assert_eq!(load(&worker, "m").await.status, 200);
+        infer(&worker, "m", arith_body(1.0, 1.0)).await.outputs();
+        // The version before is freed once its last request has gone.
+        let before = of("m", &(version - 1).to_string());
+        while text().await.contains(&before) {}
+        assert!(text().await.contains(&of("m", &version.to_string())));
+    }
+    assert_eq!(unload(&worker, "m").await.status, 200);
+    let ready = format!("forebay_worker_model_ready{{{}}}", of("m", "4"));
+    assert_eq!(metric(&worker, &ready).await, 0, "listed still");
+    let answers = format!("forebay_worker_inferences_total{{{},reason=\"ok\"}}", of("other", "1"));
+    assert!(metric(&worker, &answers).await > 6, "{}", text().await);
+}
+
+#[tokio::test]
 async fn callers_may_load_and_unload_only_where_the_operator_says_so() {
     let worker = start_fixtures().await;
     load(&worker, "arith").await.refused(403, "forbidden", "models_control");

@@ -3,6 +3,7 @@
 use crate::harness::*;
 use forebay_protocol::header;
 use forebay_protocol::oip::{Datatype, ModelMetadata};
+use forebay_tract::VectorUnit;
 use http::{Method, Version};
 
 #[tokio::test]
@@ -112,6 +113,9 @@ async fn metrics_count_what_happened() {
     infer(&worker, "arith", "{}").await.refused(400, "invalid_request", "");
     infer(&worker, "nobody", "{}").await.refused(404, "model_not_found", "");
     let metrics = get(&worker, "/metrics").await.text();
+    let unit = VectorUnit::in_use();
+    let (name, version) = ("forebay_worker_info", env!("CARGO_PKG_VERSION"));
+    let info = format!("{name}{{version=\"{version}\",vector_unit=\"{unit}\"}} 1");
     for line in [
         r#"forebay_worker_inferences_total{model="arith",version="1",reason="ok"} 3"#,
         r#"forebay_worker_inferences_total{model="arith",version="1",reason="invalid_request"} 1"#,
@@ -121,6 +125,7 @@ async fn metrics_count_what_happened() {
         r#"forebay_worker_queue_duration_seconds_bucket{model="arith",le="+Inf"} 3"#,
         r#"forebay_worker_queue_depth{model="arith"} 0"#,
         "forebay_worker_requests_in_flight 0",
+        &info,
     ] {
         assert!(metrics.contains(line), "expected {line}, found\n{metrics}");
     }
