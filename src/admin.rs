@@ -3,6 +3,7 @@
 
 use crate::clock;
 use crate::connections::Connections;
+use crate::flow::identify;
 use crate::pool::control::{ControlHandle, Drain, Unknown};
 use crate::pool::{Endpoint, Pool, Snapshot};
 use crate::server::{Lifecycle, Reloader};
@@ -135,9 +136,9 @@ impl Admin {
     /// `/pools/POOL/endpoints/ADDRESS/drain` and `/undrain`.
     async fn drain(&self, method: &Method, path: &str) -> Response<Vec<u8>> {
         let refused = |status, error: String| json_answer(status, &json!({ "error": error }));
-        let Some(drain) = drain_of(path) else {
-            let form = "/pools/POOL/endpoints/ADDRESS/drain or /undrain";
-            return refused(StatusCode::NOT_FOUND, format!("expected {form}, found {path:?}"));
+        let drain = match drain_of(path) {
+            Ok(drain) => drain,
+            Err((status, error)) => return refused(status, error),
         };
         if *method != Method::POST {
             let error = format!("expected POST, found {method}");
@@ -190,17 +191,27 @@ impl Admin {
     }
 }
 
-fn drain_of(path: &str) -> Option<Drain> {
-    let (pool, rest) = path.strip_prefix("/pools/")?.split_once("/endpoints/")?;
-    let (address, verb) = rest.split_once('/')?;
-    let drained = match verb {
-        "drain" => true,
-        "undrain" => false,
-        _ => return None,
+/// What a path asks for. Its parts are separated first and decoded then, so that a name may contain
+/// anything.
+fn drain_of(path: &str) -> Result<Drain, (StatusCode, String)> {
+    let parts: Vec<_> = path.split('/').collect();
+    let (pool, address, drained) = match parts[..] {
+        ["", "pools", pool, "endpoints", address, "drain"] => (pool, address, true),
+        ["", "pools", pool, "endpoints", address, "undrain"] => (pool, address, false),
+        _ => {
+            let form = "/pools/POOL/endpoints/ADDRESS/drain or /undrain";
+            let error = format!("expected {form} with names percent-encoded, found {path:?}");
+            return Err((StatusCode::NOT_FOUND, error));
+        }
     };
-    // An IPv6 address may come with its brackets encoded, as some clients must.
-    let address = address.replace("%5B", "[").replace("%5D", "]").parse().ok()?;
-    Some(Drain { pool: pool.to_owned(), address, drained })
+    let malformed = |error| (StatusCode::BAD_REQUEST, error);
+    let pool = identify::decode("pool", pool).map_err(malformed)?;
+    let address = identify::decode("endpoint", address).map_err(malformed)?;
+    let address = address.parse().map_err(|_| {
+        let form = "an endpoint's address such as 127.0.0.1:8001";
+        malformed(format!("expected {form}, found {address:?}"))
+    })?;
+    Ok(Drain { pool, address, drained })
 }
 
 fn set_endpoint_gauges(pool: &Pool, endpoint: &Endpoint) {

@@ -72,7 +72,9 @@ impl Endpoint {
             let mut stream = TcpStream::connect_timeout(&admin, PATIENCE)?;
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.set_write_timeout(Some(PATIENCE))?;
-            let path = format!("/pools/{}/endpoints/{}/{verb}", self.pool, self.address);
+            let address = self.address.to_string();
+            let path =
+                format!("/pools/{}/endpoints/{}/{verb}", encode(&self.pool), encode(&address));
             let head = format!(
                 "POST {path} HTTP/1.1\r\nhost: {admin}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
             );
@@ -93,4 +95,18 @@ impl Endpoint {
         }
         Ok(said)
     }
+}
+
+/// A name as one part of a path: all is percent-encoded that RFC 3986 does not leave to anybody.
+fn encode(name: &str) -> String {
+    let mut text = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            // Writing to a string does not fail.
+            let _ = std::fmt::Write::write_fmt(&mut text, format_args!("%{byte:02X}"));
+        }
+    }
+    text
 }

@@ -131,6 +131,13 @@ pub fn key(pool: &config::Pool, identity: &Identity, headers: &HeaderMap) -> Opt
     Some(pick::identity(&text))
 }
 
+/// A model and its version, where they are named, as a number.
+pub fn model(name: Option<&str>, version: Option<&str>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (name, version).hash(&mut hasher);
+    hasher.finish()
+}
+
 fn priority(value: &HeaderValue) -> Result<Priority, String> {
     let stated = value.to_str().ok().and_then(|text| text.parse().ok());
     stated.ok_or_else(|| {
@@ -180,7 +187,11 @@ fn hex(number: u128, width: usize) -> String {
     text
 }
 
-fn decode(what: &str, name: &str) -> Result<String, String> {
+/// A name as it stands between two slashes of a path, without its percent-encoding.
+///
+/// # Errors
+/// It is too long, or not encoded in the way of RFC 3986, or not UTF-8; in words for the caller.
+pub(crate) fn decode(what: &str, name: &str) -> Result<String, String> {
     if name.len() > MAX_NAME {
         return Err(format!(
             "expected a {what} name of at most {MAX_NAME} bytes, found {}",

@@ -2,7 +2,7 @@
 
 use crate::client::{Load, get, post};
 use crate::endpoint::{Behaviour, Endpoint};
-use crate::harness::{ARITH, Proxy, Worker, addresses, eventually};
+use crate::harness::{ARITH, Proxy, Worker, addresses, eventually, pool_of};
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -87,17 +87,48 @@ async fn the_command_line_waits_until_nothing_is_in_flight() {
 }
 
 #[tokio::test]
+async fn a_pool_of_any_name_can_be_drained() {
+    let endpoint = Endpoint::start(Behaviour::Echo).await;
+    let name = "a b/endpoints/%41 é";
+    let config = pool_of(&[endpoint.address], "")
+        .replace("[pool.test]", &format!("[pool.\"{name}\"]"))
+        .replace("pool = \"test\"", &format!("pool = \"{name}\""));
+    let proxy = Proxy::start(&config).await;
+    proxy.wait_ready(1).await;
+    for (verb, health) in [("drain", "draining"), ("undrain", "ready")] {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_forebay"));
+        command.args([verb, "--admin", &proxy.admin.to_string(), name]);
+        let output = command.arg(endpoint.address.to_string()).output().await.unwrap();
+        let told = format!("{name} {}: {health}, 0 in flight\n", endpoint.address);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), told, "{output:?}");
+    }
+    let encoded = "a%20b%2Fendpoints%2F%2541%20%C3%A9";
+    let address = endpoint.address.to_string().replace(':', "%3A");
+    let path = format!("/pools/{encoded}/endpoints/{address}/drain");
+    assert_eq!(post(proxy.admin, &path, "").await.json()["pool"], name);
+}
+
+#[tokio::test]
 async fn what_is_not_there_can_not_be_drained() {
     let endpoint = Endpoint::start(Behaviour::Echo).await;
     let proxy = Proxy::in_front_of(&[endpoint.address], 1, "").await;
     for (path, words) in [
         ("/pools/nowhere/endpoints/127.0.0.1:1/drain", "no pool \\\"nowhere\\\""),
         ("/pools/test/endpoints/127.0.0.1:1/drain", "no endpoint 127.0.0.1:1"),
-        ("/pools/test/endpoints/host/drain", "expected /pools/POOL/endpoints/ADDRESS/drain"),
         ("/pools/test/endpoints/127.0.0.1:1/stop", "expected /pools/POOL/endpoints/ADDRESS/drain"),
     ] {
         let answer = post(proxy.admin, path, "").await;
         assert_eq!(answer.status, 404, "{path}");
+        assert!(answer.text().contains(words), "{path}: {}", answer.text());
+    }
+    for (path, words) in [
+        ("/pools/test/endpoints/host/drain", "expected an endpoint's address such as"),
+        ("/pools/te%st/endpoints/127.0.0.1:1/drain", "expected percent-encoding in the pool name"),
+        ("/pools/test/endpoints/127.0.0.1:1%/drain", "percent-encoding in the endpoint name"),
+        ("/pools/%ff/endpoints/127.0.0.1:1/drain", "expected UTF-8 in the pool name"),
+    ] {
+        let answer = post(proxy.admin, path, "").await;
+        assert_eq!(answer.status, 400, "{path}");
         assert!(answer.text().contains(words), "{path}: {}", answer.text());
     }
     assert_eq!(get(proxy.admin, &path(endpoint.address, "drain")).await.status, 405);
