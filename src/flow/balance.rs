@@ -5,13 +5,14 @@
 
 use crate::clock;
 use crate::error::Refusal;
+use crate::flow::identify;
 use crate::flow::route::Target;
 use crate::pool::pending::{Asks, Bound, Turned, with_rng};
 use crate::pool::{Endpoint, ForLasting, Pool};
 use crate::request::Request;
 use forebay_protocol::grpc::Method;
 use forebay_protocol::{Reason, metric};
-use forebay_routing::{Ramp, pick};
+use forebay_routing::{Asked, Ramp, pick};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,13 +22,16 @@ pub struct Picked {
     pub endpoint: Arc<Endpoint>,
     /// Counts as in flight there until dropped.
     pub guard: Option<Bound>,
+    /// The model that it is asked for; nothing lasting is asked for one.
+    pub asked: Option<Asked>,
     /// When it was picked.
     pub at: Instant,
 }
 
 impl Picked {
-    fn new(bound: Bound) -> Self {
-        Self { endpoint: Arc::clone(&bound.endpoint), guard: Some(bound), at: Instant::now() }
+    fn new(bound: Bound, asked: Option<Asked>) -> Self {
+        let endpoint = Arc::clone(&bound.endpoint);
+        Self { endpoint, guard: Some(bound), asked, at: Instant::now() }
     }
 
     /// The attempt is over without an answer.
@@ -45,15 +49,23 @@ impl Picked {
 
     /// The attempt was dropped since another has answered. It took at least so long.
     pub fn given_up(&mut self) {
-        self.answered(true);
+        let took = self.at.elapsed();
+        if let Some(guard) = self.guard.take() {
+            guard.answered(self.asked.as_ref().map_or(took, |asked| asked.given_up(took)));
+        }
     }
 
-    /// The attempt is over with an answer, which began after the time since the pick.
+    /// The attempt is over with an answer. `counts`: it is what was asked for, so that the time since the
+    /// pick says how fast model and endpoint are.
     pub fn answered(&mut self, counts: bool) {
         if let Some(guard) = self.guard.take()
             && counts
         {
-            guard.answered(self.at.elapsed());
+            let took = self.at.elapsed();
+            guard.answered(match &mut self.asked {
+                Some(asked) => asked.answered(took, clock::now()),
+                None => took,
+            });
         }
     }
 }
@@ -71,20 +83,29 @@ pub async fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpo
         request.attempts.push(picked);
         return Ok(endpoint);
     }
+    let asked = ask(request, &target.pool);
     let tried = request.attempts.iter().map(|tried| Arc::clone(&tried.endpoint.state)).collect();
     let asks = Asks {
         priority: request.priority,
         caller: request.identity.caller,
         deadline: request.deadline.unwrap_or(started + target.route.deadline),
         key: request.key,
+        weight: asked.weight(),
         tried,
     };
     let bound = target.pool.bind(asks).await;
     request.times.balance += started.elapsed();
     let bound = bound.map_err(|turned| refusal(turned, request, &target.pool))?;
     let endpoint = Arc::clone(&bound.endpoint);
-    request.attempts.push(Picked::new(bound));
+    request.attempts.push(Picked::new(bound, Some(asked)));
     Ok(endpoint)
+}
+
+/// What the pool knows of the model that the request asks it for.
+fn ask(request: &Request, pool: &Pool) -> Asked {
+    let model = request.model_instead().or(request.identity.model.as_deref());
+    let key = identify::model(model, request.identity.version.as_deref());
+    pool.state.models.ask(key, clock::now())
 }
 
 fn refusal(turned: Turned, request: &Request, pool: &Pool) -> Refusal {
@@ -150,12 +171,13 @@ pub fn pick_lasting(pool: &Pool, tried: &[Picked]) -> Result<Picked, Refusal> {
         pick::pick(policy, endpoints, shut, &context, rng)
     });
     let index = chosen.ok_or_else(|| no_endpoint(pool, tried.len()))?;
-    Ok(Picked::new(Bound::lasting(&endpoints[index].0)))
+    Ok(Picked::new(Bound::lasting(&endpoints[index].0), None))
 }
 
-/// Picks an endpoint that is not among those `tried` and has room at once, if nobody waits for that.
-pub fn pick_free(pool: &Pool, tried: &[Picked]) -> Option<Picked> {
-    pool.bind_free(|endpoint| was_tried(tried, endpoint)).map(Picked::new)
+/// Picks an endpoint that the request has not tried and that has room at once, if nobody waits for that.
+pub fn pick_free(pool: &Pool, request: &Request) -> Option<Picked> {
+    let bound = pool.bind_free(|endpoint| was_tried(&request.attempts, endpoint))?;
+    Some(Picked::new(bound, Some(ask(request, pool))))
 }
 
 fn was_tried(tried: &[Picked], candidate: &Endpoint) -> bool {

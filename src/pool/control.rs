@@ -13,7 +13,7 @@ use super::{Endpoint, EndpointState, Hedges, Pool, PoolState, Snapshot};
 use crate::config::{self, Config, EndpointProtocol, Source};
 use arc_swap::ArcSwap;
 use forebay_routing::outlier::Judge;
-use forebay_routing::{Health, RetryBudget};
+use forebay_routing::{Health, Models, RetryBudget};
 use pingora::upstreams::peer::HttpPeer;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -276,6 +276,7 @@ impl Control {
                     budget,
                     retry,
                     hedges: config.hedge.as_ref().map(Hedges::new),
+                    models: Arc::new(Models::new(config.hedge.as_ref().map(|it| it.quantile))),
                 })
             }
         };

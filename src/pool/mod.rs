@@ -20,7 +20,7 @@ use crate::config;
 use forebay_routing::outlier::{Record, Tally};
 use forebay_routing::pick::{Ring, identity};
 use forebay_routing::{
-    Candidate, Health, Latencies, Load, Outcome, Picks, Policy, RetryBudget, Time,
+    Asked, Candidate, Health, Load, Models, Outcome, Picks, Policy, RetryBudget, Time,
 };
 use pingora::upstreams::peer::HttpPeer;
 use std::net::SocketAddr;
@@ -99,6 +99,8 @@ pub struct PoolState {
     retry: config::Retry,
     /// Second attempts, if there are any.
     pub hedges: Option<Hedges>,
+    /// What is known of each model.
+    pub models: Arc<Models>,
 }
 
 impl PoolState {
@@ -112,26 +114,21 @@ impl PoolState {
 /// What decides on second attempts beside slow first ones.
 #[derive(Debug)]
 pub struct Hedges {
-    /// What first attempts took lately.
-    pub latencies: Latencies,
     /// How many are left.
     pub budget: RetryBudget,
-    /// What both were made from.
+    /// What they are made after.
     settings: config::Hedge,
 }
 
 impl Hedges {
     fn new(settings: &config::Hedge) -> Self {
-        Self {
-            latencies: Latencies::new(settings.quantile),
-            budget: RetryBudget::new(settings.budget, 0.0),
-            settings: settings.clone(),
-        }
+        Self { budget: RetryBudget::new(settings.budget, 0.0), settings: settings.clone() }
     }
 
-    /// The time after which a second attempt is worth its cost; `None` while nothing is known.
-    pub fn after(&self) -> Option<Duration> {
-        self.latencies.estimate().map(|usual| usual.max(self.settings.min_delay))
+    /// The time after which a second attempt is worth its cost; `None` while nothing is known of what the
+    /// model takes.
+    pub fn after(&self, asked: &Asked) -> Option<Duration> {
+        asked.estimate().map(|usual| usual.max(self.settings.min_delay))
     }
 }
 

@@ -12,7 +12,7 @@ use crate::clock;
 use forebay_protocol::{Priority, metric};
 use forebay_routing::pick::Context;
 use forebay_routing::{
-    Binding, Claim, InFlight, Joined, Line, Next, Place, Policy, Ramp, Rng, View,
+    Binding, Claim, InFlight, Joined, Line, Next, Place, Policy, Ramp, Rng, View, Weight,
 };
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst, fence};
@@ -73,6 +73,8 @@ pub struct Asks {
     pub deadline: Instant,
     /// What is to go to the same endpoint, as a number, if anything is.
     pub key: Option<u64>,
+    /// The work that it is.
+    pub weight: Weight,
     /// Where it was sent already.
     pub tried: Vec<Arc<EndpointState>>,
 }
@@ -249,7 +251,7 @@ impl Pool {
             asks.tried.iter().any(|tried| Arc::ptr_eq(tried, &endpoint.state))
         };
         let view = self.view(None).keyed(asks.key);
-        let deadline = clock::at(asks.deadline);
+        let terms = (clock::at(asks.deadline), asks.weight);
         let binding = with_rng(|rng| {
             if let Some(ramp) = Ramp::draw(self.config.slow_start, view.context.now, rng) {
                 let shut =
@@ -257,12 +259,12 @@ impl Pool {
                 // A decision takes a turn, so it is not tried with those that are not there. With nobody
                 // else free, the one that has just come does better than a wait.
                 if !self.ready.iter().all(shut)
-                    && let Binding::Bind(index) = view.at_once(deadline, shut, rng)
+                    && let Binding::Bind(index) = view.at_once(terms, shut, rng)
                 {
                     return Binding::Bind(index);
                 }
             }
-            view.at_once(deadline, tried, rng)
+            view.at_once(terms, tried, rng)
         });
         match binding {
             Binding::Bind(index) => Bound::claim(self, &view, index).map(Ok),
@@ -284,6 +286,7 @@ impl Pool {
             deadline: clock::at(asks.deadline),
             caller: asks.caller,
             key: asks.key,
+            weight: asks.weight,
         };
         let view = self.view(None);
         let (reply, answer) = oneshot::channel();
@@ -392,104 +395,4 @@ pub(super) async fn tick(joined: Arc<Notify>, pools: impl Fn() -> Vec<Arc<Pool>>
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
-    use super::*;
-    use crate::config::Config;
-    use crate::pool::PoolState;
-    use forebay_routing::{Health, RetryBudget};
-    use pingora::upstreams::peer::HttpPeer;
-    use std::path::Path;
-    use std::sync::atomic::AtomicU64;
-
-    /// Four endpoints with two slots each, and nobody who looks at the line but those who come and go.
-    fn pool() -> Arc<Pool> {
-        let text = "[[listener]]\naddress = \"127.0.0.1:1\"\n[[route]]\nname = \"r\"\npool = \"p\"\n\
-                    [pool.p]\nendpoints = [\"127.0.0.1:1\", \"127.0.0.1:2\", \"127.0.0.1:3\", \
-                    \"127.0.0.1:4\"]\nslots = 2\nqueue = { size = 1000, hop = \"0s\" }\n";
-        let config = Arc::clone(&Config::parse(text, Path::new("")).unwrap().pools[0]);
-        let endpoint = |place: u16| {
-            let address = ([127, 0, 0, 1], place + 1).into();
-            let state = Arc::new(EndpointState::new(address, 2, Arc::default()));
-            state.health.store(Health::Ready as u8, Relaxed);
-            // One answer, so that its speed is known: it gets no more than its slots from now on.
-            state.load.enter().answered(Duration::from_millis(1), clock::now());
-            let peer = HttpPeer::new(address, false, String::new());
-            Arc::new(Endpoint { state, grpc: peer.clone(), peer })
-        };
-        let endpoints: Vec<_> = (0..4).map(endpoint).collect();
-        let state = Arc::new(PoolState {
-            turn: Arc::default(),
-            looked_for_stale: AtomicU64::new(0),
-            pending: Arc::new(Pending::new(Arc::default())),
-            budget: RetryBudget::new(0.0, 0.0),
-            retry: config.retry.clone(),
-            hedges: None,
-        });
-        let pool = Arc::new(Pool::new(config, endpoints, state));
-        pool.state.pending.renew(&pool);
-        pool
-    }
-
-    fn asks(number: usize) -> Asks {
-        Asks {
-            priority: Priority::ALL[number % 3],
-            caller: number as u64 % 5,
-            deadline: Instant::now() + Duration::from_secs(3600),
-            key: None,
-            tried: Vec::new(),
-        }
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn nobody_is_forgotten_and_no_slot_is_used_twice_however_all_meet() {
-        let pool = pool();
-        let taken: Arc<[AtomicUsize; 4]> = Arc::default();
-        let mut callers = tokio::task::JoinSet::new();
-        for number in 0..64 {
-            let (pool, taken) = (Arc::clone(&pool), Arc::clone(&taken));
-            callers.spawn(async move {
-                for turn in 0..200 {
-                    let bind = pool.bind(asks(number));
-                    // Some leave at any moment, also when they have just been bound.
-                    if (number + turn) % 7 == 0 {
-                        drop(tokio::time::timeout(Duration::from_micros(turn as u64), bind).await);
-                        continue;
-                    }
-                    let bound = bind.await.unwrap();
-                    let place = bound.endpoint.state.place.load(Relaxed);
-                    let there = taken[place].fetch_add(1, SeqCst);
-                    assert!(there < 2, "{there} others have both slots");
-                    for _ in 0..turn % 3 {
-                        tokio::task::yield_now().await;
-                    }
-                    taken[place].fetch_sub(1, SeqCst);
-                }
-            });
-        }
-        callers.join_all().await;
-        assert_eq!(pool.state.pending.count(), 0);
-        for endpoint in &pool.endpoints {
-            assert_eq!(endpoint.state.load.in_flight(), 0);
-        }
-    }
-
-    #[tokio::test]
-    async fn who_is_bound_and_gone_before_it_knows_gives_its_place_to_the_next() {
-        let pool = pool();
-        let mut held = Vec::new();
-        for number in 0..8 {
-            held.push(pool.bind(asks(number)).await.unwrap());
-        }
-        let mut first = Box::pin(pool.bind(asks(0)));
-        let mut second = Box::pin(pool.bind(asks(0)));
-        assert!(futures_util::poll!(&mut first).is_pending());
-        assert!(futures_util::poll!(&mut second).is_pending());
-        assert_eq!(pool.state.pending.count(), 2);
-        // The first is bound by this, and leaves without having looked.
-        held.pop();
-        drop(first);
-        assert!(futures_util::poll!(&mut second).is_ready());
-        assert_eq!(pool.state.pending.count(), 0);
-    }
-}
+mod tests;

@@ -4,10 +4,14 @@ use crate::harness::anywhere;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
+
+/// What the model `slow` takes where it is [`Behaviour::Paced`].
+pub const SLOW: Duration = Duration::from_secs(1);
 
 /// What an endpoint does with an inference. Probes are always answered well.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,6 +38,8 @@ pub enum Behaviour {
     OnePerConnection,
     /// Refuses with 413 after the header, and closes.
     Early413,
+    /// Echoes, what the model `slow` is asked for after [`SLOW`], and reports nothing.
+    Paced,
     /// Echoes, each time that it is let: see [`Endpoint::let_go`].
     Gated,
 }
@@ -148,6 +154,12 @@ async fn serve(
                         abandoned.fetch_add(1, Relaxed);
                         return None;
                     }
+                }
+                answer(&mut stream, "200 OK", "", &echo(&body)).await?;
+            }
+            Behaviour::Paced => {
+                if head.contains("/models/slow/") {
+                    tokio::time::sleep(SLOW).await;
                 }
                 answer(&mut stream, "200 OK", "", &echo(&body)).await?;
             }

@@ -1,13 +1,15 @@
 //! A second attempt beside one that is slow: who wins, what it may cost, and what becomes of the loser.
 
 use crate::client::{get, post, post_with};
-use crate::endpoint::{Behaviour, Endpoint};
+use crate::endpoint::{Behaviour, Endpoint, SLOW};
 use crate::grpc_client::call;
 use crate::harness::{ARITH, Proxy, Worker, addresses, eventually};
 use forebay_protocol::grpc::{Code, infer as wire};
 use forebay_protocol::oip::{Data, InferRequest, Tensor};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use tokio::task::JoinSet;
 
 const INFER: &str = "/v2/models/m/infer";
 const ARITH_INFER: &str = "/v2/models/arith/infer";
@@ -67,6 +69,32 @@ async fn what_hedges_add_is_bounded() {
     assert!((5.0..=10.0).contains(&made), "{made}");
     assert!(late >= 10, "{late}");
     assert!(proxy.metric("forebay_hedges_refused_total", &["cause=\"budget\""]).await >= 1.0);
+}
+
+#[tokio::test]
+async fn a_model_is_hedged_after_what_it_takes_itself() {
+    let stuck = Endpoint::start(Behaviour::Paced).await;
+    let well = Endpoint::start(Behaviour::Paced).await;
+    let proxy = Proxy::in_front_of(&[stuck.address, well.address], 2, HEDGE).await;
+    learn(&proxy).await;
+    let made = proxy.metric("forebay_hedges_total", &[]).await;
+    let mut slow = JoinSet::new();
+    for _ in 0..150 {
+        let address = proxy.address;
+        slow.spawn(async move { post(address, "/v2/models/slow/infer", "x").await.status });
+    }
+    assert!(slow.join_all().await.iter().all(|status| *status == 200));
+    // Of the slow one nothing was known, and what the other takes says nothing of it.
+    assert_eq!(proxy.metric("forebay_hedges_total", &[]).await, made, "no further ones");
+
+    stuck.becomes(Behaviour::Silent);
+    for _ in 0..4 {
+        assert_eq!(post(proxy.address, INFER, "x").await.status, 200);
+    }
+    let lines: Vec<_> = (0..314).map(|_| proxy.next_line()).collect();
+    let hedged = lines[310..].iter().find(|line| line["hedged"] == "won").unwrap();
+    let took = Duration::from_micros(hedged["total_us"].as_u64().unwrap());
+    assert!(took < SLOW, "{took:?}: half of all requests took longer");
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@
 //! it is late, and so that the refusal can say when it is worth asking again.
 
 use crate::pick::{self, Candidate, Context, Looked, Policy, least};
-use crate::{InFlight, Load, Rng, Time};
+use crate::{InFlight, Load, Rng, Time, Weight};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -188,6 +188,14 @@ impl<C: Candidate> View<'_, C> {
 }
 
 impl Outlook {
+    /// The same for a request of this weight: those before it are of any.
+    #[must_use = "the outlook itself is for a request of the mean"]
+    pub fn weighing(self, weight: Weight) -> Self {
+        let [service, deviation] =
+            [self.service, self.deviation].map(|seconds| seconds * weight.get());
+        Self { service, deviation, ..self }
+    }
+
     /// Until so many requests that wait have been bound, and one more.
     pub fn wait(&self, ahead: usize) -> Duration {
         let seconds = (ahead as f64 + 1.0) / self.per_second;
@@ -369,6 +377,8 @@ mod tests {
         assert_eq!((outlook.wait(29).as_secs_f64() * 1e3).round(), 100.0);
         assert!(outlook.can_meet(at(127), at(0), 29));
         assert!(!outlook.can_meet(at(126), at(0), 29));
+        assert!(outlook.weighing(Weight::new(0.1)).can_meet(at(103), at(0), 29));
+        assert!(!outlook.weighing(Weight::new(3.0)).can_meet(at(150), at(0), 29));
         assert!(outlook.is_too_late(at(0), at(126), at(100)));
         assert!(!outlook.is_too_late(at(0), at(127), at(100)));
         assert!(!outlook.is_too_late(at(0), at(20), at(10)), "half of its time must do");

@@ -4,7 +4,7 @@
 //! proxy and the simulator do the same: whether one that comes joins the line, and whose wait is over
 //! when something has changed.
 
-use crate::{Binding, Candidate, Claim, Line, Place, Policy, Rng, Time, View};
+use crate::{Binding, Candidate, Claim, Line, Place, Policy, Rng, Time, View, Weight};
 use std::time::Duration;
 
 /// How many of those that are first are looked at for one that may go to what is free: the others
@@ -25,9 +25,16 @@ pub enum Next {
 impl<C: Candidate> View<'_, C> {
     /// Where a request goes at once that comes when nobody waits: if there is too little time to wait
     /// for what is better, to the best that is free.
-    pub fn at_once(&self, deadline: Time, excluded: impl Fn(&C) -> bool, rng: &mut Rng) -> Binding {
+    pub fn at_once(
+        &self,
+        (deadline, weight): (Time, Weight),
+        excluded: impl Fn(&C) -> bool,
+        rng: &mut Rng,
+    ) -> Binding {
         let binding = self.bind(&excluded, 0, rng);
-        let can_wait = |rng: &mut Rng| self.outlook(rng).can_meet(deadline, self.context.now, 0);
+        let can_wait = |rng: &mut Rng| {
+            self.outlook(rng).weighing(weight).can_meet(deadline, self.context.now, 0)
+        };
         if binding != Binding::Wait || self.policy != Policy::Adaptive || can_wait(rng) {
             return binding;
         }
@@ -42,7 +49,7 @@ impl<C: Candidate> View<'_, C> {
         if line.is_empty() {
             return Ok(());
         }
-        let outlook = self.outlook(rng);
+        let outlook = self.outlook(rng).weighing(claim.weight);
         if outlook.can_meet(claim.deadline, self.context.now, line.ahead_of(claim)) {
             return Ok(());
         }
@@ -59,7 +66,11 @@ impl<C: Candidate> View<'_, C> {
         let first = line.first()?;
         // While others wait nothing is lost with one that is hardly done in time.
         if line.len() > 1
-            && self.outlook(rng).is_too_late(first.0.since(), first.0.deadline(), self.context.now)
+            && self.outlook(rng).weighing(first.0.weight()).is_too_late(
+                first.0.since(),
+                first.0.deadline(),
+                self.context.now,
+            )
         {
             return Some((first.0, Next::TooLate));
         }

@@ -9,6 +9,7 @@
 //! - [`bind`]: bind a request now, or hold it back, and what can be promised.
 //! - [`dispatch`]: who of those that wait goes next.
 //! - [`line`]: requests that wait until an endpoint can take them.
+//! - [`models`]: what is known of each model of a pool.
 //! - [`load`]: what is known of one endpoint's load, updated without locks; the in-flight guard.
 //! - [`pick`]: which endpoint gets the next request, by one of the [`Policy`] values.
 //! - [`health`]: rise and fall of one endpoint from the outcomes of its probes.
@@ -24,6 +25,7 @@ pub mod health;
 pub mod hedge;
 pub mod line;
 pub mod load;
+pub mod models;
 pub mod outlier;
 pub mod pick;
 mod picks;
@@ -38,6 +40,7 @@ pub use health::{Health, HealthCheck, ProbeOutcome};
 pub use hedge::Latencies;
 pub use line::{Claim, Joined, Line, Place};
 pub use load::{InFlight, Load, Report};
+pub use models::{Asked, Models, Weight};
 pub use outlier::{Ejection, Outcome};
 pub use pick::{Candidate, Policy};
 pub use picks::Picks;

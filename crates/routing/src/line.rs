@@ -11,7 +11,7 @@
 //! Every operation costs O(log n) for n waiting; those that look at callers one by one do so for at
 //! most [`CALLERS_SEEN`] of them.
 
-use crate::Time;
+use crate::{Time, Weight};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How many classes there are; 0 is the most urgent.
@@ -30,12 +30,18 @@ pub struct Place {
     caller: u64,
     since: Time,
     key: Option<u64>,
+    weight: Weight,
 }
 
 impl Place {
     /// What is to go to the same endpoint, if anything is.
     pub fn key(&self) -> Option<u64> {
         self.key
+    }
+
+    /// The work that it is.
+    pub fn weight(&self) -> Weight {
+        self.weight
     }
 
     /// When it came.
@@ -62,6 +68,8 @@ pub struct Claim {
     pub caller: u64,
     /// What is to go to the same endpoint, as a number, if anything is.
     pub key: Option<u64>,
+    /// The work that it is.
+    pub weight: Weight,
 }
 
 /// How a claim was taken.
@@ -132,9 +140,8 @@ impl<T> Line<T> {
         let more_urgent: usize = self.classes[..at].iter().map(|class| class.len).sum();
         let class = &self.classes[at];
         // The common case first: equal patience, so whoever comes last is last.
-        let (class_at, since, deadline) = (class_of(at), claim.since, claim.deadline);
-        let behind =
-            Place { class: class_at, deadline, number: u64::MAX, caller: 0, since, key: None };
+        let class_at = class_of(at);
+        let behind = Place { deadline: claim.deadline, number: u64::MAX, ..first_of(at) };
         let last = self.waiting.range(..=last_of(at)).next_back();
         let earlier = match last {
             Some((last, _)) if last.class == class_at && *last > behind => {
@@ -155,6 +162,7 @@ impl<T> Line<T> {
             caller: claim.caller,
             since: claim.since,
             key: claim.key,
+            weight: claim.weight,
         };
         let displaced = if self.waiting.len() < self.size {
             None
@@ -289,19 +297,20 @@ const fn class_of(index: usize) -> u8 {
 
 fn first_of(at: usize) -> Place {
     let zero = Time::default();
-    Place { class: class_of(at), deadline: zero, number: 0, caller: 0, since: zero, key: None }
+    Place {
+        class: class_of(at),
+        deadline: zero,
+        number: 0,
+        caller: 0,
+        since: zero,
+        key: None,
+        weight: Weight::default(),
+    }
 }
 
 fn last_of(at: usize) -> Place {
     let ever = Time::new(std::time::Duration::MAX);
-    Place {
-        class: class_of(at),
-        deadline: ever,
-        number: u64::MAX,
-        caller: u64::MAX,
-        since: ever,
-        key: None,
-    }
+    Place { deadline: ever, number: u64::MAX, caller: u64::MAX, since: ever, ..first_of(at) }
 }
 
 #[cfg(test)]
@@ -312,7 +321,8 @@ mod tests {
 
     fn claim(class: u8, deadline_ms: u64, caller: u64) -> Claim {
         let deadline = Time::new(Duration::from_millis(deadline_ms));
-        Claim { class, since: Time::default(), deadline, caller, key: None }
+        let (since, weight) = (Time::default(), Weight::default());
+        Claim { class, since, deadline, caller, key: None, weight }
     }
 
     fn drain<T>(line: &mut Line<T>) -> Vec<T> {

@@ -23,7 +23,7 @@ use crate::error::Refusal;
 use crate::flow::balance::{balance, can_try_again, may_try_again, pick_free};
 use crate::flow::fallback;
 use crate::flow::route::Target;
-use crate::pool::{Endpoint, Hedges, Pool};
+use crate::pool::{Endpoint, Pool};
 use crate::request::{Hedged, Request};
 use forebay_protocol::Reason;
 use forebay_protocol::metric::proxy as metric;
@@ -243,7 +243,8 @@ impl<'a> Attempts<'a> {
         let pool = Arc::clone(&self.target.pool);
         let hedges = pool.state.hedges.as_ref();
         let mut in_time = None;
-        if let Some(after) = hedges.and_then(Hedges::after) {
+        let asked = self.request.attempts[first.index].asked.as_ref();
+        if let Some(after) = hedges.zip(asked).and_then(|(hedges, asked)| hedges.after(asked)) {
             in_time = timeout(after, &mut sent).await.ok();
             if in_time.is_none()
                 && let Some(second) = self.hedge(&pool)
@@ -256,10 +257,23 @@ impl<'a> Attempts<'a> {
             Some(ended) => ended,
             None => sent.await,
         };
-        if let (Some(hedges), Ended::Answered(_) | Ended::TooLate) = (hedges, &ended) {
-            hedges.latencies.observe(first.started.elapsed(), clock::now());
+        let counts = match &ended {
+            Ended::Answered(answer) => answer.is_success(),
+            Ended::Broke(_) => false,
+            Ended::TooLate => true,
+        };
+        let result = self.settle(&first, ended);
+        if counts {
+            self.first_took(&first);
         }
-        self.settle(&first, ended)
+        result
+    }
+
+    /// Takes in how long a first attempt took, or was waited for.
+    fn first_took(&self, first: &Attempt) {
+        if let Some(asked) = &self.request.attempts[first.index].asked {
+            asked.first_took(first.started.elapsed(), clock::now());
+        }
     }
 
     /// A second attempt, at an endpoint that has room for it at once, if the budget pays for it.
@@ -270,7 +284,7 @@ impl<'a> Attempts<'a> {
             metrics::counter!(metric::HEDGES_REFUSED, "pool" => pool, "cause" => cause)
                 .increment(1);
         };
-        let Some(picked) = pick_free(pool, &self.request.attempts) else {
+        let Some(picked) = pick_free(pool, self.request) else {
             refused("busy");
             return None;
         };
@@ -323,11 +337,8 @@ impl<'a> Attempts<'a> {
 
     /// Takes in what became of a second attempt.
     fn hedged(&mut self, first: &Attempt, outcome: Hedged) {
-        let pool = &self.target.pool;
-        if let Some(hedges) = &pool.state.hedges {
-            hedges.latencies.observe(first.started.elapsed(), clock::now());
-        }
-        let name = pool.config.name.clone();
+        self.first_took(first);
+        let name = self.target.pool.config.name.clone();
         metrics::counter!(metric::HEDGES, "pool" => name, "outcome" => outcome.as_str())
             .increment(1);
         if outcome == Hedged::Won {

@@ -8,7 +8,7 @@ use forebay_protocol::Reason;
 use forebay_routing::pick::{Context, Ring};
 use forebay_routing::{
     Binding, Candidate, Claim, InFlight, Joined, Line, Load, Next, Picks, Place, Policy, Report,
-    Rng, Time, View,
+    Rng, Time, View, Weight,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -122,6 +122,7 @@ impl Ours {
             deadline: time(ask.deadline),
             caller: u64::from(ask.caller),
             key: Some(ask.key),
+            weight: Weight::default(),
         };
         let mut rng = self.rng.clone();
         let hope = self.view(None, ask.now).hope(&self.line, &claim, &mut rng);
@@ -172,7 +173,7 @@ impl Balancer for Ours {
             let mut rng = self.rng.clone();
             let tried = |known: &Known| known.is_among(ask.tried);
             let binding = self.view(None, ask.now).keyed(Some(ask.key)).at_once(
-                time(ask.deadline),
+                (time(ask.deadline), Weight::default()),
                 tried,
                 &mut rng,
             );
