@@ -250,6 +250,11 @@ impl EndpointState {
         }
     }
 
+    /// How often it has answered: a number to compare with a later one.
+    pub fn answers_so_far(&self) -> u32 {
+        self.tally.answers()
+    }
+
     /// A request met trouble here: have it probed now instead of at the next turn.
     pub fn suspect(&self) {
         self.reports.forget_order();

@@ -2,9 +2,10 @@
 
 use crate::client::{Load, post, post_with};
 use crate::endpoint::{Behaviour, Endpoint};
-use crate::harness::{Proxy, eventually};
+use crate::harness::{Proxy, eventually, pool_of};
 use std::net::SocketAddr;
 use std::time::Duration;
+use tokio::task::JoinSet;
 
 const INFER: &str = "/v2/models/m/infer";
 
@@ -105,6 +106,36 @@ async fn a_callers_mistakes_and_haste_take_nobody_out() {
     assert_eq!(proxy.metric("forebay_ejections_total", &[]).await, 0.0);
     let refused = proxy.metric("forebay_ejections_refused_total", &[]).await;
     assert_eq!(refused, 0.0);
+}
+
+#[tokio::test]
+async fn timeouts_at_endpoints_that_answer_others_meanwhile_take_nobody_out() {
+    let all = start([Behaviour::Paced, Behaviour::Paced]).await;
+    let rules = "policy = \"round_robin\"\nejection = { interval = \"1h\" }";
+    let config = pool_of(&addresses(&all), rules) + "deadline = \"500ms\"\n";
+    let proxy = Proxy::start(&config).await;
+    proxy.wait_ready(2).await;
+    let load = Load::start(proxy.address, INFER, "x", 2);
+    load.wait(20).await;
+    let mut late = JoinSet::new();
+    for _ in 0..40 {
+        let address = proxy.address;
+        late.spawn(async move { post(address, "/v2/models/slow/infer", "x").await.status });
+    }
+    assert!(late.join_all().await.iter().all(|status| *status == 504));
+    load.stop().await;
+    for name in ["forebay_ejections_total", "forebay_ejections_refused_total"] {
+        assert_eq!(proxy.metric(name, &[]).await, 0.0, "{name}");
+    }
+    // One that says nothing at all is out.
+    all.iter().for_each(|endpoint| endpoint.becomes(Behaviour::Silent));
+    for _ in 0..10 {
+        assert_eq!(post(proxy.address, INFER, "x").await.status, 504);
+    }
+    eventually("an ejection", async || {
+        (ejections(&proxy, "consecutive_failures").await >= 1.0).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -6,7 +6,9 @@
 //! the end of each window, against what the rest of the pool does in the same time.
 //!
 //! The cure must not be worse. Only what is an endpoint's own fault counts: a caller's mistake (4xx)
-//! never does, and being busy (429, 503) only while the endpoint has to prove itself. At most a share of
+//! never does, and being busy (429, 503) only while the endpoint has to prove itself. A timeout counts as
+//! a failure in a row only where nobody else was answered meanwhile (Envoy counts all of them, as 504s, and
+//! so takes out healthy endpoints that are overloaded). At most a share of
 //! the pool is out at once, one endpoint always stays, and if too few are left all are used again
 //! ([`panics`]): half of a sick fleet is worth more than none. An endpoint that comes back is on trial,
 //! where one failure sends it out again, for twice as long; good behaviour shortens that again as
@@ -63,6 +65,10 @@ pub enum Outcome {
     Understood,
     /// With the word that it has too much to do.
     Busy,
+    /// Not in the time that it had, which others were answered in meanwhile: it is slow, not gone. That
+    /// counts against its share of answers, which is judged beside the others', but not as one of so
+    /// many failures in a row: where everybody is overloaded, nobody is at fault.
+    Late,
     /// By its fault: no connection, no answer, half an answer, or the word that it failed.
     Failed,
 }
@@ -75,7 +81,9 @@ pub struct Tally {
     limit: AtomicU32,
     /// Whether it has to prove itself: 1 if so.
     on_trial: AtomicU32,
+    /// Of all times, modulo 2^32; what of them was in windows that are over.
     answered: AtomicU32,
+    judged: AtomicU32,
     timed: AtomicU32,
     failed: AtomicU32,
     nanos: AtomicU64,
@@ -106,12 +114,21 @@ impl Tally {
                 self.well();
                 false
             }
-            Outcome::Busy => self.on_trial.load(Relaxed) > 0 && self.one_more(),
+            Outcome::Busy => self.fails_its_trial(),
+            Outcome::Late => {
+                self.failed.fetch_add(1, Relaxed);
+                self.fails_its_trial()
+            }
             Outcome::Failed => {
                 self.failed.fetch_add(1, Relaxed);
                 self.one_more()
             }
         }
+    }
+
+    /// How often it has answered, modulo 2^32: with the same number later it has been silent.
+    pub fn answers(&self) -> u32 {
+        self.answered.load(Relaxed)
     }
 
     fn well(&self) {
@@ -120,6 +137,10 @@ impl Tally {
         if self.in_a_row.load(Relaxed) > 0 {
             self.in_a_row.store(0, Relaxed);
         }
+    }
+
+    fn fails_its_trial(&self) -> bool {
+        self.on_trial.load(Relaxed) > 0 && self.one_more()
     }
 
     fn one_more(&self) -> bool {
@@ -140,8 +161,9 @@ impl Tally {
     }
 
     fn take(&self) -> Window {
-        let [answered, timed, failed] =
-            [&self.answered, &self.timed, &self.failed].map(|count| count.swap(0, Relaxed));
+        let [timed, failed] = [&self.timed, &self.failed].map(|count| count.swap(0, Relaxed));
+        let answers = self.answers();
+        let answered = answers.wrapping_sub(self.judged.swap(answers, Relaxed));
         let nanos = self.nanos.swap(0, Relaxed);
         #[allow(clippy::cast_precision_loss, reason = "a mean need not be exact to 53 bits")]
         let seconds = (timed > 0).then(|| nanos as f64 / 1e9 / f64::from(timed));

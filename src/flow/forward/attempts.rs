@@ -70,6 +70,8 @@ struct Attempt {
     until: Instant,
     /// Whether that is sooner than the request's deadline, so that another can be made.
     cut_short: bool,
+    /// How often the endpoint had answered when it began.
+    heard: u32,
 }
 
 /// How an attempt ended.
@@ -224,6 +226,7 @@ impl<'a> Attempts<'a> {
         let own = own.filter(|own| *own < deadline && self.others_can_follow());
         Attempt {
             index: self.request.attempts.len() - 1,
+            heard: endpoint.state.answers_so_far(),
             endpoint,
             started,
             until: own.unwrap_or(deadline),
@@ -419,9 +422,11 @@ impl<'a> Attempts<'a> {
     }
 
     fn too_late(&mut self, attempt: &Attempt) -> Failure {
-        // A caller that gives little time says nothing about the endpoint.
-        let asked = self.request.identity.deadline;
-        let hurried = asked.is_some_and(|asked| asked < self.target.route.deadline);
+        // Little time says nothing about the endpoint, be it that the caller gave little or that most of it
+        // had passed in the queue.
+        let (asked, usual) = (self.request.identity.deadline, self.target.route.deadline);
+        let had = attempt.until.saturating_duration_since(attempt.started);
+        let hurried = asked.is_some_and(|asked| asked < usual) || had < usual / 2;
         let picked = &mut self.request.attempts[attempt.index];
         if attempt.started.elapsed() >= FAIR {
             picked.failed();
@@ -429,7 +434,9 @@ impl<'a> Attempts<'a> {
             picked.answered(false);
         }
         if attempt.cut_short || !hurried {
-            attempt.endpoint.state.note(Outcome::Failed);
+            let endpoint = &attempt.endpoint.state;
+            let silent = endpoint.answers_so_far() == attempt.heard;
+            endpoint.note(if silent { Outcome::Failed } else { Outcome::Late });
         }
         if attempt.cut_short && self.request.time_left().is_none_or(|left| !left.is_zero()) {
             let message = "the endpoint did not answer in time";

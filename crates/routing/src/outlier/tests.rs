@@ -256,3 +256,26 @@ fn with_fewer_than_half_in_rotation_all_are_used() {
     }
     assert!(!panics(0, 4, 0.0), "0 switches it off");
 }
+
+#[test]
+fn what_is_slow_while_it_answers_others_is_judged_by_its_share_alone() {
+    let mut fleet = Fleet::new(3);
+    let answered = fleet.tallies[1].answers();
+    assert!(!fleet.ends(1, Outcome::Late, 20));
+    assert_eq!(fleet.tallies[1].answers(), answered, "none of them is an answer");
+    assert_eq!(fleet.look(10), [], "no failures in a row");
+    // All do as badly: nobody is at fault.
+    for place in 0..3 {
+        fleet.answers(place, 1, 20);
+        fleet.ends(place, Outcome::Late, 20);
+    }
+    assert_eq!(fleet.look(2000), []);
+    for place in 0..3 {
+        fleet.answers(place, 1, 20);
+    }
+    fleet.ends(2, Outcome::Late, 20);
+    assert_eq!(fleet.look(4000), [(2, Verdict::Ejected(Cause::SuccessRate))]);
+    assert_eq!(fleet.look(7001), [(2, Verdict::Returned)]);
+    assert!(fleet.ends(2, Outcome::Late, 1), "on trial it counts");
+    assert_eq!(fleet.look(7002), [(2, Verdict::Ejected(Cause::Recovery))]);
+}
