@@ -78,7 +78,7 @@ impl Picked {
 pub async fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpoint>, Refusal> {
     let started = Instant::now();
     if request.identity.grpc.is_some_and(Method::is_stream) {
-        let picked = pick_lasting(&target.pool, &request.attempts)?;
+        let picked = pick_lasting(&target.pool, &request.attempts, request.key)?;
         let endpoint = Arc::clone(&picked.endpoint);
         request.attempts.push(picked);
         return Ok(endpoint);
@@ -144,18 +144,19 @@ fn no_endpoint(pool: &Pool, tried: usize) -> Refusal {
 }
 
 /// Picks an endpoint that is not among those `tried` for something that lasts, such as a connection or
-/// a stream: it is counted in there at once, however many others are there.
+/// a stream: it is counted in there at once, however many others are there. What has the same `key` goes
+/// to the same endpoint, if the pool has it so.
 ///
 /// # Errors
 /// No endpoint is in rotation, or all that are were tried.
-pub fn pick_lasting(pool: &Pool, tried: &[Picked]) -> Result<Picked, Refusal> {
+pub fn pick_lasting(pool: &Pool, tried: &[Picked], key: Option<u64>) -> Result<Picked, Refusal> {
     let now = clock::now();
     let context = pick::Context {
         now,
         report_ttl: pool.config.report_ttl,
         turn: &pool.state.turn,
-        key: None,
-        ring: None,
+        key,
+        ring: Some(&pool.ring),
     };
     let (policy, endpoints) = (pool.config.policy, &pool.for_lasting);
     let excluded = |candidate: &ForLasting| was_tried(tried, &candidate.0);

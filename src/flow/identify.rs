@@ -131,6 +131,12 @@ pub fn key(pool: &config::Pool, identity: &Identity, headers: &HeaderMap) -> Opt
     Some(pick::identity(&text))
 }
 
+/// The same at Layer 4: the caller's address, whatever its port.
+pub fn key_of_address(pool: &config::Pool, caller: SocketAddr) -> Option<u64> {
+    let address = || caller.ip().to_canonical().to_string();
+    (pool.policy == Policy::Sticky).then(|| pick::identity(address().as_bytes()))
+}
+
 /// A model and its version, where they are named, as a number.
 pub fn model(name: Option<&str>, version: Option<&str>) -> u64 {
     let mut hasher = DefaultHasher::new();

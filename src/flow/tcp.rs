@@ -10,6 +10,7 @@ use crate::config::{self, ProxyVersion};
 use crate::connections::{Connection, Connections};
 use crate::error::Refusal;
 use crate::flow::balance::{Picked, may_try_again, pick_lasting};
+use crate::flow::identify;
 use crate::flow::observe::Observer;
 use crate::flow::proxy_protocol::{self, Ends};
 use crate::flow::relay::{End, Traffic, relay};
@@ -106,7 +107,8 @@ impl Layer4 {
             let message = format!("there is no pool {}", self.settings.pool);
             return Err(Refusal::new(Reason::NoEndpoint, message));
         };
-        let mut endpoint = connect(pool, &mut passage.attempts).await?;
+        let key = identify::key_of_address(&pool.config, passage.ends.source);
+        let mut endpoint = connect(pool, &mut passage.attempts, key).await?;
         let _ = endpoint.set_nodelay(true);
         passage.connected = Some(passage.arrived.elapsed());
         let traffic = passage.traffic(pool);
@@ -176,10 +178,14 @@ impl Layer4 {
 ///
 /// # Errors
 /// None is in rotation, or none that may be tried took it.
-async fn connect(pool: &Pool, attempts: &mut Vec<Picked>) -> Result<TcpStream, Refusal> {
+async fn connect(
+    pool: &Pool,
+    attempts: &mut Vec<Picked>,
+    key: Option<u64>,
+) -> Result<TcpStream, Refusal> {
     pool.state.budget.request();
     loop {
-        let mut picked = pick_lasting(pool, attempts)?;
+        let mut picked = pick_lasting(pool, attempts, key)?;
         let state = Arc::clone(&picked.endpoint.state);
         let connecting = TcpStream::connect(state.address);
         let connected = timeout(pool.config.connect_timeout, connecting).await;

@@ -25,3 +25,4 @@ mod proxy_protocol;
 mod queue;
 mod reference;
 mod signals;
+mod sticky;
