@@ -34,6 +34,8 @@ pub struct Line<'a> {
     pub trace_id: &'a str,
     /// Address of the caller.
     pub client: Option<String>,
+    /// Version of TLS that it came in, such as `1.3`.
+    pub tls: Option<&'a str>,
     /// HTTP method.
     pub method: &'a str,
     /// Path without the query.
@@ -91,6 +93,8 @@ pub struct ConnectionLine<'a> {
     pub listener: &'a str,
     /// Address of the caller.
     pub client: String,
+    /// Version of TLS that ends here, such as `1.3`.
+    pub tls: Option<&'static str>,
     /// `ok`, or why it ended otherwise.
     pub reason: &'static str,
     /// Name of the pool.

@@ -2,6 +2,7 @@
 //! the operator says otherwise, since whoever reaches it may reload.
 
 use crate::clock;
+use crate::config::Tls;
 use crate::connections::Connections;
 use crate::flow::identify;
 use crate::pool::control::{ControlHandle, Drain, Unknown};
@@ -165,7 +166,13 @@ impl Admin {
     fn set_gauges(&self, snapshot: &Snapshot) {
         #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
         metrics::gauge!(metric::IN_FLIGHT).set(self.lifecycle.in_flight() as f64);
-        for connections in &self.listeners {
+        // A reload changes no listener, but may have brought other certificates.
+        for (connections, listener) in self.listeners.iter().zip(&snapshot.config.listeners) {
+            if let Some(ends) = listener.tls.as_ref().and_then(Tls::first_end) {
+                let ends = ends.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                metrics::gauge!(metric::TLS_EXPIRY, "listener" => connections.listener.to_string())
+                    .set(ends.as_secs_f64());
+            }
             #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
             metrics::gauge!(
                 metric::CONNECTIONS_OPEN, "listener" => connections.listener.to_string(),
@@ -297,6 +304,8 @@ fn describe() {
     counter!(metric::REPORTS_DROPPED, "load reports that were not believed, by cause");
     gauge!(metric::CONNECTIONS_OPEN, "open connections of callers");
     counter!(metric::CONNECTIONS, "connections of callers that ended, by how");
+    counter!(metric::TLS_HANDSHAKES, "TLS handshakes with callers, by how they ended");
+    gauge!(metric::TLS_EXPIRY, "Unix time at which the first certificate of a listener expires");
     counter!(metric::CONNECTION_BYTES, "bytes over connections at layer 4");
     metrics::describe_histogram!(
         metric::CONNECTION_SECONDS,

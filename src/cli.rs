@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// A load-balancing proxy for model inference.
 ///
@@ -127,6 +127,7 @@ pub fn main() -> ExitCode {
 
 fn serve(file: &Path, worker_log: WorkerLog) -> Result<()> {
     let config = Config::load(file).map_err(|error| anyhow::anyhow!(error.render()))?;
+    config.warn();
     let started = |started: &server::Started| {
         let listeners: Vec<_> = started.listeners.iter().map(ToString::to_string).collect();
         let admin = started.admin.map(|address| address.to_string());
@@ -141,6 +142,9 @@ fn check(file: &Path) -> ExitCode {
         Ok(config) => {
             let (listeners, pools) = (config.listeners.len(), config.pools.len());
             let routes = config.routes.len();
+            for doubt in config.doubts(SystemTime::now()) {
+                complain(&format!("warning: {doubt}"));
+            }
             tell(&format!(
                 "{}: fine ({listeners} listeners, {pools} pools, {routes} routes)",
                 file.display()

@@ -108,22 +108,23 @@ enum Taker {
 }
 
 impl Door {
-    /// A listener at a socket that was bound.
+    /// A listener, with its place in the configuration, at a socket that was bound.
     ///
     /// # Errors
     /// The socket was not bound, or no handle on it is left.
     pub fn new(
         sockets: &Sockets,
         bound: SocketAddr,
-        listener: &Listener,
+        (place, listener): (usize, &Listener),
         proxy: &Proxy,
         server: &config::Server,
     ) -> Result<Self> {
         let connections = Arc::new(Connections::new(bound, listener));
         let taker = match &listener.protocol {
-            Protocol::Http { h2c } => Taker::Http(Arc::new(Accept {
-                proxy: Arc::new(http(proxy, *h2c, server)),
-                h2c: *h2c,
+            Protocol::Http { h2 } => Taker::Http(Arc::new(Accept {
+                proxy: Arc::new(http(proxy, *h2, server)),
+                place,
+                h2: *h2,
                 proxy_protocol: listener.proxy_protocol,
                 connections: Arc::clone(&connections),
                 snapshot: Arc::clone(&proxy.snapshot),
@@ -131,6 +132,7 @@ impl Door {
                 observer: Arc::clone(&proxy.observer),
             })),
             Protocol::Tcp(settings) => Taker::Tcp(Arc::new(Layer4 {
+                place,
                 settings: settings.clone(),
                 proxy_protocol: listener.proxy_protocol,
                 connections: Arc::clone(&connections),
@@ -197,7 +199,7 @@ fn leftover(accept: &Arc<Accept>, stream: tokio::net::TcpStream, stop: &watch::S
     tokio::spawn(async move { accept.process_new(Box::new(stream), &shutdown).await });
 }
 
-fn http(proxy: &Proxy, h2c: bool, server: &config::Server) -> HttpProxy<Proxy> {
+fn http(proxy: &Proxy, h2: bool, server: &config::Server) -> HttpProxy<Proxy> {
     let conf = ServerConf {
         threads: server.threads,
         upstream_keepalive_pool_size: server.idle_connections.div_ceil(server.threads),
@@ -206,7 +208,8 @@ fn http(proxy: &Proxy, h2c: bool, server: &config::Server) -> HttpProxy<Proxy> {
     let mut app = HttpProxy::new(proxy.clone(), Arc::new(conf));
     app.handle_init_modules();
     let mut options = HttpServerOptions::default();
-    options.h2c = h2c;
+    // Within TLS it is agreed upon beforehand.
+    options.h2c = h2;
     options.h2_idle_timeout = Some(Duration::from_secs(60));
     app.server_options = Some(options);
     app

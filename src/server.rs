@@ -213,7 +213,10 @@ async fn serve(options: Options) -> Result<()> {
     let mut services = JoinSet::new();
     let doors: Vec<_> = listeners
         .iter()
-        .map(|(bound, listener)| Door::new(&sockets, *bound, listener, &proxy, &server))
+        .enumerate()
+        .map(|(place, (bound, listener))| {
+            Door::new(&sockets, *bound, (place, listener), &proxy, &server)
+        })
         .collect::<Result<_>>()?;
     let fds = sockets.into_fds();
     for door in &doors {
@@ -328,6 +331,7 @@ impl Reloader {
             .await
             .map_err(|error| error.to_string())?
             .map_err(|error| error.render())?;
+        config.warn();
         let generation = self.control.reload(config).await.map_err(|error| error.to_string())?;
         self.observer.log().reopen();
         Ok(generation)

@@ -1,9 +1,10 @@
 //! Where callers come in: addresses, what is spoken there, and how much of it.
 
 use super::read::{Names, positive};
-use super::{Pool, secs};
+use super::{Pool, Tls, secs, tls};
 use forebay_config::{Span, Table};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 /// One address where callers come in.
@@ -15,6 +16,8 @@ pub struct Listener {
     pub protocol: Protocol,
     /// Whether every connection must begin with a PROXY header.
     pub proxy_protocol: bool,
+    /// How TLS ends here; `None`: what comes is not encrypted.
+    pub tls: Option<Tls>,
     /// Connections that may be open at once; further ones are refused.
     pub max_connections: usize,
 }
@@ -24,8 +27,8 @@ pub struct Listener {
 pub enum Protocol {
     /// Requests, each routed and balanced by itself.
     Http {
-        /// Whether HTTP/2 without TLS is spoken beside HTTP/1.1.
-        h2c: bool,
+        /// Whether HTTP/2 is spoken beside HTTP/1.1.
+        h2: bool,
     },
     /// Bytes: a whole connection goes to one endpoint.
     Tcp(Tcp),
@@ -66,7 +69,12 @@ const MAX_CONNECTIONS: usize = 10_000_000;
 /// Enough for a fleet's callers, and what they hold fits a small machine.
 const CONNECTIONS: usize = 20_000;
 
-pub(super) fn read(table: &Table<'_, '_>, pools: &[Pool], names: &mut Names) -> Option<Listener> {
+pub(super) fn read(
+    table: &Table<'_, '_>,
+    base: &Path,
+    pools: &[Pool],
+    names: &mut Names,
+) -> Option<Listener> {
     let address = table.required_spanned::<SocketAddr>("address").map(|(address, span)| {
         // Port 0 is another port every time.
         if address.port() != 0 {
@@ -76,16 +84,27 @@ pub(super) fn read(table: &Table<'_, '_>, pools: &[Pool], names: &mut Names) -> 
     });
     let is_tcp = table.choice("protocol", &[("http", false), ("tcp", true)], false);
     let proxy_protocol = [("off", false), ("require", true)];
+    let encrypted = table.table("tls");
+    let protocol =
+        if is_tcp { Protocol::Tcp(tcp(table, pools)) } else { http(table, encrypted.is_some()) };
+    let alpn: &[&[u8]] = match protocol {
+        Protocol::Http { h2: true } => &[b"h2", b"http/1.1"],
+        Protocol::Http { h2: false } => &[b"http/1.1"],
+        // Whoever ends it inside knows what is spoken.
+        Protocol::Tcp(_) => &[],
+    };
     let listener = Listener {
         address: SocketAddr::from(([0, 0, 0, 0], 0)),
         proxy_protocol: table.choice("proxy_protocol", &proxy_protocol, false),
         max_connections: table.within("max_connections", 1..=MAX_CONNECTIONS, CONNECTIONS),
-        protocol: if is_tcp { Protocol::Tcp(tcp(table, pools)) } else { http(table) },
+        // What is wrong with it is noted, so that nothing runs without what was asked for.
+        tls: encrypted.and_then(|encrypted| tls::read(&encrypted, base, alpn)),
+        protocol,
     };
     Some(Listener { address: address?, ..listener })
 }
 
-fn http(table: &Table<'_, '_>) -> Protocol {
+fn http(table: &Table<'_, '_>, encrypted: bool) -> Protocol {
     const TCP_ONLY: &str = "expected protocol = \"tcp\" beside it";
     for (key, span) in [
         ("pool", table.spanned::<String>("pool").map(|(_, span)| span)),
@@ -99,16 +118,17 @@ fn http(table: &Table<'_, '_>) -> Protocol {
             table.note(span, key, TCP_ONLY);
         }
     }
-    let mut h2c = true;
+    let word = if encrypted { "h2" } else { "h2c" };
+    let mut h2 = true;
     if let Some((protocols, span)) = table.spanned::<Vec<String>>("protocols") {
-        h2c = protocols.iter().any(|p| p == "h2c");
-        let known = |p: &String| p == "http/1.1" || p == "h2c";
+        h2 = protocols.iter().any(|p| p == word);
+        let known = |p: &String| p == "http/1.1" || p == word;
         if protocols.iter().any(|p| !known(p)) || !protocols.iter().any(|p| p == "http/1.1") {
-            let expected = "expected [\"http/1.1\"] or [\"http/1.1\", \"h2c\"]";
+            let expected = format!("expected [\"http/1.1\"] or [\"http/1.1\", {word:?}]");
             table.note(span, "protocols", format!("{expected}, found {protocols:?}"));
         }
     }
-    Protocol::Http { h2c }
+    Protocol::Http { h2 }
 }
 
 fn tcp(table: &Table<'_, '_>, pools: &[Pool]) -> Tcp {

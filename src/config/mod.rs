@@ -10,9 +10,11 @@
 mod listener;
 mod poll;
 mod read;
+mod tls;
 
 pub use listener::{Listener, Protocol, ProxyVersion, Tcp};
 pub use poll::{Poll, PollSource};
+pub use tls::{Certificate, Tls};
 
 use forebay_config::Diagnostics;
 use forebay_protocol::Priority;
@@ -21,7 +23,7 @@ use http::HeaderName;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Everything that runs, as one immutable value.
 #[derive(Debug, Clone, PartialEq)]
@@ -357,6 +359,20 @@ impl Config {
     /// Everything that is wrong with it.
     pub fn parse(source: &str, base: &Path) -> Result<Self, Diagnostics> {
         read::config(source, base)
+    }
+
+    /// What is not wrong, but will not go well: certificates that callers do not believe at `now`.
+    pub fn doubts(&self, now: SystemTime) -> Vec<String> {
+        let certificates = self.listeners.iter().filter_map(|listener| listener.tls.as_ref());
+        let certificates = certificates.flat_map(|tls| &tls.certificates);
+        certificates.filter_map(|certificate| certificate.doubt(now)).collect()
+    }
+
+    /// Logs its doubts.
+    pub fn warn(&self) {
+        for doubt in self.doubts(SystemTime::now()) {
+            tracing::warn!("{doubt}");
+        }
     }
 
     /// Keys that can be written, but that `source` has nowhere: what keeps the reference complete.

@@ -55,7 +55,7 @@ fn read(root: &Table<'_, '_>, base: &Path) -> Config {
     };
     let pools: Vec<_> = root.named("pool").into_iter().map(pool).collect();
     let mut names = Names::default();
-    let listener = |table: &Table<'_, '_>| listener::read(table, &pools, &mut names);
+    let listener = |table: &Table<'_, '_>| listener::read(table, base, &pools, &mut names);
     let listeners: Vec<_> = root.tables("listener").iter().filter_map(listener).collect();
     // A proxy at Layer 4 alone has nothing to route.
     let only_tcp = !listeners.is_empty()

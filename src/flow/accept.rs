@@ -5,13 +5,15 @@
 //! HTTP/1.0 request can be shorter than that (HAProxy's health check is), and would wait for ever.
 //! Here a connection is HTTP/1.1 as soon as a byte differs, and [`Caller`] reads the head of each of
 //! its requests: whole, in time, and by the letter. Only then does Pingora see it. What is refused
-//! gets words, a count and a line in the log, as any refusal.
+//! gets words, a count and a line in the log, as any refusal. What comes before HTTP, a PROXY header
+//! and a TLS handshake, has no such words: a connection that fails there is counted and closed.
 
 use crate::connections::{Connection, Connections};
 use crate::error::Refusal;
 use crate::flow::caller::{Arrival, Caller};
 use crate::flow::observe::{Observer, turned_away};
-use crate::flow::proxy_protocol::{self, HeaderError};
+use crate::flow::proxy_protocol;
+use crate::flow::tls::{self, Encrypted};
 use crate::pool::Snapshot;
 use crate::proxy::Proxy;
 use crate::server::Lifecycle;
@@ -22,7 +24,7 @@ use forebay_protocol::Reason;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream, ServerApp};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::l4::stream::Stream as L4Stream;
-use pingora::protocols::{SocketDigest, Stream};
+use pingora::protocols::{ALPN, SocketDigest, Stream};
 use pingora::proxy::{HttpProxy, Session};
 use pingora::server::ShutdownWatch;
 use std::fmt::Write as _;
@@ -30,7 +32,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// Seconds that a caller's idle connection is kept.
 const KEEPALIVE_SECONDS: u64 = 60;
@@ -56,8 +58,10 @@ pub fn session(session: &mut Session, lifecycle: &Lifecycle) {
 pub struct Accept {
     /// What takes their requests.
     pub proxy: Arc<HttpProxy<Proxy>>,
-    /// Whether HTTP/2 without TLS is spoken here.
-    pub h2c: bool,
+    /// The listener's place in the configuration.
+    pub place: usize,
+    /// Whether HTTP/2 is spoken here: without TLS by its first bytes, within it by agreement.
+    pub h2: bool,
     /// Whether every connection must begin with a PROXY header.
     pub proxy_protocol: bool,
     /// The listener's open connections.
@@ -85,24 +89,27 @@ impl ServerApp for Accept {
             return None;
         };
         let waiting = self.lifecycle.connected();
-        let (stream, ahead) = match self.origin(stream).await {
+        let in_all = self.header_timeout();
+        let until = Instant::now() + in_all;
+        let (stream, ahead) = match self.begin(stream, in_all).await {
             Ok(begun) => begun,
-            Err(error) => {
-                let listener = &*self.connections.listener;
-                tracing::debug!(listener, %error, "connection refused");
-                connection.ended(Reason::InvalidProxyHeader);
+            Err(refusal) => {
+                let (listener, error) = (&*self.connections.listener, &*refusal.message);
+                tracing::debug!(listener, error, "connection refused");
+                connection.ended(refusal.reason);
                 return None;
             }
         };
+        let h2 = match stream.get_ssl_digest() {
+            Some(_) => stream.selected_alpn_proto() == Some(ALPN::H2),
+            None => self.h2,
+        };
         let mut caller = Caller::new(stream, ahead);
-        let in_all = self.header_timeout();
-        let first = caller.next(in_all, in_all).await;
+        let left = until.saturating_duration_since(Instant::now());
+        let first = caller.next(left, left).await;
         drop(waiting);
-        if self.h2c && matches!(first, Arrival::Http2) {
-            let (stream, ahead) = caller.into_parts();
-            // Only a socket can be HTTP/2 without TLS.
-            let mut stream = stream.into_any().downcast::<L4Stream>().ok()?;
-            stream.rewind(&ahead);
+        if h2 && matches!(first, Arrival::Http2) {
+            let stream = rewound(caller)?;
             return ServerApp::process_new(&self.proxy, stream, shutdown).await;
         }
         self.http1(caller, first, &mut connection, shutdown).await;
@@ -110,14 +117,52 @@ impl ServerApp for Accept {
     }
 }
 
+/// The connection as it was before anything was read from it.
+fn rewound(caller: Caller) -> Option<Stream> {
+    let (stream, ahead) = caller.into_parts();
+    match stream.into_any().downcast::<Encrypted>() {
+        Ok(mut stream) => {
+            stream.rewind(ahead);
+            Some(stream)
+        }
+        // Without TLS it is a socket.
+        Err(other) => {
+            let mut stream = other.downcast::<L4Stream>().ok()?;
+            stream.rewind(&ahead);
+            Some(stream)
+        }
+    }
+}
+
 impl Accept {
+    /// What comes before HTTP, `in_all` at most. From then on the connection is the caller's; what
+    /// was read of HTTP already is beside it.
+    async fn begin(&self, stream: Stream, in_all: Duration) -> Result<(Stream, BytesMut), Refusal> {
+        let began = Instant::now();
+        let (stream, rest) = self.origin(stream).await?;
+        let Some(tls) = tls::current(&self.snapshot.load().config, self.place) else {
+            return Ok((stream, rest));
+        };
+        let socket = stream.into_any().downcast::<L4Stream>();
+        let mut socket = socket.map_err(|_| {
+            Refusal::new(Reason::Internal, "expected a socket, found another connection")
+        })?;
+        socket.rewind(&rest);
+        let shaken = tls::handshake(tls, *socket, (began, in_all), &self.connections).await;
+        let stream =
+            shaken.map_err(|error| Refusal::new(Reason::TlsHandshakeFailed, error.to_string()))?;
+        Ok((Box::new(Encrypted::new(stream)), BytesMut::new()))
+    }
+
     /// Reads the PROXY header, if there must be one; from then on the connection is the caller's
     /// that it names.
-    async fn origin(&self, mut stream: Stream) -> Result<(Stream, BytesMut), HeaderError> {
+    async fn origin(&self, mut stream: Stream) -> Result<(Stream, BytesMut), Refusal> {
         if !self.proxy_protocol {
             return Ok((stream, BytesMut::new()));
         }
-        let (ends, rest) = proxy_protocol::read(&mut *stream).await?;
+        let (ends, rest) = proxy_protocol::read(&mut *stream)
+            .await
+            .map_err(|error| Refusal::new(Reason::InvalidProxyHeader, error.to_string()))?;
         if let Some(ends) = ends
             && let Some(socket) = stream.as_any().downcast_ref::<L4Stream>()
         {

@@ -93,6 +93,11 @@ impl Caller {
         digest.peer_addr().map(SocketAddr::to_string)
     }
 
+    /// The version of TLS that it speaks, if it does.
+    pub fn tls(&self) -> Option<String> {
+        self.stream.get_ssl_digest().map(|digest| digest.version.to_string())
+    }
+
     /// What was read and is no request yet.
     pub fn ahead(&self) -> &[u8] {
         &self.ahead

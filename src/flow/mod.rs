@@ -10,7 +10,8 @@
 //! letter, [`chunks`] where its body ends.
 //!
 //! A connection at Layer 4 has no requests: it is balanced as a whole ([`tcp`]) and then relayed
-//! ([`relay`]). Where a load balancer stands in front, [`proxy_protocol`] says who the caller is.
+//! ([`relay`]). Where a load balancer stands in front, [`proxy_protocol`] says who the caller is. At
+//! both layers [`tls`] may come first.
 
 pub mod accept;
 pub mod admit;
@@ -27,3 +28,4 @@ pub mod proxy_protocol;
 pub mod relay;
 pub mod route;
 pub mod tcp;
+pub mod tls;

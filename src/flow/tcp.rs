@@ -14,6 +14,7 @@ use crate::flow::identify;
 use crate::flow::observe::Observer;
 use crate::flow::proxy_protocol::{self, Ends};
 use crate::flow::relay::{End, Traffic, relay};
+use crate::flow::tls;
 use crate::pool::{EndpointState, Pool, Snapshot};
 use crate::server::{InFlightRequest, Lifecycle};
 use arc_swap::ArcSwap;
@@ -23,11 +24,11 @@ use forebay_routing::Outcome;
 use metrics::Counter;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
-use tokio::io::AsyncWriteExt;
+use std::time::{Duration, SystemTime};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, join};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// Pause after a connection could not be accepted: if file descriptors have run out, trying again
 /// at once would only burn the CPU that it takes to free some.
@@ -35,6 +36,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A listener at Layer 4.
 pub struct Layer4 {
+    /// The listener's place in the configuration.
+    pub place: usize,
     /// What the file says.
     pub settings: config::Tcp,
     /// Whether every connection must begin with a PROXY header.
@@ -100,7 +103,35 @@ impl Layer4 {
     async fn forward(&self, caller: &mut TcpStream, passage: &mut Passage) -> Result<(), Refusal> {
         // Without it an answer may be late, but not wrong.
         let _ = caller.set_nodelay(true);
+        let began = Instant::now();
         let early = self.begin(caller, passage).await?;
+        let config = Arc::clone(&self.snapshot.load().config);
+        let Some(server) = tls::current(&config, self.place) else {
+            return self.through(caller, &early, passage).await;
+        };
+        let (read, write) = caller.split();
+        let socket = join(early.chain(read), write);
+        let in_all = config.limits.header_timeout;
+        let shaken = tls::handshake(server, socket, (began, in_all), &self.connections).await;
+        let mut stream =
+            shaken.map_err(|error| Refusal::new(Reason::TlsHandshakeFailed, error.to_string()))?;
+        passage.tls = Some(tls::version(&stream));
+        self.through(&mut stream, &[], passage).await
+    }
+
+    /// To an endpoint and back, until either is done; `early` was read from the caller already.
+    ///
+    /// # Errors
+    /// Why it did not end in order.
+    async fn through<C>(
+        &self,
+        caller: &mut C,
+        early: &[u8],
+        passage: &mut Passage,
+    ) -> Result<(), Refusal>
+    where
+        C: AsyncRead + AsyncWrite + Unpin,
+    {
         let snapshot = self.snapshot.load_full();
         let pool = snapshot.pools.iter().find(|pool| pool.config.name == self.settings.pool);
         let Some(pool) = pool else {
@@ -114,7 +145,7 @@ impl Layer4 {
         let traffic = passage.traffic(pool);
         traffic.read_before(early.len());
         let idle = self.settings.idle_timeout;
-        let opening = self.opening(passage.ends, &early);
+        let opening = self.opening(passage.ends, early);
         if !opening.is_empty() {
             let written = timeout(idle, endpoint.write_all(&opening)).await;
             if !matches!(written, Ok(Ok(()))) {
@@ -235,6 +266,7 @@ struct Passage {
     /// Lets a draining process wait for it.
     _counted: InFlightRequest,
     ends: Ends,
+    tls: Option<&'static str>,
     attempts: Vec<Picked>,
     connected: Option<Duration>,
     traffic: Option<Arc<Traffic>>,
@@ -248,6 +280,7 @@ impl Passage {
             _counted: counted,
             // Both are put right before anyone asks.
             ends: Ends { source: peer, destination: peer },
+            tls: None,
             attempts: Vec::with_capacity(1),
             connected: None,
             traffic: None,
@@ -318,6 +351,7 @@ impl Passage {
             protocol: self.connection.listener().protocol,
             listener,
             client: self.ends.source.to_string(),
+            tls: self.tls,
             reason: self.connection.outcome(),
             pool,
             endpoint: self.attempts.last().map(|picked| &*picked.endpoint.state.name),

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -65,19 +65,28 @@ pub async fn post_with(
 }
 
 /// One request on a connection of its own.
-pub async fn send<B>(
-    address: SocketAddr,
-    mut request: Request<B>,
-) -> Result<Response, Box<dyn std::error::Error + Send + Sync>>
+pub async fn send<B>(address: SocketAddr, mut request: Request<B>) -> Result<Response, Failed>
 where
     B: hyper::body::Body + Send + Unpin + 'static,
     B::Data: Send,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B::Error: Into<Failed>,
 {
     let stream = TcpStream::connect(address).await?;
+    request.headers_mut().insert("host", address.to_string().parse()?);
+    send_on(stream, request).await
+}
+
+pub type Failed = Box<dyn std::error::Error + Send + Sync>;
+
+/// One request on a connection that is there.
+pub async fn send_on<B>(stream: impl Connection, request: Request<B>) -> Result<Response, Failed>
+where
+    B: hyper::body::Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Failed>,
+{
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
-    request.headers_mut().insert("host", address.to_string().parse()?);
     let response = timeout(PATIENCE, sender.send_request(request)).await??;
     let (head, body) = response.into_parts();
     let body = timeout(PATIENCE, body.collect()).await??.to_bytes();
@@ -85,16 +94,25 @@ where
     Ok(Response { status: head.status, headers: head.headers, body })
 }
 
+/// A connection, encrypted or not.
+pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection for S {}
+
 /// Requests over one HTTP/2 connection without TLS, all at once.
 pub async fn post_h2(address: SocketAddr, path: &str, bodies: Vec<Bytes>) -> Vec<Response> {
     let stream = TcpStream::connect(address).await.unwrap();
+    post_h2_on(stream, &format!("http://{address}{path}"), bodies).await
+}
+
+/// Requests over one HTTP/2 connection that is there, all at once.
+pub async fn post_h2_on(stream: impl Connection, uri: &str, bodies: Vec<Bytes>) -> Vec<Response> {
     let (sender, connection) =
         http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     let mut tasks = JoinSet::new();
     for (number, body) in bodies.into_iter().enumerate() {
         let mut sender = sender.clone();
-        let uri = format!("http://{address}{path}");
+        let uri = uri.to_owned();
         tasks.spawn(async move {
             let length = body.len();
             let request = Request::post(uri).header("content-length", length);

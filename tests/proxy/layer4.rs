@@ -7,7 +7,7 @@ use forebay::config::Config;
 use rustix::process::Signal;
 use std::net::SocketAddr;
 use std::path::Path;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
@@ -103,7 +103,7 @@ async fn greeted(proxy: &Proxy) -> (TcpStream, SocketAddr) {
 }
 
 /// The next line, without its end.
-pub async fn line(stream: &mut TcpStream) -> String {
+pub async fn line(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut line = Vec::new();
     loop {
         match stream.read_u8().await.unwrap() {

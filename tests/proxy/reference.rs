@@ -17,6 +17,10 @@ fn the_defaults_that_the_reference_file_states_are_the_defaults() {
     let source = std::fs::read_to_string(folder.join("reference.toml")).unwrap();
     let stated = Config::parse(&source, &folder).unwrap();
     let bare = "[[listener]]\naddress = \"127.0.0.1:8080\"\n\
+                [[listener]]\naddress = \"127.0.0.1:8444\"\n\
+                [listener.tls]\ncertificate = \"tls/example.pem\"\nkey = \"tls/example.key\"\n\
+                further = [{ certificate = \"tls/example.pem\", key = \"tls/example.key\" }]\n\
+                client_ca = \"tls/example.pem\"\n\
                 [[listener]]\naddress = \"127.0.0.1:8443\"\n\
                 protocol = \"tcp\"\npool = \"plain\"\n\
                 [pool.plain]\nendpoints = [\"127.0.0.1:8101\"]\n\
@@ -37,7 +41,8 @@ fn the_defaults_that_the_reference_file_states_are_the_defaults() {
     let limits = Limits { caller_header: None, ..stated.limits };
     assert_eq!(limits, bare.limits);
     assert_eq!(stated.listeners[0], bare.listeners[0]);
-    assert_eq!(stated.listeners[1].protocol, bare.listeners[1].protocol);
+    assert_eq!(stated.listeners[1], bare.listeners[1]);
+    assert_eq!(stated.listeners[2].protocol, bare.listeners[2].protocol);
     let mut server = stated.server.clone();
     (server.admin, server.threads) = (None, bare.server.threads);
     assert_eq!(server, bare.server);

@@ -54,6 +54,11 @@ pub mod proxy {
     pub const CONNECTIONS_OPEN: &str = "forebay_connections_open";
     /// Counter: connections of callers that ended, by `listener`, `reason` (`ok`: in order).
     pub const CONNECTIONS: &str = "forebay_connections_total";
+    /// Counter: TLS handshakes by `listener`, `version` (of those that went well), `outcome` (`ok`, or
+    /// why there was none).
+    pub const TLS_HANDSHAKES: &str = "forebay_tls_handshakes_total";
+    /// Gauge: Unix time in seconds at which the first certificate of a listener expires, by `listener`.
+    pub const TLS_EXPIRY: &str = "forebay_tls_certificate_expiry_timestamp_seconds";
     /// Counter: bytes over connections at Layer 4 by `listener`, `pool`, `endpoint`, `direction`
     /// (`in`: from the caller, `out`: to it).
     pub const CONNECTION_BYTES: &str = "forebay_connection_bytes_total";

@@ -109,6 +109,8 @@ reasons! {
     ClientClosed = "client_closed", BAD_REQUEST, Cancelled, Caller, false;
     /// The listener requires a PROXY header, and the connection began with something else.
     InvalidProxyHeader = "invalid_proxy_header", BAD_REQUEST, InvalidArgument, Caller, false;
+    /// The listener speaks TLS, and the caller and it did not come to terms.
+    TlsHandshakeFailed = "tls_handshake_failed", BAD_REQUEST, InvalidArgument, Caller, false;
     /// Neither side of a connection said anything for as long as it may be idle.
     IdleTimeout = "idle_timeout", REQUEST_TIMEOUT, DeadlineExceeded, Caller, true;
 

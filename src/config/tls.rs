@@ -1,0 +1,325 @@
+//! `tls` of a listener: what it shows to callers, and which callers it lets in.
+//!
+//! The files are read with the configuration. A certificate that does not fit its key is then an
+//! error in the file, at its line, and not a handshake that fails at night. A reload reads them again,
+//! so that a renewed certificate is used from the next handshake on.
+
+use super::read_bounded;
+use forebay_config::{Span, Table};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert, ServerConfig, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{Error, InconsistentKeys, RootCertStore, SupportedProtocolVersion, version};
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use x509_parser::extensions::GeneralName;
+
+/// TLS at a listener.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// What the file says.
+    settings: Settings,
+    /// What handshakes are made with.
+    pub server: Arc<ServerConfig>,
+    /// Its certificates, with the files that they come from.
+    pub certificates: Vec<Certificate>,
+}
+
+impl Tls {
+    /// When the first of its certificates expires.
+    pub fn first_end(&self) -> Option<SystemTime> {
+        self.certificates.iter().map(|certificate| certificate.ends).min()
+    }
+}
+
+/// One is the other if the file says the same: what it names may have been renewed meanwhile.
+impl PartialEq for Tls {
+    fn eq(&self, other: &Self) -> bool {
+        self.settings == other.settings
+    }
+}
+
+impl Eq for Tls {}
+
+/// A certificate chain and when it is valid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// Where it comes from.
+    pub file: PathBuf,
+    /// From when on.
+    pub begins: SystemTime,
+    /// Until when.
+    pub ends: SystemTime,
+}
+
+impl Certificate {
+    /// Why callers will not believe it at `now`, if they will not.
+    pub fn doubt(&self, now: SystemTime) -> Option<String> {
+        let file = self.file.display();
+        let days = |time: Duration| time.as_secs() / (24 * 3600);
+        if let Ok(over) = now.duration_since(self.ends) {
+            return Some(format!("{file}: the certificate expired {} days ago", days(over)));
+        }
+        let early = self.begins.duration_since(now).ok()?;
+        Some(format!("{file}: the certificate is not valid before {} days from now", days(early)))
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Settings {
+    /// Files of certificate chains and of their keys.
+    pairs: Vec<(PathBuf, PathBuf)>,
+    client_ca: Option<PathBuf>,
+    clients_required: bool,
+    oldest: Oldest,
+}
+
+/// The oldest version that is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Oldest {
+    V12,
+    V13,
+}
+
+/// Most pairs of certificate and key at a listener, so that a reload stays short.
+const MAX_PAIRS: usize = 1000;
+
+/// Reads the table; `alpn`: what is spoken inside, the preferred first. Whatever is wrong is noted.
+pub(super) fn read(table: &Table<'_, '_>, base: &Path, alpn: &[&[u8]]) -> Option<Tls> {
+    let provider = Arc::new(ring::default_provider());
+    let mut pairs = vec![pair(table, base, &provider)];
+    let further = table.tables("further");
+    if further.len() > MAX_PAIRS {
+        let found = further.len();
+        table.note(table.span(), "further", format!("expected at most {MAX_PAIRS}, found {found}"));
+        return None;
+    }
+    pairs.extend(further.iter().map(|table| pair(table, base, &provider)));
+    let clients = clients(table, base);
+    let required = [("require", true), ("optional", false)];
+    let clients_required = table.choice("client_certificate", &required, true);
+    if !table.has("client_ca")
+        && let Some((_, span)) = table.spanned::<String>("client_certificate")
+    {
+        table.note(span, "client_certificate", "expected client_ca beside it");
+    }
+    let oldest =
+        table.choice("min_version", &[("1.2", Oldest::V12), ("1.3", Oldest::V13)], Oldest::V12);
+    let pairs = pairs.into_iter().collect::<Option<Vec<_>>>()?;
+    let settings = Settings {
+        pairs: pairs.iter().map(|pair| (pair.known.file.clone(), pair.key.clone())).collect(),
+        client_ca: clients.as_ref().map(|(file, _)| file.clone()),
+        clients_required,
+        oldest,
+    };
+    let certificates = pairs.iter().map(|pair| pair.known.clone()).collect();
+    let roots = clients.map(|(_, roots)| roots);
+    match server(provider, &settings, pairs, roots, alpn) {
+        Ok(server) => Some(Tls { settings, server: Arc::new(server), certificates }),
+        Err(error) => {
+            table.document().error(table.span(), format!("tls: {error}"));
+            None
+        }
+    }
+}
+
+/// # Errors
+/// The authorities of clients can't be used.
+fn server(
+    provider: Arc<CryptoProvider>,
+    settings: &Settings,
+    pairs: Vec<Pair>,
+    roots: Option<RootCertStore>,
+    alpn: &[&[u8]],
+) -> Result<ServerConfig, String> {
+    let versions: &[&SupportedProtocolVersion] = match settings.oldest {
+        Oldest::V12 => &[&version::TLS13, &version::TLS12],
+        Oldest::V13 => &[&version::TLS13],
+    };
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(versions)
+        .map_err(|error| error.to_string())?;
+    let builder = match roots {
+        None => builder.with_no_client_auth(),
+        Some(roots) => {
+            let mut verifier =
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            if !settings.clients_required {
+                verifier = verifier.allow_unauthenticated();
+            }
+            let verifier = verifier.build().map_err(|error| error.to_string())?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut server = builder.with_cert_resolver(Arc::new(ByName::new(pairs)));
+    server.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    // A caller that comes back is known by its ticket, however many there are.
+    server.ticketer = ring::Ticketer::new().map_err(|error| error.to_string())?;
+    Ok(server)
+}
+
+/// A certificate chain with its key.
+struct Pair {
+    certified: Arc<CertifiedKey>,
+    known: Certificate,
+    key: PathBuf,
+    /// What it is for.
+    names: Vec<String>,
+}
+
+fn pair(table: &Table<'_, '_>, base: &Path, provider: &CryptoProvider) -> Option<Pair> {
+    let place = |(file, span): (PathBuf, Span)| (base.join(file), span);
+    let chain = table.required_spanned::<PathBuf>("certificate").map(place);
+    let key = table.required_spanned::<PathBuf>("key").map(place);
+    let chain = chain.and_then(|(file, span)| {
+        let chain = certificates(table, "certificate", &file, span.clone())?;
+        Some((chain, file, span))
+    });
+    let key = key.and_then(|(file, span)| {
+        let expected = "expected a file with a private key in PEM form";
+        let read = |text: String| {
+            PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|error| error.to_string())
+        };
+        let found = read_bounded(&file).map_err(|error| error.to_string()).and_then(read);
+        let note = |error: &dyn Display| {
+            let found = format!("{expected}, found {}: {error}", file.display());
+            table.note(span.clone(), "key", found);
+        };
+        let key = found.map_err(|error| note(&error)).ok()?;
+        Some((key, file, span))
+    });
+    let ((chain, file, chain_span), (key, key_file, key_span)) = (chain?, key?);
+    let checked = examine(&file, &chain);
+    let (known, names) = checked
+        .map_err(|error| {
+            let expected = "expected certificates that can be understood, found";
+            let message = format!("{expected} {}: {error}", file.display());
+            table.note(chain_span, "certificate", message);
+        })
+        .ok()?;
+    match CertifiedKey::from_der(chain, key, provider) {
+        Ok(certified) => Some(Pair { certified: certified.into(), known, key: key_file, names }),
+        Err(error) => {
+            let found = match error {
+                Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => "another key".to_owned(),
+                other => other.to_string(),
+            };
+            let expected = format!("expected the key of {}", file.display());
+            let message = format!("{expected}, found {}: {found}", key_file.display());
+            table.note(key_span, "key", message);
+            None
+        }
+    }
+}
+
+/// The certificates in a file; that there are none is noted.
+fn certificates(
+    table: &Table<'_, '_>,
+    key: &str,
+    file: &Path,
+    span: Span,
+) -> Option<Vec<CertificateDer<'static>>> {
+    let read = || -> Result<Vec<_>, String> {
+        let text = read_bounded(file).map_err(|error| error.to_string())?;
+        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
+        let found = found.map_err(|error| error.to_string())?;
+        if found.is_empty() { Err("no certificate in it".to_owned()) } else { Ok(found) }
+    };
+    read()
+        .map_err(|error| {
+            let expected = "expected a file with certificates in PEM form";
+            table.note(span, key, format!("{expected}, found {}: {error}", file.display()));
+        })
+        .ok()
+}
+
+/// When a chain is valid, and the names of its first certificate.
+///
+/// # Errors
+/// A certificate that is none.
+fn examine(
+    file: &Path,
+    chain: &[CertificateDer<'_>],
+) -> Result<(Certificate, Vec<String>), String> {
+    let time = |seconds: i64| {
+        let seconds = u64::try_from(seconds).unwrap_or_default();
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+    };
+    let mut known = None::<Certificate>;
+    let mut names = Vec::new();
+    for der in chain {
+        let (_, read) = x509_parser::parse_x509_certificate(der).map_err(|e| e.to_string())?;
+        let valid = read.validity();
+        let begins = time(valid.not_before.timestamp()).ok_or("a date out of range")?;
+        let ends = time(valid.not_after.timestamp()).ok_or("a date out of range")?;
+        if let Some(known) = &mut known {
+            // A chain holds as long as its weakest link.
+            known.begins = known.begins.max(begins);
+            known.ends = known.ends.min(ends);
+            continue;
+        }
+        known = Some(Certificate { file: file.to_owned(), begins, ends });
+        let alternatives = read.subject_alternative_name().ok().flatten();
+        for name in alternatives.iter().flat_map(|names| &names.value.general_names) {
+            if let GeneralName::DNSName(name) = name {
+                names.push(name.to_ascii_lowercase());
+            }
+        }
+    }
+    Ok((known.ok_or("no certificate in it")?, names))
+}
+
+/// The authorities that clients' certificates must come from. That they can't be read is noted.
+fn clients(table: &Table<'_, '_>, base: &Path) -> Option<(PathBuf, RootCertStore)> {
+    let (file, span) = table.spanned::<PathBuf>("client_ca")?;
+    let file = base.join(file);
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(table, "client_ca", &file, span.clone())? {
+        if let Err(error) = roots.add(certificate) {
+            let expected = "expected certificates of authorities, found";
+            table.note(span, "client_ca", format!("{expected} {}: {error}", file.display()));
+            return None;
+        }
+    }
+    Some((file, roots))
+}
+
+/// Shows the certificate that is for the name a caller asks for, or else the first.
+#[derive(Debug)]
+struct ByName {
+    named: HashMap<String, Arc<CertifiedKey>>,
+    first: Option<Arc<CertifiedKey>>,
+}
+
+impl ByName {
+    fn new(pairs: Vec<Pair>) -> Self {
+        let first = pairs.first().map(|pair| Arc::clone(&pair.certified));
+        let mut named = HashMap::new();
+        for pair in pairs {
+            for name in pair.names {
+                named.entry(name).or_insert_with(|| Arc::clone(&pair.certified));
+            }
+        }
+        Self { named, first }
+    }
+
+    fn find(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
+        let name = name.to_ascii_lowercase();
+        self.named.get(&name).or_else(|| {
+            let (_, parent) = name.split_once('.')?;
+            self.named.get(&format!("*.{parent}"))
+        })
+    }
+}
+
+impl ResolvesServerCert for ByName {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let asked = hello.server_name().and_then(|name| self.find(name));
+        asked.or(self.first.as_ref()).cloned()
+    }
+}

@@ -1,0 +1,255 @@
+//! TLS ends here, so that what is inside can be routed.
+//!
+//! Pingora's own listeners shake hands before anything of ours runs, but a PROXY header comes before
+//! TLS, and whoever says nothing must not be waited for. So the handshake is a step of ours, with a
+//! deadline, with whatever certificates the present configuration has, and every failure has a name:
+//! an operator must be able to tell a scanner from a caller that no longer believes the certificate.
+
+use crate::config::{Config, Tls};
+use crate::connections::Connections;
+use async_trait::async_trait;
+use bytes::{Buf, BytesMut};
+use forebay_protocol::metric;
+use pingora::protocols::l4::stream::Stream as L4Stream;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::SslDigest;
+use pingora::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    TimingDigest, UniqueID, UniqueIDType,
+};
+use rustls::{Error, ProtocolVersion, ServerConfig};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+/// Time that the last words on a connection may take.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// Why there was no handshake.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// It took too long.
+    #[error("expected a TLS handshake within {0:?}")]
+    Late(Duration),
+    /// The connection ended or broke.
+    #[error("expected a TLS handshake, found the end of the connection")]
+    Closed,
+    /// The two sides do not agree, or only one of them speaks TLS.
+    #[error("expected a TLS handshake: {0}")]
+    Refused(Error),
+}
+
+impl HandshakeError {
+    /// The word in metrics.
+    pub fn outcome(&self) -> &'static str {
+        match self {
+            Self::Late(_) => "late",
+            Self::Closed => "closed",
+            Self::Refused(error) => match error {
+                Error::InvalidMessage(_) | Error::InappropriateMessage { .. } => "not_tls",
+                // No version, cipher suite or curve in common.
+                Error::PeerIncompatible(_) => "incompatible",
+                Error::NoApplicationProtocol => "protocol",
+                Error::NoCertificatesPresented | Error::InvalidCertificate(_) => {
+                    "client_certificate"
+                }
+                // The caller does not like ours, most likely.
+                Error::AlertReceived(_) => "caller_refused",
+                _ => "other",
+            },
+        }
+    }
+}
+
+impl From<io::Error> for HandshakeError {
+    fn from(error: io::Error) -> Self {
+        error.downcast::<Error>().map_or(Self::Closed, Self::Refused)
+    }
+}
+
+/// What handshakes at the listener with this place in the configuration are made with at present.
+pub fn current(config: &Config, place: usize) -> Option<Arc<ServerConfig>> {
+    config.listeners.get(place)?.tls.as_ref().map(|tls: &Tls| Arc::clone(&tls.server))
+}
+
+/// Shakes hands within `in_all` from `began` on, and counts how that ended.
+///
+/// # Errors
+/// It did not end well.
+pub async fn handshake<S>(
+    config: Arc<ServerConfig>,
+    stream: S,
+    (began, in_all): (Instant, Duration),
+    connections: &Connections,
+) -> Result<TlsStream<S>, HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let accepting = TlsAcceptor::from(config).accept(stream);
+    let accepted = match timeout_at(began + in_all, accepting).await {
+        Ok(accepted) => accepted.map_err(HandshakeError::from),
+        Err(_) => Err(HandshakeError::Late(in_all)),
+    };
+    metrics::counter!(
+        metric::proxy::TLS_HANDSHAKES,
+        "listener" => connections.listener.to_string(),
+        "version" => accepted.as_ref().map_or("", version),
+        "outcome" => accepted.as_ref().map_or_else(HandshakeError::outcome, |_| "ok"),
+    )
+    .increment(1);
+    accepted
+}
+
+/// The version that is spoken, as in the configuration.
+pub fn version<S>(stream: &TlsStream<S>) -> &'static str {
+    match stream.get_ref().1.protocol_version() {
+        Some(ProtocolVersion::TLSv1_3) => "1.3",
+        Some(ProtocolVersion::TLSv1_2) => "1.2",
+        _ => "",
+    }
+}
+
+/// A caller's connection inside of which requests are spoken.
+#[derive(Debug)]
+pub struct Encrypted {
+    stream: TlsStream<L4Stream>,
+    /// Read already, and to be read again.
+    ahead: BytesMut,
+    digest: Arc<SslDigest>,
+}
+
+impl Encrypted {
+    /// A connection after its handshake.
+    pub fn new(stream: TlsStream<L4Stream>) -> Self {
+        let suite = stream.get_ref().1.negotiated_cipher_suite();
+        let suite = suite.and_then(|suite| suite.suite().as_str()).unwrap_or_default();
+        let digest = SslDigest::new(suite, version(&stream), None, None, Vec::new());
+        Self { stream, ahead: BytesMut::new(), digest: Arc::new(digest) }
+    }
+
+    /// Gives back what was read.
+    pub fn rewind(&mut self, ahead: BytesMut) {
+        self.ahead = ahead;
+    }
+
+    fn socket(&self) -> &L4Stream {
+        self.stream.get_ref().0
+    }
+}
+
+impl AsyncRead for Encrypted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+        }
+        let here = self.ahead.len().min(buffer.remaining());
+        buffer.put_slice(&self.ahead[..here]);
+        self.ahead.advance(here);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Encrypted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+// What Pingora asks of a connection beside bytes.
+
+#[async_trait]
+impl Shutdown for Encrypted {
+    async fn shutdown(&mut self) {
+        // A caller that reads nothing any more does not get to hold its connection with that.
+        let _ = timeout(GOODBYE, self.stream.shutdown()).await;
+    }
+}
+
+impl Ssl for Encrypted {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        Some(Arc::clone(&self.digest))
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        match self.stream.get_ref().1.alpn_protocol()? {
+            b"h2" => Some(ALPN::H2),
+            _ => Some(ALPN::H1),
+        }
+    }
+}
+
+impl UniqueID for Encrypted {
+    fn id(&self) -> UniqueIDType {
+        self.socket().id()
+    }
+}
+
+impl GetTimingDigest for Encrypted {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.socket().get_timing_digest()
+    }
+
+    fn get_read_pending_time(&self) -> Duration {
+        self.socket().get_read_pending_time()
+    }
+
+    fn get_write_pending_time(&self) -> Duration {
+        self.socket().get_write_pending_time()
+    }
+}
+
+impl GetProxyDigest for Encrypted {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        self.socket().get_proxy_digest()
+    }
+
+    fn set_proxy_digest(&mut self, digest: ProxyDigest) {
+        self.stream.get_mut().0.set_proxy_digest(digest);
+    }
+}
+
+impl GetSocketDigest for Encrypted {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.socket().get_socket_digest()
+    }
+
+    fn set_socket_digest(&mut self, digest: SocketDigest) {
+        self.stream.get_mut().0.set_socket_digest(digest);
+    }
+}
+
+impl Peek for Encrypted {}
