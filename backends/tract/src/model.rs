@@ -9,6 +9,7 @@ use crate::tensor::{datum_type, from_tract, to_tract};
 use crate::warm_up;
 use crate::{LoadError, RunError};
 use forebay_protocol::oip::{Tensor, TensorMetadata};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_core::plan::eval;
 
 /// How a model is to be loaded.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct LoadOptions {
     /// Most rows in one request, for a model whose rows are independent; 0 and 1: no batching.
     pub max_batch: usize,
@@ -36,7 +37,7 @@ pub struct LoadOptions {
 }
 
 /// What the first runs of a model have shown of it on this machine.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Profile {
     pub(crate) build: Build,
     /// Are its rows independent?

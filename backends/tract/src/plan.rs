@@ -7,6 +7,7 @@
 use crate::RunError;
 use crate::error::{panic_text, text};
 use crate::own;
+use serde::{Deserialize, Serialize};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tract_onnx::prelude::*;
@@ -34,7 +35,7 @@ pub(crate) struct Plans {
 type Slot = OnceLock<Result<Plan, RunError>>;
 
 /// What a model is compiled to. Each is faster for some models and slower for others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Build {
     /// tract's kernels, images as ONNX has them: NCHW.
     Plain,

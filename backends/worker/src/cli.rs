@@ -1,5 +1,6 @@
 //! The command line. The proxy's demo runs workers by calling [`main`] in a child of its own.
 
+use crate::attempt;
 use crate::config::{ConfigError, LogForm, Options, Settings};
 use crate::lifecycle;
 use crate::patience::be_patient;
@@ -61,6 +62,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if args.iter().any(|arg| arg == "--synthetic") {
         return forebay_synthetic::main(args);
     }
+    if args.iter().any(|arg| arg == attempt::FLAG) {
+        return attempt::main();
+    }
+    let program = program(args.len());
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -70,7 +75,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let (options, log) = match settle(cli.config, cli.settings) {
-        Ok(settled) => settled,
+        Ok((options, log)) => (Options { program, ..options }, log),
         Err(error) => return complain(USAGE, &error),
     };
     be_patient();
@@ -83,6 +88,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(runtime) => runtime.block_on(run(options, cli.stop_with_stdin)),
         Err(error) => complain(FAILED, &error),
     }
+}
+
+/// The words that start this program as a worker: all of the process's but the worker's own, which are
+/// one less than `count`.
+fn program(count: usize) -> Vec<OsString> {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let own = words.len().saturating_sub(count.saturating_sub(1)).max(1);
+    let program = std::env::current_exe().ok().map(OsString::from);
+    program.into_iter().chain(words.into_iter().take(own).skip(1)).collect()
 }
 
 fn settle(file: Option<PathBuf>, flags: Settings) -> Result<(Options, LogForm), ConfigError> {

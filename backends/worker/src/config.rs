@@ -6,6 +6,7 @@
 
 use forebay_config::{ByteSize, Diagnostics, Document, FromToml, Table};
 use std::borrow::Cow;
+use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -26,6 +27,11 @@ pub struct Options {
     pub max_model: u64,
     /// Until a version must have been loaded and warmed.
     pub load_timeout: Duration,
+    /// Bytes of memory that a model may take while it is loaded for the first time.
+    pub load_memory: u64,
+    /// The words that start this program: a model is loaded for the first time in a process of its
+    /// own. None: in this one, without a bound on its memory.
+    pub program: Vec<OsString>,
     /// Address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
     /// Threads that run models.
@@ -64,6 +70,9 @@ impl Default for Options {
             max_model: 2 << 30,
             // The largest take a minute.
             load_timeout: Duration::from_secs(300),
+            // The other half is for what is served meanwhile.
+            load_memory: crate::attempt::machine_memory() / 2,
+            program: Vec::new(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
             executors: cores,
             pin_executors: false,
@@ -109,6 +118,9 @@ pub struct Settings {
     /// Time for a model to be loaded and warmed [default: 5m]
     #[arg(long, value_name = "TIME", value_parser = unit::<Duration>)]
     pub load_timeout: Option<Duration>,
+    /// Memory for one model while it is loaded [default: half of the machine's or the group's]
+    #[arg(long, value_name = "SIZE", value_parser = unit::<ByteSize>)]
+    pub load_memory: Option<ByteSize>,
     /// Address to listen on; port 0 takes a free one [default: 127.0.0.1:8000]
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
@@ -213,6 +225,7 @@ impl Settings {
                 models_control: file.get("models_control"),
                 max_model: file.get("max_model"),
                 load_timeout: file.get("load_timeout"),
+                load_memory: file.get("load_memory"),
                 listen: file.get("listen"),
                 executors: counted(&file, "executors", MAX_EXECUTORS),
                 pin_executors: file.get("pin_executors"),
@@ -250,6 +263,8 @@ impl Settings {
                 ),
                 models_memory: self.models_memory.or(file.models_memory).map(|size| size.0),
                 models_poll: self.models_poll.or(file.models_poll).map(|poll| poll.max(MIN_POLL)),
+                load_memory: self.load_memory.or(file.load_memory).map_or(default.load_memory, |s| s.0),
+                program: default.program,
                 max_model: self.max_model.or(file.max_model).map_or(default.max_model, |s| s.0),
                 $($key: self.$key.or(file.$key).unwrap_or(default.$key),)*
             } };

@@ -27,7 +27,7 @@
 //! | `describe` | metadata, health, configuration, metrics |
 //! | `control` | the model repository extension: index, load, unload |
 //! | `repository` | what is served now; a request's way to its version |
-//! | `loader`, `trial`, `room` | the one thread that loads and unloads, and what may not stop it; memory for models |
+//! | `loader`, `trial`, `attempt`, `room` | the one thread that loads and unloads, and what may not stop it; memory for models |
 //! | `disk`, `model_config` | models on disk, read but not believed |
 //! | `golden` | recorded answers, compared when a model is loaded |
 //! | `report`, `metrics`, `series`, `stats` | what the worker says of itself |
@@ -42,6 +42,7 @@
 //! such outputs, so the caller is then asked to take them as binary data.
 
 mod app;
+mod attempt;
 mod body;
 mod check;
 pub mod cli;

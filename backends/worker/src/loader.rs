@@ -12,6 +12,7 @@
 //! changed is loaded once it looks the same twice.
 
 use crate::app::App;
+use crate::attempt::Attempt;
 use crate::disk::{Disk, Found, Stamp};
 use crate::embedding::Embedder;
 use crate::golden;
@@ -439,14 +440,18 @@ impl Loader {
         let (length, config) = (bytes.len(), Arc::clone(&model.config));
         let examples = self.disk.examples(name).map_err(Failure::Bad)?;
         let compared = examples.len();
+        let limit = self.app.options.load_timeout;
+        let attempt = Attempt::of(&self.app.options);
         let compile = move || {
-            let engine = engine::Model::load(&bytes, &config.load_options(profile))
-                .map_err(|error| error.to_string())?;
+            let mut options = config.load_options(profile);
+            if options.profile.is_none() {
+                options.profile = attempt.profile(&bytes, &options)?;
+            }
+            let engine = engine::Model::load(&bytes, &options).map_err(|e| e.to_string())?;
             golden::check(&engine, &examples, config.tolerance)?;
             let embedding = embedder(&config, tokenizer, &engine)?;
             Ok((engine, embedding))
         };
-        let limit = self.app.options.load_timeout;
         let (engine, embedding) = self.trial.run(limit, compile).map_err(Failure::Bad)?;
         let took = started.elapsed();
         let memory = known.unwrap_or_else(|| room::measured(length, before));

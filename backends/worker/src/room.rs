@@ -9,6 +9,7 @@
 //! and [`MOST`] times that; `memory` in `model.toml` overrules it. Plans that are compiled later, for
 //! shapes that were not seen at load, are not counted.
 
+use crate::attempt::status_bytes;
 use crate::loader::Loader;
 use crate::repository::{State, Version};
 use std::sync::Arc;
@@ -36,10 +37,7 @@ pub(crate) fn measured(file: usize, before: u64) -> u64 {
 
 /// Bytes of memory that this process holds; 0 if the system does not say.
 pub(crate) fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kibibytes = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse().ok());
-    kibibytes.unwrap_or(0_u64) << 10
+    status_bytes("VmRSS:")
 }
 
 /// What must not be unloaded to make room.

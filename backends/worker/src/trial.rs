@@ -11,7 +11,7 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 /// Stack of the thread: graphs are walked recursively.
-const STACK: usize = 16 << 20;
+pub(crate) const STACK: usize = 16 << 20;
 /// So many loads may have been given up and still run.
 const MOST_LOST: usize = 2;
 

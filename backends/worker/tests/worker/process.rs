@@ -264,11 +264,41 @@ async fn the_allocator_keeps_what_the_next_request_needs() {
     assert!(environment(&other).contains("MIMALLOC_PURGE_DELAY=7"));
 }
 
-/// Bytes of memory that the process holds.
-fn resident(child: &Child) -> u64 {
+/// Bytes that a line of the process's status says.
+fn status_bytes(child: &Child, key: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", child.id().unwrap())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+#[tokio::test]
+async fn a_model_that_takes_all_memory_to_load_is_refused_and_the_worker_never_holds_it() {
+    let scratch = Scratch::new("eating");
+    scratch.write("good/1/model.onnx", Scratch::model("arith"));
+    let eating = fixtures().parent().unwrap().join("eating");
+    for name in ["constantofshape-huge", "expand-huge"] {
+        let model = std::fs::read(eating.join(name).join("1/model.onnx")).unwrap();
+        scratch.write(&format!("{name}/1/model.onnx"), model);
+    }
+    let path = scratch.path().to_str().unwrap();
+    let (child, address) = spawn_on(path, &["--load-memory", "512MiB"]).await;
+    let index = send(address, request(Method::POST, "/v2/repository/index", "")).await.json();
+    for entry in index.as_array().unwrap() {
+        let (state, reason) = (entry["state"].as_str(), entry["reason"].as_str().unwrap());
+        if entry["name"] == "good" {
+            assert_eq!(state, Some("READY"), "{entry}");
+            continue;
+        }
+        assert_eq!(state, Some("UNAVAILABLE"), "{entry}");
+        let says_why = ["failed to allocate", "536870912 bytes of memory (load_memory)"];
+        assert!(says_why.iter().any(|part| reason.contains(part)), "{entry}");
+    }
+    assert_eq!(index.as_array().unwrap().len(), 3);
+    let sent = request(Method::POST, "/v2/models/good/infer", arith_body(1.0, 2.0));
+    assert_eq!(send(address, sent).await.outputs()[0], tensor("sum", &[1, 4], vec![3.0; 4]));
+    // Each of them fills 3 GiB where it may.
+    let most = status_bytes(&child, "VmHWM:");
+    assert!(most < 1 << 30, "{most}");
 }
 
 #[tokio::test]
@@ -290,7 +320,7 @@ async fn models_that_come_and_go_leave_no_memory_behind() {
         call("/v2/repository/models/m/unload", Vec::new()).await;
         call("/v2/models/steady/infer", arith_body(1.0, 1.0)).await;
         call("/v2/repository/models/m/load", Vec::new()).await;
-        memory.push(resident(&child));
+        memory.push(status_bytes(&child, "VmRSS:"));
     }
     let (before, after) = (memory[..10].iter().max().unwrap(), memory[40..].iter().min().unwrap());
     assert!(*after <= before + SLACK, "{} MiB became {}", before >> 20, after >> 20);
