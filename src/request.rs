@@ -8,6 +8,7 @@ use crate::flow::balance::Picked;
 use crate::flow::identify::Identity;
 use crate::flow::route::Target;
 use crate::server::{HeldBytes, InFlightRequest};
+use forebay_protocol::oip::Wishes;
 use forebay_protocol::{Priority, Reason};
 use std::time::{Duration, Instant};
 
@@ -119,6 +120,13 @@ impl Request {
             times: Times::default(),
             bytes_in: 0,
         }
+    }
+
+    /// Takes in what its body says of its urgency, as far as its headers say nothing.
+    pub fn wishes(&mut self, wishes: Wishes) {
+        let identity = &mut self.identity;
+        identity.priority = identity.priority.or(wishes.priority);
+        identity.deadline = identity.deadline.or(wishes.timeout);
     }
 
     /// From its arrival to the end of its answer, or until now.

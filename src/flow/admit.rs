@@ -51,8 +51,7 @@ pub fn admit(
         request.deadline = request.identity.deadline.map(|asked| request.arrived + asked);
         return Ok(Way::Stream);
     }
-    let asked = request.identity.deadline.unwrap_or(route_deadline);
-    request.deadline = Some(request.arrived + asked.min(route_deadline));
+    within(request, route_deadline);
     if request.identity.call != Some(Call::Infer) || method != Method::POST {
         return Ok(Way::Stream);
     }
@@ -65,6 +64,12 @@ pub fn admit(
     let length = request.identity.content_length.filter(|length| *length <= limits.buffer);
     request.held = length.and_then(|length| lifecycle.hold(length, limits.memory));
     Ok(if request.held.is_some() { Way::Unary } else { Way::Stream })
+}
+
+/// Sets the deadline of what is no stream: the caller's, if that is sooner than the route's.
+pub fn within(request: &mut Request, route_deadline: Duration) {
+    let asked = request.identity.deadline.unwrap_or(route_deadline);
+    request.deadline = Some(request.arrived + asked.min(route_deadline));
 }
 
 /// The refusal of a body that is too large, whether the header says so or the bytes do.

@@ -65,7 +65,8 @@ fn broken_off() -> Refusal {
     Refusal::new(Reason::ClientClosed, "the caller left before its message was complete")
 }
 
-/// The message in its frame; of an inference, the model and the version that it names are noted.
+/// The message in its frame; of an inference, the model and the version that it names are noted, and how
+/// urgent it says that it is.
 ///
 /// # Errors
 /// Its frame is broken, or its fields.
@@ -92,5 +93,6 @@ pub fn identify(request: &mut Request, body: &Bytes) -> Result<Bytes, Refusal> {
             request.identity.version = name;
         }
     }
+    request.wishes(grpc::wishes(&message));
     Ok(message)
 }

@@ -3,7 +3,10 @@
 
 use crate::client::{Response, get, post_with};
 use crate::endpoint::{Behaviour, Endpoint};
-use crate::harness::{Proxy, eventually};
+use crate::grpc_client::call;
+use crate::harness::{Proxy, Worker, addresses, eventually};
+use forebay_protocol::grpc::{Code, MODEL_INFER, infer as wire};
+use forebay_protocol::oip::{Data, InferRequest, Parameter, Tensor};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -83,6 +86,44 @@ async fn an_endpoint_gets_no_more_at_once_than_it_has_slots_and_the_urgent_first
     assert_eq!(endpoint.came()[3..], ["high", "sooner", "later", "batch"]);
     let line = (0..7).map(|_| proxy.next_line()).find(|line| line["priority"] == "batch").unwrap();
     assert!(line["balance_us"].as_u64().unwrap() > 0, "{line}");
+}
+
+#[tokio::test]
+async fn what_a_body_says_of_its_urgency_counts_where_no_header_does() {
+    let endpoint = Endpoint::start(Behaviour::Echo).await;
+    let proxy = Proxy::in_front_of(&[endpoint.address], 1, "").await;
+    let body = r#"{"parameters":{"priority":3,"timeout":60000000},"inputs":[]}"#;
+    let length = body.len().to_string();
+    let binary = format!("{body}\"binary\"");
+    for (headers, body, expected) in [
+        (&[][..], body, "batch"),
+        (&[("inference-header-content-length", &*length)], &*binary, "batch"),
+        (&[("x-request-priority", "high")], body, "high"),
+        (&[("inference-header-content-length", "0")], body, "normal"),
+        (&[], "not JSON \"priority\"", "normal"),
+    ] {
+        let answer = post_with(proxy.address, INFER, headers, body.to_owned()).await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(proxy.next_line()["priority"], expected, "{headers:?} {body}");
+    }
+    endpoint.becomes(Behaviour::Silent);
+    let hurried = r#"{"parameters":{"timeout":60000}}"#;
+    let answer = post_with(proxy.address, INFER, &[], hurried).await;
+    assert_eq!((answer.status.as_u16(), answer.reason()), (504, "deadline_exceeded"));
+}
+
+#[tokio::test]
+async fn what_a_grpc_message_says_of_its_urgency_counts_too() {
+    let worker = Worker::start_many(1).await;
+    let proxy = Proxy::in_front_of(&addresses(&worker), 1, "").await;
+    let tensor = |name| Tensor::new(name, vec![1, 4], Data::Fp32(vec![2.0; 4])).unwrap();
+    let parameters = [("priority".to_owned(), Parameter::Int(1))].into_iter().collect();
+    let inputs = vec![tensor("a"), tensor("b")];
+    let request = InferRequest { inputs, parameters, ..InferRequest::default() };
+    let message = wire::write_request("arith", None, &request);
+    let answer = call(proxy.address, MODEL_INFER, &message).await;
+    assert_eq!(answer.code(), Code::Ok);
+    assert_eq!(proxy.next_line()["priority"], "high");
 }
 
 #[tokio::test]

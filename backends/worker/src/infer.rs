@@ -17,7 +17,7 @@ use crate::queue::Rank;
 use crate::refusal::Refusal;
 use crate::repository::Version;
 use crate::stats::Stage;
-use forebay_protocol::oip::{InferRequest, InferResponse, Tensor, classify};
+use forebay_protocol::oip::{InferRequest, InferResponse, Tensor, Wishes, classify};
 use forebay_protocol::{Priority, Reason};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -146,12 +146,11 @@ async fn run(
 ) -> Result<(Answer, Duration), Refusal> {
     let Received { request, share, took } = received;
     let (request, check) = checked(version, request).await?;
-    // The protocol's own `timeout`, in microseconds; 0 means none.
-    if let Some(micros) = request.parameters.count("timeout")?.filter(|&micros| micros > 0) {
-        terms.within(Duration::from_micros(micros));
+    let own = Wishes::of(&request.parameters)?;
+    if let Some(timeout) = own.timeout {
+        terms.within(timeout);
     }
-    let own = request.parameters.count("priority")?.and_then(Priority::from_level);
-    terms.priority = terms.priority.or(own);
+    terms.priority = terms.priority.or(own.priority);
     let (inputs, request) = take_inputs(request);
     let outputs = bounded(terms.deadline, submit(app, version, inputs, terms)).await?;
     drop(share);

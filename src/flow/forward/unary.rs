@@ -8,12 +8,13 @@ use super::exchange::{Answer, Message};
 use super::{HOP_BY_HOP, grpc, nominated, prepare_answer, prepare_request};
 use crate::config::Limits;
 use crate::error::Refusal;
-use crate::flow::admit::body_too_large;
+use crate::flow::admit::{body_too_large, within};
 use crate::flow::route::Target;
 use crate::pool::Endpoint;
 use crate::request::Request;
 use bytes::{Bytes, BytesMut};
-use forebay_protocol::Reason;
+use forebay_protocol::oip::Wishes;
+use forebay_protocol::{Reason, header};
 use http::{StatusCode, Version};
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
@@ -51,6 +52,9 @@ pub async fn forward(
         }
     };
     let is_grpc = request.identity.grpc.is_some();
+    if !is_grpc {
+        take_in_wishes(session.req_header(), request, target, &body);
+    }
     let mut head = if is_grpc {
         grpc::request_head(session.req_header())?
     } else {
@@ -125,6 +129,17 @@ async fn receive(
         return Err(body_too_large(expected, None));
     }
     Ok(body)
+}
+
+/// What the body says of its urgency, where the header says nothing: that of gRPC was read for its
+/// routing.
+fn take_in_wishes(head: &RequestHeader, request: &mut Request, target: &Target, body: &[u8]) {
+    let length = head.headers.get(header::INFERENCE_HEADER_CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    let json = length.and_then(|length| body.get(..length)).unwrap_or(body);
+    request.wishes(Wishes::in_json(json));
+    request.priority = request.identity.priority.unwrap_or(target.route.priority);
+    within(request, target.route.deadline);
 }
 
 /// A body that ends too early, or a caller that is gone: the caller's doing either way.

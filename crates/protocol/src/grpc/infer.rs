@@ -4,12 +4,13 @@
 //! [`oip`](crate::oip), elements by the shape, memory by the bytes that arrived. A generated decoder
 //! would take some hundred bytes for each two-byte entry of a list before anyone could count them.
 
+use super::parameters::{bounded, push_parameter};
 use super::pb;
 use super::wire::{Fields, Value, WireError, varint};
 use crate::oip::{
-    BytesData, Data, Datatype, Found, InferRequest, InferResponse, MAX_PARAMETERS, MAX_RANK,
-    MAX_TENSORS, Parameter, Parameters, ParseError, RequestedOutput, Tensor, TensorProblem,
-    dimensions, element_count, overflow, unknown_datatype,
+    BytesData, Data, Datatype, Found, InferRequest, InferResponse, MAX_RANK, MAX_TENSORS,
+    Parameter, Parameters, ParseError, RequestedOutput, Tensor, TensorProblem, dimensions,
+    element_count, overflow, unknown_datatype,
 };
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -159,47 +160,6 @@ impl<'a> Parts<'a> {
         }
         Ok(parts)
     }
-}
-
-fn bounded<T>(list: &[T], most: usize, what: &'static str) -> Result<(), ParseError> {
-    if list.len() < most { Ok(()) } else { Err(ParseError::TooMany { what, most }) }
-}
-
-fn push_parameter(
-    parameters: &mut Vec<(String, Parameter)>,
-    entry: Value<'_>,
-) -> Result<(), ParseError> {
-    bounded(parameters, MAX_PARAMETERS, "parameters")?;
-    let (mut key, mut parameter) = (String::new(), None);
-    for field in Fields::of(entry.bytes()?) {
-        match field? {
-            (1, value) => key = value.text()?.to_owned(),
-            (2, value) => parameter = read_parameter(value.bytes()?)?,
-            _ => {}
-        }
-    }
-    parameters.extend(parameter.map(|parameter| (key, parameter)));
-    Ok(())
-}
-
-/// `None`: none of the choices, or one of a later version.
-fn read_parameter(message: &[u8]) -> Result<Option<Parameter>, WireError> {
-    let mut parameter = None;
-    for field in Fields::of(message) {
-        parameter = match field? {
-            (1, value) => Some(Parameter::Bool(value.varint()? != 0)),
-            (2, value) => Some(Parameter::Int(value.varint()?.cast_signed())),
-            (3, value) => Some(Parameter::String(value.text()?.to_owned())),
-            (4, value) => Some(Parameter::Float(value.double()?)),
-            #[allow(clippy::cast_precision_loss, reason = "beyond i64 nothing counts in units")]
-            (5, value) => {
-                let number = value.varint()?;
-                Some(i64::try_from(number).map_or(Parameter::Float(number as f64), Parameter::Int))
-            }
-            _ => parameter,
-        };
-    }
-    Ok(parameter)
 }
 
 fn requested_output(message: &[u8]) -> Result<RequestedOutput, ParseError> {

@@ -15,6 +15,7 @@ mod frame;
 #[cfg(feature = "grpc")]
 pub mod infer;
 mod method;
+mod parameters;
 #[cfg(feature = "grpc")]
 pub mod pb;
 mod timeout;
@@ -23,6 +24,7 @@ pub(crate) mod wire;
 pub use code::{Code, decode_message, encode_message};
 pub use frame::{FrameError, PREFIX_BYTES, Prefix, frame, frame_compressed, only_message};
 pub use method::Method;
+pub use parameters::wishes;
 pub use timeout::{format_timeout, parse_timeout};
 pub use wire::{WireError, text_field, with_model};
 

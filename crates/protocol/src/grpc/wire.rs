@@ -47,7 +47,6 @@ impl<'a> Value<'a> {
         std::str::from_utf8(self.bytes()?).map_err(|_| WireError::Text)
     }
 
-    #[cfg(feature = "grpc")]
     pub(crate) fn varint(self) -> Result<u64, WireError> {
         if let Self::Varint(number) = self { Ok(number) } else { Err(WireError::Form) }
     }

@@ -21,6 +21,7 @@ mod request;
 mod response;
 mod statistics;
 mod tensor;
+mod wishes;
 
 pub use classification::{can_classify, classify};
 pub use datatype::Datatype;
@@ -35,6 +36,7 @@ pub use statistics::{
     BatchStatistics, DurationStatistic, InferStatistics, MemoryUsage, ModelStatistics, Statistics,
 };
 pub use tensor::{BytesData, Data, Tensor, element_count};
+pub use wishes::Wishes;
 
 #[cfg(feature = "grpc")]
 pub(crate) use {datatype::unknown as unknown_datatype, message::dimensions, tensor::overflow};

@@ -1,0 +1,134 @@
+//! What a request says of its own urgency: the parameters `priority` and `timeout`, as Triton has them.
+//!
+//! Whoever runs the request reads all of it anyway; whoever passes it on must not take tensors apart to
+//! know whether it is urgent. So [`Wishes::in_json`] looks at the beginning of a body only, and at
+//! that only if one of the two words stands there.
+
+use super::{Parameters, ParseError};
+use crate::Priority;
+use memchr::memmem;
+use serde::Deserialize;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use std::fmt;
+use std::time::Duration;
+
+/// Bytes of JSON that are looked at: with tensors in binary all of it, and else more than enough where
+/// `parameters` stand before `inputs`.
+const HEAD: usize = 16 * 1024;
+
+/// See above. What it does not say is `None`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Wishes {
+    /// How urgent it is.
+    pub priority: Option<Priority>,
+    /// The time that its caller is willing to wait.
+    pub timeout: Option<Duration>,
+}
+
+impl Wishes {
+    /// What `parameters` say: `priority` as a level, `timeout` in microseconds; 0 of either says nothing.
+    ///
+    /// # Errors
+    /// One of them is not a whole number of 0 or more.
+    pub fn of(parameters: &Parameters) -> Result<Self, ParseError> {
+        let timeout = parameters.count("timeout")?.filter(|micros| *micros > 0);
+        let priority = parameters.count("priority")?.and_then(Priority::from_level);
+        Ok(Self { priority, timeout: timeout.map(Duration::from_micros) })
+    }
+
+    /// What a body says that begins with this JSON. What can't be understood says nothing: whoever runs
+    /// the request has words for that.
+    pub fn in_json(json: &[u8]) -> Self {
+        let head = &json[..json.len().min(HEAD)];
+        let has = |word: &[u8]| memmem::find(head, word).is_some();
+        if !has(b"\"priority\"") && !has(b"\"timeout\"") {
+            return Self::default();
+        }
+        let mut parameters = Parameters::default();
+        let mut deserializer = serde_json::Deserializer::from_slice(head);
+        // An error, if only that the head ends in the middle, says nothing of what came before it.
+        let _ = serde::Deserializer::deserialize_map(&mut deserializer, Body(&mut parameters));
+        Self::of(&parameters).unwrap_or_default()
+    }
+}
+
+/// Reads `parameters` out of a body, and nothing behind them.
+struct Body<'a>(&'a mut Parameters);
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Key {
+    Parameters,
+    #[serde(other)]
+    Other,
+}
+
+impl<'de> Visitor<'de> for Body<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a request")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key()? {
+            match key {
+                Key::Parameters => {
+                    *self.0 = map.next_value()?;
+                    break;
+                }
+                Key::Other => map.next_value::<IgnoredAny>().map(|_| ())?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wishes(priority: Option<Priority>, micros: Option<u64>) -> Wishes {
+        Wishes { priority, timeout: micros.map(Duration::from_micros) }
+    }
+
+    #[test]
+    fn priority_and_timeout_are_read_wherever_they_stand_in_the_head() {
+        let inputs =
+            r#""inputs":[{"name":"x","parameters":{"priority":3},"data":["\"priority\":3}"]}]"#;
+        for (json, expected) in [
+            (
+                r#"{"id":"1","parameters":{"priority":1,"timeout":2500}}"#.to_owned(),
+                wishes(Some(Priority::High), Some(2500)),
+            ),
+            (
+                format!(r#"{{{inputs}, "parameters" : {{"priority":"2"}}}}"#),
+                wishes(Some(Priority::Normal), None),
+            ),
+            (format!(r#"{{"parameters":{{"timeout":7}},{inputs}"#), wishes(None, Some(7))),
+            (format!("{{{inputs}}}"), Wishes::default()),
+            (r#"{"parameters":{"priority":0,"timeout":0}}"#.to_owned(), Wishes::default()),
+            (r#"{"parameters":{"priority":"urgent","timeout":5}}"#.to_owned(), Wishes::default()),
+            (r#"{"parameters":{"priority":-1}}"#.to_owned(), Wishes::default()),
+            (r#"{"parameters":["priority"]}"#.to_owned(), Wishes::default()),
+            (r#"["priority"]"#.to_owned(), Wishes::default()),
+            (r#"{"parameters":{"priority":1"#.to_owned(), Wishes::default()),
+            (r#""priority""#.to_owned(), Wishes::default()),
+        ] {
+            assert_eq!(Wishes::in_json(json.as_bytes()), expected, "{json}");
+        }
+    }
+
+    #[test]
+    fn what_stands_far_back_is_not_looked_for() {
+        let parameters = r#""parameters":{"priority":1}"#;
+        let data = format!(r#""inputs":[{}1]"#, "1,".repeat(HEAD));
+        let first = format!("{{{parameters},{data}}}");
+        assert_eq!(Wishes::in_json(first.as_bytes()).priority, Some(Priority::High));
+        let last = format!("{{{data},{parameters}}}");
+        assert_eq!(Wishes::in_json(last.as_bytes()), Wishes::default());
+        // Deep nesting in the head neither overflows the stack nor is an error to anybody.
+        let deep = format!(r#"{{"a":{}"priority""#, "[".repeat(HEAD - 100));
+        assert_eq!(Wishes::in_json(deep.as_bytes()), Wishes::default());
+    }
+}
