@@ -52,6 +52,7 @@ pub(super) fn settle(state: &EndpointState) -> bool {
         return false;
     }
     if to == Health::Ready {
+        state.load.came_back();
         state.ready_since.store(clock::now().nanos(), Relaxed);
     }
     let cause = state.record().out().map(|(cause, _)| cause.as_str());

@@ -23,8 +23,7 @@ fn only_ok(outcomes: &BTreeMap<String, usize>) {
 #[tokio::test]
 async fn a_worker_that_is_killed_under_load_costs_no_caller_an_answer_and_comes_back() {
     let mut workers = Worker::start_many(3).await;
-    // A policy that gives everybody a share: one that learns tries a stranger again only now and then.
-    let proxy = Proxy::in_front_of(&addresses(&workers), 3, "policy = \"p2c\"").await;
+    let proxy = Proxy::in_front_of(&addresses(&workers), 3, "").await;
     let load = Load::start(proxy.address, ARITH_INFER, ARITH, 16);
     load.wait(500).await;
 

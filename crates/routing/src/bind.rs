@@ -111,7 +111,7 @@ impl<C: Candidate> View<'_, C> {
         });
         let costs = &costs[..looked.places().len()];
         let free = |load: &Load| self.is_free(load);
-        let at = looked.stranger(self.endpoints, free, &self.context, rng).or_else(|| {
+        let at = looked.revisit(self.endpoints, free, &self.context, rng).or_else(|| {
             let at = least(costs.iter().copied(), rng).filter(|at| costs[*at] < f64::INFINITY)?;
             let load = self.endpoints[looked.places()[at]].load();
             let done = load.completion(now, ttl, best);

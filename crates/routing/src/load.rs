@@ -20,7 +20,7 @@ use std::time::Duration;
 /// Seconds in which what was learnt of an endpoint's speed loses half its worth while no answer
 /// confirms it, and the same for what it said of its speed itself: one slow answer must not keep an
 /// endpoint out of use for ever.
-const HALF_LIFE: f32 = 60.0;
+const HALF_LIFE: f32 = 10.0;
 const WORD_HALF_LIFE: f32 = 10.0;
 /// Worth of the endpoint's own word on its speed, in answers: it decides where we know nothing. More
 /// would be worse: all proxies hear the same word, and would all follow its errors.
@@ -31,6 +31,14 @@ const PLENTY: f32 = 30.0;
 const PEAK_HALF_LIFE: f32 = 7.0;
 /// Answers below which an endpoint's speed is hardly known.
 const FEW: f32 = 1.0;
+/// What is left, in answers, of what was known of one that comes back.
+const HINT: f32 = 0.5;
+/// An endpoint that is avoided is tried again after a pause of so many of its service times, in
+/// seconds at least and at most: visits take a small share of what it can do, and it is found soon
+/// that it has recovered.
+const VISIT_PAUSE: f32 = 10.0;
+const SHORTEST_PAUSE: f32 = 0.05;
+const LONGEST_PAUSE: f32 = 0.5;
 /// Weight of a report in the mean of what others have there, at least, and the seconds after which
 /// one weighs as much as all before it.
 const REPORT_WEIGHT: f32 = 0.02;
@@ -340,18 +348,37 @@ impl Load {
         f64::from(self.service_at(now.nanos(), narrow(best)))
     }
 
-    /// Nanoseconds since the last answer, if a request would teach much: hardly anything is known of
-    /// its speed, or the last answers hint that it got faster. One that has failed is not among them,
-    /// nor one that is being tried.
-    pub(crate) fn unsure(&self, now: u64) -> Option<u64> {
-        let unsure = self.confidence(now) < FEW || self.speed.is_promising();
-        unsure.then(|| self.idle(now)).flatten()
+    /// May a request be sent there to learn how it is? Not while one of ours is there, nor as long as
+    /// its failures count.
+    pub(crate) fn may_be_visited(&self, now: u64) -> bool {
+        let service = f64::from(self.speed.mean().0);
+        self.in_flight() == 0 && self.penalty_at(now) <= service.max(FIRST_PENALTY)
     }
 
-    /// Nanoseconds since the last answer, unless it fails or has a request of ours.
-    pub(crate) fn idle(&self, now: u64) -> Option<u64> {
-        let idle = self.in_flight() == 0 && self.failures.load(Relaxed) == 0;
-        idle.then(|| now.saturating_sub(self.answered_at.load(Relaxed)))
+    /// Is hardly anything known of its speed, or do the last answers hint that it got faster?
+    pub(crate) fn is_unsure(&self) -> bool {
+        self.speed.mean().1 < FEW || self.speed.is_promising()
+    }
+
+    /// The same, or has it not been used for long?
+    pub(crate) fn is_due_for_visit(&self, now: u64) -> bool {
+        let pause = (self.speed.mean().0 * VISIT_PAUSE).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+        self.is_unsure() || seconds(now, self.answered_at.load(Relaxed)) > pause
+    }
+
+    /// Nanoseconds since the last answer.
+    pub(crate) fn silence(&self, now: u64) -> u64 {
+        match self.answered_at.load(Relaxed) {
+            UNKNOWN => u64::MAX,
+            at => now.saturating_sub(at),
+        }
+    }
+
+    /// It has come back, maybe as another process: its failures are over, and of what was known of its
+    /// speed only a hint remains.
+    pub fn came_back(&self) {
+        self.failures.store(0, Relaxed);
+        self.speed.forget(HINT);
     }
 
     /// It was picked, and is in this place among those that were to be had.

@@ -88,6 +88,11 @@ impl Speed {
         self.faster.get() > PROMISING
     }
 
+    /// What is known is worth so many answers from now on, at most.
+    pub(crate) fn forget(&self, samples: f32) {
+        self.samples.set(self.samples.get().min(samples));
+    }
+
     /// Takes in one answer; what was known before is worth `samples` answers by now.
     pub(crate) fn learn(&self, watch: &Watch, sample: f32, samples: f32) {
         if samples < 0.5 {

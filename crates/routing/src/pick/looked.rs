@@ -15,11 +15,12 @@ const SAMPLE: usize = 6;
 const FREED: usize = 3;
 /// Most endpoints that are looked at for one decision: one that has just become free comes on top.
 pub(crate) const LOOKED: usize = FULL_SCAN + 1;
-/// One pick in so many goes to an endpoint that has not answered for long, and one in so many to one
-/// of which hardly anything is known or that seems to have got faster: what is avoided would never
-/// be found to have recovered.
-const STRANGER: usize = 1500;
-const UNSURE: usize = 20;
+/// One pick in so many goes to an endpoint that has been avoided for a while, if there is one, and one
+/// in so many to one of which hardly anything is known or that seems to have got faster: what is
+/// avoided would never be found to have recovered. Seldom enough not to be seen in a p99 where all
+/// others take a third of the time.
+const VISIT: usize = 500;
+const VISIT_UNSURE: usize = 100;
 
 /// See above.
 #[derive(Debug)]
@@ -95,24 +96,27 @@ impl Looked {
         costs
     }
 
-    /// At times one of which too little is known: the one that has not answered for the longest.
-    pub(crate) fn stranger<C: Candidate>(
+    /// At times one that is due for a visit: the one that has not answered for the longest.
+    pub(crate) fn revisit<C: Candidate>(
         &self,
         endpoints: &[C],
         may: impl Fn(&Load) -> bool,
         context: &Context<'_>,
         rng: &mut Rng,
     ) -> Option<usize> {
-        let chance = rng.below(STRANGER);
-        if chance >= STRANGER / UNSURE {
+        let chance = rng.below(VISIT);
+        if chance >= VISIT / VISIT_UNSURE {
             return None;
         }
         let now = context.now.nanos();
-        let idle = |load: &Load| if chance == 0 { load.idle(now) } else { load.unsure(now) };
-        let loads = self.places().iter().map(|place| endpoints[*place].load()).enumerate();
-        let idle =
-            loads.filter(|(_, load)| may(load)).filter_map(|(at, load)| Some((idle(load)?, at)));
-        idle.max().map(|(_, at)| at)
+        let load = |at: usize| endpoints[self.places[at]].load();
+        let wanted = |load: &Load| match chance {
+            0 => load.is_due_for_visit(now),
+            _ => load.is_unsure(),
+        };
+        let due = (0..self.len)
+            .filter(|at| may(load(*at)) && load(*at).may_be_visited(now) && wanted(load(*at)));
+        due.max_by_key(|at| load(*at).silence(now))
     }
 
     /// Number `at` was chosen: its place in the pool. `costs` is what each of them costs.

@@ -222,6 +222,54 @@ mod tests {
         assert!(shares[0] >= 60, "30 seconds at 20 a second: {shares:?}");
     }
 
+    /// Picks until the first of three endpoints has had ten of them, 500 a second of 10 ms each, after
+    /// `episode` happened to it.
+    fn picks_until_back(seed: u64, episode: impl Fn(&Load)) -> usize {
+        let (fleet, turn, mut rng) = (fleet(3), Arc::default(), Rng::new(seed));
+        let at = |number: usize| Time::new(Duration::from_millis(2 * number as u64));
+        for number in 0..600 {
+            let millis = if number % 3 == 0 { 300 } else { 10 };
+            fleet[number % 3].0.enter().answered(Duration::from_millis(millis), at(number));
+        }
+        episode(&fleet[0].0);
+        let (mut had, mut held) = (0, std::collections::VecDeque::new());
+        (600..60_000)
+            .find(|number| {
+                let (now, ttl) = (at(*number), Duration::from_secs(1));
+                let context = Context { now, report_ttl: ttl, turn: &turn, key: None, ring: None };
+                let chosen = pick(Policy::Adaptive, &fleet, |_| false, &context, &mut rng);
+                let chosen = chosen.unwrap_or(usize::MAX);
+                held.push_back(fleet[chosen].0.enter());
+                if held.len() > 5
+                    && let Some(done) = held.pop_front()
+                {
+                    done.answered(Duration::from_millis(10), now);
+                }
+                had += usize::from(chosen == 0);
+                had == 10
+            })
+            .map_or(usize::MAX, |number| number - 600)
+    }
+
+    #[test]
+    fn one_that_was_slow_is_found_to_have_recovered() {
+        for seed in 0..20 {
+            let picks = picks_until_back(seed, |_| {});
+            assert!(picks < 5000, "seed {seed}: ten requests after {picks} picks");
+        }
+    }
+
+    #[test]
+    fn one_that_comes_back_after_failures_gets_requests_at_once() {
+        for seed in 0..20 {
+            let picks = picks_until_back(seed, |load| {
+                (0..9).for_each(|_| load.failed(Time::new(Duration::from_millis(1200))));
+                load.came_back();
+            });
+            assert!(picks < 1500, "seed {seed}: ten requests after {picks} picks");
+        }
+    }
+
     #[test]
     fn ties_are_spread() {
         let (fleet, turn, mut rng) = (fleet(4), Arc::default(), Rng::new(7));

@@ -66,7 +66,7 @@ impl Choose for Expected {
         });
         let costs = &costs[..looked.places().len()];
         let at = looked
-            .stranger(endpoints, |_| true, context, rng)
+            .revisit(endpoints, |_| true, context, rng)
             .or_else(|| least(costs.iter().copied(), rng))?;
         Some(looked.take(at, costs, endpoints, context))
     }

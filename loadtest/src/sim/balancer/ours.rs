@@ -212,6 +212,7 @@ impl Balancer for Ours {
         match (self.place_of(endpoint), ready) {
             (Ok(at), false) => drop(self.ready.remove(at)),
             (Err(at), true) => {
+                self.loads[endpoint].came_back();
                 self.ready.insert(at, Known::new(endpoint, &self.loads[endpoint]));
             }
             _ => {}
