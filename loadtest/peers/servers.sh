@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # The worker beside MLServer and Triton with ONNX Runtime (Triton's in its Python backend: the packages
-# have no other): the same model, one core each, one thread in the engine, open-loop load in steps until an objective is missed. What counts is the highest rate of Poisson
-# arrivals at which the p99, measured from the intended start, keeps it. Rounds alternate; medians.
+# have no other): the same model, one core each, one thread in the engine, open-loop load in steps until
+# an objective is missed. What counts is the highest rate of Poisson arrivals at which the p99, measured
+# from the intended start, keeps it. Rounds alternate; medians.
 #
 #   loadtest/peers/servers.sh [FILE.md]      the table goes to standard output and to FILE.md
 #
 # Environment, all optional:
 #   ROUNDS=3  SECONDS_EACH=5  MODEL=silero-vad  OBJECTIVE="p99<50ms"
+#   FROM=20/s                                where the search begins
 #   SERVERS="forebay mlserver triton"  WAYS="json grpc"
 #   MLSERVER, TRITON                         virtual environments with mlserver or nvidia-pytriton, and
 #                                            onnxruntime; made under target/ if not given
@@ -77,7 +79,7 @@ capacity() { # SERVER WAY
     [ "$2" = json ] || { url=http://127.0.0.1:$grpc extra=(--protocol grpc); }
     rm -f "$work/capacity.json"
     taskset -c "$load_core" "$load" capacity "$url" --model "$asked" --range 0..1 "${extra[@]}" \
-        --objective "$objective" --for "${seconds}s" --from 20/s --precision 5% --quiet \
+        --objective "$objective" --for "${seconds}s" --from "${FROM:-20/s}" --precision 5% --quiet \
         --json="$work/capacity.json" > "$work/capacity.out" 2>&1 || true
     [ -e "$work/capacity.json" ] || die "$1, $2: no capacity: $(tail -3 "$work/capacity.out")"
     python3 - "$work/capacity.json" <<'PY'
