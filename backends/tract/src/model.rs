@@ -40,6 +40,8 @@ pub struct LoadOptions {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Profile {
     pub(crate) build: Build,
+    /// Median seconds of one row in each build that was compared.
+    pub(crate) compared: Vec<(Build, f64)>,
     /// Are its rows independent?
     pub(crate) has_batches: bool,
     /// Seconds by bucket of rows.
@@ -97,6 +99,8 @@ pub struct Model {
     pub(crate) usual: Shapes,
     /// Longest time between two questions to a [`Watch`].
     pub(crate) grain: Duration,
+    /// Median seconds of one row in each build that was compared.
+    pub(crate) compared: Vec<(Build, f64)>,
 }
 
 impl Model {
@@ -125,6 +129,7 @@ impl Model {
             odd: Curve::default(),
             usual: Shapes::new(),
             grain: Duration::ZERO,
+            compared: Vec::new(),
         };
         warm_up::warm_up(&mut model, options)?;
         Ok(model)
@@ -161,10 +166,16 @@ impl Model {
         self.plans.build()
     }
 
+    /// Median seconds of one row in each build that was compared; none where it was not measured.
+    pub fn compared(&self) -> &[(Build, f64)] {
+        &self.compared
+    }
+
     /// What to load the same model with the next time.
     pub fn profile(&self) -> Profile {
         Profile {
             build: self.build(),
+            compared: self.compared.clone(),
             has_batches: self.max_batch.is_some(),
             seconds: self.curve.known().collect(),
             grain: self.grain,

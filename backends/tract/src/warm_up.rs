@@ -56,7 +56,7 @@ pub(crate) fn warm_up(model: &mut Model, options: &LoadOptions) -> Result<(), Lo
         Some(known) => known.has_batches && may_batch,
         None => {
             if given.is_none() {
-                choose_build(model, &inputs, &alone);
+                choose_build(model, &inputs, &alone, &|_, seconds| seconds);
             }
             may_batch && rows_are_independent(model, options, alone)
         }
@@ -76,6 +76,7 @@ fn recall(model: &mut Model, options: &LoadOptions, known: &Profile) {
     known.seconds.iter().for_each(|&(rows, seconds)| model.curve.learn(rows, seconds));
     model.curve.settle();
     model.grain = known.grain;
+    model.compared.clone_from(&known.compared);
     let best = model.curve.best();
     if best > 1
         && let Ok(inputs) = inputs(model, options, Some(best), 0)
@@ -85,20 +86,30 @@ fn recall(model: &mut Model, options: &LoadOptions, known: &Profile) {
     }
 }
 
+/// What a run counts as that was measured to take so many seconds.
+type Judge<'a> = &'a dyn Fn(Build, f64) -> f64;
+
 /// Takes the build that is fastest here, of those that give the same as tract's own.
-fn choose_build(model: &mut Model, inputs: &[Tensor], expected: &[Tensor]) {
+fn choose_build(model: &mut Model, inputs: &[Tensor], expected: &[Tensor], judge: Judge<'_>) {
     for build in [Build::Own, Build::ChannelsLast] {
         // What is slower than ours at one layout was never seen to be faster at the other.
         if build == Build::ChannelsLast && model.plans.build() == Build::Own {
             break;
         }
         if let Some(other) = model.plans.built(build) {
-            try_build(model, other, inputs, expected);
+            try_build(model, other, inputs, expected, judge);
         }
     }
 }
 
-fn try_build(model: &mut Model, other: Plans, inputs: &[Tensor], expected: &[Tensor]) {
+fn try_build(
+    model: &mut Model,
+    other: Plans,
+    inputs: &[Tensor],
+    expected: &[Tensor],
+    judge: Judge<'_>,
+) {
+    let builds = [model.plans.build(), other.build()];
     let first = std::mem::replace(&mut model.plans, other);
     let agrees =
         run(model, inputs, &|| false).is_ok_and(|(o, _)| agree(&o, expected, BUILD_TOLERANCE));
@@ -112,7 +123,7 @@ fn try_build(model: &mut Model, other: Plans, inputs: &[Tensor], expected: &[Ten
     // Alternating: what else goes on in the machine must not decide.
     for turn in 0..2 * RUNS {
         if let Ok((_, seconds)) = run(model, inputs, &|| false) {
-            times[turn % 2].push(seconds);
+            times[turn % 2].push(judge(model.plans.build(), seconds));
         }
         plans[(turn + 1) % 2] =
             plans[turn % 2].take().map(|p| std::mem::replace(&mut model.plans, p));
@@ -121,6 +132,8 @@ fn try_build(model: &mut Model, other: Plans, inputs: &[Tensor], expected: &[Ten
         }
     }
     let [first, second] = times.map(median);
+    model.compared.retain(|(build, _)| !builds.contains(build));
+    model.compared.extend([(builds[0], first), (builds[1], second)]);
     if second < BUILD_WORTH * first
         && let Some(plans) = plans.into_iter().flatten().next()
     {
@@ -325,9 +338,10 @@ mod tests {
         let grain = Duration::from_millis(7);
         let seconds = vec![(1, 0.5), (2, 0.8), (4, 1.0)];
         let outputs = [Build::Plain, Build::ChannelsLast, Build::Own].map(|build| {
-            let profile = Profile { build, has_batches: true, seconds: seconds.clone(), grain };
+            let (seconds, compared) = (seconds.clone(), vec![(build, 0.5)]);
+            let profile = Profile { build, compared, has_batches: true, seconds, grain };
             let model = load(Some(profile));
-            assert_eq!(model.profile().build, build);
+            assert_eq!((model.profile().build, model.compared()), (build, &[(build, 0.5)][..]));
             assert_eq!((model.curve().best(), model.grain()), (4, grain));
             let inputs = inputs(&model, &LoadOptions::default(), Some(3), 0).unwrap();
             model.run(&[&inputs], 4, &|| false).unwrap().remove(0)
@@ -335,5 +349,40 @@ mod tests {
         assert!(agree(&outputs[0], &outputs[1], BUILD_TOLERANCE));
         assert!(agree(&outputs[0], &outputs[2], BUILD_TOLERANCE));
         assert_eq!(outputs[0][0].shape, [3, 2], "padded to 4 rows, and cut again");
+    }
+
+    #[test]
+    fn the_fastest_build_that_agrees_is_taken_and_what_was_measured_is_told() {
+        const ALL: [Build; 3] = [Build::Plain, Build::Own, Build::ChannelsLast];
+        // Not measured at load: in the build that it begins with.
+        let plain = || {
+            let (has_batches, seconds) = (false, vec![(1, 0.5)]);
+            let (build, compared, grain) = (Build::Plain, Vec::new(), Duration::ZERO);
+            load(Some(Profile { build, compared, has_batches, seconds, grain }))
+        };
+        let inputs = inputs(&plain(), &LoadOptions::default(), Some(1), 0).unwrap();
+        let expected = run(&plain(), &inputs, &|| false).unwrap().0;
+        let chosen = |expected: &[Tensor], seconds: [f64; 3]| {
+            let mut model = plain();
+            let of = |build| seconds[ALL.iter().position(|&b| b == build).unwrap()];
+            choose_build(&mut model, &inputs, expected, &|build, _| of(build));
+            for &(build, found) in model.compared() {
+                assert_eq!(found, of(build), "{build:?}");
+            }
+            (model.build(), model.compared().iter().map(|c| c.0).collect::<Vec<_>>())
+        };
+        assert_eq!(
+            chosen(&expected, [1.0, 0.5, 0.4]),
+            (Build::Own, vec![Build::Plain, Build::Own])
+        );
+        let last = vec![Build::Own, Build::Plain, Build::ChannelsLast];
+        assert_eq!(chosen(&expected, [1.0, 1.0, 0.5]), (Build::ChannelsLast, last.clone()));
+        assert_eq!(chosen(&expected, [1.0, 2.0, 3.0]), (Build::Plain, last.clone()));
+        // Too little to tell from noise.
+        assert_eq!(chosen(&expected, [1.0, 0.96, 0.96]), (Build::Plain, last));
+        // Fast, but none of them answers so.
+        let mut other = expected;
+        other[0].data = Data::Fp32(vec![9.0, 9.0]);
+        assert_eq!(chosen(&other, [1.0, 0.5, 0.5]), (Build::Plain, Vec::new()));
     }
 }

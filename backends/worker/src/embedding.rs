@@ -34,6 +34,8 @@ pub(crate) struct Embedder {
     vocabulary: usize,
     inputs: Vec<Role>,
     output: String,
+    /// Numbers of its vectors, if the model says.
+    size: Option<usize>,
 }
 
 /// What an input of the model is for.
@@ -100,8 +102,14 @@ impl Embedder {
             ));
         }
         let vocabulary = tokenizer.get_vocab_size(true);
+        let size = output.shape.last().and_then(|&size| usize::try_from(size).ok());
+        if let (Some(size), Some(found)) = (size, config.min_dimensions)
+            && found > size
+        {
+            return Err(format!("expected min_dimensions of at most {size}, found {found}"));
+        }
         let (config, output) = (config.clone(), output.name.clone());
-        Ok(Self { config, tokenizer, digest, vocabulary, inputs, output })
+        Ok(Self { config, tokenizer, digest, vocabulary, inputs, output, size })
     }
 
     /// Each length that texts are padded to, to be warmed up; none if there is no mask.
@@ -177,11 +185,41 @@ impl Embedder {
         InferRequest { inputs: self.inputs.iter().map(input).collect(), ..InferRequest::default() }
     }
 
-    /// The embedding out of the model's outputs for one row, whose first `count` tokens are real.
+    /// Can embeddings be had with so many numbers? Of a model that does not say how many it has, it
+    /// turns out when they are there.
     ///
     /// # Errors
-    /// The model gave another shape than it had said.
-    pub(crate) fn pool(&self, outputs: &[Tensor], count: usize) -> Result<Vec<f32>, Refusal> {
+    /// They are more than there are, or so few are not said to serve.
+    pub(crate) fn check_dimensions(&self, wanted: Option<usize>) -> Result<(), Refusal> {
+        self.size.map_or(Ok(()), |size| self.check_of(size, wanted))
+    }
+
+    fn check_of(&self, size: usize, wanted: Option<usize>) -> Result<(), Refusal> {
+        let Some(found) = wanted.filter(|&wanted| wanted != size) else { return Ok(()) };
+        match self.config.min_dimensions {
+            Some(least) if (least..=size).contains(&found) => Ok(()),
+            Some(least) => Err(Refusal::input(format!(
+                "expected dimensions of {} to {size}, found {found}",
+                least.min(size)
+            ))),
+            None => Err(Refusal::input(format!(
+                "expected dimensions of {size}, which the model has, found {found}: its model.toml \
+                 does not say that fewer serve (min_dimensions)"
+            ))),
+        }
+    }
+
+    /// The embedding out of the model's outputs for one row, whose first `count` tokens are real; the
+    /// first `wanted` numbers of it, if not all.
+    ///
+    /// # Errors
+    /// The model gave another shape than it had said, or so many numbers are not to be had.
+    pub(crate) fn pool(
+        &self,
+        outputs: &[Tensor],
+        count: usize,
+        wanted: Option<usize>,
+    ) -> Result<Vec<f32>, Refusal> {
         let output = outputs.iter().find(|output| output.name == self.output);
         let pooled = output.and_then(|output| match (&output.data, &output.shape[..]) {
             (Data::Fp32(data), [1, size]) if *size > 0 => Some(data.clone()),
@@ -194,6 +232,8 @@ impl Embedder {
             let text = format!("expected a row of vectors in output \"{}\"", self.output);
             Refusal::new(Reason::InferenceFailed, text)
         })?;
+        self.check_of(pooled.len(), wanted)?;
+        pooled.truncate(wanted.unwrap_or(usize::MAX));
         if self.config.normalize {
             normalize(&mut pooled);
         }

@@ -27,7 +27,7 @@
 //! | `describe` | metadata, health, configuration, metrics |
 //! | `control` | the model repository extension: index, load, unload |
 //! | `repository` | what is served now; a request's way to its version |
-//! | `loader`, `trial`, `attempt`, `room` | the one thread that loads and unloads, and what may not stop it; memory for models |
+//! | `loader`, `load`, `trial`, `attempt`, `room` | the one thread that loads and unloads, and what may not stop it; memory for models |
 //! | `disk`, `model_config` | models on disk, read but not believed |
 //! | `golden` | recorded answers, compared when a model is loaded |
 //! | `report`, `metrics`, `series`, `stats` | what the worker says of itself |
@@ -57,6 +57,7 @@ mod golden;
 mod grpc;
 mod infer;
 mod lifecycle;
+mod load;
 mod loader;
 mod metrics;
 mod model_config;

@@ -12,21 +12,16 @@
 //! changed is loaded once it looks the same twice.
 
 use crate::app::App;
-use crate::attempt::Attempt;
 use crate::disk::{Disk, Found, Stamp};
-use crate::embedding::Embedder;
-use crate::golden;
+use crate::load::Why;
 use crate::metrics::NO_MODEL;
 use crate::model_config::ModelConfig;
 use crate::queue::LineConfig;
 use crate::refusal::Refusal;
-use crate::repository::{Entry, Known, Labels, Model, Served, State, Version};
-use crate::room::{self, Spare};
-use crate::stats::Stats;
+use crate::repository::{Entry, Model, Served, State, Version};
 use crate::trial::Trial;
 use forebay_protocol::Reason;
 use forebay_protocol::metric::worker as metric;
-use forebay_tract as engine;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -51,37 +46,15 @@ pub(crate) enum Command {
     End,
 }
 
-/// Why a version was not loaded.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    /// Others hold the memory; later it may fit.
-    #[error("{0}")]
-    Full(String),
-    /// It will fail again, until its files change.
-    #[error("{0}")]
-    Bad(String),
-}
-
 /// The thread that changes what is served.
 pub(crate) struct Loader {
     pub(crate) app: Arc<App>,
-    disk: Disk,
+    pub(crate) disk: Disk,
     /// Not served any more, but perhaps still in use.
     pub(crate) retired: Vec<Arc<Version>>,
     /// Models that looked changed at the last look.
     unsettled: HashMap<String, Stamp>,
-    trial: Trial,
-}
-
-/// Why a version is loaded.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Why {
-    /// It is there, and there may be room.
-    Present,
-    /// Someone asked for the model: other models may have to go.
-    Asked,
-    /// Requests wait for this version: any other may have to go.
-    Fetched,
+    pub(crate) trial: Trial,
 }
 
 impl Loader {
@@ -346,155 +319,6 @@ impl Loader {
         }
     }
 
-    /// What becomes of one version: kept, loaded, left for later, or failed.
-    fn load(
-        &mut self,
-        name: &str,
-        number: u64,
-        model: &Model,
-        old: Option<&Entry>,
-        why: Why,
-    ) -> Entry {
-        let mut entry = old.cloned().unwrap_or_else(|| Entry::new(State::Loading));
-        let serving = old.and_then(Entry::version);
-        let outcome = match self.try_load(name, number, model, &entry, why) {
-            Ok(None) => {
-                entry.failure = None;
-                return entry;
-            }
-            Ok(Some(version)) => {
-                entry.known = Some(Arc::new(Known {
-                    digest: version.digest.clone(),
-                    bytes: version.memory.bytes,
-                    config: Arc::clone(&version.config),
-                    profile: version.engine.profile(),
-                    stats: Arc::clone(&version.stats),
-                }));
-                (entry.state, entry.failure) = (State::Ready(Arc::new(version)), None);
-                "ok"
-            }
-            Err(failure) => {
-                let (outcome, state) = match &failure {
-                    Failure::Full(_) => ("full", State::OnDemand),
-                    Failure::Bad(_) => ("failed", State::Failed),
-                };
-                let (text, keeps) = (failure.to_string(), serving.is_some());
-                if why != Why::Present || outcome == "failed" {
-                    tracing::error!(
-                        model = name,
-                        version = number,
-                        failure = text,
-                        keeps,
-                        "model can't be served"
-                    );
-                    entry.failure = Some(text);
-                } else {
-                    tracing::info!(model = name, version = number, why = text, "on demand");
-                }
-                if !keeps {
-                    entry.state = state;
-                }
-                outcome
-            }
-        };
-        self.app.metrics.loads(name, outcome).increment(1);
-        entry
-    }
-
-    /// `None`: it is what is served already.
-    fn try_load(
-        &mut self,
-        name: &str,
-        number: u64,
-        model: &Model,
-        old: &Entry,
-        why: Why,
-    ) -> Result<Option<Version>, Failure> {
-        let bytes = self.disk.onnx(name, number).map_err(Failure::Bad)?;
-        let digest = blake3::hash(&bytes).to_hex().to_string();
-        let labels = self.labels(name, &model.config).map_err(Failure::Bad)?;
-        let tokenizer = self.tokenizer(name, &model.config).map_err(Failure::Bad)?;
-        let is_same = |old: &Arc<Version>| {
-            let embedding = old.embedding.as_ref().map(|embedding| embedding.digest);
-            let is_same = old.digest == digest && old.labels == labels;
-            is_same
-                && embedding == tokenizer.as_deref().map(blake3::hash)
-                && Arc::ptr_eq(&old.config, &model.config)
-        };
-        if old.version().is_some_and(is_same) {
-            return Ok(None);
-        }
-        let before = old.known.as_ref().filter(|known| known.digest == digest);
-        let known = model.config.memory.or(before.map(|known| known.bytes));
-        let stats = before.map(|known| Arc::clone(&known.stats));
-        let profile = before.filter(|known| Arc::ptr_eq(&known.config, &model.config));
-        let profile = profile.map(|known| known.profile.clone());
-        let room = known.unwrap_or_else(|| room::estimate(bytes.len()));
-        let spare = match why {
-            Why::Present => Spare::All,
-            Why::Asked => Spare::Model(name),
-            Why::Fetched => Spare::Version(name, number),
-        };
-        self.make_room(room, spare).map_err(Failure::Full)?;
-        let (started, before) = (Instant::now(), room::resident());
-        let (length, config) = (bytes.len(), Arc::clone(&model.config));
-        let examples = self.disk.examples(name).map_err(Failure::Bad)?;
-        let compared = examples.len();
-        let limit = self.app.options.load_timeout;
-        let attempt = Attempt::of(&self.app.options);
-        let compile = move || {
-            let mut options = config.load_options(profile);
-            if options.profile.is_none() {
-                options.profile = attempt.profile(&bytes, &options)?;
-            }
-            let engine = engine::Model::load(&bytes, &options).map_err(|e| e.to_string())?;
-            golden::check(&engine, &examples, config.tolerance)?;
-            let embedding = embedder(&config, tokenizer, &engine)?;
-            Ok((engine, embedding))
-        };
-        let (engine, embedding) = self.trial.run(limit, compile).map_err(Failure::Bad)?;
-        let took = started.elapsed();
-        let memory = known.unwrap_or_else(|| room::measured(length, before));
-        let share = self.app.repository.hold(memory);
-        // It may be larger than it looked.
-        self.make_room(0, spare).map_err(Failure::Full)?;
-        let max_batch = engine.max_batch().unwrap_or(1);
-        let of_model = (Arc::clone(&model.config), Arc::clone(&model.line));
-        let stats = stats
-            .unwrap_or_else(|| Arc::new(Stats::new(&self.app.metrics, name, &number.to_string())));
-        let beside = (labels, embedding);
-        let version =
-            Version::new((name, number), of_model, (engine, digest), beside, share, stats);
-        tracing::info!(
-            model = name,
-            version = number,
-            digest = version.digest,
-            memory_bytes = memory,
-            took_ms = took.as_millis(),
-            max_batch,
-            best_batch = version.engine.curve().best(),
-            examples = compared,
-            build = ?version.engine.build(),
-            "model ready"
-        );
-        let labels = (name, version.number.as_str());
-        let seconds = self.app.metrics.series.gauge(metric::MODEL_LOAD_SECONDS, labels);
-        seconds.set(took.as_secs_f64());
-        Ok(Some(version))
-    }
-
-    /// Names of the outputs' elements.
-    fn labels(&self, name: &str, config: &ModelConfig) -> Result<Labels, String> {
-        let files = config.tensors.iter().filter_map(|t| Some((&t.name, t.label_file.as_ref()?)));
-        files.map(|(output, file)| Ok((output.clone(), self.disk.labels(name, file)?))).collect()
-    }
-
-    /// The tokenizer's file, where embeddings are wanted.
-    fn tokenizer(&self, name: &str, config: &ModelConfig) -> Result<Option<Vec<u8>>, String> {
-        let embedding = config.embedding.as_ref();
-        embedding.map(|embedding| self.disk.tokenizer(name, &embedding.tokenizer)).transpose()
-    }
-
     /// Loads a version that requests wait for.
     fn fetch(&mut self, name: &str, number: u64) {
         let found = self.app.repository.served().get(name).map(|model| Model::clone(model));
@@ -556,22 +380,4 @@ impl Loader {
                 || retired.any(|v| (v.model.as_str(), v.number.as_str()) == (model, number))
         });
     }
-}
-
-/// From texts to the model's inputs; each length is run once, so that no caller waits for its plan.
-fn embedder(
-    config: &ModelConfig,
-    tokenizer: Option<Vec<u8>>,
-    engine: &engine::Model,
-) -> Result<Option<Embedder>, String> {
-    let (Some(config), Some(tokenizer)) = (&config.embedding, tokenizer) else { return Ok(None) };
-    let embedder = Embedder::new(config, &tokenizer, engine)?;
-    for length in embedder.lengths() {
-        let request = embedder.request(&vec![0; length]);
-        let outputs = engine.run(&[&request.inputs], 1, &|| false);
-        let outputs = outputs.map_err(|error| format!("{length} tokens: {error}"))?;
-        let outputs = outputs.first().map(Vec::as_slice).unwrap_or_default();
-        embedder.pool(outputs, length).map_err(|refusal| refusal.message)?;
-    }
-    Ok(Some(embedder))
 }

@@ -29,6 +29,8 @@ const DEFAULT_TOLERANCE: f64 = 1e-3;
 /// What most sentence encoders were trained on, and the longest that an encoder here takes.
 const DEFAULT_TOKENS: usize = 512;
 const MAX_TOKENS: usize = 8192;
+/// No encoder has more numbers.
+const MAX_DIMENSIONS: usize = 1 << 16;
 
 /// What `model.toml` says.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,6 +75,8 @@ pub(crate) struct EmbeddingConfig {
     pub(crate) pooling: Pooling,
     /// To a length of 1.
     pub(crate) normalize: bool,
+    /// As few of its first numbers serve as an embedding; none: only all of them.
+    pub(crate) min_dimensions: Option<usize>,
     /// Most tokens of one input.
     pub(crate) max_tokens: usize,
     /// Cut off what is longer, rather than refuse it.
@@ -230,6 +234,9 @@ impl EmbeddingConfig {
             output: table.get("output"),
             pooling: table.choice("pooling", &poolings, Pooling::Mean),
             normalize: table.or("normalize", true),
+            // Out of the range, so it stands for "not there" (or noted as wrong).
+            min_dimensions: Some(table.within("min_dimensions", 1..=MAX_DIMENSIONS, 0))
+                .filter(|&least| least > 0),
             max_tokens: table.within("max_tokens", 1..=MAX_TOKENS, DEFAULT_TOKENS),
             truncate: table.or("truncate", false),
         }

@@ -66,8 +66,15 @@ pub(crate) async fn model(
     Shared(app): Shared<Arc<App>>,
     Path(name): Path<String>,
 ) -> Result<Response, Refused> {
-    app.repository.ready(&name, None)?;
+    let (model, version) = named(&name);
+    app.repository.ready(model, version)?;
     Ok(json(StatusCode::OK, &object(&name)))
+}
+
+/// The model and the version that a name means: `MODEL`, or `MODEL:VERSION` with a number or label,
+/// since there is no other place for them. No model of a repository has a colon in its name.
+fn named(name: &str) -> (&str, Option<&str>) {
+    name.split_once(':').map_or((name, None), |(model, version)| (model, Some(version)))
 }
 
 fn object(name: &str) -> ModelObject {
@@ -108,7 +115,8 @@ async fn answer(
     let used: usize = tokens.iter().map(Vec::len).sum();
     let width = 2 * app.options.executors * version.engine.curve().best();
     let (owner, version) = (Arc::clone(app), &version);
-    let runs = stream::iter(tokens).map(|tokens| embed(app, version, terms, tokens));
+    let wanted = wish.dimensions;
+    let runs = stream::iter(tokens).map(|tokens| embed(app, version, terms, tokens, wanted));
     let embeddings: Vec<Vec<f32>> = runs.buffered(width).try_collect().await?;
     drop(share);
     owner
@@ -140,13 +148,15 @@ async fn prepare(
     };
     let read = if body.len() <= INLINE { parse(&body) } else { off_io(move || parse(&body)).await };
     let mut wish = read.map_err(unknown)?;
-    let version = app.repository.acquire(&wish.model, None).await.map_err(unknown)?;
+    let (model, number) = named(&wish.model);
+    let version = app.repository.acquire(model, number).await.map_err(unknown)?;
     let known = |refusal| (Some(Arc::clone(&version)), refusal);
-    if version.embedding.is_none() {
+    let Some(embedder) = &version.embedding else {
         let name = &version.model;
         let text = format!("model \"{name}\" gives no embeddings: its model.toml does not say how");
         return Err(known(Refusal::input(text)));
-    }
+    };
+    embedder.check_dimensions(wish.dimensions).map_err(known)?;
     let inputs = std::mem::take(&mut wish.input.0);
     let tokens = tokenize(&version, inputs).await.map_err(known)?;
     Ok(Prepared { version, wish, tokens, share })
@@ -181,10 +191,11 @@ async fn embed(
     version: &Arc<Version>,
     terms: Terms,
     tokens: Vec<u32>,
+    wanted: Option<usize>,
 ) -> Result<Vec<f32>, Refusal> {
     let embedder = embedder(version)?;
     let outputs = infer::infer_rows(app, version, terms, embedder.request(&tokens)).await?;
-    embedder.pool(&outputs, tokens.len())
+    embedder.pool(&outputs, tokens.len(), wanted)
 }
 
 fn embedder(version: &Version) -> Result<&Embedder, Refusal> {
@@ -198,12 +209,6 @@ async fn write(
     used: usize,
 ) -> Result<Response, Refusal> {
     let size = embeddings.first().map_or(0, Vec::len);
-    if let Some(wanted) = wish.dimensions
-        && wanted != size
-    {
-        let text = format!("expected dimensions of {size}, which the model has, found {wanted}");
-        return Err(Refusal::input(text));
-    }
     let large = size * embeddings.len() * size_of::<f32>() > INLINE;
     let work = move || {
         let numbers = |embedding: Vec<f32>| match wish.encoding_format.unwrap_or_default() {

@@ -134,7 +134,7 @@ async fn what_can_not_be_embedded_is_refused_in_openais_form() {
             json!({"model": "embed", "input": "a", "dimensions": 2}),
             400,
             "invalid_input",
-            "dimensions of 3",
+            "expected dimensions of 3, which the model has, found 2: its model.toml does not say",
         ),
         (
             json!({"model": "embed", "input": "a", "encoding_format": "hex"}),
@@ -212,6 +212,63 @@ async fn pooling_length_and_normalisation_are_as_configured() {
 }
 
 #[tokio::test]
+async fn the_first_numbers_alone_are_given_where_they_are_said_to_serve() {
+    // Of the vectors of the tokens 4 and 7 with their mean added, the first one.
+    let whole = [9.5_f32, 48.5, 0.5];
+    let length = whole[..2].iter().map(|v| v * v).sum::<f32>().sqrt();
+    let unit: Vec<_> = whole[..2].iter().map(|v| v / length).collect();
+    for (normalize, expected) in [("true", &unit[..]), ("false", &whole[..2])] {
+        let scratch = Scratch::new("dimensions");
+        let config = format!(
+            "[embedding]\npooling = \"cls\"\nmin_dimensions = 2\nnormalize = {normalize}\n"
+        );
+        let worker = start_with(&scratch, &config).await;
+        let body = |dimensions, form| {
+            json!({"model": "embed", "input": [4, 7], "dimensions": dimensions,
+                   "encoding_format": form})
+        };
+        for form in ["float", "base64"] {
+            let found = embed(&worker, body(2, form)).await;
+            assert_close(&floats(&found.data[0]), expected);
+            assert_eq!(floats(&embed(&worker, body(3, form)).await.data[0]).len(), 3);
+        }
+        for dimensions in [0, 1, 4] {
+            let sent = body(dimensions, "float").to_string();
+            let answer = post(&worker, "/v1/embeddings", sent).await;
+            let part = format!("expected dimensions of 2 to 3, found {dimensions}");
+            refused(&answer, 400, "invalid_request_error", "invalid_input", &part);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_version_or_label_can_be_named_behind_the_model() {
+    let scratch = Scratch::new("versions");
+    scratch.write("embed/2/model.onnx", Scratch::model("embed"));
+    let config = "versions = \"all\"\nlabels = { stable = 1 }\n[embedding]\n";
+    let worker = start_with(&scratch, config).await;
+    let mut counts = [0; 2];
+    for (name, version) in [("embed", 2), ("embed:2", 2), ("embed:1", 1), ("embed:stable", 1)] {
+        let found = embed(&worker, json!({"model": name, "input": "hello"})).await;
+        assert_eq!(found.model, name);
+        assert_eq!(get(&worker, &format!("/v1/models/{name}")).await.json()["id"], name);
+        counts[version - 1] += 1;
+        let metrics = get(&worker, "/metrics").await.text();
+        for (version, count) in (1..).zip(counts) {
+            let labels = format!("model=\"embed\",version=\"{version}\",reason=\"ok\"");
+            let line = format!("forebay_worker_inferences_total{{{labels}}} {count}\n");
+            assert!(metrics.contains(&line), "{name}: expected {line}, found {metrics}");
+        }
+    }
+    for name in ["embed:3", "embed:canary", "embed:", "embed:1:1", "none:1", ":1"] {
+        let sent = json!({"model": name, "input": "hello"}).to_string();
+        let answer = post(&worker, "/v1/embeddings", sent).await;
+        refused(&answer, 404, "invalid_request_error", "model_not_found", "");
+        assert_eq!(get(&worker, &format!("/v1/models/{name}")).await.status, 404);
+    }
+}
+
+#[tokio::test]
 async fn a_tokenizer_or_pooling_that_does_not_fit_keeps_a_model_from_being_served() {
     for (config, tokenizer, part) in [
         ("[embedding]\ntokenizer = \"none.json\"", None, "none.json"),
@@ -219,6 +276,7 @@ async fn a_tokenizer_or_pooling_that_does_not_fit_keeps_a_model_from_being_serve
         ("[embedding]\npooling = \"none\"", None, "in 2 dimensions for this pooling"),
         ("[embedding]\npooling = \"average\"", None, "expected \"mean\" or \"cls\""),
         ("[embedding]\noutput = \"y\"", None, "an output \"y\""),
+        ("[embedding]\nmin_dimensions = 4", None, "min_dimensions of at most 3, found 4"),
         ("[embedding]", Some("{}"), "tokenizer tokenizer.json"),
         ("[embedding]", Some("\0\u{1}"), "tokenizer tokenizer.json"),
     ] {

@@ -272,6 +272,34 @@ fn status_bytes(child: &Child, key: &str) -> u64 {
 }
 
 #[tokio::test]
+async fn the_log_says_which_build_was_taken_and_what_each_was_measured_at() {
+    let scratch = Scratch::new("builds");
+    let silero = std::fs::read(bundled().join("silero-vad/1/model.onnx")).unwrap();
+    scratch.write("m/1/model.onnx", silero);
+    let models = scratch.path().to_str().unwrap();
+    let mut worker = command();
+    let mut child = worker
+        .args(["--models", models, "--listen", "127.0.0.1:0", "--log", "json"])
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let ready = loop {
+        let line = lines.next_line().await.unwrap().unwrap();
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        if line["message"] == "model ready" {
+            break line;
+        }
+    };
+    let (build, builds) = (ready["build"].as_str().unwrap(), ready["builds"].as_str().unwrap());
+    let measured = |build: &str| {
+        let mut each = builds.split(", ").filter_map(|each| each.strip_suffix(" ms"));
+        let found = each.find_map(|each| each.strip_prefix(build)?.trim().parse::<f64>().ok());
+        found.is_some_and(|found| found > 0.0)
+    };
+    assert!(measured(build) && measured("Plain") && measured("Own"), "{ready}");
+}
+
+#[tokio::test]
 async fn a_model_that_takes_all_memory_to_load_is_refused_and_the_worker_never_holds_it() {
     let scratch = Scratch::new("eating");
     scratch.write("good/1/model.onnx", Scratch::model("arith"));
