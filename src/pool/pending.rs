@@ -12,7 +12,7 @@ use crate::clock;
 use forebay_protocol::{Priority, metric};
 use forebay_routing::pick::Context;
 use forebay_routing::{
-    Binding, Claim, InFlight, Joined, Line, Next, Place, Policy, Ramp, Rng, View, Weight,
+    Binding, Claim, InFlight, Joined, Line, Next, Place, Policy, Rng, View, Weight,
 };
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst, fence};
@@ -252,20 +252,8 @@ impl Pool {
         };
         let view = self.view(None).keyed(asks.key);
         let terms = (clock::at(asks.deadline), asks.weight);
-        let binding = with_rng(|rng| {
-            if let Some(ramp) = Ramp::draw(self.config.slow_start, view.context.now, rng) {
-                let shut =
-                    |it: &Arc<Endpoint>| tried(it) || ramp.passes_over(it.state.ready_since());
-                // A decision takes a turn, so it is not tried with those that are not there. With nobody
-                // else free, the one that has just come does better than a wait.
-                if !self.ready.iter().all(shut)
-                    && let Binding::Bind(index) = view.at_once(terms, shut, rng)
-                {
-                    return Binding::Bind(index);
-                }
-            }
-            view.at_once(terms, tried, rng)
-        });
+        let gently = (self.config.slow_start, |it: &Arc<Endpoint>| it.state.ready_since());
+        let binding = with_rng(|rng| view.at_once_gently(gently, terms, tried, rng));
         match binding {
             Binding::Bind(index) => Bound::claim(self, &view, index).map(Ok),
             Binding::Nowhere => Some(Err(Turned::Nowhere)),

@@ -93,6 +93,8 @@ pub struct Sim {
     pub round_trip: Span,
     /// Slots that are assumed until a report says otherwise; 0: an endpoint takes what comes.
     pub slots: u32,
+    /// Time in which an endpoint that comes into rotation comes to its full share.
+    pub slow_start: Span,
     /// Requests that wait in a proxy.
     pub queue: Queue,
     /// Load reports.
@@ -157,6 +159,7 @@ impl Default for Sim {
             proxies: 1,
             round_trip: Span::default(),
             slots: 0,
+            slow_start: Span::default(),
             queue: Queue { size: 1024, hop: Span(Duration::from_micros(500)) },
             reports: Reports::default(),
             retry: Retry { attempts: 3, budget: 0.2, min_per_second: 10.0 },
@@ -236,6 +239,7 @@ pub(super) fn sim(top: &Table<'_, '_>) -> Sim {
         proxies: table.within("proxies", 1..=64, sim.proxies),
         round_trip: table.or("round_trip", sim.round_trip),
         slots: table.within("slots", 1..=100_000, sim.slots),
+        slow_start: table.or("slow_start", sim.slow_start),
         queue: queue(&table.table_or_empty("queue"), &sim.queue),
         reports: Reports {
             in_band: reports.or("in_band", told.in_band),

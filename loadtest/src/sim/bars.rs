@@ -3,11 +3,12 @@
 //! A claim without a command is forgotten when the code changes. `forebay-load sim --bars DIRECTORY`
 //! simulates the shipped scenarios, prints what was found, and ends with status 1 if a bar is missed.
 
-use super::episode::Summary;
+use super::engine::{self, Found};
+use super::episode::{Account, Summary};
 use super::table::Row;
 use super::{Setting, SimError, table};
-use crate::scenario::Scenario;
-use crate::units;
+use crate::scenario::{Scenario, Sim};
+use crate::units::{self, Span};
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -17,6 +18,8 @@ const RIVALS: [&str; 4] =
 const NGINX: &str = "nginx_least_conn";
 const ORACLE: &str = "oracle";
 const OURS: &str = "adaptive";
+/// A policy that looks at nothing.
+const BLIND: &str = "round_robin";
 
 /// One bar and what was found.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,7 +41,7 @@ pub struct Bar {
 /// What is asked of a scenario, and of whom it is simulated.
 type Ask = (&'static str, &'static [&'static str], fn(&Runs<'_>) -> Vec<Bar>);
 
-const ALL: [Ask; 9] = [
+const ALL: [Ask; 11] = [
     (
         "tail75.toml",
         &[NGINX, "haproxy_maxconn", "envoy_least_request", "traefik_least_time"],
@@ -74,6 +77,8 @@ const ALL: [Ask; 9] = [
     ("kill.toml", &[NGINX], |runs| vec![runs.errors()]),
     ("overload2x.toml", &[NGINX, ORACLE], |runs| runs.overload()),
     ("overload10x.toml", &[NGINX, ORACLE], |runs| runs.overload()),
+    ("priorities.toml", &[NGINX], |runs| runs.priorities()),
+    ("restart.toml", &[NGINX, BLIND], |runs| runs.cold()),
 ];
 
 /// Simulates the scenarios in `directory`; bars in the order of the list above.
@@ -205,15 +210,76 @@ impl Runs<'_> {
         bound: &str,
         say: impl Fn(&Summary) -> (String, bool),
     ) -> Bar {
-        let summary = |row: &Row| row.found.accounts.first().map(super::episode::Account::summary);
+        let summary = |row: &Row| row.found.accounts.first().map(Account::summary);
         let ours = self.row(OURS).and_then(summary);
         let (found, met) = ours.map_or_else(|| ("nothing".to_owned(), false), |it| say(&it));
         let peers = self.beside(|row| summary(row).map_or_else(String::new, |it| say(&it).0));
         self.bar(what, found, bound.to_owned(), peers, met)
     }
 
+    /// Of what is refused under overload, and of what is late.
+    fn priorities(&self) -> Vec<Bar> {
+        let of = |row: &Row, class: usize| row.found.classes.get(class).map(Account::summary);
+        let deadline = units::float(self.setting.patience.iter().map(|it| it.0).max().unwrap_or(0));
+        let bar = |what, class, bound: &str, say: &dyn Fn(&Summary) -> (String, bool)| {
+            let ours = self.row(OURS).and_then(|row| of(row, class));
+            let (found, met) = ours.map_or_else(|| ("nothing".to_owned(), false), |it| say(&it));
+            let peers = self.beside(|row| of(row, class).map_or_else(String::new, |it| say(&it).0));
+            self.bar(what, found, bound.to_owned(), peers, met)
+        };
+        let errors = |most: f64| {
+            move |it: &Summary| (units::percent(it.errors_during), it.errors_during <= most)
+        };
+        vec![
+            bar("high: errors", 0, "none", &errors(0.0)),
+            bar("high: p99", 0, "<= half of its deadline", &|it| {
+                (format!("{:.1}", it.p99_during * 1e3), it.p99_during <= deadline / 2e9)
+            }),
+            bar("normal: errors", 1, "< 1 %", &errors(0.01)),
+            bar("batch: errors", 2, "what must be: > 60 %", &|it| {
+                (units::percent(it.errors_during), it.errors_during > 0.6)
+            }),
+        ]
+    }
+
+    /// Latency while an endpoint is back and cold. Who looks at costs notices by itself; who does not is
+    /// helped by a slow start.
+    fn cold(&self) -> Vec<Bar> {
+        let p99 = |found: &Found| {
+            found.accounts.first().map_or(f64::NAN, |account| account.summary().p99_during * 1e3)
+        };
+        let with = |name| self.row(name).map_or(f64::NAN, |row| p99(&row.found));
+        let blind = p99(&self.changed(BLIND, |sim| sim.slow_start = Span::default()));
+        let before = self.row(OURS).and_then(|row| row.found.accounts.first());
+        let before = before.map_or(f64::NAN, |account| account.summary().p99_before * 1e3);
+        let (ours, ramped) = (with(OURS), with(BLIND));
+        vec![
+            self.bar(
+                "p99 while one is cold",
+                format!("{ours:.1} = {:.2}", ours / before),
+                "<= 1.10 of that before".to_owned(),
+                self.beside(|row| format!("{:.1}", p99(&row.found))),
+                ours <= 1.1 * before,
+            ),
+            self.bar(
+                "the same by round_robin",
+                format!("{ramped:.1} = {:.2}", ramped / blind),
+                "<= 0.90 of that without slow start".to_owned(),
+                format!("without {blind:.1}"),
+                ramped <= 0.9 * blind,
+            ),
+        ]
+    }
+
+    /// What this policy comes to if `change` is made to the proxies.
+    fn changed(&self, policy: &str, change: fn(&mut Sim)) -> Found {
+        let mut setting = self.setting.clone();
+        change(&mut setting.sim);
+        engine::run(&setting, self.row(policy).map_or(setting.policy, |row| row.policy))
+    }
+
     fn overload(&self) -> Vec<Bar> {
-        let summary = |row: &Row| row.found.overload.as_ref().map(super::episode::Account::summary);
+        let summary = |row: &Row| row.found.overload.as_ref().map(Account::summary);
         let Some(ours) = self.row(OURS).and_then(summary) else { return Vec::new() };
         let capacity = self.setting.capacity();
         let beside = |say: &dyn Fn(&Summary) -> String| {

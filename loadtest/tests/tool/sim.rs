@@ -212,3 +212,30 @@ fn batches_are_filled_under_load_and_closed_in_time_without() {
     let error = Setting::new(scenario).unwrap_err().to_string();
     assert!(error.starts_with("policy: expected"), "{error}");
 }
+
+#[test]
+fn under_overload_the_least_urgent_is_refused_and_nothing_urgent_is_late() {
+    let setting = Setting::new(shipped("priorities.toml")).unwrap();
+    let found = simulated(&setting, "adaptive");
+    let [high, normal, batch] = &found.classes[..] else {
+        panic!("{} classes", found.classes.len())
+    };
+    let [high, normal, batch] = [high, normal, batch].map(|class| class.summary());
+    assert_eq!(high.errors_during, 0.0, "{high:?}");
+    assert!(high.p99_during < 0.125, "{high:?}");
+    assert!(normal.errors_during < 0.01, "{normal:?}");
+    assert!(batch.errors_during > 0.6 && batch.goodput > 0.0, "{batch:?}");
+}
+
+#[test]
+fn a_slow_start_keeps_requests_from_an_endpoint_that_has_just_come() {
+    let share = |slow_start: &str| {
+        // The second after it is back.
+        let back = "[[fleet.episode]]\nkind = \"slow\"\nat = \"7s\"\nfor = \"1s\"\nendpoints = [1]";
+        let sim = format!("[sim]\nslow_start = \"{slow_start}\"");
+        let setting = fleet("500/s", &episode(&format!("kind = \"down\"\n{back}\n{sim}")));
+        simulated(&setting, "round_robin").accounts[1].summary().share_first
+    };
+    let (with, without) = (share("10s"), share("0s"));
+    assert!(without > 0.2 && with < without / 2.0, "{with} with, {without} without");
+}

@@ -20,6 +20,7 @@ pub(super) struct Ours {
     /// In rotation, in order.
     ready: Vec<Known>,
     report_ttl: Duration,
+    slow_start: Duration,
     hop: Duration,
     turn: Arc<Picks>,
     /// Of those in rotation, if the policy needs it.
@@ -43,6 +44,8 @@ enum State {
 /// What the proxy knows of an endpoint.
 struct Known {
     endpoint: usize,
+    /// Since when it has been in rotation.
+    since: Time,
     load: Arc<Load>,
 }
 
@@ -53,8 +56,8 @@ impl Candidate for Known {
 }
 
 impl Known {
-    fn new(endpoint: usize, load: &Arc<Load>) -> Self {
-        Self { endpoint, load: Arc::clone(load) }
+    fn new(endpoint: usize, load: &Arc<Load>, since: Time) -> Self {
+        Self { endpoint, since, load: Arc::clone(load) }
     }
 
     fn is_among(&self, tried: &[u32]) -> bool {
@@ -66,13 +69,16 @@ impl Ours {
     pub(super) fn new(policy: Policy, setting: &Setting, seed: u64) -> Self {
         let load = |_| Arc::new(Load::new(setting.sim.slots));
         let loads: Vec<Arc<Load>> = (0..setting.endpoints()).map(load).collect();
-        let known = |(endpoint, load): (usize, &Arc<Load>)| Known::new(endpoint, load);
+        // Those that are there from the start were there before.
+        let since = Time::default();
+        let known = |(endpoint, load): (usize, &Arc<Load>)| Known::new(endpoint, load, since);
         let keyed = if policy == Policy::Sticky { loads.len() as u64 } else { 0 };
         Self {
             policy,
             ready: loads.iter().enumerate().map(known).collect(),
             loads,
             report_ttl: setting.sim.reports.ttl.0,
+            slow_start: setting.sim.slow_start.0,
             hop: setting.sim.queue.hop.0,
             turn: Arc::default(),
             ring: Ring::new(0..keyed),
@@ -172,7 +178,8 @@ impl Balancer for Ours {
         if self.line.is_empty() {
             let mut rng = self.rng.clone();
             let tried = |known: &Known| known.is_among(ask.tried);
-            let binding = self.view(None, ask.now).keyed(Some(ask.key)).at_once(
+            let binding = self.view(None, ask.now).keyed(Some(ask.key)).at_once_gently(
+                (self.slow_start, |known: &Known| known.since),
                 (time(ask.deadline), Weight::default()),
                 tried,
                 &mut rng,
@@ -212,8 +219,9 @@ impl Balancer for Ours {
         match (self.place_of(endpoint), ready) {
             (Ok(at), false) => drop(self.ready.remove(at)),
             (Err(at), true) => {
+                let since = time(self.now);
                 self.loads[endpoint].came_back();
-                self.ready.insert(at, Known::new(endpoint, &self.loads[endpoint]));
+                self.ready.insert(at, Known::new(endpoint, &self.loads[endpoint], since));
             }
             _ => {}
         }

@@ -254,7 +254,8 @@ impl Engine<'_> {
             bytes_in: 0,
         };
         self.record.finish(self.setting.plan.window, &finished);
-        for account in self.accounts.iter_mut().chain(&mut self.overload) {
+        let class = self.classes.get_mut(usize::from(self.setting.classes[request.kind]));
+        for account in self.accounts.iter_mut().chain(&mut self.overload).chain(class) {
             account.finished(&finished);
         }
     }

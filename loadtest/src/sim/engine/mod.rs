@@ -21,6 +21,7 @@ use crate::units::nanos;
 use faults::Proxy;
 use forebay_protocol::Reason;
 use forebay_routing::Report;
+use forebay_routing::line::CLASSES;
 use std::collections::VecDeque;
 
 /// Different keys that requests have, for those who send the same to the same endpoint.
@@ -39,6 +40,8 @@ pub struct Found {
     pub accounts: Vec<Account>,
     /// What became of the time when more was asked for than could be served.
     pub overload: Option<Account>,
+    /// The same by class of urgency, the most urgent first; empty if there was no such time.
+    pub classes: Vec<Account>,
     /// Events on the virtual clock.
     pub events: u64,
 }
@@ -47,8 +50,8 @@ pub struct Found {
 pub fn run(setting: &Setting, policy: Kind) -> Found {
     let mut engine = Engine::new(setting, policy);
     while engine.step() {}
-    let Engine { record, served, accounts, overload, clock, .. } = engine;
-    Found { record, served, accounts, overload, events: clock.planned() }
+    let Engine { record, served, accounts, overload, classes, clock, .. } = engine;
+    Found { record, served, accounts, overload, classes, events: clock.planned() }
 }
 
 struct Engine<'a> {
@@ -78,6 +81,7 @@ struct Engine<'a> {
     record: Record,
     accounts: Vec<Account>,
     overload: Option<Account>,
+    classes: Vec<Account>,
     served: Vec<u64>,
     names: Vec<String>,
 }
@@ -152,6 +156,7 @@ impl<'a> Engine<'a> {
             record: Record::default(),
             accounts: setting.episodes.iter().map(|it| account(setting.stretch(it))).collect(),
             overload: setting.overload.map(account),
+            classes: (0..CLASSES).filter_map(|_| setting.overload.map(account)).collect(),
             served: vec![0; n],
             names: (0..n).map(|number| format!("endpoint-{number}")).collect(),
         };
