@@ -27,15 +27,37 @@ impl Candidate for Endpoint {
     }
 }
 
-/// A fleet that lives: requests come and go, reports arrive or not, some endpoints fail.
+/// A pool as a proxy has it.
+struct Pool {
+    fleet: Vec<Endpoint>,
+    picks: Arc<Picks>,
+    ring: Ring,
+}
+
+impl Pool {
+    fn new(n: usize, mut slots: impl FnMut() -> u32) -> Self {
+        let endpoint = |_| Endpoint { load: Arc::new(Load::new(slots())), tried: false };
+        let fleet = (0..n).map(endpoint).collect();
+        Self { fleet, picks: Arc::default(), ring: Ring::new(0..n as u64) }
+    }
+
+    fn context(&self, now: Time, key: Option<u64>) -> Context<'_> {
+        Context { now, report_ttl: TTL, turn: &self.picks, key, ring: Some(&self.ring) }
+    }
+
+    /// Picks among those that were not tried.
+    fn pick(&self, policy: Policy, now: Time, key: Option<u64>, rng: &mut Rng) -> Option<usize> {
+        pick::pick(policy, &self.fleet, |it| it.tried, &self.context(now, key), rng)
+    }
+}
+
+/// A pool that lives: requests come and go, reports arrive or not, some endpoints fail.
 struct World {
     rng: Rng,
     now: Time,
-    fleet: Vec<Endpoint>,
+    pool: Pool,
     millis: Vec<u64>,
     held: Vec<(usize, Time, InFlight)>,
-    picks: Arc<Picks>,
-    ring: Ring,
 }
 
 impl World {
@@ -43,15 +65,9 @@ impl World {
         let mut rng = Rng::new(seed);
         let sizes = [1, 2, 3, 8, 9, 40, 300];
         let n = sizes[rng.below(sizes.len())];
-        let mut endpoint = |_| Endpoint {
-            load: Arc::new(Load::new(u32::try_from(1 + rng.below(6)).unwrap())),
-            tried: false,
-        };
-        let fleet: Vec<Endpoint> = (0..n).map(&mut endpoint).collect();
+        let pool = Pool::new(n, || u32::try_from(1 + rng.below(6)).unwrap());
         let millis = (0..n).map(|_| 1 + rng.below(60) as u64).collect();
-        let ring = Ring::new(0..n as u64);
-        let (now, held, picks) = (Time::default(), Vec::new(), Arc::default());
-        Self { rng, now, fleet, millis, held, picks, ring }
+        Self { rng, now: Time::default(), pool, millis, held: Vec::new() }
     }
 
     fn chance(&mut self, of: usize) -> bool {
@@ -61,15 +77,15 @@ impl World {
     /// Something happens that is no pick.
     fn step(&mut self) {
         self.now = self.now + Duration::from_micros(self.rng.below(3000) as u64);
-        let number = self.rng.below(self.fleet.len());
+        let number = self.rng.below(self.pool.fleet.len());
         if self.chance(3) {
             let in_flight = u32::try_from(self.rng.below(20)).ok();
             let service_time = self.chance(2).then(|| Duration::from_millis(self.millis[number]));
             let report = Report { in_flight, queue: in_flight, service_time, ..Report::default() };
-            self.fleet[number].load.report(&report, self.now);
+            self.pool.fleet[number].load.report(&report, self.now);
         }
         if self.chance(50) {
-            self.fleet[number].load.failed(self.now);
+            self.pool.fleet[number].load.failed(self.now);
         }
         while !self.held.is_empty() && self.chance(2) {
             let (number, since, guard) = self.held.swap_remove(self.rng.below(self.held.len()));
@@ -78,70 +94,56 @@ impl World {
                 guard.answered(took.max(self.now.since(since)), self.now);
             }
         }
-        for endpoint in &mut self.fleet {
+        for endpoint in &mut self.pool.fleet {
             endpoint.tried = self.rng.below(4) == 0;
         }
     }
 }
 
-#[test]
-fn nothing_is_picked_that_was_tried_and_something_is_if_there_is_anything() {
-    for (seed, &(name, policy)) in (0..).zip(Policy::NAMES.iter().cycle().take(120)) {
+/// Has worlds live with every policy, from this seed on: after each step `request` says where one goes,
+/// if anywhere. In the end nothing is in flight that was not left out.
+fn worlds(
+    first_seed: u64,
+    request: impl Fn(&Pool, Policy, Time, &mut Rng, &str) -> Option<(usize, InFlight)>,
+) {
+    for (seed, &(name, policy)) in (first_seed..).zip(Policy::NAMES.iter().cycle().take(120)) {
+        let what = format!("{name}, seed {seed}");
         let mut world = World::new(seed);
         for _ in 0..300 {
             world.step();
-            let mut rng = world.rng.clone();
-            let key = (rng.below(2) == 0).then(|| rng.next_u64());
-            let context = Context {
-                now: world.now,
-                report_ttl: TTL,
-                turn: &world.picks,
-                key,
-                ring: Some(&world.ring),
-            };
-            let chosen = pick::pick(policy, &world.fleet, |it| it.tried, &context, &mut rng);
-            let any = world.fleet.iter().any(|endpoint| !endpoint.tried);
-            assert_eq!(chosen.is_some(), any, "{name}, seed {seed}");
-            if let Some(at) = chosen {
-                assert!(!world.fleet[at].tried, "{name}, seed {seed}");
-                let guard = world.fleet[at].load.enter();
+            if let Some((at, guard)) =
+                request(&world.pool, policy, world.now, &mut world.rng, &what)
+            {
+                assert!(!world.pool.fleet[at].tried, "{what}");
                 world.held.push((at, world.now, guard));
             }
-            world.rng = rng;
         }
         world.held.clear();
-        let left: u32 = world.fleet.iter().map(|endpoint| endpoint.load.in_flight()).sum();
-        assert_eq!(left, 0, "{name}, seed {seed}: every guard counts out");
+        let left: u32 = world.pool.fleet.iter().map(|endpoint| endpoint.load.in_flight()).sum();
+        assert_eq!(left, 0, "{what}: every guard counts out");
     }
 }
 
 #[test]
+fn nothing_is_picked_that_was_tried_and_something_is_if_there_is_anything() {
+    worlds(0, |pool, policy, now, rng, what| {
+        let key = (rng.below(2) == 0).then(|| rng.next_u64());
+        let chosen = pool.pick(policy, now, key, rng);
+        assert_eq!(chosen.is_some(), pool.fleet.iter().any(|it| !it.tried), "{what}");
+        chosen.map(|at| (at, pool.fleet[at].load.enter()))
+    });
+}
+
+#[test]
 fn no_policy_binds_beyond_the_limit() {
-    for (seed, &(name, policy)) in (1000..).zip(Policy::NAMES.iter().cycle().take(120)) {
-        let mut world = World::new(seed);
-        for _ in 0..300 {
-            world.step();
-            let mut rng = world.rng.clone();
-            let key = Some(rng.next_u64());
-            let context = Context {
-                now: world.now,
-                report_ttl: TTL,
-                turn: &world.picks,
-                key,
-                ring: Some(&world.ring),
-            };
-            let view = View { policy, endpoints: &world.fleet, freed: None, hop: HOP, context };
-            if let Binding::Bind(at) = view.bind(|it| it.tried, 0, &mut rng) {
-                let endpoint = &world.fleet[at];
-                assert!(view.is_free(&endpoint.load), "{name}, seed {seed}");
-                assert!(!endpoint.tried, "{name}, seed {seed}");
-                let guard = view.enter(&endpoint.load);
-                let guard = guard.unwrap_or_else(|| panic!("{name}, seed {seed}: no room"));
-                world.held.push((at, world.now, guard));
-            }
-            world.rng = rng;
-        }
-    }
+    worlds(1000, |pool, policy, now, rng, what| {
+        let context = pool.context(now, Some(rng.next_u64()));
+        let view = View { policy, endpoints: &pool.fleet, freed: None, hop: HOP, context };
+        let Binding::Bind(at) = view.bind(|it| it.tried, 0, rng) else { return None };
+        let load = &pool.fleet[at].load;
+        assert!(view.is_free(load), "{what}");
+        Some((at, view.enter(load).unwrap_or_else(|| panic!("{what}: no room"))))
+    });
 }
 
 /// Picks after which every endpoint must have been picked, per endpoint: at the worst it is never
@@ -152,21 +154,16 @@ const PATIENCE: usize = 15_000;
 fn every_healthy_endpoint_gets_requests_within_a_bound() {
     for (seed, &(name, policy)) in (2000..).zip(Policy::NAMES.iter().cycle().take(18)) {
         let n = [4, 12][seed as usize % 2];
-        let picks = Arc::default();
-        let ring = Ring::new(0..n as u64);
-        let mut rng = Rng::new(seed);
-        let endpoint = |_| Endpoint { load: Arc::new(Load::new(4)), tried: false };
-        let fleet: Vec<Endpoint> = (0..n).map(endpoint).collect();
+        let (pool, mut rng) = (Pool::new(n, || 4), Rng::new(seed));
         let mut shares = vec![0; n];
         for number in 0..PATIENCE * n {
             let now = Time::new(Duration::from_micros(number as u64 * 200));
             let key = Some(rng.next_u64());
-            let context = Context { now, report_ttl: TTL, turn: &picks, key, ring: Some(&ring) };
-            let at = pick::pick(policy, &fleet, |_| false, &context, &mut rng).unwrap();
+            let at = pool.pick(policy, now, key, &mut rng).unwrap();
             shares[at] += 1;
             // The last one is ten times as slow: it should get little, and never nothing.
             let millis = if at == n - 1 { 100 } else { 10 };
-            fleet[at].load.enter().answered(Duration::from_millis(millis), now);
+            pool.fleet[at].load.enter().answered(Duration::from_millis(millis), now);
         }
         assert!(shares.iter().all(|share| *share > 0), "{name}, seed {seed}: {shares:?}");
     }
@@ -174,47 +171,33 @@ fn every_healthy_endpoint_gets_requests_within_a_bound() {
 
 #[test]
 fn a_key_keeps_its_endpoint_and_few_keys_move_when_one_leaves() {
-    let n = 20;
-    let endpoint = |_| Endpoint { load: Arc::new(Load::new(4)), tried: false };
-    let fleet: Vec<Endpoint> = (0..n).map(endpoint).collect();
-    let picks = Arc::default();
-    let mut rng = Rng::new(7);
-    let mut home = |ring: &Ring, gone: usize, key: u64| {
-        let now = Time::default();
-        let context =
-            Context { now, report_ttl: TTL, turn: &picks, key: Some(key), ring: Some(ring) };
-        let gone = |it: &Endpoint| gone < n && std::ptr::eq(it, &raw const fleet[gone]);
-        pick::pick(Policy::Sticky, &fleet, gone, &context, &mut rng).unwrap()
+    let (mut pool, mut rng) = (Pool::new(20, || 4), Rng::new(7));
+    let mut homes = |pool: &Pool| -> Vec<usize> {
+        let mut home =
+            |key| pool.pick(Policy::Sticky, Time::default(), Some(key), &mut rng).unwrap();
+        (0..2000).map(&mut home).collect()
     };
-    let ring = Ring::new(0..n as u64);
-    let before: Vec<usize> = (0..2000).map(|key| home(&ring, n, key)).collect();
-    let again: Vec<usize> = (0..2000).map(|key| home(&ring, n, key)).collect();
-    assert_eq!(before, again);
-    let mut shares = vec![0; n];
+    let before = homes(&pool);
+    assert_eq!(before, homes(&pool));
+    let mut shares = vec![0; 20];
     before.iter().for_each(|at| shares[*at] += 1);
     assert!(shares.iter().all(|share| (50..=170).contains(share)), "{shares:?}");
-    let after: Vec<usize> = (0..2000).map(|key| home(&ring, 3, key)).collect();
+    pool.fleet[3].tried = true;
+    let after = homes(&pool);
     let moved = before.iter().zip(&after).filter(|(one, other)| one != other).count();
     assert_eq!(moved, shares[3], "only the keys of the one that left");
 }
 
 #[test]
 fn a_hot_key_does_not_drown_its_endpoint() {
-    let n = 10;
-    let endpoint = |_| Endpoint { load: Arc::new(Load::new(1)), tried: false };
-    let fleet: Vec<Endpoint> = (0..n).map(endpoint).collect();
-    let picks = Arc::default();
-    let ring = Ring::new(0..n as u64);
-    let mut rng = Rng::new(9);
-    let now = Time::default();
-    let context = Context { now, report_ttl: TTL, turn: &picks, key: Some(5), ring: Some(&ring) };
+    let (pool, mut rng) = (Pool::new(10, || 1), Rng::new(9));
     let guards: Vec<InFlight> = (0..100)
         .map(|_| {
-            let at = pick::pick(Policy::Sticky, &fleet, |_| false, &context, &mut rng).unwrap();
-            fleet[at].load.enter()
+            let at = pool.pick(Policy::Sticky, Time::default(), Some(5), &mut rng).unwrap();
+            pool.fleet[at].load.enter()
         })
         .collect();
-    let most = fleet.iter().map(|endpoint| endpoint.load.in_flight()).max().unwrap();
+    let most = pool.fleet.iter().map(|endpoint| endpoint.load.in_flight()).max().unwrap();
     // 100 over 10 endpoints: 1.25 times the mean, which is taken of 8 of them.
     assert!((10..=25).contains(&most), "{most}");
     drop(guards);
