@@ -6,7 +6,7 @@
 //! (the form that Finagle made known: <https://finagle.github.io/blog/2016/02/08/retry-budgets/>).
 
 use crate::Time;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use crate::sync::{AtomicI64, AtomicU64, Ordering::Relaxed};
 
 /// One retry, in the unit that the balance is kept in.
 const RETRY: i64 = 1000;

@@ -32,6 +32,7 @@ mod picks;
 pub mod ramp;
 mod rng;
 mod speed;
+mod sync;
 
 pub use bind::{Binding, Outlook, View};
 pub use budget::RetryBudget;

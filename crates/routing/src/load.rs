@@ -13,7 +13,7 @@
 use crate::Time;
 use crate::picks::{NOWHERE, Picks};
 use crate::speed::{Float, Speed, Watch, narrow};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use crate::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 

@@ -15,8 +15,8 @@
 //! slowly. One that falls and rises by its probes is held back in the same way from its second fall on,
 //! so that what flaps changes rotation no more than once in a back-off.
 
+use crate::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use crate::{Health, Time};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// When an endpoint is taken out, and for how long.
