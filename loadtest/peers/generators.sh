@@ -110,6 +110,8 @@ for round in $(seq "$rounds"); do
 done
 end "$pid"
 
+# The configuration that it shares with overhead.sh ends TLS, too.
+certificate || die "openssl is not installed, and forebay wants a certificate"
 backend known "$proxy_core" --slots 4 --service constant:10ms
 backend_port=$port
 start_peer forebay overhead
