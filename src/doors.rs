@@ -3,6 +3,9 @@
 //! Everything is bound before anything runs: an address in use is an error message, not a panic
 //! inside a service. And a socket stays open when its own loop has ended, because closing it with
 //! connections in line would reset callers that the kernel has let in already.
+//!
+//! A service manager may hold the sockets and pass them on to each process in turn. Then there is no
+//! moment without them, and no connection that is refused while a process is exchanged.
 
 use crate::config::{self, Listener, Protocol};
 use crate::connections::Connections;
@@ -10,6 +13,7 @@ use crate::flow::accept::Accept;
 use crate::flow::tcp::Layer4;
 use crate::proxy::Proxy;
 use anyhow::{Context, Result};
+use listenfd::ListenFd;
 use pingora::apps::{HttpServerOptions, ServerApp};
 use pingora::protocols::GetSocketDigest;
 use pingora::protocols::SocketDigest;
@@ -35,16 +39,34 @@ const MAX_WAITING: u32 = 65_536;
 /// their address.
 pub struct Sockets {
     fds: Fds,
-    bound: HashMap<SocketAddr, TcpListener>,
+    bound: HashMap<SocketAddr, Socket>,
+    /// Those that were passed, and that no listener has asked for yet.
+    passed: HashMap<SocketAddr, TcpListener>,
 }
 
-impl Default for Sockets {
-    fn default() -> Self {
-        Self { fds: Fds::new(), bound: HashMap::new() }
-    }
+struct Socket {
+    socket: TcpListener,
+    /// Whether someone else holds it, too.
+    is_passed: bool,
 }
 
 impl Sockets {
+    /// None yet but those that whoever started this process has passed, in the way of systemd
+    /// (`LISTEN_FDS`). Call it before there are threads: what it has read leaves the environment, so
+    /// that no worker takes it for its own.
+    pub fn passed() -> Self {
+        let mut found = ListenFd::from_env();
+        let mut passed = HashMap::new();
+        for place in 0..found.len() {
+            let socket = found.take_tcp_listener(place);
+            match socket.and_then(|socket| socket.map(addressed).transpose()) {
+                Ok(socket) => passed.extend(socket),
+                Err(error) => tracing::warn!(place, %error, "a socket was passed that is no use"),
+            }
+        }
+        Self { fds: Fds::new(), bound: HashMap::new(), passed }
+    }
+
     /// Binds an address that Pingora serves.
     ///
     /// # Errors
@@ -61,11 +83,20 @@ impl Sockets {
     /// # Errors
     /// It is in use, or not of this machine.
     fn bind_own(&mut self, address: SocketAddr) -> Result<SocketAddr> {
-        let socket =
-            TcpListener::bind(address).with_context(|| format!("can't listen on {address}"))?;
+        let passed = self.passed.remove(&address);
+        let is_passed = passed.is_some();
+        let socket = match passed {
+            Some(passed) => passed,
+            None => {
+                TcpListener::bind(address).with_context(|| format!("can't listen on {address}"))?
+            }
+        };
+        if is_passed {
+            tracing::info!(%address, "listening on a socket that was passed");
+        }
         socket.set_nonblocking(true)?;
         let address = socket.local_addr()?;
-        self.bound.insert(address, socket);
+        self.bound.insert(address, Socket { socket, is_passed });
         Ok(address)
     }
 
@@ -80,10 +111,17 @@ impl Sockets {
         }
     }
 
+    /// Says which sockets were passed that nothing listens on; they are closed.
+    pub fn close_unused(&mut self) {
+        for (address, _) in self.passed.drain() {
+            tracing::warn!(%address, "a socket was passed for an address that no listener has");
+        }
+    }
+
     /// A handle of our own on a bound socket: it stays open when a service closes its own.
     fn hold(&self, address: SocketAddr) -> Result<TcpListener> {
-        let socket = self.bound.get(&address).context("a listener that was not bound")?;
-        Ok(socket.try_clone()?)
+        let bound = self.bound.get(&address).context("a listener that was not bound")?;
+        Ok(bound.socket.try_clone()?)
     }
 
     /// For Pingora.
@@ -92,10 +130,16 @@ impl Sockets {
     }
 }
 
+fn addressed(socket: TcpListener) -> std::io::Result<(SocketAddr, TcpListener)> {
+    Ok((socket.local_addr()?, socket))
+}
+
 /// One listener.
 pub struct Door {
     bound: SocketAddr,
     socket: TcpListener,
+    /// Whether someone else holds it, too, and passes it to the next process.
+    outlives: bool,
     taker: Taker,
     /// Its open connections.
     pub connections: Arc<Connections>,
@@ -141,10 +185,12 @@ impl Door {
                 observer: Arc::clone(&proxy.observer),
             })),
         };
-        Ok(Self { bound, socket: sockets.hold(bound)?, taker, connections })
+        let outlives = sockets.bound.get(&bound).is_some_and(|socket| socket.is_passed);
+        Ok(Self { bound, socket: sockets.hold(bound)?, outlives, taker, connections })
     }
 
-    /// Serves until told to stop.
+    /// Serves until told to stop. Where callers may be waiting already, or another process takes them,
+    /// not before `ready`.
     ///
     /// # Errors
     /// The kernel refuses to listen.
@@ -153,22 +199,36 @@ impl Door {
         fds: &ListenFds,
         stopping: &watch::Receiver<bool>,
         services: &mut JoinSet<()>,
+        ready: impl Future<Output = ()> + Send + 'static,
     ) -> Result<()> {
         let stopping = stopping.clone();
+        let outlives = self.outlives;
+        let ready = async move {
+            if outlives {
+                ready.await;
+            }
+        };
         match &self.taker {
             Taker::Http(accept) => {
                 let mut service =
                     Service::new(format!("proxy {}", self.bound), Accept::clone(accept));
                 service.add_tcp(&self.bound.to_string());
                 let fds = Arc::clone(fds);
-                services.spawn(async move { service.start_service(Some(fds), stopping, 1).await });
+                services.spawn(async move {
+                    ready.await;
+                    service.start_service(Some(fds), stopping, 1).await;
+                });
             }
             Taker::Tcp(layer4) => {
                 let owned = OwnedFd::from(self.socket.try_clone()?);
                 let socket = TcpSocket::from_std_stream(std::net::TcpStream::from(owned));
                 // The socket listens already; this makes its line longer, as Pingora does.
                 let door = socket.listen(MAX_WAITING)?;
-                services.spawn(Arc::clone(layer4).serve(door, stopping));
+                let layer4 = Arc::clone(layer4);
+                services.spawn(async move {
+                    ready.await;
+                    layer4.serve(door, stopping).await;
+                });
             }
         }
         Ok(())
@@ -176,6 +236,10 @@ impl Door {
 
     /// Takes the connections that wait where nobody accepts any more, and closes.
     pub fn close(self, stop: &watch::Sender<bool>) {
+        if self.outlives {
+            // They wait for the next process, which has more time for them.
+            return;
+        }
         for _ in 0..MAX_WAITING {
             let Ok((stream, peer)) = self.socket.accept() else { return };
             let Ok(()) = stream.set_nonblocking(true) else { continue };

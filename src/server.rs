@@ -16,6 +16,7 @@ use crate::pool::control::{self, ControlHandle};
 use crate::pool::fleet::{Fleets, Supervisors, WorkerLog};
 use crate::proxy::Proxy;
 use anyhow::{Context, Result};
+use arc_swap::ArcSwap;
 use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
 use pingora::services::Service as _;
@@ -171,31 +172,33 @@ pub struct Started {
 /// # Errors
 /// An address that can't be bound, a fleet that does not start, a log that can't be opened.
 pub fn run(options: Options) -> Result<()> {
+    // No thread of ours is there yet.
+    let sockets = Sockets::passed();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(options.config.server.threads)
         .thread_name("forebay")
         .enable_all()
         .build()
         .context("can't start the I/O threads")?;
-    let result = runtime.block_on(serve(options));
+    let result = runtime.block_on(serve(options, sockets));
     // Connections that are still open after the drain are cut here.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
 }
 
-async fn serve(options: Options) -> Result<()> {
+async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
     let Options { config, file, worker_log, started } = options;
     let server = config.server.clone();
     // Before anything starts: a signal that comes during the start must not be lost.
     let mut signals = Signals::new()?;
     let prometheus = crate::admin::install_metrics()?;
-    let mut sockets = Sockets::default();
     let listeners: Vec<_> = config
         .listeners
         .iter()
         .map(|listener| Ok((sockets.bind_listener(listener)?, listener.clone())))
         .collect::<Result<_>>()?;
     let admin = server.admin.map(|address| sockets.bind(address)).transpose()?;
+    sockets.close_unused();
     let log = AccessLogger::start(&server.access_log).context("can't open the access log")?;
     let observer = Arc::new(Observer::new(log));
     let (fleets, supervisors) = Fleets::start(&config, &worker_log).await?;
@@ -220,7 +223,8 @@ async fn serve(options: Options) -> Result<()> {
         .collect::<Result<_>>()?;
     let fds = sockets.into_fds();
     for door in &doors {
-        door.open(&fds, &stopping, &mut services)?;
+        let ready = wait_ready(Arc::clone(&lifecycle), Arc::clone(control.snapshot()));
+        door.open(&fds, &stopping, &mut services, ready)?;
     }
     if let Some(bound) = admin {
         let admin = Admin {
@@ -250,6 +254,17 @@ async fn serve(options: Options) -> Result<()> {
     tracing::info!("stopped");
     Ok(())
 }
+
+/// Until requests can be served, or for [`WARM_UP`] at most: what is broken must be answered, too.
+async fn wait_ready(lifecycle: Arc<Lifecycle>, snapshot: Arc<ArcSwap<Snapshot>>) {
+    let started = Instant::now();
+    while !lifecycle.is_ready(&snapshot.load()) && started.elapsed() < WARM_UP {
+        sleep(LOOK).await;
+    }
+}
+
+/// Time that the first probes get before a socket is used that was passed.
+const WARM_UP: Duration = Duration::from_secs(5);
 
 /// Readiness first, then listeners, then what is in flight. `false`: a second signal ended it.
 async fn drain(

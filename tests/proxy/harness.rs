@@ -1,9 +1,10 @@
 //! Starts programs, learns where they listen, and ends them whatever happens.
 
 use crate::client;
+use command_fds::{CommandFdExt, FdMapping};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -49,10 +50,27 @@ impl Proxy {
 
     /// Like `start`, with more keys of the table `[server]`.
     pub async fn start_with(server: &str, config: &str) -> Self {
+        Self::start_on(&[], &Self::text(server, config)).await
+    }
+
+    /// Starts a proxy with this whole text, to which sockets are passed as systemd does it.
+    pub async fn start_on(sockets: &[&TcpListener], text: &str) -> Self {
         let folder = Folder::new();
         let path = folder.0.join("forebay.toml");
-        std::fs::write(&path, Self::text(server, config)).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
+        std::fs::write(&path, text).unwrap();
+        let program = env!("CARGO_BIN_EXE_forebay");
+        let mut command = Command::new(program);
+        if !sockets.is_empty() {
+            // Only the process itself knows its number.
+            command = Command::new("sh");
+            command.args(["-c", "export LISTEN_PID=$$; exec \"$0\" \"$@\"", program]);
+            command.env("LISTEN_FDS", sockets.len().to_string());
+            let passed = sockets.iter().zip(3..).map(|(socket, child_fd)| FdMapping {
+                parent_fd: socket.try_clone().unwrap().into(),
+                child_fd,
+            });
+            command.fd_mappings(passed.collect()).unwrap();
+        }
         command.args(["--log-format", "json", "serve", "--config"]).arg(&path);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = Process(command.spawn().unwrap());

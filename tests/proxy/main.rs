@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
 #![allow(unreachable_pub, missing_docs, reason = "nobody but this binary uses them")]
 
+mod activation;
 mod authority;
 mod bodies;
 mod client;

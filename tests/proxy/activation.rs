@@ -1,0 +1,88 @@
+//! Sockets that outlive the proxy, as a service manager passes them.
+
+use crate::client::{Load, get, post};
+use crate::harness::{ARITH, Proxy, Worker, addresses, anywhere, pool_of};
+use rustix::process::Signal;
+use std::net::{SocketAddr, TcpListener};
+use tokio::net::TcpStream;
+
+const ARITH_INFER: &str = "/v2/models/arith/infer";
+
+/// A socket of ours, and a configuration with a listener at its address in front of `workers`.
+fn passed(workers: &[Worker]) -> (TcpListener, String) {
+    let socket = TcpListener::bind(anywhere()).unwrap();
+    let text = Proxy::text("", &pool_of(&addresses(workers), ""));
+    let listener = format!("[[listener]]\naddress = \"{}\"", socket.local_addr().unwrap());
+    let text = text.replace("[[listener]]\naddress = \"127.0.0.1:0\"", &listener);
+    assert!(text.contains(&listener), "{text}");
+    (socket, text)
+}
+
+#[tokio::test]
+async fn callers_that_come_while_no_proxy_runs_are_answered_by_the_next() {
+    let workers = Worker::start_many(2).await;
+    let (socket, text) = passed(&workers);
+    let address = socket.local_addr().unwrap();
+    let mut old = Proxy::start_on(&[&socket], &text).await;
+    old.wait_ready(2).await;
+    assert_eq!(old.listeners, [address]);
+    assert!(old.messages().contains("listening on a socket that was passed"));
+    let load = Load::start(address, ARITH_INFER, ARITH, 8);
+    load.wait(200).await;
+    old.signal(Signal::TERM);
+    assert!(old.ended().await.success(), "{}", old.messages());
+
+    let waiting: Vec<_> = (0..20)
+        .map(|_| tokio::spawn(async move { post(address, ARITH_INFER, ARITH).await.status }))
+        .collect();
+    TcpStream::connect(address).await.expect("nobody is refused");
+    let new = Proxy::start_on(&[&socket], &text).await;
+    for waiting in waiting {
+        // Not before its workers have been probed.
+        assert_eq!(waiting.await.unwrap(), 200);
+    }
+    load.wait(200).await;
+    let outcomes = load.stop().await;
+    assert_eq!(outcomes.keys().collect::<Vec<_>>(), ["200"], "{outcomes:?}");
+    drop(new);
+}
+
+#[tokio::test]
+async fn a_proxy_is_exchanged_under_load_and_nobody_notices() {
+    let workers = Worker::start_many(2).await;
+    let (socket, text) = passed(&workers);
+    let mut proxy = Proxy::start_on(&[&socket], &text).await;
+    proxy.wait_ready(2).await;
+    let load = Load::start(proxy.address, ARITH_INFER, ARITH, 8);
+    load.wait(200).await;
+    for _ in 0..3 {
+        let next = Proxy::start_on(&[&socket], &text).await;
+        proxy.signal(Signal::TERM);
+        assert!(proxy.ended().await.success(), "{}", proxy.messages());
+        proxy = next;
+        load.wait(200).await;
+    }
+    let outcomes = load.stop().await;
+    assert_eq!(outcomes.keys().collect::<Vec<_>>(), ["200"], "{outcomes:?}");
+}
+
+#[tokio::test]
+async fn what_was_passed_is_used_by_address_and_the_rest_is_closed() {
+    let workers = Worker::start_many(1).await;
+    let (socket, text) = passed(&workers);
+    let other = TcpListener::bind(anywhere()).unwrap();
+    let unused: SocketAddr = other.local_addr().unwrap();
+    let more =
+        "[[listener]]\naddress = \"127.0.0.1:0\"\nprotocol = \"tcp\"\npool = \"test\"\n[pool.";
+    let text = text.replacen("[pool.", more, 1);
+    let proxy = Proxy::start_on(&[&other, &socket], &text).await;
+    proxy.wait_ready(1).await;
+    assert_eq!(proxy.listeners[0], socket.local_addr().unwrap());
+    for listener in &proxy.listeners {
+        assert_eq!(get(*listener, "/v2").await.status, 200, "{listener}");
+    }
+    let words = "a socket was passed for an address that no listener has";
+    assert!(proxy.messages().contains(words), "{}", proxy.messages());
+    drop(other);
+    assert!(TcpStream::connect(unused).await.is_err(), "nobody holds it any more");
+}
