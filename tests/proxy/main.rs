@@ -29,3 +29,4 @@ mod reference;
 mod signals;
 mod sticky;
 mod tls;
+mod upgrade;

@@ -148,11 +148,11 @@ async fn befall(process: &mut Process, what: &Damage, end: Instant) -> Result<()
             until(end).await;
             Ok(())
         }
-        Damage::Upgrade { command, overlap } => {
+        Damage::Upgrade { command, overlap, ready } => {
             let command = if command.is_empty() { &process.command() } else { command };
             let old = process.spawn(command)?;
             tokio::time::sleep(overlap.0).await;
-            process.ready().await?;
+            process.ready_at(ready.as_deref()).await?;
             if let Some(old) = old {
                 process::end(old).await;
             }

@@ -7,9 +7,11 @@ use crate::scenario::Process as Wish;
 use crate::target::{Protocol, Target};
 use crate::tls::Trust;
 use crate::{infer, units};
+use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _};
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +24,8 @@ const READY: Duration = Duration::from_secs(30);
 const STEP: Duration = Duration::from_millis(20);
 /// How long a program may take to end after SIGTERM, at the end of the run.
 const GOODBYE: Duration = Duration::from_secs(10);
+/// The number of the first file descriptor that is passed (sd_listen_fds(3)).
+const FIRST_PASSED: i32 = 3;
 /// How much of what it printed is shown of a program that failed.
 const LAST_WORDS: usize = 400;
 
@@ -32,6 +36,8 @@ pub(crate) struct Process {
     log: PathBuf,
     /// The log is ours, and goes with the run.
     is_scratch: bool,
+    /// What it listens on, if it is not to do so itself.
+    sockets: Vec<TcpListener>,
     child: Option<Child>,
 }
 
@@ -44,10 +50,16 @@ impl Process {
             std::env::temp_dir().join(format!("forebay-load-{}-{number}.log", std::process::id()))
         };
         let log = wish.log.as_ref().map(|log| base.join(log));
+        let bind = |address: &SocketAddr| {
+            let fail = |error| format!("{}: can't listen on {address}: {error}", wish.name);
+            TcpListener::bind(address).map_err(fail)
+        };
+        let sockets = wish.sockets.iter().map(bind).collect::<Result<_, _>>()?;
         let mut process = Self {
             is_scratch: log.is_none(),
             log: log.unwrap_or_else(scratch),
             wish: wish.clone(),
+            sockets,
             child: None,
         };
         process.spawn(&wish.command)?;
@@ -74,9 +86,10 @@ impl Process {
     pub(crate) fn spawn(&mut self, command: &[String]) -> Result<Option<Child>, String> {
         let fail = |what: &dyn std::fmt::Display| format!("{}: {what}", self.wish.name);
         let (program, arguments) = command.split_first().ok_or_else(|| fail(&"no command"))?;
+        let mut starting = self.starting(program).map_err(|error| fail(&error))?;
         let open = File::options().create(true).append(true).open(&self.log);
         let log = open.map_err(|error| fail(&format!("{}: {error}", self.log.display())))?;
-        let child = Command::new(program)
+        let child = starting
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(log.try_clone().map_err(|error| fail(&error))?)
@@ -87,9 +100,33 @@ impl Process {
         Ok(self.child.replace(child))
     }
 
+    /// The program, to which sockets are passed as systemd does it, if it has any.
+    fn starting(&self, program: &str) -> Result<Command, Box<dyn std::error::Error>> {
+        if self.sockets.is_empty() {
+            return Ok(Command::new(program));
+        }
+        let pass = |(socket, child_fd): (&TcpListener, _)| {
+            let parent_fd = socket.try_clone()?.into();
+            Ok(FdMapping { parent_fd, child_fd })
+        };
+        let passed: io::Result<_> = self.sockets.iter().zip(FIRST_PASSED..).map(pass).collect();
+        // The number of a process is known to itself alone before it runs.
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "export LISTEN_PID=$$; exec \"$0\" \"$@\"", program]);
+        command.env("LISTEN_FDS", self.sockets.len().to_string());
+        command.fd_mappings(passed?)?;
+        Ok(command)
+    }
+
     /// Waits until it answers at its URL, if it has one.
     pub(crate) async fn ready(&mut self) -> Result<(), String> {
-        let Some(url) = self.wish.ready.clone() else { return Ok(()) };
+        self.ready_at(None).await
+    }
+
+    /// Waits until it answers at `url`, or else at its own, if it has one.
+    pub(crate) async fn ready_at(&mut self, url: Option<&str>) -> Result<(), String> {
+        let url = url.map(str::to_owned).or_else(|| self.wish.ready.clone());
+        let Some(url) = url else { return Ok(()) };
         let target = Target::parse(&url, Protocol::Http1, &Trust { insecure: true, ca: None });
         let target = target.map_err(|error| format!("{}: {error}", self.wish.name))?;
         let start = Instant::now();

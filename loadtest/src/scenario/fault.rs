@@ -3,6 +3,7 @@
 use super::file::{kind, required};
 use crate::units::Span;
 use forebay_config::Table;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,6 +19,9 @@ pub struct Process {
     pub name: String,
     /// Program and arguments.
     pub command: Vec<String>,
+    /// Addresses at which the generator listens for it, and all that come after it in its place; they
+    /// are passed as systemd does it.
+    pub sockets: Vec<SocketAddr>,
     /// A URL that answers with a status below 500 as soon as it is there.
     pub ready: Option<String>,
     /// A URL that takes a factor by `POST` and makes the program so many times as slow, as a synthetic
@@ -57,8 +61,10 @@ pub enum Damage {
     Upgrade {
         /// What to start; the same command if empty.
         command: Vec<String>,
-        /// How long both run.
+        /// How long both run at least.
         overlap: Span,
+        /// A URL of the new one's own, that answers with a status below 500 when it is ready.
+        ready: Option<String>,
     },
 }
 
@@ -80,10 +86,16 @@ pub(super) fn process(table: &Table<'_, '_>) -> Process {
     Process {
         name: required(table, "name", String::new()),
         command: required(table, "command", Vec::new()),
+        sockets: sockets(table),
         ready: table.get("ready"),
         slow: table.get("slow"),
         log: table.get("log"),
     }
+}
+
+fn sockets(table: &Table<'_, '_>) -> Vec<SocketAddr> {
+    let (found, _) = table.items::<SocketAddr>("sockets").unwrap_or_default();
+    found.into_iter().flatten().map(|(address, _)| address).collect()
 }
 
 pub(super) fn fault(table: &Table<'_, '_>) -> Fault {
@@ -95,6 +107,7 @@ pub(super) fn fault(table: &Table<'_, '_>) -> Fault {
         "upgrade" => Damage::Upgrade {
             command: table.get("command").unwrap_or_default(),
             overlap: table.or("overlap", DEFAULT_OVERLAP),
+            ready: table.get("ready"),
         },
         _ => Damage::Kill,
     };

@@ -156,6 +156,10 @@ fn a_program_that_does_not_start_or_a_fault_without_one_is_refused() {
     assert!(error.contains("fault.at: expected a time"), "{error}");
     let error = refused(PROGRAM, "/nowhere/at/all");
     assert!(error.starts_with("a: /nowhere/at/all: No such file"), "{error}");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let error = refused("slow =", &format!("sockets = [\"{address}\"]\nslow ="));
+    assert!(error.starts_with(&format!("a: can't listen on {address}: ")), "{error}");
     let error = refused("\"backend\", ", "\"backend\", \"--no-such-flag\", ");
     assert!(
         error.contains("a has ended, exit status: 2") && error.contains("--no-such-flag"),
@@ -164,8 +168,11 @@ fn a_program_that_does_not_start_or_a_fault_without_one_is_refused() {
 }
 
 #[test]
-fn the_scenario_that_ships_has_its_faults_in_order() {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/scenarios/faults.toml");
-    let plan = Plan::new(scenario::Scenario::read(file.as_ref()).unwrap()).unwrap();
-    assert!(plan.faults.len() >= 4 && plan.borders().is_sorted(), "{:?}", plan.faults);
+fn the_scenarios_that_ship_have_their_faults_in_order() {
+    for (file, faults) in [("faults.toml", 5), ("upgrade.toml", 3)] {
+        let file = format!("{}/scenarios/{file}", env!("CARGO_MANIFEST_DIR"));
+        let plan = Plan::new(scenario::Scenario::read(file.as_ref()).unwrap()).unwrap();
+        assert_eq!(plan.faults.len(), faults, "{file}");
+        assert!(plan.borders().is_sorted(), "{:?}", plan.faults);
+    }
 }

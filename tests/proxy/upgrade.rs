@@ -1,0 +1,75 @@
+//! The load generator exchanges the proxy, and its callers do not notice.
+
+use crate::endpoint::{Behaviour, Endpoint};
+use crate::harness::{Folder, Proxy, anywhere, pool_of};
+use forebay_loadtest::plan::Plan;
+use forebay_loadtest::run::{self, Options};
+use forebay_loadtest::scenario;
+
+/// Two upgrades with both running for a while, one with hardly a moment, and a restart.
+const FAULTS: &str = r#"
+[[fault]]
+at = "500ms"
+for = "1s"
+process = "proxy"
+kind = "upgrade"
+overlap = "500ms"
+[[fault]]
+at = "3s"
+for = "1s"
+process = "proxy"
+kind = "upgrade"
+overlap = "0s"
+[[fault]]
+at = "5500ms"
+for = "500ms"
+process = "proxy"
+kind = "drain"
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_and_a_restart_under_load_cost_no_caller_an_answer() {
+    let endpoints =
+        [Endpoint::start(Behaviour::Echo).await, Endpoint::start(Behaviour::Echo).await];
+    let free = std::net::TcpListener::bind(anywhere()).unwrap().local_addr().unwrap();
+    let folder = Folder::new();
+    let config = folder.0.join("forebay.toml");
+    let text = Proxy::text("", &pool_of(&endpoints.each_ref().map(|e| e.address), ""));
+    let text = text.replace("address = \"127.0.0.1:0\"", &format!("address = \"{free}\""));
+    std::fs::write(&config, text).unwrap();
+    std::fs::write(folder.0.join("body"), "{}").unwrap();
+    let scenario = format!(
+        r#"
+        target = "http://{free}"
+        warm_up = "0s"
+        timeout = "30s"
+        objectives = ["errors<=0"]
+        [load]
+        kind = "open"
+        [[load.phase]]
+        kind = "constant"
+        rate = "100/s"
+        for = "8s"
+        [[request]]
+        kind = "http"
+        path = "/v2/models/m/infer"
+        body = {body:?}
+        [[process]]
+        name = "proxy"
+        command = [{program:?}, "serve", "--config", {config:?}]
+        sockets = ["{free}"]
+        ready = "http://{free}/v2/health/ready"
+        {FAULTS}
+        "#,
+        body = folder.0.join("body"),
+        program = env!("CARGO_BIN_EXE_forebay"),
+    );
+    let run = move || {
+        let plan = Plan::new(scenario::parse(&scenario).unwrap()).unwrap();
+        run::run(plan, Options::default()).unwrap()
+    };
+    let report = tokio::task::spawn_blocking(run).await.unwrap();
+    assert!(report.faults.iter().all(|fault| fault.problem.is_none()), "{:?}", report.faults);
+    assert_eq!(report.ok, report.requests, "{:?}", report.outcomes);
+    assert!(report.requests > 700, "{}", report.requests);
+}
