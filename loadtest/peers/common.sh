@@ -5,12 +5,19 @@
 #   load, PROXY_CORE=0, LOAD_CORE=1
 #   FILE                       where the table goes, besides standard output
 # and ends whatever they have started, however they end.
+#
+# It takes from the environment, all optional:
+#   ROUNDS=3                                 more take longer, and are quieter
+#   FOREBAY, EMPTY_PROXY, FOREBAY_LOAD       binaries; built with the profile dist if not given
+#   NGINX, HAPROXY, ENVOY, TRAEFIK           binaries of the peers, if not in PATH
+#   PROXY_CORE=0 LOAD_CORE=1                 where the proxy, and where generator and backends run
 # shellcheck shell=bash
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd) root=$(cd "$here/../.." && pwd)
 profile=${PROFILE:-dist} target=${CARGO_TARGET_DIR:-$root/target}
 built=$target/$profile
 load=${FOREBAY_LOAD:-$built/forebay-load}
+rounds=${ROUNDS:-3}
 proxy_core=${PROXY_CORE:-0} load_core=${LOAD_CORE:-1}
 work=$(mktemp -d) started=
 cleanup() {
@@ -108,6 +115,23 @@ start_peer() { # PEER KIND [POLICY], where KIND is a folder of configurations
         forebay) extra=(serve --config "$work/forebay.toml") ;;
     esac
     GOMAXPROCS=1 launch "$peer" "$proxy_core" "$binary" "${extra[@]}"
+}
+
+# Round after round each peer is started and measured (A B C A B C …), because a neighbour on the same
+# machine spoils any single run. One that fails, and says why on standard output, is skipped from then on.
+alternate() { # KIND FUNCTION
+    local round peer
+    for round in $(seq "$rounds"); do
+        for peer in $present; do
+            [ -e "$work/$peer.bad" ] && continue
+            start_peer "$peer" "$1"
+            if ! "$2" "$peer" "$round" > "$work/why"; then
+                say "$peer: skipped from here on: $(tail -n 3 "$work/$peer.out" "$work/why" | tr '\n' ' ')"
+                touch "$work/$peer.bad"
+            fi
+            end "$pid"
+        done
+    done
 }
 
 # A certificate for those that end TLS: $work/cert.pem, key.pem, and both in one file.

@@ -1,24 +1,19 @@
 #!/usr/bin/env bash
 # The tail on a mixed fleet: four synthetic backends with four slots each, the last one three times
 # as slow, exponential demands of 20 ms, Poisson arrivals (500/s are 75 % of what the fleet can do).
-# The seed of a round decides arrivals and demands, so that every proxy is given the very same work;
-# rounds alternate (A B C A B C …) and medians are compared. The simulator is given it, too: an
-# oracle that knows every demand says what could be reached.
+# The seed of a round decides arrivals and demands, so that every proxy is given the very same work. The
+# simulator is given it, too: an oracle that knows every demand says what could be reached.
 #
 #   loadtest/peers/fleet.sh [FILE.md]        the table goes to standard output and to FILE.md
 #
-# Environment, all optional:
-#   ROUNDS=3  SECONDS_EACH=24  WARM_UP=8  RATE=500
-#   PEERS="nginx haproxy envoy traefik forebay"
-#   FOREBAY, FOREBAY_LOAD                    binaries; built with the profile dist if not given
-#   NGINX, HAPROXY, ENVOY, TRAEFIK           binaries of the peers, if not in PATH
-#   PROXY_CORE=0 LOAD_CORE=1                 where the proxy, and where generator and backends run
+# Environment, all optional, beside what common.sh takes:
+#   SECONDS_EACH=24  WARM_UP=8  RATE=500  PEERS="nginx haproxy envoy traefik forebay"
 set -euo pipefail
 
 name=fleet
 # shellcheck source=common.sh
 . "$(dirname "$0")/common.sh" "$@"
-rounds=${ROUNDS:-3} seconds=${SECONDS_EACH:-24} warm_up=${WARM_UP:-8} rate=${RATE:-500}
+seconds=${SECONDS_EACH:-24} warm_up=${WARM_UP:-8} rate=${RATE:-500}
 peers=${PEERS:-"nginx haproxy envoy traefik forebay"}
 
 policy_of() {
@@ -50,7 +45,7 @@ measure() {
     case $status in
         0) echo >> "$work/$peer.valid" ;;
         3) say "$peer, round $round: $(tail -n 1 "$work/run.out")"; [ -s "$report" ] || return 1 ;;
-        *) return 1 ;;
+        *) tail -n 3 "$work/run.out"; return 1 ;;
     esac
     for i in 0 1 2 3; do
         slow=$(($(answers_of "${ports[i]}") - seen[i] - 1))
@@ -64,6 +59,7 @@ measure() {
             printf "%.1f %.1f %.1f %.3f %s %.2f %.1f\n", p50 * 1e3, p99 * 1e3, p999 * 1e3,
                 ticks / hz / n * 1e4, (all > 0 ? sprintf("%.1f", slow / all * 100) : "-"), errors * 100, kib / 1024
         }' >> "$work/$peer.figures"
+    say "round $round/$rounds, $peer: $(tail -n 1 "$work/$peer.figures") (p50 p99 p99.9 ms, CPU s/10k, slow one %, errors %, MiB)"
 }
 
 # What the same round comes to on the virtual clock.
@@ -80,19 +76,9 @@ command -v curl > /dev/null || say "curl is not installed: shares of the slow en
 scenario "$rate" "$warm_up" "$seconds" > "$work/fleet.toml"
 simulated="adaptive nginx_least_conn central_queue known_means oracle"
 fleet
+alternate fleet measure
 for round in $(seq "$rounds"); do
     for policy in $simulated; do simulate "$policy" "$round"; done
-    for peer in $present; do
-        [ -e "$work/$peer.bad" ] && continue
-        start_peer "$peer" fleet
-        if measure "$peer" "$round"; then
-            say "round $round/$rounds, $peer: $(tail -n 1 "$work/$peer.figures") (p50 p99 p99.9 ms, CPU s/10k, slow one %, errors %, MiB)"
-        else
-            say "$peer: no run, skipped: $(tail -n 3 "$work/$peer.out" "$work/run.out" | tr '\n' ' ')"
-            touch "$work/$peer.bad"
-        fi
-        end "$pid"
-    done
 done
 
 table() {

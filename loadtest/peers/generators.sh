@@ -20,7 +20,7 @@ set -euo pipefail
 name=generators
 # shellcheck source=common.sh
 . "$(dirname "$0")/common.sh" "$@"
-rounds=${ROUNDS:-3} seconds=${SECONDS_EACH:-4} connections=${CONNECTIONS:-64} rate=${RATE:-10000}
+seconds=${SECONDS_EACH:-4} connections=${CONNECTIONS:-64} rate=${RATE:-10000}
 python=${PYTHON:-python3} perf_analyzer=${PERF_ANALYZER:-perf_analyzer}
 path=/v2/models/synthetic/infer body=$work/body
 

@@ -2,23 +2,17 @@
 # What does a proxy cost? Requests a second, p99, CPU time a request and memory of forebay beside
 # nginx, an empty Pingora proxy of the same build, and whatever else is installed, in front of a
 # backend that answers at once: as fast as they can, at a rate that all of them hold, and over TLS.
-# Runs alternate (A B C A B C …) and medians are compared, because a neighbour on the same machine
-# spoils any single run.
 #
 #   loadtest/peers/overhead.sh [FILE.md]     the table goes to standard output and to FILE.md
 #
-# Environment, all optional:
-#   ROUNDS=3  SECONDS_EACH=3  CONNECTIONS=64  RATE=2000
-#   PEERS="nginx haproxy envoy traefik empty forebay"
-#   FOREBAY, EMPTY_PROXY, FOREBAY_LOAD       binaries; built with the profile dist if not given
-#   NGINX, HAPROXY, ENVOY, TRAEFIK           binaries of the peers, if not in PATH
-#   PROXY_CORE=0 LOAD_CORE=1                 where the proxy, and where wrk and the backend run
+# Environment, all optional, beside what common.sh takes:
+#   SECONDS_EACH=3  CONNECTIONS=64  RATE=2000  PEERS="nginx haproxy envoy traefik empty forebay"
 set -euo pipefail
 
 name=overhead
 # shellcheck source=common.sh
 . "$(dirname "$0")/common.sh" "$@"
-rounds=${ROUNDS:-3} seconds=${SECONDS_EACH:-3} connections=${CONNECTIONS:-64} rate=${RATE:-2000}
+seconds=${SECONDS_EACH:-3} connections=${CONNECTIONS:-64} rate=${RATE:-2000}
 peers=${PEERS:-"nginx haproxy envoy traefik empty forebay"}
 body=$work/body path=/v2/models/synthetic/infer
 
@@ -83,35 +77,25 @@ awk 'BEGIN {
 backend backend "$load_core" --fast
 backend_port=$port
 
-for round in $(seq "$rounds"); do
-    for peer in $present; do
-        [ -e "$work/$peer.bad" ] && continue
-        start_peer "$peer" overhead
-        if answers "http://127.0.0.1:$listen"; then
-            saturate "http://127.0.0.1:$listen" >> "$work/$peer.most"
-            at_rate "http://127.0.0.1:$listen" >> "$work/$peer.rate"
-            if [ -n "$secrets" ] && grep -qs "$secret" "$work/$peer".*; then
-                if answers "https://127.0.0.1:$secret"; then
-                    saturate "https://127.0.0.1:$secret" >> "$work/$peer.secret"
-                else
-                    say "$peer: no TLS: $(tail -n 2 "$work/answers.out" | tr '\n' ' ')"
-                fi
-            fi
-            say "round $round/$rounds, $peer: $(tail -qn 1 "$work/$peer".{most,rate,secret} 2>/dev/null | tr '\n' ' ')"
-        else
-            say "$peer: does not answer as it should, skipped: $(tail -n 3 "$work/$peer.out" "$work/answers.out" | tr '\n' ' ')"
-            touch "$work/$peer.bad"
-        fi
-        end "$pid"
-    done
-done
+measure() { # PEER ROUND
+    local peer=$1 plain=http://127.0.0.1:$listen encrypted=https://127.0.0.1:$secret
+    answers "$plain" || { cat "$work/answers.out"; return 1; }
+    saturate "$plain" >> "$work/$peer.most" || return 1
+    at_rate "$plain" >> "$work/$peer.rate" || return 1
+    if [ -n "$secrets" ] && grep -qs "$secret" "$work/$peer".*; then
+        answers "$encrypted" || { cat "$work/answers.out"; return 1; }
+        saturate "$encrypted" >> "$work/$peer.secret" || return 1
+    fi
+    say "round $2/$rounds, $peer: $(tail -qn 1 "$work/$peer".{most,rate,secret} 2> /dev/null | tr '\n' ' ')"
+}
+alternate overhead measure
 
 table() {
     local peer cpu
     echo "**Overhead.** Keep-alive POST of 1 KiB, answer of 300 bytes, one worker thread each; the proxy runs on one" \
         "core, generator and backend on another; medians of $rounds alternating runs of $seconds s. As fast as" \
         "$connections connections go (wrk), at $rate requests/s (forebay-load, Poisson), and over TLS 1.3 (wrk, ECDSA P-256);" \
-        "a dash: the proxy was not set up to end TLS."
+        "a dash: the empty proxy ends no TLS."
     echo
     setting loadtest/peers/overhead.sh
     echo

@@ -19,7 +19,7 @@ set -euo pipefail
 name=servers
 # shellcheck source=common.sh
 . "$(dirname "$0")/common.sh" "$@"
-rounds=${ROUNDS:-3} seconds=${SECONDS_EACH:-5} model=${MODEL:-silero-vad}
+seconds=${SECONDS_EACH:-5} model=${MODEL:-silero-vad}
 objective=${OBJECTIVE:-p99<50ms} servers=${SERVERS:-forebay mlserver triton} ways=${WAYS:-json grpc}
 onnx=$root/backends/models/$model/1/model.onnx
 [ -e "$onnx" ] || die "no bundled model \"$model\""
