@@ -3,7 +3,7 @@
 //! # The way of a request
 //! | stage | module | does |
 //! |---|---|---|
-//! | accept | [`flow::accept`] | which protocol a connection speaks, what holds for every request |
+//! | accept | [`flow::accept`] | TLS, which protocol a connection speaks, what holds for every request |
 //! | identify | [`flow::identify`] | model, version, deadline and identities, from path and headers |
 //! | route | [`flow::route`] | first matching route -> pool |
 //! | admit | [`flow::admit`] | size and deadline; held in memory or streamed |

@@ -36,8 +36,8 @@ use tokio::time::{sleep, timeout};
 pub struct Lifecycle {
     draining: AtomicBool,
     in_flight: AtomicUsize,
-    /// Connections that have not said anything yet.
-    silent: AtomicUsize,
+    /// Open connections at Layer 7.
+    open: AtomicUsize,
     /// Bytes of bodies that are held in memory.
     held: AtomicU64,
     /// Whether what is still open has had its time.
@@ -65,13 +65,13 @@ impl Drop for HeldBytes {
     }
 }
 
-/// Counts as a connection that has not said anything yet until dropped.
+/// Counts as an open connection until dropped.
 #[derive(Debug)]
-pub struct SilentConnection(Arc<Lifecycle>);
+pub struct OpenConnection(Arc<Lifecycle>);
 
-impl Drop for SilentConnection {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.0.silent.fetch_sub(1, Relaxed);
+        self.0.open.fetch_sub(1, Relaxed);
     }
 }
 
@@ -102,9 +102,9 @@ impl Lifecycle {
     }
 
     /// Counts a new connection in.
-    pub fn connected(self: &Arc<Self>) -> SilentConnection {
-        self.silent.fetch_add(1, Relaxed);
-        SilentConnection(Arc::clone(self))
+    pub fn connected(self: &Arc<Self>) -> OpenConnection {
+        self.open.fetch_add(1, Relaxed);
+        OpenConnection(Arc::clone(self))
     }
 
     /// Room for `bytes` of a body, as long as no more than `most` are held at once.
@@ -125,18 +125,21 @@ impl Lifecycle {
     async fn wait_idle(&self) {
         let started = Instant::now();
         let mut quiet = 0;
-        // Between its first bytes and its count a request is seen by neither; so look twice.
-        while quiet < 2 {
+        // Between its first byte and its count a connection is seen by neither, for as long as a busy
+        // machine lets its task wait; so look again.
+        while quiet < QUIET {
             sleep(LOOK).await;
-            let silent = self.silent.load(Relaxed) > 0 && started.elapsed() < SILENCE;
-            quiet = if silent || self.in_flight() > 0 { 0 } else { quiet + 1 };
+            let open = self.open.load(Relaxed) > 0 && started.elapsed() < SILENCE;
+            quiet = if open || self.in_flight() > 0 { 0 } else { quiet + 1 };
         }
     }
 }
 
 /// How often a draining process looks whether it is idle.
 const LOOK: Duration = Duration::from_millis(10);
-/// Time that the last connections get to say something.
+/// How many looks in a row must see nothing.
+const QUIET: u32 = 5;
+/// Time that the last connections get to say something, or to end.
 const SILENCE: Duration = Duration::from_secs(1);
 
 impl Drop for InFlightRequest {

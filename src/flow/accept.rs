@@ -27,6 +27,7 @@ use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::protocols::{ALPN, SocketDigest, Stream};
 use pingora::proxy::{HttpProxy, Session};
 use pingora::server::ShutdownWatch;
+use rustls::ServerConfig;
 use std::fmt::Write as _;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -40,6 +41,9 @@ const KEEPALIVE_SECONDS: u64 = 60;
 const STALL: Duration = Duration::from_secs(30);
 /// Time in which the rest of what was refused is read.
 const LINGER: Duration = Duration::from_secs(1);
+/// Time in which a request that came just before the process stops is noticed.
+const LAST_LOOK: Duration = Duration::from_millis(10);
+
 /// Sets what holds for every request.
 pub fn session(session: &mut Session, lifecycle: &Lifecycle) {
     let downstream = &mut session.downstream_session;
@@ -82,13 +86,17 @@ impl ServerApp for Accept {
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         let Some(mut connection) = self.connections.enter() else {
+            if self.tls().is_some() {
+                // Words need a handshake, which is what there is no room for.
+                return None;
+            }
             let words = "expected fewer connections, found as many as may be open";
             let refusal = Refusal::new(Reason::ConnectionLimit, words);
             // Nobody lingers where there is no room.
             self.refuse(Caller::new(stream, BytesMut::new()), &refusal, Duration::ZERO).await;
             return None;
         };
-        let waiting = self.lifecycle.connected();
+        let _open = self.lifecycle.connected();
         let in_all = self.header_timeout();
         let until = Instant::now() + in_all;
         let (stream, ahead) = match self.begin(stream, in_all).await {
@@ -106,8 +114,7 @@ impl ServerApp for Accept {
         };
         let mut caller = Caller::new(stream, ahead);
         let left = until.saturating_duration_since(Instant::now());
-        let first = caller.next(left, left).await;
-        drop(waiting);
+        let first = caller.next(left, in_all).await;
         if h2 && matches!(first, Arrival::Http2) {
             let stream = rewound(caller)?;
             return ServerApp::process_new(&self.proxy, stream, shutdown).await;
@@ -140,7 +147,7 @@ impl Accept {
     async fn begin(&self, stream: Stream, in_all: Duration) -> Result<(Stream, BytesMut), Refusal> {
         let began = Instant::now();
         let (stream, rest) = self.origin(stream).await?;
-        let Some(tls) = tls::current(&self.snapshot.load().config, self.place) else {
+        let Some(tls) = self.tls() else {
             return Ok((stream, rest));
         };
         let socket = stream.into_any().downcast::<L4Stream>();
@@ -209,9 +216,32 @@ impl Accept {
             // What was given is given back.
             let Ok(same) = stream.into_any().downcast::<Caller>() else { return };
             (caller, settings) = (*same, kept);
-            let idle = Duration::from_secs(KEEPALIVE_SECONDS);
-            arrival = caller.next(idle, self.header_timeout()).await;
+            let Some(next) = self.next(&mut caller, shutdown).await else { return };
+            arrival = next;
         }
+    }
+
+    /// Waits for a further request. `None`: the process stops, and the caller has nothing to say. Were
+    /// its connection kept until the process ends, a request could come just then.
+    async fn next(&self, caller: &mut Caller, shutdown: &ShutdownWatch) -> Option<Arrival> {
+        let idle = Duration::from_secs(KEEPALIVE_SECONDS);
+        let mut stopping = shutdown.clone();
+        tokio::select! {
+            // What is there already comes first.
+            biased;
+            arrival = caller.next(idle, self.header_timeout()) => return Some(arrival),
+            _ = stopping.wait_for(|stop| *stop) => {}
+        }
+        let in_all = self.header_timeout();
+        match timeout(LAST_LOOK, caller.next(in_all, in_all)).await {
+            Ok(arrival) => Some(arrival),
+            Err(_) if caller.ahead().is_empty() => None,
+            Err(_) => Some(caller.next(in_all, in_all).await),
+        }
+    }
+
+    fn tls(&self) -> Option<Arc<ServerConfig>> {
+        tls::current(&self.snapshot.load().config, self.place)
     }
 
     fn header_timeout(&self) -> Duration {

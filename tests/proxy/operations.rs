@@ -89,8 +89,8 @@ async fn a_stop_under_load_fails_no_accepted_request() {
     assert!(status.success(), "{status}: {}", proxy.messages());
     let outcomes = load.stop().await;
     assert_eq!(outcomes.keys().collect::<Vec<_>>(), ["200"], "{outcomes:?}");
+    eventually("its last words", async || proxy.messages().contains("stopped").then_some(())).await;
     assert!(proxy.messages().contains("draining"));
-    assert!(proxy.messages().contains("stopped"));
 }
 
 #[tokio::test]

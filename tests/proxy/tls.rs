@@ -253,6 +253,23 @@ async fn whoever_falls_silent_is_not_waited_for() {
 }
 
 #[tokio::test]
+async fn where_there_is_no_room_a_connection_is_closed_without_a_handshake() {
+    let authority = Authority::new();
+    let tls = authority.write("a", &[NAME]);
+    let (proxy, _endpoint) = serving("max_connections = 1", &tls).await;
+    let only = authority.caller().connect(proxy.address).await.unwrap();
+    let (answer, closed) = raw(proxy.address, b"\x16\x03\x01", PATIENCE).await;
+    assert!(answer.is_empty() && closed, "{answer}");
+    assert_eq!(send_on(only, inference("x")).await.unwrap().text(), echo(b"x"));
+    eventually("room again", async || {
+        authority.caller().infer(proxy.address, "x").await.ok().filter(|a| a.status == 200)
+    })
+    .await;
+    let labels = ["reason=\"connection_limit\""];
+    assert!(proxy.metric("forebay_connections_total", &labels).await >= 1.0);
+}
+
+#[tokio::test]
 async fn callers_that_leave_in_the_middle_are_noticed() {
     let authority = Authority::new();
     let (proxy, endpoint) = serving("", &authority.write("a", &[NAME])).await;
