@@ -70,22 +70,17 @@ impl Metrics {
 
     /// A counter with labels.
     pub(crate) fn counter(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
-        let labels: Vec<_> =
-            labels.iter().map(|(key, value)| Label::new(*key, (*value).to_owned())).collect();
-        self.recorder.register_counter(&Key::from_parts(name, labels), &METADATA)
+        self.recorder.register_counter(&key(name, labels), &METADATA)
     }
 
     /// A histogram by model.
     pub(crate) fn histogram(&self, name: &'static str, model: &str) -> Histogram {
-        let labels = vec![Label::new("model", model.to_owned())];
-        self.recorder.register_histogram(&Key::from_parts(name, labels), &METADATA)
+        self.recorder.register_histogram(&key(name, &[("model", model)]), &METADATA)
     }
 
     /// A gauge with labels.
     pub(crate) fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Gauge {
-        let labels: Vec<_> =
-            labels.iter().map(|(key, value)| Label::new(*key, (*value).to_owned())).collect();
-        self.recorder.register_gauge(&Key::from_parts(name, labels), &METADATA)
+        self.recorder.register_gauge(&key(name, labels), &METADATA)
     }
 
     /// Text for Prometheus.
@@ -131,6 +126,11 @@ impl Metrics {
         gauge(name::MODELS_MEMORY, "bytes that all models take in memory");
         gauge(name::INFO, "1, with what this worker is in the labels");
     }
+}
+
+fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
+    let labels = labels.iter().map(|(key, value)| Label::new(*key, (*value).to_owned()));
+    Key::from_parts(name, labels.collect::<Vec<_>>())
 }
 
 impl std::fmt::Debug for Metrics {

@@ -271,6 +271,41 @@ fn status_bytes(child: &Child, key: &str) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
+/// Cores that each of the process's executors may use, as the system lists them.
+fn cores_of_executors(child: &Child) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id().unwrap())).unwrap();
+    // Other threads may end meanwhile.
+    let status =
+        tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("status")).ok());
+    let mut threads: Vec<(String, String)> = status
+        .map(|status| {
+            let line = |key: &str| {
+                let found = status.lines().find_map(|line| line.strip_prefix(key));
+                found.unwrap().trim().to_owned()
+            };
+            (line("Name:"), line("Cpus_allowed_list:"))
+        })
+        .filter(|(name, _)| name.starts_with("executor-"))
+        .collect();
+    threads.sort();
+    threads.into_iter().map(|(_, cores)| cores).collect()
+}
+
+#[tokio::test]
+async fn executors_keep_to_a_core_each_where_they_are_told_to() {
+    let (free, _) = spawn(&["--executors", "3"]).await;
+    let all = cores_of_executors(&free);
+    assert_eq!(all, vec![all[0].clone(); 3], "they may use what the process may");
+    let (pinned, _) = spawn(&["--executors", "3", "--pin-executors"]).await;
+    let cores = || cores_of_executors(&pinned);
+    // Each thread binds itself when it starts.
+    let is_one = |cores: &String| cores.parse::<usize>().is_ok();
+    eventually("each has a core", async || cores().len() == 3 && cores().iter().all(is_one)).await;
+    let several = rustix::thread::sched_getaffinity(None).unwrap().count() as usize;
+    let distinct: std::collections::BTreeSet<_> = cores().into_iter().collect();
+    assert_eq!(distinct.len(), several.min(3), "{distinct:?} of {all:?}");
+}
+
 #[tokio::test]
 async fn the_log_says_which_build_was_taken_and_what_each_was_measured_at() {
     let scratch = Scratch::new("builds");
