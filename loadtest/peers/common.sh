@@ -35,6 +35,8 @@ die() { say "$*"; exit 1; }
 launch() { # NAME CORE COMMAND...
     local out=$work/$1.out core=$2
     shift 2
+    # Before the program is there, someone may look into what it says.
+    : > "$out"
     taskset -c "$core" "$@" > "$out" 2>&1 &
     pid=$! started="$started $!"
 }
