@@ -11,9 +11,7 @@ use super::{Endpoint, EndpointState, Pool, report};
 use crate::clock;
 use forebay_protocol::{Priority, metric};
 use forebay_routing::pick::Context;
-use forebay_routing::{
-    Binding, Claim, InFlight, Joined, Line, Next, Place, Policy, Rng, View, Weight,
-};
+use forebay_routing::{Binding, Claim, InFlight, Joined, Line, Next, Place, Rng, View, Weight};
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -232,17 +230,9 @@ impl Pool {
     /// Binds to an endpoint that is free and not among those `tried`, if there is one and nobody waits
     /// for it.
     pub fn bind_free(&self, tried: impl Fn(&Arc<Endpoint>) -> bool) -> Option<Bound> {
-        if self.state.pending.count() > 0 {
-            return None;
-        }
-        let mut view = self.view(None);
-        if view.policy == Policy::Adaptive {
-            view.policy = Policy::LeastCost;
-        }
-        match with_rng(|rng| view.bind(tried, 0, rng)) {
-            Binding::Bind(index) => Bound::claim(self, &view, index),
-            Binding::Wait | Binding::Nowhere => None,
-        }
+        let (view, waiting) = (self.view(None), self.state.pending.count());
+        let index = with_rng(|rng| view.beside(waiting, tried, rng))?;
+        Bound::claim(self, &view, index)
     }
 
     /// Binds a request before which nobody waits, if that is the best for it.

@@ -5,7 +5,7 @@
 //! that make the tail. The estimate keeps counts in buckets, not samples, so its memory is bounded, and
 //! forgets what is old by halves.
 
-use crate::Time;
+use crate::{Binding, Candidate, Policy, Rng, Time, View};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -104,6 +104,30 @@ impl Latencies {
             below >= rank
         });
         self.estimate.store(end_of(at.unwrap_or(BUCKETS - 1)), Relaxed);
+    }
+}
+
+impl<C: Candidate> View<'_, C> {
+    /// Where a second attempt goes that may not wait: to what is free and not `excluded`, unless some are
+    /// `waiting` for it.
+    pub fn beside(
+        &self,
+        waiting: usize,
+        excluded: impl Fn(&C) -> bool,
+        rng: &mut Rng,
+    ) -> Option<usize> {
+        if waiting > 0 {
+            return None;
+        }
+        // What is best may be worth waiting for; this one does not wait.
+        let policy = match self.policy {
+            Policy::Adaptive => Policy::LeastCost,
+            other => other,
+        };
+        match self.with(policy).bind(excluded, 0, rng) {
+            Binding::Bind(index) => Some(index),
+            Binding::Wait | Binding::Nowhere => None,
+        }
     }
 }
 

@@ -41,7 +41,7 @@ fn thrice<T: 'static>(run: impl Fn() -> T + Clone + 'static) -> [T; 3] {
 
 #[test]
 fn every_request_is_counted_out_however_it_ends() {
-    every_order(None, || {
+    every_order(Some(3), || {
         let load = Arc::new(Load::new(4));
         let shared = Arc::clone(&load);
         let others = thrice(move || {

@@ -99,8 +99,10 @@ pub struct Sim {
     pub queue: Queue,
     /// Load reports.
     pub reports: Reports,
-    /// Second attempts.
+    /// Second attempts after failures.
     pub retry: Retry,
+    /// Second attempts beside slow first ones, if there are any.
+    pub hedge: Option<Hedge>,
     /// Active checks.
     pub probe: Probe,
 }
@@ -123,6 +125,17 @@ pub struct Retry {
     pub budget: f64,
     /// Retries a second that are allowed beside that.
     pub min_per_second: f64,
+}
+
+/// When a slow request gets a second attempt; the keys and defaults of the proxy's `[pool.NAME.hedge]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hedge {
+    /// Quantile of latencies after which it is made, 0 to 1.
+    pub quantile: f64,
+    /// Second attempts per request that are allowed, 0 to 1.
+    pub budget: f64,
+    /// It is made no sooner.
+    pub min_delay: Span,
 }
 
 /// How proxies find out who is there; the keys and defaults of the proxy's `[pool.NAME.probe]`.
@@ -162,6 +175,7 @@ impl Default for Sim {
             slow_start: Span::default(),
             queue: Queue { size: 1024, hop: Span(Duration::from_micros(500)) },
             reports: Reports::default(),
+            hedge: None,
             retry: Retry { attempts: 3, budget: 0.2, min_per_second: 10.0 },
             probe: Probe {
                 interval: SECOND,
@@ -248,6 +262,7 @@ pub(super) fn sim(top: &Table<'_, '_>) -> Sim {
             ttl: reports.or("ttl", told.ttl),
         },
         retry: retry(&table.table_or_empty("retry"), &sim.retry),
+        hedge: table.table("hedge").map(|table| hedge(&table)),
         probe: probe(&table.table_or_empty("probe"), &sim.probe),
     }
 }
@@ -264,6 +279,14 @@ fn retry(table: &Table<'_, '_>, default: &Retry) -> Retry {
         attempts: table.within("attempts", 1..=10, default.attempts),
         budget: table.get::<Share>("budget").map_or(default.budget, |share| share.0),
         min_per_second: table.within("min_per_second", 0.0..=1e6, default.min_per_second),
+    }
+}
+
+fn hedge(table: &Table<'_, '_>) -> Hedge {
+    Hedge {
+        quantile: table.within("quantile", 0.5..=0.9999, 0.95),
+        budget: table.get::<Share>("budget").map_or(0.03, |share| share.0),
+        min_delay: table.or("min_delay", Span(Duration::from_millis(5))),
     }
 }
 

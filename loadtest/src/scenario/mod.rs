@@ -10,7 +10,7 @@ mod fleet;
 
 pub use fault::{Damage, Fault, Process};
 pub use file::{ScenarioError, parse};
-pub use fleet::{Batch, Episode, Group, Probe, Reports, Retry, Sim, Trouble};
+pub use fleet::{Batch, Episode, Group, Hedge, Probe, Reports, Retry, Sim, Trouble};
 
 use crate::arrivals::Spacing;
 use crate::distribution::Distribution;

@@ -41,7 +41,7 @@ pub struct Bar {
 /// What is asked of a scenario, and of whom it is simulated.
 type Ask = (&'static str, &'static [&'static str], fn(&Runs<'_>) -> Vec<Bar>);
 
-const ALL: [Ask; 11] = [
+const ALL: [Ask; 12] = [
     (
         "tail75.toml",
         &[NGINX, "haproxy_maxconn", "envoy_least_request", "traefik_least_time"],
@@ -78,6 +78,7 @@ const ALL: [Ask; 11] = [
     ("overload2x.toml", &[NGINX, ORACLE], |runs| runs.overload()),
     ("overload10x.toml", &[NGINX, ORACLE], |runs| runs.overload()),
     ("priorities.toml", &[NGINX], |runs| runs.priorities()),
+    ("hedge.toml", &[NGINX], |runs| runs.hedges()),
     ("restart.toml", &[NGINX, BLIND], |runs| runs.cold()),
 ];
 
@@ -239,6 +240,33 @@ impl Runs<'_> {
             bar("batch: errors", 2, "what must be: > 60 %", &|it| {
                 (units::percent(it.errors_during), it.errors_during > 0.6)
             }),
+        ]
+    }
+
+    /// The tail with and without second attempts, and what they add.
+    fn hedges(&self) -> Vec<Bar> {
+        let tail = |found: &Found| found.record.latency.quantile(0.999) * 1e3;
+        let Some(ours) = self.row(OURS).map(|row| &row.found) else { return Vec::new() };
+        let without = tail(&self.changed(OURS, |sim| sim.hedge = None));
+        let with = tail(ours);
+        let added =
+            units::float(ours.hedges) / units::float(ours.served.iter().sum::<u64>().max(1));
+        let others = self.beside(|row| format!("{:.1}", tail(&row.found)));
+        vec![
+            self.bar(
+                "p99.9",
+                format!("{with:.1} = {:.2}", with / without),
+                "<= 0.50 of that without hedges".to_owned(),
+                format!("without {without:.1}, {others}"),
+                with <= 0.5 * without,
+            ),
+            self.bar(
+                "second attempts",
+                units::percent(added),
+                "<= 5 %, their budget".to_owned(),
+                "none".to_owned(),
+                added > 0.0 && added <= 0.05,
+            ),
         ]
     }
 

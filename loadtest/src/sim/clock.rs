@@ -37,6 +37,13 @@ pub(super) enum Event {
         /// Which check.
         number: u32,
     },
+    /// A balancer wants to look at a request again.
+    Wake {
+        /// Whose.
+        balancer: usize,
+        /// Which request.
+        request: Key,
+    },
     /// An attempt's answer reaches its proxy.
     Answer(Key),
     /// A load report reaches a proxy.

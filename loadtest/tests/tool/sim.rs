@@ -85,6 +85,8 @@ const VARIED: &str = r#"
     [sim.reports]
     every = "50ms"
     delay = "10ms"
+    [sim.hedge]
+    budget = "10%"
     [[fleet.endpoint]]
     count = 5
     slots = 2
@@ -238,4 +240,17 @@ fn a_slow_start_keeps_requests_from_an_endpoint_that_has_just_come() {
     };
     let (with, without) = (share("10s"), share("0s"));
     assert!(without > 0.2 && with < without / 2.0, "{with} with, {without} without");
+}
+
+#[test]
+fn hedges_take_the_tail_of_endpoints_that_stall_and_keep_to_their_budget() {
+    let mut setting = Setting::new(shipped("hedge.toml")).unwrap();
+    let with = simulated(&setting, "adaptive");
+    setting.sim.hedge = None;
+    let without = simulated(&setting, "adaptive");
+    let tail = |found: &sim::Found| found.record.latency.quantile(0.999);
+    assert!(tail(&with) < 0.5 * tail(&without), "{} with, {}", tail(&with), tail(&without));
+    let requests: u64 = without.served.iter().sum();
+    assert!(with.hedges > 0 && with.hedges * 20 <= requests, "{} of {requests}", with.hedges);
+    assert_eq!((without.hedges, with.record.error_share()), (0, 0.0));
 }

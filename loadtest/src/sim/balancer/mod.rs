@@ -49,6 +49,8 @@ pub enum Ending {
     Lost,
     /// The caller gave up.
     Abandoned,
+    /// It was given up because the request's other attempt was answered.
+    Beaten,
 }
 
 /// An attempt that is over.
@@ -83,6 +85,13 @@ pub enum Decision {
         /// Why.
         reason: Reason,
     },
+    /// Ask again about this request at that time, if it is not over by then.
+    Wake {
+        /// Which request.
+        request: Key,
+        /// Nanoseconds on the virtual clock.
+        at: u64,
+    },
     /// Ask this endpoint how it is.
     Probe {
         /// Which endpoint.
@@ -110,6 +119,9 @@ pub trait Balancer {
 
     /// An attempt is over.
     fn finished(&mut self, done: &Done, fleet: &Fleet, out: &mut Vec<Decision>);
+
+    /// A request is under way for which this had asked to be woken.
+    fn woken(&mut self, _ask: &Ask<'_>, _out: &mut Vec<Decision>) {}
 
     /// The caller gave a request up that is not bound.
     fn left(&mut self, _request: Key, _out: &mut Vec<Decision>) {}

@@ -4,11 +4,13 @@ use super::super::fleet::Fleet;
 use super::super::setting::Setting;
 use super::super::slab::Key;
 use super::{Ask, Balancer, Decision, Done, Ending, bind};
+use crate::scenario::Hedge;
+use crate::units::nanos;
 use forebay_protocol::Reason;
 use forebay_routing::pick::{Context, Ring};
 use forebay_routing::{
-    Binding, Candidate, Claim, InFlight, Joined, Line, Load, Next, Picks, Place, Policy, Report,
-    Rng, Time, View, Weight,
+    Binding, Candidate, Claim, InFlight, Joined, Latencies, Line, Load, Next, Picks, Place, Policy,
+    Report, RetryBudget, Rng, Time, View, Weight,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +32,7 @@ pub(super) struct Ours {
     now: u64,
     /// Requests that wait, and where each was sent already.
     line: Line<(Key, Vec<u32>)>,
+    hedges: Option<Hedges>,
     /// By the request's place in memory.
     states: Vec<State>,
 }
@@ -38,7 +41,16 @@ pub(super) struct Ours {
 enum State {
     Gone,
     Waits(Place),
-    Runs(InFlight),
+    Runs(Run),
+}
+
+/// A request that is under way.
+struct Run {
+    began: u64,
+    /// When it may have a second attempt.
+    due: u64,
+    first: (usize, InFlight),
+    second: Option<(usize, InFlight)>,
 }
 
 /// What the proxy knows of an endpoint.
@@ -85,6 +97,7 @@ impl Ours {
             rng: Rng::new(seed),
             now: 0,
             line: Line::new(setting.sim.queue.size),
+            hedges: setting.sim.hedge.as_ref().map(Hedges::new),
             states: Vec::new(),
         }
     }
@@ -112,8 +125,14 @@ impl Ours {
     fn send(&mut self, request: Key, index: usize, out: &mut Vec<Decision>) {
         let known = &self.ready[index];
         let (endpoint, guard) = (known.endpoint, known.load.enter());
-        *self.state(request) = State::Runs(guard);
         bind(request, Some(endpoint), out);
+        let after = self.hedges.as_ref().and_then(Hedges::after);
+        let due = after.map_or(u64::MAX, |after| self.now.saturating_add(nanos(after)));
+        if after.is_some() {
+            out.push(Decision::Wake { request, at: due });
+        }
+        let run = Run { began: self.now, due, first: (endpoint, guard), second: None };
+        *self.state(request) = State::Runs(run);
     }
 
     fn refuse(&mut self, request: Key, reason: Reason, out: &mut Vec<Decision>) {
@@ -175,6 +194,9 @@ impl Ours {
 impl Balancer for Ours {
     fn arrive(&mut self, ask: &Ask<'_>, _: &Fleet, out: &mut Vec<Decision>) {
         self.now = ask.now;
+        if let Some(hedges) = self.hedges.as_ref().filter(|_| ask.tried.is_empty()) {
+            hedges.budget.request();
+        }
         if self.line.is_empty() {
             let mut rng = self.rng.clone();
             let tried = |known: &Known| known.is_among(ask.tried);
@@ -198,15 +220,49 @@ impl Balancer for Ours {
     fn finished(&mut self, done: &Done, _: &Fleet, out: &mut Vec<Decision>) {
         self.now = done.now;
         let state = std::mem::replace(self.state(done.request), State::Gone);
-        let State::Runs(guard) = state else { return };
+        let State::Runs(run) = state else { return };
+        let began = run.began;
+        let (guard, rest) = run.without(done.endpoint);
+        if let Some(rest) = rest {
+            *self.state(done.request) = State::Runs(rest);
+        }
+        if let (Some(hedges), Ending::Answered | Ending::Abandoned) = (&self.hedges, done.ending) {
+            hedges.latencies.observe(Duration::from_nanos(done.now - began), time(done.now));
+        }
         match done.ending {
-            Ending::Answered => guard.answered(Duration::from_nanos(done.took), time(done.now)),
+            // It took at least so long.
+            Ending::Answered | Ending::Beaten => {
+                guard.answered(Duration::from_nanos(done.took), time(done.now));
+            }
             Ending::Abandoned => {}
             Ending::Failed | Ending::Lost => self.loads[done.endpoint].failed(time(done.now)),
         }
         drop(guard);
         let freed = self.place_of(done.endpoint).ok();
         self.dispatch(freed, done.now, out);
+    }
+
+    fn woken(&mut self, ask: &Ask<'_>, out: &mut Vec<Decision>) {
+        self.now = ask.now;
+        let State::Runs(run) = self.state(ask.request) else { return };
+        if run.due != ask.now || run.second.is_some() {
+            return;
+        }
+        let first = run.first.0;
+        let mut rng = self.rng.clone();
+        let tried = |known: &Known| known.endpoint == first || known.is_among(ask.tried);
+        let index = self.view(None, ask.now).beside(self.line.len(), tried, &mut rng);
+        self.rng = rng;
+        let Some(known) = index.map(|index| &self.ready[index]) else { return };
+        let (endpoint, load) = (known.endpoint, Arc::clone(&known.load));
+        let paid = |hedges: &Hedges| hedges.budget.try_retry(time(ask.now));
+        if !self.hedges.as_ref().is_some_and(paid) {
+            return;
+        }
+        if let State::Runs(run) = self.state(ask.request) {
+            run.second = Some((endpoint, load.enter()));
+            bind(ask.request, Some(endpoint), out);
+        }
     }
 
     fn left(&mut self, request: Key, _: &mut Vec<Decision>) {
@@ -234,6 +290,40 @@ impl Balancer for Ours {
     fn reported(&mut self, endpoint: usize, report: &Report, now: u64) {
         self.now = now;
         self.loads[endpoint].report(report, time(now));
+    }
+}
+
+impl Run {
+    /// Takes out the attempt at this endpoint; what is left, if there is another.
+    fn without(self, endpoint: usize) -> (InFlight, Option<Self>) {
+        let Self { first, second, .. } = self;
+        let (ended, left) = match second {
+            Some(second) if first.0 != endpoint => (second, Some(first)),
+            other => (first, other),
+        };
+        // It has no further one beside it.
+        (ended.1, left.map(|first| Self { first, second: None, due: u64::MAX, ..self }))
+    }
+}
+
+/// Second attempts beside slow first ones.
+struct Hedges {
+    latencies: Latencies,
+    budget: RetryBudget,
+    min_delay: Duration,
+}
+
+impl Hedges {
+    fn new(settings: &Hedge) -> Self {
+        Self {
+            latencies: Latencies::new(settings.quantile),
+            budget: RetryBudget::new(settings.budget, 0.0),
+            min_delay: settings.min_delay.0,
+        }
+    }
+
+    fn after(&self) -> Option<Duration> {
+        self.latencies.estimate().map(|usual| usual.max(self.min_delay))
     }
 }
 

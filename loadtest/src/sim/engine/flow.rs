@@ -1,11 +1,12 @@
 //! One request: asked for, bound, served, answered, or given up.
 
-use super::{Answer, Attempt, Engine, Told};
+use super::faults::Proxy;
+use super::{Answer, Attempt, Engine, Request, Told};
 use crate::record::{Finished, Outcome};
 use crate::sim::balancer::{Ask, Balancer, Decision, Done, Ending};
 use crate::sim::clock::Event;
 use crate::sim::fleet::{Fleet, Full, Next, Started, Work};
-use crate::sim::setting::refused;
+use crate::sim::setting::{Setting, refused};
 use crate::sim::slab::Key;
 use crate::units::nanos;
 use forebay_protocol::Reason;
@@ -19,19 +20,17 @@ impl Engine<'_> {
     /// Has the request's proxy say where it goes.
     pub(super) fn ask(&mut self, key: Key) {
         let Some(request) = self.requests.get(key) else { return };
-        let ask = Ask {
-            request: key,
-            now: self.now,
-            key: request.key,
-            caller: request.caller,
-            class: self.setting.classes[request.kind],
-            deadline: request.intended.saturating_add(self.setting.patience[request.kind].0),
-            demand: request.demand.unwrap_or(0),
-            ready: &self.proxies[request.proxy].ready,
-            tried: &request.tried,
-        };
         let number = request.proxy % self.balancers.len();
+        let ask = asking(self.setting, &self.proxies, self.now, (key, request));
         self.balancers[number].arrive(&ask, &self.fleet, &mut self.wishes);
+        self.grant(number);
+    }
+
+    /// Has a balancer look at a request again that is under way.
+    pub(super) fn wake(&mut self, number: usize, key: Key) {
+        let Some(request) = self.requests.get(key) else { return };
+        let ask = asking(self.setting, &self.proxies, self.now, (key, request));
+        self.balancers[number].woken(&ask, &mut self.wishes);
         self.grant(number);
     }
 
@@ -54,6 +53,9 @@ impl Engine<'_> {
                     let at = self.now + self.setting.half_trip;
                     self.clock.plan(at, Event::ProbeAsks { balancer: number, endpoint });
                 }
+                Decision::Wake { request, at } => {
+                    self.clock.plan(at, Event::Wake { balancer: number, request });
+                }
                 other => self.decisions.push_back(other),
             }
         }
@@ -65,7 +67,7 @@ impl Engine<'_> {
             match decision {
                 Decision::Bind { request, endpoint } => self.bind(request, endpoint),
                 Decision::Refuse { request, reason } => self.finish(request, refused(reason)),
-                Decision::Probe { .. } => {}
+                Decision::Probe { .. } | Decision::Wake { .. } => {}
             }
         }
     }
@@ -79,7 +81,8 @@ impl Engine<'_> {
         let attempt =
             Attempt { request: key, endpoint, sent: self.now, answer: None, report: None };
         let attempt = self.attempts.insert(attempt);
-        request.attempt = Some(attempt);
+        self.hedges += u64::from(!request.attempts.is_empty());
+        request.attempts.push(attempt);
         let at = self.now + self.setting.half_trip;
         self.fleet.endpoints[endpoint].expect(at, request.demand.unwrap_or(0));
         match self.setting.half_trip {
@@ -146,12 +149,13 @@ impl Engine<'_> {
         }
     }
 
-    pub(super) fn answer(&mut self, key: Key) {
-        let Some(attempt) = self.attempts.remove(key) else { return };
+    pub(super) fn answer(&mut self, number: Key) {
+        let Some(attempt) = self.attempts.remove(number) else { return };
         // Nobody may wait for it any more.
         let Some(request) = self.requests.get_mut(attempt.request) else { return };
         let (key, endpoint, proxy) = (attempt.request, attempt.endpoint, request.proxy);
-        request.attempt = None;
+        request.attempts.retain(|other| *other != number);
+        let others = request.attempts.clone();
         if let Some(report) = attempt.report {
             self.told(proxy, endpoint, Report { answered: 1, ..report });
         }
@@ -167,8 +171,19 @@ impl Engine<'_> {
         if ending == Ending::Lost {
             self.suspect(proxy, endpoint);
         }
-        if ending != Ending::Answered && self.retry(key, endpoint) {
-            return;
+        if ending != Ending::Answered {
+            // As long as there is another attempt, that may be answered.
+            let tried = self.requests.get_mut(key).filter(|_| !others.is_empty());
+            if let Some(request) = tried {
+                request.tried.push(u32::try_from(endpoint).unwrap_or(u32::MAX));
+                return;
+            }
+            if self.retry(key, endpoint) {
+                return;
+            }
+        }
+        for other in others {
+            self.give_up(proxy, other, Ending::Beaten);
         }
         if self.measured(key) {
             self.record.share(None, Some(&self.names[endpoint]));
@@ -220,19 +235,25 @@ impl Engine<'_> {
         let Some((_, key)) = self.expiries[kind].pop_front() else { return };
         let Some(request) = self.requests.get(key) else { return };
         let (proxy, (_, outcome)) = (request.proxy, self.setting.patience[request.kind]);
-        let bound = request.attempt.and_then(|key| Some((key, self.attempts.get(key)?)));
-        if let Some((attempt, Attempt { endpoint, sent, .. })) = bound {
-            let (endpoint, took) = (*endpoint, self.now - sent);
-            if self.fleet.endpoints[endpoint].leave(self.now, attempt) {
-                self.attempts.remove(attempt);
-            }
-            let ending = Ending::Abandoned;
-            let done = Done { request: key, endpoint, now: self.now, took, ending };
-            self.consult(proxy, |balancer, fleet, wishes| balancer.finished(&done, fleet, wishes));
-        } else {
+        let attempts = request.attempts.clone();
+        if attempts.is_empty() {
             self.consult(proxy, |balancer, _, wishes| balancer.left(key, wishes));
         }
+        for attempt in attempts {
+            self.give_up(proxy, attempt, Ending::Abandoned);
+        }
         self.finish(key, outcome);
+    }
+
+    /// Nobody waits for this attempt any more.
+    fn give_up(&mut self, proxy: usize, key: Key, ending: Ending) {
+        let Some(attempt) = self.attempts.get(key) else { return };
+        let Attempt { request, endpoint, sent, .. } = *attempt;
+        if self.fleet.endpoints[endpoint].leave(self.now, key) {
+            self.attempts.remove(key);
+        }
+        let done = Done { request, endpoint, now: self.now, took: self.now - sent, ending };
+        self.consult(proxy, |balancer, fleet, wishes| balancer.finished(&done, fleet, wishes));
     }
 
     fn measured(&self, key: Key) -> bool {
@@ -258,5 +279,25 @@ impl Engine<'_> {
         for account in self.accounts.iter_mut().chain(&mut self.overload).chain(class) {
             account.finished(&finished);
         }
+    }
+}
+
+/// What a balancer is told of a request.
+fn asking<'a>(
+    setting: &Setting,
+    proxies: &'a [Proxy],
+    now: u64,
+    (key, request): (Key, &'a Request),
+) -> Ask<'a> {
+    Ask {
+        request: key,
+        now,
+        key: request.key,
+        caller: request.caller,
+        class: setting.classes[request.kind],
+        deadline: request.intended.saturating_add(setting.patience[request.kind].0),
+        demand: request.demand.unwrap_or(0),
+        ready: &proxies[request.proxy].ready,
+        tried: &request.tried,
     }
 }

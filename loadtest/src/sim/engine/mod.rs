@@ -42,6 +42,8 @@ pub struct Found {
     pub overload: Option<Account>,
     /// The same by class of urgency, the most urgent first; empty if there was no such time.
     pub classes: Vec<Account>,
+    /// Second attempts beside slow first ones.
+    pub hedges: u64,
     /// Events on the virtual clock.
     pub events: u64,
 }
@@ -50,8 +52,8 @@ pub struct Found {
 pub fn run(setting: &Setting, policy: Kind) -> Found {
     let mut engine = Engine::new(setting, policy);
     while engine.step() {}
-    let Engine { record, served, accounts, overload, classes, clock, .. } = engine;
-    Found { record, served, accounts, overload, classes, events: clock.planned() }
+    let Engine { record, served, accounts, overload, classes, hedges, clock, .. } = engine;
+    Found { record, served, accounts, overload, classes, hedges, events: clock.planned() }
 }
 
 struct Engine<'a> {
@@ -82,6 +84,7 @@ struct Engine<'a> {
     accounts: Vec<Account>,
     overload: Option<Account>,
     classes: Vec<Account>,
+    hedges: u64,
     served: Vec<u64>,
     names: Vec<String>,
 }
@@ -97,7 +100,8 @@ struct Request {
     key: u64,
     proxy: usize,
     tried: Vec<u32>,
-    attempt: Option<Key>,
+    /// Those under way: one, or two of which the earlier answer counts.
+    attempts: Vec<Key>,
 }
 
 /// A request on its way to an endpoint, there, or on its way back.
@@ -157,6 +161,7 @@ impl<'a> Engine<'a> {
             accounts: setting.episodes.iter().map(|it| account(setting.stretch(it))).collect(),
             overload: setting.overload.map(account),
             classes: (0..CLASSES).filter_map(|_| setting.overload.map(account)).collect(),
+            hedges: 0,
             served: vec![0; n],
             names: (0..n).map(|number| format!("endpoint-{number}")).collect(),
         };
@@ -211,6 +216,7 @@ impl<'a> Engine<'a> {
             }
             Event::Befall { episode, begins } => self.befall(episode, begins),
             Event::Check { proxy, endpoint, number } => self.check(proxy, endpoint, number),
+            Event::Wake { balancer, request } => self.wake(balancer, request),
             Event::Answer(attempt) => self.answer(attempt),
             Event::Report(told) => {
                 if let Some(told) = self.reports.remove(told) {
@@ -248,7 +254,7 @@ impl<'a> Engine<'a> {
             key: mix(seed ^ mix(index ^ KEY)) % KEYS,
             proxy,
             tried: Vec::new(),
-            attempt: None,
+            attempts: Vec::new(),
         };
         let key = self.requests.insert(request);
         let (patience, _) = self.setting.patience[drawn.kind];
