@@ -72,7 +72,10 @@ struct EndpointStatus<'a> {
     in_flight: u32,
     /// Believed to be there, from everyone: the last report, corrected by what was done since.
     occupancy: u32,
-    slots: u32,
+    /// What it can run at once, if that is known.
+    slots: Option<u32>,
+    /// Whether that is what its latencies say, since nobody states it.
+    slots_learnt: bool,
     /// In flight there by the last report, from everyone.
     reported_in_flight: Option<u32>,
     /// Waiting there by the last report.
@@ -187,7 +190,8 @@ impl<'a> EndpointStatus<'a> {
             strikes: record.strikes(),
             in_flight: state.in_flight(),
             occupancy: load.occupancy(now, ttl),
-            slots: load.slots(),
+            slots: load.stated_slots().or_else(|| load.learnt_slots()),
+            slots_learnt: load.stated_slots().is_none() && load.learnt_slots().is_some(),
             reported_in_flight: load.reported_in_flight(),
             queue: load.reported_queue(),
             report_age_ms: age.map(millis),
@@ -213,7 +217,10 @@ impl<'a> EndpointStatus<'a> {
             },
             self.in_flight.to_string(),
             self.occupancy.to_string(),
-            self.slots.to_string(),
+            or_none(self.slots.map(|slots| {
+                let about = if self.slots_learnt { "~" } else { "" };
+                format!("{about}{slots}")
+            })),
             or_none(self.queue.map(|queue| queue.to_string())),
             or_none(self.service_ms.map(short)),
             short(self.cost_ms),
@@ -363,7 +370,8 @@ mod tests {
             strikes: 0,
             in_flight: 3,
             occupancy: 12,
-            slots: 4,
+            slots: Some(4),
+            slots_learnt: queue.is_none(),
             reported_in_flight: Some(11),
             queue,
             report_age_ms,
@@ -410,7 +418,7 @@ pool models: least_cost, 2 of 3 ready, 5 pending
   endpoint        health                    in flight  there  slots  queue  service    cost  report
   10.0.0.1:8000   ready                             3     12      4      8  19.2 ms  123 ms  0.40 ms ago, polled
   10.0.0.2:8000   ready                             3     12      4      8  19.2 ms  123 ms  4.2 s ago, polled, stale
-  [fd00::1]:8000  ejected, recovery, 5.9 s          3     12      4      -        -  123 ms  none
+  [fd00::1]:8000  ejected, recovery, 5.9 s          3     12     ~4      -        -  123 ms  none
 
 route all -> pool models, deadline 1.5 s
 ";

@@ -14,7 +14,7 @@ use forebay_protocol::grpc::Method;
 use forebay_protocol::{Reason, metric};
 use forebay_routing::{Asked, Ramp, pick};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// An endpoint that was picked for a request.
 pub struct Picked {
@@ -47,11 +47,29 @@ impl Picked {
         self.guard = None;
     }
 
+    /// The attempt is over without an answer since nobody waits for it any more. `blamed`: there was
+    /// time enough.
+    pub fn late(&mut self, blamed: bool) {
+        if blamed {
+            self.endpoint.state.failed(clock::now());
+        }
+        if let Some(guard) = self.guard.take() {
+            guard.late(self.even(self.at.elapsed()));
+        }
+        if blamed {
+            self.endpoint.state.suspect();
+        }
+    }
+
+    /// What it would have taken for the mean of all models.
+    fn even(&self, took: Duration) -> Duration {
+        self.asked.as_ref().map_or(took, |asked| asked.given_up(took))
+    }
+
     /// The attempt was dropped since another has answered. It took at least so long.
     pub fn given_up(&mut self) {
-        let took = self.at.elapsed();
         if let Some(guard) = self.guard.take() {
-            guard.answered(self.asked.as_ref().map_or(took, |asked| asked.given_up(took)));
+            guard.answered(self.even(self.at.elapsed()));
         }
     }
 

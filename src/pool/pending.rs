@@ -342,6 +342,15 @@ impl Bound {
             guard.answered(took, clock::now());
         }
     }
+
+    /// Ends `after` it began without an answer, since nobody waits for one any more.
+    pub fn late(mut self, after: Duration) {
+        if self.pending.is_some()
+            && let Some(guard) = self.guard.take()
+        {
+            guard.late(after);
+        }
+    }
 }
 
 impl Drop for Bound {

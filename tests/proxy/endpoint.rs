@@ -12,6 +12,8 @@ use tokio::task::AbortHandle;
 
 /// What the model `slow` takes where it is [`Behaviour::Paced`].
 pub const SLOW: Duration = Duration::from_secs(1);
+/// Time that each request takes of an endpoint that serves one after the other.
+pub const ITS_TURN: Duration = Duration::from_millis(3);
 
 /// What an endpoint does with an inference. Probes are always answered well.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub enum Behaviour {
     Early413,
     /// Echoes, what the model `slow` is asked for after [`SLOW`], and reports nothing.
     Paced,
+    /// Echoes, one request after the other and each for [`ITS_TURN`], and reports nothing.
+    InTurn,
     /// Echoes, each time that it is let: see [`Endpoint::let_go`].
     Gated,
 }
@@ -48,6 +52,7 @@ pub enum Behaviour {
 struct Gate {
     behaviour: Mutex<Behaviour>,
     open: Semaphore,
+    turn: tokio::sync::Mutex<()>,
     /// Bodies in the order in which they came.
     came: Mutex<Vec<String>>,
 }
@@ -69,7 +74,12 @@ impl Endpoint {
         let (served, abandoned) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let counts = (Arc::clone(&served), Arc::clone(&abandoned));
         let (open, came) = (Semaphore::new(0), Mutex::default());
-        let gate = Arc::new(Gate { behaviour: Mutex::new(behaviour), open, came });
+        let gate = Arc::new(Gate {
+            behaviour: Mutex::new(behaviour),
+            open,
+            turn: Default::default(),
+            came,
+        });
         let held = Arc::clone(&gate);
         let task = tokio::spawn(async move {
             loop {
@@ -155,6 +165,12 @@ async fn serve(
                         return None;
                     }
                 }
+                answer(&mut stream, "200 OK", "", &echo(&body)).await?;
+            }
+            Behaviour::InTurn => {
+                let turn = gate.turn.lock().await;
+                tokio::time::sleep(ITS_TURN).await;
+                drop(turn);
                 answer(&mut stream, "200 OK", "", &echo(&body)).await?;
             }
             Behaviour::Paced => {

@@ -1,7 +1,7 @@
 //! Requests wait in the proxy until an endpoint has room, in the right order, and no longer than they
 //! may.
 
-use crate::client::{Response, get, post_with};
+use crate::client::{Load, Response, get, post_with};
 use crate::endpoint::{Behaviour, Endpoint};
 use crate::grpc_client::call;
 use crate::harness::{Proxy, Worker, addresses, eventually};
@@ -262,4 +262,28 @@ async fn a_priority_that_nobody_knows_is_refused_and_a_route_can_say_one() {
     let mut lines = [proxy.next_line(), proxy.next_line()];
     lines.sort_by_key(|line| line["status"].as_u64());
     assert_eq!(lines.map(|line| line["priority"].clone()), ["batch", "normal"]);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_says_nothing_is_limited_by_what_its_latencies_say() {
+    let endpoint = Endpoint::start(Behaviour::InTurn).await;
+    let proxy = Proxy::in_front_of(&[endpoint.address], 1, "").await;
+    let one = Load::start(proxy.address, INFER, "{}", 1);
+    one.wait(100).await;
+    one.stop().await;
+    assert!(proxy.endpoints().await[0]["slots"].is_null(), "nothing to be seen yet");
+
+    let many = Load::start(proxy.address, INFER, "{}", 24);
+    eventually("most of them waiting in the proxy", async || {
+        let status = proxy.status().await;
+        let pool = &status["pools"]["test"];
+        let endpoint = &pool["endpoints"][0];
+        let limited = endpoint["slots_learnt"] == true
+            && endpoint["in_flight"].as_u64()? < 8
+            && pool["pending"]["normal"].as_u64()? > 12;
+        limited.then_some(())
+    })
+    .await;
+    let outcomes = many.stop().await;
+    assert!(outcomes.keys().all(|outcome| outcome == "200"), "{outcomes:?}");
 }

@@ -28,6 +28,9 @@ const PROMISE: f64 = 5.0;
 /// an endpoint gets requests beyond its slots, so that it can go on at once.
 const IDLE: f64 = 0.05;
 
+/// Part of the slots that were learnt that an endpoint may have beyond them, and one more.
+const ROOM: u32 = 8;
+
 /// What is to be done with a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Binding {
@@ -229,7 +232,9 @@ impl Outlook {
 
 /// How many requests an endpoint may have at once; `None`: nobody knows what it can take.
 pub fn limit(load: &Load, hop: Duration) -> Option<u32> {
-    let slots = load.known_slots()?;
+    // What was learnt is not exact, and it may be able to do more by now.
+    let room = |slots: u32| slots.saturating_add(slots / ROOM + 1);
+    let slots = load.stated_slots().or_else(|| load.learnt_slots().map(room))?;
     // The next batch forms there while one runs; held back here, its requests would come one by one.
     let slots = if load.joins() { slots.saturating_mul(2) } else { slots };
     let Some(service) = load.service_seconds() else { return Some(slots.saturating_add(1)) };

@@ -31,6 +31,7 @@ pub mod pick;
 mod picks;
 pub mod ramp;
 mod rng;
+mod saturation;
 mod speed;
 mod sync;
 

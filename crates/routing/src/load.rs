@@ -12,6 +12,7 @@
 
 use crate::Time;
 use crate::picks::{NOWHERE, Picks};
+use crate::saturation::Saturation;
 use crate::speed::{Float, Speed, Watch, narrow};
 use crate::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -116,6 +117,8 @@ pub struct Load {
     /// The highest response time of late, in seconds; 0: none.
     peak: Float,
     picks: OnceLock<Arc<Picks>>,
+    /// Where nobody states slots.
+    saturation: OnceLock<Box<Saturation>>,
 }
 
 /// An endpoint at one moment, in requests and seconds.
@@ -153,6 +156,7 @@ impl Load {
             watch: Watch::default(),
             peak: Float::default(),
             picks: OnceLock::new(),
+            saturation: OnceLock::new(),
         }
     }
 
@@ -169,17 +173,23 @@ impl Load {
         self.in_flight.load(Relaxed)
     }
 
-    /// What the endpoint can run at once, as reported or assumed.
+    /// What the endpoint can run at once, as stated or learnt; 1 if nobody knows.
     #[inline]
     pub fn slots(&self) -> u32 {
-        self.known_slots().unwrap_or(1)
+        self.stated_slots().or_else(|| self.learnt_slots()).unwrap_or(1)
     }
 
-    /// What the endpoint can run at once, if anybody has said so.
+    /// What the endpoint can run at once, as it reports or the configuration says.
     #[inline]
-    pub fn known_slots(&self) -> Option<u32> {
+    pub fn stated_slots(&self) -> Option<u32> {
         let stated = [&self.slots, &self.assumed_slots].map(|slots| slots.load(Relaxed));
         stated.into_iter().find(|slots| *slots > 0)
+    }
+
+    /// What the endpoint can run at once by the look of its latencies, if nobody states it.
+    #[inline]
+    pub fn learnt_slots(&self) -> Option<u32> {
+        self.saturation.get()?.slots()
     }
 
     /// Does the endpoint say that it runs several requests as one?
@@ -251,6 +261,9 @@ impl Load {
             slots: float(self.slots()),
             service: 1.0,
         };
+        if self.stated_slots().is_none() {
+            self.saturation.get_or_init(Box::default).learn(others + 1, took.as_secs_f32());
+        }
         let sample = took.as_secs_f32() / outline.completion();
         if samples == 0.0
             && let Some(picks) = self.picks.get()
@@ -527,6 +540,14 @@ impl InFlight {
     pub fn answered(&self, took: Duration, now: Time) {
         self.load.observe(took, self.others, now);
         self.load.freed(now);
+    }
+
+    /// Takes in that nobody waits for the answer any more, `after` the request was sent.
+    pub fn late(self, after: Duration) {
+        if self.load.stated_slots().is_none() {
+            let saturation = self.load.saturation.get_or_init(Box::default);
+            saturation.learn_late(self.others + 1, after.as_secs_f32());
+        }
     }
 }
 

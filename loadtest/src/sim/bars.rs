@@ -41,7 +41,7 @@ pub struct Bar {
 /// What is asked of a scenario, and of whom it is simulated.
 type Ask = (&'static str, &'static [&'static str], fn(&Runs<'_>) -> Vec<Bar>);
 
-const ALL: [Ask; 12] = [
+const ALL: [Ask; 14] = [
     (
         "tail75.toml",
         &[NGINX, "haproxy_maxconn", "envoy_least_request", "traefik_least_time"],
@@ -80,6 +80,8 @@ const ALL: [Ask; 12] = [
     ("priorities.toml", &[NGINX], |runs| runs.priorities()),
     ("hedge.toml", &[NGINX], |runs| runs.hedges()),
     ("restart.toml", &[NGINX, BLIND], |runs| runs.cold()),
+    ("silent2x.toml", &[NGINX, ORACLE], |runs| runs.overload()),
+    ("silent10x.toml", &[NGINX, ORACLE], |runs| runs.overload()),
 ];
 
 /// Simulates the scenarios in `directory`; bars in the order of the list above.

@@ -427,12 +427,7 @@ impl<'a> Attempts<'a> {
         let (asked, usual) = (self.request.identity.deadline, self.target.route.deadline);
         let had = attempt.until.saturating_duration_since(attempt.started);
         let hurried = asked.is_some_and(|asked| asked < usual) || had < usual / 2;
-        let picked = &mut self.request.attempts[attempt.index];
-        if attempt.started.elapsed() >= FAIR {
-            picked.failed();
-        } else {
-            picked.answered(false);
-        }
+        self.request.attempts[attempt.index].late(attempt.started.elapsed() >= FAIR);
         if attempt.cut_short || !hurried {
             let endpoint = &attempt.endpoint.state;
             let silent = endpoint.answers_so_far() == attempt.heard;

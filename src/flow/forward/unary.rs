@@ -77,7 +77,7 @@ pub async fn forward(
         Ok(Won { answer, endpoint }) => respond(session, request, target, answer, &endpoint).await,
         Err(refusal) => {
             // Attempts that were under way are over, and nobody is to blame for that.
-            request.attempts.iter_mut().for_each(|attempt| attempt.answered(false));
+            request.attempts.iter_mut().for_each(|attempt| attempt.late(false));
             request.refusal = Some(refusal);
             Ok(())
         }

@@ -233,11 +233,14 @@ impl Balancer for Ours {
             // It took at least so long.
             Ending::Answered | Ending::Beaten => {
                 guard.answered(Duration::from_nanos(done.took), time(done.now));
+                drop(guard);
             }
-            Ending::Abandoned => {}
-            Ending::Failed | Ending::Lost => self.loads[done.endpoint].failed(time(done.now)),
+            Ending::Abandoned => guard.late(Duration::from_nanos(done.took)),
+            Ending::Failed | Ending::Lost => {
+                self.loads[done.endpoint].failed(time(done.now));
+                drop(guard);
+            }
         }
-        drop(guard);
         let freed = self.place_of(done.endpoint).ok();
         self.dispatch(freed, done.now, out);
     }
