@@ -39,7 +39,7 @@ const HINT: f32 = 0.5;
 /// that it has recovered.
 const VISIT_PAUSE: f32 = 10.0;
 const SHORTEST_PAUSE: f32 = 0.05;
-const LONGEST_PAUSE: f32 = 0.5;
+const LONGEST_PAUSE: f32 = 0.2;
 /// Weight of a report in the mean of what others have there, at least, and the seconds after which
 /// one weighs as much as all before it.
 const REPORT_WEIGHT: f32 = 0.02;
@@ -61,6 +61,8 @@ const ALIKE: f32 = 0.5;
 const FIRST_PENALTY: f64 = 0.05;
 const PENALTY_HALF_LIFE: f64 = 0.5;
 const MOST_DOUBLINGS: u32 = 8;
+/// Part of a service time that a penalty may be to count for nothing.
+const FORGIVEN: f64 = 0.01;
 /// No sample yet.
 const UNKNOWN: u64 = u64::MAX;
 
@@ -362,10 +364,10 @@ impl Load {
     }
 
     /// May a request be sent there to learn how it is? Not while one of ours is there, nor as long as
-    /// its failures count.
+    /// its failures count for anything: it may be dead, and the request may be a second attempt.
     pub(crate) fn may_be_visited(&self, now: u64) -> bool {
         let service = f64::from(self.speed.mean().0);
-        self.in_flight() == 0 && self.penalty_at(now) <= service.max(FIRST_PENALTY)
+        self.in_flight() == 0 && self.penalty_at(now) <= service * FORGIVEN
     }
 
     /// Is hardly anything known of its speed, or do the last answers hint that it got faster?
