@@ -26,7 +26,7 @@ const MODELS: [(&str, &str); 3] =
 
 fn main() -> Result<()> {
     let rounds = std::env::args().nth(1).map_or(Ok(60), |rounds| rounds.parse())?;
-    println!("model        rows     ours kernels  most    tract  tract 2   halves");
+    eprintln!("model        rows     ours kernels  most    tract  tract 2   halves");
     for (name, example) in MODELS {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models").join(name);
         let onnx = std::fs::read(folder.join("1/model.onnx"))?;
@@ -87,7 +87,7 @@ fn report(
     };
     let share = sum("Forebay") / sum("");
     let (kernels, most) = (100.0 * share, 1.0 / (1.0 - share / 2.0));
-    println!(
+    eprintln!(
         "{name:12} {rows:4} {own:8.3} {kernels:7.0}% {most:5.2} {tract_1:8.3} {tract_2:8.3} {halves:8.3}"
     );
     Ok(())
