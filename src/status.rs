@@ -190,7 +190,7 @@ impl<'a> EndpointStatus<'a> {
             strikes: record.strikes(),
             in_flight: state.in_flight(),
             occupancy: load.occupancy(now, ttl),
-            slots: load.stated_slots().or_else(|| load.learnt_slots()),
+            slots: load.known_slots(),
             slots_learnt: load.stated_slots().is_none() && load.learnt_slots().is_some(),
             reported_in_flight: load.reported_in_flight(),
             queue: load.reported_queue(),

@@ -16,6 +16,9 @@ use forebay_routing::{Asked, Ramp, pick};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// An endpoint that did not answer for this long had time to: a probe is worth its cost.
+const FAIR: Duration = Duration::from_millis(50);
+
 /// An endpoint that was picked for a request.
 pub struct Picked {
     /// The endpoint.
@@ -47,17 +50,25 @@ impl Picked {
         self.guard = None;
     }
 
-    /// The attempt is over without an answer since nobody waits for it any more. `blamed`: there was
-    /// time enough.
-    pub fn late(&mut self, blamed: bool) {
-        if blamed {
+    /// The attempt is over since there was no answer in time.
+    pub fn late(&mut self) {
+        let was_fair = self.at.elapsed() >= FAIR;
+        if was_fair {
             self.endpoint.state.failed(clock::now());
         }
-        if let Some(guard) = self.guard.take() {
-            guard.late(self.even(self.at.elapsed()));
-        }
-        if blamed {
+        self.abandoned();
+        if was_fair {
             self.endpoint.state.suspect();
+        }
+    }
+
+    /// The attempt is over since nobody waits for its answer any more, for which nobody is to blame.
+    pub fn abandoned(&mut self) {
+        let waited = self.at.elapsed();
+        if let Some(guard) = self.guard.take()
+            && waited >= FAIR
+        {
+            guard.late(self.even(waited));
         }
     }
 

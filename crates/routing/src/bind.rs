@@ -28,8 +28,10 @@ const PROMISE: f64 = 5.0;
 /// an endpoint gets requests beyond its slots, so that it can go on at once.
 const IDLE: f64 = 0.05;
 
-/// Part of the slots that were learnt that an endpoint may have beyond them, and one more.
+/// Part of the slots that were learnt that an endpoint may have beyond them, and one more; or as many as
+/// it does in so many seconds, which nobody need wait for in the proxy.
 const ROOM: u32 = 8;
+const SLACK: f64 = 0.002;
 
 /// What is to be done with a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +42,13 @@ pub enum Binding {
     Wait,
     /// There is no endpoint that it may go to.
     Nowhere,
+}
+
+/// May a request be used to learn how an endpoint is that has been avoided?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Visits {
+    Welcome,
+    Unwelcome,
 }
 
 /// A pool as a decision sees it.
@@ -75,7 +84,9 @@ impl<C: Candidate> View<'_, C> {
     pub fn bind(&self, excluded: impl Fn(&C) -> bool, ahead: usize, rng: &mut Rng) -> Binding {
         let full = |endpoint: &C| !self.is_free(endpoint.load());
         match self.policy {
-            Policy::Adaptive | Policy::LeastCost => self.compare(&excluded, ahead, rng),
+            Policy::Adaptive | Policy::LeastCost => {
+                self.compare(&excluded, ahead, Visits::Welcome, rng)
+            }
             policy => {
                 let shut = |endpoint: &C| excluded(endpoint) || full(endpoint);
                 match pick::pick(policy, self.endpoints, shut, &self.context, rng) {
@@ -99,7 +110,13 @@ impl<C: Candidate> View<'_, C> {
     }
 
     /// The free one that is expected to be done first, against the best that is not free.
-    fn compare(&self, excluded: &impl Fn(&C) -> bool, ahead: usize, rng: &mut Rng) -> Binding {
+    pub(crate) fn compare(
+        &self,
+        excluded: &impl Fn(&C) -> bool,
+        ahead: usize,
+        visits: Visits,
+        rng: &mut Rng,
+    ) -> Binding {
         let looked = Looked::at(self.endpoints, excluded, self.freed, &self.context, rng);
         if looked.places().is_empty() {
             return Binding::Nowhere;
@@ -114,7 +131,11 @@ impl<C: Candidate> View<'_, C> {
         });
         let costs = &costs[..looked.places().len()];
         let free = |load: &Load| self.is_free(load);
-        let at = looked.revisit(self.endpoints, free, &self.context, rng).or_else(|| {
+        let visit = match visits {
+            Visits::Welcome => looked.revisit(self.endpoints, free, &self.context, rng),
+            Visits::Unwelcome => None,
+        };
+        let at = visit.or_else(|| {
             let at = least(costs.iter().copied(), rng).filter(|at| costs[*at] < f64::INFINITY)?;
             let load = self.endpoints[looked.places()[at]].load();
             let done = load.completion(now, ttl, best);
@@ -232,19 +253,23 @@ impl Outlook {
 
 /// How many requests an endpoint may have at once; `None`: nobody knows what it can take.
 pub fn limit(load: &Load, hop: Duration) -> Option<u32> {
-    // What was learnt is not exact, and it may be able to do more by now.
-    let room = |slots: u32| slots.saturating_add(slots / ROOM + 1);
-    let slots = load.stated_slots().or_else(|| load.learnt_slots().map(room))?;
+    let stated = load.stated_slots();
+    let slots = stated.or_else(|| load.learnt_slots())?;
     // The next batch forms there while one runs; held back here, its requests would come one by one.
     let slots = if load.joins() { slots.saturating_mul(2) } else { slots };
     let Some(service) = load.service_seconds() else { return Some(slots.saturating_add(1)) };
-    let idle = hop.as_secs_f64() / service.max(1e-9);
-    if idle < IDLE {
-        return Some(slots);
-    }
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded, positive")]
-    let beyond = (f64::from(slots) * idle.min(1.0)).ceil() as u32;
-    Some(slots.saturating_add(beyond))
+    let services = |seconds: f64| seconds / service.max(1e-9);
+    let idle = services(hop.as_secs_f64());
+    let beyond = if stated.is_none() {
+        // What was learnt is not exact, and it may be able to do more by now.
+        (f64::from(slots) * services(SLACK)).max(f64::from(slots / ROOM + 1))
+    } else if idle < IDLE {
+        0.0
+    } else {
+        f64::from(slots) * idle.min(1.0)
+    };
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
+    Some(slots.saturating_add(beyond.ceil() as u32))
 }
 
 #[cfg(test)]

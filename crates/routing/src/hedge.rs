@@ -5,6 +5,7 @@
 //! that make the tail. The estimate keeps counts in buckets, not samples, so its memory is bounded, and
 //! forgets what is old by halves.
 
+use crate::bind::Visits;
 use crate::{Binding, Candidate, Policy, Rng, Time, View};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -119,12 +120,14 @@ impl<C: Candidate> View<'_, C> {
         if waiting > 0 {
             return None;
         }
-        // What is best may be worth waiting for; this one does not wait.
-        let policy = match self.policy {
-            Policy::Adaptive => Policy::LeastCost,
-            other => other,
+        // What is best may be worth waiting for, and what is avoided worth a visit; this one is late.
+        let binding = match self.policy {
+            Policy::Adaptive | Policy::LeastCost => {
+                self.with(Policy::LeastCost).compare(&excluded, 0, Visits::Unwelcome, rng)
+            }
+            _ => self.bind(excluded, 0, rng),
         };
-        match self.with(policy).bind(excluded, 0, rng) {
+        match binding {
             Binding::Bind(index) => Some(index),
             Binding::Wait | Binding::Nowhere => None,
         }

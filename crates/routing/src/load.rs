@@ -175,10 +175,16 @@ impl Load {
         self.in_flight.load(Relaxed)
     }
 
-    /// What the endpoint can run at once, as stated or learnt; 1 if nobody knows.
+    /// What the endpoint can run at once; 1 if nobody knows.
     #[inline]
     pub fn slots(&self) -> u32 {
-        self.stated_slots().or_else(|| self.learnt_slots()).unwrap_or(1)
+        self.known_slots().unwrap_or(1)
+    }
+
+    /// What the endpoint can run at once, as stated or learnt.
+    #[inline]
+    pub fn known_slots(&self) -> Option<u32> {
+        self.stated_slots().or_else(|| self.learnt_slots())
     }
 
     /// What the endpoint can run at once, as it reports or the configuration says.
@@ -188,7 +194,7 @@ impl Load {
         stated.into_iter().find(|slots| *slots > 0)
     }
 
-    /// What the endpoint can run at once by the look of its latencies, if nobody states it.
+    /// What the endpoint can run at once by the look of its latencies.
     #[inline]
     pub fn learnt_slots(&self) -> Option<u32> {
         self.saturation.get()?.slots()
@@ -390,7 +396,7 @@ impl Load {
     }
 
     /// It has come back, maybe as another process: its failures are over, and of what was known of its
-    /// speed only a hint remains.
+    /// speed only a hint remains. Learnt slots stay: maybe it was away because of a flood.
     pub fn came_back(&self) {
         self.failures.store(0, Relaxed);
         self.speed.forget(HINT);

@@ -17,6 +17,8 @@ use std::time::Duration;
 
 /// Models that are remembered: more than anybody loads at once, at 2 KiB each where hedges are made.
 pub const MOST: usize = 256;
+/// Nanoseconds to which it is known when a model was asked for last.
+const EXACT: u64 = 1_000_000_000;
 /// Answers that a mean is made of, at most.
 const MEMORY: f32 = 500.0;
 /// What no model is beyond: so much lighter or heavier than the mean.
@@ -110,7 +112,11 @@ impl Models {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         let known = known.get(&model).map(Arc::clone);
         if let Some(known) = &known {
-            known.asked_at.store(now.nanos(), Relaxed);
+            let asked_at = known.asked_at.load(Relaxed);
+            // All threads share it: written only as often as matters.
+            if now.nanos().saturating_sub(asked_at) > EXACT {
+                known.asked_at.store(now.nanos(), Relaxed);
+            }
         }
         Asked { models: Arc::clone(self), model, known }
     }

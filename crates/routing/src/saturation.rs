@@ -25,6 +25,10 @@ const FULL: f32 = 2.0;
 const OFF: f32 = 1.6;
 /// How far they may be off to be taken for the same.
 const ALIKE: f32 = 1.25;
+/// Of so many answers one has the limit computed anew.
+const EVERY: u32 = 8;
+/// So many are there at least where many are late because they are many.
+const FLOOD: u32 = 16;
 /// Seconds below which nothing is told apart.
 const SHORTEST: f32 = 1e-6;
 
@@ -34,6 +38,7 @@ pub(crate) struct Saturation {
     steps: [Step; STEPS],
     /// 0: not known.
     slots: AtomicU32,
+    answers: AtomicU32,
 }
 
 /// Answers to requests that found about as many there.
@@ -59,6 +64,10 @@ struct Known {
 }
 
 impl Known {
+    fn is_full(self) -> bool {
+        self.most >= self.least * FULL
+    }
+
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
     fn slots(self) -> u32 {
         (self.least * self.rate).round() as u32
@@ -76,23 +85,34 @@ impl Saturation {
     pub(crate) fn learn(&self, there: u32, took: f32) {
         let step = &self.steps[step(there)];
         step.learn(there, took);
+        if self.answers.fetch_add(1, Relaxed) % EVERY > 0 {
+            return;
+        }
         self.correct_what_is_old(step);
         let Some(known) = self.known() else { return };
-        if self.slots().is_some() || known.most >= known.least * FULL {
-            self.limit(known.slots());
+        match self.slots() {
+            _ if known.is_full() => self.limit(known.slots()),
+            // It can do that at least.
+            Some(slots) => self.limit(known.slots().max(slots)),
+            None => {}
         }
     }
 
     /// Takes in that nobody waits any more, after so many seconds, for the answer to a request that was
-    /// one of so many there when it came. A flood may leave no answer in time to learn from.
+    /// one of so many there when it came. A flood may leave no answer in time to learn from. One that
+    /// hangs is no flood, nor are a few that came when nobody knew how long it takes.
     pub(crate) fn learn_late(&self, there: u32, waited: f32) {
-        let half = (there / 2).max(1);
+        let half = there / 2;
         match (self.known(), self.slots()) {
-            (None, slots) => self.limit(half.min(slots.unwrap_or(half))),
+            (None, None) if there >= FLOOD => self.limit(half),
+            (None, Some(slots)) if there >= FLOOD => self.limit(half.min(slots)),
+            (None, _) => {}
             (Some(known), _) if waited < known.least * FULL => {}
-            (Some(known), None) if float(half) > known.there => self.limit(known.slots()),
-            (Some(_), None) => {}
-            (Some(_), Some(slots)) => self.limit(half.min(slots)),
+            (Some(known), None) if there >= FLOOD && float(half) > known.there => {
+                self.limit(half.max(known.slots()));
+            }
+            (Some(_), Some(slots)) if there > slots => self.limit(half.min(slots)),
+            (Some(_), _) => {}
         }
     }
 
@@ -233,6 +253,10 @@ mod tests {
     #[test]
     fn a_flood_that_leaves_no_answers_is_limited_too() {
         let (saturation, mut rng) = (Saturation::default(), Rng::new(4));
+        for there in 1..16 {
+            saturation.learn_late(there, 0.25);
+        }
+        assert_eq!(saturation.slots(), None, "a few that came when nobody knew how long it takes");
         // Cold: all that is known is how few were there already.
         for there in 40..100 {
             saturation.learn_late(there, 0.25);
@@ -242,11 +266,13 @@ mod tests {
         for there in 1..6 {
             serve(&saturation, 4, there, 60, &mut rng);
         }
-        saturation.learn_late(5, 0.25);
+        saturation.learn_late(15, 0.25);
         assert_eq!(saturation.slots(), None, "one that hangs is no flood");
         saturation.learn_late(50, 0.03);
         assert_eq!(saturation.slots(), None, "nor is one that had hardly any time");
         saturation.learn_late(50, 0.25);
+        assert_eq!(saturation.slots(), Some(25), "half at first");
+        serve(&saturation, 4, 25, 60, &mut rng);
         let found = saturation.slots().unwrap_or(0);
         assert!((3..6).contains(&found), "{found} of 4");
     }

@@ -34,8 +34,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::{timeout, timeout_at};
 
-/// An endpoint that did not answer for this long is worth a probe.
-const FAIR: Duration = Duration::from_millis(50);
 /// How often one request may be answered with an error of the endpoint's own: once more shows whose
 /// fault it is.
 const MOST_ACCUSED: usize = 2;
@@ -427,7 +425,7 @@ impl<'a> Attempts<'a> {
         let (asked, usual) = (self.request.identity.deadline, self.target.route.deadline);
         let had = attempt.until.saturating_duration_since(attempt.started);
         let hurried = asked.is_some_and(|asked| asked < usual) || had < usual / 2;
-        self.request.attempts[attempt.index].late(attempt.started.elapsed() >= FAIR);
+        self.request.attempts[attempt.index].late();
         if attempt.cut_short || !hurried {
             let endpoint = &attempt.endpoint.state;
             let silent = endpoint.answers_so_far() == attempt.heard;

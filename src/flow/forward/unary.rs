@@ -9,6 +9,7 @@ use super::{HOP_BY_HOP, grpc, nominated, prepare_answer, prepare_request};
 use crate::config::Limits;
 use crate::error::Refusal;
 use crate::flow::admit::{body_too_large, within};
+use crate::flow::balance::Picked;
 use crate::flow::route::Target;
 use crate::pool::Endpoint;
 use crate::request::Request;
@@ -77,7 +78,7 @@ pub async fn forward(
         Ok(Won { answer, endpoint }) => respond(session, request, target, answer, &endpoint).await,
         Err(refusal) => {
             // Attempts that were under way are over, and nobody is to blame for that.
-            request.attempts.iter_mut().for_each(|attempt| attempt.late(false));
+            request.attempts.iter_mut().for_each(Picked::abandoned);
             request.refusal = Some(refusal);
             Ok(())
         }

@@ -65,7 +65,17 @@ impl Looked {
             looked.places[looked.len] = freed;
             looked.len += 1;
         }
+        if looked.is_part {
+            looked.fetch(endpoints);
+        }
         looked
+    }
+
+    /// Reads something of each at once. Of a large pool most are not in the cache, and a cost is computed
+    /// from so much that the processor would wait for one after the other.
+    fn fetch<C: Candidate>(&self, endpoints: &[C]) {
+        let loads = self.places().iter().map(|place| endpoints[*place].load());
+        std::hint::black_box(loads.fold(0, |all, load| all ^ load.in_flight()));
     }
 
     /// What is to be expected of one that has not answered yet, in seconds.

@@ -223,10 +223,16 @@ impl Balancer for Ours {
         let State::Runs(run) = state else { return };
         let began = run.began;
         let (guard, rest) = run.without(done.endpoint);
+        let was_last = rest.is_none();
         if let Some(rest) = rest {
             *self.state(done.request) = State::Runs(rest);
         }
-        if let (Some(hedges), Ending::Answered | Ending::Abandoned) = (&self.hedges, done.ending) {
+        let tells = match done.ending {
+            Ending::Answered => true,
+            Ending::Abandoned => was_last,
+            Ending::Beaten | Ending::Failed | Ending::Lost => false,
+        };
+        if let Some(hedges) = self.hedges.as_ref().filter(|_| tells) {
             hedges.latencies.observe(Duration::from_nanos(done.now - began), time(done.now));
         }
         match done.ending {
