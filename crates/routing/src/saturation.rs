@@ -85,7 +85,7 @@ impl Saturation {
     pub(crate) fn learn(&self, there: u32, took: f32) {
         let step = &self.steps[step(there)];
         step.learn(there, took);
-        if self.answers.fetch_add(1, Relaxed) % EVERY > 0 {
+        if !self.answers.fetch_add(1, Relaxed).is_multiple_of(EVERY) {
             return;
         }
         self.correct_what_is_old(step);
