@@ -163,7 +163,8 @@ impl Proxy {
     ) -> Result<Option<Way>> {
         let head = session.req_header();
         let path = head.uri.path();
-        if let Err(message) = request.identity.read(head.version, path, &head.headers) {
+        let (method, version) = (&head.method, head.version);
+        if let Err(message) = request.identity.read(method, version, path, &head.headers) {
             request.refusal = Some(Refusal::new(Reason::InvalidRequest, message));
             return Ok(None);
         }

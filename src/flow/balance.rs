@@ -25,7 +25,7 @@ pub struct Picked {
     pub endpoint: Arc<Endpoint>,
     /// Counts as in flight there until dropped.
     pub guard: Option<Bound>,
-    /// The model that it is asked for; nothing lasting is asked for one.
+    /// The model that is to work for it, if one is; nothing lasting is known to be for one.
     pub asked: Option<Asked>,
     /// When it was picked.
     pub at: Instant,
@@ -84,17 +84,13 @@ impl Picked {
         }
     }
 
-    /// The attempt is over with an answer. `counts`: it is what was asked for, so that the time since the
-    /// pick says how fast model and endpoint are.
+    /// The attempt is over with an answer. `counts`: it is what was asked for, so that, where a model
+    /// worked for it, the time since the pick says how fast model and endpoint are.
     pub fn answered(&mut self, counts: bool) {
         if let Some(guard) = self.guard.take()
-            && counts
+            && let Some(asked) = self.asked.as_mut().filter(|_| counts)
         {
-            let took = self.at.elapsed();
-            guard.answered(match &mut self.asked {
-                Some(asked) => asked.answered(took, clock::now()),
-                None => took,
-            });
+            guard.answered(asked.answered(self.at.elapsed(), clock::now()));
         }
     }
 }
@@ -119,22 +115,23 @@ pub async fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpo
         caller: request.identity.caller,
         deadline: request.deadline.unwrap_or(started + target.route.deadline),
         key: request.key,
-        weight: asked.weight(),
+        weight: asked.as_ref().map(Asked::weight).unwrap_or_default(),
         tried,
     };
     let bound = target.pool.bind(asks).await;
     request.times.balance += started.elapsed();
     let bound = bound.map_err(|turned| refusal(turned, request, &target.pool))?;
     let endpoint = Arc::clone(&bound.endpoint);
-    request.attempts.push(Picked::new(bound, Some(asked)));
+    request.attempts.push(Picked::new(bound, asked));
     Ok(endpoint)
 }
 
-/// What the pool knows of the model that the request asks it for.
-fn ask(request: &Request, pool: &Pool) -> Asked {
+/// What the pool knows of the model that is to work for the request, if one is. How soon its metadata
+/// are told says nothing of what it weighs, nor of how many inferences an endpoint can run at once.
+fn ask(request: &Request, pool: &Pool) -> Option<Asked> {
     let model = request.model_instead().or(request.identity.model.as_deref());
     let key = identify::model(model, request.identity.version.as_deref());
-    pool.state.models.ask(key, clock::now())
+    request.identity.infers.then(|| pool.state.models.ask(key, clock::now()))
 }
 
 fn refusal(turned: Turned, request: &Request, pool: &Pool) -> Refusal {
@@ -207,7 +204,7 @@ pub fn pick_lasting(pool: &Pool, tried: &[Picked], key: Option<u64>) -> Result<P
 /// Picks an endpoint that the request has not tried and that has room at once, if nobody waits for that.
 pub fn pick_free(pool: &Pool, request: &Request) -> Option<Picked> {
     let bound = pool.bind_free(|endpoint| was_tried(&request.attempts, endpoint))?;
-    Some(Picked::new(bound, Some(ask(request, pool))))
+    Some(Picked::new(bound, ask(request, pool)))
 }
 
 fn was_tried(tried: &[Picked], candidate: &Endpoint) -> bool {

@@ -26,6 +26,9 @@ pub(crate) const MAX_NAME: usize = 255;
 pub struct Identity {
     /// The protocol call that the path means, if it is one.
     pub call: Option<Call>,
+    /// Whether a model is to work for it, so that the time that it takes says something of model and
+    /// endpoint: an inference, and a POST of another protocol, such as OpenAI's.
+    pub infers: bool,
     /// The model, percent-decoded.
     pub model: Option<String>,
     /// Its version, if the path names one.
@@ -63,6 +66,7 @@ impl Identity {
     /// A part that can't be understood, as words for the caller.
     pub fn read(
         &mut self,
+        http_method: &http::Method,
         version: Version,
         path: &str,
         headers: &HeaderMap,
@@ -84,6 +88,12 @@ impl Identity {
             self.model = parsed.model.map(|name| decode("model", name)).transpose()?;
             self.version = parsed.version.map(|name| decode("version", name)).transpose()?;
         }
+        self.infers = http_method == http::Method::POST
+            && match (self.grpc, self.call) {
+                (Some(method), _) => method.is_infer(),
+                // `generate` is one of the others.
+                (None, call) => matches!(call, None | Some(Call::Infer | Call::ModelOther)),
+            };
         self.deadline = headers.get(header::REQUEST_DEADLINE).map(deadline).transpose()?;
         if self.grpc.is_some() {
             let own = headers.get(header::GRPC_TIMEOUT).map(grpc_timeout).transpose()?;
@@ -258,7 +268,39 @@ mod tests {
             map.insert(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
         let mut identity = Identity::default();
-        identity.read(Version::HTTP_2, path, &map).map(|()| identity)
+        identity.read(&http::Method::POST, Version::HTTP_2, path, &map).map(|()| identity)
+    }
+
+    #[test]
+    fn only_what_a_model_works_for_infers() {
+        let infers = |method: http::Method, path: &str, headers: &[_]| {
+            let mut identity = Identity::default();
+            let headers: HeaderMap = headers.iter().cloned().collect();
+            identity.read(&method, Version::HTTP_2, path, &headers).unwrap();
+            identity.infers
+        };
+        let (get, post) = (http::Method::GET, http::Method::POST);
+        for (path, expected) in [
+            ("/v2/models/m/infer", true),
+            ("/v2/models/m/versions/3/infer", true),
+            ("/v2/models/m/generate", true),
+            ("/v1/embeddings", true),
+            ("/v2/repository/index", false),
+            ("/v2/repository/models/m/load", false),
+            ("/v2/models/m/ready", false),
+            ("/v2/models/m", false),
+            ("/v2", false),
+        ] {
+            assert_eq!(infers(post.clone(), path, &[]), expected, "POST {path}");
+            assert!(!infers(get.clone(), path, &[]), "GET {path}");
+        }
+        let grpc = [(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"))];
+        for (method, expected) in
+            [("ModelInfer", true), ("ModelMetadata", false), ("ModelReady", false)]
+        {
+            let path = format!("/inference.GRPCInferenceService/{method}");
+            assert_eq!(infers(post.clone(), &path, &grpc), expected, "{path}");
+        }
     }
 
     #[test]

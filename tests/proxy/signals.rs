@@ -1,6 +1,7 @@
 //! What endpoints say of their load, and what the proxy makes of it.
 
-use crate::client::post;
+use crate::client::{get, post};
+use crate::endpoint::{Behaviour, Endpoint};
 use crate::harness::{ARITH, Proxy, Worker, addresses, anywhere, eventually};
 use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
@@ -280,4 +281,28 @@ async fn a_stale_report_has_its_endpoint_asked_at_once_when_a_request_meets_it()
         (proxy.metric("forebay_probes_total", &[]).await > probes).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_a_model_takes_is_learnt_from_its_inferences_alone() {
+    let endpoint = Endpoint::start(Behaviour::Paced).await;
+    let proxy = Proxy::in_front_of(&[endpoint.address], 1, "").await;
+    let learnt = async || proxy.endpoints().await[0]["service_ms"].as_f64();
+    let post = async |path: &str| {
+        assert_eq!(post(proxy.address, path, "{}").await.status, 200, "{path}");
+        // What it took is taken in before its line is written.
+        assert_eq!(proxy.next_line()["path"], path);
+    };
+    // The model takes a second, and everything else hardly any time.
+    post("/v2/models/slow/infer").await;
+    let slow = learnt().await;
+    assert!(slow.is_some_and(|millis| millis >= 1000.0), "{slow:?}");
+    for path in ["/v2", "/v2/models/slow", "/v2/models/slow/ready", "/v2/models/slow/stats"] {
+        assert_eq!(get(proxy.address, path).await.status, 200, "{path}");
+        assert_eq!(proxy.next_line()["path"], path);
+    }
+    post("/v2/repository/index").await;
+    assert_eq!(learnt().await, slow);
+    post("/v1/embeddings").await;
+    assert!(learnt().await < slow, "that is an inference, too");
 }
