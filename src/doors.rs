@@ -61,7 +61,13 @@ impl Sockets {
             let socket = found.take_tcp_listener(place);
             match socket.and_then(|socket| socket.map(addressed).transpose()) {
                 Ok(socket) => passed.extend(socket),
-                Err(error) => tracing::warn!(place, %error, "a socket was passed that is no use"),
+                Err(error) => {
+                    tracing::warn!(place, %error, "a socket was passed that is no use");
+                    // Or every worker would inherit it.
+                    if let Ok(Some(open)) = found.take_raw_fd(place) {
+                        let _ = nix::unistd::close(open);
+                    }
+                }
             }
         }
         Self { fds: Fds::new(), bound: HashMap::new(), passed }

@@ -1,8 +1,9 @@
 //! Sockets that outlive the proxy, as a service manager passes them.
 
 use crate::client::{Load, get, post};
-use crate::harness::{ARITH, Proxy, Worker, addresses, anywhere, pool_of};
+use crate::harness::{ARITH, PATIENCE, Proxy, Worker, addresses, anywhere, eventually, pool_of};
 use rustix::process::Signal;
+use std::io::Read;
 use std::net::{SocketAddr, TcpListener};
 use tokio::net::TcpStream;
 
@@ -84,5 +85,41 @@ async fn what_was_passed_is_used_by_address_and_the_rest_is_closed() {
     let words = "a socket was passed for an address that no listener has";
     assert!(proxy.messages().contains(words), "{}", proxy.messages());
     drop(other);
-    assert!(TcpStream::connect(unused).await.is_err(), "nobody holds it any more");
+    // Programs that other tests start have it for a moment, too.
+    eventually("that nobody holds it", async || TcpStream::connect(unused).await.err()).await;
+}
+
+#[tokio::test]
+async fn two_processes_at_once_share_the_admin_listener_where_that_is_passed_too() {
+    let workers = Worker::start_many(1).await;
+    let (socket, text) = passed(&workers);
+    let admin = TcpListener::bind(anywhere()).unwrap();
+    let address = admin.local_addr().unwrap();
+    let text = text.replace("admin = \"127.0.0.1:0\"", &format!("admin = \"{address}\""));
+    let mut old = Proxy::start_on(&[&socket, &admin], &text).await;
+    let new = Proxy::start_on(&[&socket, &admin], &text).await;
+    assert_eq!((old.admin, new.admin), (address, address));
+    old.signal(Signal::TERM);
+    assert!(old.ended().await.success(), "{}", old.messages());
+    new.wait_ready(1).await;
+    assert_eq!(post(new.address, ARITH_INFER, ARITH).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_is_no_socket_of_ours_is_closed_with_a_word() {
+    let workers = Worker::start_many(1).await;
+    let (socket, text) = passed(&workers);
+    let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let (mut end, pipe) = std::io::pipe().unwrap();
+    let proxy = Proxy::start_on(&[&theirs, &socket, &pipe], &text).await;
+    drop((theirs, pipe));
+    // They end when nobody holds the other side.
+    let ended = tokio::task::spawn_blocking(move || {
+        [ours.read_to_end(&mut Vec::new()).unwrap(), end.read_to_end(&mut Vec::new()).unwrap()]
+    });
+    assert_eq!(tokio::time::timeout(PATIENCE, ended).await.unwrap().unwrap(), [0, 0]);
+    let words = proxy.messages();
+    assert_eq!(words.matches("a socket was passed that is no use").count(), 2, "{words}");
+    proxy.wait_ready(1).await;
+    assert_eq!(proxy.listeners, [socket.local_addr().unwrap()]);
 }

@@ -4,7 +4,8 @@ use crate::client;
 use command_fds::{CommandFdExt, FdMapping};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -54,7 +55,7 @@ impl Proxy {
     }
 
     /// Starts a proxy with this whole text, to which sockets are passed as systemd does it.
-    pub async fn start_on(sockets: &[&TcpListener], text: &str) -> Self {
+    pub async fn start_on(sockets: &[&dyn AsFd], text: &str) -> Self {
         let folder = Folder::new();
         let path = folder.0.join("forebay.toml");
         std::fs::write(&path, text).unwrap();
@@ -66,7 +67,7 @@ impl Proxy {
             command.args(["-c", "export LISTEN_PID=$$; exec \"$0\" \"$@\"", program]);
             command.env("LISTEN_FDS", sockets.len().to_string());
             let passed = sockets.iter().zip(3..).map(|(socket, child_fd)| FdMapping {
-                parent_fd: socket.try_clone().unwrap().into(),
+                parent_fd: socket.as_fd().try_clone_to_owned().unwrap(),
                 child_fd,
             });
             command.fd_mappings(passed.collect()).unwrap();

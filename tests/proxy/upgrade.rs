@@ -3,8 +3,9 @@
 use crate::endpoint::{Behaviour, Endpoint};
 use crate::harness::{Folder, Proxy, anywhere, pool_of};
 use forebay_loadtest::plan::Plan;
-use forebay_loadtest::run::{self, Options};
+use forebay_loadtest::run::{self, Options, RunError};
 use forebay_loadtest::scenario;
+use std::net::SocketAddr;
 
 /// Each request has a connection of its own: on one that is kept, a request and the end of the
 /// connection may cross, which no server can prevent (RFC 9112, 9.5).
@@ -34,14 +35,40 @@ kind = "drain"
 async fn an_upgrade_and_a_restart_under_load_cost_no_caller_an_answer() {
     let endpoints =
         [Endpoint::start(Behaviour::Echo).await, Endpoint::start(Behaviour::Echo).await];
-    let free = std::net::TcpListener::bind(anywhere()).unwrap().local_addr().unwrap();
-    let folder = Folder::new();
+    let addresses = endpoints.each_ref().map(|endpoint| endpoint.address);
+    let mut others = 3;
+    let report = loop {
+        let folder = Folder::new();
+        let free = std::net::TcpListener::bind(anywhere()).unwrap().local_addr().unwrap();
+        let scenario = scenario_at(free, &addresses, &folder);
+        let run = move || {
+            let plan = Plan::new(scenario::parse(&scenario).unwrap()).unwrap();
+            run::run(plan, Options::default())
+        };
+        match tokio::task::spawn_blocking(run).await.unwrap() {
+            // A program that another test was just starting may have had the socket for longer.
+            Err(RunError::Process(problem))
+                if others > 0 && problem.contains("can't listen on") =>
+            {
+                others -= 1;
+            }
+            report => break report.unwrap(),
+        }
+    };
+    assert!(report.faults.iter().all(|fault| fault.problem.is_none()), "{:?}", report.faults);
+    let errors: Vec<_> = report.stages.iter().map(|stage| (&stage.name, &stage.errors)).collect();
+    assert_eq!(report.ok, report.requests, "{errors:?}");
+    assert!(report.requests > 700, "{}", report.requests);
+}
+
+/// The scenario, with a proxy at `free` before `endpoints`; its files are in `folder`.
+fn scenario_at(free: SocketAddr, endpoints: &[SocketAddr], folder: &Folder) -> String {
     let config = folder.0.join("forebay.toml");
-    let text = Proxy::text("", &pool_of(&endpoints.each_ref().map(|e| e.address), ""));
+    let text = Proxy::text("", &pool_of(endpoints, ""));
     let text = text.replace("address = \"127.0.0.1:0\"", &format!("address = \"{free}\""));
     std::fs::write(&config, text).unwrap();
     std::fs::write(folder.0.join("body"), "{}").unwrap();
-    let scenario = format!(
+    format!(
         r#"
         target = "http://{free}"
         warm_up = "0s"
@@ -67,14 +94,5 @@ async fn an_upgrade_and_a_restart_under_load_cost_no_caller_an_answer() {
         "#,
         body = folder.0.join("body"),
         program = env!("CARGO_BIN_EXE_forebay"),
-    );
-    let run = move || {
-        let plan = Plan::new(scenario::parse(&scenario).unwrap()).unwrap();
-        run::run(plan, Options::default()).unwrap()
-    };
-    let report = tokio::task::spawn_blocking(run).await.unwrap();
-    assert!(report.faults.iter().all(|fault| fault.problem.is_none()), "{:?}", report.faults);
-    let errors: Vec<_> = report.stages.iter().map(|stage| (&stage.name, &stage.errors)).collect();
-    assert_eq!(report.ok, report.requests, "{errors:?}");
-    assert!(report.requests > 700, "{}", report.requests);
+    )
 }
