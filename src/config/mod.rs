@@ -361,11 +361,12 @@ impl Config {
         read::config(source, base)
     }
 
-    /// What is not wrong, but will not go well: certificates that callers do not believe at `now`.
+    /// What is not wrong, but will not go well: certificates that callers do not believe at `now`, and keys
+    /// that everybody can read.
     pub fn doubts(&self, now: SystemTime) -> Vec<String> {
         let certificates = self.listeners.iter().filter_map(|listener| listener.tls.as_ref());
         let certificates = certificates.flat_map(|tls| &tls.certificates);
-        certificates.filter_map(|certificate| certificate.doubt(now)).collect()
+        certificates.flat_map(|certificate| certificate.doubts(now)).collect()
     }
 
     /// Logs its doubts.

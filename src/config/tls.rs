@@ -14,6 +14,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{Error, InconsistentKeys, RootCertStore, SupportedProtocolVersion, version};
 use std::collections::HashMap;
 use std::fmt::Display;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -46,20 +47,31 @@ impl PartialEq for Tls {
 
 impl Eq for Tls {}
 
-/// A certificate chain and when it is valid.
+/// A certificate, without those that lead to its authority: callers may know another way there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
     /// Where it comes from.
     pub file: PathBuf,
-    /// From when on.
+    /// From when on it is valid.
     pub begins: SystemTime,
     /// Until when.
     pub ends: SystemTime,
+    /// Where its key comes from.
+    key: PathBuf,
+    /// Whether that file lets everybody on the machine read it.
+    key_is_open: bool,
 }
 
 impl Certificate {
+    /// What is not wrong with it at `now`, but will not go well.
+    pub fn doubts(&self, now: SystemTime) -> impl Iterator<Item = String> {
+        let key = self.key.display();
+        let open = || format!("{key}: the key may be read by every user of this machine");
+        self.out_of_time(now).into_iter().chain(self.key_is_open.then(open))
+    }
+
     /// Why callers will not believe it at `now`, if they will not.
-    pub fn doubt(&self, now: SystemTime) -> Option<String> {
+    fn out_of_time(&self, now: SystemTime) -> Option<String> {
         let file = self.file.display();
         let days = |time: Duration| time.as_secs() / (24 * 3600);
         if let Ok(over) = now.duration_since(self.ends) {
@@ -112,7 +124,7 @@ pub(super) fn read(table: &Table<'_, '_>, base: &Path, alpn: &[&[u8]]) -> Option
         table.choice("min_version", &[("1.2", Oldest::V12), ("1.3", Oldest::V13)], Oldest::V12);
     let pairs = pairs.into_iter().collect::<Option<Vec<_>>>()?;
     let settings = Settings {
-        pairs: pairs.iter().map(|pair| (pair.known.file.clone(), pair.key.clone())).collect(),
+        pairs: pairs.iter().map(|pair| (pair.known.file.clone(), pair.known.key.clone())).collect(),
         client_ca: clients.as_ref().map(|(file, _)| file.clone()),
         clients_required,
         oldest,
@@ -167,7 +179,6 @@ fn server(
 struct Pair {
     certified: Arc<CertifiedKey>,
     known: Certificate,
-    key: PathBuf,
     /// What it is for.
     names: Vec<String>,
 }
@@ -194,8 +205,8 @@ fn pair(table: &Table<'_, '_>, base: &Path, provider: &CryptoProvider) -> Option
         Some((key, file, span))
     });
     let ((chain, file, chain_span), (key, key_file, key_span)) = (chain?, key?);
-    let checked = examine(&file, &chain);
-    let (known, names) = checked
+    let checked = examine(&chain);
+    let ((begins, ends), names) = checked
         .map_err(|error| {
             let expected = "expected certificates that can be understood, found";
             let message = format!("{expected} {}: {error}", file.display());
@@ -203,7 +214,11 @@ fn pair(table: &Table<'_, '_>, base: &Path, provider: &CryptoProvider) -> Option
         })
         .ok()?;
     match CertifiedKey::from_der(chain, key, provider) {
-        Ok(certified) => Some(Pair { certified: certified.into(), known, key: key_file, names }),
+        Ok(certified) => {
+            let key_is_open = everybody_can_read(&key_file);
+            let known = Certificate { file, begins, ends, key: key_file, key_is_open };
+            Some(Pair { certified: certified.into(), known, names })
+        }
         Err(error) => {
             let found = match error {
                 Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => "another key".to_owned(),
@@ -215,6 +230,12 @@ fn pair(table: &Table<'_, '_>, base: &Path, provider: &CryptoProvider) -> Option
             None
         }
     }
+}
+
+fn everybody_can_read(file: &Path) -> bool {
+    /// The bit of a file's mode that says so.
+    const OTHERS_READ: u32 = 0o004;
+    std::fs::metadata(file).is_ok_and(|found| found.mode() & OTHERS_READ != 0)
 }
 
 /// The certificates in a file; that there are none is noted.
@@ -238,40 +259,31 @@ fn certificates(
         .ok()
 }
 
-/// When a chain is valid, and the names of its first certificate.
+/// From when on and until when the first certificate of a chain is valid, and the names in it.
 ///
 /// # Errors
 /// A certificate that is none.
 fn examine(
-    file: &Path,
     chain: &[CertificateDer<'_>],
-) -> Result<(Certificate, Vec<String>), String> {
+) -> Result<((SystemTime, SystemTime), Vec<String>), String> {
     let time = |seconds: i64| {
         let seconds = u64::try_from(seconds).unwrap_or_default();
         SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
     };
-    let mut known = None::<Certificate>;
-    let mut names = Vec::new();
-    for der in chain {
-        let (_, read) = x509_parser::parse_x509_certificate(der).map_err(|e| e.to_string())?;
-        let valid = read.validity();
-        let begins = time(valid.not_before.timestamp()).ok_or("a date out of range")?;
-        let ends = time(valid.not_after.timestamp()).ok_or("a date out of range")?;
-        if let Some(known) = &mut known {
-            // A chain holds as long as its weakest link.
-            known.begins = known.begins.max(begins);
-            known.ends = known.ends.min(ends);
-            continue;
-        }
-        known = Some(Certificate { file: file.to_owned(), begins, ends });
-        let alternatives = read.subject_alternative_name().ok().flatten();
-        for name in alternatives.iter().flat_map(|names| &names.value.general_names) {
-            if let GeneralName::DNSName(name) = name {
-                names.push(name.to_ascii_lowercase());
-            }
-        }
-    }
-    Ok((known.ok_or("no certificate in it")?, names))
+    let read: Result<Vec<_>, _> =
+        chain.iter().map(|der| x509_parser::parse_x509_certificate(der)).collect();
+    let read = read.map_err(|error| error.to_string())?;
+    let (_, first) = read.first().ok_or("no certificate in it")?;
+    let valid = first.validity();
+    let begins = time(valid.not_before.timestamp()).ok_or("a date out of range")?;
+    let ends = time(valid.not_after.timestamp()).ok_or("a date out of range")?;
+    let alternatives = first.subject_alternative_name().ok().flatten();
+    let alternatives = alternatives.iter().flat_map(|names| &names.value.general_names);
+    let names = alternatives.filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+        _ => None,
+    });
+    Ok(((begins, ends), names.collect()))
 }
 
 /// The authorities that clients' certificates must come from. That they can't be read is noted.

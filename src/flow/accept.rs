@@ -193,7 +193,7 @@ impl Accept {
         loop {
             let begun = match arrival {
                 Arrival::Request(begun) => begun,
-                Arrival::Ended => return,
+                Arrival::Ended => return caller.farewell().await,
                 Arrival::Http2 => {
                     let words = "expected HTTP/1.1, found HTTP/2, which is not spoken here";
                     let refusal = Refusal::new(Reason::InvalidRequest, words);
@@ -216,7 +216,9 @@ impl Accept {
             // What was given is given back.
             let Ok(same) = stream.into_any().downcast::<Caller>() else { return };
             (caller, settings) = (*same, kept);
-            let Some(next) = self.next(&mut caller, shutdown).await else { return };
+            let Some(next) = self.next(&mut caller, shutdown).await else {
+                return caller.farewell().await;
+            };
             arrival = next;
         }
     }

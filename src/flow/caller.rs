@@ -33,6 +33,8 @@ use tokio::time::Instant;
 const USUAL_HEAD: usize = 4096;
 /// Bytes of a chunked body that are read at once.
 const PIECE: usize = 16 * 1024;
+/// Time that the end of an idle connection may take.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// What every HTTP/2 connection begins with (RFC 9113, 3.4).
 const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -85,6 +87,13 @@ impl Caller {
     /// The connection as it is, and what was read from it.
     pub fn into_parts(self) -> (Stream, BytesMut) {
         (self.stream, self.ahead)
+    }
+
+    /// Ends a connection on which nobody is owed anything. Within TLS the caller is told, since it could
+    /// not tell a mere end from one that an attacker made (RFC 8446, 6.1).
+    pub async fn farewell(mut self) {
+        // What the caller does not take in time goes with its socket.
+        let _ = timeout(FAREWELL, self.stream.shutdown()).await;
     }
 
     /// The address of the caller, as the log has it.

@@ -9,7 +9,9 @@ use hyper::Request;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion, version};
+use std::fs::Permissions;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::TcpStream;
@@ -62,6 +64,7 @@ impl Authority {
         let path = |ending: &str| self.folder.0.join(format!("{file}.{ending}"));
         std::fs::write(path("pem"), pem("CERTIFICATE", &der)).unwrap();
         std::fs::write(path("key"), pem("PRIVATE KEY", &key.serialize_der())).unwrap();
+        std::fs::set_permissions(path("key"), Permissions::from_mode(0o600)).unwrap();
         format!("certificate = {:?}\nkey = {:?}\n", path("pem"), path("key"))
     }
 

@@ -9,6 +9,8 @@ use crate::layer4::{Plain, PlainEndpoint, layer4, line};
 use bytes::Bytes;
 use rcgen::CertificateParams;
 use rustix::process::Signal;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -221,6 +223,7 @@ async fn whoever_falls_silent_is_not_waited_for() {
             if stream.write_all(&[*byte]).await.is_err() {
                 return;
             }
+            // It has fifteen bytes to say before it is late: never silent for long, and never done.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -235,7 +238,6 @@ async fn whoever_falls_silent_is_not_waited_for() {
         }
         assert!(started.elapsed() >= Duration::from_millis(290), "{:?}", started.elapsed());
     }
-    // The record that comes byte by byte is seen to be none before it is late, or not.
     let failed = ["reason=\"tls_handshake_failed\""];
     eventually("three failures", async || {
         (proxy.metric("forebay_connections_total", &failed).await == 3.0).then_some(())
@@ -244,12 +246,32 @@ async fn whoever_falls_silent_is_not_waited_for() {
     // After it.
     for alpn in [&["h2"][..], &["http/1.1"]] {
         let mut stream = authority.caller().speaks(alpn).connect(proxy.address).await.unwrap();
-        let _ = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.unwrap();
+        let end = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.unwrap();
+        end.expect("the word of TLS that this is the end");
     }
     eventually("no connection open", async || {
         (proxy.metric("forebay_connections_open", &[]).await == 0.0).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_that_ends_with_the_process_is_told_so() {
+    let authority = Authority::new();
+    let (mut proxy, _endpoint) = serving("", &authority.write("a", &[NAME])).await;
+    let mut stream = authority.caller().connect(proxy.address).await.unwrap();
+    let request = format!("POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.flush().await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(echo(b"x").as_bytes()) {
+        let read = timeout(PATIENCE, stream.read_buf(&mut answer)).await.unwrap().unwrap();
+        assert!(read > 0, "{}", String::from_utf8_lossy(&answer));
+    }
+    proxy.signal(Signal::TERM);
+    let end = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap();
+    assert_eq!(end.expect("the word of TLS that this is the end"), 0);
+    assert!(proxy.ended().await.success(), "{}", proxy.messages());
 }
 
 #[tokio::test]
@@ -439,4 +461,35 @@ async fn certificates_out_of_their_time_are_warned_of_and_the_end_is_a_metric() 
     let tls = authority.write_as("new", &params);
     let (fine, words) = check(&authority.folder.0, &format!("[listener.tls]\n{tls}"));
     assert!(fine && words.contains("new.pem: the certificate is not valid before "), "{words}");
+}
+
+#[tokio::test]
+async fn what_leads_to_the_authority_does_not_say_when_a_certificate_ends() {
+    let authority = Authority::new();
+    let mut params = CertificateParams::new(vec![NAME.to_owned()]).unwrap();
+    params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    authority.write_as("old", &params);
+    params.not_after = rcgen::date_time_ymd(3000, 1, 1);
+    let tls = authority.write_as("a", &params);
+    let read = |file: &str| std::fs::read_to_string(authority.folder.0.join(file)).unwrap();
+    let chain = read("a.pem") + &read("old.pem");
+    std::fs::write(authority.folder.0.join("a.pem"), chain).unwrap();
+    let (fine, words) = check(&authority.folder.0, &format!("[listener.tls]\n{tls}"));
+    assert!(fine && !words.contains("warning"), "{words}");
+    let (proxy, _endpoint) = serving("", &tls).await;
+    let ends = proxy.metric("forebay_tls_certificate_expiry_timestamp_seconds", &[]).await;
+    assert_eq!(ends, 32_503_680_000.0);
+}
+
+#[test]
+fn a_key_that_everybody_can_read_is_warned_of() {
+    let authority = Authority::new();
+    let tls = format!("[listener.tls]\n{}", authority.write("a", &[NAME]));
+    for (mode, warned) in [(0o600, false), (0o640, false), (0o644, true), (0o604, true)] {
+        let key = authority.folder.0.join("a.key");
+        std::fs::set_permissions(key, Permissions::from_mode(mode)).unwrap();
+        let (fine, words) = check(&authority.folder.0, &tls);
+        let warning = "a.key: the key may be read by every user of this machine";
+        assert!(fine && words.contains(warning) == warned, "{mode:o}: {words}");
+    }
 }
