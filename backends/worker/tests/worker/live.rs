@@ -87,7 +87,7 @@ async fn metrics_of_a_version_go_with_it_and_those_of_the_others_stay() {
         infer(&worker, "m", arith_body(1.0, 1.0)).await.outputs();
         // The version before is freed once its last request has gone.
         let before = of("m", &(version - 1).to_string());
-        while text().await.contains(&before) {}
+        eventually("it has gone", async || !text().await.contains(&before)).await;
         assert!(text().await.contains(&of("m", &version.to_string())));
     }
     assert_eq!(unload(&worker, "m").await.status, 200);

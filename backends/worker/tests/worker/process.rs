@@ -294,6 +294,8 @@ fn cores_of_executors(child: &Child) -> Vec<String> {
 #[tokio::test]
 async fn executors_keep_to_a_core_each_where_they_are_told_to() {
     let (free, _) = spawn(&["--executors", "3"]).await;
+    // Each thread takes its name when it first runs.
+    eventually("all are there", async || cores_of_executors(&free).len() == 3).await;
     let all = cores_of_executors(&free);
     assert_eq!(all, vec![all[0].clone(); 3], "they may use what the process may");
     let (pinned, _) = spawn(&["--executors", "3", "--pin-executors"]).await;
