@@ -62,7 +62,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if args.iter().any(|arg| arg == "--synthetic") {
         return forebay_synthetic::main(args);
     }
-    if args.iter().any(|arg| arg == attempt::FLAG) {
+    // As the worker starts it, and in no other place: the same word may be a flag's value.
+    if args.len() == 2 && args[1] == attempt::FLAG {
         return attempt::main();
     }
     let program = program(args.len());
@@ -95,8 +96,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn program(count: usize) -> Vec<OsString> {
     let words: Vec<OsString> = std::env::args_os().collect();
     let own = words.len().saturating_sub(count.saturating_sub(1)).max(1);
-    let program = std::env::current_exe().ok().map(OsString::from);
-    program.into_iter().chain(words.into_iter().take(own).skip(1)).collect()
+    // The very program that runs, even if its file was replaced or removed since.
+    let program = OsString::from("/proc/self/exe");
+    std::iter::once(program).chain(words.into_iter().take(own).skip(1)).collect()
 }
 
 fn settle(file: Option<PathBuf>, flags: Settings) -> Result<(Options, LogForm), ConfigError> {

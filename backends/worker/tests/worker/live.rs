@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-fn controlled(models: &Path) -> Options {
+pub(crate) fn controlled(models: &Path) -> Options {
     Options { models_control: true, ..options(models.to_owned()) }
 }
 
-async fn load(worker: &Worker, model: &str) -> Answer {
+pub(crate) async fn load(worker: &Worker, model: &str) -> Answer {
     post(worker, &format!("/v2/repository/models/{model}/load"), "{}").await
 }
 
@@ -22,7 +22,7 @@ async fn unload(worker: &Worker, model: &str) -> Answer {
 }
 
 /// State and reason of a version in the index.
-async fn state(worker: &Worker, model: &str, version: &str) -> (String, String) {
+pub(crate) async fn state(worker: &Worker, model: &str, version: &str) -> (String, String) {
     let index = post(worker, "/v2/repository/index", "").await.json();
     let index = index.as_array().unwrap();
     let found = index.iter().find(|entry| entry["name"] == model && entry["version"] == version);
@@ -30,12 +30,12 @@ async fn state(worker: &Worker, model: &str, version: &str) -> (String, String) 
     (text("state"), text("reason"))
 }
 
-async fn serving(worker: &Worker, model: &str) -> String {
+pub(crate) async fn serving(worker: &Worker, model: &str) -> String {
     let answer = infer(worker, model, arith_body(1.0, 1.0)).await.json();
     answer["model_version"].as_str().unwrap_or_default().to_owned()
 }
 
-async fn metric(worker: &Worker, line: &str) -> u64 {
+pub(crate) async fn metric(worker: &Worker, line: &str) -> u64 {
     let metrics = get(worker, "/metrics").await.text();
     let found = metrics.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
     found.map_or(0, |value| value.parse().unwrap())

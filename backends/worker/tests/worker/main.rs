@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod attempts;
 mod bad_input;
 mod batch;
 mod bodies;

@@ -4,6 +4,7 @@ use crate::harness::*;
 use forebay_protocol::header;
 use http::Method;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Instant;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -11,7 +12,12 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_forebay-worker"));
+    command_of(Path::new(env!("CARGO_BIN_EXE_forebay-worker")))
+}
+
+/// The worker's program, in this file.
+pub(crate) fn command_of(program: &Path) -> Command {
+    let mut command = Command::new(program);
     command.kill_on_drop(true).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -29,7 +35,7 @@ async fn spawn_on(models: &str, arguments: &[&str]) -> (Child, SocketAddr) {
     spawned(command).await
 }
 
-async fn spawned(mut command: Command) -> (Child, SocketAddr) {
+pub(crate) async fn spawned(mut command: Command) -> (Child, SocketAddr) {
     command.args(["--listen", "127.0.0.1:0"]).stderr(Stdio::null());
     let mut child = command.spawn().unwrap();
     let stdout = child.stdout.take().unwrap();
@@ -44,7 +50,7 @@ async fn spawned(mut command: Command) -> (Child, SocketAddr) {
     (child, address)
 }
 
-async fn signal(child: &Child, name: &str) {
+pub(crate) async fn signal(child: &Child, name: &str) {
     let pid = child.id().unwrap().to_string();
     assert!(Command::new("kill").args([name, &pid]).status().await.unwrap().success());
 }
@@ -173,6 +179,8 @@ async fn mistakes_in_flags_and_file_end_with_2_and_say_what_was_expected() {
         (["--drain-delay", "5"], "expected a duration such as"),
         (["--models", "/nowhere"], "model repository /nowhere"),
         (["--lisen", "127.0.0.1:0"], "--listen"),
+        (["--models", "--try-model"], "unexpected argument '--try-model'"),
+        (["--executors=1", "--try-model"], "unexpected argument '--try-model'"),
         (["--config", "/nowhere.toml"], "/nowhere.toml: No such file"),
         (["--config", &file("unknown.toml")], "unknown.toml:1:1: quue: unknown key, did you mean"),
         (["--config", &file("unit.toml")], "unit.toml:1:15: drain_delay: expected a duration"),
