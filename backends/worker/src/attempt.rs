@@ -6,23 +6,48 @@
 //! memory. What it has found out of the model is taken over, so that nothing is measured twice, and the
 //! worker loads only what has been loaded before.
 //!
-//! The child reads one line, an [`Order`], and behind it the model; it answers with one line.
+//! The child reads one line, an [`Order`], and behind it the model; it answers with one line. If it ends
+//! without one, how it ended tells whose fault that was: what a process does to itself it will do again,
+//! what others do to it (the kernel's need of memory, an operator's signal) may pass.
 
 use crate::config::Options;
+use crate::failure::Failure;
 use crate::trial::STACK;
 use forebay_tract::{LoadOptions, Model, Profile};
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
-use std::io::{BufRead, Read, Write};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::io::{self, BufRead, Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, Command};
 
 /// Makes the program such a child.
 pub(crate) const FLAG: &str = "--try-model";
+/// Within this time after the limit a child has gone.
+pub(crate) const MARGIN: Duration = Duration::from_secs(10);
 
 /// Bytes of the child's answer that are read: a profile has hundreds, a reason less.
 const MAX_ANSWER: u64 = 1 << 20;
+/// Bytes of what it says last on standard error that are kept.
+const LAST_WORDS: usize = 400;
+/// Exit status of a child that could not begin: the system had no thread for it.
+const LATER: u8 = 75;
+/// Seconds of processor time beyond the bound, at which the kernel lets no handler stand in its way.
+const HARD: u64 = 5;
+/// Ends that a process makes by itself.
+const OWN_FAULTS: [Signal; 8] = [
+    Signal::ABORT,
+    Signal::BUS,
+    Signal::FPE,
+    Signal::ILL,
+    Signal::SEGV,
+    Signal::SYS,
+    Signal::TRAP,
+    Signal::XCPU,
+];
 /// KiB that the allocator reserves at a time: its own choice, 1 GiB, would count as taken.
 const RESERVE: (&str, &str) = ("MIMALLOC_ARENA_RESERVE", "65536");
 
@@ -55,78 +80,116 @@ impl Attempt {
     /// Loads a model once in a child; `None` if there is no program to do it with.
     ///
     /// # Errors
-    /// In words: why it can't be loaded, or how the child ended.
+    /// Why it can't be loaded, how the child ended, or that there was none.
     pub(crate) fn profile(
         &self,
         onnx: &[u8],
         options: &LoadOptions,
-    ) -> Result<Option<Profile>, String> {
+    ) -> Result<Option<Profile>, Failure> {
         let Some((program, arguments)) = self.program.split_first() else { return Ok(None) };
-        let seconds = self.limit.as_secs_f64().ceil();
+        let mut command = Command::new(program);
+        command.args(arguments).arg(FLAG).env(RESERVE.0, RESERVE.1);
+        let limit = self.limit;
+        let seconds = limit.as_secs_f64().ceil();
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few minutes")]
         let order =
             Order { memory: self.memory, seconds: seconds as u64, options: options.clone() };
         let order = serde_json::to_vec(&order).map_err(|error| error.to_string())?;
-        let child = Command::new(program)
-            .args(arguments)
-            .arg(FLAG)
-            .env(RESERVE.0, RESERVE.1)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn();
-        let child = child.map_err(|error| format!("no process to try it in: {error}"))?;
-        let answer = Killed(child).ask(&[&order, b"\n", onnx]);
-        let answer = answer.map_err(|error| format!("the process to try it in: {error}"))?;
-        serde_json::from_slice::<Answer>(&answer.said)
-            .map_or_else(|_| Err(self.end(&answer)), |a| a.map(Some))
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let said = runtime
+            .and_then(|runtime| runtime.block_on(ask(command, limit, &[&order, b"\n", onnx])))
+            .map_err(|error| Failure::Passing(format!("no process to try it in: {error}")))?
+            .ok_or_else(|| {
+                format!("the process that it was tried in did not end within {limit:?}")
+            })?;
+        match serde_json::from_slice::<Answer>(&said.answer) {
+            Ok(answer) => Ok(answer.map(Some)?),
+            Err(_) => Err(self.end(&said)),
+        }
     }
 
-    fn end(&self, answer: &Said) -> String {
+    /// What it means that a child ended without an answer.
+    fn end(&self, said: &Said) -> Failure {
         let Self { memory, limit, .. } = self;
-        format!(
-            "it broke the process that it was tried in ({}), which may take {memory} bytes of memory \
-             (load_memory) and {limit:?} of processor time",
-            answer.status
-        )
+        let words = match said.words.as_str() {
+            "" => String::new(),
+            words => format!(", saying \"{words}\""),
+        };
+        let status = said.status;
+        let is_own_fault = status.signal().map_or(status.code() != Some(LATER.into()), |signal| {
+            OWN_FAULTS.iter().any(|fault| fault.as_raw() == signal)
+        });
+        if is_own_fault {
+            Failure::Bad(format!(
+                "it broke the process that it was tried in ({status}{words}), which may take \
+                 {memory} bytes of memory (load_memory) and {limit:?} of processor time"
+            ))
+        } else {
+            let text = format!("the process that it was tried in was ended ({status}{words})");
+            Failure::Passing(text)
+        }
     }
 }
 
 /// What a child has said, and how it ended.
 struct Said {
-    said: Vec<u8>,
-    status: std::process::ExitStatus,
+    answer: Vec<u8>,
+    /// The last on standard error, on one line.
+    words: String,
+    status: ExitStatus,
 }
 
-/// A child that does not outlive its use.
-struct Killed(Child);
+/// Starts a child and tells it these parts; `None` if it had to be killed. It does not outlive the call.
+async fn ask(mut command: Command, limit: Duration, parts: &[&[u8]]) -> io::Result<Option<Said>> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn()?;
+    let said = tokio::time::timeout(limit, talk(&mut child, parts)).await.ok().transpose();
+    if !matches!(said, Ok(Some(_))) {
+        child.kill().await?;
+    }
+    said
+}
 
-impl Killed {
-    fn ask(mut self, parts: &[&[u8]]) -> std::io::Result<Said> {
-        if let Some(mut input) = self.0.stdin.take() {
+/// Tells the child all parts and hears it out, until it has ended.
+async fn talk(child: &mut Child, parts: &[&[u8]]) -> io::Result<Said> {
+    let (input, output, errors) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let tell = async {
+        let Some(mut input) = input else { return };
+        for part in parts {
             // It may end before it has read everything; then how it ended tells.
-            let _ = parts.iter().try_for_each(|part| input.write_all(part));
+            if input.write_all(part).await.is_err() {
+                return;
+            }
         }
-        let mut said = Vec::new();
-        if let Some(output) = self.0.stdout.take() {
-            output.take(MAX_ANSWER).read_to_end(&mut said)?;
+    };
+    let hear = async {
+        let mut answer = Vec::new();
+        if let Some(output) = output {
+            output.take(MAX_ANSWER).read_to_end(&mut answer).await?;
         }
-        Ok(Said { said, status: self.0.wait()? })
-    }
+        io::Result::Ok(answer)
+    };
+    let ((), answer, words) = tokio::join!(tell, hear, last_words(errors));
+    Ok(Said { answer: answer?, words, status: child.wait().await? })
 }
 
-impl Drop for Killed {
-    fn drop(&mut self) {
-        // Fails if it has ended, as it should have.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+/// The last of what comes until the end, without line breaks and other control characters.
+async fn last_words(from: Option<impl AsyncRead + Unpin>) -> String {
+    let (mut kept, mut chunk) = (Vec::new(), [0; 1024]);
+    if let Some(mut from) = from {
+        while let Ok(length @ 1..) = from.read(&mut chunk).await {
+            kept.extend(&chunk[..length]);
+            kept.drain(..kept.len().saturating_sub(LAST_WORDS));
+        }
     }
+    let text = String::from_utf8_lossy(&kept).replace(char::is_control, " ");
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// The child: reads from standard input, answers on standard output.
 pub(crate) fn main() -> ExitCode {
-    let work = || -> std::io::Result<()> {
-        let mut input = std::io::stdin().lock();
+    let work = || -> io::Result<()> {
+        let mut input = io::stdin().lock();
         let mut order = Vec::new();
         input.read_until(b'\n', &mut order)?;
         let order: Order = serde_json::from_slice(&order)?;
@@ -136,26 +199,44 @@ pub(crate) fn main() -> ExitCode {
         let answer: Answer = Model::load(&onnx, &order.options)
             .map(|model| model.profile())
             .map_err(|error| error.to_string());
-        let mut output = std::io::stdout();
+        let mut output = io::stdout();
         output.write_all(&serde_json::to_vec(&answer)?)?;
         output.flush()
     };
-    // A panic of the engine is part of the answer.
-    std::panic::set_hook(Box::new(|_| ()));
-    let thread = std::thread::Builder::new().stack_size(STACK).spawn(work);
-    match thread.map(std::thread::JoinHandle::join) {
-        Ok(Ok(Ok(()))) => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
+    // A panic of the engine is part of the answer; of any other this is all that is left.
+    std::panic::set_hook(Box::new(|panic| say(panic)));
+    match std::thread::Builder::new().stack_size(STACK).spawn(work) {
+        Ok(thread) => match thread.join() {
+            Ok(Ok(())) => ExitCode::SUCCESS,
+            Ok(Err(error)) => {
+                say(&error);
+                ExitCode::FAILURE
+            }
+            Err(_) => ExitCode::FAILURE,
+        },
+        Err(error) => {
+            say(&error);
+            ExitCode::from(LATER)
+        }
     }
+}
+
+/// Last words: whoever started this child reads them if it has no answer.
+fn say(words: &dyn std::fmt::Display) {
+    drop(writeln!(io::stderr(), "{words}"));
 }
 
 /// Takes from this process what it does not need. A sandbox may forbid some of it: what is left holds.
 fn confine(order: &Order) {
-    let at_most = |bound: u64| Rlimit { current: Some(bound), maximum: Some(bound) };
+    let limit = |resource, bound: u64, hard: u64| {
+        let _ = setrlimit(resource, Rlimit { current: Some(bound), maximum: Some(hard) });
+    };
     let memory = status_bytes("VmSize:").saturating_add(order.memory);
-    let _ = setrlimit(Resource::As, at_most(memory));
-    let _ = setrlimit(Resource::Cpu, at_most(order.seconds.max(1)));
-    let _ = setrlimit(Resource::Core, at_most(0));
+    limit(Resource::As, memory, memory);
+    // At the soft bound it gets SIGXCPU; at the hard one SIGKILL, as if memory had run out.
+    let seconds = order.seconds.max(1);
+    limit(Resource::Cpu, seconds, seconds.saturating_add(HARD));
+    limit(Resource::Core, 0, 0);
     // Whatever the bound: if memory runs out, this process is the one to go.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
@@ -185,4 +266,72 @@ fn kibibytes(file: &str, key: &str) -> Option<u64> {
     let text = std::fs::read_to_string(file).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     line.trim().strip_suffix("kB")?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+    use super::*;
+    use std::path::Path;
+
+    /// Beyond what a pipe takes at once.
+    const MODEL: &[u8] = &[0; 1 << 20];
+
+    /// What comes of a child that does what the script says.
+    fn tried(script: &str, limit: Duration) -> Failure {
+        let script = format!("ulimit -c 0; {script}");
+        let program = ["/bin/sh", "-c", &script].map(OsString::from).to_vec();
+        let attempt = Attempt { program, memory: 1 << 30, limit };
+        attempt.profile(MODEL, &LoadOptions::default()).unwrap_err()
+    }
+
+    #[test]
+    fn what_a_process_does_to_itself_is_the_models_fault_and_what_others_do_passes() {
+        let limit = Duration::from_secs(60);
+        for end in ["ABRT", "BUS", "FPE", "ILL", "SEGV", "SYS", "TRAP", "XCPU"] {
+            let failure = tried(&format!("kill -{end} $$"), limit);
+            assert!(matches!(&failure, Failure::Bad(text) if text.contains(end)), "{failure:?}");
+        }
+        for end in ["KILL", "TERM", "USR1"] {
+            let failure = tried(&format!("kill -{end} $$"), limit);
+            assert!(
+                matches!(&failure, Failure::Passing(text) if text.contains(end)),
+                "{failure:?}"
+            );
+        }
+        for status in [0, 1] {
+            let failure = tried(&format!("exit {status}"), limit);
+            assert!(matches!(failure, Failure::Bad(_)), "{failure:?}");
+        }
+        let failure = tried("exit 75", limit);
+        assert!(matches!(failure, Failure::Passing(_)), "{failure:?}");
+        let program = vec![OsString::from("/nowhere/to/be/found")];
+        let none = Attempt { program, memory: 0, limit };
+        let failure = none.profile(MODEL, &LoadOptions::default()).unwrap_err();
+        assert!(failure.to_string().contains("no process to try it in: No such file"), "{failure}");
+        assert!(matches!(failure, Failure::Passing(_)), "{failure:?}");
+    }
+
+    #[test]
+    fn the_last_words_are_told_and_no_more_of_them_than_is_bearable() {
+        let script = "yes | head -c 1000000 >&2; printf 'the\\033 last\\nwords' >&2; kill -ABRT $$";
+        let text = tried(script, Duration::from_secs(60)).to_string();
+        assert!(text.contains("y y the last words\")"), "{text}");
+        assert!(text.len() < LAST_WORDS + 300, "{text}");
+    }
+
+    #[test]
+    fn a_child_that_sleeps_is_killed_when_its_time_is_up() {
+        let name = format!("forebay-sleeper-{}", std::process::id());
+        let file = std::env::temp_dir().join(name);
+        let script = format!("echo $$ > {}; exec sleep 1000", file.display());
+        let failure = tried(&script, Duration::from_secs(1));
+        let text = "the process that it was tried in did not end within 1s";
+        assert_eq!(failure, Failure::Bad(text.to_owned()));
+        // Where the machine is so busy that it had not begun, there is nothing to look for.
+        if let Ok(child) = std::fs::read_to_string(&file) {
+            assert!(child.is_empty() || !Path::new("/proc").join(child.trim()).exists(), "{child}");
+            std::fs::remove_file(&file).unwrap();
+        }
+    }
 }

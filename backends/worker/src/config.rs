@@ -25,7 +25,8 @@ pub struct Options {
     pub models_control: bool,
     /// Longest model file, in bytes.
     pub max_model: u64,
-    /// Until a version must have been loaded and warmed.
+    /// Until a version must have been loaded and warmed; before that, the same time for a process of
+    /// its own that does it for the first time.
     pub load_timeout: Duration,
     /// Bytes of memory that a model may take while it is loaded for the first time.
     pub load_memory: u64,

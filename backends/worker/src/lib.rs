@@ -28,6 +28,7 @@
 //! | `control` | the model repository extension: index, load, unload |
 //! | `repository` | what is served now; a request's way to its version |
 //! | `loader`, `load`, `trial`, `attempt`, `room` | the one thread that loads and unloads, and what may not stop it; memory for models |
+//! | `failure`, `again` | why a version was not loaded, and when that is tried again |
 //! | `disk`, `model_config` | models on disk, read but not believed |
 //! | `golden` | recorded answers, compared when a model is loaded |
 //! | `report`, `metrics`, `series`, `stats` | what the worker says of itself |
@@ -41,6 +42,7 @@
 //! binary alike. `allow_non_finite = true` in a model's `model.toml` lifts both; JSON can't carry
 //! such outputs, so the caller is then asked to take them as binary data.
 
+mod again;
 mod app;
 mod attempt;
 mod body;
@@ -53,6 +55,7 @@ mod describe;
 mod disk;
 mod embedding;
 mod executor;
+mod failure;
 mod golden;
 mod grpc;
 mod infer;

@@ -1,7 +1,8 @@
 //! One version from disk into service: read, tried, compiled, compared, accounted for.
 
-use crate::attempt::Attempt;
+use crate::attempt::{Attempt, MARGIN};
 use crate::embedding::Embedder;
+use crate::failure::Failure;
 use crate::golden;
 use crate::loader::Loader;
 use crate::model_config::ModelConfig;
@@ -12,17 +13,6 @@ use forebay_protocol::metric::worker as metric;
 use forebay_tract as engine;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// Why a version was not loaded.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    /// Others hold the memory; later it may fit.
-    #[error("{0}")]
-    Full(String),
-    /// It will fail again, until its files change.
-    #[error("{0}")]
-    Bad(String),
-}
 
 /// Why a version is loaded.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -67,6 +57,7 @@ impl Loader {
     ) -> Entry {
         let mut entry = old.cloned().unwrap_or_else(|| Entry::new(State::Loading));
         let serving = old.and_then(Entry::version);
+        entry.may_pass = false;
         let outcome = match self.try_load(name, number, model, &entry, why) {
             Ok(None) => {
                 entry.failure = None;
@@ -86,8 +77,9 @@ impl Loader {
             Err(failure) => {
                 let (outcome, state) = match &failure {
                     Failure::Full(_) => ("full", State::OnDemand),
-                    Failure::Bad(_) => ("failed", State::Failed),
+                    Failure::Passing(_) | Failure::Bad(_) => ("failed", State::Failed),
                 };
+                entry.may_pass = matches!(failure, Failure::Passing(_));
                 let (text, keeps) = (failure.to_string(), serving.is_some());
                 if why != Why::Present || outcome == "failed" {
                     tracing::error!(
@@ -100,6 +92,7 @@ impl Loader {
                     entry.failure = Some(text);
                 } else {
                     tracing::info!(model = name, version = number, why = text, "on demand");
+                    entry.failure = None;
                 }
                 if !keeps {
                     entry.state = state;
@@ -120,7 +113,7 @@ impl Loader {
         old: &Entry,
         why: Why,
     ) -> Result<Option<Version>, Failure> {
-        let content = self.content(name, number, &model.config).map_err(Failure::Bad)?;
+        let content = self.content(name, number, &model.config)?;
         if old.version().is_some_and(|version| content.is_that_of(version, model)) {
             return Ok(None);
         }
@@ -128,7 +121,7 @@ impl Loader {
         let known = model.config.memory.or(before.map(|known| known.bytes));
         let stats = before.map(|known| Arc::clone(&known.stats));
         let profile = before.filter(|known| Arc::ptr_eq(&known.config, &model.config));
-        let profile = profile.map(|known| known.profile.clone());
+        let mut profile = profile.map(|known| known.profile.clone());
         let spare = match why {
             Why::Present => Spare::All,
             Why::Asked => Spare::Model(name),
@@ -138,18 +131,22 @@ impl Loader {
         self.make_room(known.unwrap_or_else(|| room::estimate(length)), spare)
             .map_err(Failure::Full)?;
         let (started, held) = (Instant::now(), room::resident());
-        let examples = self.disk.examples(name).map_err(Failure::Bad)?;
+        let examples = self.disk.examples(name)?;
         let compared = examples.len();
         let Content { onnx, digest, labels, tokenizer } = content;
-        let (attempt, config) = (Attempt::of(&self.app.options), Arc::clone(&model.config));
+        let (onnx, config) = (Arc::new(onnx), Arc::clone(&model.config));
+        if profile.is_none() {
+            profile = self.attempt(&onnx, &config)?;
+        }
         let work = move || {
-            let engine = compile(&onnx, &config, profile, &attempt)?;
+            let options = config.load_options(profile);
+            let engine = engine::Model::load(&onnx, &options).map_err(|error| error.to_string())?;
             golden::check(&engine, &examples, config.tolerance)?;
             let embedding = embedder(&config, tokenizer, &engine)?;
-            Ok((engine, embedding))
+            Ok::<_, Failure>((engine, embedding))
         };
         let limit = self.app.options.load_timeout;
-        let (engine, embedding) = self.trial.run(limit, work).map_err(Failure::Bad)?;
+        let (engine, embedding) = self.trial.run(limit, work)?;
         let took = started.elapsed();
         let memory = known.unwrap_or_else(|| room::measured(length, held));
         let share = self.app.repository.hold(memory);
@@ -163,6 +160,19 @@ impl Loader {
             Version::new((name, number), of_model, (engine, digest), beside, share, stats);
         self.announce(&version, took, compared);
         Ok(Some(version))
+    }
+
+    /// What a child finds out of a model that was never loaded before, if there can be one.
+    fn attempt(
+        &self,
+        onnx: &Arc<Vec<u8>>,
+        config: &ModelConfig,
+    ) -> Result<Option<engine::Profile>, Failure> {
+        let attempt = Attempt::of(&self.app.options);
+        let (onnx, options) = (Arc::clone(onnx), config.load_options(None));
+        // The child is killed at its limit; only one that the kernel holds on to stays longer.
+        let limit = self.app.options.load_timeout.saturating_add(MARGIN);
+        self.trial.run(limit, move || attempt.profile(&onnx, &options))
     }
 
     /// Says that a version is ready, after so long and so many examples.
@@ -209,20 +219,6 @@ impl Loader {
 fn compared(builds: &[(engine::Build, f64)]) -> String {
     let each = builds.iter().map(|(build, seconds)| format!("{build:?} {:.3} ms", seconds * 1e3));
     each.collect::<Vec<_>>().join(", ")
-}
-
-/// Compiles a model; without a profile of it, only after a child has.
-fn compile(
-    onnx: &[u8],
-    config: &ModelConfig,
-    profile: Option<engine::Profile>,
-    attempt: &Attempt,
-) -> Result<engine::Model, String> {
-    let mut options = config.load_options(profile);
-    if options.profile.is_none() {
-        options.profile = attempt.profile(onnx, &options)?;
-    }
-    engine::Model::load(onnx, &options).map_err(|error| error.to_string())
 }
 
 /// From texts to the model's inputs; each length is run once, so that no caller waits for its plan.

@@ -11,6 +11,7 @@
 //! files that are half written. A look at a thousand models costs some milliseconds. What has
 //! changed is loaded once it looks the same twice.
 
+use crate::again::Again;
 use crate::app::App;
 use crate::disk::{Disk, Found, Stamp};
 use crate::load::Why;
@@ -55,6 +56,7 @@ pub(crate) struct Loader {
     /// Models that looked changed at the last look.
     unsettled: HashMap<String, Stamp>,
     pub(crate) trial: Trial,
+    again: Again,
 }
 
 impl Loader {
@@ -69,6 +71,7 @@ impl Loader {
             retired: Vec::new(),
             unsettled: HashMap::new(),
             trial: Trial::default(),
+            again: Again::default(),
         };
         for name in loader.disk.names()? {
             if let Ok(found) = loader.disk.model(&name) {
@@ -94,7 +97,8 @@ impl Loader {
         let mut next_look = poll.map(|poll| Instant::now() + poll);
         loop {
             let now = Instant::now();
-            let mut patience = next_look.map(|at| at.saturating_duration_since(now));
+            let next = [next_look, self.again.next()].into_iter().flatten().min();
+            let mut patience = next.map(|at| at.saturating_duration_since(now));
             if !self.retired.is_empty() {
                 patience = Some(patience.map_or(DRAIN_STEP, |wait| wait.min(DRAIN_STEP)));
             }
@@ -108,11 +112,37 @@ impl Loader {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             self.free();
+            self.try_again();
             if next_look.is_some_and(|at| Instant::now() >= at) {
                 self.scan(false);
                 next_look = poll.map(|poll| Instant::now() + poll);
             }
         }
+    }
+
+    /// Loads those again that failed for a reason that may have passed.
+    fn try_again(&mut self) {
+        for name in self.again.due(Instant::now()) {
+            if self.app.is_ended() {
+                return;
+            }
+            let stamp = self.disk.stamp(&name);
+            if self.has_seen(&name, &stamp) {
+                // What is wrong stands in the index and the log.
+                drop(self.reconcile(&name, Why::Present));
+            } else {
+                // What has changed since is found by looking, or on request.
+                self.again.forget(&name);
+            }
+        }
+    }
+
+    /// Is a model served as its files are now, or are they not to be looked at?
+    fn has_seen(&self, name: &str, stamp: &Stamp) -> bool {
+        let served = self.app.repository.served();
+        served
+            .get(name)
+            .is_some_and(|model| model.stamp.as_ref() == Some(stamp) || model.is_unloaded)
     }
 
     fn obey(&mut self, command: Command) {
@@ -147,7 +177,7 @@ impl Loader {
     }
 
     /// Loads what has changed and takes away what has gone. `at_once`: even if it may be half
-    /// written.
+    /// written, and what is to be tried again later.
     fn scan(&mut self, at_once: bool) {
         let names = match self.disk.names() {
             Ok(names) => names,
@@ -167,10 +197,8 @@ impl Loader {
                 return;
             }
             let stamp = self.disk.stamp(&name);
-            let known = self.app.repository.served().get(&name).cloned();
-            let is_same =
-                |model: Arc<Model>| model.stamp.as_ref() == Some(&stamp) || model.is_unloaded;
-            if known.is_some_and(is_same) {
+            let is_again = at_once && self.again.awaits(&name);
+            if self.has_seen(&name, &stamp) && !is_again {
                 continue;
             }
             if at_once || self.unsettled.get(&name) == Some(&stamp) {
@@ -217,6 +245,7 @@ impl Loader {
             retired.extend(version);
         }
         self.put(name, model);
+        self.again.forget(name);
         retired.into_iter().for_each(|version| self.retire(version, "unloaded"));
         Ok(())
     }
@@ -225,6 +254,7 @@ impl Loader {
     fn take_away(&mut self, name: &str) {
         let mut gone = None;
         self.app.repository.change(|served| gone = served.remove(name));
+        self.again.forget(name);
         for entry in gone.iter().flat_map(|model| model.versions.values()) {
             if let Some(version) = entry.version() {
                 self.retire(Arc::clone(version), "gone");
@@ -245,6 +275,7 @@ impl Loader {
                 model.failure = Some(failure.clone());
                 model.stamp = Some(stamp);
                 self.put(name, model);
+                self.again.forget(name);
                 return Err(failure);
             }
         };
@@ -259,6 +290,11 @@ impl Loader {
             }
             model.versions.insert(number, entry.clone());
             self.put_version(name, number, entry);
+        }
+        if model.versions.values().any(|entry| entry.may_pass) {
+            self.again.put_off(name, Instant::now());
+        } else {
+            self.again.forget(name);
         }
         let old_versions = old.map(|old| old.versions.clone()).unwrap_or_default();
         if !failures.is_empty() {
@@ -328,6 +364,9 @@ impl Loader {
         model.versions.clear();
         if matches!(entry.state, State::OnDemand) {
             let loaded = self.load(name, number, &model, Some(&entry), Why::Fetched);
+            if loaded.may_pass {
+                self.again.put_off(name, Instant::now());
+            }
             self.put_version(name, number, loaded);
         }
         entry.demand.attempted();

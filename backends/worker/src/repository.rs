@@ -70,6 +70,8 @@ pub(crate) struct Entry {
     pub(crate) state: State,
     /// Why the last attempt to load it failed, though an older content may be served.
     pub(crate) failure: Option<String>,
+    /// Had that another reason than its files, so that it may load the next time?
+    pub(crate) may_pass: bool,
     /// What was loaded last.
     pub(crate) known: Option<Arc<Known>>,
     pub(crate) demand: Arc<Demand>,
@@ -352,7 +354,7 @@ impl State {
 
 impl Entry {
     pub(crate) fn new(state: State) -> Self {
-        Self { state, failure: None, known: None, demand: Arc::default() }
+        Self { state, failure: None, may_pass: false, known: None, demand: Arc::default() }
     }
 
     /// The version, if it is in memory and served.

@@ -4,6 +4,7 @@
 //! reason why that version is not served. What has not ended in time is given up and goes on alone, for
 //! a thread can't be taken away; when several do, nothing more is loaded until one of them has ended.
 
+use crate::failure::Failure;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::AcqRel, Ordering::Relaxed};
@@ -26,43 +27,47 @@ impl Trial {
     /// Does `work`, but waits no longer than `limit` for it.
     ///
     /// # Errors
-    /// In words: its own, it panicked, it did not end, or too many others have not.
+    /// Its own, it panicked, it did not end, or too many others have not.
     pub(crate) fn run<T: Send + 'static>(
         &self,
         limit: Duration,
-        work: impl FnOnce() -> Result<T, String> + Send + 'static,
-    ) -> Result<T, String> {
+        work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
         let lost = self.lost.load(Relaxed);
         if lost >= MOST_LOST {
-            return Err(format!("{lost} loads that did not end still run"));
+            return Err(Failure::Passing(format!("{lost} loads that did not end still run")));
         }
         let (sender, receiver) = sync_channel(1);
         let end = End { lost: Arc::clone(&self.lost), state: Arc::new(AtomicU8::new(RUNNING)) };
         let state = Arc::clone(&end.state);
         let work = move || {
             let result = catch_unwind(AssertUnwindSafe(work));
-            let result = result.unwrap_or_else(|_| Err("loading it panicked".to_owned()));
+            let result = result.unwrap_or_else(|_| Err(bad("loading it panicked")));
             // Nobody takes it if it was given up.
             drop(sender.send(result));
             drop(end);
         };
         let thread = std::thread::Builder::new().name("load".to_owned()).stack_size(STACK);
-        thread.spawn(work).map_err(|error| format!("no thread to load it with: {error}"))?;
+        thread
+            .spawn(work)
+            .map_err(|error| Failure::Passing(format!("no thread to load it with: {error}")))?;
         match receiver.recv_timeout(limit) {
             Ok(result) => result,
-            Err(RecvTimeoutError::Disconnected) => {
-                Err("loading it ended without a word".to_owned())
-            }
+            Err(RecvTimeoutError::Disconnected) => Err(bad("loading it ended without a word")),
             Err(RecvTimeoutError::Timeout) => {
                 self.lost.fetch_add(1, Relaxed);
                 if state.swap(GIVEN_UP, AcqRel) == ENDED {
                     // At the last moment.
                     self.lost.fetch_sub(1, Relaxed);
                 }
-                Err(format!("loading it did not end within {limit:?} and was given up"))
+                Err(format!("loading it did not end within {limit:?} and was given up").into())
             }
         }
     }
+}
+
+fn bad(text: &str) -> Failure {
+    Failure::Bad(text.to_owned())
 }
 
 const RUNNING: u8 = 0;
@@ -94,9 +99,11 @@ mod tests {
     fn what_work_gives_says_or_panics_with_is_told() {
         let trial = Trial::default();
         assert_eq!(trial.run(LONG, || Ok(3)), Ok(3));
-        assert_eq!(trial.run::<()>(LONG, || Err("no".to_owned())), Err("no".to_owned()));
+        assert_eq!(trial.run::<()>(LONG, || Err(bad("no"))), Err(bad("no")));
+        let full = || Failure::Full("no room".to_owned());
+        assert_eq!(trial.run::<()>(LONG, move || Err(full())), Err(full()));
         let panicked = trial.run::<()>(LONG, || panic!("at once"));
-        assert_eq!(panicked, Err("loading it panicked".to_owned()));
+        assert_eq!(panicked, Err(bad("loading it panicked")));
         assert_eq!(trial.run(LONG, || Ok(4)), Ok(4));
     }
 
@@ -108,10 +115,12 @@ mod tests {
             let (end, ended) = sync_channel::<()>(0);
             ends.push(end);
             let stuck = trial.run(Duration::from_millis(1), move || Ok(ended.recv()));
-            assert!(stuck.is_err_and(|error| error.contains("did not end within 1ms")));
+            let text = "loading it did not end within 1ms and was given up";
+            assert_eq!(stuck.err(), Some(bad(text)));
         }
         let refused = trial.run(LONG, || Ok(()));
-        assert_eq!(refused, Err("2 loads that did not end still run".to_owned()));
+        let text = "2 loads that did not end still run".to_owned();
+        assert_eq!(refused, Err(Failure::Passing(text)));
         ends.clear();
         while trial.lost.load(Relaxed) > 0 {
             std::thread::yield_now();

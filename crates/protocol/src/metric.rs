@@ -109,7 +109,8 @@ pub mod worker {
     pub const SLOTS: &str = "forebay_worker_slots";
     /// Gauge: 1 if the model is loaded and warmed, by `model`, `version`.
     pub const MODEL_READY: &str = "forebay_worker_model_ready";
-    /// Counter: attempts to load a version by `model`, `outcome` (`ok`, `failed`; `full`: no room).
+    /// Counter: attempts to load a version by `model`, `outcome` (`ok`; `failed`, also where it is tried
+    /// again; `full`: no room).
     pub const MODEL_LOADS: &str = "forebay_worker_model_loads_total";
     /// Counter: versions taken out of service by `model`, `why` (`unloaded` on request, `replaced`,
     /// `evicted` to make room, `gone` from disk).

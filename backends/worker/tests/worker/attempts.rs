@@ -1,10 +1,91 @@
-//! The child that loads a model for the first time: how it is found.
+//! The child that loads a model for the first time: how it is found, bounded, and tried again.
 
 use crate::harness::*;
+use crate::live::{controlled, load, metric, serving, state};
 use crate::process::{command_of, signal, spawned};
+use forebay_tract::LoadOptions;
+use forebay_worker::Options;
 use http::Method;
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use tokio::io::AsyncWriteExt;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_forebay-worker");
+
+/// A program for the children that is there or not.
+struct Program(std::path::PathBuf);
+
+impl Program {
+    fn in_folder(folder: &Path) -> Self {
+        let program = Self(folder.join("program"));
+        program.appear();
+        program
+    }
+
+    fn appear(&self) {
+        std::os::unix::fs::symlink(PROGRAM, &self.0).unwrap();
+    }
+
+    fn go(&self) {
+        std::fs::remove_file(&self.0).unwrap();
+    }
+
+    fn options(&self, models: &Path) -> Options {
+        Options { program: vec![self.0.clone().into_os_string()], ..controlled(models) }
+    }
+}
+
+#[tokio::test]
+async fn what_failed_for_a_reason_that_passes_is_tried_again_by_itself() {
+    let (scratch, outside) = (Scratch::new("again"), Scratch::new("again-program"));
+    let program = Program::in_folder(outside.path());
+    scratch.write("m/1/model.onnx", Scratch::model("arith"));
+    let worker = start(program.options(scratch.path())).await;
+    assert_eq!(serving(&worker, "m").await, "1");
+    program.go();
+    scratch.write("m/2/model.onnx", Scratch::model("lookup"));
+    let answer = load(&worker, "m").await;
+    answer.refused(500, "load_failed", "no process to try it in: No such file or directory");
+    assert_eq!(serving(&worker, "m").await, "1", "what served goes on");
+    let (second, reason) = state(&worker, "m", "2").await;
+    assert_eq!(second, "UNAVAILABLE");
+    assert!(reason.contains("it will be tried again"), "{reason}");
+    program.appear();
+    eventually("it has loaded", || async { state(&worker, "m", "2").await.0 == "READY" }).await;
+    assert_eq!(state(&worker, "m", "2").await.1, "");
+    eventually("the one before has gone", || async {
+        state(&worker, "m", "1").await.0 == "absent"
+    })
+    .await;
+    let loads = |outcome: &str| {
+        format!("forebay_worker_model_loads_total{{model=\"m\",outcome=\"{outcome}\"}}")
+    };
+    assert_eq!(metric(&worker, &loads("ok")).await, 2);
+    assert!(metric(&worker, &loads("failed")).await >= 1);
+}
+
+#[tokio::test]
+async fn a_look_tries_at_once_what_may_have_passed_and_nothing_else() {
+    let (scratch, outside) = (Scratch::new("at-once"), Scratch::new("at-once-program"));
+    let program = Program::in_folder(outside.path());
+    scratch.write("bad/1/model.onnx", "this is no model");
+    scratch.write("m/1/model.onnx", Scratch::model("arith"));
+    let worker = start(program.options(scratch.path())).await;
+    scratch.write("late/1/model.onnx", Scratch::model("arith"));
+    program.go();
+    // By itself it would wait longer than this test does.
+    for _ in 0..7 {
+        load(&worker, "late").await.refused(500, "load_failed", "no process to try it in");
+    }
+    program.appear();
+    worker.rescan()();
+    eventually("it serves", || async { state(&worker, "late", "1").await.0 == "READY" }).await;
+    // The loader does one thing after the other: when this has ended, the look has.
+    assert_eq!(load(&worker, "m").await.status, 200);
+    let line = r#"forebay_worker_model_loads_total{model="bad",outcome="failed"}"#;
+    assert_eq!(metric(&worker, line).await, 1, "its files are the same");
+}
 
 #[tokio::test]
 async fn models_load_though_the_programs_file_was_replaced() {
@@ -24,4 +105,21 @@ async fn models_load_though_the_programs_file_was_replaced() {
         answer.status == 200
     })
     .await;
+}
+
+/// The child alone, told what a worker tells it. The warm-up takes minutes.
+#[tokio::test]
+async fn processor_time_ends_with_a_signal_of_its_own() {
+    let warm_up = BTreeMap::from([("x".to_owned(), vec![4096])]);
+    let options = LoadOptions { warm_up, ..LoadOptions::default() };
+    let order = serde_json::json!({ "memory": 4_u64 << 30, "seconds": 1, "options": options });
+    let mut child = command_of(Path::new(PROGRAM));
+    let mut child = child.arg("--try-model").stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(format!("{order}\n").as_bytes()).await.unwrap();
+    input.write_all(&Scratch::model("slow")).await.unwrap();
+    drop(input);
+    let status = tokio::time::timeout(PATIENCE, child.wait()).await.expect("it should end");
+    let signal = status.unwrap().signal();
+    assert_eq!(signal, Some(rustix::process::Signal::XCPU.as_raw()));
 }

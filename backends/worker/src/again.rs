@@ -1,0 +1,73 @@
+//! When models are loaded again whose last load failed for a reason that may pass.
+//!
+//! Nobody else would: their files have not changed, and a version that failed is not asked for. The
+//! reason may stay, and then each attempt costs as much as a load. So the time between them doubles.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// Time to the first new attempt.
+const FIRST: Duration = Duration::from_secs(1);
+/// Longest time between two.
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// Models that are to be loaded again, by name: when, and how long after the last attempt.
+#[derive(Debug, Default)]
+pub(crate) struct Again(HashMap<String, (Instant, Duration)>);
+
+impl Again {
+    /// An attempt failed, for a reason that may pass.
+    pub(crate) fn put_off(&mut self, name: &str, now: Instant) {
+        let before = self.0.get(name).map(|(_, wait)| *wait * 2);
+        let wait = before.map_or(FIRST, |wait| wait.min(LONGEST));
+        self.0.insert(name.to_owned(), (now + wait, wait));
+    }
+
+    /// There is no need any more.
+    pub(crate) fn forget(&mut self, name: &str) {
+        self.0.remove(name);
+    }
+
+    /// Is it to be loaded again, now or later?
+    pub(crate) fn awaits(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// When the first of them is due.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        self.0.values().map(|(at, _)| *at).min()
+    }
+
+    /// Those that are due.
+    pub(crate) fn due(&self, now: Instant) -> Vec<String> {
+        let due = self.0.iter().filter(|(_, (at, _))| *at <= now);
+        due.map(|(name, _)| name.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_wait_is_twice_the_one_before_up_to_a_bound_until_it_is_over() {
+        let (mut again, mut now) = (Again::default(), Instant::now());
+        assert_eq!(again.next(), None);
+        let mut waits = Vec::new();
+        for _ in 0..11 {
+            again.put_off("m", now);
+            let at = again.next().unwrap_or(now);
+            assert!(again.awaits("m") && again.due(at - FIRST / 2).is_empty());
+            assert_eq!(again.due(at), ["m"]);
+            waits.push((at - now).as_secs());
+            now = at;
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
+        again.put_off("n", now);
+        assert_eq!(again.due(now), ["m"], "each has a time of its own");
+        again.forget("m");
+        assert!(!again.awaits("m"));
+        again.put_off("m", now);
+        assert_eq!(again.next(), Some(now + FIRST), "from the start");
+    }
+}
