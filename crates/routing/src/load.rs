@@ -10,59 +10,39 @@
 //! All fields are relaxed atomics: a torn read mixes two reports of the same endpoint, milliseconds
 //! apart, and costs no more than reading a moment later.
 
+mod cost;
+#[cfg(test)]
+mod tests;
+mod visit;
+
+use self::cost::Outline;
 use crate::Time;
 use crate::picks::{NOWHERE, Picks};
 use crate::saturation::Saturation;
-use crate::speed::{Float, Speed, Watch, narrow};
+use crate::speed::{Float, Speed, Watch};
 use crate::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Seconds in which what was learnt of an endpoint's speed loses half its worth while no answer
-/// confirms it, and the same for what it said of its speed itself: one slow answer must not keep an
-/// endpoint out of use for ever.
+/// confirms it: one slow answer must not keep it out of use for ever.
 const HALF_LIFE: f32 = 10.0;
-const WORD_HALF_LIFE: f32 = 10.0;
-/// Worth of the endpoint's own word on its speed, in answers: it decides where we know nothing. More
-/// would be worse: all proxies hear the same word, and would all follow its errors.
-const WORD: f32 = 1.0;
-/// Answers beside which its word does not count any more.
-const PLENTY: f32 = 30.0;
 /// Seconds in which a peak of the response time fades to a half: 10 s of decay, as Finagle has it.
 const PEAK_HALF_LIFE: f32 = 7.0;
-/// Answers below which an endpoint's speed is hardly known.
-const FEW: f32 = 1.0;
 /// What is left, in answers, of what was known of one that comes back.
 const HINT: f32 = 0.5;
-/// An endpoint that is avoided is tried again after a pause of so many of its service times, in
-/// seconds at least and at most: visits take a small share of what it can do, and it is found soon
-/// that it has recovered.
-const VISIT_PAUSE: f32 = 10.0;
-const SHORTEST_PAUSE: f32 = 0.05;
-const LONGEST_PAUSE: f32 = 0.2;
 /// Weight of a report in the mean of what others have there, at least, and the seconds after which
 /// one weighs as much as all before it.
 const REPORT_WEIGHT: f32 = 0.02;
 const REPORT_MEMORY: f32 = 8.0;
-/// For how many service times the last report says more than the mean of all.
-const NEWS: f32 = 0.2;
 /// Share of the scatter of reports that is taken for that of the load. The rest is how they come
 /// about: at moments when a request of ours ends.
 const SCATTER: f32 = 0.25;
-/// What waiting costs beside the time that it takes: who waits keeps others waiting who come later.
-const PATIENCE: f32 = 1.3;
-/// What a full house costs, as a share of the service time: the fuller one of two endpoints is not
-/// preferred because it seems a little faster, which may be noise.
-const CROWD: f32 = 0.7;
-/// Our own requests stand for so many of each of the others': who sees what we see acts as we do.
-const ALIKE: f32 = 0.5;
 /// Penalty in seconds after one failure, its half-life in seconds, and how often it doubles: up to
 /// some seconds, after which the endpoint gets a request to prove itself.
 const FIRST_PENALTY: f64 = 0.05;
 const PENALTY_HALF_LIFE: f64 = 0.5;
 const MOST_DOUBLINGS: u32 = 8;
-/// Part of a service time that a penalty may be to count for nothing.
-const FORGIVEN: f64 = 0.01;
 /// No sample yet.
 const UNKNOWN: u64 = u64::MAX;
 
@@ -121,16 +101,6 @@ pub struct Load {
     picks: OnceLock<Arc<Picks>>,
     /// Where nobody states slots.
     saturation: OnceLock<Box<Saturation>>,
-}
-
-/// An endpoint at one moment, in requests and seconds.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Outline {
-    ours: f32,
-    others: f32,
-    variance: f32,
-    slots: f32,
-    service: f32,
 }
 
 impl Load {
@@ -331,70 +301,6 @@ impl Load {
         (samples > 0.0 || word > 0.0).then_some(f64::from(known))
     }
 
-    /// Requests that are there now, from everyone: ours, and what others are likely to have there. A
-    /// report older than `ttl` is not believed.
-    pub fn occupancy(&self, now: Time, ttl: Duration) -> u32 {
-        let outline = self.outline(now.nanos(), nanos(ttl), 0.0);
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
-        let others = outline.others.round() as u32;
-        self.in_flight().saturating_add(others)
-    }
-
-    /// Seconds until a request sent now is expected to finish.
-    ///
-    /// `best` is the least service time in the pool, in seconds: it stands in for one that is not
-    /// known, and draws one that nothing has confirmed for a while towards itself, so that every
-    /// endpoint is tried again at times.
-    #[inline]
-    pub fn completion(&self, now: Time, ttl: Duration, best: f64) -> f64 {
-        let outline = self.outline(now.nanos(), nanos(ttl), narrow(best));
-        f64::from(outline.completion()) + self.penalty(now)
-    }
-
-    /// The cost that pick compares, in seconds: what [`Self::completion`] says, with what it costs
-    /// others to wait behind this request, and with the doubt about what cannot be seen.
-    #[inline]
-    pub fn cost(&self, now: Time, ttl: Duration, best: f64) -> f64 {
-        self.cost_at(now.nanos(), nanos(ttl), narrow(best))
-    }
-
-    /// The same with times in nanoseconds.
-    #[inline]
-    pub(crate) fn cost_at(&self, now: u64, ttl: u64, best: f32) -> f64 {
-        f64::from(self.outline(now, ttl, best).cost()) + self.penalty_at(now)
-    }
-
-    /// Seconds that a request is expected to take here once it runs; `best` as for [`Self::cost`].
-    pub fn expected_service(&self, now: Time, best: f64) -> f64 {
-        f64::from(self.service_at(now.nanos(), narrow(best)))
-    }
-
-    /// May a request be sent there to learn how it is? Not while one of ours is there, nor as long as
-    /// its failures count for anything: it may be dead, and the request may be a second attempt.
-    pub(crate) fn may_be_visited(&self, now: u64) -> bool {
-        let service = f64::from(self.speed.mean().0);
-        self.in_flight() == 0 && self.penalty_at(now) <= service * FORGIVEN
-    }
-
-    /// Is hardly anything known of its speed, or do the last answers hint that it got faster?
-    pub(crate) fn is_unsure(&self) -> bool {
-        self.speed.mean().1 < FEW || self.speed.is_promising()
-    }
-
-    /// The same, or has it not been used for long?
-    pub(crate) fn is_due_for_visit(&self, now: u64) -> bool {
-        let pause = (self.speed.mean().0 * VISIT_PAUSE).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
-        self.is_unsure() || seconds(now, self.answered_at.load(Relaxed)) > pause
-    }
-
-    /// Nanoseconds since the last answer.
-    pub(crate) fn silence(&self, now: u64) -> u64 {
-        match self.answered_at.load(Relaxed) {
-            UNKNOWN => u64::MAX,
-            at => now.saturating_sub(at),
-        }
-    }
-
     /// It has come back, maybe as another process: its failures are over, and of what was known of its
     /// speed only a hint remains. Learnt slots stay: maybe it was away because of a flood.
     pub fn came_back(&self) {
@@ -420,53 +326,6 @@ impl Load {
         picks.freed(place, outline.cost());
     }
 
-    #[inline]
-    fn outline(&self, now: u64, ttl: u64, best: f32) -> Outline {
-        let service = self.service_at(now, best);
-        let (others, variance) = self.others_at(now, ttl, service);
-        let slots = float(self.slots());
-        Outline { ours: float(self.in_flight()), others, variance, slots, service }
-    }
-
-    /// What others have there now, and how wrong that may be.
-    #[inline]
-    fn others_at(&self, now: u64, ttl: u64, service: f32) -> (f32, f32) {
-        let at = self.reported_at.load(Relaxed);
-        if at == UNKNOWN || now.saturating_sub(at) > ttl {
-            return (0.0, 0.0);
-        }
-        if self.scatter.get() == 0.0 {
-            return (self.others.get().max(0.0), 0.0);
-        }
-        let ages = seconds(now, at) / (NEWS * service).max(1e-9);
-        // Close to the exponential, and cheaper.
-        let weight = 1.0 / (1.0 + ages + 0.5 * ages * ages);
-        let mean = self.others.get();
-        let others = mean + weight * (self.last_others.get() - mean);
-        (others.max(0.0), self.scatter.get() * SCATTER * (1.0 - weight * weight))
-    }
-
-    /// Seconds that a service takes: our own answers first, then the endpoint's word, then the best.
-    #[inline]
-    fn service_at(&self, now: u64, best: f32) -> f32 {
-        let (own, answers) = self.speed.mean();
-        let fresh = self.freshness(now);
-        let samples = answers * fresh;
-        if samples > PLENTY {
-            return own;
-        }
-        let word = self.reported_service.get();
-        let (word, weight) = if word > 0.0 {
-            let heard = fading(seconds(now, self.reported_at.load(Relaxed)), WORD_HALF_LIFE);
-            (best + (word - best) * heard, WORD)
-        } else if answers > 0.0 {
-            (best, WORD * (1.0 - fresh))
-        } else {
-            (best, WORD)
-        };
-        (own * samples + word * weight) / (samples + weight)
-    }
-
     /// Worth of what is known of the speed, in answers.
     #[inline]
     fn confidence(&self, now: u64) -> f32 {
@@ -477,31 +336,6 @@ impl Load {
     #[inline]
     fn freshness(&self, now: u64) -> f32 {
         fading(seconds(now, self.answered_at.load(Relaxed)), HALF_LIFE)
-    }
-}
-
-impl Outline {
-    /// How many wait before a request when it comes, where what others have there is not a number but
-    /// a guess: the mean of what is above zero of a normal distribution, within 10%.
-    #[inline]
-    fn queue(&self) -> f32 {
-        let queue = self.ours + self.others + 1.0 - self.slots;
-        if self.variance == 0.0 {
-            return queue.max(0.0);
-        }
-        let doubt = std::f32::consts::FRAC_2_PI * self.variance;
-        0.5 * (queue + (queue * queue + doubt).sqrt())
-    }
-
-    /// Seconds until a request is expected to be done.
-    fn completion(&self) -> f32 {
-        self.service * (1.0 + self.queue() / self.slots)
-    }
-
-    #[inline]
-    fn cost(&self) -> f32 {
-        let crowd = self.ours * (1.0 + ALIKE * self.others);
-        self.service * (1.0 + (PATIENCE * self.queue() + CROWD * crowd) / self.slots)
     }
 }
 
@@ -562,94 +396,5 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.load.in_flight.fetch_sub(1, Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TTL: Duration = Duration::from_secs(1);
-
-    fn at(millis: u64) -> Time {
-        Time::new(Duration::from_millis(millis))
-    }
-
-    #[test]
-    fn guards_count_in_and_out() {
-        let load = Arc::new(Load::new(1));
-        let guards = [load.enter(), load.enter()];
-        assert_eq!(load.in_flight(), 2);
-        drop(guards);
-        assert_eq!(load.in_flight(), 0);
-    }
-
-    #[test]
-    fn a_report_is_corrected_by_what_was_sent_and_finished_since() {
-        let load = Arc::new(Load::new(1));
-        let ours = load.enter();
-        load.report(&Report { in_flight: Some(5), ..Report::default() }, at(0));
-        assert_eq!(load.occupancy(at(1), TTL), 5);
-        let more = [load.enter(), load.enter()];
-        assert_eq!(load.occupancy(at(1), TTL), 7);
-        drop(more);
-        drop(ours);
-        assert_eq!(load.occupancy(at(1), TTL), 4);
-        assert_eq!(load.occupancy(at(1500), TTL), 0, "a stale report is not believed");
-    }
-
-    #[test]
-    fn the_answer_that_bears_a_report_is_not_taken_off_twice() {
-        let load = Arc::new(Load::new(1));
-        let (bearer, _other) = (load.enter(), load.enter());
-        let report = Report { in_flight: Some(5), answered: 1, ..Report::default() };
-        load.report(&report, at(0));
-        drop(bearer);
-        assert_eq!(load.occupancy(at(1), TTL), 5);
-    }
-
-    #[test]
-    fn a_report_below_our_own_count_is_not_believed() {
-        let load = Arc::new(Load::new(1));
-        let _guards = [load.enter(), load.enter()];
-        load.report(&Report { in_flight: Some(0), ..Report::default() }, at(0));
-        assert_eq!(load.occupancy(at(0), TTL), 2);
-    }
-
-    #[test]
-    fn cost_is_the_expected_time_to_finish() {
-        let load = Arc::new(Load::new(2));
-        load.report(
-            &Report { service_time: Some(Duration::from_millis(10)), ..Report::default() },
-            at(0),
-        );
-        let cost = |load: &Load| (load.completion(at(0), TTL, 1.0) * 1e6).round();
-        assert_eq!(cost(&load), 10_000.0);
-        let _first = load.enter();
-        assert_eq!(cost(&load), 10_000.0, "a free slot costs no wait");
-        let _second = load.enter();
-        assert_eq!(cost(&load), 15_000.0);
-        let _third = load.enter();
-        assert_eq!(cost(&load), 20_000.0);
-    }
-
-    #[test]
-    fn failing_fast_is_expensive_and_forgiven() {
-        let load = Arc::new(Load::new(1));
-        let cost = |millis| load.cost(at(millis), TTL, 0.001);
-        for _ in 0..10 {
-            load.failed(at(0));
-        }
-        assert!(cost(0) > 5.0 && cost(0) < 10.0, "{}", cost(0));
-        assert!(cost(6000) < 0.01, "{}", cost(6000));
-        load.enter().answered(Duration::from_millis(1), at(0));
-        assert!(cost(0) < 0.01, "one answer makes good: {}", cost(0));
-    }
-
-    #[test]
-    fn waiting_behind_others_does_not_make_an_endpoint_slow() {
-        let load = Load::new(1);
-        load.observe(Duration::from_millis(40), 3, at(0));
-        assert!((load.service_seconds().unwrap_or(0.0) - 0.010).abs() < 1e-9);
     }
 }

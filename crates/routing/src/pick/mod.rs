@@ -166,6 +166,10 @@ mod tests {
         (0..n).map(|_| Endpoint(Arc::new(Load::new(4)))).collect()
     }
 
+    fn context(now: Time, turn: &Arc<Picks>) -> Context<'_> {
+        Context { now, report_ttl: Duration::from_secs(1), turn, key: None, ring: None }
+    }
+
     fn serves_in(endpoint: &Endpoint, millis: u64) {
         let report =
             Report { service_time: Some(Duration::from_millis(millis)), ..Report::default() };
@@ -173,13 +177,7 @@ mod tests {
     }
 
     fn run(policy: Policy, fleet: &[Endpoint], turn: &Arc<Picks>, rng: &mut Rng) -> Option<usize> {
-        let context = Context {
-            now: Time::default(),
-            report_ttl: Duration::from_secs(1),
-            turn,
-            key: None,
-            ring: None,
-        };
+        let context = context(Time::default(), turn);
         pick(policy, fleet, |_| false, &context, rng)
     }
 
@@ -207,13 +205,7 @@ mod tests {
         let mut shares = [0; 3];
         for number in 0..600 {
             let now = at(number * 50);
-            let context = Context {
-                now,
-                report_ttl: Duration::from_secs(1),
-                turn: &turn,
-                key: None,
-                ring: None,
-            };
+            let context = context(now, &turn);
             let chosen = pick(Policy::LeastCost, &fleet, |_| false, &context, &mut rng);
             let chosen = chosen.unwrap_or(usize::MAX);
             shares[chosen] += 1;
@@ -235,8 +227,8 @@ mod tests {
         let (mut had, mut held) = (0, std::collections::VecDeque::new());
         (600..60_000)
             .find(|number| {
-                let (now, ttl) = (at(*number), Duration::from_secs(1));
-                let context = Context { now, report_ttl: ttl, turn: &turn, key: None, ring: None };
+                let now = at(*number);
+                let context = context(now, &turn);
                 let chosen = pick(Policy::Adaptive, &fleet, |_| false, &context, &mut rng);
                 let chosen = chosen.unwrap_or(usize::MAX);
                 held.push_back(fleet[chosen].0.enter());
@@ -284,13 +276,7 @@ mod tests {
     fn no_policy_picks_what_is_excluded_and_each_finds_what_is_left() {
         for n in [1, 2, 5, 33, 200] {
             let (fleet, turn, mut rng) = (fleet(n), Arc::default(), Rng::new(3));
-            let context = Context {
-                now: Time::default(),
-                report_ttl: Duration::ZERO,
-                turn: &turn,
-                key: None,
-                ring: None,
-            };
+            let context = Context { report_ttl: Duration::ZERO, ..context(Time::default(), &turn) };
             for &(name, policy) in Policy::NAMES {
                 let only: *const Endpoint = &raw const fleet[n / 2];
                 let chosen = pick(policy, &fleet, |e| !std::ptr::eq(e, only), &context, &mut rng);

@@ -1,0 +1,150 @@
+//! What a request would cost at an endpoint, by what is known of its load.
+//!
+//! The number that pick compares. It has to be right on average and honest about what it can't see: how
+//! many others are there at this moment, and how fast an endpoint is that has hardly answered.
+
+use super::{Load, SCATTER, UNKNOWN, fading, float, nanos, seconds};
+use crate::Time;
+use crate::speed::narrow;
+use crate::sync::Ordering::Relaxed;
+use std::time::Duration;
+
+/// Seconds in which the endpoint's own word on its speed loses half its worth: one slow answer must not
+/// keep it out of use for ever.
+const WORD_HALF_LIFE: f32 = 10.0;
+/// Worth of the endpoint's own word on its speed, in answers: it decides where we know nothing. More
+/// would be worse: all proxies hear the same word, and would all follow its errors.
+const WORD: f32 = 1.0;
+/// Answers beside which its word does not count any more.
+const PLENTY: f32 = 30.0;
+/// For how many service times the last report says more than the mean of all.
+const NEWS: f32 = 0.2;
+/// What waiting costs beside the time that it takes: who waits keeps others waiting who come later.
+const PATIENCE: f32 = 1.3;
+/// What a full house costs, as a share of the service time: the fuller one of two endpoints is not
+/// preferred because it seems a little faster, which may be noise.
+const CROWD: f32 = 0.7;
+/// Our own requests stand for so many of each of the others': who sees what we see acts as we do.
+const ALIKE: f32 = 0.5;
+
+/// An endpoint at one moment, in requests and seconds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Outline {
+    pub(super) ours: f32,
+    pub(super) others: f32,
+    pub(super) variance: f32,
+    pub(super) slots: f32,
+    pub(super) service: f32,
+}
+
+impl Load {
+    /// Requests that are there now, from everyone: ours, and what others are likely to have there. A
+    /// report older than `ttl` is not believed.
+    pub fn occupancy(&self, now: Time, ttl: Duration) -> u32 {
+        let outline = self.outline(now.nanos(), nanos(ttl), 0.0);
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
+        let others = outline.others.round() as u32;
+        self.in_flight().saturating_add(others)
+    }
+
+    /// Seconds until a request sent now is expected to finish.
+    ///
+    /// `best` is the least service time in the pool, in seconds: it stands in for one that is not
+    /// known, and draws one that nothing has confirmed for a while towards itself, so that every
+    /// endpoint is tried again at times.
+    #[inline]
+    pub fn completion(&self, now: Time, ttl: Duration, best: f64) -> f64 {
+        let outline = self.outline(now.nanos(), nanos(ttl), narrow(best));
+        f64::from(outline.completion()) + self.penalty(now)
+    }
+
+    /// The cost that pick compares, in seconds: what [`Self::completion`] says, with what it costs
+    /// others to wait behind this request, and with the doubt about what cannot be seen.
+    #[inline]
+    pub fn cost(&self, now: Time, ttl: Duration, best: f64) -> f64 {
+        self.cost_at(now.nanos(), nanos(ttl), narrow(best))
+    }
+
+    /// The same with times in nanoseconds.
+    #[inline]
+    pub(crate) fn cost_at(&self, now: u64, ttl: u64, best: f32) -> f64 {
+        f64::from(self.outline(now, ttl, best).cost()) + self.penalty_at(now)
+    }
+
+    /// Seconds that a request is expected to take here once it runs; `best` as for [`Self::cost`].
+    pub fn expected_service(&self, now: Time, best: f64) -> f64 {
+        f64::from(self.service_at(now.nanos(), narrow(best)))
+    }
+
+    #[inline]
+    pub(super) fn outline(&self, now: u64, ttl: u64, best: f32) -> Outline {
+        let service = self.service_at(now, best);
+        let (others, variance) = self.others_at(now, ttl, service);
+        let slots = float(self.slots());
+        Outline { ours: float(self.in_flight()), others, variance, slots, service }
+    }
+
+    /// What others have there now, and how wrong that may be.
+    #[inline]
+    fn others_at(&self, now: u64, ttl: u64, service: f32) -> (f32, f32) {
+        let at = self.reported_at.load(Relaxed);
+        if at == UNKNOWN || now.saturating_sub(at) > ttl {
+            return (0.0, 0.0);
+        }
+        if self.scatter.get() == 0.0 {
+            return (self.others.get().max(0.0), 0.0);
+        }
+        let ages = seconds(now, at) / (NEWS * service).max(1e-9);
+        // Close to the exponential, and cheaper.
+        let weight = 1.0 / (1.0 + ages + 0.5 * ages * ages);
+        let mean = self.others.get();
+        let others = mean + weight * (self.last_others.get() - mean);
+        (others.max(0.0), self.scatter.get() * SCATTER * (1.0 - weight * weight))
+    }
+
+    /// Seconds that a service takes: our own answers first, then the endpoint's word, then the best.
+    #[inline]
+    fn service_at(&self, now: u64, best: f32) -> f32 {
+        let (own, answers) = self.speed.mean();
+        let fresh = self.freshness(now);
+        let samples = answers * fresh;
+        if samples > PLENTY {
+            return own;
+        }
+        let word = self.reported_service.get();
+        let (word, weight) = if word > 0.0 {
+            let heard = fading(seconds(now, self.reported_at.load(Relaxed)), WORD_HALF_LIFE);
+            (best + (word - best) * heard, WORD)
+        } else if answers > 0.0 {
+            (best, WORD * (1.0 - fresh))
+        } else {
+            (best, WORD)
+        };
+        (own * samples + word * weight) / (samples + weight)
+    }
+}
+
+impl Outline {
+    /// How many wait before a request when it comes, where what others have there is not a number but
+    /// a guess: the mean of what is above zero of a normal distribution, within 10%.
+    #[inline]
+    fn queue(&self) -> f32 {
+        let queue = self.ours + self.others + 1.0 - self.slots;
+        if self.variance == 0.0 {
+            return queue.max(0.0);
+        }
+        let doubt = std::f32::consts::FRAC_2_PI * self.variance;
+        0.5 * (queue + (queue * queue + doubt).sqrt())
+    }
+
+    /// Seconds until a request is expected to be done.
+    pub(super) fn completion(&self) -> f32 {
+        self.service * (1.0 + self.queue() / self.slots)
+    }
+
+    #[inline]
+    pub(super) fn cost(&self) -> f32 {
+        let crowd = self.ours * (1.0 + ALIKE * self.others);
+        self.service * (1.0 + (PATIENCE * self.queue() + CROWD * crowd) / self.slots)
+    }
+}

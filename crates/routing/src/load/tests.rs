@@ -1,0 +1,85 @@
+use super::*;
+
+const TTL: Duration = Duration::from_secs(1);
+
+fn at(millis: u64) -> Time {
+    Time::new(Duration::from_millis(millis))
+}
+
+#[test]
+fn guards_count_in_and_out() {
+    let load = Arc::new(Load::new(1));
+    let guards = [load.enter(), load.enter()];
+    assert_eq!(load.in_flight(), 2);
+    drop(guards);
+    assert_eq!(load.in_flight(), 0);
+}
+
+#[test]
+fn a_report_is_corrected_by_what_was_sent_and_finished_since() {
+    let load = Arc::new(Load::new(1));
+    let ours = load.enter();
+    load.report(&Report { in_flight: Some(5), ..Report::default() }, at(0));
+    assert_eq!(load.occupancy(at(1), TTL), 5);
+    let more = [load.enter(), load.enter()];
+    assert_eq!(load.occupancy(at(1), TTL), 7);
+    drop(more);
+    drop(ours);
+    assert_eq!(load.occupancy(at(1), TTL), 4);
+    assert_eq!(load.occupancy(at(1500), TTL), 0, "a stale report is not believed");
+}
+
+#[test]
+fn the_answer_that_bears_a_report_is_not_taken_off_twice() {
+    let load = Arc::new(Load::new(1));
+    let (bearer, _other) = (load.enter(), load.enter());
+    let report = Report { in_flight: Some(5), answered: 1, ..Report::default() };
+    load.report(&report, at(0));
+    drop(bearer);
+    assert_eq!(load.occupancy(at(1), TTL), 5);
+}
+
+#[test]
+fn a_report_below_our_own_count_is_not_believed() {
+    let load = Arc::new(Load::new(1));
+    let _guards = [load.enter(), load.enter()];
+    load.report(&Report { in_flight: Some(0), ..Report::default() }, at(0));
+    assert_eq!(load.occupancy(at(0), TTL), 2);
+}
+
+#[test]
+fn cost_is_the_expected_time_to_finish() {
+    let load = Arc::new(Load::new(2));
+    load.report(
+        &Report { service_time: Some(Duration::from_millis(10)), ..Report::default() },
+        at(0),
+    );
+    let cost = |load: &Load| (load.completion(at(0), TTL, 1.0) * 1e6).round();
+    assert_eq!(cost(&load), 10_000.0);
+    let _first = load.enter();
+    assert_eq!(cost(&load), 10_000.0, "a free slot costs no wait");
+    let _second = load.enter();
+    assert_eq!(cost(&load), 15_000.0);
+    let _third = load.enter();
+    assert_eq!(cost(&load), 20_000.0);
+}
+
+#[test]
+fn failing_fast_is_expensive_and_forgiven() {
+    let load = Arc::new(Load::new(1));
+    let cost = |millis| load.cost(at(millis), TTL, 0.001);
+    for _ in 0..10 {
+        load.failed(at(0));
+    }
+    assert!(cost(0) > 5.0 && cost(0) < 10.0, "{}", cost(0));
+    assert!(cost(6000) < 0.01, "{}", cost(6000));
+    load.enter().answered(Duration::from_millis(1), at(0));
+    assert!(cost(0) < 0.01, "one answer makes good: {}", cost(0));
+}
+
+#[test]
+fn waiting_behind_others_does_not_make_an_endpoint_slow() {
+    let load = Load::new(1);
+    load.observe(Duration::from_millis(40), 3, at(0));
+    assert!((load.service_seconds().unwrap_or(0.0) - 0.010).abs() < 1e-9);
+}
