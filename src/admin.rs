@@ -279,6 +279,10 @@ fn describe() {
     );
     gauge!(metric::IN_FLIGHT, "requests inside the proxy");
     counter!(metric::ATTEMPTS, "attempts by how they ended");
+    counter!(
+        metric::UNSOLICITED,
+        "connections to endpoints that were to be used and held bytes that answer no request"
+    );
     counter!(metric::RETRIES, "requests that were sent once more");
     counter!(metric::RETRIES_REFUSED, "retries that the budget refused");
     gauge!(metric::PENDING, "requests that wait in the proxy for an endpoint");

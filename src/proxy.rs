@@ -15,13 +15,15 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use forebay_protocol::Reason;
 use forebay_protocol::oip::Call;
-use http::HeaderMap;
+use http::{HeaderMap, Method};
 use pingora::connectors::http::Connector;
 use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::proxy::{FailToProxy, ProxyHttp, Session};
+use pingora::protocols::Digest;
+use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, Result};
 use std::ops::ControlFlow;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -100,16 +102,57 @@ impl ProxyHttp for Proxy {
         request: &mut Request,
     ) -> Result<()> {
         let limits = &self.snapshot.load().config.limits;
-        stream::request_body(request, body.as_ref().map_or(0, Bytes::len), end, limits)
+        stream::request_body(request, body.as_ref().map_or(0, Bytes::len), end, limits)?;
+        // Pingora would write an empty last piece as a chunk, and so end the body twice: an HTTP/2
+        // client may send its end in a frame of its own.
+        if end && body.as_ref().is_some_and(Bytes::is_empty) {
+            *body = None;
+        }
+        Ok(())
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _: &mut Session,
+        reused: bool,
+        peer: &HttpPeer,
+        socket: RawFd,
+        _: Option<&Digest>,
+        request: &mut Request,
+    ) -> Result<()> {
+        stream::connected(request, reused, peer, socket)
+    }
+
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        request: &mut Request,
+        reused: bool,
+    ) -> Box<Error> {
+        stream::broke_off(session, request, error.more_context(format!("Peer: {peer}")), reused)
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _: &mut Session,
+        _: &mut Option<Bytes>,
+        end: bool,
+        request: &mut Request,
+    ) -> Result<Option<Duration>> {
+        stream::response_body(request, end);
+        Ok(None)
     }
 
     async fn response_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         head: &mut ResponseHeader,
         request: &mut Request,
     ) -> Result<()> {
-        stream::response_header(request, head)
+        let is_head = session.req_header().method == Method::HEAD;
+        stream::response_header(request, head, is_head)
     }
 
     fn upstream_response_trailer_filter(
@@ -134,7 +177,7 @@ impl ProxyHttp for Proxy {
             request.refusal = Some(refusal.clone());
             // Pingora closes the connection after an error; the caller must be told.
             session.downstream_session.set_keepalive(None);
-            if (session.response_written().is_none() || request.identity.grpc.is_some())
+            if (!stream::has_answered(session) || request.identity.grpc.is_some())
                 && let Err(error) = answer::refuse(session, request, &refusal).await
             {
                 tracing::debug!(%error, "the caller left before the refusal");
@@ -145,6 +188,16 @@ impl ProxyHttp for Proxy {
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, request: &mut Request) {
         observe(&self.observer, session, request, error);
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _: &Session,
+        _: &Request,
+        _: &Error,
+        _: ProxyWarnLogContext,
+    ) -> bool {
+        true
     }
 
     fn suppress_error_log(&self, _: &Session, _: &Request, _: &Error) -> bool {

@@ -5,6 +5,7 @@
 use crate::error::Refusal;
 use crate::flow::admit::Way;
 use crate::flow::balance::Picked;
+use crate::flow::forward::wire::Wire;
 use crate::flow::identify::Identity;
 use crate::flow::route::Target;
 use crate::server::{HeldBytes, InFlightRequest};
@@ -52,6 +53,8 @@ pub struct Request {
     pub times: Times,
     /// Bytes of the body that came in.
     pub bytes_in: u64,
+    /// The present exchange on the stream way, if it is in HTTP/1.
+    pub wire: Option<Wire>,
 }
 
 /// What became of a second attempt beside a slow first one.
@@ -119,6 +122,7 @@ impl Request {
             answered_after: None,
             times: Times::default(),
             bytes_in: 0,
+            wire: None,
         }
     }
 

@@ -10,6 +10,9 @@ pub mod proxy {
     pub const IN_FLIGHT: &str = "forebay_requests_in_flight";
     /// Counter: attempts by `pool`, `endpoint`, `outcome`.
     pub const ATTEMPTS: &str = "forebay_attempts_total";
+    /// Counter: connections that were to be used and held bytes that answer no request, by `pool`,
+    /// `endpoint`.
+    pub const UNSOLICITED: &str = "forebay_endpoint_unsolicited_total";
     /// Counter: retries by `pool`.
     pub const RETRIES: &str = "forebay_retries_total";
     /// Counter: retries that the budget refused, by `pool`.

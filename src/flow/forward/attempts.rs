@@ -16,7 +16,7 @@
 //! makes them fail, and one caller's bad request must not take endpoints out of rotation.
 
 use super::exchange::{Answer, Message, exchange, message_of, trouble_of};
-use super::{count_answer, count_attempt, take_in_report};
+use super::{count_answer, count_attempt, count_unsolicited, take_in_report};
 use crate::clock;
 use crate::config::Trouble;
 use crate::error::Refusal;
@@ -63,6 +63,7 @@ struct Attempt {
     /// Its place among the request's attempts.
     index: usize,
     endpoint: Arc<Endpoint>,
+    pool: Arc<Pool>,
     started: Instant,
     /// When it is given up.
     until: Instant,
@@ -82,7 +83,9 @@ enum Ended {
 impl Attempt {
     async fn send(&self, message: &Message, connector: &Connector) -> Ended {
         let peer = self.endpoint.peer(message.is_grpc);
-        match timeout_at(self.until.into(), exchange(peer, message, connector)).await {
+        let unsolicited = || count_unsolicited(&self.pool.config.name, &self.endpoint.state);
+        let exchange = exchange(peer, message, connector, unsolicited);
+        match timeout_at(self.until.into(), exchange).await {
             Ok(Ok(answer)) => Ended::Answered(answer),
             Ok(Err(error)) => Ended::Broke(error),
             Err(_) => Ended::TooLate,
@@ -226,6 +229,7 @@ impl<'a> Attempts<'a> {
             index: self.request.attempts.len() - 1,
             heard: endpoint.state.answers_so_far(),
             endpoint,
+            pool: Arc::clone(&self.target.pool),
             started,
             until: own.unwrap_or(deadline),
             cut_short: own.is_some(),

@@ -1,5 +1,6 @@
 //! One request to one endpoint, and its answer.
 
+use super::wire::{self, Before, UNSOLICITED};
 use super::{grpc, stamp};
 use crate::config::Trouble;
 use crate::flow::fallback;
@@ -7,11 +8,12 @@ use bytes::Bytes;
 use forebay_protocol::grpc::Code;
 use forebay_protocol::{Reason, header};
 use http::{HeaderMap, StatusCode};
-use pingora::ErrorType;
 use pingora::connectors::http::Connector;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::UniqueID;
 use pingora::protocols::http::client::HttpSession as EndpointSession;
 use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorType};
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
@@ -109,17 +111,22 @@ pub(super) async fn trailers(
 
 /// Sends the request and reads the answer, up to the bound that is held. If the connection was a
 /// kept one that closed before it answered, the endpoint gets the request once more on a new one:
-/// it had done nothing wrong but to be idle for longer than it keeps connections.
+/// it had done nothing wrong but to be idle for longer than it keeps connections. `unsolicited` is told
+/// if the endpoint had sent bytes on the connection before that.
 pub(super) async fn exchange(
     peer: &HttpPeer,
     message: &Message,
     connector: &Connector,
+    unsolicited: impl Fn(),
 ) -> pingora::Result<Answer> {
     let (session, reused) = connector.get_http_session(peer).await?;
     let mut begun = begin(session, message).await;
+    if begun.as_ref().is_err_and(|error| *error.etype() == UNSOLICITED) {
+        unsolicited();
+    }
     if let Err(error) = &begun
         && reused
-        && closed_while_idle(error)
+        && (closed_while_idle(error) || *error.etype() == UNSOLICITED)
     {
         let mut fresh = peer.clone();
         // A key of its own: no kept connection has it.
@@ -127,7 +134,7 @@ pub(super) async fn exchange(
         let (session, _) = connector.get_http_session(&fresh).await?;
         begun = begin(session, message).await;
     }
-    let Begun { mut session, head, sent } = begun?;
+    let Begun { mut session, head, keep } = begun?;
     let mut body = Vec::with_capacity(1);
     let mut held = 0;
     while let Some(chunk) = session.read_response_body().await? {
@@ -138,14 +145,15 @@ pub(super) async fn exchange(
         }
     }
     let trailers = trailers(&mut session).await?;
-    if sent {
+    if keep {
         let idle = peer.options.idle_timeout;
         connector.release_http_session(session, peer, idle).await;
     }
     Ok(Answer { head, body, trailers, rest: None })
 }
 
-fn closed_while_idle(error: &pingora::Error) -> bool {
+/// May a kept connection that breaks so have been closed by the endpoint before the request came?
+pub(super) fn closed_while_idle(error: &Error) -> bool {
     use ErrorType::{ConnectionClosed, ReadError, WriteError};
     matches!(error.etype(), ConnectionClosed | ReadError | WriteError)
 }
@@ -154,18 +162,29 @@ fn closed_while_idle(error: &pingora::Error) -> bool {
 struct Begun {
     session: EndpointSession,
     head: Box<ResponseHeader>,
-    /// Whether the whole request was sent; otherwise the connection can't be used again.
-    sent: bool,
+    /// Whether the connection can be used again: the whole request was sent before its answer came.
+    keep: bool,
 }
 
 async fn begin(mut session: EndpointSession, message: &Message) -> pingora::Result<Begun> {
+    let socket = session.as_http1().map(UniqueID::id);
+    match socket.map_or(Before::Quiet, wire::look) {
+        Before::Quiet => {}
+        Before::Closed => {
+            return Error::e_explain(ErrorType::ConnectionClosed, "closed while idle");
+        }
+        Before::Unsolicited => return Error::e_explain(UNSOLICITED, "an answer to no request"),
+    }
     let Err(error) = send(&mut session, message).await else {
+        // An endpoint that answers before it has the whole body may read the rest as another request.
+        let early = !message.body.is_empty()
+            && socket.is_some_and(|socket| wire::look(socket) == Before::Unsolicited);
         let head = final_header(&mut session).await?;
-        return Ok(Begun { session, head, sent: true });
+        return Ok(Begun { session, head, keep: !early });
     };
     // It may have answered without reading all of the request.
     match timeout(EARLY_ANSWER, final_header(&mut session)).await {
-        Ok(Ok(head)) => Ok(Begun { session, head, sent: false }),
+        Ok(Ok(head)) => Ok(Begun { session, head, keep: false }),
         _ => Err(error),
     }
 }
@@ -185,22 +204,31 @@ async fn send(session: &mut EndpointSession, message: &Message) -> pingora::Resu
 
 /// The header of the answer itself, after any that only say to wait.
 async fn final_header(session: &mut EndpointSession) -> pingora::Result<Box<ResponseHeader>> {
+    let mut interim = 0;
     loop {
         session.read_response_header().await?;
+        if let EndpointSession::H1(session) = session {
+            wire::check_raw(&session.get_headers_raw_bytes())?;
+        }
         match session.response_header() {
             Some(head) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
-                let error = "a switch of protocols that nobody asked for";
-                return pingora::Error::e_explain(ErrorType::InvalidHTTPHeader, error);
+                return wire::invalid("a switch of protocols that was not asked for");
             }
-            Some(head) if head.status.is_informational() => {}
-            Some(head) => return Ok(Box::new(head.clone())),
-            None => return pingora::Error::e_explain(ErrorType::ReadError, "no response header"),
+            Some(head) if head.status.is_informational() => wire::count_interim(&mut interim)?,
+            Some(head) => {
+                wire::check(head)?;
+                return Ok(Box::new(head.clone()));
+            }
+            None => return Error::e_explain(ErrorType::ReadError, "no response header"),
         }
     }
 }
 
+/// Pingora's name for a chunked body that breaks the rules; its constant is not public.
+const INVALID_CHUNK: ErrorType = ErrorType::new("InvalidChunk");
+
 /// What went wrong in an exchange with an endpoint, and why as the caller is told.
-pub(super) fn trouble_of(error: &pingora::Error) -> (Trouble, Reason) {
+pub(super) fn trouble_of(error: &Error) -> (Trouble, Reason) {
     use ErrorType::{
         BindError, ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout,
         InvalidHTTPHeader, SocketError,
@@ -209,6 +237,9 @@ pub(super) fn trouble_of(error: &pingora::Error) -> (Trouble, Reason) {
         ConnectError | ConnectRefused | ConnectTimedout | ConnectNoRoute | BindError
         | SocketError => (Trouble::Connect, Reason::ConnectFailed),
         InvalidHTTPHeader => (Trouble::Invalid, Reason::InvalidResponse),
+        kind if *kind == UNSOLICITED || *kind == INVALID_CHUNK => {
+            (Trouble::Invalid, Reason::InvalidResponse)
+        }
         _ => (Trouble::Reset, Reason::EndpointReset),
     }
 }

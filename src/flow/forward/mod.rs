@@ -5,6 +5,7 @@ mod exchange;
 pub mod grpc;
 pub mod stream;
 pub mod unary;
+pub mod wire;
 
 use crate::flow::route::Target;
 use crate::pool::EndpointState;
@@ -103,6 +104,16 @@ fn count_answer(target: &Target, endpoint: &EndpointState) {
 /// Counts how any other attempt ended.
 fn count_attempt(target: &Target, endpoint: &EndpointState, outcome: &'static str) {
     attempts(target, endpoint, outcome).increment(1);
+}
+
+/// Counts a connection that is closed since the endpoint sent bytes on it that answer no request.
+fn count_unsolicited(pool: &str, endpoint: &EndpointState) {
+    metrics::counter!(
+        metric::proxy::UNSOLICITED,
+        "pool" => pool.to_owned(),
+        "endpoint" => endpoint.name.to_string(),
+    )
+    .increment(1);
 }
 
 fn attempts(target: &Target, endpoint: &EndpointState, outcome: &'static str) -> Counter {

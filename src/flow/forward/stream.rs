@@ -4,7 +4,8 @@
 //! give up what needs the whole request in hand: only a connection that failed before anything was
 //! sent is tried again.
 
-use super::exchange::{message_of, trouble_of};
+use super::exchange::{closed_while_idle, message_of, trouble_of};
+use super::wire::{self, Before, UNSOLICITED, Wire};
 use super::{count_answer, count_attempt, prepare_answer, prepare_request, stamp, take_in_report};
 use crate::config::Limits;
 use crate::error::Refusal;
@@ -15,14 +16,18 @@ use crate::flow::fallback;
 use crate::flow::route::Target;
 use crate::pool::{Endpoint, EndpointState};
 use crate::request::Request;
-use forebay_protocol::grpc::Method;
+use forebay_protocol::grpc;
+use forebay_protocol::oip::Call;
 use forebay_protocol::{Reason, header};
 use forebay_routing::Outcome;
-use http::StatusCode;
+use http::{Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
+use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// An error that stands for a refusal: the text is in the request.
 fn refused(request: &mut Request, refusal: Refusal) -> Box<Error> {
@@ -46,16 +51,21 @@ pub async fn peer(request: &mut Request, limits: &Limits) -> pingora::Result<Box
         let refusal = Refusal::new(Reason::DeadlineExceeded, "no answer before the deadline");
         return Err(refused(request, refusal));
     }
+    let left = request.time_left().unwrap_or(limits.stream_idle);
+    // A kept connection had closed: the endpoint itself is not at fault, and gets another one.
+    if let Some(endpoint) = again(request) {
+        let mut peer = endpoint_peer(request, &endpoint, left);
+        // A key of its own: no kept connection has it, and this one is not kept.
+        peer.group_key = fastrand::u64(1..);
+        peer.options.idle_timeout = Some(Duration::ZERO);
+        return Ok(peer);
+    }
     let mut first = None;
     let endpoint = loop {
         let refusal = match balance(request, &target).await {
             Ok(endpoint) => break endpoint,
             Err(refusal) => refusal,
         };
-        // Pingora asks again if a kept connection had closed: the endpoint itself is not at fault.
-        if let Some(endpoint) = again(request) {
-            break endpoint;
-        }
         let next = stand_in(request, &target, &refusal);
         // What was wrong with the variant that was asked for says more than what a lesser one lacked.
         let (asked, refusal) = first.get_or_insert_with(|| (target.clone(), refusal)).clone();
@@ -65,12 +75,17 @@ pub async fn peer(request: &mut Request, limits: &Limits) -> pingora::Result<Box
         };
         target = next;
     };
+    // The wait for an endpoint took of the time.
     let left = request.time_left().unwrap_or(limits.stream_idle);
+    Ok(endpoint_peer(request, &endpoint, left))
+}
+
+fn endpoint_peer(request: &Request, endpoint: &Endpoint, left: Duration) -> Box<HttpPeer> {
     let mut peer = Box::new(endpoint.peer(request.identity.grpc.is_some()).clone());
     // Per read: a stream may last longer than the deadline as long as it moves.
     peer.options.read_timeout = Some(left);
     peer.options.write_timeout = Some(left);
-    Ok(peer)
+    peer
 }
 
 /// The next variant that may stand in. The model of a call that is piped can't be exchanged if it
@@ -88,6 +103,76 @@ fn stand_in(request: &mut Request, target: &Target, refusal: &Refusal) -> Option
 fn again(request: &mut Request) -> Option<Arc<Endpoint>> {
     let last = request.attempts.last_mut().filter(|last| last.guard.is_some())?;
     Some(Arc::clone(&last.endpoint))
+}
+
+/// Looks at a connection before the request is written to it.
+///
+/// # Errors
+/// It can't be used; the error says whether another attempt may follow.
+pub fn connected(
+    request: &mut Request,
+    reused: bool,
+    peer: &HttpPeer,
+    socket: RawFd,
+) -> pingora::Result<()> {
+    request.wire = None;
+    // In HTTP/2 an endpoint may speak first, and each answer names its request.
+    if peer.options.alpn.get_max_http_version() > 1 {
+        return Ok(());
+    }
+    let before = wire::look(socket);
+    if before == Before::Unsolicited
+        && let (Some(target), Some(picked)) = (&request.target, request.attempts.last())
+    {
+        super::count_unsolicited(&target.pool.config.name, &picked.endpoint.state);
+    }
+    if before == Before::Quiet || (before == Before::Closed && !reused) {
+        request.wire = Some(Wire::new(socket));
+        return Ok(());
+    }
+    let mut error = Error::explain(UNSOLICITED, "the connection can't be used");
+    error.as_up();
+    if reused {
+        error.set_retry(true);
+        return Err(error);
+    }
+    // What is sent before any request is no way to begin: as if there were no connection.
+    Err(connect_failed(request, error))
+}
+
+/// Decides whether the request may be sent again after an exchange that failed.
+pub fn broke_off(
+    session: &Session,
+    request: &mut Request,
+    mut error: Box<Error>,
+    reused: bool,
+) -> Box<Error> {
+    request.wire = None;
+    if *error.etype() == UNSOLICITED {
+        return error;
+    }
+    let again = error.esource() == &ErrorSource::Upstream
+        && !has_answered(session)
+        && reused
+        && closed_while_idle(&error)
+        && may_be_sent_again(session, request);
+    error.set_retry(again);
+    error
+}
+
+/// Has the final answer begun on its way to the client?
+pub fn has_answered(session: &Session) -> bool {
+    session.response_written().is_some_and(|head| !head.status.is_informational())
+}
+
+/// Has the request no effect but its answer, and is its body at hand?
+fn may_be_sent_again(session: &Session, request: &Request) -> bool {
+    let identity = &request.identity;
+    let method = &session.req_header().method;
+    let infers = matches!(identity.call, Some(Call::Infer | Call::ModelOther));
+    (method.is_idempotent() || (method == Method::POST && infers))
+        && !identity.upgrade
+        && !session.as_ref().retry_buffer_truncated()
 }
 
 /// Notes that an endpoint could not be reached, and lets Pingora try another if that is allowed.
@@ -128,8 +213,11 @@ pub fn request_body(
     limits: &Limits,
 ) -> pingora::Result<()> {
     request.bytes_in += bytes as u64;
+    if end && let Some(wire) = &mut request.wire {
+        wire.request_sent();
+    }
     // Messages of a stream are bounded one by one, by the endpoint, and it may last.
-    if request.identity.grpc.is_some_and(Method::is_stream) {
+    if request.identity.grpc.is_some_and(grpc::Method::is_stream) {
         return Ok(());
     }
     if request.bytes_in > limits.body {
@@ -146,7 +234,18 @@ pub fn request_body(
 ///
 /// # Errors
 /// A header that can't be written.
-pub fn response_header(request: &mut Request, head: &mut ResponseHeader) -> pingora::Result<()> {
+pub fn response_header(
+    request: &mut Request,
+    head: &mut ResponseHeader,
+    is_head: bool,
+) -> pingora::Result<()> {
+    if let Some(wire) = &mut request.wire {
+        wire::check(head)?;
+        wire.answer_began(head, is_head)?;
+    }
+    if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(());
+    }
     let Some(target) = request.target.clone() else { return Ok(()) };
     let Some(picked) = request.attempts.last() else { return Ok(()) };
     if head.status == StatusCode::SWITCHING_PROTOCOLS && !request.identity.upgrade {
@@ -163,6 +262,13 @@ pub fn response_header(request: &mut Request, head: &mut ResponseHeader) -> ping
     let complete = head.headers.contains_key(http::header::CONTENT_LENGTH);
     take_in_report(&head.headers, &target, &picked.endpoint.state, complete);
     prepare_answer(head, request, &target, &picked.endpoint.state)
+}
+
+/// Takes in a piece of the answer's body.
+pub fn response_body(request: &Request, end: bool) {
+    if end && let Some(wire) = &request.wire {
+        wire.answer_ended();
+    }
 }
 
 /// Takes in what the header of an answer says of the endpoint. When it comes says nothing: it may be
