@@ -10,6 +10,7 @@
 use crate::config::{self, Listener, Protocol};
 use crate::connections::Connections;
 use crate::flow::accept::Accept;
+use crate::flow::http2;
 use crate::flow::tcp::Layer4;
 use crate::proxy::Proxy;
 use anyhow::{Context, Result};
@@ -277,9 +278,12 @@ fn http(proxy: &Proxy, h2: bool, server: &config::Server) -> HttpProxy<Proxy> {
     };
     let mut app = HttpProxy::new(proxy.clone(), Arc::new(conf));
     app.handle_init_modules();
+    app.h2_options = Some(http2::options());
     let mut options = HttpServerOptions::default();
     // Within TLS it is agreed upon beforehand.
     options.h2c = h2;
+    // It is refused in the usual form, see `head::check_http2`.
+    options.allow_connect_method_proxying = true;
     options.h2_idle_timeout = Some(Duration::from_secs(60));
     app.server_options = Some(options);
     app

@@ -6,7 +6,7 @@ use crate::flow::admit::{Way, admit};
 use crate::flow::forward::{self, stream, unary};
 use crate::flow::grpc;
 use crate::flow::observe::{Observer, observe};
-use crate::flow::{accept, identify, route::route};
+use crate::flow::{accept, head, identify, route::route};
 use crate::pool::Snapshot;
 use crate::request::Request;
 use crate::server::Lifecycle;
@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use forebay_protocol::Reason;
 use forebay_protocol::oip::Call;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, Version};
 use pingora::connectors::http::Connector;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
@@ -221,6 +221,14 @@ impl Proxy {
             request.refusal = Some(Refusal::new(Reason::InvalidRequest, message));
             return Ok(None);
         }
+        if version == Version::HTTP_2
+            && let Err(refusal) = head::check_http2(head)
+        {
+            request.refusal = Some(refusal);
+            // It may be long, and the answer may be waited for.
+            forget_fields(session.req_header_mut());
+            return Ok(None);
+        }
         if let Some(Call::ServerLive | Call::ServerReady) = request.identity.call {
             let ready = self.lifecycle.is_ready(snapshot);
             answer::health(session, request, ready).await?;
@@ -292,6 +300,13 @@ impl Proxy {
                 Ok(ControlFlow::Break(()))
             }
         }
+    }
+}
+
+fn forget_fields(head: &mut RequestHeader) {
+    let names: Vec<_> = head.headers.keys().cloned().collect();
+    for name in &names {
+        head.remove_header(name);
     }
 }
 

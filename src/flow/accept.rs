@@ -11,7 +11,8 @@
 use crate::connections::{Connection, Connections};
 use crate::error::Refusal;
 use crate::flow::caller::{Arrival, Caller};
-use crate::flow::observe::{Observer, turned_away};
+use crate::flow::http2::Http2;
+use crate::flow::observe::{Observer, TurnedAway, turned_away};
 use crate::flow::proxy_protocol;
 use crate::flow::tls::{self, Encrypted};
 use crate::pool::Snapshot;
@@ -116,28 +117,13 @@ impl ServerApp for Accept {
         let left = until.saturating_duration_since(Instant::now());
         let first = caller.next(left, in_all).await;
         if h2 && matches!(first, Arrival::Http2) {
-            let stream = rewound(caller)?;
-            return ServerApp::process_new(&self.proxy, stream, shutdown).await;
+            let (stream, ended) = Http2::new(caller, &connection, Arc::clone(&self.observer));
+            ServerApp::process_new(&self.proxy, Box::new(stream), shutdown).await;
+            ended.note(&mut connection);
+            return None;
         }
         self.http1(caller, first, &mut connection, shutdown).await;
         None
-    }
-}
-
-/// The connection as it was before anything was read from it.
-fn rewound(caller: Caller) -> Option<Stream> {
-    let (stream, ahead) = caller.into_parts();
-    match stream.into_any().downcast::<Encrypted>() {
-        Ok(mut stream) => {
-            stream.rewind(ahead);
-            Some(stream)
-        }
-        // Without TLS it is a socket.
-        Err(other) => {
-            let mut stream = other.downcast::<L4Stream>().ok()?;
-            stream.rewind(&ahead);
-            Some(stream)
-        }
     }
 }
 
@@ -254,7 +240,10 @@ impl Accept {
     /// read for as long as `linger`: closing before would reset the connection and destroy the
     /// answer.
     async fn refuse(&self, caller: Caller, refusal: &Refusal, linger: Duration) {
-        let request_id = turned_away(&self.observer, &caller, refusal);
+        let tls = caller.tls();
+        let (client, head) = (caller.address(), caller.ahead());
+        let from = TurnedAway { client, tls: tls.as_deref(), head };
+        let request_id = turned_away(&self.observer, &from, refusal);
         let Ok((head, body)) = refusal.answer(&request_id) else { return };
         let mut answer = format!("HTTP/1.1 {}\r\n", refusal.reason.status());
         for (name, value) in &head.headers {

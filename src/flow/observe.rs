@@ -2,7 +2,6 @@
 
 use crate::access_log::{self, AccessLogger};
 use crate::error::Refusal;
-use crate::flow::caller::Caller;
 use crate::flow::head;
 use crate::flow::identify::Identity;
 use crate::request::Request;
@@ -66,9 +65,19 @@ pub fn observe(
     request.counted = None;
 }
 
+/// The connection of something that is not a request, or not yet.
+pub struct TurnedAway<'a> {
+    /// Address of the client.
+    pub client: Option<String>,
+    /// Version of TLS that it speaks.
+    pub tls: Option<&'a str>,
+    /// What there is of a request's header, as HTTP/1.1 has it.
+    pub head: &'a [u8],
+}
+
 /// Records a request that was refused before it was one: its head is not complete, or wrong. Returns
 /// the id that it is given.
-pub fn turned_away(observer: &Observer, caller: &Caller, refusal: &Refusal) -> String {
+pub fn turned_away(observer: &Observer, from: &TurnedAway<'_>, refusal: &Refusal) -> String {
     let status = refusal.reason.status().as_u16();
     metrics::counter!(
         metric::proxy::REQUESTS,
@@ -79,13 +88,13 @@ pub fn turned_away(observer: &Observer, caller: &Caller, refusal: &Refusal) -> S
     let identity = Identity::anonymous();
     // A flood of connections must not become a flood of lines: those are counted.
     if observer.log.is_on() && refusal.reason != Reason::ConnectionLimit {
-        let (method, path) = head::request_line(caller.ahead());
+        let (method, path) = head::request_line(from.head);
         observer.log.write(&access_log::Line {
             time: access_log::timestamp(std::time::SystemTime::now()),
             request_id: &identity.request_id,
             trace_id: identity.trace_id(),
-            client: caller.address(),
-            tls: caller.tls().as_deref(),
+            client: from.client.clone(),
+            tls: from.tls,
             method: shortened(&method),
             path: shortened(&path),
             grpc_status: None,

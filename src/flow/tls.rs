@@ -8,7 +8,6 @@
 use crate::config::{Config, Tls};
 use crate::connections::Connections;
 use async_trait::async_trait;
-use bytes::{Buf, BytesMut};
 use forebay_protocol::metric;
 use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::protocols::raw_connect::ProxyDigest;
@@ -119,8 +118,6 @@ pub fn version<S>(stream: &TlsStream<S>) -> &'static str {
 #[derive(Debug)]
 pub struct Encrypted {
     stream: TlsStream<L4Stream>,
-    /// Read already, and to be read again.
-    ahead: BytesMut,
     digest: Arc<SslDigest>,
 }
 
@@ -130,12 +127,7 @@ impl Encrypted {
         let suite = stream.get_ref().1.negotiated_cipher_suite();
         let suite = suite.and_then(|suite| suite.suite().as_str()).unwrap_or_default();
         let digest = SslDigest::new(suite, version(&stream), None, None, Vec::new());
-        Self { stream, ahead: BytesMut::new(), digest: Arc::new(digest) }
-    }
-
-    /// Gives back what was read.
-    pub fn rewind(&mut self, ahead: BytesMut) {
-        self.ahead = ahead;
+        Self { stream, digest: Arc::new(digest) }
     }
 
     fn socket(&self) -> &L4Stream {
@@ -149,13 +141,7 @@ impl AsyncRead for Encrypted {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.ahead.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buffer);
-        }
-        let here = self.ahead.len().min(buffer.remaining());
-        buffer.put_slice(&self.ahead[..here]);
-        self.ahead.advance(here);
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 

@@ -20,6 +20,7 @@ mod grpc;
 mod grpc_client;
 mod harness;
 mod hedge;
+mod http2;
 mod layer4;
 mod observability;
 mod operations;

@@ -57,6 +57,9 @@ pub mod proxy {
     pub const CONNECTIONS_OPEN: &str = "forebay_connections_open";
     /// Counter: connections of callers that ended, by `listener`, `reason` (`ok`: in order).
     pub const CONNECTIONS: &str = "forebay_connections_total";
+    /// Counter: connections of clients that were ended for a flood of HTTP/2 frames, by `listener`,
+    /// `kind` of frame (`library`: by a bound of the HTTP/2 library).
+    pub const HTTP2_FLOODS: &str = "forebay_http2_floods_total";
     /// Counter: TLS handshakes by `listener`, `version` (of those that went well), `outcome` (`ok`, or
     /// why there was none).
     pub const TLS_HANDSHAKES: &str = "forebay_tls_handshakes_total";

@@ -101,6 +101,9 @@ reasons! {
     BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, ResourceExhausted, Caller, false;
     /// More header bytes or fields than the limit.
     HeadersTooLarge = "headers_too_large", REQUEST_HEADER_FIELDS_TOO_LARGE, ResourceExhausted, Caller, false;
+    /// The client sent more HTTP/2 frames beside its requests, or cancelled more of them at once, than
+    /// any use of the service needs; its connection ends with GOAWAY.
+    ClientFlood = "client_flood", TOO_MANY_REQUESTS, ResourceExhausted, Caller, false;
     /// A `Content-Encoding` that is not spoken here.
     UnsupportedEncoding = "unsupported_encoding", UNSUPPORTED_MEDIA_TYPE, Unimplemented, Caller, false;
     /// The request did not arrive in the time that it is given.
