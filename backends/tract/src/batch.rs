@@ -133,6 +133,18 @@ pub(crate) fn concatenate(parts: Vec<Vec<Tensor>>) -> Result<Vec<Tensor>, RunErr
     Ok(whole)
 }
 
+/// Outputs are cut by the rows of the inputs only if there are as many.
+///
+/// # Errors
+/// An output has more rows, or fewer.
+pub(crate) fn check_rows(outputs: &[Tensor], rows: usize) -> Result<(), RunError> {
+    let other = outputs.iter().find(|output| output.shape.first() != Some(&rows));
+    other.map_or(Ok(()), |output| {
+        let (name, shape) = (output.name.escape_debug(), &output.shape);
+        Err(RunError::Engine(format!("expected {rows} rows of \"{name}\", found {shape:?}")))
+    })
+}
+
 /// The rows `range` of an output.
 pub(crate) fn cut(output: &Tensor, range: Range<usize>) -> Result<Tensor, RunError> {
     let row: usize = output.shape.iter().skip(1).product();
@@ -191,6 +203,8 @@ mod tests {
         let whole = concatenate(vec![vec![tensor(0, 2)], vec![tensor(10, 3)]]).unwrap();
         assert_eq!(joined.split(whole.clone()).unwrap(), [[tensor(0, 2)], [tensor(10, 3)]]);
         let short = vec![cut(&whole[0], 0..4).unwrap()];
+        assert!(check_rows(&whole, 5).is_ok() && check_rows(&short, 5).is_err());
+        assert!(check_rows(&whole, 4).is_err(), "a row too many");
         assert!(joined.split(short).is_err());
     }
 

@@ -9,8 +9,8 @@
 //!   leak between callers: [`Model::run`] starts from a fresh state each time.
 //! - A symbolic batch costs up to 6x at batch 1: plans are compiled for concrete shapes, a batch is
 //!   cut into powers of two, and the number of plans is bounded.
-//! - A first dimension that may vary need not be a batch: [`Model::load`] runs rows together and
-//!   apart and only trusts a batch whose rows do not see each other.
+//! - A first dimension that may vary need not be a batch: [`Model::load`] joins rows only if it is
+//!   proved from the graph that they do not see each other, and runs them together and apart too.
 //! - Quantised graphs may be folded silently wrong: they are refused unless the operator insists.
 //! - Declared shapes of intermediate values make valid models fail: they are ignored.
 //! - A panic in the engine becomes an error of the one request.
@@ -21,7 +21,7 @@
 //!
 //! Modules: [`error`], `graph` (what the ONNX file says of itself), `model` (load and run), `warm_up`
 //! (the first runs, and what they measure), [`curve`] (what a batch costs), `batch` (requests joined
-//! and split), `plan` (compiled forms, bounded), `tensor` (to tract and back), `own` (tract's
+//! and split), `rows` (the proof that they may be), `plan` (compiled forms, bounded), `tensor` (to tract and back), `own` (tract's
 //! graph with our kernels in it).
 
 mod batch;
@@ -31,11 +31,12 @@ mod graph;
 mod model;
 mod own;
 mod plan;
+mod rows;
 mod tensor;
 mod warm_up;
 
 pub use curve::Curve;
 pub use error::{LoadError, RunError};
 pub use forebay_kernels::Unit as VectorUnit;
-pub use model::{Form, LoadOptions, Model, NodeTime, Profile, Watch};
+pub use model::{Batching, Form, LoadOptions, Model, NodeTime, Profile, Watch};
 pub use plan::Build;

@@ -1,6 +1,6 @@
 //! Load a model, run it.
 
-use crate::batch::{Joined, concatenate, cut};
+use crate::batch::{Joined, check_rows, concatenate, cut};
 use crate::curve::Curve;
 use crate::error::{panic_text, text};
 use crate::graph::{self, Interface};
@@ -27,6 +27,8 @@ pub struct LoadOptions {
     pub warm_up: BTreeMap<String, Vec<usize>>,
     /// What open dimensions other than the first count as where no shape is given; 0: 1.
     pub open: usize,
+    /// When rows of several requests are run together.
+    pub batching: Batching,
     /// Load graphs with QuantizeLinear and DequantizeLinear nodes.
     pub allow_quantized: bool,
     /// What to compile to; the fastest of those that agree, if none is given.
@@ -34,6 +36,18 @@ pub struct LoadOptions {
     /// What was found out when the same model was loaded before with the same options: it is not
     /// measured again.
     pub profile: Option<Profile>,
+}
+
+/// When the rows of a model are taken to be independent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Batching {
+    /// If that is proved from the graph.
+    #[default]
+    Proved,
+    /// On the operator's word.
+    Trusted,
+    /// Never.
+    Off,
 }
 
 /// What the first runs of a model have shown of it on this machine.
@@ -44,6 +58,8 @@ pub struct Profile {
     pub(crate) compared: Vec<(Build, f64)>,
     /// Are its rows independent?
     pub(crate) has_batches: bool,
+    /// Why they are not, where they might have been.
+    pub(crate) unbatched: Option<String>,
     /// Seconds by bucket of rows.
     pub(crate) seconds: Vec<(usize, f64)>,
     pub(crate) grain: Duration,
@@ -92,6 +108,8 @@ pub struct Model {
     pub(crate) interface: Interface,
     pub(crate) plans: Plans,
     pub(crate) max_batch: Option<usize>,
+    /// Why there are no batches, where there might have been.
+    pub(crate) unbatched: Option<String>,
     pub(crate) curve: Curve,
     /// The same for requests of other shapes than the usual.
     pub(crate) odd: Curve,
@@ -125,6 +143,7 @@ impl Model {
             interface,
             plans: Plans::new(template, datum_types),
             max_batch: None,
+            unbatched: None,
             curve: Curve::default(),
             odd: Curve::default(),
             usual: Shapes::new(),
@@ -149,6 +168,11 @@ impl Model {
     /// rows; `None` if the model knows no batch.
     pub fn max_batch(&self) -> Option<usize> {
         self.max_batch
+    }
+
+    /// Why requests are not joined, of a model whose first dimensions are all open.
+    pub fn unbatched(&self) -> Option<&str> {
+        self.unbatched.as_deref()
     }
 
     /// What batches of the usual shapes cost; of a model without batches, one request.
@@ -177,6 +201,7 @@ impl Model {
             build: self.build(),
             compared: self.compared.clone(),
             has_batches: self.max_batch.is_some(),
+            unbatched: self.unbatched.clone(),
             seconds: self.curve.known().collect(),
             grain: self.grain,
         }
@@ -267,6 +292,7 @@ impl Model {
                 .map(|index| Ok(joined.input(index, range.clone(), piece.bucket)?.into_tvalue()))
                 .collect::<Result<TVec<_>, RunError>>()?;
             let (outputs, seconds) = self.run_plan(&shapes, values, watch)?;
+            check_rows(&outputs, piece.bucket)?;
             if shapes.iter().map(|shape| &shape[1..]).eq(self.usual.iter().map(Vec::as_slice)) {
                 self.curve.learn(piece.bucket, seconds);
             } else {

@@ -95,14 +95,19 @@ impl Plans {
         slot
     }
 
+    /// The graph for these shapes before any rewrite.
+    pub(crate) fn typed(&self, shapes: &Shapes) -> TractResult<TypedModel> {
+        let mut model = self.template.clone();
+        for (index, (shape, &datum_type)) in shapes.iter().zip(&self.datum_types).enumerate() {
+            let fact = InferenceFact::dt_shape(datum_type, shape.as_slice());
+            model.set_input_fact(index, fact)?;
+        }
+        model.into_typed()
+    }
+
     fn compile(&self, shapes: &Shapes) -> Result<Plan, RunError> {
         let compiled = catch_unwind(AssertUnwindSafe(|| -> TractResult<Plan> {
-            let mut model = self.template.clone();
-            for (index, (shape, &datum_type)) in shapes.iter().zip(&self.datum_types).enumerate() {
-                let fact = InferenceFact::dt_shape(datum_type, shape.as_slice());
-                model.set_input_fact(index, fact)?;
-            }
-            let mut model = model.into_typed()?.into_decluttered()?;
+            let mut model = self.typed(shapes)?.into_decluttered()?;
             if self.build == Build::Own {
                 let rewritten = own::rewrite(&model)?;
                 let mut model =

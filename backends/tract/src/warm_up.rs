@@ -4,12 +4,15 @@
 //! bounded in time; what there was no time to measure counts as not worth doing.
 
 use crate::batch::concatenate;
-use crate::model::{LoadOptions, Model, Profile, Watch};
+use crate::error::panic_text;
+use crate::model::{Batching, LoadOptions, Model, Profile, Watch};
 use crate::plan::{Build, Plans, Shapes};
+use crate::rows::{self, Mixing};
 use crate::tensor::to_tract;
 use crate::{LoadError, RunError};
 use forebay_protocol::oip::{Data, Datatype, Tensor, TensorMetadata, element_count};
 use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 use tract_onnx::prelude::*;
 
@@ -29,6 +32,8 @@ const MEASURE_TIME: Duration = Duration::from_secs(3);
 const MAX_ELEMENTS: usize = 1 << 28;
 /// So many doublings in a row may fail to pay before larger batches are given up.
 const FAILURES: u32 = 2;
+/// A size of open dimensions for the proof that rows are independent, beside the usual one.
+const OTHER_OPEN: usize = 6;
 
 /// Compiles the first plan, runs it, and finds out the rest.
 pub(crate) fn warm_up(model: &mut Model, options: &LoadOptions) -> Result<(), LoadError> {
@@ -53,12 +58,18 @@ pub(crate) fn warm_up(model: &mut Model, options: &LoadOptions) -> Result<(), Lo
     let failed = |error: RunError| LoadError::WarmUp(error.to_string());
     let alone = run(model, &inputs, &|| false).map_err(failed)?.0;
     let has_batches = match known {
-        Some(known) => known.has_batches && may_batch,
+        Some(known) => {
+            model.unbatched.clone_from(&known.unbatched);
+            known.has_batches && may_batch
+        }
         None => {
             if given.is_none() {
                 choose_build(model, &inputs, &alone, &|_, seconds| seconds);
             }
-            may_batch && rows_are_independent(model, options, alone)
+            if may_batch {
+                model.unbatched = why_unbatched(model, options, alone);
+            }
+            may_batch && model.unbatched.is_none()
         }
     };
     model.max_batch = has_batches.then_some(options.max_batch);
@@ -139,6 +150,45 @@ fn try_build(
     {
         model.plans = plans;
     }
+}
+
+/// Why rows of several requests must not run together; `None` if they may.
+fn why_unbatched(model: &Model, options: &LoadOptions, alone: Vec<Tensor>) -> Option<String> {
+    match options.batching {
+        Batching::Off => return Some("model.toml turns batching off".to_owned()),
+        Batching::Trusted => (),
+        Batching::Proved => {
+            // Open dimensions of 1 may hide what happens to larger ones.
+            for open in [options.open, OTHER_OPEN] {
+                let options = LoadOptions { open, ..options.clone() };
+                let is_other = open == OTHER_OPEN;
+                if let Err(mixing) = prove(model, &options, is_other) {
+                    return Some(mixing.to_string());
+                }
+            }
+        }
+    }
+    let is_right = rows_are_independent(model, options, alone);
+    (!is_right).then(|| "rows that run together differ from the same rows run alone".to_owned())
+}
+
+/// Proves that rows are independent; with `may_fail`, shapes that don't fit the model prove nothing.
+fn prove(model: &Model, options: &LoadOptions, may_fail: bool) -> Result<(), Mixing> {
+    let graph = |rows| -> TractResult<TypedModel> {
+        let shape = |input: &TensorMetadata| {
+            warm_up_shape(input, options.warm_up.get(&input.name), options.open, Some(rows))
+                .map_err(|error| TractError::msg(error.to_string()))
+        };
+        let shapes = model.interface.inputs.iter().map(shape).collect::<TractResult<_>>()?;
+        model.plans.typed(&shapes)
+    };
+    let proof = || {
+        if may_fail && graph(rows::ROWS[0]).is_err() { Ok(()) } else { rows::prove(graph) }
+    };
+    catch_unwind(AssertUnwindSafe(proof)).unwrap_or_else(|payload| {
+        let why = format!("can't be read: {}", panic_text(&*payload));
+        Err(Mixing { node: String::new(), op: "the graph".to_owned(), why })
+    })
 }
 
 fn rows_are_independent(model: &Model, options: &LoadOptions, alone: Vec<Tensor>) -> bool {
@@ -339,7 +389,8 @@ mod tests {
         let seconds = vec![(1, 0.5), (2, 0.8), (4, 1.0)];
         let outputs = [Build::Plain, Build::ChannelsLast, Build::Own].map(|build| {
             let (seconds, compared) = (seconds.clone(), vec![(build, 0.5)]);
-            let profile = Profile { build, compared, has_batches: true, seconds, grain };
+            let profile =
+                Profile { build, compared, has_batches: true, unbatched: None, seconds, grain };
             let model = load(Some(profile));
             assert_eq!((model.profile().build, model.compared()), (build, &[(build, 0.5)][..]));
             assert_eq!((model.curve().best(), model.grain()), (4, grain));
@@ -358,7 +409,7 @@ mod tests {
         let plain = || {
             let (has_batches, seconds) = (false, vec![(1, 0.5)]);
             let (build, compared, grain) = (Build::Plain, Vec::new(), Duration::ZERO);
-            load(Some(Profile { build, compared, has_batches, seconds, grain }))
+            load(Some(Profile { build, compared, has_batches, unbatched: None, seconds, grain }))
         };
         let inputs = inputs(&plain(), &LoadOptions::default(), Some(1), 0).unwrap();
         let expected = run(&plain(), &inputs, &|| false).unwrap().0;

@@ -135,6 +135,11 @@ fn properties(version: &Version) -> BTreeMap<String, String> {
     let mut put = |key: &str, value: &str| properties.insert(key.to_owned(), value.to_owned());
     put("version", &version.number);
     put("digest", &format!("blake3:{}", version.digest));
+    match (version.engine.max_batch(), version.engine.unbatched()) {
+        (Some(_), _) => put("batching", "rows of several requests run together"),
+        (None, Some(why)) => put("batching", &format!("each request runs alone: {why}")),
+        (None, None) => None,
+    };
     for (label, number) in &version.config.labels {
         put(&format!("label.{label}"), &number.to_string());
     }

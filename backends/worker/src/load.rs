@@ -190,6 +190,17 @@ impl Loader {
             builds = compared(version.engine.compared()),
             "model ready"
         );
+        if let Some(why) = version.engine.unbatched()
+            && version.config.batching != engine::Batching::Off
+        {
+            tracing::warn!(
+                model = version.model,
+                version = version.number,
+                why,
+                "each request runs alone: its rows are not proved to be independent; \
+                 batching = \"rows are independent\" in model.toml joins them all the same"
+            );
+        }
         let labels = (version.model.as_str(), version.number.as_str());
         let seconds = self.app.metrics.series.gauge(metric::MODEL_LOAD_SECONDS, labels);
         seconds.set(took.as_secs_f64());

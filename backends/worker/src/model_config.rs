@@ -2,7 +2,7 @@
 
 use crate::embedding::USUAL;
 use forebay_config::{ByteSize, Diagnostics, Document, FromToml, Table};
-use forebay_tract::{LoadOptions, Profile};
+use forebay_tract::{Batching, LoadOptions, Profile};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -10,6 +10,12 @@ use toml::de::DeValue;
 
 /// Rows that a request may carry, where the model's rows are independent.
 const DEFAULT_BATCH: usize = 32;
+/// What `batching` may be: `"rows are independent"` is the operator's word for what can't be proved.
+const BATCHING: [(&str, Batching); 3] = [
+    ("proved", Batching::Proved),
+    ("rows are independent", Batching::Trusted),
+    ("off", Batching::Off),
+];
 /// More rows than this in one request would occupy an executor for minutes.
 const MAX_BATCH: usize = 4096;
 /// See the same bound on the worker's own `queue`.
@@ -43,6 +49,8 @@ pub(crate) struct ModelConfig {
     pub(crate) labels: BTreeMap<String, u64>,
     /// Most rows in one request, for models whose rows are independent; 1: no batches.
     pub(crate) max_batch: usize,
+    /// When rows of several requests are run together.
+    pub(crate) batching: Batching,
     /// Requests that may wait, if not as the worker says.
     pub(crate) queue: Option<usize>,
     /// Share of the executors' time beside other models that want it.
@@ -128,6 +136,7 @@ impl Default for ModelConfig {
             versions: Versions::Latest(1),
             labels: BTreeMap::new(),
             max_batch: DEFAULT_BATCH,
+            batching: Batching::default(),
             queue: None,
             weight: 1,
             max_delay: Duration::ZERO,
@@ -164,6 +173,7 @@ impl ModelConfig {
                 versions: file.or("versions", default.versions),
                 labels: file.or("labels", Labels(default.labels)).0,
                 max_batch: file.within("max_batch", 1..=MAX_BATCH, default.max_batch),
+                batching: file.choice("batching", &BATCHING, default.batching),
                 queue: (queue > 0).then_some(queue),
                 weight: file.within("weight", 1..=MAX_WEIGHT, default.weight),
                 max_delay: within(
@@ -194,6 +204,7 @@ impl ModelConfig {
         }
         LoadOptions {
             max_batch: self.max_batch,
+            batching: self.batching,
             shapes: by_name(&self.tensors, |tensor| tensor.shape.clone()),
             warm_up: by_name(&self.tensors, |tensor| tensor.warm_up.clone()),
             allow_quantized: self.allow_quantized,
@@ -358,6 +369,20 @@ mod tests {
         assert_eq!(config.tensors[1].label_file.as_deref(), Some("labels.txt"));
         assert_eq!(options.warm_up, BTreeMap::from([("x".to_owned(), vec![2, 3])]));
         assert_eq!(ModelConfig::parse("").unwrap(), ModelConfig::default());
+    }
+
+    #[test]
+    fn rows_are_joined_if_that_is_proved_or_on_the_operators_word() {
+        for (text, expected) in [
+            ("", Batching::Proved),
+            ("batching = \"proved\"", Batching::Proved),
+            ("batching = \"rows are independent\"", Batching::Trusted),
+            ("batching = \"off\"", Batching::Off),
+        ] {
+            let config = ModelConfig::parse(text).unwrap();
+            assert_eq!(config.load_options(None).batching, expected, "{text}");
+        }
+        assert!(ModelConfig::parse("batching = true").is_err());
     }
 
     #[test]
