@@ -196,9 +196,9 @@ pub enum ProbeKind {
 pub struct Retry {
     /// Attempts of one request, the first included.
     pub attempts: u32,
-    /// Retries per request that the pool allows.
+    /// Retries that each good answer pays for.
     pub budget: f64,
-    /// Retries a second that it allows beside that.
+    /// Retries a second that are allowed beside that while retries are answered.
     pub min_per_second: f64,
     /// Time that one attempt may take to answer; `None`: the deadline alone bounds it.
     pub attempt_timeout: Option<Duration>,

@@ -248,8 +248,8 @@ fn retry(table: &Table<'_, '_>) -> Retry {
         table.get::<Duration>("attempt_timeout").map(|timeout| timeout.max(millis(1)));
     Retry {
         attempts: table.within("attempts", 1..=16, 3),
-        budget: table.or("budget", Ratio(0.2)).0,
-        min_per_second: table.within("min_per_second", 0.0..=1e6, 10.0),
+        budget: table.or("budget", Ratio(0.1)).0,
+        min_per_second: table.within("min_per_second", 0.0..=1e6, 0.0),
         attempt_timeout,
         on: troubles(table),
     }

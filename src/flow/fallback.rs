@@ -5,12 +5,14 @@
 //! queue is full, if the deadline can't be met there, or if all that was tried failed. The caller is
 //! told, in a header, and so are metrics and the log.
 
+use crate::clock;
 use crate::error::Refusal;
 use crate::flow::route::Target;
 use crate::request::{Degraded, Request};
 use bytes::Bytes;
 use forebay_protocol::{Reason, grpc, metric, oip};
 use pingora::http::RequestHeader;
+use std::sync::Arc;
 
 /// Goes on to the next variant that may stand in, if `refusal` is a reason to and there is one.
 pub fn next(request: &mut Request, target: &Target, refusal: &Refusal) -> Option<Target> {
@@ -22,6 +24,11 @@ pub fn next(request: &mut Request, target: &Target, refusal: &Refusal) -> Option
     }
     let fallback = request.degraded.map_or(0, |degraded| degraded.fallback + 1);
     let pool = target.fallbacks.get(fallback)?;
+    // Another model at the same endpoints is one more attempt for them: it is paid for as a retry is.
+    let again = Arc::ptr_eq(&pool.state, &target.pool.state) && !request.attempts.is_empty();
+    if again && !pool.state.budget.try_retry(clock::now()) {
+        return None;
+    }
     let reason = request.degraded.map_or(refusal.reason, |degraded| degraded.reason);
     let next = Target { pool: pool.clone(), ..target.clone() };
     metrics::counter!(

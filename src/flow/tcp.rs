@@ -6,6 +6,7 @@
 //! connection, it stays there.
 
 use crate::access_log::{ConnectionLine, timestamp};
+use crate::clock;
 use crate::config::{self, ProxyVersion};
 use crate::connections::{Connection, Connections};
 use crate::error::Refusal;
@@ -214,7 +215,6 @@ async fn connect(
     attempts: &mut Vec<Picked>,
     key: Option<u64>,
 ) -> Result<TcpStream, Refusal> {
-    pool.state.budget.request();
     loop {
         let mut picked = pick_lasting(pool, attempts, key)?;
         let state = Arc::clone(&picked.endpoint.state);
@@ -222,12 +222,16 @@ async fn connect(
         let connected = timeout(pool.config.connect_timeout, connecting).await;
         if let Ok(Ok(stream)) = connected {
             count_attempt(pool, &state, "connected");
+            pool.state.budget.earn(clock::now());
             attempts.push(picked);
             return Ok(stream);
         }
         picked.failed();
         state.note(Outcome::Failed);
         count_attempt(pool, &state, Reason::ConnectFailed.code());
+        if !attempts.is_empty() {
+            pool.state.budget.retry_failed();
+        }
         attempts.push(picked);
         if !may_try_again(pool, attempts) {
             return Err(Refusal::new(Reason::ConnectFailed, "no connection to an endpoint"));

@@ -122,7 +122,7 @@ pub struct Hedges {
 
 impl Hedges {
     fn new(settings: &config::Hedge) -> Self {
-        Self { budget: RetryBudget::new(settings.budget, 0.0), settings: settings.clone() }
+        Self { budget: RetryBudget::for_hedges(settings.budget), settings: settings.clone() }
     }
 
     /// The time after which a second attempt is worth its cost; `None` while nothing is known of what the

@@ -80,11 +80,15 @@ async fn one_that_is_well_again_is_tried_and_used() {
 async fn a_request_that_fails_everywhere_takes_nobody_out() {
     let all = start([Behaviour::Failing, Behaviour::Failing, Behaviour::Failing]).await;
     let proxy = Proxy::in_front_of(&addresses(&all), 3, "").await;
-    for number in 1..=20 {
+    for number in 1..=40 {
         let answer = post(proxy.address, INFER, "x").await;
         assert_eq!((answer.status.as_u16(), answer.text().as_str()), (500, "{\"error\":\"mine\"}"));
         let served: usize = all.iter().map(Endpoint::served).sum();
-        assert_eq!(served, 2 * number, "asked once more, to see whose fault it is, and no further");
+        if number <= 3 {
+            let why = "asked once more, to see whose fault it is, and no further";
+            assert_eq!(served, 2 * number, "{why}");
+        }
+        assert!(served <= number + 10, "as often as the budget allows: {served} of {number}");
     }
     assert_eq!(proxy.metric("forebay_ejections_total", &[]).await, 0.0);
     let line = proxy.next_line();

@@ -276,6 +276,42 @@ async fn the_budget_bounds_what_retries_add() {
     assert!(proxy.metric("forebay_retries_refused_total", &[]).await > 0.0);
 }
 
+/// Sends 120 requests one after the other, of which none is answered well.
+async fn storm(proxy: &Proxy, path: &str, endpoints: &[Endpoint]) -> usize {
+    let before: usize = endpoints.iter().map(Endpoint::served).sum();
+    for _ in 0..120 {
+        let status = post(proxy.address, path, "x").await.status;
+        assert!(status.is_server_error(), "{status}");
+    }
+    endpoints.iter().map(Endpoint::served).sum::<usize>() - before
+}
+
+#[tokio::test]
+async fn a_pool_that_fails_everything_gets_hardly_more_than_is_offered() {
+    // Cold, and after it has worked for a while: what it has saved up then is not spent at once.
+    for good in [0, 300] {
+        for bad in [Behaviour::Reset, Behaviour::Busy, Behaviour::Failing, Behaviour::Garbage] {
+            let start = if good > 0 { Behaviour::Echo } else { bad };
+            let endpoints = [
+                Endpoint::start(start).await,
+                Endpoint::start(start).await,
+                Endpoint::start(start).await,
+            ];
+            let addresses = endpoints.each_ref().map(|endpoint| endpoint.address);
+            let more = "ejection = { consecutive_failures = 0 }";
+            let proxy = Proxy::in_front_of(&addresses, 3, more).await;
+            for _ in 0..good {
+                assert_eq!(post(proxy.address, INFER, "x").await.status, 200);
+            }
+            endpoints.iter().for_each(|endpoint| endpoint.becomes(bad));
+            let attempts = storm(&proxy, INFER, &endpoints).await;
+            assert!(attempts <= 132, "{attempts} attempts for 120 requests after {good} good ones");
+            let retries = proxy.metric("forebay_retries_total", &[]).await;
+            assert!(retries > 0.0, "the first of them are sent again");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_caller_that_leaves_takes_its_attempt_with_it() {
     let silent = Endpoint::start(Behaviour::Silent).await;

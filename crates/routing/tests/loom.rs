@@ -95,9 +95,9 @@ fn of_those_that_meet_at_an_endpoint_no_more_stay_than_it_has_room_for() {
 #[test]
 fn no_retry_is_paid_for_twice_and_none_is_lost() {
     every_order(None, || {
-        let budget = Arc::new(RetryBudget::new(0.5, 0.0));
+        let budget = Arc::new(RetryBudget::for_hedges(0.5));
         // Two retries' worth.
-        (0..4).for_each(|_| budget.request());
+        (0..4).for_each(|_| budget.earn(Time::default()));
         let shared = Arc::clone(&budget);
         let allowed = thrice(move || shared.try_retry(Time::default()));
         assert_eq!(allowed.iter().filter(|allowed| **allowed).count(), 2, "{allowed:?}");

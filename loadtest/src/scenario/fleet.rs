@@ -121,9 +121,9 @@ pub struct Queue {
 pub struct Retry {
     /// Attempts of one request, the first included.
     pub attempts: u32,
-    /// Retries per request that are allowed, 0 to 1.
+    /// Retries that each good answer pays for, 0 to 1.
     pub budget: f64,
-    /// Retries a second that are allowed beside that.
+    /// Retries a second that are allowed beside that while retries are answered.
     pub min_per_second: f64,
 }
 
@@ -176,7 +176,7 @@ impl Default for Sim {
             queue: Queue { size: 1024, hop: Span(Duration::from_micros(500)) },
             reports: Reports::default(),
             hedge: None,
-            retry: Retry { attempts: 3, budget: 0.2, min_per_second: 10.0 },
+            retry: Retry { attempts: 3, budget: 0.1, min_per_second: 0.0 },
             probe: Probe {
                 interval: SECOND,
                 fast_interval: Span(Duration::from_millis(100)),

@@ -103,6 +103,8 @@ pub(super) struct Attempts<'a> {
     accused: Vec<usize>,
     /// Where the attempts at the present pool begin.
     from: usize,
+    /// Whether the budget has refused a second opinion.
+    unpaid: bool,
 }
 
 impl<'a> Attempts<'a> {
@@ -113,7 +115,7 @@ impl<'a> Attempts<'a> {
         connector: &'a Connector,
     ) -> Self {
         let message = Arc::new(message);
-        Self { request, target, message, connector, accused: Vec::new(), from: 0 }
+        Self { request, target, message, connector, accused: Vec::new(), from: 0, unpaid: false }
     }
 
     /// Attempts until one answers, the deadline passes, or no more are allowed; then the same at
@@ -161,14 +163,13 @@ impl<'a> Attempts<'a> {
     fn begin_anew(&mut self) -> bool {
         self.from = self.request.attempts.len();
         self.accused.clear();
+        self.unpaid = false;
         true
     }
 
     async fn at_this_pool(&mut self) -> Result<Won, Failure> {
-        let state = &self.target.pool.state;
-        state.budget.request();
-        if let Some(hedges) = &state.hedges {
-            hedges.budget.request();
+        if let Some(hedges) = &self.target.pool.state.hedges {
+            hedges.budget.earn(clock::now());
         }
         let ended = self.until_one_answers().await;
         self.judge(ended.is_ok());
@@ -198,10 +199,19 @@ impl<'a> Attempts<'a> {
                 self.settle(&attempt, ended)
             };
             self.request.times.forward += started.elapsed();
+            let budget = &self.target.pool.state.budget;
             let mut failure = match ended {
-                Ok(won) => return Ok(won),
+                Ok(won) => {
+                    if won.answer.status() < 500 {
+                        budget.earn(clock::now());
+                    }
+                    return Ok(won);
+                }
                 Err(failure) => failure,
             };
+            if last.is_some() {
+                budget.retry_failed();
+            }
             // What an endpoint says is worth more to the caller than that another was silent.
             let said = last.take().and_then(|last| last.answer);
             failure.answer = failure.answer.or(said);
@@ -354,11 +364,15 @@ impl<'a> Attempts<'a> {
     }
 
     /// May the request be sent once more after this? If so, it is paid for.
-    fn may_follow(&self, failure: &Failure) -> bool {
+    fn may_follow(&mut self, failure: &Failure) -> bool {
         let retry = &self.target.pool.config.retry;
-        failure.trouble.is_some_and(|trouble| retry.on.contains(&trouble))
+        let wanted = failure.trouble.is_some_and(|trouble| retry.on.contains(&trouble))
             && self.accused.len() < MOST_ACCUSED
-            && may_try_again(&self.target.pool, &self.request.attempts[self.from..])
+            && self.others_can_follow();
+        let allowed =
+            wanted && may_try_again(&self.target.pool, &self.request.attempts[self.from..]);
+        self.unpaid = wanted && !allowed;
+        allowed
     }
 
     /// Takes in how an attempt ended.
@@ -446,6 +460,8 @@ impl<'a> Attempts<'a> {
     fn judge(&self, another_answered: bool) {
         let outcome = match self.accused.len() {
             0 => return,
+            // It may be the request. Where one endpoint is at fault, there are retries that show it.
+            1 if self.unpaid => return,
             MOST_ACCUSED.. if !another_answered => Outcome::Understood,
             _ => Outcome::Failed,
         };

@@ -7,6 +7,7 @@
 use super::exchange::{closed_while_idle, message_of, trouble_of};
 use super::wire::{self, Before, UNSOLICITED, Wire};
 use super::{count_answer, count_attempt, prepare_answer, prepare_request, stamp, take_in_report};
+use crate::clock;
 use crate::config::Limits;
 use crate::error::Refusal;
 use crate::flow::admit::body_too_large;
@@ -44,9 +45,6 @@ pub async fn peer(request: &mut Request, limits: &Limits) -> pingora::Result<Box
     let Some(mut target) = request.target.clone() else {
         return Error::e_explain(ErrorType::InternalError, "a request without a route");
     };
-    if request.attempts.is_empty() {
-        target.pool.state.budget.request();
-    }
     if request.time_left().is_some_and(|left| left.is_zero()) {
         let refusal = Refusal::new(Reason::DeadlineExceeded, "no answer before the deadline");
         return Err(refused(request, refusal));
@@ -183,6 +181,9 @@ pub fn connect_failed(request: &mut Request, mut error: Box<Error>) -> Box<Error
         picked.endpoint.state.note(Outcome::Failed);
         count_attempt(&target, &picked.endpoint.state, Reason::ConnectFailed.code());
     }
+    if request.attempts.len() > 1 {
+        target.pool.state.budget.retry_failed();
+    }
     error.set_retry(may_retry(request, &target));
     error
 }
@@ -257,6 +258,9 @@ pub fn response_header(
     }
     let Some(picked) = request.attempts.last() else { return Ok(()) };
     count_answer(&target, &picked.endpoint.state);
+    if !head.status.is_server_error() {
+        target.pool.state.budget.earn(clock::now());
+    }
     note_answer(&picked.endpoint.state, head);
     // One whose length is known when it begins has been made; any other is still being made.
     let complete = head.headers.contains_key(http::header::CONTENT_LENGTH);

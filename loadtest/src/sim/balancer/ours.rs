@@ -195,7 +195,7 @@ impl Balancer for Ours {
     fn arrive(&mut self, ask: &Ask<'_>, _: &Fleet, out: &mut Vec<Decision>) {
         self.now = ask.now;
         if let Some(hedges) = self.hedges.as_ref().filter(|_| ask.tried.is_empty()) {
-            hedges.budget.request();
+            hedges.budget.earn(time(ask.now));
         }
         if self.line.is_empty() {
             let mut rng = self.rng.clone();
@@ -326,7 +326,7 @@ impl Hedges {
     fn new(settings: &Hedge) -> Self {
         Self {
             latencies: Latencies::new(settings.quantile),
-            budget: RetryBudget::new(settings.budget, 0.0),
+            budget: RetryBudget::for_hedges(settings.budget),
             min_delay: settings.min_delay.0,
         }
     }

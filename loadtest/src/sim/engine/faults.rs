@@ -87,8 +87,11 @@ impl Engine<'_> {
     /// Sends a request again whose attempt at `endpoint` failed, if that is allowed.
     pub(super) fn retry(&mut self, key: Key, endpoint: usize) -> bool {
         let Some(request) = self.requests.get_mut(key) else { return false };
-        request.tried.push(u32::try_from(endpoint).unwrap_or(u32::MAX));
         let proxy = &self.proxies[request.proxy];
+        if !request.tried.is_empty() {
+            proxy.budget.retry_failed();
+        }
+        request.tried.push(u32::try_from(endpoint).unwrap_or(u32::MAX));
         let most = self.setting.sim.retry.attempts as usize;
         let untried = |at: usize| !request.tried.iter().any(|tried| *tried as usize == at);
         let left = || proxy.ready.iter().enumerate().any(|(at, ready)| *ready && untried(at));

@@ -10,7 +10,7 @@ use crate::sim::setting::{Setting, refused};
 use crate::sim::slab::Key;
 use crate::units::nanos;
 use forebay_protocol::Reason;
-use forebay_routing::Report;
+use forebay_routing::{Report, Time};
 use std::time::Duration;
 
 /// The status of every good answer.
@@ -171,7 +171,9 @@ impl Engine<'_> {
         if ending == Ending::Lost {
             self.suspect(proxy, endpoint);
         }
-        if ending != Ending::Answered {
+        if ending == Ending::Answered {
+            self.proxies[proxy].budget.earn(Time::new(Duration::from_nanos(self.now)));
+        } else {
             // As long as there is another attempt, that may be answered.
             let tried = self.requests.get_mut(key).filter(|_| !others.is_empty());
             if let Some(request) = tried {

@@ -259,7 +259,6 @@ impl<'a> Engine<'a> {
         let key = self.requests.insert(request);
         let (patience, _) = self.setting.patience[drawn.kind];
         self.expiries[drawn.kind].push_back((intended + patience, key));
-        self.proxies[proxy].budget.request();
         self.coming = self.arrivals.next();
         self.index += 1;
         self.ask(key);
