@@ -1,0 +1,1 @@
+"""What rows are made of: processes, clients, scripted endpoints, loads."""
