@@ -164,6 +164,12 @@ impl Admin {
     }
 
     fn set_gauges(&self, snapshot: &Snapshot) {
+        // Counted where a recorder may be missing: the first lines come before it.
+        for (cause, count) in forebay_process::log::lost() {
+            metrics::counter!(metric::LOG_DROPPED, "cause" => cause).absolute(count);
+        }
+        let lost = self.reloader.access_log().lost().total();
+        metrics::counter!(metric::ACCESS_LOG_DROPPED).absolute(lost);
         #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
         metrics::gauge!(metric::IN_FLIGHT).set(self.lifecycle.in_flight() as f64);
         // A reload changes no listener, but may have brought other certificates.
@@ -322,5 +328,6 @@ fn describe() {
     );
     counter!(metric::RELOADS, "configuration reloads by outcome");
     gauge!(metric::CONFIG_LOADED, "Unix time of the configuration that runs");
-    counter!(metric::LOG_DROPPED, "access log lines that were dropped");
+    counter!(metric::ACCESS_LOG_DROPPED, "access log lines that were dropped");
+    counter!(metric::LOG_DROPPED, "lines of the process log that were not written, by cause");
 }

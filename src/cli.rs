@@ -6,6 +6,7 @@ use crate::pool::fleet::WorkerLog;
 use crate::server::{self, Options};
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
+use forebay_process::log;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -88,7 +89,12 @@ enum LogFormat {
 
 /// Runs the command line; returns the exit code.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let status = run(Cli::parse());
+    log::finish();
+    status
+}
+
+fn run(cli: Cli) -> ExitCode {
     // A worker sets up its own logging.
     #[cfg(feature = "demo")]
     if let Some(Command::Worker { arguments }) = cli.command {
@@ -96,7 +102,7 @@ pub fn main() -> ExitCode {
         return forebay_worker::main(std::iter::once(name).chain(arguments));
     }
     if let Err(error) = start_logging(&cli) {
-        complain(&format!("--log-level: {error}"));
+        log::say(&format!("forebay: --log-level: {error}"));
         return ExitCode::from(2);
     }
     let worker_log = WorkerLog { json: logs_json(&cli), level: cli.log_level.clone() };
@@ -164,8 +170,7 @@ fn tell(line: &str) {
 }
 
 fn complain(message: &str) {
-    // Without standard error there is nobody to tell.
-    let _ = writeln!(std::io::stderr(), "forebay: {}", message.trim_end());
+    log::say(&format!("forebay: {}", message.trim_end()));
 }
 
 fn start_logging(cli: &Cli) -> Result<()> {
@@ -173,15 +178,9 @@ fn start_logging(cli: &Cli) -> Result<()> {
     // Pingora reports every caller that leaves as an error; the access log has it as what it is.
     let base = if cli.command.is_none() { "warn" } else { cli.log_level.as_str() };
     let filter = EnvFilter::try_new(format!("warn,pingora_proxy=off,pingora_core=error,{base}"))?;
-    let json = match cli.log_format {
-        LogFormat::Auto => !std::io::stderr().is_terminal() && cli.command.is_some(),
-        form => form == LogFormat::Json,
-    };
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if json {
-        subscriber.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
-    } else {
-        subscriber.with_target(false).with_ansi(std::io::stderr().is_terminal()).init();
+    // A command that is not a server logs nothing, and waits for its reader as any other does.
+    if matches!(cli.command, None | Some(Command::Serve { .. })) {
+        log::init(log::Form { json: logs_json(cli), target: false, spans: false }, filter)?;
     }
     Ok(())
 }

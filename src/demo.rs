@@ -9,7 +9,6 @@ use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::upstreams::peer::HttpPeer;
 use std::fmt::Write as _;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -162,6 +161,5 @@ async fn ask(
 }
 
 fn say(text: &str) {
-    // Whoever closed standard output does not want to know.
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    forebay_process::log::announce(text);
 }

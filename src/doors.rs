@@ -53,8 +53,8 @@ struct Socket {
 
 impl Sockets {
     /// None yet but those that whoever started this process has passed, in the way of systemd
-    /// (`LISTEN_FDS`). Call it before there are threads: what it has read leaves the environment, so
-    /// that no worker takes it for its own.
+    /// (`LISTEN_FDS`). Call it before there are threads that read the environment: what it has read
+    /// leaves it, so that no worker takes it for its own.
     pub fn passed() -> Self {
         let mut found = ListenFd::from_env();
         let mut passed = HashMap::new();

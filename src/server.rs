@@ -175,7 +175,7 @@ pub struct Started {
 /// # Errors
 /// An address that can't be bound, a fleet that does not start, a log that can't be opened.
 pub fn run(options: Options) -> Result<()> {
-    // No thread of ours is there yet.
+    // The only other thread writes the log, and does not read the environment.
     let sockets = Sockets::passed();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(options.config.server.threads)
@@ -253,7 +253,8 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
         // Workers are killed with their supervisors.
         drop(supervisors);
     }
-    observer.log().stop(LOG_PATIENCE).await;
+    // Nothing else is left to do on this thread.
+    observer.log().stop(LOG_PATIENCE);
     tracing::info!("stopped");
     Ok(())
 }
@@ -325,6 +326,11 @@ pub struct Reloader {
 }
 
 impl Reloader {
+    /// The access log, which a reload opens again.
+    pub fn access_log(&self) -> &AccessLogger {
+        self.observer.log()
+    }
+
     /// Reloads; answers the new generation.
     ///
     /// # Errors

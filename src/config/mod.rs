@@ -17,6 +17,7 @@ pub use poll::{Poll, PollSource};
 pub use tls::{Certificate, Tls};
 
 use forebay_config::Diagnostics;
+use forebay_config::file::{self, LoadError};
 use forebay_protocol::Priority;
 use forebay_routing::{Ejection, Policy};
 use http::HeaderName;
@@ -317,40 +318,27 @@ impl Pattern {
 
 /// Why a configuration can't be used.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file can't be read.
-    #[error("can't read {path}: {error}")]
-    Unreadable {
-        /// The file.
-        path: String,
-        /// What the system says.
-        error: std::io::Error,
-    },
-    /// The file can be read, and this is wrong with it.
-    #[error("{path}: {diagnostics}")]
-    Invalid {
-        /// The file.
-        path: String,
-        /// Everything that is wrong.
-        diagnostics: Diagnostics,
-    },
+#[error("{path}: {error}")]
+pub struct ConfigError {
+    /// The file.
+    path: String,
+    /// What the system says, or everything that is wrong.
+    error: LoadError,
 }
 
-/// Longest file that is read: no operator writes a longer one, but a wrong path may name one.
-const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
+/// Time that reading the configuration and the files that it names may take.
+const READING: Duration = secs(30);
 
 impl Config {
-    /// Reads a file. Paths in it that are relative start at the file's own folder.
+    /// Reads a file. Paths in it that are relative start at the file's own folder. Everything that a
+    /// file can do to its reader stays in a thread of its own.
     ///
     /// # Errors
     /// The file can't be read, or everything that is wrong with it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let name = path.display().to_string();
-        let source = read_bounded(path)
-            .map_err(|error| ConfigError::Unreadable { path: name.clone(), error })?;
-        let base = path.parent().unwrap_or(Path::new(""));
-        Self::parse(&source, base)
-            .map_err(|diagnostics| ConfigError::Invalid { path: name, diagnostics })
+        let base = path.parent().unwrap_or(Path::new("")).to_owned();
+        file::load(path, READING, move |source| Self::parse(source, &base))
+            .map_err(|error| ConfigError { path: path.display().to_string(), error })
     }
 
     /// Reads `source`; relative paths in it start at `base`.
@@ -385,27 +373,10 @@ impl Config {
 impl ConfigError {
     /// The whole report, as a person reads it on a terminal.
     pub fn render(&self) -> String {
-        match self {
-            Self::Unreadable { .. } => format!("{self}\n"),
-            Self::Invalid { path, diagnostics } => diagnostics.render(path),
-        }
+        self.error.render(&self.path)
     }
 }
 
 const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
-}
-
-fn read_bounded(path: &Path) -> std::io::Result<String> {
-    use std::io::{Error, Read};
-    let file = std::fs::File::open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(Error::other("expected a file"));
-    }
-    let mut source = String::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_string(&mut source)?;
-    if source.len() as u64 > MAX_FILE_BYTES {
-        return Err(Error::other(format!("expected at most {MAX_FILE_BYTES} bytes")));
-    }
-    Ok(source)
 }

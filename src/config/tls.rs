@@ -4,7 +4,7 @@
 //! error in the file, at its line, and not a handshake that fails at night. A reload reads them again,
 //! so that a renewed certificate is used from the next handshake on.
 
-use super::read_bounded;
+use forebay_config::file::read_bytes;
 use forebay_config::{Span, Table};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
@@ -193,10 +193,9 @@ fn pair(table: &Table<'_, '_>, base: &Path, provider: &CryptoProvider) -> Option
     });
     let key = key.and_then(|(file, span)| {
         let expected = "expected a file with a private key in PEM form";
-        let read = |text: String| {
-            PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|error| error.to_string())
-        };
-        let found = read_bounded(&file).map_err(|error| error.to_string()).and_then(read);
+        let read =
+            |text: Vec<u8>| PrivateKeyDer::from_pem_slice(&text).map_err(|error| error.to_string());
+        let found = read_bytes(&file).map_err(|error| error.to_string()).and_then(read);
         let note = |error: &dyn Display| {
             let found = format!("{expected}, found {}: {error}", file.display());
             table.note(span.clone(), "key", found);
@@ -246,8 +245,8 @@ fn certificates(
     span: Span,
 ) -> Option<Vec<CertificateDer<'static>>> {
     let read = || -> Result<Vec<_>, String> {
-        let text = read_bounded(file).map_err(|error| error.to_string())?;
-        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
+        let text = read_bytes(file).map_err(|error| error.to_string())?;
+        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
         let found = found.map_err(|error| error.to_string())?;
         if found.is_empty() { Err("no certificate in it".to_owned()) } else { Ok(found) }
     };

@@ -268,10 +268,10 @@ pub fn test_models() -> PathBuf {
 pub const ARITH: &str = r#"{"inputs":[{"name":"a","shape":[1,4],"datatype":"FP32","data":[1,2,3,4]},{"name":"b","shape":[1,4],"datatype":"FP32","data":[10,20,30,40]}]}"#;
 
 /// A child process that does not outlive its test.
-struct Process(Child);
+pub struct Process(pub Child);
 
 impl Process {
-    fn signal(&self, signal: rustix::process::Signal) {
+    pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = i32::try_from(self.0.id()).ok().and_then(rustix::process::Pid::from_raw).unwrap();
         rustix::process::kill_process(pid, signal).unwrap();
     }

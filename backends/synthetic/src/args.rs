@@ -124,7 +124,7 @@ pub fn serve(args: &Args) -> Result<(), ServeError> {
     runtime.block_on(async {
         let fail = |error| ServeError::Listen { address: args.listen, error };
         let listener = TcpListener::bind(args.listen).await.map_err(fail)?;
-        announce(listener.local_addr()?, &options)?;
+        announce(listener.local_addr()?, &options);
         let (mut term, mut int) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let backend = Rc::new(Backend::new(options));
@@ -145,7 +145,7 @@ pub fn serve(args: &Args) -> Result<(), ServeError> {
     })
 }
 
-fn announce(address: SocketAddr, options: &Options) -> io::Result<()> {
+fn announce(address: SocketAddr, options: &Options) {
     let serves = match &options.service {
         None => "answers at once".to_owned(),
         Some(service) => {
@@ -156,9 +156,9 @@ fn announce(address: SocketAddr, options: &Options) -> io::Result<()> {
     };
     // At once: whoever reads the address alone may be gone before a second write.
     let words = format!("listening on http://{address}\nmodel {}: {serves}\n", options.model);
+    // A missing reader or a full disk does not stop the backend.
     let mut out = io::stdout().lock();
-    out.write_all(words.as_bytes())?;
-    out.flush()
+    let _ = out.write_all(words.as_bytes()).and_then(|()| out.flush());
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@ use crate::lifecycle;
 use crate::patience::be_patient;
 use crate::server::Worker;
 use clap::Parser;
+use forebay_process::log;
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -85,10 +85,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         .enable_all()
         .max_blocking_threads(options.executors.max(2))
         .build();
-    match runtime {
+    let status = match runtime {
         Ok(runtime) => runtime.block_on(run(options, cli.stop_with_stdin)),
         Err(error) => complain(FAILED, &error),
-    }
+    };
+    log::finish();
+    status
 }
 
 /// The words that start this program as a worker: all of the process's but the worker's own, which are
@@ -111,9 +113,7 @@ async fn run(options: Options, stop_with_stdin: bool) -> ExitCode {
         Ok(worker) => worker,
         Err(error) => return complain(if error.is_usage() { USAGE } else { FAILED }, &error),
     };
-    let line = format!("listening on http://{}\n", worker.address());
-    // Whoever started us may not care to read it.
-    drop(std::io::stdout().write_all(line.as_bytes()).and_then(|()| std::io::stdout().flush()));
+    log::announce(&format!("listening on http://{}\n", worker.address()));
     if let Err(error) =
         lifecycle::watch_signals(worker.lifecycle(), stop_with_stdin, worker.rescan())
     {
@@ -125,21 +125,13 @@ async fn run(options: Options, stop_with_stdin: bool) -> ExitCode {
 
 fn init_log(form: LogForm) {
     let filter = EnvFilter::try_from_env("FOREBAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    // Fails only if a log is there already, which then serves as well.
-    drop(match form {
-        LogForm::Text => builder.try_init(),
-        LogForm::Json => builder.json().flatten_event(true).try_init(),
-    });
-    // A panic (the engine's are contained) is one line of the log like any other.
-    std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "panicked")));
+    let form = log::Form { json: form == LogForm::Json, target: true, spans: true };
+    // Fails only if a log is there already, which then serves as well, or without a thread for it.
+    drop(log::init(form, filter));
 }
 
 fn complain(status: u8, error: &dyn std::fmt::Display) -> ExitCode {
-    drop(writeln!(std::io::stderr(), "forebay-worker: {error}"));
+    log::say(&format!("forebay-worker: {error}"));
     ExitCode::from(status)
 }
 

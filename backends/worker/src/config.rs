@@ -4,6 +4,7 @@
 //! file. Both read their values with the same code. Units stand in the value: a bare number where a
 //! unit is due is refused, because nobody remembers whether `drain_delay = 5` was seconds.
 
+use forebay_config::file::{self, LoadError};
 use forebay_config::{ByteSize, Diagnostics, Document, FromToml, Table};
 use std::borrow::Cow;
 use std::ffi::OsString;
@@ -11,6 +12,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use toml::de::DeValue;
+
+/// Time that reading the file may take.
+const READING: Duration = Duration::from_secs(30);
 
 /// What a worker runs with.
 #[derive(Debug, Clone, PartialEq)]
@@ -182,7 +186,7 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
         /// Why.
-        error: std::io::Error,
+        error: LoadError,
     },
     /// Everything that is wrong in the file.
     #[error("{} in the configuration\n{}", errors(.found), .found.render(&.path.to_string_lossy()))]
@@ -209,10 +213,10 @@ impl Settings {
     /// The file can't be read or understood; every mistake in it is listed.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let path = path.to_owned();
-        match std::fs::read_to_string(&path) {
-            Ok(text) => Self::parse(&text).map_err(|found| ConfigError::File { path, found }),
-            Err(error) => Err(ConfigError::Read { path, error }),
-        }
+        file::load(&path, READING, Self::parse).map_err(|error| match error {
+            LoadError::Invalid(found) => ConfigError::File { path, found },
+            error => ConfigError::Read { path, error },
+        })
     }
 
     fn parse(text: &str) -> Result<Self, Diagnostics> {

@@ -6,12 +6,14 @@
 //! anyone's and is refused; each file is read up to a bound.
 
 use crate::model_config::{ModelConfig, Versions};
+use forebay_config::file::contained;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Most models in a repository, and most versions of one.
 const MAX_ENTRIES: usize = 1000;
@@ -19,6 +21,8 @@ const MAX_ENTRIES: usize = 1000;
 const MAX_NAME: usize = 128;
 /// Longest `model.toml`, in bytes.
 const MAX_CONFIG: u64 = 1 << 20;
+/// Time that reading it may take.
+const READING: Duration = Duration::from_secs(30);
 
 /// Longest file of labels, in bytes: a vocabulary of a million.
 const MAX_LABELS: u64 = 16 << 20;
@@ -190,7 +194,9 @@ impl Disk {
         let failed = |error: &dyn Display| format!("model.toml: {error}");
         let bytes = self.read(&path, MAX_CONFIG)?;
         let text = String::from_utf8(bytes).map_err(|error| failed(&error))?;
-        ModelConfig::parse(&text).map_err(|error| failed(&error))
+        // Whatever the file does to its reader, the thread that loads models goes on.
+        let parsed = contained(READING, move || ModelConfig::parse(&text));
+        parsed.map_err(|failure| failed(&failure))?.map_err(|error| failed(&error))
     }
 
     /// The numbers that are there and wanted; at least one.

@@ -14,6 +14,7 @@ use crate::overseer::{Entry, Seat};
 use crate::queue::{Account, Batch, Work};
 use crate::refusal::Refusal;
 use crate::repository::Version;
+use forebay_process::limit::CLIENT;
 use forebay_protocol::Reason;
 use forebay_protocol::oip::Tensor;
 use forebay_tract::{Form, RunError, Watch};
@@ -198,7 +199,11 @@ impl Run<'_> {
             }
             (Err(error), mut took) => {
                 let (model, count) = (&self.version.model, jobs.len());
-                tracing::warn!(model, count, %error, "a batch failed; each of it is tried alone");
+                tracing::warn!(
+                    target: CLIENT,
+                    model, count, %error,
+                    "a batch failed, each of its requests is tried alone"
+                );
                 self.version.stats.retried(count);
                 let alone = jobs.iter().map(|job| {
                     if job.is_pointless(Instant::now()) {

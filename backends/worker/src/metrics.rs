@@ -85,6 +85,9 @@ impl Metrics {
 
     /// Text for Prometheus.
     pub(crate) fn render(&self) -> String {
+        for (cause, count) in forebay_process::log::lost() {
+            self.counter(name::LOG_DROPPED, &[("cause", cause)]).absolute(count);
+        }
         let mut text = self.handle.render();
         self.series.render(&mut text);
         text
@@ -124,6 +127,7 @@ impl Metrics {
         counter(name::MODEL_LOADS, "attempts to load a version, by outcome");
         counter(name::MODEL_UNLOADS, "versions that were taken out of service, by why");
         gauge(name::MODELS_MEMORY, "bytes that all models take in memory");
+        counter(name::LOG_DROPPED, "lines of the process log that were not written, by cause");
         gauge(name::INFO, "1, with what this worker is in the labels");
     }
 }

@@ -1,6 +1,7 @@
 //! Every error that a caller sees: a reason, its status, and words.
 
 use axum::response::{IntoResponse, Response};
+use forebay_process::limit::CLIENT;
 use forebay_protocol::oip::{EncodeError, ErrorBody, ParseError};
 use forebay_protocol::{Reason, header as names};
 use http::{HeaderValue, StatusCode, header};
@@ -41,7 +42,9 @@ impl Refusal {
     pub(crate) fn log(&self) {
         let (reason, error) = (self.reason.code(), &self.message);
         match self.reason {
-            Reason::InferenceFailed | Reason::Internal => tracing::warn!(reason, error, "failed"),
+            Reason::InferenceFailed | Reason::Internal => {
+                tracing::warn!(target: CLIENT, reason, error, "failed");
+            }
             _ => tracing::debug!(reason, error, "refused"),
         }
     }

@@ -1,5 +1,6 @@
 use crate::Table;
-use std::cell::RefCell;
+use crate::excerpt::{Excerpt, Lines, brief};
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
@@ -8,6 +9,11 @@ use toml::de::{DeTable, DeValue};
 /// Byte range in the source.
 pub type Span = Range<usize>;
 
+/// Errors that are kept: more than anyone corrects at once, and a bound for a file of nonsense.
+const MAX_NOTED: usize = 1000;
+/// Errors that are shown.
+const MAX_SHOWN: usize = 100;
+
 /// A parsed file, and all that was found wrong with it so far.
 ///
 /// Use: [`Document::parse`], read through [`Document::root`], then [`Document::finish`].
@@ -15,6 +21,8 @@ pub struct Document<'s> {
     source: &'s str,
     root: DeTable<'s>,
     diagnostics: RefCell<Vec<(Span, String)>>,
+    /// Errors beyond [`MAX_NOTED`].
+    unkept: Cell<usize>,
     asked: RefCell<BTreeSet<String>>,
     present: RefCell<BTreeSet<String>>,
 }
@@ -25,12 +33,14 @@ impl<'s> Document<'s> {
         let (root, errors) = DeTable::parse_recoverable(source);
         let diagnostics = errors
             .iter()
+            .take(MAX_NOTED)
             .map(|error| (error.span().unwrap_or(0..0), error.message().to_owned()))
             .collect();
         Self {
             source,
             root: root.into_inner(),
             diagnostics: RefCell::new(diagnostics),
+            unkept: Cell::new(errors.len().saturating_sub(MAX_NOTED)),
             asked: RefCell::default(),
             present: RefCell::default(),
         }
@@ -43,7 +53,16 @@ impl<'s> Document<'s> {
 
     /// Notes an error that only the program can see, such as a name that nothing has.
     pub fn error(&self, span: Span, message: impl Into<String>) {
-        self.diagnostics.borrow_mut().push((span, message.into()));
+        if self.is_full() {
+            self.unkept.set(self.unkept.get() + 1);
+        } else {
+            self.diagnostics.borrow_mut().push((span, message.into()));
+        }
+    }
+
+    /// Are there so many errors that further ones are only counted?
+    pub(crate) fn is_full(&self) -> bool {
+        self.diagnostics.borrow().len() >= MAX_NOTED
     }
 
     /// Ends reading: all errors in the order of the file, or none.
@@ -58,7 +77,10 @@ impl<'s> Document<'s> {
             return Ok(());
         }
         let lines = Lines::new(self.source);
-        Err(Diagnostics(found.into_iter().map(|(span, text)| lines.locate(&span, text)).collect()))
+        let more = self.unkept.get() + found.len().saturating_sub(MAX_SHOWN);
+        found.truncate(MAX_SHOWN);
+        let shown = found.iter().map(|(span, text)| lines.locate(span, text)).collect();
+        Err(Diagnostics { shown, more })
     }
 
     /// Every key that the program asked for, with its path; `*` stands for a name or an index.
@@ -88,31 +110,44 @@ pub struct Diagnostic {
     pub column: usize,
     /// What was expected and what was found.
     pub message: String,
-    text: String,
-    width: usize,
+    pub(crate) excerpt: Excerpt,
 }
 
 /// All that is wrong with a file; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Diagnostics(Vec<Diagnostic>);
+pub struct Diagnostics {
+    shown: Vec<Diagnostic>,
+    /// How many there are beside those.
+    more: usize,
+}
 
 impl Diagnostics {
-    /// The errors, in the order of the file.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Diagnostic> {
-        self.0.iter()
+    /// One error alone.
+    pub(crate) fn one(source: &str, span: &Span, message: &str) -> Self {
+        Self { shown: vec![Lines::new(source).locate(span, message)], more: 0 }
     }
 
-    /// The errors as a person reads them: `name:line:column: message`, then the line itself.
+    /// The errors, in the order of the file; the first ones if there are very many.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Diagnostic> {
+        self.shown.iter()
+    }
+
+    /// The errors as a person reads them: `name:line:column: message`, then the line itself, or a
+    /// part of it if it is long.
     pub fn render(&self, name: &str) -> String {
         use fmt::Write;
         let mut out = String::new();
-        for d in &self.0 {
+        for d in &self.shown {
             let number = d.line.to_string();
+            let Excerpt { text, indent, width } = &d.excerpt;
+            let (indent, mark) = (" ".repeat(number.len() + 5 + indent), "^".repeat(*width));
             // Writing to a string does not fail.
             let _ = writeln!(out, "{name}:{}:{}: {}", d.line, d.column, d.message);
-            let _ = writeln!(out, "  {number} | {}", d.text);
-            let indent = number.len() + 5 + d.column - 1;
-            let _ = writeln!(out, "{:indent$}{}", "", "^".repeat(d.width.max(1)));
+            let _ = writeln!(out, "  {number} | {text}");
+            let _ = writeln!(out, "{indent}{mark}");
+        }
+        if self.more > 0 {
+            let _ = writeln!(out, "{name}: {} more errors", self.more);
         }
         out
     }
@@ -121,9 +156,12 @@ impl Diagnostics {
 /// One line an error, for logs.
 impl fmt::Display for Diagnostics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, d) in self.0.iter().enumerate() {
+        for (index, d) in self.shown.iter().enumerate() {
             let separator = if index == 0 { "" } else { "; " };
             write!(f, "{separator}{}:{}: {}", d.line, d.column, d.message)?;
+        }
+        if self.more > 0 {
+            write!(f, "; {} more errors", self.more)?;
         }
         Ok(())
     }
@@ -131,45 +169,12 @@ impl fmt::Display for Diagnostics {
 
 impl std::error::Error for Diagnostics {}
 
-/// Where the lines of a source begin.
-struct Lines<'s> {
-    source: &'s str,
-    starts: Vec<usize>,
-}
-
-impl<'s> Lines<'s> {
-    fn new(source: &'s str) -> Self {
-        let starts =
-            std::iter::once(0).chain(source.match_indices('\n').map(|(at, _)| at + 1)).collect();
-        Self { source, starts }
-    }
-
-    fn locate(&self, span: &Span, message: String) -> Diagnostic {
-        let mut at = span.start.min(self.source.len());
-        while !self.source.is_char_boundary(at) {
-            at -= 1;
-        }
-        let line = self.starts.partition_point(|&start| start <= at);
-        let start = self.starts[line - 1];
-        let text = self.source[start..].lines().next().unwrap_or("");
-        let column = self.source[start..at].chars().count() + 1;
-        let shown = text.chars().count().saturating_sub(column - 1);
-        Diagnostic {
-            line,
-            column,
-            message,
-            text: text.replace('\t', " "),
-            width: span.len().min(shown),
-        }
-    }
-}
-
 /// What a value is, in words, for "found …".
 pub(crate) fn describe(value: &DeValue<'_>) -> String {
     match value {
-        DeValue::String(s) => format!("{s:?}"),
-        DeValue::Integer(i) => format!("the number {i}"),
-        DeValue::Float(f) => format!("the number {}", f.as_str()),
+        DeValue::String(s) => format!("{:?}", brief(s)),
+        DeValue::Integer(i) => format!("the number {}", brief(&i.to_string())),
+        DeValue::Float(f) => format!("the number {}", brief(f.as_str())),
         DeValue::Boolean(b) => b.to_string(),
         DeValue::Datetime(d) => format!("the date {d}"),
         DeValue::Array(_) => "an array".to_owned(),

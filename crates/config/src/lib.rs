@@ -10,6 +10,8 @@
 //! ([`Document::keys_asked`]): that is how a test proves that the reference file is complete.
 
 mod document;
+mod excerpt;
+pub mod file;
 mod table;
 pub mod units;
 mod value;

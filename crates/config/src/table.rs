@@ -1,4 +1,5 @@
 use crate::document::{Document, Span, describe};
+use crate::excerpt::brief;
 use crate::value::FromToml;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -208,7 +209,8 @@ impl<'d, 's> Table<'d, 's> {
     }
 
     fn join(&self, key: &str) -> String {
-        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+        let key = brief(key);
+        if self.path.is_empty() { key.into_owned() } else { format!("{}.{key}", self.path) }
     }
 }
 
@@ -227,6 +229,10 @@ impl Drop for Table<'_, '_> {
         for (name, _) in self.entries.iter().filter(|(name, _)| !asked.contains(&**name.get_ref()))
         {
             let key: &str = name.get_ref();
+            if self.document.is_full() {
+                self.document.error(name.span(), "");
+                continue;
+            }
             let hint = match nearest(key, &asked) {
                 Some(near) => format!("did you mean \"{near}\"?"),
                 None => {
@@ -239,8 +245,15 @@ impl Drop for Table<'_, '_> {
     }
 }
 
+/// Longer than any key.
+const MAX_KEY: usize = 64;
+
 /// The known name that differs from `key` in the fewest letters, if it is near enough to be meant.
 fn nearest<'a>(key: &str, known: &'a BTreeSet<String>) -> Option<&'a str> {
+    // A longer one is near to none, and comparing it takes long.
+    if key.len() > MAX_KEY {
+        return None;
+    }
     known
         .iter()
         .map(|name| (distance(key, name), name.as_str()))

@@ -75,7 +75,10 @@ pub mod proxy {
     /// Gauge: Unix time in seconds of the configuration that is running.
     pub const CONFIG_LOADED: &str = "forebay_config_loaded_timestamp_seconds";
     /// Counter: access log lines that could not be written.
-    pub const LOG_DROPPED: &str = "forebay_access_log_dropped_total";
+    pub const ACCESS_LOG_DROPPED: &str = "forebay_access_log_dropped_total";
+    /// Counter: lines of the process log that were not written, by `cause` (`queue_full`,
+    /// `write_error`; `rate_limited`: one line says how many there were).
+    pub const LOG_DROPPED: &str = "forebay_log_lines_dropped_total";
 }
 
 /// Names of the worker's metrics. Label `model` is bounded by the repository.
@@ -125,6 +128,8 @@ pub mod worker {
     pub const MODEL_MEMORY: &str = "forebay_worker_model_memory_bytes";
     /// Gauge: bytes that all models take, those included that only their last requests hold.
     pub const MODELS_MEMORY: &str = "forebay_worker_models_memory_bytes";
+    /// Counter: lines of the process log that were not written, by `cause` as in the proxy.
+    pub const LOG_DROPPED: &str = "forebay_worker_log_lines_dropped_total";
     /// Gauge: seconds that loading and warming took, by `model`, `version`.
     pub const MODEL_LOAD_SECONDS: &str = "forebay_worker_model_load_duration_seconds";
 }

@@ -8,34 +8,19 @@ use crate::target::Protocol;
 use crate::tensor::Range;
 use crate::tls::Trust;
 use crate::units::{Rate, Span};
+use forebay_config::file;
 use forebay_config::{Diagnostics, Document, FromToml, Table, from_text};
 use forebay_protocol::Priority;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Largest scenario file that is read, in bytes.
-const MAX_FILE: u64 = 1 << 20;
+/// Time that reading a scenario may take.
+const READING: Duration = Duration::from_secs(30);
 
 /// Why a scenario file can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ScenarioError {
-    /// The file can't be read.
-    #[error("{path}: {error}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        error: std::io::Error,
-    },
-    /// The file is larger than any scenario.
-    #[error("{path}: expected at most {MAX_FILE} bytes, found {size}")]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-        /// Its size in bytes.
-        size: u64,
-    },
-    /// The file is not a scenario; the text says where, and what was expected.
+    /// The file can't be read, or is not a scenario; the text says where, and what was expected.
     #[error("{0}")]
     Wrong(String),
 }
@@ -46,16 +31,9 @@ impl Scenario {
     /// # Errors
     /// The file is not there, too large, or not a scenario: then everything that is wrong with it.
     pub fn read(path: &Path) -> Result<Self, ScenarioError> {
-        let fail = |error| ScenarioError::Read { path: path.to_owned(), error };
-        let size = std::fs::metadata(path).map_err(fail)?.len();
-        if size > MAX_FILE {
-            return Err(ScenarioError::TooLarge { path: path.to_owned(), size });
-        }
-        let text = std::fs::read_to_string(path).map_err(fail)?;
         let name = path.display().to_string();
-        let wrong =
-            |all: Diagnostics| ScenarioError::Wrong(all.render(&name).trim_end().to_owned());
-        let mut scenario = parse(&text).map_err(wrong)?;
+        let mut scenario = file::load(path, READING, parse)
+            .map_err(|error| ScenarioError::Wrong(error.render(&name).trim_end().to_owned()))?;
         scenario.base = path.parent().map(Path::to_owned).unwrap_or_default();
         if scenario.name.is_none() {
             scenario.name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
