@@ -11,6 +11,7 @@ use crate::server::{Lifecycle, Reloader};
 use crate::status::{Form, Status};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
+use forebay_process::supervise::{Importance, Supervisor, fault_point};
 use forebay_protocol::metric::proxy as metric;
 use forebay_routing::{Health, pick};
 use http::{Method, Response, StatusCode, header};
@@ -38,7 +39,7 @@ const UPKEEP: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// Metrics were installed already.
-pub fn install_metrics() -> Result<PrometheusHandle> {
+pub fn install_metrics(tasks: &Supervisor) -> Result<PrometheusHandle> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_duration_seconds".to_owned()), BUCKETS)
         .context("latency buckets")?
@@ -47,11 +48,15 @@ pub fn install_metrics() -> Result<PrometheusHandle> {
         .context("can't install metrics")?;
     describe();
     let upkeep = handle.clone();
-    tokio::spawn(async move {
-        let mut ticks = tokio::time::interval(UPKEEP);
-        loop {
-            ticks.tick().await;
-            upkeep.run_upkeep();
+    tasks.spawn("metrics", Importance::Helpful, move || {
+        let upkeep = upkeep.clone();
+        async move {
+            let mut ticks = tokio::time::interval(UPKEEP);
+            loop {
+                ticks.tick().await;
+                fault_point("metrics");
+                upkeep.run_upkeep();
+            }
         }
     });
     Ok(handle)
@@ -156,7 +161,7 @@ impl Admin {
                 });
                 json_answer(StatusCode::OK, &said)
             }
-            Err(error @ Unknown::Stopping) => {
+            Err(error @ (Unknown::Stopping | Unknown::Failed)) => {
                 refused(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }
             Err(error) => refused(StatusCode::NOT_FOUND, error.to_string()),
@@ -167,6 +172,10 @@ impl Admin {
         // Counted where a recorder may be missing: the first lines come before it.
         for (cause, count) in forebay_process::log::lost() {
             metrics::counter!(metric::LOG_DROPPED, "cause" => cause).absolute(count);
+        }
+        metrics::counter!(metric::PANICS).absolute(forebay_process::log::panics());
+        for (task, count) in self.lifecycle.tasks.restarts() {
+            metrics::counter!(metric::TASK_RESTARTS, "task" => task).absolute(count);
         }
         let lost = self.reloader.access_log().lost().total();
         metrics::counter!(metric::ACCESS_LOG_DROPPED).absolute(lost);
@@ -329,5 +338,8 @@ fn describe() {
     counter!(metric::RELOADS, "configuration reloads by outcome");
     gauge!(metric::CONFIG_LOADED, "Unix time of the configuration that runs");
     counter!(metric::ACCESS_LOG_DROPPED, "access log lines that were dropped");
+    counter!(metric::EXHAUSTED, "connections that failed for want of descriptors, ports or memory");
+    counter!(metric::PANICS, "panics, which are mistakes of this program");
+    counter!(metric::TASK_RESTARTS, "tasks of the process that were started again");
     counter!(metric::LOG_DROPPED, "lines of the process log that were not written, by cause");
 }

@@ -49,6 +49,19 @@ impl Connections {
         Some(connection)
     }
 
+    /// Counts a connection that was never let in.
+    pub fn refused(&self, reason: Reason) {
+        self.count(reason.code());
+    }
+
+    fn count(&self, outcome: &'static str) {
+        metrics::counter!(
+            metric::proxy::CONNECTIONS,
+            "listener" => self.listener.to_string(), "reason" => outcome,
+        )
+        .increment(1);
+    }
+
     /// How many are open.
     pub fn open(&self) -> usize {
         self.open.load(Relaxed)
@@ -83,10 +96,6 @@ const OK: &str = "ok";
 impl Drop for Connection {
     fn drop(&mut self) {
         self.of.open.fetch_sub(1, Relaxed);
-        metrics::counter!(
-            metric::proxy::CONNECTIONS,
-            "listener" => self.of.listener.to_string(), "reason" => self.outcome,
-        )
-        .increment(1);
+        self.of.count(self.outcome);
     }
 }

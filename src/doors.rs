@@ -9,37 +9,31 @@
 
 use crate::config::{self, Listener, Protocol};
 use crate::connections::Connections;
+use crate::exhausted;
 use crate::flow::accept::Accept;
 use crate::flow::http2;
 use crate::flow::tcp::Layer4;
+use crate::listen::{self, MAX_WAITING};
 use crate::proxy::Proxy;
 use anyhow::{Context, Result};
+use forebay_process::resources::{Descriptors, Exhausted};
+use forebay_process::supervise::{Importance, Supervisor};
+use forebay_protocol::Reason;
 use listenfd::ListenFd;
-use pingora::apps::{HttpServerOptions, ServerApp};
-use pingora::protocols::GetSocketDigest;
-use pingora::protocols::SocketDigest;
-use pingora::protocols::l4::stream::Stream as L4Stream;
+use pingora::apps::HttpServerOptions;
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
-use pingora::server::{Fds, ListenFds};
-use pingora::services::Service as _;
-use pingora::services::listening::Service;
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpSocket;
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// Longest line at a listener: what the kernel is asked for.
-const MAX_WAITING: u32 = 65_536;
-
-/// Sockets that were bound before anything runs. Pingora takes those for HTTP over by the text of
-/// their address.
+/// Sockets that were bound before anything runs.
 pub struct Sockets {
-    fds: Fds,
     bound: HashMap<SocketAddr, Socket>,
     /// Those that were passed, and that no listener has asked for yet.
     passed: HashMap<SocketAddr, TcpListener>,
@@ -71,25 +65,14 @@ impl Sockets {
                 }
             }
         }
-        Self { fds: Fds::new(), bound: HashMap::new(), passed }
+        Self { bound: HashMap::new(), passed }
     }
 
-    /// Binds an address that Pingora serves.
+    /// Binds an address.
     ///
     /// # Errors
     /// It is in use, or not of this machine.
     pub fn bind(&mut self, address: SocketAddr) -> Result<SocketAddr> {
-        let address = self.bind_own(address)?;
-        let socket = self.hold(address)?;
-        self.fds.add(address.to_string(), socket.into_raw_fd());
-        Ok(address)
-    }
-
-    /// Binds an address that we serve ourselves.
-    ///
-    /// # Errors
-    /// It is in use, or not of this machine.
-    fn bind_own(&mut self, address: SocketAddr) -> Result<SocketAddr> {
         let passed = self.passed.remove(&address);
         let is_passed = passed.is_some();
         let socket = match passed {
@@ -107,17 +90,6 @@ impl Sockets {
         Ok(address)
     }
 
-    /// Binds the address of a listener.
-    ///
-    /// # Errors
-    /// It is in use, or not of this machine.
-    pub fn bind_listener(&mut self, listener: &Listener) -> Result<SocketAddr> {
-        match listener.protocol {
-            Protocol::Http { .. } => self.bind(listener.address),
-            Protocol::Tcp(_) => self.bind_own(listener.address),
-        }
-    }
-
     /// Says which sockets were passed that nothing listens on; they are closed.
     pub fn close_unused(&mut self) {
         for (address, _) in self.passed.drain() {
@@ -126,14 +98,9 @@ impl Sockets {
     }
 
     /// A handle of our own on a bound socket: it stays open when a service closes its own.
-    fn hold(&self, address: SocketAddr) -> Result<TcpListener> {
+    pub fn hold(&self, address: SocketAddr) -> Result<TcpListener> {
         let bound = self.bound.get(&address).context("a listener that was not bound")?;
         Ok(bound.socket.try_clone()?)
-    }
-
-    /// For Pingora.
-    pub fn into_fds(self) -> ListenFds {
-        ListenFds::new(self.fds.into())
     }
 }
 
@@ -147,7 +114,7 @@ pub struct Door {
     socket: TcpListener,
     /// Whether someone else holds it, too, and passes it to the next process.
     outlives: bool,
-    taker: Taker,
+    taker: Arc<Taker>,
     /// Its open connections.
     pub connections: Arc<Connections>,
 }
@@ -193,7 +160,8 @@ impl Door {
             })),
         };
         let outlives = sockets.bound.get(&bound).is_some_and(|socket| socket.is_passed);
-        Ok(Self { bound, socket: sockets.hold(bound)?, outlives, taker, connections })
+        let socket = sockets.hold(bound)?;
+        Ok(Self { bound, socket, outlives, taker: Arc::new(taker), connections })
     }
 
     /// Serves until told to stop. Where callers may be waiting already, or another process takes them,
@@ -203,41 +171,29 @@ impl Door {
     /// The kernel refuses to listen.
     pub fn open(
         &self,
-        fds: &ListenFds,
+        tasks: &Supervisor,
         stopping: &watch::Receiver<bool>,
         services: &mut JoinSet<()>,
         ready: impl Future<Output = ()> + Send + 'static,
     ) -> Result<()> {
-        let stopping = stopping.clone();
-        let outlives = self.outlives;
-        let ready = async move {
+        let listener = Arc::new(listen::listener(&self.socket)?);
+        let name: Arc<str> = self.bound.to_string().into();
+        let (taker, stopping) = (Arc::clone(&self.taker), stopping.clone());
+        let accept = move || {
+            let (listener, name) = (Arc::clone(&listener), Arc::clone(&name));
+            let (taker, stopping) = (Arc::clone(&taker), stopping.clone());
+            async move {
+                let take = |stream, peer| taker.take(stream, peer, &stopping);
+                listen::accept(&listener, &name, stopping.clone(), take).await;
+            }
+        };
+        let (tasks, outlives) = (tasks.clone(), self.outlives);
+        services.spawn(async move {
             if outlives {
                 ready.await;
             }
-        };
-        match &self.taker {
-            Taker::Http(accept) => {
-                let mut service =
-                    Service::new(format!("proxy {}", self.bound), Accept::clone(accept));
-                service.add_tcp(&self.bound.to_string());
-                let fds = Arc::clone(fds);
-                services.spawn(async move {
-                    ready.await;
-                    service.start_service(Some(fds), stopping, 1).await;
-                });
-            }
-            Taker::Tcp(layer4) => {
-                let owned = OwnedFd::from(self.socket.try_clone()?);
-                let socket = TcpSocket::from_std_stream(std::net::TcpStream::from(owned));
-                // The socket listens already; this makes its line longer, as Pingora does.
-                let door = socket.listen(MAX_WAITING)?;
-                let layer4 = Arc::clone(layer4);
-                services.spawn(async move {
-                    ready.await;
-                    layer4.serve(door, stopping).await;
-                });
-            }
-        }
+            tasks.keep_up("accept", Importance::Vital, accept).await;
+        });
         Ok(())
     }
 
@@ -250,24 +206,33 @@ impl Door {
         for _ in 0..MAX_WAITING {
             let Ok((stream, peer)) = self.socket.accept() else { return };
             let Ok(()) = stream.set_nonblocking(true) else { continue };
-            let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { continue };
-            match &self.taker {
-                Taker::Http(accept) => leftover(accept, stream, stop),
-                Taker::Tcp(layer4) => layer4.take(stream, peer),
-            }
+            let Ok(stream) = TcpStream::from_std(stream) else { continue };
+            self.taker.take(stream, peer, &stop.subscribe());
         }
     }
 }
 
-/// As Pingora's own loop would have taken it.
-fn leftover(accept: &Arc<Accept>, stream: tokio::net::TcpStream, stop: &watch::Sender<bool>) {
-    // Without it an answer may be late, but not wrong.
-    let _ = stream.set_nodelay(true);
-    let fd = stream.as_raw_fd();
-    let mut stream = L4Stream::from(stream);
-    stream.set_socket_digest(SocketDigest::from_raw_fd(fd));
-    let (accept, shutdown) = (Arc::clone(accept), stop.subscribe());
-    tokio::spawn(async move { accept.process_new(Box::new(stream), &shutdown).await });
+impl Taker {
+    fn connections(&self) -> &Connections {
+        match self {
+            Self::Http(accept) => &accept.connections,
+            Self::Tcp(layer4) => &layer4.connections,
+        }
+    }
+
+    fn take(&self, stream: TcpStream, peer: SocketAddr, stop: &watch::Receiver<bool>) {
+        if !Descriptors::of_this_process().allow_client(stream.as_fd()) {
+            exhausted::count(Exhausted::Descriptors, "accept");
+            self.connections().refused(Reason::ProxyExhausted);
+            // A reset leaves nothing behind; if it cannot be had, closing does.
+            let _ = stream.set_zero_linger();
+            return;
+        }
+        match self {
+            Self::Http(accept) => listen::serve(accept, stream, peer, stop),
+            Self::Tcp(layer4) => layer4.take(stream, peer),
+        }
+    }
 }
 
 fn http(proxy: &Proxy, h2: bool, server: &config::Server) -> HttpProxy<Proxy> {

@@ -20,7 +20,8 @@
 //! themselves are pure and live in `forebay-routing`; the words on the wire in `forebay-protocol`.
 //!
 //! # The process
-//! [`doors`] are its listeners and [`connections`] bounds what they hold.
+//! [`doors`] are its listeners, [`listen`] accepts on them, [`connections`] bounds what they hold,
+//! and [`exhausted`] is about what the machine lacks.
 //! [`server`] binds, serves, reloads and drains; [`admin`] answers operators, [`status`] is what they
 //! see; [`access_log`] writes
 //! a line a request; [`cli`] is the command line, [`operator`] what it says to a running proxy, and [`demo`] what runs without arguments.
@@ -36,7 +37,9 @@ pub mod connections;
 pub mod demo;
 pub mod doors;
 pub mod error;
+pub mod exhausted;
 pub mod flow;
+pub mod listen;
 pub mod operator;
 pub mod pool;
 pub mod proxy;

@@ -11,29 +11,34 @@ use crate::admin::Admin;
 use crate::config::{self, Config};
 use crate::doors::{Door, Sockets};
 use crate::flow::observe::Observer;
+use crate::listen;
 use crate::pool::Snapshot;
 use crate::pool::control::{self, ControlHandle};
 use crate::pool::fleet::{Fleets, Supervisors, WorkerLog};
 use crate::proxy::Proxy;
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
+use forebay_process::resources::Descriptors;
+use forebay_process::supervise::{Importance, Supervisor, fault_point};
+use futures_util::future::BoxFuture;
 use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
-use pingora::services::Service as _;
-use pingora::services::listening::Service;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 /// Whether the process takes requests, and how many it has.
 #[derive(Debug, Default)]
 pub struct Lifecycle {
+    /// The tasks that keep the process going.
+    pub tasks: Supervisor,
     draining: AtomicBool,
     in_flight: AtomicUsize,
     /// Open connections at Layer 7.
@@ -96,9 +101,12 @@ impl Lifecycle {
         self.draining.load(Relaxed)
     }
 
-    /// Can requests be served: not draining, and every pool has an endpoint in rotation?
+    /// Can requests be served: not draining, all vital tasks run, and every pool has an endpoint in
+    /// rotation?
     pub fn is_ready(&self, snapshot: &Snapshot) -> bool {
-        !self.is_draining() && snapshot.pools.iter().all(|pool| !pool.ready.is_empty())
+        !self.is_draining()
+            && self.tasks.all_up()
+            && snapshot.pools.iter().all(|pool| !pool.ready.is_empty())
     }
 
     /// Counts a new connection in.
@@ -175,6 +183,7 @@ pub struct Started {
 /// # Errors
 /// An address that can't be bound, a fleet that does not start, a log that can't be opened.
 pub fn run(options: Options) -> Result<()> {
+    Descriptors::of_this_process();
     // The only other thread writes the log, and does not read the environment.
     let sockets = Sockets::passed();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -194,20 +203,26 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
     let server = config.server.clone();
     // Before anything starts: a signal that comes during the start must not be lost.
     let mut signals = Signals::new()?;
-    let prometheus = crate::admin::install_metrics()?;
+    let lifecycle = Arc::new(Lifecycle::default());
+    let tasks = &lifecycle.tasks;
+    let prometheus = crate::admin::install_metrics(tasks)?;
     let listeners: Vec<_> = config
         .listeners
         .iter()
-        .map(|listener| Ok((sockets.bind_listener(listener)?, listener.clone())))
+        .map(|listener| Ok((sockets.bind(listener.address)?, listener.clone())))
         .collect::<Result<_>>()?;
     let admin = server.admin.map(|address| sockets.bind(address)).transpose()?;
     sockets.close_unused();
     let log = AccessLogger::start(&server.access_log).context("can't open the access log")?;
     let observer = Arc::new(Observer::new(log));
-    let (fleets, supervisors) = Fleets::start(&config, &worker_log).await?;
-    let control = control::start(config, fleets);
-    let lifecycle = Arc::new(Lifecycle::default());
-    let reloader = Reloader { file, control: control.clone(), observer: Arc::clone(&observer) };
+    let (fleets, supervisors) = Fleets::start(&config, &worker_log, tasks).await?;
+    let control = control::start(config, fleets, tasks);
+    let reloader = Reloader {
+        file,
+        control: control.clone(),
+        observer: Arc::clone(&observer),
+        turn: Arc::default(),
+    };
 
     let proxy = Proxy {
         snapshot: Arc::clone(control.snapshot()),
@@ -224,10 +239,9 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
             Door::new(&sockets, *bound, (place, listener), &proxy, &server)
         })
         .collect::<Result<_>>()?;
-    let fds = sockets.into_fds();
     for door in &doors {
         let ready = wait_ready(Arc::clone(&lifecycle), Arc::clone(control.snapshot()));
-        door.open(&fds, &stopping, &mut services, ready)?;
+        door.open(tasks, &stopping, &mut services, ready)?;
     }
     if let Some(bound) = admin {
         let admin = Admin {
@@ -237,15 +251,20 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
             reloader: reloader.clone(),
             prometheus,
         };
-        let mut service = Service::new("admin".to_owned(), admin);
-        service.add_tcp(&bound.to_string());
-        let (fds, stopping) = (Arc::clone(&fds), stopping.clone());
-        services.spawn(async move { service.start_service(Some(fds), stopping, 1).await });
+        let socket = listen::listener(&sockets.hold(bound)?)?;
+        services.spawn(tasks.clone().keep_up(
+            "admin",
+            Importance::Vital,
+            serve_admin(admin, socket, stopping),
+        ));
     }
+    // Each listener has its own handle now. Another one would keep the kernel accepting connections
+    // when the last loop has ended.
+    drop(sockets);
     let listeners = listeners.iter().map(|(bound, _)| *bound).collect();
     started(&Started { listeners, admin, control });
 
-    signals.wait_for_stop(&reloader).await;
+    let lost = signals.wait_for_stop(&reloader, tasks).await;
     let orderly = drain(&lifecycle, &server, doors, &stop, &mut services, &mut signals).await;
     if orderly {
         supervisors_stop(supervisors, &mut signals).await;
@@ -256,7 +275,26 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
     // Nothing else is left to do on this thread.
     observer.log().stop(LOG_PATIENCE);
     tracing::info!("stopped");
-    Ok(())
+    match lost {
+        None => Ok(()),
+        Some(task) => Err(anyhow::anyhow!("the task {task:?} kept failing")),
+    }
+}
+
+/// The accept loop of the admin listener, as often as it is needed.
+fn serve_admin(
+    admin: Admin,
+    socket: TcpListener,
+    stopping: watch::Receiver<bool>,
+) -> impl FnMut() -> BoxFuture<'static, ()> + Send {
+    let (admin, socket) = (Arc::new(admin), Arc::new(socket));
+    move || {
+        let (admin, socket, stopping) = (Arc::clone(&admin), Arc::clone(&socket), stopping.clone());
+        Box::pin(async move {
+            let take = |stream, peer| listen::serve(&admin, stream, peer, &stopping);
+            listen::accept(&socket, "admin", stopping.clone(), take).await;
+        })
+    }
 }
 
 /// Until requests can be served, or for [`WARM_UP`] at most: what is broken must be answered, too.
@@ -323,6 +361,8 @@ pub struct Reloader {
     file: Option<PathBuf>,
     control: ControlHandle,
     observer: Arc<Observer>,
+    /// One reload at a time.
+    turn: Arc<Mutex<()>>,
 }
 
 impl Reloader {
@@ -336,7 +376,10 @@ impl Reloader {
     /// # Errors
     /// Why the running configuration stays, as a person reads it.
     pub async fn reload(&self) -> Result<u64, String> {
-        let result = self.try_reload().await;
+        // In a task of its own: whatever it does, the part that asked for it goes on.
+        let this = self.clone();
+        let task = tokio::spawn(async move { this.try_reload().await });
+        let result = task.await.unwrap_or_else(|error| Err(format!("the reload failed: {error}")));
         let outcome = if result.is_ok() { "ok" } else { "refused" };
         metrics::counter!(forebay_protocol::metric::proxy::RELOADS, "outcome" => outcome)
             .increment(1);
@@ -348,6 +391,8 @@ impl Reloader {
     }
 
     async fn try_reload(&self) -> Result<u64, String> {
+        let _turn = self.turn.lock().await;
+        fault_point("reload");
         let Some(file) = self.file.clone() else {
             return Err("this process runs without a configuration file".to_owned());
         };
@@ -366,6 +411,8 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    /// A log file at the limit of its size must not end the process: with a handler, the write fails.
+    _file_size: Signal,
 }
 
 impl Signals {
@@ -375,18 +422,39 @@ impl Signals {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
             hangup: listen(SignalKind::hangup())?,
+            _file_size: listen(SignalKind::from_raw(libc::SIGXFSZ))?,
         })
     }
 
-    /// Until SIGTERM or SIGINT; SIGHUP reloads meanwhile.
-    async fn wait_for_stop(&mut self, reloader: &Reloader) {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
-                _ = self.hangup.recv() => { let _ = reloader.reload().await; }
+    /// Until SIGTERM or SIGINT, or until a vital task is lost, whose name is the answer. SIGHUP reloads
+    /// meanwhile: once for all signals that come while a reload is under way.
+    async fn wait_for_stop(
+        &mut self,
+        reloader: &Reloader,
+        tasks: &Supervisor,
+    ) -> Option<&'static str> {
+        let wanted = Arc::new(Notify::new());
+        let (reloader, notified) = (reloader.clone(), Arc::clone(&wanted));
+        let reloads = tasks.spawn("reload", Importance::Helpful, move || {
+            let (reloader, notified) = (reloader.clone(), Arc::clone(&notified));
+            async move {
+                loop {
+                    notified.notified().await;
+                    // The log has the outcome.
+                    let _ = reloader.reload().await;
+                }
             }
-        }
+        });
+        let lost = loop {
+            tokio::select! {
+                _ = self.terminate.recv() => break None,
+                _ = self.interrupt.recv() => break None,
+                _ = self.hangup.recv() => wanted.notify_one(),
+                task = tasks.lost() => break Some(task),
+            }
+        };
+        reloads.abort();
+        lost
     }
 
     async fn again(&mut self) {

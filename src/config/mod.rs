@@ -18,6 +18,7 @@ pub use tls::{Certificate, Tls};
 
 use forebay_config::Diagnostics;
 use forebay_config::file::{self, LoadError};
+use forebay_process::resources::Descriptors;
 use forebay_protocol::Priority;
 use forebay_routing::{Ejection, Policy};
 use http::HeaderName;
@@ -349,12 +350,26 @@ impl Config {
         read::config(source, base)
     }
 
-    /// What is not wrong, but will not go well: certificates that callers do not believe at `now`, and keys
-    /// that everybody can read.
+    /// What is not wrong, but will not go well: certificates that callers do not believe at `now`, keys
+    /// that everybody can read, and more connections than there are descriptors.
     pub fn doubts(&self, now: SystemTime) -> Vec<String> {
         let certificates = self.listeners.iter().filter_map(|listener| listener.tls.as_ref());
         let certificates = certificates.flat_map(|tls| &tls.certificates);
-        certificates.flat_map(|certificate| certificate.doubts(now)).collect()
+        let doubts = certificates.flat_map(|certificate| certificate.doubts(now));
+        doubts.chain(self.doubt_about_descriptors()).collect()
+    }
+
+    /// Can the listeners hold more connections than the system lets this process have?
+    fn doubt_about_descriptors(&self) -> Option<String> {
+        let wanted: usize = self.listeners.iter().map(|listener| listener.max_connections).sum();
+        let Descriptors { limit, for_clients, .. } = Descriptors::of_this_process();
+        (wanted as u64 > for_clients).then(|| {
+            format!(
+                "the listeners may hold {wanted} connections (max_connections), but of the {limit} \
+                 file descriptors that this process may open (RLIMIT_NOFILE), {for_clients} are for \
+                 clients"
+            )
+        })
     }
 
     /// Logs its doubts.

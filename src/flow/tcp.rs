@@ -10,6 +10,7 @@ use crate::clock;
 use crate::config::{self, ProxyVersion};
 use crate::connections::{Connection, Connections};
 use crate::error::Refusal;
+use crate::exhausted;
 use crate::flow::balance::{Picked, may_try_again, pick_lasting};
 use crate::flow::identify;
 use crate::flow::observe::Observer;
@@ -20,6 +21,7 @@ use crate::pool::{EndpointState, Pool, Snapshot};
 use crate::server::{InFlightRequest, Lifecycle};
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
+use forebay_process::resources::Exhausted;
 use forebay_protocol::{Reason, metric};
 use forebay_routing::Outcome;
 use metrics::Counter;
@@ -27,13 +29,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, join};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
-
-/// Pause after a connection could not be accepted: if file descriptors have run out, trying again
-/// at once would only burn the CPU that it takes to free some.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
 
 /// A listener at Layer 4.
 pub struct Layer4 {
@@ -54,23 +51,6 @@ pub struct Layer4 {
 }
 
 impl Layer4 {
-    /// Takes connections until told to stop.
-    pub async fn serve(self: Arc<Self>, door: TcpListener, mut stop: watch::Receiver<bool>) {
-        loop {
-            let accepted = tokio::select! {
-                accepted = door.accept() => accepted,
-                _ = stop.wait_for(|stop| *stop) => return,
-            };
-            match accepted {
-                Ok((stream, peer)) => self.take(stream, peer),
-                Err(error) => {
-                    tracing::warn!(listener = &*self.connections.listener, %error, "can't accept");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    }
-
     /// Takes one connection, unless there are too many.
     pub fn take(self: &Arc<Self>, caller: TcpStream, peer: SocketAddr) {
         let Some(connection) = self.connections.enter() else {
@@ -218,13 +198,23 @@ async fn connect(
     loop {
         let mut picked = pick_lasting(pool, attempts, key)?;
         let state = Arc::clone(&picked.endpoint.state);
-        let connecting = TcpStream::connect(state.address);
+        let connecting = exhausted::connect(state.address);
         let connected = timeout(pool.config.connect_timeout, connecting).await;
         if let Ok(Ok(stream)) = connected {
             count_attempt(pool, &state, "connected");
             pool.state.budget.earn(clock::now());
             attempts.push(picked);
             return Ok(stream);
+        }
+        if let Ok(Err(error)) = &connected
+            && let Some(resource) = Exhausted::of(error)
+        {
+            // The endpoint has done nothing wrong, and another would fare no better.
+            picked.answered(false);
+            exhausted::count(resource, "connect");
+            count_attempt(pool, &state, Reason::ProxyExhausted.code());
+            attempts.push(picked);
+            return Err(exhausted::refusal(resource));
         }
         picked.failed();
         state.note(Outcome::Failed);

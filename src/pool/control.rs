@@ -11,16 +11,18 @@ use super::probe::{self, Prober};
 use super::rotation;
 use super::{Endpoint, EndpointState, Hedges, Pool, PoolState, Snapshot};
 use crate::config::{self, Config, EndpointProtocol, Source};
+use crate::exhausted;
 use arc_swap::ArcSwap;
+use forebay_process::supervise::{Importance, Supervisor, fault_point};
 use forebay_routing::outlier::Judge;
 use forebay_routing::{Health, Models, RetryBudget};
 use pingora::upstreams::peer::HttpPeer;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 
 /// Messages that may wait; senders wait beyond that.
@@ -68,6 +70,9 @@ pub enum Unknown {
     /// The process is on its way out.
     #[error("the process is stopping")]
     Stopping,
+    /// A mistake of this program.
+    #[error("the task that drains endpoints failed")]
+    Failed,
 }
 
 /// Why a valid configuration can't be taken over by the running process.
@@ -76,6 +81,9 @@ pub enum ReloadError {
     /// A part that is fixed at start.
     #[error("{0} changed, which needs a restart: the running configuration stays")]
     NeedsRestart(&'static str),
+    /// A mistake of this program.
+    #[error("taking it over failed: the running configuration stays")]
+    Failed,
 }
 
 /// Talks to the control task.
@@ -100,7 +108,7 @@ impl ControlHandle {
         let (reply, answer) = oneshot::channel();
         let message = Message::Reload(Box::new(config), reply);
         self.messages.send(message).await.map_err(|_| GONE)?;
-        answer.await.unwrap_or(Err(GONE))
+        answer.await.unwrap_or(Err(ReloadError::Failed))
     }
 
     /// Drains an endpoint, or has it used again; says what it still has.
@@ -111,12 +119,12 @@ impl ControlHandle {
         let (reply, answer) = oneshot::channel();
         let sent = self.messages.send(Message::Drain(drain, reply)).await;
         sent.map_err(|_| Unknown::Stopping)?;
-        answer.await.unwrap_or(Err(Unknown::Stopping))
+        answer.await.unwrap_or(Err(Unknown::Failed))
     }
 }
 
 /// Starts the control task and the probers on the present runtime.
-pub fn start(config: Config, fleets: Fleets) -> ControlHandle {
+pub fn start(config: Config, fleets: Fleets, tasks: &Supervisor) -> ControlHandle {
     let (sender, mailbox) = mpsc::channel(MAILBOX);
     let mut control = Control {
         fleets,
@@ -126,13 +134,26 @@ pub fn start(config: Config, fleets: Fleets) -> ControlHandle {
         alarm: Arc::new(Notify::new()),
         changes: sender.clone(),
         joined: Arc::new(Notify::new()),
+        tasks: tasks.clone(),
     };
     let snapshot = Arc::new(ArcSwap::from_pointee(control.build(config, 1)));
     publish(&snapshot, &snapshot.load_full());
     let pools = Arc::clone(&snapshot);
-    tokio::spawn(pending::tick(Arc::clone(&control.joined), move || pools.load().pools.clone()));
+    let joined = Arc::clone(&control.joined);
+    tasks.spawn("queue", Importance::Vital, move || {
+        let pools = Arc::clone(&pools);
+        pending::tick(Arc::clone(&joined), move || pools.load().pools.clone())
+    });
     let handle = ControlHandle { messages: sender, snapshot: Arc::clone(&snapshot) };
-    tokio::spawn(control.run(mailbox, snapshot));
+    // Both outlive a panic: what is remembered, and what was sent meanwhile.
+    let kept = Arc::new(Mutex::new((control, mailbox)));
+    tasks.spawn("control", Importance::Vital, move || {
+        let (kept, snapshot) = (Arc::clone(&kept), Arc::clone(&snapshot));
+        async move {
+            let (control, mailbox) = &mut *kept.lock().await;
+            control.run(mailbox, &snapshot).await;
+        }
+    });
     handle
 }
 
@@ -150,13 +171,15 @@ struct Control {
     changes: mpsc::Sender<Message>,
     /// Told when a request waits where none did.
     joined: Arc<Notify>,
+    /// Keeps probers up.
+    tasks: Supervisor,
 }
 
 /// How often endpoints are judged if nothing calls for it: how exactly back-offs are kept.
 const LOOK: Duration = Duration::from_millis(100);
 
 impl Control {
-    async fn run(mut self, mut mailbox: mpsc::Receiver<Message>, snapshot: Arc<ArcSwap<Snapshot>>) {
+    async fn run(&mut self, mailbox: &mut mpsc::Receiver<Message>, snapshot: &ArcSwap<Snapshot>) {
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let alarm = Arc::clone(&self.alarm);
@@ -166,13 +189,14 @@ impl Control {
                 () = alarm.notified() => Some(None),
                 _ = looks.tick() => Some(None),
             };
+            fault_point("control");
             let current = snapshot.load_full();
             match message {
                 None => return,
-                Some(Some(message)) => self.take(message, &current, &snapshot),
+                Some(Some(message)) => self.take(message, &current, snapshot),
                 Some(None) => {
                     if self.judge(&current) {
-                        publish(&snapshot, &Arc::new(refreshed(&current)));
+                        publish(snapshot, &Arc::new(refreshed(&current)));
                     }
                 }
             }
@@ -217,21 +241,19 @@ impl Control {
     }
 
     /// A snapshot of `config` in which everything that is remembered under the same identity lives
-    /// on. Probers of endpoints that are gone are stopped; all others follow the new settings.
+    /// on. Probers of endpoints that are gone are stopped; all others follow the new settings. Nothing
+    /// changes before the whole snapshot is made, so that a panic leaves what there was.
     fn build(&mut self, config: Config, generation: u64) -> Snapshot {
-        let mut probers = HashMap::new();
-        let pools = config.pools.iter().map(|pool| self.pool(pool, &mut probers)).collect();
-        self.probers = probers;
-        self.pools.retain(|name, _| config.pools.iter().any(|pool| pool.name == *name));
+        let mut next = Next::default();
+        let pools = config.pools.iter().map(|pool| self.pool(pool, &mut next)).collect();
+        self.probers.retain(|key, _| next.kept.contains(key));
+        self.probers.extend(next.started);
+        self.pools = next.pools;
         self.judges.retain(|name, _| config.pools.iter().any(|pool| pool.name == *name));
         Snapshot { config: Arc::new(config), pools, generation, loaded_at: SystemTime::now() }
     }
 
-    fn pool(
-        &mut self,
-        config: &Arc<config::Pool>,
-        probers: &mut HashMap<Key, Prober>,
-    ) -> Arc<Pool> {
+    fn pool(&self, config: &Arc<config::Pool>, next: &mut Next) -> Arc<Pool> {
         let addresses = match &config.source {
             Source::Static(addresses) => addresses.as_slice(),
             Source::Fleet(_) => self.fleets.addresses(&config.name),
@@ -239,8 +261,8 @@ impl Control {
         let mut endpoints = Vec::with_capacity(addresses.len());
         for &address in addresses {
             let key = (config.name.clone(), address);
-            let known = self.probers.remove(&key);
-            let state = match &known {
+            let known = self.probers.get(&key);
+            let state = match known {
                 Some(prober) => {
                     prober.state().load.assume_slots(config.slots);
                     Arc::clone(prober.state())
@@ -254,35 +276,48 @@ impl Control {
                 peer: peer(address, config, config.protocol),
                 grpc: peer(address, config, EndpointProtocol::H2),
             }));
-            let prober = match known {
-                Some(prober) if prober.follows(config) => prober,
-                _ => probe::start(state, config, self.changes.clone()),
-            };
-            probers.insert(key, prober);
-        }
-        let known = self.pools.get(&config.name);
-        let state = match known {
-            Some(state) if state.follows(config) => Arc::clone(state),
-            _ => {
-                let retry = config.retry.clone();
-                let budget = RetryBudget::new(retry.budget, retry.min_per_second);
-                // Who waits goes on waiting, whatever is allowed from now on.
-                let pending = known.map(|known| Arc::clone(&known.pending));
-                let new = || Arc::new(Pending::new(Arc::clone(&self.joined)));
-                Arc::new(PoolState {
-                    turn: Arc::default(),
-                    looked_for_stale: AtomicU64::new(0),
-                    pending: pending.unwrap_or_else(new),
-                    budget,
-                    retry,
-                    hedges: config.hedge.as_ref().map(Hedges::new),
-                    models: Arc::new(Models::new(config.hedge.as_ref().map(|it| it.quantile))),
-                })
+            if known.is_some_and(|prober| prober.follows(config)) {
+                next.kept.insert(key);
+            } else {
+                let prober = probe::start(state, config, self.changes.clone(), &self.tasks);
+                next.started.insert(key, prober);
             }
-        };
-        self.pools.insert(config.name.clone(), Arc::clone(&state));
+        }
+        let state = self.pool_state(config);
+        next.pools.insert(config.name.clone(), Arc::clone(&state));
         Arc::new(Pool::new(Arc::clone(config), endpoints, state))
     }
+
+    /// What a pool remembers: what it has, or if its settings have changed, a part of it.
+    fn pool_state(&self, config: &config::Pool) -> Arc<PoolState> {
+        let known = self.pools.get(&config.name);
+        if let Some(state) = known.filter(|state| state.follows(config)) {
+            return Arc::clone(state);
+        }
+        let retry = config.retry.clone();
+        let budget = RetryBudget::new(retry.budget, retry.min_per_second);
+        // Requests that wait go on waiting, whatever is allowed from now on.
+        let pending = known.map(|known| Arc::clone(&known.pending));
+        let new = || Arc::new(Pending::new(Arc::clone(&self.joined)));
+        Arc::new(PoolState {
+            turn: Arc::default(),
+            looked_for_stale: AtomicU64::new(0),
+            pending: pending.unwrap_or_else(new),
+            budget,
+            retry,
+            hedges: config.hedge.as_ref().map(Hedges::new),
+            models: Arc::new(Models::new(config.hedge.as_ref().map(|it| it.quantile))),
+        })
+    }
+}
+
+/// What a snapshot in the making brings along.
+#[derive(Default)]
+struct Next {
+    /// Probers that go on as they are.
+    kept: HashSet<Key>,
+    started: HashMap<Key, Prober>,
+    pools: HashMap<String, Arc<PoolState>>,
 }
 
 /// The same snapshot with rotation as health has it now.
@@ -324,6 +359,7 @@ fn peer(address: SocketAddr, config: &config::Pool, protocol: EndpointProtocol) 
         peer.options.max_h2_streams = MAX_STREAMS;
         peer.options.h2_ping_interval = Some(PING_INTERVAL);
     }
+    exhausted::keep_reserve(&mut peer);
     peer
 }
 

@@ -8,6 +8,7 @@
 
 use crate::config::{Config, Fleet, Source};
 use anyhow::{Context, Result, bail};
+use forebay_process::supervise::{Importance, Supervisor, fault_point};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, interval, sleep, timeout};
 
 /// Time that a worker gets to say where it listens; models are loaded after that.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -66,7 +67,11 @@ impl Fleets {
     ///
     /// # Errors
     /// A worker that can't be started at all, or does not say where it listens.
-    pub async fn start(config: &Config, log: &WorkerLog) -> Result<(Self, Supervisors)> {
+    pub async fn start(
+        config: &Config,
+        log: &WorkerLog,
+        tasks: &Supervisor,
+    ) -> Result<(Self, Supervisors)> {
         let mut fleets = Self::default();
         let mut supervisors = Supervisors::default();
         for pool in &config.pools {
@@ -83,14 +88,11 @@ impl Fleets {
                 tracing::info!(worker = name, %address, pid = worker.child.id(), "worker started");
                 addresses.push(address);
                 let stop = supervisors.stop.subscribe();
-                supervisors.tasks.spawn(supervise(
-                    name,
-                    fleet.clone(),
-                    log.clone(),
-                    worker,
-                    address,
-                    stop,
-                ));
+                let watched = Watched { name, fleet: fleet.clone(), log: log.clone(), address };
+                let mut first = Some(worker);
+                let watch = move || supervise(watched.clone(), first.take(), stop.clone());
+                let task = tasks.clone().keep_up("fleet", Importance::Helpful, watch);
+                supervisors.tasks.spawn(task);
             }
             fleets.addresses.insert(pool.name.clone(), addresses);
         }
@@ -111,28 +113,35 @@ impl Supervisors {
     }
 }
 
-async fn supervise(
+/// What a worker's supervisor works with.
+#[derive(Clone)]
+struct Watched {
     name: String,
     fleet: Fleet,
     log: WorkerLog,
-    mut worker: Worker,
     address: SocketAddr,
-    mut stop: watch::Receiver<bool>,
-) {
+}
+
+/// Keeps a worker running until told to stop: `running`, or else one that it starts.
+async fn supervise(watched: Watched, mut running: Option<Worker>, mut stop: watch::Receiver<bool>) {
+    let Watched { name, fleet, log, address } = watched;
     let mut pause = FIRST_PAUSE;
     loop {
         let started = Instant::now();
-        tokio::select! {
-            status = worker.child.wait() => {
-                let status = status.map_or_else(|error| error.to_string(), |s| s.to_string());
-                tracing::error!(worker = name, %address, status, "worker died, starting it again");
+        if let Some(mut worker) = running.take() {
+            tokio::select! {
+                status = worker.child.wait() => {
+                    let status = status.map_or_else(|error| error.to_string(), |s| s.to_string());
+                    tracing::error!(worker = name, %address, status, "worker died, starting it again");
+                }
+                () = told(&mut stop) => return finish(&name, worker).await,
+                () = fault() => {}
             }
-            () = told(&mut stop) => return finish(&name, worker).await,
         }
         if started.elapsed() > STABLE {
             pause = FIRST_PAUSE;
         }
-        worker = loop {
+        running = Some(loop {
             tokio::select! {
                 () = sleep(pause) => {}
                 () = told(&mut stop) => return,
@@ -147,8 +156,18 @@ async fn supervise(
                     tracing::error!(worker = name, error = format!("{error:#}"), "no start");
                 }
             }
-        };
+        });
     }
+}
+
+/// Never ends, but for a test.
+async fn fault() {
+    let mut looks = interval(FIRST_PAUSE);
+    while cfg!(debug_assertions) {
+        looks.tick().await;
+        fault_point("fleet");
+    }
+    std::future::pending::<()>().await;
 }
 
 /// Until workers are told to stop; also if nobody is left to tell them.

@@ -9,6 +9,7 @@
 
 use super::{Endpoint, EndpointState, Pool, report};
 use crate::clock;
+use forebay_process::supervise::fault_point;
 use forebay_protocol::{Priority, metric};
 use forebay_routing::pick::Context;
 use forebay_routing::{Binding, Claim, InFlight, Joined, Line, Next, Place, Rng, View, Weight};
@@ -368,6 +369,7 @@ pub(super) async fn tick(joined: Arc<Notify>, pools: impl Fn() -> Vec<Arc<Pool>>
         joined.notified().await;
         loop {
             tokio::time::sleep(TICK).await;
+            fault_point("queue");
             let waiting = pools().into_iter().filter(|pool| pool.state.pending.count() > 0);
             let waiting: Vec<_> = waiting.collect();
             if waiting.is_empty() {

@@ -9,6 +9,7 @@ use super::EndpointState;
 use super::ask::{self, On};
 use super::report::{self, Origin};
 use crate::config::{Poll, PollSource};
+use forebay_process::supervise::{Importance, Supervisor, fault_point};
 use forebay_protocol::LoadReport;
 use forebay_protocol::exposition::MAX_PAGE_BYTES;
 use forebay_protocol::metric::proxy as metric;
@@ -33,8 +34,15 @@ impl Drop for Poller {
 }
 
 /// Polls `state` until the poller is dropped.
-pub(super) fn start(state: Arc<EndpointState>, poll: Poll, pool: String) -> Poller {
-    Poller(tokio::spawn(run(state, poll, pool)).abort_handle())
+pub(super) fn start(
+    state: Arc<EndpointState>,
+    poll: Poll,
+    pool: &str,
+    tasks: &Supervisor,
+) -> Poller {
+    let pool = pool.to_owned();
+    let poll = move || run(Arc::clone(&state), poll.clone(), pool.clone());
+    Poller(tasks.spawn("poll", Importance::Helpful, poll))
 }
 
 /// Why a poll brought no report.
@@ -53,6 +61,7 @@ async fn run(state: Arc<EndpointState>, poll: Poll, pool: String) {
     peer.options.total_connection_timeout = Some(poll.timeout);
     let mut failing = false;
     loop {
+        fault_point("poll");
         let asked = Instant::now();
         let outcome = match timeout(poll.timeout, ask(&peer, address, &poll)).await {
             Ok(outcome) => outcome,

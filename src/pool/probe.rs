@@ -11,6 +11,9 @@ use super::control::Message;
 use super::poll::{self, Poller};
 use super::report::{self, Origin};
 use crate::config::{self, ProbeKind};
+use crate::exhausted;
+use forebay_process::resources::Exhausted;
+use forebay_process::supervise::{Importance, Supervisor, fault_point};
 use forebay_protocol::metric::proxy as metric;
 use forebay_routing::{HealthCheck, ProbeOutcome};
 use pingora::upstreams::peer::HttpPeer;
@@ -57,21 +60,24 @@ pub fn start(
     state: Arc<EndpointState>,
     pool: &config::Pool,
     changes: mpsc::Sender<Message>,
+    tasks: &Supervisor,
 ) -> Prober {
     let settings = pool.probe.clone();
     let poller =
-        pool.poll.clone().map(|poll| poll::start(Arc::clone(&state), poll, pool.name.clone()));
+        pool.poll.clone().map(|poll| poll::start(Arc::clone(&state), poll, &pool.name, tasks));
     let watch = Watch {
         state: Arc::clone(&state),
         settings: settings.clone(),
         pool: pool.name.clone(),
         refreshes: poller.is_none(),
     };
-    let task = tokio::spawn(run(watch, changes)).abort_handle();
+    let task =
+        tasks.spawn("probe", Importance::Helpful, move || run(watch.clone(), changes.clone()));
     Prober { state, settings, poll: pool.poll.clone(), task, _poller: poller }
 }
 
 /// What a prober's task works with.
+#[derive(Clone)]
 struct Watch {
     state: Arc<EndpointState>,
     settings: config::Probe,
@@ -88,9 +94,19 @@ async fn run(watch: Watch, changes: mpsc::Sender<Message>) {
     peer.options.total_connection_timeout = Some(settings.timeout);
     let labels = [("pool", pool), ("endpoint", state.name.to_string())];
     loop {
+        fault_point("probe");
         let outcome = timeout(settings.timeout, probe(&peer, &settings.kind, &labels[0].1, &state))
             .await
-            .unwrap_or(ProbeOutcome::Failed);
+            .unwrap_or(Ok(ProbeOutcome::Failed));
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(resource) => {
+                // It says nothing about the endpoint.
+                exhausted::count(resource, "probe");
+                tokio::time::sleep(settings.fast_interval).await;
+                continue;
+            }
+        };
         let word = match outcome {
             ProbeOutcome::Ready => "ready",
             ProbeOutcome::NotReady => "not_ready",
@@ -129,35 +145,43 @@ async fn run(watch: Watch, changes: mpsc::Sender<Message>) {
 }
 
 /// One question on a fresh connection.
+///
+/// # Errors
+/// It could not be asked for want of a resource.
 async fn probe(
     peer: &HttpPeer,
     kind: &ProbeKind,
     pool: &str,
     state: &EndpointState,
-) -> ProbeOutcome {
+) -> Result<ProbeOutcome, Exhausted> {
     match kind {
         ProbeKind::Http(path) => get(peer, path, pool, state).await,
         // Nobody knows what such an endpoint would answer; that it listens is all there is.
         ProbeKind::Tcp => match TcpStream::connect(state.address).await {
-            Ok(_) => ProbeOutcome::Ready,
+            Ok(_) => Ok(ProbeOutcome::Ready),
             Err(error) => {
                 tracing::debug!(endpoint = &*state.name, %error, "probe failed");
-                ProbeOutcome::Failed
+                Exhausted::of(&error).map_or(Ok(ProbeOutcome::Failed), Err)
             }
         },
     }
 }
 
 /// One GET; 200 is ready.
-async fn get(peer: &HttpPeer, path: &str, pool: &str, state: &EndpointState) -> ProbeOutcome {
+async fn get(
+    peer: &HttpPeer,
+    path: &str,
+    pool: &str,
+    state: &EndpointState,
+) -> Result<ProbeOutcome, Exhausted> {
     match ask::get(peer, path, &state.name, MAX_ANSWER, On::Fresh).await {
         Ok(asked) => {
             report::take_in(&asked.head.headers, pool, state, Origin::Probe, 0);
-            if asked.is_ok() { ProbeOutcome::Ready } else { ProbeOutcome::NotReady }
+            Ok(if asked.is_ok() { ProbeOutcome::Ready } else { ProbeOutcome::NotReady })
         }
         Err(error) => {
             tracing::debug!(endpoint = &*state.name, %error, "probe failed");
-            ProbeOutcome::Failed
+            exhausted::behind(&error).map_or(Ok(ProbeOutcome::Failed), Err)
         }
     }
 }

@@ -56,15 +56,20 @@ impl Proxy {
 
     /// Starts a proxy with this whole text, to which sockets are passed as systemd does it.
     pub async fn start_on(sockets: &[&dyn AsFd], text: &str) -> Self {
+        Self::start_under("", sockets, text).await
+    }
+
+    /// The same, after the shell has run `before`, such as `ulimit -n 100;`.
+    pub async fn start_under(before: &str, sockets: &[&dyn AsFd], text: &str) -> Self {
         let folder = Folder::new();
         let path = folder.0.join("forebay.toml");
         std::fs::write(&path, text).unwrap();
         let program = env!("CARGO_BIN_EXE_forebay");
-        let mut command = Command::new(program);
+        let mut command = Command::new("sh");
+        // Only the process itself knows its number.
+        let script = format!("{before} export LISTEN_PID=$$; exec \"$0\" \"$@\"");
+        command.args(["-c", &script, program]);
         if !sockets.is_empty() {
-            // Only the process itself knows its number.
-            command = Command::new("sh");
-            command.args(["-c", "export LISTEN_PID=$$; exec \"$0\" \"$@\"", program]);
             command.env("LISTEN_FDS", sockets.len().to_string());
             let passed = sockets.iter().zip(3..).map(|(socket, child_fd)| FdMapping {
                 parent_fd: socket.as_fd().try_clone_to_owned().unwrap(),
@@ -181,6 +186,20 @@ impl Proxy {
 
     pub fn signal(&self, signal: rustix::process::Signal) {
         self.process.signal(signal);
+    }
+
+    /// CPU time that the process has used, in ticks of the kernel: a hundred are a second.
+    pub fn cpu_ticks(&self) -> u64 {
+        let file = format!("/proc/{}/stat", self.process.0.id());
+        let stat = std::fs::read_to_string(file).unwrap();
+        // Behind the name, which may hold anything: user and system time are fields 14 and 15.
+        let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
+        fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+    }
+
+    /// Its exit status, if it has ended.
+    pub fn try_ended(&mut self) -> Option<ExitStatus> {
+        self.process.0.try_wait().unwrap()
     }
 
     /// Waits until the process has ended.

@@ -3,7 +3,7 @@
 
 use crate::client::{Load, post};
 use crate::endpoint::{Behaviour, Endpoint};
-use crate::harness::{Folder, Proxy, eventually, pool_of};
+use crate::harness::{Folder, Proxy, eventually};
 use rustix::process::Signal;
 use std::path::Path;
 use std::process::Command;
@@ -36,12 +36,24 @@ fn texts() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             "more errors",
         ),
         ("a long line of errors", "= ".repeat(200_000).into(), "forebay.toml:1:1:"),
-        ("bytes that are no text", b"[server]\na = \"\xff\"\n".into(), "forebay.toml:2:6: expected text in UTF-8, found the byte 0xff"),
+        (
+            "bytes that are no text",
+            b"[server]\na = \"\xff\"\n".into(),
+            "forebay.toml:2:6: expected text in UTF-8, found the byte 0xff",
+        ),
         ("zero bytes", b"[server]\n\0\0\0\n".into(), "forebay.toml:2:1:"),
         ("zero bytes only", vec![0; 1 << 20], "forebay.toml:1:"),
         ("control characters", b"\x1b[2J\x07 = \x08\n".into(), "forebay.toml:1:1:"),
-        ("lines that end as on Windows", b"[server]\r\nthreds = 1\r\n".into(), "forebay.toml:2:1: server.threds: unknown key, did you mean \"threads\"?"),
-        ("tabs and wide characters", "[server]\n\t\u{65e5}\u{672c} = \u{1f600}\n".into(), "forebay.toml:2:2:"),
+        (
+            "lines that end as on Windows",
+            b"[server]\r\nthreds = 1\r\n".into(),
+            "forebay.toml:2:1: server.threds: unknown key, did you mean \"threads\"?",
+        ),
+        (
+            "tabs and wide characters",
+            "[server]\n\t\u{65e5}\u{672c} = \u{1f600}\n".into(),
+            "forebay.toml:2:2:",
+        ),
         ("too long a file", vec![b'#'; (4 << 20) + 1], "expected at most 4194304 bytes"),
     ]
 }
@@ -129,17 +141,18 @@ async fn certificates_that_are_no_files_leave_the_running_ones() {
     let good = std::fs::read_to_string(&proxy.config).unwrap();
     let folder = Folder::new();
     let pair = ["certificate", "key"].map(|name| folder.0.join(name));
-    let tls = format!(
-        "[listener.tls]\ncertificate = {:?}\nkey = {:?}\n[pool.test]",
-        pair[0], pair[1]
-    );
+    let tls =
+        format!("[listener.tls]\ncertificate = {:?}\nkey = {:?}\n[pool.test]", pair[0], pair[1]);
     std::fs::write(&proxy.config, good.replace("[pool.test]", &tls)).unwrap();
     for kind in ODD {
         pair.iter().for_each(|file| odd(kind, file));
         let answer = post(proxy.admin, "/reload", "").await;
         assert_eq!(answer.status, 422, "{kind}");
         let error = answer.text();
-        assert!(error.contains("expected a file with") && error.contains("forebay.toml:"), "{error}");
+        assert!(
+            error.contains("expected a file with") && error.contains("forebay.toml:"),
+            "{error}"
+        );
         assert_eq!(post(proxy.address, "/v2/models/m/infer", "x").await.status, 200);
     }
 }

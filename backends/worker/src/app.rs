@@ -17,6 +17,7 @@ use axum::extract::{FromRequestParts, Path, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
+use forebay_process::supervise::Supervisor;
 use forebay_protocol::grpc::is_grpc;
 use forebay_protocol::{LoadReport, header as names};
 use http::request::Parts;
@@ -39,6 +40,8 @@ pub(crate) struct App {
     pub(crate) metrics: Metrics,
     pub(crate) memory: Arc<Memory>,
     pub(crate) lifecycle: Lifecycle,
+    /// The tasks that keep the worker going.
+    pub(crate) tasks: Supervisor,
 }
 
 impl App {
@@ -51,6 +54,7 @@ impl App {
             overseer: Overseer::default(),
             memory: Memory::new(options.max_body_memory),
             lifecycle: Lifecycle::new(),
+            tasks: Supervisor::default(),
             metrics: Metrics::new(),
             repository,
             options,

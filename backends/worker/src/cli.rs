@@ -119,8 +119,11 @@ async fn run(options: Options, stop_with_stdin: bool) -> ExitCode {
     {
         return complain(FAILED, &error);
     }
-    worker.finished().await;
-    ExitCode::from(OK)
+    if worker.finished().await {
+        ExitCode::from(OK)
+    } else {
+        complain(FAILED, &"a part of the worker kept failing")
+    }
 }
 
 fn init_log(form: LogForm) {

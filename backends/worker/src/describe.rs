@@ -83,6 +83,12 @@ pub(crate) fn readiness(app: &App) -> Result<(), Refusal> {
     if app.lifecycle.phase() >= Phase::Draining {
         return Err(Refusal::new(Reason::Draining, "the worker is on its way out"));
     }
+    if !app.tasks.all_up() {
+        return Err(Refusal::new(
+            Reason::Internal,
+            "a part of the worker has failed and is being started again",
+        ));
+    }
     if !app.repository.is_ready() {
         return Err(Refusal::new(Reason::ModelNotReady, not_ready(app)));
     }
@@ -277,6 +283,9 @@ pub(crate) async fn metrics(Shared(app): Shared<Arc<App>>) -> Response {
     let counts = app.queue.counts();
     set(metric::IN_FLIGHT, &[], counts.waiting + counts.executing);
     set(metric::SLOTS, &[], app.load.slots());
+    for (task, count) in app.tasks.restarts() {
+        app.metrics.counter(metric::TASK_RESTARTS, &[("task", task)]).absolute(count);
+    }
     set(metric::EXECUTORS_LOST, &[], app.overseer.lost());
     set_bytes(app.metrics.gauge(metric::MODELS_MEMORY, &[]), app.repository.memory());
     let (version, unit) = (env!("CARGO_PKG_VERSION"), VectorUnit::in_use().to_string());

@@ -21,9 +21,10 @@ use crate::queue::LineConfig;
 use crate::refusal::Refusal;
 use crate::repository::{Entry, Model, Served, State, Version};
 use crate::trial::Trial;
+use forebay_process::supervise::{Importance, fault_point};
 use forebay_protocol::Reason;
 use forebay_protocol::metric::worker as metric;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -57,6 +58,10 @@ pub(crate) struct Loader {
     unsettled: HashMap<String, Stamp>,
     pub(crate) trial: Trial,
     again: Again,
+    /// Models that were there at the start and have not been tried.
+    to_load: VecDeque<String>,
+    /// Whether all of them have been tried.
+    has_begun: bool,
 }
 
 impl Loader {
@@ -72,8 +77,11 @@ impl Loader {
             unsettled: HashMap::new(),
             trial: Trial::default(),
             again: Again::default(),
+            to_load: VecDeque::new(),
+            has_begun: false,
         };
         for name in loader.disk.names()? {
+            loader.to_load.push_back(name.clone());
             if let Ok(found) = loader.disk.model(&name) {
                 loader.prepare(&name, None, found, None);
             }
@@ -86,12 +94,16 @@ impl Loader {
     /// # Errors
     /// No thread can be started.
     pub(crate) fn start(self, commands: Receiver<Command>) -> std::io::Result<()> {
-        let work = move || self.run(&commands);
+        let tasks = self.app.tasks.clone();
+        let mut loader = self;
+        let work = move || {
+            tasks.keep_up_here("loader", Importance::Vital, || loader.run(&commands));
+        };
         std::thread::Builder::new().name("loader".to_owned()).spawn(work)?;
         Ok(())
     }
 
-    fn run(mut self, commands: &Receiver<Command>) {
+    fn run(&mut self, commands: &Receiver<Command>) {
         self.first();
         let poll = self.app.options.models_poll;
         let mut next_look = poll.map(|poll| Instant::now() + poll);
@@ -111,6 +123,7 @@ impl Loader {
                 Ok(command) => self.obey(command),
                 Err(RecvTimeoutError::Timeout) => {}
             }
+            fault_point("loader");
             self.free();
             self.try_again();
             if next_look.is_some_and(|at| Instant::now() >= at) {
@@ -163,17 +176,22 @@ impl Loader {
     }
 
     fn first(&mut self) {
-        let names = self.disk.names().unwrap_or_default();
-        for name in &names {
+        if self.has_begun {
+            return;
+        }
+        let models = self.to_load.len();
+        // A model that makes this thread panic is not tried again: the others are due.
+        while let Some(name) = self.to_load.pop_front() {
             if self.app.is_ended() {
                 return;
             }
             // What is wrong stands in the index and the log.
-            drop(self.reconcile(name, Why::Present));
+            drop(self.reconcile(&name, Why::Present));
         }
+        self.has_begun = true;
         self.app.repository.tried_all();
         let ready = self.app.repository.is_ready();
-        tracing::info!(ready, models = names.len(), "all models have settled");
+        tracing::info!(ready, models, "all models have settled");
     }
 
     /// Loads what has changed and takes away what has gone. `at_once`: even if it may be half

@@ -88,6 +88,7 @@ impl Metrics {
         for (cause, count) in forebay_process::log::lost() {
             self.counter(name::LOG_DROPPED, &[("cause", cause)]).absolute(count);
         }
+        self.counter(name::PANICS, &[]).absolute(forebay_process::log::panics());
         let mut text = self.handle.render();
         self.series.render(&mut text);
         text
@@ -127,6 +128,8 @@ impl Metrics {
         counter(name::MODEL_LOADS, "attempts to load a version, by outcome");
         counter(name::MODEL_UNLOADS, "versions that were taken out of service, by why");
         gauge(name::MODELS_MEMORY, "bytes that all models take in memory");
+        counter(name::PANICS, "panics, which are mistakes of this program or of the engine");
+        counter(name::TASK_RESTARTS, "tasks of the process that were started again");
         counter(name::LOG_DROPPED, "lines of the process log that were not written, by cause");
         gauge(name::INFO, "1, with what this worker is in the labels");
     }

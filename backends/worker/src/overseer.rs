@@ -10,6 +10,7 @@ use crate::app::App;
 use crate::executor::{self, Caller};
 use crate::lifecycle::Phase;
 use crate::queue::Account;
+use forebay_process::supervise::fault_point;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -118,7 +119,10 @@ pub(crate) async fn watch(app: Arc<App>) {
     loop {
         tokio::select! {
             () = app.lifecycle.reached(Phase::Ended) => return,
-            () = tokio::time::sleep(LOOK) => oversee(&app),
+            () = tokio::time::sleep(LOOK) => {
+                fault_point("overseer");
+                oversee(&app);
+            }
         }
     }
 }

@@ -7,6 +7,9 @@ use crate::lifecycle::{Lifecycle, Phase};
 use crate::loader::{Command, Loader};
 use crate::report::cpu_time;
 use crate::{executor, overseer};
+use forebay_process::limit::CLIENT;
+use forebay_process::resources::{Descriptors, is_about_one_connection};
+use forebay_process::supervise::{Importance, fault_point};
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -32,6 +35,8 @@ const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs
 const SLOW_READER: Duration = Duration::from_secs(15);
 /// Pause after a failed accept, such as when file descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Descriptors that a worker without connections uses.
+const OWN_DESCRIPTORS: usize = 16;
 /// How often histograms are folded and CPU use is sampled.
 const UPKEEP: Duration = Duration::from_secs(1);
 
@@ -98,10 +103,20 @@ impl Worker {
             vector_unit = %forebay_tract::VectorUnit::in_use(),
             "listening"
         );
-        tokio::spawn(upkeep(Arc::clone(&app)));
-        tokio::spawn(overseer::watch(Arc::clone(&app)));
+        let shared = Arc::clone(&app);
+        app.tasks.spawn("metrics", Importance::Helpful, move || upkeep(Arc::clone(&shared)));
+        let shared = Arc::clone(&app);
+        app.tasks
+            .spawn("overseer", Importance::Vital, move || overseer::watch(Arc::clone(&shared)));
         let (delay, timeout) = (app.options.drain_delay, app.options.drain_timeout);
-        tokio::spawn(app.lifecycle.clone().conduct(delay, timeout));
+        let lifecycle = app.lifecycle.clone();
+        let conduct = move || lifecycle.clone().conduct(delay, timeout);
+        app.tasks.spawn("lifecycle", Importance::Vital, conduct);
+        let shared = Arc::clone(&app);
+        tokio::spawn(async move {
+            shared.tasks.lost().await;
+            shared.lifecycle.advance(Phase::Draining);
+        });
         let serving = tokio::spawn(serve(Arc::clone(&app), listener));
         Ok(Self { app, address, serving })
     }
@@ -131,17 +146,17 @@ impl Worker {
         }
     }
 
-    /// Waits until the worker has drained and ended.
-    pub async fn finished(self) {
+    /// Waits until the worker has drained and ended. `false`: it could not go on.
+    pub async fn finished(self) -> bool {
         // Fails only if the task panicked, and then it has ended as well.
-        drop(self.serving.await);
+        self.serving.await.is_ok() && self.app.tasks.all_up()
     }
 }
 
 async fn serve(app: Arc<App>, listener: TcpListener) {
     let service = TowerToHyperService::new(router(Arc::clone(&app)));
     let builder = Arc::new(connection_builder(&app.options));
-    let places = Arc::new(Semaphore::new(app.options.max_connections));
+    let places = Arc::new(Semaphore::new(connections(app.options.max_connections)));
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
     let closing = app.lifecycle.reached(Phase::Closing);
@@ -153,6 +168,7 @@ async fn serve(app: Arc<App>, listener: TcpListener) {
             accepted = accept(&listener, &places) => accepted,
         };
         while connections.try_join_next().is_some() {}
+        fault_point("serve");
         match accepted {
             Ok((stream, place)) => {
                 let connection = Connection {
@@ -166,8 +182,9 @@ async fn serve(app: Arc<App>, listener: TcpListener) {
                     drop(place);
                 });
             }
+            Err(error) if is_about_one_connection(&error) => {}
             Err(error) => {
-                tracing::warn!(%error, "accept failed");
+                tracing::warn!(target: CLIENT, %error, "accept failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -182,6 +199,21 @@ async fn serve(app: Arc<App>, listener: TcpListener) {
     app.queue.close();
     // If its line is full it sees the phase after what it does now.
     drop(app.repository.ask(Command::End));
+}
+
+/// As many connections as are wanted and as descriptors are left for: models and the log need some.
+fn connections(wanted: usize) -> usize {
+    let Descriptors { limit, for_requests, .. } = Descriptors::of_this_process();
+    let most = usize::try_from(for_requests).unwrap_or(usize::MAX).saturating_sub(OWN_DESCRIPTORS);
+    if wanted > most {
+        tracing::warn!(
+            max_connections = wanted,
+            most,
+            limit,
+            "max_connections does not fit the limit of open file descriptors"
+        );
+    }
+    wanted.min(most).max(1)
 }
 
 async fn accept(
@@ -264,6 +296,7 @@ async fn upkeep(app: Arc<App>) {
         let used = now.1.saturating_sub(last.1).as_secs_f64();
         app.load.set_cpu_utilization(used / wall.max(1e-3) / cores);
         app.metrics.upkeep();
+        fault_point("metrics");
         last = now;
     }
 }

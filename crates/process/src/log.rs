@@ -8,6 +8,7 @@ use crate::limit::{self, Limit};
 use crate::writer::{LineWriter, Lost, Settings, Target};
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -29,6 +30,7 @@ const STDOUT: Settings =
     Settings { name: "announcements", lines: 64, bytes: 64 * 1024, tick: None, ..STDERR };
 
 static LOG: OnceLock<LineWriter> = OnceLock::new();
+static PANICS: AtomicU64 = AtomicU64::new(0);
 static ANNOUNCEMENTS: OnceLock<LineWriter> = OnceLock::new();
 
 /// The form of a line.
@@ -65,6 +67,7 @@ pub fn init(form: Form, filter: EnvFilter) -> io::Result<()> {
     let subscriber = Registry::default().with(filter).with(Limit).with(layer);
     subscriber.try_init().map_err(io::Error::other)?;
     std::panic::set_hook(Box::new(|panic| {
+        PANICS.fetch_add(1, Relaxed);
         let thread = std::thread::current();
         let thread = thread.name().unwrap_or("unnamed");
         tracing::error!(thread, panic = %panic.to_string().replace('\n', " "), "panicked");
@@ -111,6 +114,11 @@ pub fn lost() -> [(&'static str, u64); 3] {
         ("write_error", write_error),
         ("rate_limited", limit::suppressed()),
     ]
+}
+
+/// Panics so far, whatever they ended.
+pub fn panics() -> u64 {
+    PANICS.load(Relaxed)
 }
 
 /// Makes a line of each event.

@@ -102,12 +102,7 @@ impl Supervisor {
     }
 
     /// The same for a task that has the present thread to itself.
-    pub fn keep_up_here(
-        &self,
-        name: &'static str,
-        importance: Importance,
-        mut work: impl FnMut(),
-    ) {
+    pub fn keep_up_here(&self, name: &'static str, importance: Importance, mut work: impl FnMut()) {
         let mut failures = Failures::new(name, importance);
         loop {
             let started = std::time::Instant::now();
@@ -220,10 +215,10 @@ mod tests {
                     panic!("the first one");
                 }
                 up.notify_one();
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         });
-        tokio::time::sleep(FIRST_PAUSE / 2).await;
+        sleep(FIRST_PAUSE / 2).await;
         assert!(!supervisor.all_up());
         is_up.notified().await;
         assert!(supervisor.all_up());
@@ -244,10 +239,10 @@ mod tests {
         let supervisor = Supervisor::default();
         let ended = supervisor.spawn("ended", Importance::Vital, || async {});
         let failing = supervisor.spawn("failing", Importance::Vital, || async { panic!("always") });
-        tokio::time::sleep(FIRST_PAUSE / 2).await;
+        sleep(FIRST_PAUSE / 2).await;
         assert!(ended.is_finished() && !supervisor.all_up());
         failing.abort();
-        tokio::time::sleep(LONGEST_PAUSE).await;
+        sleep(LONGEST_PAUSE).await;
         assert!(supervisor.all_up());
         assert_eq!(supervisor.restarts(), BTreeMap::from([("failing", 1)]));
     }

@@ -410,11 +410,12 @@ mod tests {
 
     #[test]
     fn a_reader_that_stands_still_costs_lines_and_not_time() {
-        let (_read, write) = io::pipe().unwrap();
+        let (_read, mut write) = io::pipe().unwrap();
+        // What a pipe takes before it blocks.
+        write.write_all(&[b'-'; 64 * 1024]).unwrap();
         let target = Target::Stream(std::os::fd::OwnedFd::from(write).into());
         let writer = LineWriter::start(target, SETTINGS).unwrap();
         let line = [vec![b'x'; 100], vec![b'\n']].concat();
-        // More than the pipe and the queue take together.
         let started = Instant::now();
         while writer.lost().queue_full < 10 {
             writer.write(line.clone());

@@ -76,6 +76,14 @@ pub mod proxy {
     pub const CONFIG_LOADED: &str = "forebay_config_loaded_timestamp_seconds";
     /// Counter: access log lines that could not be written.
     pub const ACCESS_LOG_DROPPED: &str = "forebay_access_log_dropped_total";
+    /// Counter: connections that failed for want of a resource of this machine, by `resource`
+    /// (`descriptors`, `ports`, `memory`) and `operation` (`accept`, `connect`, `probe`).
+    pub const EXHAUSTED: &str = "forebay_resource_exhausted_total";
+    /// Counter: panics, which are mistakes of this program. The request or the task that they end is
+    /// in the log.
+    pub const PANICS: &str = "forebay_panics_total";
+    /// Counter: tasks of the process that failed and were started again, by `task`.
+    pub const TASK_RESTARTS: &str = "forebay_task_restarts_total";
     /// Counter: lines of the process log that were not written, by `cause` (`queue_full`,
     /// `write_error`; `rate_limited`: one line says how many there were).
     pub const LOG_DROPPED: &str = "forebay_log_lines_dropped_total";
@@ -128,6 +136,10 @@ pub mod worker {
     pub const MODEL_MEMORY: &str = "forebay_worker_model_memory_bytes";
     /// Gauge: bytes that all models take, those included that only their last requests hold.
     pub const MODELS_MEMORY: &str = "forebay_worker_models_memory_bytes";
+    /// Counter: panics, which are mistakes of this program or of the engine.
+    pub const PANICS: &str = "forebay_worker_panics_total";
+    /// Counter: tasks of the process that failed and were started again, by `task`.
+    pub const TASK_RESTARTS: &str = "forebay_worker_task_restarts_total";
     /// Counter: lines of the process log that were not written, by `cause` as in the proxy.
     pub const LOG_DROPPED: &str = "forebay_worker_log_lines_dropped_total";
     /// Gauge: seconds that loading and warming took, by `model`, `version`.

@@ -151,6 +151,8 @@ reasons! {
     InvalidResponse = "invalid_response", BAD_GATEWAY, Unavailable, Endpoint, true;
 
     // --- the proxy's
+    /// The proxy had no file descriptor, local port or memory left for a connection.
+    ProxyExhausted = "proxy_exhausted", SERVICE_UNAVAILABLE, Unavailable, Proxy, true;
     /// A fault of ours.
     Internal = "internal", INTERNAL_SERVER_ERROR, Internal, Proxy, false;
 }

@@ -20,6 +20,7 @@ use super::{count_answer, count_attempt, count_unsolicited, take_in_report};
 use crate::clock;
 use crate::config::Trouble;
 use crate::error::Refusal;
+use crate::exhausted;
 use crate::flow::balance::{balance, can_try_again, may_try_again, pick_free};
 use crate::flow::fallback;
 use crate::flow::route::Target;
@@ -382,6 +383,14 @@ impl<'a> Attempts<'a> {
             Ended::Broke(error) => {
                 let endpoint = &attempt.endpoint.state;
                 tracing::debug!(endpoint = &*endpoint.name, %error, "attempt failed");
+                if let Some(resource) = exhausted::behind(&error) {
+                    // The endpoint has done nothing wrong, and another would fare no better.
+                    self.request.attempts[attempt.index].answered(false);
+                    exhausted::count(resource, "connect");
+                    let refusal = exhausted::refusal(resource);
+                    let failure = Failure { trouble: None, refusal, answer: None };
+                    return Err(self.counted(attempt, failure));
+                }
                 self.request.attempts[attempt.index].failed();
                 endpoint.note(Outcome::Failed);
                 let (trouble, reason) = trouble_of(&error);

@@ -10,6 +10,7 @@ use super::{count_answer, count_attempt, prepare_answer, prepare_request, stamp,
 use crate::clock;
 use crate::config::Limits;
 use crate::error::Refusal;
+use crate::exhausted;
 use crate::flow::admit::body_too_large;
 use crate::flow::balance::{balance, may_retry};
 use crate::flow::caller::is_malformed;
@@ -176,10 +177,21 @@ fn may_be_sent_again(session: &Session, request: &Request) -> bool {
 /// Notes that an endpoint could not be reached, and lets Pingora try another if that is allowed.
 pub fn connect_failed(request: &mut Request, mut error: Box<Error>) -> Box<Error> {
     let Some(target) = request.target.clone() else { return error };
+    let lacking = exhausted::behind(&error);
     if let Some(picked) = request.attempts.last_mut() {
+        let endpoint = Arc::clone(&picked.endpoint);
+        if let Some(resource) = lacking {
+            // The endpoint has done nothing wrong, and another would fare no better.
+            picked.answered(false);
+            exhausted::count(resource, "connect");
+            count_attempt(&target, &endpoint.state, Reason::ProxyExhausted.code());
+            request.refusal = Some(exhausted::refusal(resource));
+            error.set_retry(false);
+            return error;
+        }
         picked.failed();
-        picked.endpoint.state.note(Outcome::Failed);
-        count_attempt(&target, &picked.endpoint.state, Reason::ConnectFailed.code());
+        endpoint.state.note(Outcome::Failed);
+        count_attempt(&target, &endpoint.state, Reason::ConnectFailed.code());
     }
     if request.attempts.len() > 1 {
         target.pool.state.budget.retry_failed();

@@ -19,4 +19,6 @@ mod models;
 mod process;
 mod protocol;
 mod repository;
+mod survival;
+
 mod traps;

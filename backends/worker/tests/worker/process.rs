@@ -55,7 +55,7 @@ pub(crate) async fn signal(child: &Child, name: &str) {
     assert!(Command::new("kill").args([name, &pid]).status().await.unwrap().success());
 }
 
-async fn exit_code(child: &mut Child) -> Option<i32> {
+pub(crate) async fn exit_code(child: &mut Child) -> Option<i32> {
     let status = tokio::time::timeout(PATIENCE, child.wait()).await.expect("it should end");
     status.unwrap().code()
 }
