@@ -63,6 +63,13 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     simd.transmute_f32s_u32s(scaled)
 }
 
+/// e^x over the whole range: infinite above it, subnormal at its lower end.
+#[inline(always)]
+pub(crate) fn whole_exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let root = exp(simd, simd.mul_f32s(x, simd.splat_f32s(0.5)));
+    simd.mul_f32s(root, root)
+}
+
 /// 1 / (1 + e^-x).
 #[inline(always)]
 pub(crate) fn sigmoid<S: Simd>(simd: S, x: S::f32s) -> S::f32s {

@@ -355,7 +355,7 @@ fn each<S: Simd>(simd: S, values: &mut [S::f32s], step: &Step) {
         Step::Sqrt => all!(values, x => simd.sqrt_f32s(x)),
         Step::Rsqrt => all!(values, x => simd.div_f32s(one, simd.sqrt_f32s(x))),
         Step::Recip => all!(values, x => simd.div_f32s(one, x)),
-        Step::Exp => all!(values, x => math::exp(simd, x)),
+        Step::Exp => all!(values, x => math::whole_exp(simd, x)),
         Step::Add(number) => {
             let number = splat(number);
             all!(values, x => simd.add_f32s(x, number));

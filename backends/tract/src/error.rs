@@ -15,6 +15,36 @@ pub enum LoadError {
          set allow_quantized = true after comparing outputs"
     )]
     Quantized(String),
+    /// An operator that the engine would compute wrongly.
+    #[error(
+        "expected operators that this engine computes rightly, found {operator} \"{node}\" \
+         with {attribute}: {value}"
+    )]
+    Operator {
+        /// Its type.
+        operator: String,
+        /// Its name in the graph.
+        node: String,
+        /// The attribute that makes it so.
+        attribute: String,
+        /// What the attribute says.
+        value: String,
+    },
+    /// The build answers otherwise than the graph of the file.
+    #[error(
+        "expected the compiled graph to compute what the file's graph does, found {operator} \
+         \"{node}\" to differ (outputs off by {off} for inputs of the kind {inputs})"
+    )]
+    Disagrees {
+        /// The first node that differs.
+        node: String,
+        /// Its operator.
+        operator: String,
+        /// Largest difference of the outputs, as a share of their largest value.
+        off: String,
+        /// What the inputs were.
+        inputs: String,
+    },
     /// An input or output of a kind that is not served.
     #[error("expected a tensor of a known datatype, found {found} for \"{name}\"")]
     Unsupported {

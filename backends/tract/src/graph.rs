@@ -14,6 +14,10 @@ const MAX_SUBGRAPHS: usize = 16;
 pub(crate) struct Interface {
     pub(crate) inputs: Vec<TensorMetadata>,
     pub(crate) outputs: Vec<TensorMetadata>,
+    /// Places of outputs of which the file gives no shape.
+    pub(crate) shapeless: Vec<usize>,
+    /// Do the inputs' first dimensions go by one name, as far as they have names?
+    pub(crate) is_one_batch: bool,
 }
 
 /// Reads the interface and refuses what is known to go wrong later.
@@ -26,9 +30,15 @@ pub(crate) fn inspect(
     check_nodes(graph, options, 0)?;
     let weights: HashSet<_> = graph.initializer.iter().map(|weight| weight.name.as_str()).collect();
     let inputs = graph.input.iter().filter(|input| !weights.contains(input.name.as_str()));
+    let inputs: Vec<_> = inputs.collect();
+    let rows: HashSet<_> = inputs.iter().filter_map(|input| rows(input)).collect();
+    let outputs = graph.output.iter().map(|output| metadata(output, true));
+    let shapeless = |(_, output): &(usize, &pb::ValueInfoProto)| dims(output).is_none();
     let mut interface = Interface {
-        inputs: inputs.map(metadata).collect::<Result<_, _>>()?,
-        outputs: graph.output.iter().map(metadata).collect::<Result<_, _>>()?,
+        inputs: inputs.iter().map(|input| metadata(input, false)).collect::<Result<_, _>>()?,
+        outputs: outputs.collect::<Result<_, _>>()?,
+        shapeless: graph.output.iter().enumerate().filter(shapeless).map(|(i, _)| i).collect(),
+        is_one_batch: rows.len() <= 1,
     };
     for (name, shape) in &options.shapes {
         apply(&mut interface, name, shape)?;
@@ -80,7 +90,21 @@ fn check_weight(weight: &pb::TensorProto) -> Result<(), LoadError> {
     Ok(())
 }
 
-fn metadata(value: &pb::ValueInfoProto) -> Result<TensorMetadata, LoadError> {
+fn dims(value: &pb::ValueInfoProto) -> Option<&[pb::tensor_shape_proto::Dimension]> {
+    let kind = value.r#type.as_ref().and_then(|kind| kind.value.as_ref())?;
+    let pb::type_proto::Value::TensorType(tensor) = kind;
+    tensor.shape.as_ref().map(|shape| shape.dim.as_slice())
+}
+
+/// The name of the first dimension.
+fn rows(value: &pb::ValueInfoProto) -> Option<&str> {
+    match dims(value)?.first()?.value.as_ref()? {
+        Dim::DimParam(name) if !name.is_empty() => Some(name),
+        _ => None,
+    }
+}
+
+fn metadata(value: &pb::ValueInfoProto, may_lack: bool) -> Result<TensorMetadata, LoadError> {
     let unsupported = |found: String| LoadError::Unsupported { name: value.name.clone(), found };
     let kind = value.r#type.as_ref().and_then(|kind| kind.value.as_ref());
     let Some(pb::type_proto::Value::TensorType(tensor)) = kind else {
@@ -88,13 +112,18 @@ fn metadata(value: &pb::ValueInfoProto) -> Result<TensorMetadata, LoadError> {
     };
     let datatype = datatype(tensor.elem_type)
         .ok_or_else(|| unsupported(format!("ONNX element type {}", tensor.elem_type)))?;
-    let shape = tensor.shape.as_ref().ok_or_else(|| unsupported("no shape".to_owned()))?;
+    let shape = match dims(value) {
+        Some(dims) => dims,
+        // What the engine finds out of it stands here later.
+        None if may_lack => &[],
+        None => return Err(unsupported("no shape".to_owned())),
+    };
     let dimension = |dim: &pb::tensor_shape_proto::Dimension| match dim.value {
         // Exporters write 0 and -1 for "any".
         Some(Dim::DimValue(size)) if size > 0 => size,
         _ => -1,
     };
-    let shape = shape.dim.iter().map(dimension).collect();
+    let shape = shape.iter().map(dimension).collect();
     Ok(TensorMetadata { name: value.name.clone(), datatype, shape })
 }
 

@@ -22,16 +22,22 @@
 //! Modules: [`error`], `graph` (what the ONNX file says of itself), `model` (load and run), `warm_up`
 //! (the first runs, and what they measure), [`curve`] (what a batch costs), `batch` (requests joined
 //! and split), `rows` (the proof that they may be), `plan` (compiled forms, bounded), `tensor` (to tract and back), `own` (tract's
-//! graph with our kernels in it).
+//! graph with our kernels in it), `forms` and `operators` (what stands for nodes that the engine
+//! would compute wrongly), `sound` (which rewrites of tract's are right, and the rest kept out), `compare` (the build that is served
+//! beside the graph as it is).
 
 mod batch;
+mod compare;
 pub mod curve;
 pub mod error;
+mod forms;
 mod graph;
 mod model;
+mod operators;
 mod own;
 mod plan;
 mod rows;
+mod sound;
 mod tensor;
 mod warm_up;
 

@@ -8,6 +8,7 @@ use crate::plan::{Build, Plan, Plans, Shapes};
 use crate::tensor::{datum_type, from_tract, to_tract};
 use crate::warm_up;
 use crate::{LoadError, RunError};
+use crate::{forms, operators};
 use forebay_protocol::oip::{Tensor, TensorMetadata};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::plan::eval;
+use tract_onnx::tract_hir::infer::Factoid;
 
 /// How a model is to be loaded.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -119,6 +121,10 @@ pub struct Model {
     pub(crate) grain: Duration,
     /// Median seconds of one row in each build that was compared.
     pub(crate) compared: Vec<(Build, f64)>,
+    /// Is 0 no value for an integer that is made here, as where the model divides by it?
+    pub(crate) avoids_zero: bool,
+    /// Of the file, for inputs that are made here.
+    pub(crate) seed: u64,
 }
 
 impl Model {
@@ -149,6 +155,8 @@ impl Model {
             usual: Shapes::new(),
             grain: Duration::ZERO,
             compared: Vec::new(),
+            avoids_zero: false,
+            seed: seed(onnx),
         };
         warm_up::warm_up(&mut model, options)?;
         Ok(model)
@@ -391,20 +399,57 @@ impl std::fmt::Debug for Model {
     }
 }
 
+/// The same for the same file.
+fn seed(onnx: &[u8]) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    std::hash::Hasher::write(&mut hasher, onnx);
+    std::hash::Hasher::finish(&hasher)
+}
+
 fn parse(onnx: &[u8], options: &LoadOptions) -> Result<(Interface, InferenceModel), LoadError> {
-    let framework = tract_onnx::onnx().with_ignore_value_info(true);
+    let framework = operators::framework();
     let mut proto = framework
         .proto_model_for_read(&mut &*onnx)
         .map_err(|error| LoadError::NotOnnx(text(&error)))?;
     let interface = graph::inspect(&proto, options)?;
+    forms::stabilise(&mut proto)?;
     proto.graph.iter_mut().for_each(graph::name_nodes);
     // Without a directory to resolve paths in: a model can't name files.
     let template =
         framework.model_for_proto_model(&proto).map_err(|e| LoadError::Compile(text(&e)))?;
+    let interface = find_shapes(interface, &template)?;
     Ok((interface, template))
 }
 
-fn values(inputs: &[&Tensor]) -> Result<TVec<TValue>, RunError> {
+/// Shapes of the outputs of which the file gives none.
+fn find_shapes(
+    mut interface: Interface,
+    template: &InferenceModel,
+) -> Result<Interface, LoadError> {
+    if interface.shapeless.is_empty() {
+        return Ok(interface);
+    }
+    let compile = |error: TractError| LoadError::Compile(text(&error));
+    let mut template = template.clone();
+    template.analyse(true).map_err(compile)?;
+    for place in std::mem::take(&mut interface.shapeless) {
+        let fact = template.output_fact(place).map_err(compile)?;
+        let output = &mut interface.outputs[place];
+        let name = output.name.clone();
+        let Some(rank) = fact.shape.rank().concretize() else {
+            let found = "no shape, in the file or by inference".to_owned();
+            return Err(LoadError::Unsupported { name, found });
+        };
+        let dim = |place: usize| {
+            let dim = fact.shape.dim(place).and_then(|dim| dim.concretize());
+            dim.and_then(|dim| dim.to_i64().ok()).unwrap_or(-1)
+        };
+        output.shape = (0..usize::try_from(rank).unwrap_or(0)).map(dim).collect();
+    }
+    Ok(interface)
+}
+
+pub(crate) fn values(inputs: &[&Tensor]) -> Result<TVec<TValue>, RunError> {
     let value = |input: &&Tensor| {
         let tensor = to_tract(&input.data, 0..input.data.len(), &input.shape);
         Ok(tensor.map_err(RunError::Input)?.into_tvalue())
@@ -427,7 +472,11 @@ fn time_nodes(plan: &Plan, inputs: TVec<TValue>) -> Result<Vec<NodeTime>, RunErr
     Ok(nodes)
 }
 
-fn execute(plan: &Plan, inputs: TVec<TValue>, watch: &dyn Watch) -> Result<TVec<TValue>, RunError> {
+pub(crate) fn execute(
+    plan: &Plan,
+    inputs: TVec<TValue>,
+    watch: &dyn Watch,
+) -> Result<TVec<TValue>, RunError> {
     let engine = |error: TractError| RunError::Engine(text(&error));
     let mut stopped = false;
     // A fresh state: memory of recurrent nodes must not outlive the request.

@@ -7,6 +7,7 @@
 use crate::RunError;
 use crate::error::{panic_text, text};
 use crate::own;
+use crate::sound;
 use serde::{Deserialize, Serialize};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -105,24 +106,33 @@ impl Plans {
         model.into_typed()
     }
 
+    /// A plan of that graph with no rewrite at all, or with each operator made fast by itself.
+    pub(crate) fn reference(&self, shapes: &Shapes, is_lowered: bool) -> TractResult<Plan> {
+        let mut model = self.typed(shapes)?;
+        if is_lowered {
+            return TypedSimplePlan::new(sound::lower(model)?);
+        }
+        sound::prepare(&mut model)?;
+        sound::finish(&mut model)?;
+        TypedSimplePlan::new(model)
+    }
+
     fn compile(&self, shapes: &Shapes) -> Result<Plan, RunError> {
         let compiled = catch_unwind(AssertUnwindSafe(|| -> TractResult<Plan> {
-            let mut model = self.typed(shapes)?.into_decluttered()?;
+            let mut model = sound::declutter(self.typed(shapes)?)?;
             if self.build == Build::Own {
                 let rewritten = own::rewrite(&model)?;
-                let mut model =
-                    rewritten.ok_or_else(|| TractError::msg("no place for a kernel"))?;
+                let model = rewritten.ok_or_else(|| TractError::msg("no place for a kernel"))?;
                 // Not decluttered once more: that would move the axes about again.
-                model.optimize()?;
-                return TypedSimplePlan::new(model);
+                return TypedSimplePlan::new(sound::optimize(model)?);
             }
             if self.build == Build::ChannelsLast {
                 let transform = get_transform("conv_nhwc")?;
                 let transform = transform.ok_or_else(|| TractError::msg("no conv_nhwc"))?;
                 transform.transform(&mut model)?;
-                model = model.into_decluttered()?;
+                model = sound::declutter(model)?;
             }
-            TypedSimplePlan::new(model.into_optimized()?)
+            TypedSimplePlan::new(sound::optimize(sound::declutter(model)?)?)
         }));
         match compiled {
             Ok(plan) => plan.map_err(|error| RunError::Shape(text(&error))),

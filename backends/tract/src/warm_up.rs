@@ -4,6 +4,7 @@
 //! bounded in time; what there was no time to measure counts as not worth doing.
 
 use crate::batch::concatenate;
+use crate::compare;
 use crate::error::panic_text;
 use crate::model::{Batching, LoadOptions, Model, Profile, Watch};
 use crate::plan::{Build, Plans, Shapes};
@@ -47,16 +48,27 @@ pub(crate) fn warm_up(model: &mut Model, options: &LoadOptions) -> Result<(), Lo
     }
     let open = |tensor: &TensorMetadata| tensor.shape.first() == Some(&-1);
     let mut tensors = model.interface.inputs.iter().chain(&model.interface.outputs);
-    let may_batch =
-        options.max_batch >= 2 && !model.interface.inputs.is_empty() && tensors.all(open);
-    let inputs = inputs(model, options, may_batch.then_some(1), 0)?;
+    let may_batch = options.max_batch >= 2
+        && !model.interface.inputs.is_empty()
+        && model.interface.is_one_batch
+        && tensors.all(open);
+    let first = inputs(model, options, may_batch.then_some(1), 0)?;
     let known = options.profile.as_ref();
     let given = options.build.or(known.map(|known| known.build));
     if let Some(plans) = given.and_then(|build| model.plans.built(build)) {
         model.plans = plans;
     }
     let failed = |error: RunError| LoadError::WarmUp(error.to_string());
-    let alone = run(model, &inputs, &|| false).map_err(failed)?.0;
+    let (inputs, alone) = match run(model, &first, &|| false) {
+        Ok((outputs, _)) => (first, outputs),
+        Err(error) => {
+            // The model may divide by an input.
+            model.avoids_zero = true;
+            let inputs = inputs(model, options, may_batch.then_some(1), 0)?;
+            let outputs = run(model, &inputs, &|| false).map_err(|_| failed(error))?.0;
+            (inputs, outputs)
+        }
+    };
     let has_batches = match known {
         Some(known) => {
             model.unbatched.clone_from(&known.unbatched);
@@ -66,6 +78,7 @@ pub(crate) fn warm_up(model: &mut Model, options: &LoadOptions) -> Result<(), Lo
             if given.is_none() {
                 choose_build(model, &inputs, &alone, &|_, seconds| seconds);
             }
+            compare_builds(model, options, may_batch)?;
             if may_batch {
                 model.unbatched = why_unbatched(model, options, alone);
             }
@@ -150,6 +163,38 @@ fn try_build(
     {
         model.plans = plans;
     }
+}
+
+/// Compares the build with the graph as it is, in several shapes. If it was chosen for its speed, the
+/// plain one may still be right.
+fn compare_builds(
+    model: &mut Model,
+    options: &LoadOptions,
+    may_batch: bool,
+) -> Result<(), LoadError> {
+    let mut all: Vec<Shapes> = Vec::new();
+    for (rows, open) in [(1, options.open), (3, options.open), (2, OTHER_OPEN), (1, 5)] {
+        let shape = |input: &TensorMetadata| {
+            let given = options.warm_up.get(&input.name).filter(|_| open == options.open);
+            let rows = may_batch.then_some(rows);
+            warm_up_shape(input, given, open, rows)
+        };
+        let shapes = model.interface.inputs.iter().map(shape).collect::<Result<Shapes, _>>()?;
+        let fits =
+            model.interface.inputs.iter().zip(&shapes).all(|(i, shape)| compare::fits(i, shape));
+        if fits && !all.contains(&shapes) {
+            all.push(shapes);
+        }
+    }
+    let found = compare::compare(model, &all, model.seed);
+    if found.is_err()
+        && options.build.is_none()
+        && let Some(plain) = model.plans.built(Build::Plain)
+    {
+        model.plans = plain;
+        return compare::compare(model, &all, model.seed);
+    }
+    found
 }
 
 /// Why rows of several requests must not run together; `None` if they may.
@@ -290,7 +335,11 @@ fn inputs(
 ) -> Result<Vec<Tensor>, LoadError> {
     let input = |input: &TensorMetadata| {
         let shape = warm_up_shape(input, options.warm_up.get(&input.name), options.open, batch)?;
-        Ok(synthetic(input, shape, first_row))
+        let mut made = synthetic(input, shape, first_row);
+        if model.avoids_zero {
+            made.data = without_zeros(made.data);
+        }
+        Ok(made)
     };
     model.interface.inputs.iter().map(input).collect()
 }
@@ -360,6 +409,20 @@ fn synthetic(input: &TensorMetadata, shape: Vec<usize>, first_row: usize) -> Ten
         }
     };
     Tensor { name: input.name.clone(), shape, data }
+}
+
+/// Ones for the zeros of integers.
+fn without_zeros(data: Data) -> Data {
+    let datatype = data.datatype();
+    let is_integer = !matches!(
+        datatype,
+        Datatype::Fp16 | Datatype::Fp32 | Datatype::Fp64 | Datatype::Bytes | Datatype::Bool
+    );
+    let size = datatype.size().filter(|_| is_integer);
+    let Some(size) = size else { return data };
+    let one: Vec<u8> = (0..size).map(|place| u8::from(place == 0)).collect();
+    let count = data.len();
+    Data::from_binary(datatype, count, &one.repeat(count)).unwrap_or(data)
 }
 
 fn agree(found: &[Tensor], expected: &[Tensor], tolerance: f64) -> bool {

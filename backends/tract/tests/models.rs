@@ -179,3 +179,14 @@ fn the_longest_node_is_known_even_if_it_is_the_last() {
     let grain = model.grain().as_secs_f64();
     assert!(grain > 0.5 * whole, "one node of {grain} s in a run of {whole} s");
 }
+
+#[test]
+fn what_the_engine_would_compute_wrongly_is_refused_with_its_attribute() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/refused");
+    for (file, by) in [("gru_clip", "GRU \"\" with clip"), ("gru_forget", "with input_forget")] {
+        let onnx = std::fs::read(folder.join(format!("{file}.onnx")));
+        let Ok(onnx) = onnx else { panic!("expected {file}") };
+        let refused = Model::load(&onnx, &batched()).err().map(|error| error.to_string());
+        assert!(refused.as_ref().is_some_and(|text| text.contains(by)), "{file}: {refused:?}");
+    }
+}

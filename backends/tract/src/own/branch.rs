@@ -5,6 +5,7 @@
 //! once, with our kernels in it.
 
 use super::{Rewrite, rewrite};
+use crate::sound;
 use std::sync::Arc;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
@@ -41,13 +42,12 @@ impl Rewrite<'_> {
 }
 
 fn compile(body: &TypedModel) -> TractResult<Arc<TypedSimplePlan>> {
-    let body = body.clone().into_decluttered()?;
-    let mut body = match rewrite(&body)? {
+    let body = sound::declutter(body.clone())?;
+    let body = match rewrite(&body)? {
         Some(rewritten) => rewritten,
         None => body,
     };
-    body.optimize()?;
-    TypedSimplePlan::new(body)
+    TypedSimplePlan::new(sound::optimize(body)?)
 }
 
 impl PartialEq for Branch {

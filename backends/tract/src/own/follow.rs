@@ -66,7 +66,7 @@ impl Line {
             plus(-number)
         } else if op.is::<Mul>() {
             times(number)
-        } else if op.is::<Div>() && is_right {
+        } else if op.is::<Div>() && is_right && is_exact(number) {
             times(1.0 / number)
         } else if op.is::<Max>() {
             Some(Self { low: low.max(number), high: high.max(number), ..self })
@@ -414,7 +414,11 @@ fn with_constant(op: &dyn BinMiniOp, constant: Constant, is_first: bool) -> Vec<
         (Some(Pair::Sub), constant) => vec![plus(all(constant, |number| -number))],
         (Some(Pair::From), constant) => vec![Step::Mul(-1.0), plus(constant)],
         (Some(Pair::Mul), constant) => vec![times(constant)],
-        (Some(Pair::Div), constant) => vec![times(all(constant, |number| 1.0 / number))],
+        // Other divisions would have become products where rounding does not matter.
+        (Some(Pair::Div), Constant::Number(number)) if is_exact(number) => {
+            vec![Step::Mul(1.0 / number)]
+        }
+        (Some(Pair::Div), _) => Vec::new(),
         (Some(Pair::Into), constant) => vec![Step::Recip, times(constant)],
         (None, Constant::Number(0.0)) if op.is::<Max>() => vec![Step::Relu],
         (None, Constant::Number(low)) if op.is::<Max>() => vec![Step::Clip(low, f32::INFINITY)],
@@ -423,6 +427,11 @@ fn with_constant(op: &dyn BinMiniOp, constant: Constant, is_first: bool) -> Vec<
         }
         _ => Vec::new(),
     }
+}
+
+/// Is 1 / number exact, so that a product with it is the same as the division?
+fn is_exact(number: f32) -> bool {
+    number.is_normal() && number.to_bits() << 9 == 0 && (1.0 / number).is_normal()
 }
 
 /// Adds a step; two bounds that follow each other become one.

@@ -22,6 +22,7 @@ mod product;
 mod tests;
 mod whole;
 
+use forebay_kernels::rows::Reduction;
 use std::collections::{HashMap, HashSet};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
@@ -68,6 +69,11 @@ pub(crate) fn rewrite(source: &TypedModel) -> TractResult<Option<TypedModel>> {
     rewrite.target.select_output_outlets(&outputs)?;
     rewrite.target.properties.clone_from(&source.properties);
     Ok(Some(rewrite.target))
+}
+
+/// Does one of our operations look for the greatest of several values?
+pub(crate) fn finds_greatest(op: &dyn TypedOp) -> bool {
+    op.downcast_ref::<op::Reduced>().is_some_and(|op| op.reduction == Reduction::Max)
 }
 
 /// An image in channels-last order.

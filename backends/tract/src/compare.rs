@@ -1,0 +1,318 @@
+//! The build that is served, beside an evaluation that shares none of its rewrites.
+//!
+//! All builds of a model come from one rewritten graph, so comparing them with each other says
+//! nothing of the rewrites. Here the graph as the file has it is run node by node, with inputs of
+//! several sizes and signs and in several shapes, and the build must give the same. If it does not,
+//! the model is refused, and the first node where the two part is named.
+//!
+//! Sums in another order differ. Whether a difference is no more than that is found out by changing
+//! the inputs by as little as rounding does: what moves the outputs as far is no fault.
+
+use crate::error::{panic_text, text};
+use crate::model::{Model, Watch, execute, values};
+use crate::plan::{Plan, Shapes};
+use crate::tensor::{datum_type, from_tract};
+use crate::{LoadError, RunError};
+use forebay_protocol::oip::{Data, Datatype, Tensor, TensorMetadata};
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+use tract_onnx::prelude::*;
+use tract_onnx::tract_core::internal::Approximation;
+use tract_onnx::tract_core::plan::eval;
+
+/// How far a build may be off, as a share of the largest value of the output.
+const TOLERANCE: f64 = 1e-3;
+/// A change of the inputs as small as that of rounding.
+const ROUNDING: f64 = 1e-6;
+/// A difference is taken for rounding if such a change moves the outputs by this share of it.
+const ROUNDED: f64 = 0.01;
+/// The whole comparison ends after so long; what is large is compared with fewer inputs.
+const TIME: Duration = Duration::from_millis(1500);
+/// A graph whose nodes take longer than this one by one is compared with each made fast alone.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What inputs are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Usual,
+    Small,
+    Large,
+    Negative,
+    Zero,
+}
+
+const KINDS: [Kind; 5] = [Kind::Usual, Kind::Large, Kind::Negative, Kind::Small, Kind::Zero];
+
+/// Compares the build of a model with its graph as it is, in these shapes.
+///
+/// # Errors
+/// They differ.
+pub(crate) fn compare(model: &Model, shapes: &[Shapes], seed: u64) -> Result<(), LoadError> {
+    let started = Instant::now();
+    let mut is_slow = false;
+    for (round, shapes) in shapes.iter().enumerate() {
+        let Some(mut reference) = reference(model, shapes, is_slow) else { continue };
+        for (turn, kind) in KINDS.into_iter().enumerate() {
+            if started.elapsed() > TIME && (round, turn) != (0, 0) {
+                return Ok(());
+            }
+            let seed = seed ^ ((round * KINDS.len() + turn) as u64).wrapping_mul(0x9e37_79b9);
+            let inputs = inputs(model, shapes, kind, seed);
+            let limit = Limit { until: (!is_slow).then(|| Instant::now() + PATIENCE) };
+            let mut right = run(model, &reference, &inputs, &limit);
+            if matches!(right, Err(RunError::Cancelled)) {
+                is_slow = true;
+                let Some(faster) = self::reference(model, shapes, true) else { break };
+                reference = faster;
+                right = run(model, &reference, &inputs, &|| false);
+            }
+            // Inputs that the graph itself does not take tell nothing.
+            let Ok(right) = right else { continue };
+            let off = match served(model, shapes, &inputs) {
+                Ok(found) => difference(&found, &right),
+                Err(_) => f64::INFINITY,
+            };
+            if off <= TOLERANCE {
+                continue;
+            }
+            let moved = moved(model, &reference, &inputs, &right);
+            if moved >= ROUNDED * off && moved > 0.0 {
+                continue;
+            }
+            return Err(first_node(model, shapes, &inputs, off, kind));
+        }
+    }
+    Ok(())
+}
+
+struct Limit {
+    until: Option<Instant>,
+}
+
+impl Watch for Limit {
+    fn stop(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() > until)
+    }
+}
+
+/// A plan of the graph as it is; `None` if it can't be built in these shapes.
+fn reference(model: &Model, shapes: &Shapes, is_slow: bool) -> Option<Plan> {
+    let plan = catch_unwind(AssertUnwindSafe(|| model.plans.reference(shapes, is_slow)));
+    plan.ok()?.ok()
+}
+
+fn run(
+    model: &Model,
+    plan: &Plan,
+    inputs: &[Tensor],
+    watch: &dyn Watch,
+) -> Result<Vec<Tensor>, RunError> {
+    let inputs: Vec<&Tensor> = inputs.iter().collect();
+    let values = values(&inputs)?;
+    let outputs = catch_unwind(AssertUnwindSafe(|| execute(plan, values, watch)))
+        .unwrap_or_else(|payload| Err(RunError::Panic(panic_text(&*payload))))?;
+    let outputs = model.interface.outputs.iter().zip(&outputs);
+    outputs
+        .map(|(output, value)| from_tract(&output.name, output.datatype, value))
+        .collect::<Result<_, _>>()
+        .map_err(RunError::Engine)
+}
+
+fn served(model: &Model, shapes: &Shapes, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunError> {
+    let plan = model.plans.get(shapes)?;
+    run(model, &plan, inputs, &|| false)
+}
+
+/// How far rounding of the inputs moves the right outputs.
+fn moved(model: &Model, reference: &Plan, inputs: &[Tensor], right: &[Tensor]) -> f64 {
+    let nudged: Vec<Tensor> = inputs
+        .iter()
+        .enumerate()
+        .map(|(place, input)| {
+            let nudge =
+                |i: usize| 1.0 + if (i + place).is_multiple_of(2) { ROUNDING } else { -ROUNDING };
+            #[allow(clippy::cast_possible_truncation, reason = "to the precision of the input")]
+            let data = match &input.data {
+                Data::Fp32(data) => Data::Fp32(
+                    data.iter()
+                        .enumerate()
+                        .map(|(i, &x)| (f64::from(x) * nudge(i)) as f32)
+                        .collect(),
+                ),
+                Data::Fp64(data) => {
+                    Data::Fp64(data.iter().enumerate().map(|(i, &x)| x * nudge(i)).collect())
+                }
+                other => other.clone(),
+            };
+            Tensor { data, ..input.clone() }
+        })
+        .collect();
+    let found = run(model, reference, &nudged, &|| false);
+    found.map_or(0.0, |found| difference(&found, right))
+}
+
+/// The largest difference, as a share of the largest value of its tensor.
+fn difference(found: &[Tensor], right: &[Tensor]) -> f64 {
+    if found.len() != right.len() {
+        return f64::INFINITY;
+    }
+    found.iter().zip(right).map(|(found, right)| off(found, right)).fold(0.0, f64::max)
+}
+
+fn off(found: &Tensor, right: &Tensor) -> f64 {
+    if found.shape != right.shape || found.data.datatype() != right.data.datatype() {
+        return f64::INFINITY;
+    }
+    match (&found.data, &right.data) {
+        (Data::Fp32(a), Data::Fp32(b)) => {
+            let wide = |data: &[f32]| data.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+            relative(&wide(a), &wide(b))
+        }
+        (Data::Fp64(a), Data::Fp64(b)) => relative(a, b),
+        (Data::Fp16(a), Data::Fp16(b)) => {
+            let wide =
+                |data: &[u16]| data.iter().map(|&x| f16::from_bits(x).to_f64()).collect::<Vec<_>>();
+            // Three digits are all that a half has.
+            relative(&wide(a), &wide(b)) / 20.0
+        }
+        (a, b) => {
+            if a == b {
+                0.0
+            } else {
+                f64::INFINITY
+            }
+        }
+    }
+}
+
+fn relative(found: &[f64], right: &[f64]) -> f64 {
+    let finite = |x: &&f64| x.is_finite();
+    let most =
+        right.iter().filter(finite).fold(f64::from(f32::MIN_POSITIVE), |m, x| m.max(x.abs()));
+    let each = found.iter().zip(right).map(|(&a, &b)| {
+        let is_same = a == b || (a.is_nan() && b.is_nan());
+        let off = if is_same { 0.0 } else { (a - b).abs() / most };
+        if off.is_nan() { f64::INFINITY } else { off }
+    });
+    each.fold(0.0, f64::max)
+}
+
+/// The first node, in the order of the graph, whose output is not what it should be.
+fn first_node(
+    model: &Model,
+    shapes: &Shapes,
+    inputs: &[Tensor],
+    off: f64,
+    kind: Kind,
+) -> LoadError {
+    let parted = || -> TractResult<Option<(String, String)>> {
+        let reference = model.plans.reference(shapes, true)?;
+        let served = model.plans.get(shapes).map_err(|e| TractError::msg(e.to_string()))?;
+        let right = nodes(&reference, inputs)?;
+        let found: HashMap<_, _> =
+            nodes(&served, inputs)?.into_iter().map(|(name, _, value)| (name, value)).collect();
+        let differs = |(name, op, right): (String, String, TValue)| {
+            let found = found.get(&name)?;
+            let is_same = found.shape() == right.shape()
+                && found.datum_type() == right.datum_type()
+                && found.close_enough(&right, Approximation::VeryApproximate).is_ok();
+            (found.shape() == right.shape() && !is_same).then_some((name, op))
+        };
+        Ok(right.into_iter().find_map(differs))
+    };
+    let parted = catch_unwind(AssertUnwindSafe(parted));
+    let (node, operator) = match parted {
+        Ok(Ok(Some(parted))) => parted,
+        _ => ("the outputs".to_owned(), "unknown operator".to_owned()),
+    };
+    LoadError::Disagrees { node, operator, off: format!("{off:.1e}"), inputs: format!("{kind:?}") }
+}
+
+/// What each node of a plan gives.
+fn nodes(plan: &Plan, inputs: &[Tensor]) -> TractResult<Vec<(String, String, TValue)>> {
+    let inputs: Vec<&Tensor> = inputs.iter().collect();
+    let values = values(&inputs).map_err(|error| TractError::msg(text(&error)))?;
+    let mut found = Vec::new();
+    plan.spawn()?.run_plan_with_eval(values, |context, state, node, inputs| {
+        let outputs: TVec<TValue> = eval(context, state, node, inputs)?;
+        if let Some(first) = outputs.first() {
+            found.push((node.name.clone(), node.op().name().to_string(), first.clone()));
+        }
+        TractResult::Ok(outputs)
+    })?;
+    Ok(found)
+}
+
+fn inputs(model: &Model, shapes: &Shapes, kind: Kind, seed: u64) -> Vec<Tensor> {
+    let made = |(place, (input, shape)): (usize, (&TensorMetadata, &Vec<usize>))| {
+        let mut random = Random(seed.wrapping_add(place as u64) | 1);
+        let count = shape.iter().product();
+        let data = elements(input.datatype, count, kind, model.avoids_zero, &mut random);
+        Tensor { name: input.name.clone(), shape: shape.clone(), data }
+    };
+    model.interface.inputs.iter().zip(shapes).enumerate().map(made).collect()
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "to the precision of the input")]
+fn elements(
+    datatype: Datatype,
+    count: usize,
+    kind: Kind,
+    avoids_zero: bool,
+    random: &mut Random,
+) -> Data {
+    let mut float = || {
+        let value = random.next() * 2.0 - 1.0;
+        match kind {
+            Kind::Usual => value,
+            Kind::Small => value * 1e-3,
+            Kind::Large => value * 30.0,
+            Kind::Negative => -value.abs() * 3.0,
+            Kind::Zero => 0.0,
+        }
+    };
+    match datatype {
+        Datatype::Fp32 => Data::Fp32((0..count).map(|_| float() as f32).collect()),
+        Datatype::Fp64 => Data::Fp64((0..count).map(|_| float()).collect()),
+        Datatype::Fp16 => {
+            Data::Fp16((0..count).map(|_| f16::from_f64(float()).to_bits()).collect())
+        }
+        datatype => {
+            // Integers may be indices, so they stay small.
+            let most = if kind == Kind::Large && datatype != Datatype::Bool { 5.0 } else { 2.0 };
+            let size = datatype.size().unwrap_or(1);
+            let mut bytes = vec![0; count * size];
+            for element in bytes.chunks_exact_mut(size) {
+                let value = if kind == Kind::Zero { 0.0 } else { random.next() * most };
+                #[allow(clippy::cast_sign_loss, reason = "0 to 4")]
+                let value = value as u8;
+                let is_number = datatype != Datatype::Bool;
+                element[0] = value.max(u8::from(avoids_zero && is_number));
+            }
+            Data::from_binary(datatype, count, &bytes).unwrap_or(Data::Bool(Vec::new()))
+        }
+    }
+}
+
+/// Numbers from 0 to 1, the same ones for the same seed (xorshift).
+struct Random(u64);
+
+impl Random {
+    #[allow(clippy::cast_precision_loss, reason = "53 bits")]
+    fn next(&mut self) -> f64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+/// Does a model take inputs of such shapes at all? What its file rules out is not tried.
+pub(crate) fn fits(input: &TensorMetadata, shape: &[usize]) -> bool {
+    let fits =
+        |(&dim, &declared): (&usize, &i64)| declared == -1 || usize::try_from(declared) == Ok(dim);
+    datum_type(input.datatype).is_some()
+        && input.shape.len() == shape.len()
+        && shape.iter().zip(&input.shape).all(fits)
+}

@@ -1,0 +1,307 @@
+//! Nodes that the engine would compute wrongly, put into a form that it computes rightly, or refused.
+//!
+//! This is done to the file's own graph, before the engine reads it: a formula that overflows becomes
+//! one that does not, a net that runs backwards becomes one that runs forwards over its input turned
+//! round. What has no such form is refused with its operator, name and attribute.
+
+mod trees;
+
+use crate::LoadError;
+use std::collections::HashSet;
+use tract_onnx::pb;
+use tract_onnx::pb::attribute_proto::AttributeType;
+
+/// Deepest nesting of subgraphs that is followed.
+const MAX_SUBGRAPHS: usize = 16;
+
+/// Puts all nodes of a model into forms that are computed rightly.
+///
+/// # Errors
+/// A node has none.
+pub(crate) fn stabilise(model: &mut pb::ModelProto) -> Result<(), LoadError> {
+    let opset = model.opset_import.iter().find(|set| ["", "ai.onnx"].contains(&&*set.domain));
+    let opset = opset.map_or(0, |set| set.version);
+    let Some(graph) = model.graph.as_mut() else { return Ok(()) };
+    let mut taken = HashSet::new();
+    names(graph, &mut taken, 0);
+    Forms { opset, taken }.graph(graph, 0)
+}
+
+/// Names of all values, which new ones must not have.
+fn names(graph: &pb::GraphProto, taken: &mut HashSet<String>, depth: usize) {
+    taken.extend(graph.input.iter().map(|input| input.name.clone()));
+    taken.extend(graph.initializer.iter().map(|weight| weight.name.clone()));
+    for node in &graph.node {
+        taken.extend(node.output.iter().cloned());
+        let graphs = node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs));
+        if depth < MAX_SUBGRAPHS {
+            graphs.for_each(|graph| names(graph, taken, depth + 1));
+        }
+    }
+}
+
+struct Forms {
+    opset: i64,
+    taken: HashSet<String>,
+}
+
+type Nodes = Vec<pb::NodeProto>;
+
+impl Forms {
+    fn graph(&mut self, graph: &mut pb::GraphProto, depth: usize) -> Result<(), LoadError> {
+        if depth > MAX_SUBGRAPHS {
+            return Err(LoadError::Compile(format!("more than {MAX_SUBGRAPHS} nested subgraphs")));
+        }
+        let mut nodes = Vec::with_capacity(graph.node.len());
+        for mut node in std::mem::take(&mut graph.node) {
+            for attribute in &mut node.attribute {
+                for graph in attribute.g.iter_mut().chain(&mut attribute.graphs) {
+                    self.graph(graph, depth + 1)?;
+                }
+            }
+            nodes.extend(self.node(node)?);
+        }
+        graph.node = nodes;
+        Ok(())
+    }
+
+    fn node(&mut self, node: pb::NodeProto) -> Result<Nodes, LoadError> {
+        match node.op_type.as_str() {
+            "LSTM" | "GRU" | "RNN" => self.recurrent(node),
+            "ReduceLogSumExp" => Ok(self.log_sum_exp(&node)),
+            "TreeEnsembleClassifier" => self.tree_classifier(node),
+            "SpaceToDepth" | "DepthToSpace" => {
+                let mode = text(&node, "mode").unwrap_or_default();
+                match (node.op_type.as_str(), mode.as_str()) {
+                    ("DepthToSpace", _) | (_, "" | "DCR") => Ok(vec![node]),
+                    _ => Err(refused(&node, "mode", &mode)),
+                }
+            }
+            "ConvTranspose" => {
+                let is_padded = text(&node, "auto_pad").is_some_and(|pad| pad.starts_with("SAME"));
+                let has_output_padding = ints(&node, "output_padding")
+                    .is_some_and(|padding| padding.iter().any(|&padding| padding != 0));
+                match ints(&node, "output_shape") {
+                    Some(shape) => Err(refused(&node, "output_shape", &format!("{shape:?}"))),
+                    None if is_padded && has_output_padding => {
+                        Err(refused(&node, "output_padding", "beside auto_pad = SAME"))
+                    }
+                    None => Ok(vec![node]),
+                }
+            }
+            "Swish" => match find(&node, "alpha").map_or(1.0, |alpha| alpha.f) {
+                1.0 => Ok(vec![node]),
+                other => Err(refused(&node, "alpha", &other.to_string())),
+            },
+            "GlobalLpPool" => {
+                let p = integer(&node, "p").unwrap_or(2);
+                Err(refused(&node, "p", &p.to_string()))
+            }
+            _ => Ok(vec![node]),
+        }
+    }
+
+    /// A name that no value has.
+    fn fresh(&mut self, node: &pb::NodeProto, what: &str) -> String {
+        let output = node.output.iter().find(|output| !output.is_empty());
+        let mut name = format!("{}.forebay-{what}", output.map_or("", String::as_str));
+        while !self.taken.insert(name.clone()) {
+            name.push('\'');
+        }
+        name
+    }
+
+    /// m + ln(sum(e^(x - m))) with the greatest value m, bounded, so that infinities come out.
+    fn log_sum_exp(&mut self, node: &pb::NodeProto) -> Nodes {
+        let [greatest, bounded, least, most, off, exp, sum, log, kept, shift] =
+            ["greatest", "bounded", "least", "most", "off", "exp", "sum", "log", "kept", "shift"]
+                .map(|what| self.fresh(node, what));
+        let x = node.input.first().cloned().unwrap_or_default();
+        // The axes are an attribute or an input, in the same version of the set for all of these.
+        let reduce = |op: &str, x: &str, y: &str, keep: Option<i64>| {
+            let mut made =
+                pb::NodeProto { op_type: op.to_owned(), name: y.to_owned(), ..node.clone() };
+            if let Some(first) = made.input.first_mut() {
+                x.clone_into(first);
+            }
+            made.output = vec![y.to_owned()];
+            if let Some(keep) = keep {
+                made.attribute.retain(|attribute| attribute.name != "keepdims");
+                made.attribute.push(with_integer("keepdims", keep));
+            }
+            made
+        };
+        let y = node.output.first().cloned().unwrap_or_default();
+        vec![
+            constant(&least, f32::MIN),
+            constant(&most, f32::MAX),
+            reduce("ReduceMax", &x, &greatest, Some(1)),
+            clip(&greatest, &least, &most, &bounded, self.opset),
+            plain("Sub", &[&x, &bounded], &off),
+            plain("Exp", &[&off], &exp),
+            // Of values that are not negative, the sum of their sizes.
+            reduce("ReduceL1", &exp, &sum, None),
+            plain("Log", &[&sum], &log),
+            reduce("ReduceMax", &x, &kept, None),
+            clip(&kept, &least, &most, &shift, self.opset),
+            plain("Add", &[&log, &shift], &y),
+        ]
+    }
+
+    /// Recurrent nets: the engine runs them forwards, with the usual functions, and nothing else.
+    fn recurrent(&mut self, mut node: pb::NodeProto) -> Result<Nodes, LoadError> {
+        if let Some(clip) = node.attribute.iter().find(|attribute| attribute.name == "clip")
+            && clip.f != 0.0
+        {
+            return Err(refused(&node, "clip", &clip.f.to_string()));
+        }
+        if let Some(forget @ 1..) = integer(&node, "input_forget") {
+            return Err(refused(&node, "input_forget", &forget.to_string()));
+        }
+        let functions = texts(&node, "activations").unwrap_or_default();
+        let usual: &[&str] = match node.op_type.as_str() {
+            "LSTM" => &["Sigmoid", "Tanh", "Tanh"],
+            "GRU" => &["Sigmoid", "Tanh"],
+            _ => &["Tanh"],
+        };
+        let is_usual = functions
+            .chunks(usual.len())
+            .all(|side| side.iter().zip(usual).all(|(a, b)| a.eq_ignore_ascii_case(b)));
+        // A plain net of one function each way has a builder of ours.
+        let is_simple = node.op_type == "RNN"
+            && functions.iter().all(|function| crate::operators::is_simple(function))
+            && functions.windows(2).all(|pair| pair[0] == pair[1]);
+        if !is_usual && !is_simple {
+            return Err(refused(&node, "activations", &functions.join(", ")));
+        }
+        let direction = text(&node, "direction").unwrap_or_else(|| "forward".to_owned());
+        if direction != "reverse" {
+            return Ok(vec![node]);
+        }
+        let has_lengths = node.input.get(4).is_some_and(|lengths| !lengths.is_empty());
+        if self.opset < 10 || has_lengths {
+            return Err(refused(&node, "direction", &direction));
+        }
+        node.attribute.retain(|attribute| attribute.name != "direction");
+        let time = i64::from(integer(&node, "layout") == Some(1));
+        let mut nodes = Vec::new();
+        let x = node.input.first().cloned().unwrap_or_default();
+        let turned = self.fresh(&node, "turned");
+        nodes.extend(self.turn(&node, &x, &turned, time));
+        node.input[0] = turned;
+        let y = node.output.first().cloned().unwrap_or_default();
+        if y.is_empty() {
+            nodes.push(node);
+            return Ok(nodes);
+        }
+        let forwards = self.fresh(&node, "forwards");
+        let back = self.turn(&node, &forwards, &y, time);
+        node.output[0] = forwards;
+        nodes.push(node);
+        nodes.extend(back);
+        Ok(nodes)
+    }
+
+    /// Turns an axis round.
+    fn turn(&mut self, node: &pb::NodeProto, from: &str, to: &str, axis: i64) -> Nodes {
+        let values = [("start", -1), ("end", i64::MIN + 1), ("axis", axis), ("step", -1)];
+        let mut inputs = vec![from.to_owned()];
+        let mut nodes = Vec::new();
+        for (what, value) in values {
+            let name = self.fresh(node, what);
+            nodes.push(constant_integers(&name, &[value]));
+            inputs.push(name);
+        }
+        let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+        nodes.push(plain("Slice", &inputs, to));
+        nodes
+    }
+}
+
+fn refused(node: &pb::NodeProto, attribute: &str, value: &str) -> LoadError {
+    LoadError::Operator {
+        operator: node.op_type.clone(),
+        node: node.name.clone(),
+        attribute: attribute.to_owned(),
+        value: value.to_owned(),
+    }
+}
+
+fn clip(x: &str, low: &str, high: &str, y: &str, opset: i64) -> pb::NodeProto {
+    if opset >= 11 {
+        return plain("Clip", &[x, low, high], y);
+    }
+    // Bounded by the whole range of 32-bit numbers unless it says otherwise.
+    plain("Clip", &[x], y)
+}
+
+fn plain(op: &str, inputs: &[&str], output: &str) -> pb::NodeProto {
+    pb::NodeProto {
+        op_type: op.to_owned(),
+        // The engine wants a name for each node that no other has: those of values are such.
+        name: output.to_owned(),
+        input: inputs.iter().map(|&input| input.to_owned()).collect(),
+        output: vec![output.to_owned()],
+        ..pb::NodeProto::default()
+    }
+}
+
+fn constant(output: &str, value: f32) -> pb::NodeProto {
+    let tensor = pb::TensorProto {
+        data_type: pb::tensor_proto::DataType::Float as i32,
+        float_data: vec![value],
+        ..pb::TensorProto::default()
+    };
+    with_tensor(output, tensor)
+}
+
+fn constant_integers(output: &str, values: &[i64]) -> pb::NodeProto {
+    let tensor = pb::TensorProto {
+        data_type: pb::tensor_proto::DataType::Int64 as i32,
+        dims: vec![i64::try_from(values.len()).unwrap_or(0)],
+        int64_data: values.to_vec(),
+        ..pb::TensorProto::default()
+    };
+    with_tensor(output, tensor)
+}
+
+fn with_tensor(output: &str, tensor: pb::TensorProto) -> pb::NodeProto {
+    let mut node = plain("Constant", &[], output);
+    let mut attribute = attribute("value", AttributeType::Tensor);
+    attribute.t = Some(tensor);
+    node.attribute.push(attribute);
+    node
+}
+
+fn attribute(name: &str, kind: AttributeType) -> pb::AttributeProto {
+    pb::AttributeProto {
+        name: name.to_owned(),
+        r#type: kind as i32,
+        ..pb::AttributeProto::default()
+    }
+}
+
+fn with_integer(name: &str, value: i64) -> pb::AttributeProto {
+    pb::AttributeProto { i: value, ..attribute(name, AttributeType::Int) }
+}
+
+fn find<'a>(node: &'a pb::NodeProto, name: &str) -> Option<&'a pb::AttributeProto> {
+    node.attribute.iter().find(|attribute| attribute.name == name)
+}
+
+fn integer(node: &pb::NodeProto, name: &str) -> Option<i64> {
+    find(node, name).map(|attribute| attribute.i)
+}
+
+fn ints<'a>(node: &'a pb::NodeProto, name: &str) -> Option<&'a [i64]> {
+    find(node, name).map(|attribute| attribute.ints.as_slice())
+}
+
+fn text(node: &pb::NodeProto, name: &str) -> Option<String> {
+    find(node, name).map(|attribute| String::from_utf8_lossy(&attribute.s).into_owned())
+}
+
+fn texts(node: &pb::NodeProto, name: &str) -> Option<Vec<String>> {
+    let found = find(node, name)?;
+    Some(found.strings.iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect())
+}

@@ -1,0 +1,97 @@
+//! Puts operators that let through what is no number in the place of those that hide it.
+
+use super::bounds::{Bound, Shift};
+use super::nan::{Extreme, NotHiding};
+use super::values::Function;
+use crate::own;
+use tract_onnx::prelude::*;
+use tract_onnx::tract_core::ops::binary::TypedBinOp;
+use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
+use tract_onnx::tract_core::ops::logic::IfThenElse;
+use tract_onnx::tract_core::ops::math::{Max, Min, ShiftLeft, ShiftRight, Tanh};
+use tract_onnx::tract_core::ops::nn::silu::Silu;
+use tract_onnx::tract_core::ops::nn::{Reduce, Reducer, Sigmoid};
+use tract_onnx::tract_core::ops::scan::{OptScan, Scan};
+
+/// Before tract puts operators together: those of two inputs.
+pub(crate) fn prepare(model: &mut TypedModel) -> TractResult<()> {
+    for node in model.nodes_mut() {
+        if let Some(scan) = node.op_as_mut::<Scan>() {
+            prepare(&mut scan.body)?;
+            continue;
+        }
+        if let Some(branch) = node.op_as_mut::<IfThenElse>() {
+            prepare(&mut branch.then_body)?;
+            prepare(&mut branch.else_body)?;
+            continue;
+        }
+        let is_float = node.outputs.iter().all(|output| output.fact.datum_type.is_float());
+        let Some(op) = node.op_as_mut::<TypedBinOp>() else { continue };
+        if op.0.is::<Max>() && is_float {
+            op.0 = Box::new(Bound::Greater);
+        } else if op.0.is::<Min>() && is_float {
+            op.0 = Box::new(Bound::Lesser);
+        } else if op.0.is::<ShiftLeft>() {
+            op.0 = Box::new(Shift::Left);
+        } else if op.0.is::<ShiftRight>() {
+            op.0 = Box::new(Shift::Right);
+        }
+    }
+    Ok(())
+}
+
+/// Behind all rewrites: those of one input.
+pub(crate) fn finish(model: &mut TypedModel) -> TractResult<()> {
+    for node in model.nodes_mut() {
+        if let Some(scan) = node.op_as_mut::<Scan>() {
+            finish(&mut scan.body)?;
+            continue;
+        }
+        if let Some(branch) = node.op_as_mut::<IfThenElse>() {
+            finish(&mut branch.then_body)?;
+            finish(&mut branch.else_body)?;
+            continue;
+        }
+        // Its graph is shared and planned already; cells of recurrent nets stand in it.
+        if node.op_is::<OptScan>() {
+            continue;
+        }
+        let is_float = node.outputs.iter().all(|output| output.fact.datum_type.is_float());
+        if let Some(op) = node.op_as_mut::<ElementWiseOp>() {
+            if op.1.is_none()
+                && is_float
+                && let Some(function) = function(op)
+            {
+                op.0 = Box::new(function);
+            }
+            continue;
+        }
+        if !is_float || node.outputs.len() != 1 {
+            continue;
+        }
+        if let Some(op) = node.op_as::<Reduce>() {
+            let bound = match op.reducer {
+                Reducer::Max => Bound::Greater,
+                Reducer::Min => Bound::Lesser,
+                _ => continue,
+            };
+            // tract's begins with the least finite number, which is more than minus infinity.
+            node.op = Box::new(Extreme { bound, axes: op.axes.clone() });
+        } else if own::finds_greatest(&*node.op) {
+            node.op = Box::new(NotHiding { inner: node.op.clone(), sign: 1.0 });
+        }
+    }
+    Ok(())
+}
+
+fn function(op: &ElementWiseOp) -> Option<Function> {
+    if op.0.is::<Sigmoid>() {
+        Some(Function::Sigmoid)
+    } else if op.0.is::<Tanh>() {
+        Some(Function::Tanh)
+    } else if op.0.is::<Silu>() {
+        Some(Function::Silu)
+    } else {
+        None
+    }
+}

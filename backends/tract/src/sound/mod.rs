@@ -1,0 +1,221 @@
+//! Rewrites of tract's that keep what a graph computes.
+//!
+//! tract rewrites a graph before it runs it, and some of its rewrites are wrong for some graphs: a
+//! step is pulled through a softmax that mixes the axis, a broadcast along a contracted axis is
+//! dropped, a table of 256 values stands for a softmax. Here tract's own passes run, but each
+//! operator is asked for a rewrite only where that rewrite is known to be right. Nothing is lost
+//! elsewhere, so that plans are as fast as before. What is kept from running and why is listed in
+//! `backends/tract/README.md`.
+//!
+//! Some kernels of tract's give a number where the answer is none (NaN): `exact` puts others in their
+//! place. Modules: `exact`, `values` (functions of single values), `bounds` (the greater and the
+//! lesser of two), `nan` (around kernels that look for an extreme).
+
+mod bounds;
+mod exact;
+mod nan;
+mod values;
+
+pub(crate) use exact::{finish, prepare};
+pub(crate) use values::Function;
+
+use tract_onnx::prelude::*;
+use tract_onnx::tract_core::internal::*;
+use tract_onnx::tract_core::ops::Downsample;
+use tract_onnx::tract_core::ops::array::MultiBroadcastTo;
+use tract_onnx::tract_core::ops::binary::{BinMiniOp, TypedBinOp};
+use tract_onnx::tract_core::ops::cast::Cast;
+use tract_onnx::tract_core::ops::cnn::Conv;
+use tract_onnx::tract_core::ops::dummy::Dummy;
+use tract_onnx::tract_core::ops::einsum::EinSum;
+use tract_onnx::tract_core::ops::element_wise::{ElementWiseMiniOp, ElementWiseOp};
+use tract_onnx::tract_core::ops::math::{Div, Mul, Pow, Sqrt, Square};
+use tract_onnx::tract_core::ops::quant::DequantizeLinearF32;
+use tract_onnx::tract_core::optim::{Optimizer, OptimizerSession, TypedPass};
+
+/// Name of tract's pass that asks each operator for a rewrite.
+const DECLUTTER: &str = "declutter";
+/// Operators behind a division that are looked at.
+const MOST_FOLLOWED: usize = 16;
+
+/// As `TypedModel::into_decluttered`.
+pub(crate) fn declutter(mut model: TypedModel) -> TractResult<TypedModel> {
+    guarded(Optimizer::declutter()).optimize(&mut model)?;
+    Ok(model)
+}
+
+/// As `TypedModel::optimize`, for a graph that is decluttered.
+pub(crate) fn optimize(mut model: TypedModel) -> TractResult<TypedModel> {
+    prepare(&mut model)?;
+    guarded(Optimizer::codegen()).optimize(&mut model)?;
+    finish(&mut model)?;
+    Ok(model)
+}
+
+/// The same operators as in the file, made fast one by one, without any rewrite of the graph.
+pub(crate) fn lower(mut model: TypedModel) -> TractResult<TypedModel> {
+    prepare(&mut model)?;
+    let mut optimizer = Optimizer::codegen();
+    optimizer.passes.retain(|pass| format!("{pass:?}") == "codegen");
+    optimizer.optimize(&mut model)?;
+    finish(&mut model)?;
+    Ok(model)
+}
+
+fn guarded(mut optimizer: Optimizer) -> Optimizer {
+    for pass in &mut optimizer.passes {
+        if format!("{pass:?}") == DECLUTTER {
+            *pass = Box::new(Guarded { next: 0 });
+        }
+    }
+    optimizer
+}
+
+/// tract's pass of that name, less the rewrites that are not sound.
+#[derive(Debug, Clone)]
+struct Guarded {
+    /// Nodes before this one have nothing to rewrite.
+    next: usize,
+}
+
+impl TypedPass for Guarded {
+    fn reset(&mut self) -> TractResult<()> {
+        self.next = 0;
+        Ok(())
+    }
+
+    fn next(
+        &mut self,
+        session: &mut OptimizerSession,
+        model: &TypedModel,
+    ) -> TractResult<Option<TypedModelPatch>> {
+        for node in &model.nodes[self.next..] {
+            if node.op_is::<Dummy>() || !is_sound(model, node)? {
+                continue;
+            }
+            let patch = node.op.declutter_with_session(session, model, node);
+            if let Some(mut patch) = patch.with_context(|| format!("decluttering {node}"))? {
+                patch.push_context(format!("{DECLUTTER} {node}"));
+                self.next = node.id + usize::from(patch.dont_apply_twice.is_some());
+                return Ok(Some(patch));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Is the rewrite that a node asks for right in this graph?
+fn is_sound(model: &TypedModel, node: &TypedNode) -> TractResult<bool> {
+    if let Some(op) = node.op_as::<Downsample>() {
+        // Pulled through whatever stands before it: through operators that mix the axis, and
+        // through convolutions whose padding depends on the stride.
+        return Ok(op.stride == 1);
+    }
+    if node.op_is::<DequantizeLinearF32>() {
+        // Makes a table of all that stands before the next quantisation, whatever it is.
+        return Ok(false);
+    }
+    if let Some(op) = node.op_as::<EinSum>() {
+        return broadcasts_are_sound(model, node, op);
+    }
+    if node.op_is::<Conv>() {
+        // c / conv(x) becomes a convolution with c / weights.
+        let divides = |inlet: &InletId| inlet.slot == 1 && is_binary::<Div>(model.node(inlet.node));
+        return Ok(!node.outputs[0].successors.iter().any(divides));
+    }
+    if is_unary::<Square>(node) {
+        // The square of the root of a negative number is no number.
+        return Ok(!is_unary::<Sqrt>(model.node(node.inputs[0].node)));
+    }
+    let is_float = node.outputs.iter().all(|output| output.fact.datum_type.is_float());
+    if is_binary::<Mul>(node) && is_float {
+        // Zero times infinity, or times what is no number, is no number.
+        return Ok(!node.inputs.iter().any(|input| is_uniform(model, *input, 0.0)));
+    }
+    if is_binary::<Pow>(node) {
+        return Ok(!is_uniform(model, node.inputs[1], 0.5));
+    }
+    if is_binary::<Div>(node) && is_float {
+        // x * (1 / y) is below x / y by a unit in the last place, which matters to a step. In halves,
+        // 1 / y overflows where x / y does not.
+        let is_half = node.outputs[0].fact.datum_type == f16::datum_type();
+        return Ok(!is_half && !meets_step(model, node));
+    }
+    Ok(true)
+}
+
+/// A broadcast before a product may only be dropped along an axis that the output has, and that
+/// another input has in full.
+fn broadcasts_are_sound(model: &TypedModel, node: &TypedNode, op: &EinSum) -> TractResult<bool> {
+    for (slot, outlet) in node.inputs.iter().enumerate() {
+        let before = model.node(outlet.node);
+        if !before.op_is::<MultiBroadcastTo>() {
+            continue;
+        }
+        let from = &model.outlet_fact(before.inputs[0])?.shape;
+        let to = &model.outlet_fact(*outlet)?.shape;
+        if from.rank() != to.rank() {
+            return Ok(false);
+        }
+        for axis in (0..to.rank()).filter(|&axis| from[axis] != to[axis]) {
+            let label = op.axes.iter_all_axes().find(|label| label.inputs[slot].contains(&axis));
+            let Some(label) = label else { return Ok(false) };
+            let has_all = |(other, outlet): (usize, &OutletId)| {
+                other != slot
+                    && label.inputs[other].iter().any(|&place| {
+                        let fact = model.outlet_fact(*outlet);
+                        fact.is_ok_and(|fact| fact.shape.get(place) == Some(&to[axis]))
+                    })
+            };
+            let is_full = node.inputs.iter().enumerate().any(has_all);
+            if label.outputs[0].is_empty() || !is_full {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Does a function with steps read what comes of a node, itself or after it was moved about?
+fn meets_step(model: &TypedModel, node: &TypedNode) -> bool {
+    let mut open: Vec<InletId> = node.outputs[0].successors.to_vec();
+    let mut followed = 0;
+    while let Some(inlet) = open.pop() {
+        let node = model.node(inlet.node);
+        let name = node.op.name();
+        let is_step = ["Floor", "Ceil", "Round", "Rem", "Mod", "Sign", "Arg"]
+            .iter()
+            .any(|step| name.contains(step))
+            || ["Equals", "NotEquals", "Less", "LessEqual", "Greater", "GreaterEqual"]
+                .contains(&&*name)
+            || name.starts_with("Comp")
+            || node.op_as::<Cast>().is_some_and(|op| !op.to.is_float());
+        followed += 1;
+        if is_step || followed > MOST_FOLLOWED {
+            return true;
+        }
+        let moves = node.op_is::<AxisOp>() || node.op_is::<MultiBroadcastTo>();
+        if moves || node.op_is::<ElementWiseOp>() || node.op_is::<TypedBinOp>() {
+            open.extend(node.outputs.iter().flat_map(|output| output.successors.iter().copied()));
+        }
+    }
+    false
+}
+
+fn is_unary<T: ElementWiseMiniOp>(node: &TypedNode) -> bool {
+    node.op_as::<ElementWiseOp>().is_some_and(|op| op.0.is::<T>())
+}
+
+fn is_binary<T: BinMiniOp>(node: &TypedNode) -> bool {
+    node.op_as::<TypedBinOp>().is_some_and(|op| op.0.is::<T>())
+}
+
+fn is_uniform(model: &TypedModel, outlet: OutletId, value: f64) -> bool {
+    let fact = model.outlet_fact(outlet).ok();
+    let uniform = fact.and_then(|fact| fact.uniform.clone().or_else(|| fact.konst.clone()));
+    uniform.is_some_and(|uniform| {
+        let all_same = uniform.len() == 1 || uniform.as_uniform().is_some();
+        let first = uniform.as_uniform().unwrap_or_else(|| Tensor::clone(&uniform));
+        all_same && first.cast_to_scalar::<f64>().is_ok_and(|first| first == value)
+    })
+}
