@@ -106,7 +106,7 @@ impl ServeHttp for Admin {
                 answer(StatusCode::OK, TEXT, "ready\n")
             }
             (&Method::GET, "/readyz") => {
-                answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, "not ready\n")
+                answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, not_ready(&snapshot))
             }
             (&Method::POST, "/reload") => match self.reloader.reload().await {
                 Ok(generation) => json_answer(StatusCode::OK, &json!({ "generation": generation })),
@@ -206,11 +206,26 @@ impl Admin {
             let name = pool.config.name.clone();
             metrics::gauge!(metric::POOL_PANIC, "pool" => name)
                 .set(f64::from(u8::from(pool.panics)));
+            let name = pool.config.name.clone();
+            metrics::gauge!(metric::POOL_LAST_RESORT, "pool" => name)
+                .set(f64::from(u8::from(pool.last_resort)));
             for endpoint in &pool.endpoints {
                 set_endpoint_gauges(pool, endpoint);
             }
         }
     }
+}
+
+/// Why the proxy is not ready, as far as an operator would not expect it.
+fn not_ready(snapshot: &Snapshot) -> String {
+    let mut text = "not ready\n".to_owned();
+    for pool in snapshot.pools.iter().filter(|pool| pool.last_resort) {
+        let name = &pool.config.name;
+        text += &format!(
+            "pool {name}: no endpoint answers probes; as a last resort requests are sent to those that are silent\n"
+        );
+    }
+    text
 }
 
 /// What a path asks for. Its parts are separated first and decoded then, so that a name may contain
@@ -313,6 +328,10 @@ fn describe() {
     counter!(metric::EJECTIONS, "endpoints taken out for what their answers were like, by cause");
     counter!(metric::EJECTIONS_REFUSED, "ejections that would have left too few in rotation");
     gauge!(metric::POOL_PANIC, "1 while so few are ready that ejected endpoints are used too");
+    gauge!(
+        metric::POOL_LAST_RESORT,
+        "1 while endpoints that do not answer probes are used for want of any other"
+    );
     gauge!(metric::ENDPOINT_IN_FLIGHT, "requests sent to the endpoint and unfinished");
     gauge!(metric::ENDPOINT_HEALTH, "1 for the endpoint's present health");
     gauge!(metric::ENDPOINT_COST, "expected seconds until a request sent now is finished");

@@ -74,7 +74,7 @@ impl Banner {
     async fn all_ready(&self) {
         let ready = || {
             let snapshot = self.control.snapshot().load();
-            snapshot.pools.iter().all(|pool| pool.ready.len() == pool.endpoints.len())
+            snapshot.pools.iter().all(|pool| pool.ready_count() == pool.endpoints.len())
         };
         while !ready() {
             tokio::time::sleep(Duration::from_millis(20)).await;

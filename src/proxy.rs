@@ -113,14 +113,14 @@ impl ProxyHttp for Proxy {
 
     async fn connected_to_upstream(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         reused: bool,
         peer: &HttpPeer,
         socket: RawFd,
         _: Option<&Digest>,
         request: &mut Request,
     ) -> Result<()> {
-        stream::connected(request, reused, peer, socket)
+        stream::connected(session, request, reused, peer, socket)
     }
 
     fn error_while_proxy(

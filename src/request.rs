@@ -53,6 +53,8 @@ pub struct Request {
     pub times: Times,
     /// Bytes of the body that came in.
     pub bytes_in: u64,
+    /// Whether it was sent elsewhere on the stream way since an endpoint was silent.
+    pub moved: bool,
     /// The present exchange on the stream way, if it is in HTTP/1.
     pub wire: Option<Wire>,
 }
@@ -122,6 +124,7 @@ impl Request {
             answered_after: None,
             times: Times::default(),
             bytes_in: 0,
+            moved: false,
             wire: None,
         }
     }

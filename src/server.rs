@@ -106,7 +106,7 @@ impl Lifecycle {
     pub fn is_ready(&self, snapshot: &Snapshot) -> bool {
         !self.is_draining()
             && self.tasks.all_up()
-            && snapshot.pools.iter().all(|pool| !pool.ready.is_empty())
+            && snapshot.pools.iter().all(|pool| pool.ready_count() > 0)
     }
 
     /// Counts a new connection in.

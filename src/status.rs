@@ -52,6 +52,8 @@ struct PoolStatus<'a> {
     ready: usize,
     /// So few are ready that those that are ejected are in rotation too.
     panic: bool,
+    /// Whether none is ready, so that those are tried that do not answer probes.
+    last_resort: bool,
     report_ttl_ms: f64,
     /// Requests that wait for an endpoint, by priority.
     pending: BTreeMap<&'static str, usize>,
@@ -168,8 +170,9 @@ impl<'a> PoolStatus<'a> {
         let endpoint = |endpoint: &'a Arc<Endpoint>| EndpointStatus::of(pool, endpoint, best, now);
         Self {
             policy: named.map_or("", |(name, _)| name),
-            ready: pool.ready.len(),
+            ready: pool.ready_count(),
             panic: pool.panics,
+            last_resort: pool.last_resort,
             report_ttl_ms: millis(pool.config.report_ttl),
             pending: counts.map(|(priority, count)| (priority.as_str(), count)).into(),
             endpoints: pool.endpoints.iter().map(endpoint).collect(),
@@ -256,7 +259,11 @@ impl fmt::Display for Status<'_> {
             let (ready, all) = (pool.ready, pool.endpoints.len());
             let pending: usize = pool.pending.values().sum();
             let policy = pool.policy;
-            let panic = if pool.panic { ", panic: ejected endpoints are used" } else { "" };
+            let panic = match (pool.panic, pool.last_resort) {
+                (true, _) => ", panic: ejected endpoints are used",
+                (_, true) => ", last resort: endpoints that do not answer probes are used",
+                _ => "",
+            };
             writeln!(
                 f,
                 "\npool {name}: {policy}, {ready} of {all} ready, {pending} pending{panic}"
@@ -384,6 +391,7 @@ mod tests {
             policy: "least_cost",
             ready: 2,
             panic: false,
+            last_resort: false,
             report_ttl_ms: 2000.0,
             pending: [("high", 1), ("normal", 4)].into(),
             endpoints: vec![

@@ -117,6 +117,12 @@ pub struct Pool {
     pub connect_timeout: Duration,
     /// Time that an idle connection is kept.
     pub idle_timeout: Duration,
+    /// Time after which a connection is given up whose other end acknowledges nothing.
+    pub tcp_keepalive: Duration,
+    /// What TCP_USER_TIMEOUT is set to; `None`: the system's own.
+    pub tcp_user_timeout: Option<Duration>,
+    /// How often an HTTP/2 connection is asked with a PING whether it is still there; `None`: never.
+    pub http2_ping_interval: Option<Duration>,
     /// How health is found out.
     pub probe: Probe,
     /// Where its load is asked for, beside what answers and probes bring.

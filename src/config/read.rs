@@ -162,6 +162,9 @@ fn pool(name: String, table: &Table<'_, '_>, base: &Path) -> Pool {
         report_ttl: table.or("report_ttl", secs(2)),
         connect_timeout: positive(table, "connect_timeout", secs(1)),
         idle_timeout: positive(table, "idle_timeout", secs(50)),
+        tcp_keepalive: at_least(table, "tcp_keepalive", secs(3)).unwrap_or(secs(3)),
+        tcp_user_timeout: at_least(table, "tcp_user_timeout", millis(100)),
+        http2_ping_interval: at_least(table, "http2_ping_interval", secs(1)),
         probe: probe(&table.table_or_empty("probe")),
         poll: table.table("poll").map(|table| super::poll::poll(&table)),
         hedge: table.table("hedge").map(|table| hedge(&table)),
@@ -226,7 +229,7 @@ fn probe(table: &Table<'_, '_>) -> Probe {
         kind: if is_tcp { ProbeKind::Tcp } else { ProbeKind::Http(path) },
         interval,
         fast_interval: fast_interval(table, interval),
-        timeout: timeout_within(table, "timeout", interval.min(secs(1)), interval),
+        timeout: timeout_within(table, "timeout", interval.min(millis(800)), interval),
         rise: table.within("rise", 1..=100, 2),
         fall: table.within("fall", 1..=100, 2),
     }
@@ -414,6 +417,14 @@ pub(super) fn timeout_within(
         table.note(span, key, format!("{expected}, found {found:?}"));
     }
     value
+}
+
+fn at_least(table: &Table<'_, '_>, key: &str, least: Duration) -> Option<Duration> {
+    let (value, span) = table.spanned::<Duration>(key)?;
+    if value < least {
+        table.note(span, key, format!("expected {least:?} or more, found {value:?}"));
+    }
+    Some(value.max(least))
 }
 
 pub(super) fn positive(table: &Table<'_, '_>, key: &str, default: Duration) -> Duration {

@@ -12,7 +12,7 @@ use crate::pool::{Endpoint, ForLasting, Pool};
 use crate::request::Request;
 use forebay_protocol::grpc::Method;
 use forebay_protocol::{Reason, metric};
-use forebay_routing::{Asked, Ramp, pick};
+use forebay_routing::{Asked, Health, Ramp, pick};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,13 @@ impl Picked {
     fn new(bound: Bound, asked: Option<Asked>) -> Self {
         let endpoint = Arc::clone(&bound.endpoint);
         Self { endpoint, guard: Some(bound), asked, at: Instant::now() }
+    }
+
+    /// How long the work is expected to take there; zero if nothing is known.
+    pub fn expected(&self, endpoint: &Endpoint) -> Duration {
+        let mean = endpoint.state.load.service_seconds().unwrap_or_default();
+        let weight = self.asked.as_ref().map_or(1.0, |asked| asked.weight().get());
+        Duration::try_from_secs_f64(mean * weight).unwrap_or_default()
     }
 
     /// The attempt is over without an answer.
@@ -160,7 +167,11 @@ fn refusal(turned: Turned, request: &Request, pool: &Pool) -> Refusal {
 }
 
 fn no_endpoint(pool: &Pool, tried: usize) -> Refusal {
-    let (all, ready) = (pool.endpoints.len(), pool.ready.len());
+    let (all, ready) = (pool.endpoints.len(), pool.ready_count());
+    for endpoint in pool.endpoints.iter().filter(|it| it.state.health() == Health::Down) {
+        // It may be back: a probe says so sooner than its turn would.
+        endpoint.state.suspect();
+    }
     let name = &pool.config.name;
     let message = match tried {
         0 => format!("no endpoint of pool {name} is ready ({ready} of {all})"),

@@ -5,9 +5,11 @@
 //! be is a pair of connections that nobody uses and nobody closes, so both are closed when neither
 //! moved a byte for a while.
 
+use crate::pool::Endpoint;
 use metrics::Counter;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -49,11 +51,13 @@ pub struct Flow {
     bytes: AtomicU64,
     counter: Counter,
     broke: AtomicBool,
+    /// The endpoint whose bytes they are.
+    endpoint: Option<Arc<Endpoint>>,
 }
 
 impl Flow {
-    fn new(counter: Counter) -> Self {
-        Self { bytes: AtomicU64::new(0), counter, broke: AtomicBool::new(false) }
+    fn new(counter: Counter, endpoint: Option<Arc<Endpoint>>) -> Self {
+        Self { bytes: AtomicU64::new(0), counter, broke: AtomicBool::new(false), endpoint }
     }
 
     /// How many bytes.
@@ -64,15 +68,24 @@ impl Flow {
     fn passed(&self, bytes: usize) {
         self.bytes.fetch_add(bytes as u64, Relaxed);
         self.counter.increment(bytes as u64);
+        if bytes > 0
+            && let Some(endpoint) = &self.endpoint
+        {
+            endpoint.state.heard();
+        }
     }
 }
 
 impl Traffic {
     /// Nothing yet; the counters are told of every byte as it comes.
-    pub fn new(from_caller: Counter, from_endpoint: Counter) -> Self {
+    pub fn new(
+        from_caller: Counter,
+        from_endpoint: Counter,
+        endpoint: Option<Arc<Endpoint>>,
+    ) -> Self {
         Self {
-            from_caller: Flow::new(from_caller),
-            from_endpoint: Flow::new(from_endpoint),
+            from_caller: Flow::new(from_caller, None),
+            from_endpoint: Flow::new(from_endpoint, endpoint),
             since: Instant::now(),
             moved_at: AtomicU64::new(0),
         }
@@ -193,7 +206,7 @@ mod tests {
         let (far_caller, mut caller) = pair().await;
         let (far_endpoint, mut endpoint) = pair().await;
         let task = tokio::spawn(async move {
-            let traffic = Traffic::new(Counter::noop(), Counter::noop());
+            let traffic = Traffic::new(Counter::noop(), Counter::noop(), None);
             let end = relay(&mut caller, &mut endpoint, &traffic, idle).await;
             (end, traffic.from_caller.bytes(), traffic.from_endpoint.bytes())
         });
@@ -247,7 +260,7 @@ mod tests {
         let (mut far_caller, mut caller) = tokio::io::duplex(8);
         let (mut far_endpoint, mut endpoint) = tokio::io::duplex(8);
         let task = tokio::spawn(async move {
-            let traffic = Traffic::new(Counter::noop(), Counter::noop());
+            let traffic = Traffic::new(Counter::noop(), Counter::noop(), None);
             let end = relay(&mut caller, &mut endpoint, &traffic, idle).await;
             (end, traffic.from_endpoint.bytes())
         });

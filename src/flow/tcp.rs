@@ -17,7 +17,7 @@ use crate::flow::observe::Observer;
 use crate::flow::proxy_protocol::{self, Ends};
 use crate::flow::relay::{End, Traffic, relay};
 use crate::flow::tls;
-use crate::pool::{EndpointState, Pool, Snapshot};
+use crate::pool::{EndpointState, Pool, Snapshot, liveness};
 use crate::server::{InFlightRequest, Lifecycle};
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
@@ -25,7 +25,9 @@ use forebay_process::resources::Exhausted;
 use forebay_protocol::{Reason, metric};
 use forebay_routing::Outcome;
 use metrics::Counter;
+use pingora::protocols::l4::ext::set_tcp_keepalive;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, join};
@@ -134,7 +136,14 @@ impl Layer4 {
                 return Err(broke(Reason::EndpointReset));
             }
         }
-        let end = relay(caller, &mut endpoint, &traffic, idle).await;
+        let socket = endpoint.as_raw_fd();
+        let end = match passage.attempts.last().map(|picked| Arc::clone(&picked.endpoint.state)) {
+            None => End::EndpointBroke,
+            Some(state) => tokio::select! {
+                end = relay(caller, &mut endpoint, &traffic, idle) => end,
+                () = liveness::unreachable(&state, socket) => End::EndpointBroke,
+            },
+        };
         if end == End::CallerBroke {
             reset(&endpoint);
         }
@@ -201,6 +210,8 @@ async fn connect(
         let connecting = exhausted::connect(state.address);
         let connected = timeout(pool.config.connect_timeout, connecting).await;
         if let Ok(Ok(stream)) = connected {
+            // Without it a machine that is gone is noticed late.
+            let _ = set_tcp_keepalive(&stream, &liveness::keepalive(&pool.config));
             count_attempt(pool, &state, "connected");
             pool.state.budget.earn(clock::now());
             attempts.push(picked);
@@ -283,7 +294,8 @@ impl Passage {
 
     /// Begins to count what passes to the endpoint that took it.
     fn traffic(&mut self, pool: &Pool) -> Arc<Traffic> {
-        let endpoint = self.attempts.last().map(|picked| picked.endpoint.state.name.to_string());
+        let taken = self.attempts.last().map(|picked| Arc::clone(&picked.endpoint));
+        let endpoint = taken.as_ref().map(|endpoint| endpoint.state.name.to_string());
         let counter = |direction: &'static str| -> Counter {
             metrics::counter!(
                 metric::proxy::CONNECTION_BYTES,
@@ -293,7 +305,7 @@ impl Passage {
                 "direction" => direction,
             )
         };
-        let traffic = Arc::new(Traffic::new(counter("in"), counter("out")));
+        let traffic = Arc::new(Traffic::new(counter("in"), counter("out"), taken));
         self.traffic = Some(Arc::clone(&traffic));
         traffic
     }

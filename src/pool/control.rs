@@ -6,6 +6,7 @@
 
 use super::eject;
 use super::fleet::Fleets;
+use super::liveness;
 use super::pending::{self, Pending};
 use super::probe::{self, Prober};
 use super::rotation;
@@ -31,7 +32,14 @@ const MAILBOX: usize = 1024;
 /// Something that happened.
 pub enum Message {
     /// A prober found that what an endpoint says of itself has changed.
-    Probed(Arc<EndpointState>, Health),
+    Probed {
+        /// The endpoint.
+        state: Arc<EndpointState>,
+        /// What its probes say.
+        health: Health,
+        /// Whether it is down only for having said nothing in time.
+        silent: bool,
+    },
     /// An operator wants an endpoint drained, or used again.
     Drain(Drain, oneshot::Sender<Result<Drained, Unknown>>),
     /// Run this configuration from now on.
@@ -205,8 +213,8 @@ impl Control {
 
     fn take(&mut self, message: Message, current: &Snapshot, snapshot: &ArcSwap<Snapshot>) {
         match message {
-            Message::Probed(state, health) => {
-                if rotation::probed(current, &state, health) {
+            Message::Probed { state, health, silent } => {
+                if rotation::probed(current, &state, health, silent) {
                     publish(snapshot, &Arc::new(refreshed(current)));
                 }
             }
@@ -346,18 +354,17 @@ fn publish(snapshot: &ArcSwap<Snapshot>, next: &Arc<Snapshot>) {
 /// Requests at once on one HTTP/2 connection: half of what our workers allow, since a connection
 /// that is lost loses all of them.
 const MAX_STREAMS: usize = 128;
-/// How often a silent HTTP/2 connection is asked whether it is still there.
-const PING_INTERVAL: Duration = Duration::from_secs(20);
 
 fn peer(address: SocketAddr, config: &config::Pool, protocol: EndpointProtocol) -> HttpPeer {
     let mut peer = HttpPeer::new(address, false, String::new());
     peer.options.connection_timeout = Some(config.connect_timeout);
     peer.options.total_connection_timeout = Some(config.connect_timeout);
     peer.options.idle_timeout = Some(config.idle_timeout);
+    peer.options.tcp_keepalive = Some(liveness::keepalive(config));
     if protocol == EndpointProtocol::H2 {
         peer.options.set_http_version(2, 2);
         peer.options.max_h2_streams = MAX_STREAMS;
-        peer.options.h2_ping_interval = Some(PING_INTERVAL);
+        peer.options.h2_ping_interval = config.http2_ping_interval;
     }
     exhausted::keep_reserve(&mut peer);
     peer

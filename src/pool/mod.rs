@@ -10,6 +10,7 @@ mod ask;
 pub mod control;
 mod eject;
 pub mod fleet;
+pub mod liveness;
 pub mod pending;
 mod poll;
 pub mod probe;
@@ -23,6 +24,7 @@ use forebay_routing::{
     Asked, Candidate, Health, Load, Models, Outcome, Picks, Policy, RetryBudget, Time,
 };
 use pingora::upstreams::peer::HttpPeer;
+use rotation::Rotation;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -55,6 +57,8 @@ pub struct Pool {
     pub for_lasting: Vec<ForLasting>,
     /// Whether so few are ready that those that are ejected are in rotation too.
     pub panics: bool,
+    /// Whether none is ready, so that those are in rotation that are down for their silence alone.
+    pub last_resort: bool,
     /// Those in rotation in a circle, if the policy wants it.
     pub ring: Ring,
     /// What outlives the snapshot.
@@ -68,10 +72,15 @@ impl Pool {
         endpoints: Vec<Arc<Endpoint>>,
         state: Arc<PoolState>,
     ) -> Self {
-        let (ready, panics) = rotation::of(&config, &endpoints);
+        let Rotation { used: ready, panics, last_resort } = rotation::of(&config, &endpoints);
         let for_lasting = ready.iter().map(|endpoint| ForLasting(Arc::clone(endpoint))).collect();
         let ring = circle(&config, &ready);
-        Self { config, endpoints, ready, for_lasting, panics, ring, state }
+        Self { config, endpoints, ready, for_lasting, panics, last_resort, ring, state }
+    }
+
+    /// How many of those in rotation are there on their own merits.
+    pub fn ready_count(&self) -> usize {
+        if self.last_resort { 0 } else { self.ready.len() }
     }
 }
 
@@ -174,8 +183,12 @@ pub struct EndpointState {
     ready_since: AtomicU64,
     /// What its probes say.
     probed: AtomicU8,
+    /// Whether its probes took it down only by having no answer in time; written by [`control`] only.
+    silent: AtomicBool,
     /// Whether an operator has it drained.
     drained: AtomicBool,
+    /// Counts what was heard from it in answers: a number to compare with a later one.
+    heard: AtomicU64,
     /// What requests met here.
     tally: Tally,
     /// What is held against it; only [`control`] writes, and nobody waits for it on a request's way.
@@ -184,6 +197,10 @@ pub struct EndpointState {
     alarm: Arc<Notify>,
     /// Wakes the prober: a request met trouble here.
     suspected: Notify,
+    /// Wakes requests that wait here: a probe had no answer.
+    unanswered: Notify,
+    /// Those of them that can't be woken.
+    awaited: liveness::Awaited,
 }
 
 impl EndpointState {
@@ -199,11 +216,15 @@ impl EndpointState {
             place: AtomicUsize::new(usize::MAX),
             ready_since: AtomicU64::new(0),
             probed: AtomicU8::new(Health::Probing as u8),
+            silent: AtomicBool::new(false),
             drained: AtomicBool::new(false),
+            heard: AtomicU64::new(0),
             tally: Tally::default(),
             record: Mutex::default(),
             alarm,
             suspected: Notify::new(),
+            unanswered: Notify::new(),
+            awaited: liveness::Awaited::default(),
         }
     }
 
@@ -220,6 +241,32 @@ impl EndpointState {
     /// What its probes say, whatever else keeps it out.
     pub fn probed(&self) -> Health {
         health_in(&self.probed)
+    }
+
+    /// Is it down only for having given probes no answer in time?
+    pub fn is_silent(&self) -> bool {
+        self.silent.load(Relaxed)
+    }
+
+    /// Until a probe has no answer.
+    pub async fn unanswered(&self) {
+        self.unanswered.notified().await;
+    }
+
+    /// A probe had no answer: has requests that wait here see whether they wait in vain.
+    fn has_not_answered(&self) {
+        self.unanswered.notify_waiters();
+        self.awaited.look(self.is_silent());
+    }
+
+    /// A part of an answer came from it.
+    pub fn heard(&self) {
+        self.heard.fetch_add(1, Relaxed);
+    }
+
+    /// How much was heard from it so far.
+    fn heard_so_far(&self) -> u64 {
+        self.heard.load(Relaxed)
     }
 
     /// Has an operator drained it?

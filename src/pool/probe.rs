@@ -15,7 +15,8 @@ use crate::exhausted;
 use forebay_process::resources::Exhausted;
 use forebay_process::supervise::{Importance, Supervisor, fault_point};
 use forebay_protocol::metric::proxy as metric;
-use forebay_routing::{HealthCheck, ProbeOutcome};
+use forebay_routing::{Health, HealthCheck, ProbeOutcome};
+use pingora::ErrorType;
 use pingora::upstreams::peer::HttpPeer;
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,12 +94,15 @@ async fn run(watch: Watch, changes: mpsc::Sender<Message>) {
     peer.options.connection_timeout = Some(settings.timeout);
     peer.options.total_connection_timeout = Some(settings.timeout);
     let labels = [("pool", pool), ("endpoint", state.name.to_string())];
+    let mut silent = state.is_silent();
     loop {
         fault_point("probe");
+        let heard = state.heard_so_far();
         let outcome = timeout(settings.timeout, probe(&peer, &settings.kind, &labels[0].1, &state))
             .await
-            .unwrap_or(Ok(ProbeOutcome::Failed));
+            .unwrap_or(Ok(ProbeOutcome::Silent));
         let outcome = match outcome {
+            Ok(ProbeOutcome::Silent) if state.heard_so_far() != heard => ProbeOutcome::Working,
             Ok(outcome) => outcome,
             Err(resource) => {
                 // It says nothing about the endpoint.
@@ -111,22 +115,35 @@ async fn run(watch: Watch, changes: mpsc::Sender<Message>) {
             ProbeOutcome::Ready => "ready",
             ProbeOutcome::NotReady => "not_ready",
             ProbeOutcome::Failed => "failed",
+            ProbeOutcome::Silent => "silent",
+            ProbeOutcome::Working => "working",
         };
         let [pool, endpoint] = labels.clone();
         metrics::counter!(metric::PROBES, "pool" => pool.1, "endpoint" => endpoint.1, "outcome" => word)
             .increment(1);
-        if outcome == ProbeOutcome::Failed {
+        if matches!(outcome, ProbeOutcome::Failed | ProbeOutcome::Silent) {
             state.reports.forget_order();
         }
         check.probed(outcome);
         // Said again until it is so: a change may have crossed a reload.
         let health = check.health();
-        if health != state.probed()
-            && changes.send(Message::Probed(Arc::clone(&state), health)).await.is_err()
-        {
-            return;
+        silent = match outcome {
+            _ if health != Health::Down => false,
+            ProbeOutcome::Silent => true,
+            // One lucky answer does not bring it back, and says nothing against it either.
+            ProbeOutcome::Working | ProbeOutcome::Ready => silent,
+            ProbeOutcome::NotReady | ProbeOutcome::Failed => false,
+        };
+        if outcome == ProbeOutcome::Silent {
+            state.has_not_answered();
         }
-        let pause = if check.unsettled() || check.health() == forebay_routing::Health::Probing {
+        if health != state.probed() || silent != state.is_silent() {
+            let message = Message::Probed { state: Arc::clone(&state), health, silent };
+            if changes.send(message).await.is_err() {
+                return;
+            }
+        }
+        let pause = if check.unsettled() || health == Health::Probing {
             settings.fast_interval
         } else {
             settings.interval
@@ -181,7 +198,13 @@ async fn get(
         }
         Err(error) => {
             tracing::debug!(endpoint = &*state.name, %error, "probe failed");
-            exhausted::behind(&error).map_or(Ok(ProbeOutcome::Failed), Err)
+            match (exhausted::behind(&error), error.etype()) {
+                (Some(resource), _) => Err(resource),
+                (None, ErrorType::ConnectTimedout | ErrorType::ReadTimedout) => {
+                    Ok(ProbeOutcome::Silent)
+                }
+                (None, _) => Ok(ProbeOutcome::Failed),
+            }
         }
     }
 }

@@ -9,17 +9,37 @@ use forebay_routing::{Health, outlier};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// Takes in what an endpoint's probes say. Did its health change?
-pub(super) fn probed(current: &Snapshot, state: &EndpointState, health: Health) -> bool {
+/// What is used of a pool.
+pub(super) struct Rotation {
+    pub(super) used: Vec<Arc<Endpoint>>,
+    /// Whether those that are ejected have to be among them.
+    pub(super) panics: bool,
+    /// Whether only those are left that are down for their silence.
+    pub(super) last_resort: bool,
+}
+
+/// Takes in what an endpoint's probes say, and whether it is down only for its silence. Did that change
+/// which endpoints are used?
+pub(super) fn probed(
+    current: &Snapshot,
+    state: &EndpointState,
+    health: Health,
+    silent: bool,
+) -> bool {
     let from = health_of(state);
     state.probed.store(health as u8, Relaxed);
+    let was_silent = state.silent.swap(silent, Relaxed);
     if from == Health::Ready && health == Health::Down {
         let has = |pool: &&Arc<Pool>| pool.endpoints.iter().any(|e| std::ptr::eq(&*e.state, state));
         if let Some(pool) = current.pools.iter().find(has) {
             eject::fell(pool, state);
         }
     }
-    settle(state)
+    let changed = settle(state) || was_silent != silent;
+    if silent {
+        state.has_not_answered();
+    }
+    changed
 }
 
 /// Drains an endpoint, or has it used again.
@@ -66,20 +86,25 @@ pub(super) fn settle(state: &EndpointState) -> bool {
     true
 }
 
-/// The endpoints that are used, and whether those that are ejected have to be among them.
-pub(super) fn of(config: &config::Pool, endpoints: &[Arc<Endpoint>]) -> (Vec<Arc<Endpoint>>, bool) {
+/// The endpoints that are used. A probe that has no answer in time is weak evidence: the endpoint may have
+/// much to do. It is enough to prefer others, but not to refuse every request where there is no other. One
+/// that refuses connections, or says that it is not ready, is not asked.
+pub(super) fn of(config: &config::Pool, endpoints: &[Arc<Endpoint>]) -> Rotation {
     let count = |health| endpoints.iter().filter(|e| e.state.health() == health).count();
     let (ready, ejected) = (count(Health::Ready), count(Health::Ejected));
     let all = endpoints.len() - count(Health::Draining);
     let panics = ejected > 0 && outlier::panics(ready, all, config.ejection.panic_below);
-    let used = |endpoint: &&Arc<Endpoint>| match endpoint.state.health() {
+    let last_resort = ready == 0 && !panics;
+    let is_used = |endpoint: &&Arc<Endpoint>| match endpoint.state.health() {
         Health::Ready => true,
         Health::Ejected => panics,
-        Health::Probing | Health::Draining | Health::Down => false,
+        Health::Down => last_resort && endpoint.state.is_silent(),
+        Health::Probing | Health::Draining => false,
     };
-    let used: Vec<_> = endpoints.iter().filter(used).map(Arc::clone).collect();
+    let used: Vec<_> = endpoints.iter().filter(is_used).map(Arc::clone).collect();
     for (place, endpoint) in used.iter().enumerate() {
         endpoint.state.place.store(place, Relaxed);
     }
-    (used, panics)
+    let last_resort = last_resort && !used.is_empty();
+    Rotation { used, panics, last_resort }
 }

@@ -24,6 +24,7 @@ mod hedge;
 mod hostile_config;
 mod http2;
 mod layer4;
+mod liveness;
 mod observability;
 mod operations;
 mod proxy_protocol;

@@ -31,6 +31,8 @@ fn the_defaults_that_the_reference_file_states_are_the_defaults() {
         let mut pool = (**config.pools.iter().find(|p| p.name == "models").unwrap()).clone();
         // Absent by default.
         pool.retry.attempt_timeout = None;
+        pool.tcp_user_timeout = None;
+        pool.http2_ping_interval = None;
         pool.poll = None;
         pool.ejection.latency_factor = None;
         pool.slots = 0;

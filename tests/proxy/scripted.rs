@@ -31,8 +31,21 @@ pub enum Answers {
     Headers,
 }
 
+/// What an endpoint does with probes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Probes {
+    /// Says that it is ready.
+    #[default]
+    Ready,
+    /// Reads them and says nothing.
+    Silent,
+    /// Says that it is not ready.
+    NotReady,
+}
+
 #[derive(Default)]
 struct Seen {
+    probes: Mutex<Probes>,
     /// All that came on each connection that was no probe's.
     bytes: Mutex<Vec<Vec<u8>>>,
     connections: AtomicUsize,
@@ -72,6 +85,11 @@ impl Scripted {
         Self { address, seen, task: task.abort_handle() }
     }
 
+    /// What it does with probes from now on.
+    pub fn answers_probes(&self, probes: Probes) {
+        *self.seen.probes.lock().unwrap() = probes;
+    }
+
     /// Connections on which requests came.
     pub fn connections(&self) -> usize {
         self.seen.connections.load(SeqCst)
@@ -109,7 +127,15 @@ impl Connection {
             let head = String::from_utf8_lossy(&self.buffer[..end]).into_owned();
             self.buffer.drain(..end);
             if head.contains("/health/") {
-                self.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await?;
+                let probes = *self.seen.probes.lock().unwrap();
+                let status = match probes {
+                    Probes::Ready => "200 OK",
+                    Probes::NotReady => "503 Service Unavailable",
+                    // Until the proxy has given up.
+                    Probes::Silent => return self.fill().await,
+                };
+                let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 2\r\n\r\n{{}}");
+                self.write(answer.as_bytes()).await?;
                 return None;
             }
             self.keep(head.as_bytes());

@@ -31,6 +31,8 @@ pub mod proxy {
     pub const EJECTIONS_REFUSED: &str = "forebay_ejections_refused_total";
     /// Gauge: 1 while so few are ready that ejected endpoints are used too, by `pool`.
     pub const POOL_PANIC: &str = "forebay_pool_panic";
+    /// Gauge: 1 while endpoints that do not answer probes are used for want of any other, by `pool`.
+    pub const POOL_LAST_RESORT: &str = "forebay_pool_last_resort";
     /// Gauge: requests sent to the endpoint and unfinished.
     pub const ENDPOINT_IN_FLIGHT: &str = "forebay_endpoint_in_flight";
     /// Gauge: requests that wait in the proxy for an endpoint, by `pool`, `priority`.

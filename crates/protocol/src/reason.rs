@@ -147,6 +147,8 @@ reasons! {
     ConnectFailed = "connect_failed", SERVICE_UNAVAILABLE, Unavailable, Endpoint, true;
     /// The connection broke before the answer was complete.
     EndpointReset = "endpoint_reset", BAD_GATEWAY, Unavailable, Endpoint, true;
+    /// The endpoint answers neither the request nor probes.
+    EndpointSilent = "endpoint_silent", SERVICE_UNAVAILABLE, Unavailable, Endpoint, true;
     /// The endpoint answered something that is not HTTP.
     InvalidResponse = "invalid_response", BAD_GATEWAY, Unavailable, Endpoint, true;
 

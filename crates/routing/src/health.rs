@@ -44,8 +44,13 @@ pub enum ProbeOutcome {
     Ready,
     /// It answers, and says that it is not ready: loading, or draining.
     NotReady,
-    /// No connection, no answer in time, or not an answer.
+    /// No connection, or not an answer: an explicit statement.
     Failed,
+    /// No answer in time.
+    Silent,
+    /// No answer in time, but answers to requests came or went on meanwhile: the endpoint is busy, and that
+    /// is better evidence than a probe.
+    Working,
 }
 
 /// The state machine of one endpoint.
@@ -84,19 +89,28 @@ impl HealthCheck {
     pub fn probed(&mut self, outcome: ProbeOutcome) -> Option<Health> {
         use Health::{Down, Probing, Ready};
         let (needed, next) = match (self.health, outcome) {
-            (Ready, ProbeOutcome::Ready)
-            | (Down, ProbeOutcome::Failed | ProbeOutcome::NotReady) => {
+            (Ready, ProbeOutcome::Ready | ProbeOutcome::Working)
+            | (
+                Down,
+                ProbeOutcome::Failed
+                | ProbeOutcome::Silent
+                | ProbeOutcome::NotReady
+                | ProbeOutcome::Working,
+            ) => {
                 self.streak = 0;
                 return None;
             }
             (Probing, ProbeOutcome::Ready) => (1, Ready),
             // It answers: it is loading. Only one that does not answer is down.
-            (Probing, ProbeOutcome::NotReady) => {
+            (Probing, ProbeOutcome::NotReady | ProbeOutcome::Working) => {
                 self.streak = 0;
                 return None;
             }
             (_, ProbeOutcome::Ready) => (self.rise, Ready),
-            (_, ProbeOutcome::NotReady | ProbeOutcome::Failed) => (self.fall, Down),
+            (_, ProbeOutcome::NotReady | ProbeOutcome::Failed | ProbeOutcome::Silent) => {
+                (self.fall, Down)
+            }
+            (_, ProbeOutcome::Working) => return None,
         };
         self.streak += 1;
         if self.streak < needed {
@@ -127,6 +141,20 @@ mod tests {
         assert_eq!(check.probed(Failed), None);
         assert_eq!(check.probed(Ready), None);
         assert_eq!(check.probed(Ready), Some(Health::Ready));
+    }
+
+    #[test]
+    fn an_endpoint_that_works_does_not_fall_for_its_silence_nor_rise_by_it() {
+        let mut check = HealthCheck::new(1, 2);
+        assert_eq!(check.probed(Working), None);
+        assert_eq!(check.health(), Health::Probing, "a cold one is not warm because it works");
+        assert_eq!(check.probed(Ready), Some(Health::Ready));
+        for outcome in [Silent, Working, Silent, Working, Silent] {
+            assert_eq!(check.probed(outcome), None);
+        }
+        assert_eq!(check.probed(Failed), Some(Health::Down), "a word counts as much as silence");
+        assert_eq!(check.probed(Working), None);
+        assert_eq!(check.health(), Health::Down);
     }
 
     #[test]

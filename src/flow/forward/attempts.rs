@@ -15,8 +15,9 @@
 //! the first one was at fault, and that counts against it; if both say the same, it is the request that
 //! makes them fail, and one caller's bad request must not take endpoints out of rotation.
 
-use super::exchange::{Answer, Message, exchange, message_of, trouble_of};
-use super::{count_answer, count_attempt, count_unsolicited, take_in_report};
+use super::attempt::{Attempt, Ended};
+use super::exchange::{Answer, Message, message_of, trouble_of};
+use super::{count_answer, count_attempt, take_in_report};
 use crate::clock;
 use crate::config::Trouble;
 use crate::error::Refusal;
@@ -24,6 +25,7 @@ use crate::exhausted;
 use crate::flow::balance::{balance, can_try_again, may_try_again, pick_free};
 use crate::flow::fallback;
 use crate::flow::route::Target;
+use crate::pool::liveness::Patience;
 use crate::pool::{Endpoint, Pool};
 use crate::request::{Hedged, Request};
 use forebay_protocol::Reason;
@@ -33,7 +35,7 @@ use pingora::connectors::http::Connector;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::time::{timeout, timeout_at};
+use tokio::time::timeout;
 
 /// How often one request may be answered with an error of the endpoint's own: once more shows whose
 /// fault it is.
@@ -59,41 +61,6 @@ impl Failure {
     }
 }
 
-/// An attempt that is under way.
-struct Attempt {
-    /// Its place among the request's attempts.
-    index: usize,
-    endpoint: Arc<Endpoint>,
-    pool: Arc<Pool>,
-    started: Instant,
-    /// When it is given up.
-    until: Instant,
-    /// Whether that is sooner than the request's deadline, so that another can be made.
-    cut_short: bool,
-    /// How often the endpoint had answered when it began.
-    heard: u32,
-}
-
-/// How an attempt ended.
-enum Ended {
-    Answered(Answer),
-    Broke(Box<pingora::Error>),
-    TooLate,
-}
-
-impl Attempt {
-    async fn send(&self, message: &Message, connector: &Connector) -> Ended {
-        let peer = self.endpoint.peer(message.is_grpc);
-        let unsolicited = || count_unsolicited(&self.pool.config.name, &self.endpoint.state);
-        let exchange = exchange(peer, message, connector, unsolicited);
-        match timeout_at(self.until.into(), exchange).await {
-            Ok(Ok(answer)) => Ended::Answered(answer),
-            Ok(Err(error)) => Ended::Broke(error),
-            Err(_) => Ended::TooLate,
-        }
-    }
-}
-
 /// The engine, for one request.
 pub(super) struct Attempts<'a> {
     request: &'a mut Request,
@@ -106,6 +73,8 @@ pub(super) struct Attempts<'a> {
     from: usize,
     /// Whether the budget has refused a second opinion.
     unpaid: bool,
+    /// Whether it was sent elsewhere since an endpoint was silent.
+    moved: bool,
 }
 
 impl<'a> Attempts<'a> {
@@ -116,7 +85,16 @@ impl<'a> Attempts<'a> {
         connector: &'a Connector,
     ) -> Self {
         let message = Arc::new(message);
-        Self { request, target, message, connector, accused: Vec::new(), from: 0, unpaid: false }
+        Self {
+            request,
+            target,
+            message,
+            connector,
+            accused: Vec::new(),
+            from: 0,
+            unpaid: false,
+            moved: false,
+        }
     }
 
     /// Attempts until one answers, the deadline passes, or no more are allowed; then the same at
@@ -239,12 +217,23 @@ impl<'a> Attempts<'a> {
         Attempt {
             index: self.request.attempts.len() - 1,
             heard: endpoint.state.answers_so_far(),
-            endpoint,
             pool: Arc::clone(&self.target.pool),
             started,
             until: own.unwrap_or(deadline),
+            patience: self.patience(&endpoint),
             cut_short: own.is_some(),
+            endpoint,
         }
+    }
+
+    /// A request is sent elsewhere for an endpoint's silence but once: if the next one goes silent too, it
+    /// may well be this request that they work on.
+    fn patience(&self, endpoint: &Endpoint) -> Patience {
+        let last = self.request.attempts.last();
+        if self.moved || !self.others_can_follow() {
+            return Patience::endless();
+        }
+        Patience::until_overdue(last.map_or(Duration::ZERO, |last| last.expected(endpoint)))
     }
 
     /// Is there anywhere else that the request may be sent?
@@ -276,7 +265,7 @@ impl<'a> Attempts<'a> {
         let counts = match &ended {
             Ended::Answered(answer) => answer.is_success(),
             Ended::Broke(_) => false,
-            Ended::TooLate => true,
+            Ended::TooLate | Ended::InVain => true,
         };
         let result = self.settle(&first, ended);
         if counts {
@@ -395,6 +384,13 @@ impl<'a> Attempts<'a> {
                 endpoint.note(Outcome::Failed);
                 let (trouble, reason) = trouble_of(&error);
                 let failure = Failure::new(Some(trouble), reason, message_of(reason));
+                Err(self.counted(attempt, failure))
+            }
+            Ended::InVain => {
+                self.moved = true;
+                self.request.attempts[attempt.index].late();
+                let message = "the endpoint answers neither the request nor probes";
+                let failure = Failure::new(Some(Trouble::Timeout), Reason::EndpointSilent, message);
                 Err(self.counted(attempt, failure))
             }
             Ended::TooLate => {

@@ -4,6 +4,7 @@ use super::wire::{self, Before, UNSOLICITED};
 use super::{grpc, stamp};
 use crate::config::Trouble;
 use crate::flow::fallback;
+use crate::pool::EndpointState;
 use bytes::Bytes;
 use forebay_protocol::grpc::Code;
 use forebay_protocol::{Reason, header};
@@ -14,6 +15,8 @@ use pingora::protocols::UniqueID;
 use pingora::protocols::http::client::HttpSession as EndpointSession;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType};
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
@@ -111,16 +114,17 @@ pub(super) async fn trailers(
 
 /// Sends the request and reads the answer, up to the bound that is held. If the connection was a
 /// kept one that closed before it answered, the endpoint gets the request once more on a new one:
-/// it had done nothing wrong but to be idle for longer than it keeps connections. `unsolicited` is told
+/// it had done nothing wrong but to be idle for longer than it keeps connections. The `socket` is noted while it is in use. `unsolicited` is told
 /// if the endpoint had sent bytes on the connection before that.
 pub(super) async fn exchange(
     peer: &HttpPeer,
     message: &Message,
     connector: &Connector,
+    (endpoint, socket): (&EndpointState, &AtomicI32),
     unsolicited: impl Fn(),
 ) -> pingora::Result<Answer> {
     let (session, reused) = connector.get_http_session(peer).await?;
-    let mut begun = begin(session, message).await;
+    let mut begun = begin(session, message, socket).await;
     if begun.as_ref().is_err_and(|error| *error.etype() == UNSOLICITED) {
         unsolicited();
     }
@@ -132,12 +136,14 @@ pub(super) async fn exchange(
         // A key of its own: no kept connection has it.
         fresh.group_key = u64::MAX;
         let (session, _) = connector.get_http_session(&fresh).await?;
-        begun = begin(session, message).await;
+        begun = begin(session, message, socket).await;
     }
     let Begun { mut session, head, keep } = begun?;
+    endpoint.heard();
     let mut body = Vec::with_capacity(1);
     let mut held = 0;
     while let Some(chunk) = session.read_response_body().await? {
+        endpoint.heard();
         held += chunk.len();
         body.push(chunk);
         if held > HELD_ANSWER {
@@ -145,6 +151,7 @@ pub(super) async fn exchange(
         }
     }
     let trailers = trailers(&mut session).await?;
+    socket.store(NO_SOCKET, Relaxed);
     if keep {
         let idle = peer.options.idle_timeout;
         connector.release_http_session(session, peer, idle).await;
@@ -166,8 +173,20 @@ struct Begun {
     keep: bool,
 }
 
-async fn begin(mut session: EndpointSession, message: &Message) -> pingora::Result<Begun> {
+/// Stands where no socket is known.
+pub(super) const NO_SOCKET: RawFd = -1;
+
+async fn begin(
+    mut session: EndpointSession,
+    message: &Message,
+    present: &AtomicI32,
+) -> pingora::Result<Begun> {
     let socket = session.as_http1().map(UniqueID::id);
+    let in_use = match &session {
+        EndpointSession::H2(session) => Some(session.fd()),
+        _ => socket,
+    };
+    present.store(in_use.unwrap_or(NO_SOCKET), Relaxed);
     match socket.map_or(Before::Quiet, wire::look) {
         Before::Quiet => {}
         Before::Closed => {

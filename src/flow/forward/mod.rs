@@ -1,5 +1,6 @@
 //! Sending a request on and bringing the answer back.
 
+mod attempt;
 mod attempts;
 mod exchange;
 pub mod grpc;

@@ -12,10 +12,11 @@ use crate::config::Limits;
 use crate::error::Refusal;
 use crate::exhausted;
 use crate::flow::admit::body_too_large;
-use crate::flow::balance::{balance, may_retry};
+use crate::flow::balance::{balance, can_try_again, may_retry};
 use crate::flow::caller::is_malformed;
 use crate::flow::fallback;
 use crate::flow::route::Target;
+use crate::pool::liveness::{Patience, Watched};
 use crate::pool::{Endpoint, EndpointState};
 use crate::request::Request;
 use forebay_protocol::grpc;
@@ -30,6 +31,12 @@ use pingora::{Error, ErrorSource, ErrorType};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Bytes of a body that Pingora keeps, to send them again.
+const SENT_AGAIN: u64 = 64 * 1024;
+
+/// Inferences of OpenAI's interface, which have no effect but their answer either.
+const OPENAI: [&str; 3] = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"];
 
 /// An error that stands for a refusal: the text is in the request.
 fn refused(request: &mut Request, refusal: Refusal) -> Box<Error> {
@@ -109,6 +116,7 @@ fn again(request: &mut Request) -> Option<Arc<Endpoint>> {
 /// # Errors
 /// It can't be used; the error says whether another attempt may follow.
 pub fn connected(
+    session: &Session,
     request: &mut Request,
     reused: bool,
     peer: &HttpPeer,
@@ -126,7 +134,7 @@ pub fn connected(
         super::count_unsolicited(&target.pool.config.name, &picked.endpoint.state);
     }
     if before == Before::Quiet || (before == Before::Closed && !reused) {
-        request.wire = Some(Wire::new(socket));
+        request.wire = watch(session, request, socket).map(|it| Wire::new(socket, it));
         return Ok(());
     }
     let mut error = Error::explain(UNSOLICITED, "the connection can't be used");
@@ -146,8 +154,13 @@ pub fn broke_off(
     mut error: Box<Error>,
     reused: bool,
 ) -> Box<Error> {
-    request.wire = None;
+    let was_cut = request.wire.take().is_some_and(|wire| wire.was_cut());
     if *error.etype() == UNSOLICITED {
+        return error;
+    }
+    if was_cut {
+        let again = moves(session, request);
+        error.set_retry(again);
         return error;
     }
     let again = error.esource() == &ErrorSource::Upstream
@@ -159,6 +172,36 @@ pub fn broke_off(
     error
 }
 
+/// Has the exchange watched, to be ended if the endpoint goes silent.
+fn watch(session: &Session, request: &Request, socket: RawFd) -> Option<Watched> {
+    let (target, picked) = (request.target.as_ref()?, request.attempts.last()?);
+    let may_move = !request.moved
+        && may_be_sent_again(session, request)
+        && can_try_again(&target.pool, &request.attempts);
+    let patience = if may_move {
+        Patience::until_overdue(picked.expected(&picked.endpoint))
+    } else {
+        Patience::endless()
+    };
+    Some(Watched::new(&picked.endpoint.state, socket, patience))
+}
+
+/// Takes in that the endpoint answers neither the request nor probes. May the request be sent to another
+/// one?
+fn moves(session: &Session, request: &mut Request) -> bool {
+    let Some(target) = request.target.clone() else { return false };
+    let Some(picked) = request.attempts.last_mut() else { return false };
+    picked.late();
+    count_attempt(&target, &picked.endpoint.state, Reason::EndpointSilent.code());
+    request.moved = true;
+    let again = may_be_sent_again(session, request) && may_retry(request, &target);
+    if !again {
+        let message = "the endpoint answers neither the request nor probes";
+        request.refusal = Some(Refusal::new(Reason::EndpointSilent, message));
+    }
+    again
+}
+
 /// Has the final answer begun on its way to the client?
 pub fn has_answered(session: &Session) -> bool {
     session.response_written().is_some_and(|head| !head.status.is_informational())
@@ -168,7 +211,8 @@ pub fn has_answered(session: &Session) -> bool {
 fn may_be_sent_again(session: &Session, request: &Request) -> bool {
     let identity = &request.identity;
     let method = &session.req_header().method;
-    let infers = matches!(identity.call, Some(Call::Infer | Call::ModelOther));
+    let infers = matches!(identity.call, Some(Call::Infer | Call::ModelOther))
+        || OPENAI.contains(&session.req_header().uri.path());
     (method.is_idempotent() || (method == Method::POST && infers))
         && !identity.upgrade
         && !session.as_ref().retry_buffer_truncated()
@@ -226,8 +270,13 @@ pub fn request_body(
     limits: &Limits,
 ) -> pingora::Result<()> {
     request.bytes_in += bytes as u64;
-    if end && let Some(wire) = &mut request.wire {
-        wire.request_sent();
+    if let Some(wire) = &mut request.wire {
+        if end {
+            wire.request_sent();
+        }
+        if request.bytes_in > SENT_AGAIN {
+            wire.stays();
+        }
     }
     // Messages of a stream are bounded one by one, by the endpoint, and it may last.
     if request.identity.grpc.is_some_and(grpc::Method::is_stream) {
@@ -252,6 +301,9 @@ pub fn response_header(
     head: &mut ResponseHeader,
     is_head: bool,
 ) -> pingora::Result<()> {
+    if let Some(picked) = request.attempts.last() {
+        picked.endpoint.state.heard();
+    }
     if let Some(wire) = &mut request.wire {
         wire::check(head)?;
         wire.answer_began(head, is_head)?;
@@ -282,6 +334,9 @@ pub fn response_header(
 
 /// Takes in a piece of the answer's body.
 pub fn response_body(request: &Request, end: bool) {
+    if let Some(picked) = request.attempts.last() {
+        picked.endpoint.state.heard();
+    }
     if end && let Some(wire) = &request.wire {
         wire.answer_ended();
     }

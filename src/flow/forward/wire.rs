@@ -5,6 +5,7 @@
 //! which is most often another client's. So a connection is looked at before a request is written to it,
 //! and it is closed after any exchange that leaves doubt about where the next answer begins.
 
+use crate::pool::liveness::Watched;
 use http::{StatusCode, Version};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
@@ -57,12 +58,26 @@ pub struct Wire {
     /// Whether the final answer began before that.
     early: bool,
     interim: u32,
+    /// Until the answer begins.
+    watched: Option<Watched>,
 }
 
 impl Wire {
     /// An exchange on this socket, which must stay open while the exchange lasts.
-    pub(super) fn new(socket: RawFd) -> Self {
-        Self { socket, request_sent: false, early: false, interim: 0 }
+    pub(super) fn new(socket: RawFd, watched: Watched) -> Self {
+        Self { socket, request_sent: false, early: false, interim: 0, watched: Some(watched) }
+    }
+
+    /// The request can't be sent again: too much of its body has passed.
+    pub(super) fn stays(&self) {
+        if let Some(watched) = &self.watched {
+            watched.exchange().stays();
+        }
+    }
+
+    /// Was the connection ended from here, since the endpoint is silent?
+    pub(super) fn was_cut(&self) -> bool {
+        self.watched.as_ref().is_some_and(|watched| watched.exchange().was_cut())
     }
 
     /// The last piece of the request is on its way.
@@ -82,6 +97,7 @@ impl Wire {
         if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
             return count_interim(&mut self.interim);
         }
+        self.watched = None;
         self.early = !self.request_sent;
         if is_head || has_no_body(head) {
             self.answer_ended();

@@ -1,0 +1,75 @@
+//! One attempt of a request that is held in memory, at one endpoint.
+//!
+//! It ends with an answer, with an error, with its time, or when the endpoint is found to answer nothing at
+//! all: then there is nothing to wait for.
+
+use super::count_unsolicited;
+use super::exchange::{Answer, Message, NO_SOCKET, exchange};
+use crate::pool::liveness::{self, Patience};
+use crate::pool::{Endpoint, Pool};
+use pingora::connectors::http::Connector;
+use pingora::{Error, ErrorType};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
+use std::time::Instant;
+use tokio::time::timeout_at;
+
+/// An attempt that is under way.
+pub(super) struct Attempt {
+    /// Its place among the request's attempts.
+    pub(super) index: usize,
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) pool: Arc<Pool>,
+    pub(super) started: Instant,
+    /// When it is given up.
+    pub(super) until: Instant,
+    /// Whether that is sooner than the request's deadline, so that another can be made.
+    pub(super) cut_short: bool,
+    /// How often the endpoint had answered when it began.
+    pub(super) heard: u32,
+    /// How long it waits once the endpoint is silent.
+    pub(super) patience: Patience,
+}
+
+/// How an attempt ended.
+pub(super) enum Ended {
+    Answered(Answer),
+    Broke(Box<Error>),
+    TooLate,
+    /// The endpoint answers neither it nor probes.
+    InVain,
+}
+
+impl Attempt {
+    pub(super) async fn send(&self, message: &Message, connector: &Connector) -> Ended {
+        let peer = self.endpoint.peer(message.is_grpc);
+        let unsolicited = || count_unsolicited(&self.pool.config.name, &self.endpoint.state);
+        let socket = AtomicI32::new(NO_SOCKET);
+        let exchange =
+            exchange(peer, message, connector, (&self.endpoint.state, &socket), unsolicited);
+        tokio::select! {
+            ended = timeout_at(self.until.into(), exchange) => match ended {
+                Ok(Ok(answer)) => Ended::Answered(answer),
+                Ok(Err(error)) => Ended::Broke(error),
+                Err(_) => Ended::TooLate,
+            },
+            ended = self.in_vain(&socket) => ended,
+        }
+    }
+
+    /// Until it is clear that the endpoint does not answer.
+    async fn in_vain(&self, socket: &AtomicI32) -> Ended {
+        let state = &self.endpoint.state;
+        loop {
+            state.unanswered().await;
+            let socket = socket.load(Relaxed);
+            if socket != NO_SOCKET && liveness::is_unreachable(socket) {
+                let words = "the endpoint acknowledges nothing";
+                return Ended::Broke(Error::explain(ErrorType::ConnectionClosed, words));
+            }
+            if state.is_silent() && self.patience.is_over() {
+                return Ended::InVain;
+            }
+        }
+    }
+}
