@@ -229,7 +229,7 @@ impl Taker {
             return;
         }
         match self {
-            Self::Http(accept) => listen::serve(accept, stream, peer, stop),
+            Self::Http(accept) => accept.take(stream, peer, stop),
             Self::Tcp(layer4) => layer4.take(stream, peer),
         }
     }

@@ -12,6 +12,7 @@ use crate::config::{self, Config};
 use crate::doors::{Door, Sockets};
 use crate::flow::observe::Observer;
 use crate::listen;
+use crate::memory;
 use crate::pool::Snapshot;
 use crate::pool::control::{self, ControlHandle};
 use crate::pool::fleet::{Fleets, Supervisors, WorkerLog};
@@ -94,6 +95,11 @@ impl Lifecycle {
     /// Requests inside the proxy.
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Relaxed)
+    }
+
+    /// What memory is held for: requests, and connections with or without one.
+    pub fn occupied(&self) -> usize {
+        self.in_flight() + self.open.load(Relaxed)
     }
 
     /// Is the process on its way out?
@@ -184,11 +190,13 @@ pub struct Started {
 /// An address that can't be bound, a fleet that does not start, a log that can't be opened.
 pub fn run(options: Options) -> Result<()> {
     Descriptors::of_this_process();
+    memory::without_huge_pages();
     // The only other thread writes the log, and does not read the environment.
     let sockets = Sockets::passed();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(options.config.server.threads)
         .thread_name("forebay")
+        .on_thread_park(memory::idle_thread)
         .enable_all()
         .build()
         .context("can't start the I/O threads")?;
@@ -223,6 +231,9 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
         observer: Arc::clone(&observer),
         turn: Arc::default(),
     };
+    let (occupied, threads) = (Arc::clone(&lifecycle), server.threads);
+    let watch = move || memory::watch(Arc::clone(&occupied), threads);
+    tasks.spawn("memory", Importance::Helpful, watch);
 
     let proxy = Proxy {
         snapshot: Arc::clone(control.snapshot()),

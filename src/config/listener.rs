@@ -20,6 +20,8 @@ pub struct Listener {
     pub tls: Option<Tls>,
     /// Connections that may be open at once; further ones are refused.
     pub max_connections: usize,
+    /// Of these, those that one client address may have.
+    pub max_connections_per_client: usize,
 }
 
 /// What is spoken at a listener.
@@ -93,10 +95,18 @@ pub(super) fn read(
         // Whoever ends it inside knows what is spoken.
         Protocol::Tcp(_) => &[],
     };
+    let max_connections = table.within("max_connections", 1..=MAX_CONNECTIONS, CONNECTIONS);
+    // The rest is left to others.
+    let one_client = (max_connections - max_connections / 4).max(1);
     let listener = Listener {
         address: SocketAddr::from(([0, 0, 0, 0], 0)),
         proxy_protocol: table.choice("proxy_protocol", &proxy_protocol, false),
-        max_connections: table.within("max_connections", 1..=MAX_CONNECTIONS, CONNECTIONS),
+        max_connections,
+        max_connections_per_client: table.within(
+            "max_connections_per_client",
+            1..=MAX_CONNECTIONS,
+            one_client,
+        ),
         // What is wrong with it is noted, so that nothing runs without what was asked for.
         tls: encrypted.and_then(|encrypted| tls::read(&encrypted, base, alpn)),
         protocol,

@@ -19,21 +19,23 @@ use crate::pool::Snapshot;
 use crate::proxy::Proxy;
 use crate::server::Lifecycle;
 use arc_swap::ArcSwap;
-use async_trait::async_trait;
 use bytes::BytesMut;
 use forebay_protocol::Reason;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream, ServerApp};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::l4::stream::Stream as L4Stream;
-use pingora::protocols::{ALPN, SocketDigest, Stream};
+use pingora::protocols::{ALPN, GetSocketDigest, SocketDigest, Stream};
 use pingora::proxy::{HttpProxy, Session};
 use pingora::server::ShutdownWatch;
 use rustls::ServerConfig;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 /// Seconds that a caller's idle connection is kept.
@@ -42,6 +44,8 @@ const KEEPALIVE_SECONDS: u64 = 60;
 const STALL: Duration = Duration::from_secs(30);
 /// Time in which the rest of what was refused is read.
 const LINGER: Duration = Duration::from_secs(1);
+/// Time that an HTTP/2 client gets to answer a GOAWAY where its connection is to make room.
+const LAST_REQUESTS: Duration = Duration::from_secs(1);
 /// Time in which a request that came just before the process stops is noticed.
 const LAST_LOOK: Duration = Duration::from_millis(10);
 
@@ -58,8 +62,19 @@ pub fn session(session: &mut Session, lifecycle: &Lifecycle) {
     downstream.set_write_timeout(Some(STALL));
 }
 
+/// A socket as Pingora has it. Without its buffers, which are there for as long as the connection is:
+/// requests bring their own.
+fn socket(stream: TcpStream, peer: SocketAddr) -> L4Stream {
+    // Without it an answer may be late, but not wrong.
+    let _ = stream.set_nodelay(true);
+    let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
+    let _ = digest.peer_addr.set(Some(peer.into()));
+    let mut socket = L4Stream::from(stream);
+    socket.set_socket_digest(digest);
+    socket
+}
+
 /// Takes the connections of one listener.
-#[derive(Clone)]
 pub struct Accept {
     /// What takes their requests.
     pub proxy: Arc<HttpProxy<Proxy>>,
@@ -79,28 +94,51 @@ pub struct Accept {
     pub observer: Arc<Observer>,
 }
 
-#[async_trait]
-impl ServerApp for Accept {
-    async fn process_new(
-        self: &Arc<Self>,
-        stream: Stream,
-        shutdown: &ShutdownWatch,
-    ) -> Option<Stream> {
+impl Accept {
+    /// Takes one connection, unless there are too many.
+    pub fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, stop: &ShutdownWatch) {
+        let (accept, stop) = (Arc::clone(self), stop.clone());
+        tokio::spawn(async move { accept.connection(stream, peer, stop).await });
+    }
+
+    /// From the first byte to the last. Thousands of connections may say nothing at a time: what is
+    /// held for each while it is silent is the socket and this future, so the rest is boxed.
+    async fn connection(&self, stream: TcpStream, peer: SocketAddr, stop: ShutdownWatch) {
         let Some(mut connection) = self.connections.enter() else {
-            if self.tls().is_some() {
-                // Words need a handshake, which is what there is no room for.
-                return None;
-            }
-            let words = "expected fewer connections, found as many as may be open";
-            let refusal = Refusal::new(Reason::ConnectionLimit, words);
-            // Nobody lingers where there is no room.
-            self.refuse(Caller::new(stream, BytesMut::new()), &refusal, Duration::ZERO).await;
-            return None;
+            return Box::pin(self.turn_away(stream, peer)).await;
         };
+        if !self.proxy_protocol && !connection.belongs_to(peer.ip()) {
+            connection.ended(Reason::ConnectionLimit);
+            return Box::pin(self.turn_away(stream, peer)).await;
+        }
         let _open = self.lifecycle.connected();
+        let began = Instant::now();
         let in_all = self.header_timeout();
-        let until = Instant::now() + in_all;
-        let (stream, ahead) = match self.begin(stream, in_all).await {
+        let patience = if self.proxy_protocol { proxy_protocol::PATIENCE } else { in_all };
+        let waiting = connection.waiting();
+        waiting.begins();
+        tokio::select! {
+            // What comes of a connection that stays silent is the same as of one that says too little.
+            _ = timeout(patience, stream.readable()) => {}
+            () = connection.room_is_wanted() => return connection.ended(Reason::Evicted),
+        }
+        waiting.ends();
+        let begun = self.begun(socket(stream, peer), (began, in_all), &mut connection, &stop);
+        if let Some(caller) = Box::pin(begun).await {
+            Box::pin(self.http2(caller, &mut connection, &stop)).await;
+        }
+    }
+
+    /// A connection that has said something. Returns it where it speaks HTTP/2 from here on.
+    async fn begun(
+        &self,
+        socket: L4Stream,
+        (began, in_all): (Instant, Duration),
+        connection: &mut Connection,
+        stop: &ShutdownWatch,
+    ) -> Option<Box<Caller>> {
+        let begun = Box::pin(self.begin(socket, (began, in_all), connection)).await;
+        let (stream, ahead) = match begun {
             Ok(begun) => begun,
             Err(refusal) => {
                 let (listener, error) = (&*self.connections.listener, &*refusal.message);
@@ -113,67 +151,123 @@ impl ServerApp for Accept {
             Some(_) => stream.selected_alpn_proto() == Some(ALPN::H2),
             None => self.h2,
         };
-        let mut caller = Caller::new(stream, ahead);
-        let left = until.saturating_duration_since(Instant::now());
-        let first = caller.next(left, in_all).await;
+        let mut caller = Box::new(Caller::new(stream, ahead));
+        let left = (began + in_all).saturating_duration_since(Instant::now());
+        let waiting = connection.waiting();
+        waiting.begins();
+        let first = tokio::select! {
+            biased;
+            first = caller.next(left, in_all) => first,
+            () = connection.room_is_wanted() => {
+                connection.ended(Reason::Evicted);
+                caller.farewell().await;
+                return None;
+            }
+        };
+        waiting.ends();
         if h2 && matches!(first, Arrival::Http2) {
-            let (stream, ended) = Http2::new(caller, &connection, Arc::clone(&self.observer));
-            ServerApp::process_new(&self.proxy, Box::new(stream), shutdown).await;
-            ended.note(&mut connection);
-            return None;
+            return Some(caller);
         }
-        self.http1(caller, first, &mut connection, shutdown).await;
+        self.http1(caller, first, connection, stop).await;
         None
     }
-}
 
-impl Accept {
-    /// What comes before HTTP, `in_all` at most. From then on the connection is the caller's; what
-    /// was read of HTTP already is beside it.
-    async fn begin(&self, stream: Stream, in_all: Duration) -> Result<(Stream, BytesMut), Refusal> {
-        let began = Instant::now();
-        let (stream, rest) = self.origin(stream).await?;
+    /// There is no room for this connection.
+    async fn turn_away(&self, stream: TcpStream, peer: SocketAddr) {
+        if self.tls().is_some() {
+            // Words need a handshake, which is what there is no room for.
+            return;
+        }
+        let words = "expected fewer connections, found as many as may be open";
+        let refusal = Refusal::new(Reason::ConnectionLimit, words);
+        let stream = Box::new(socket(stream, peer));
+        let caller = Box::new(Caller::new(stream, BytesMut::new()));
+        // Nobody lingers where there is no room.
+        self.refuse(caller, &refusal, Duration::ZERO).await;
+    }
+
+    /// What comes before HTTP, `in_all` from its beginning at most. From then on the connection is the
+    /// client's; what was read of HTTP already is beside it.
+    async fn begin(
+        &self,
+        mut socket: L4Stream,
+        time: (Instant, Duration),
+        connection: &mut Connection,
+    ) -> Result<(Stream, BytesMut), Refusal> {
+        let rest = self.origin(&mut socket, connection).await?;
         let Some(tls) = self.tls() else {
-            return Ok((stream, rest));
+            return Ok((Box::new(socket), rest));
         };
-        let socket = stream.into_any().downcast::<L4Stream>();
-        let mut socket = socket.map_err(|_| {
-            Refusal::new(Reason::Internal, "expected a socket, found another connection")
-        })?;
         socket.rewind(&rest);
-        let shaken = tls::handshake(tls, *socket, (began, in_all), &self.connections).await;
+        let shaken = tls::handshake(tls, socket, time, &self.connections).await;
         let stream =
             shaken.map_err(|error| Refusal::new(Reason::TlsHandshakeFailed, error.to_string()))?;
         Ok((Box::new(Encrypted::new(stream)), BytesMut::new()))
     }
 
-    /// Reads the PROXY header, if there must be one; from then on the connection is the caller's
+    /// Reads the PROXY header, if there must be one; from then on the connection is the client's
     /// that it names.
-    async fn origin(&self, mut stream: Stream) -> Result<(Stream, BytesMut), Refusal> {
+    async fn origin(
+        &self,
+        socket: &mut L4Stream,
+        connection: &mut Connection,
+    ) -> Result<BytesMut, Refusal> {
         if !self.proxy_protocol {
-            return Ok((stream, BytesMut::new()));
+            return Ok(BytesMut::new());
         }
-        let (ends, rest) = proxy_protocol::read(&mut *stream)
+        let (ends, rest) = proxy_protocol::read(socket)
             .await
             .map_err(|error| Refusal::new(Reason::InvalidProxyHeader, error.to_string()))?;
-        if let Some(ends) = ends
-            && let Some(socket) = stream.as_any().downcast_ref::<L4Stream>()
-        {
+        if let Some(ends) = ends {
             let origin = SocketDigest::from_raw_fd(socket.as_raw_fd());
             // A digest that was just made has no addresses yet.
             let _ = origin.peer_addr.set(Some(ends.source.into()));
-            stream.set_socket_digest(origin);
+            socket.set_socket_digest(origin);
+            // Only what the header names is a client: without one it is the balancer's own probe.
+            if !connection.belongs_to(ends.source.ip()) {
+                let words =
+                    "expected fewer connections of this client, found as many as it may have";
+                return Err(Refusal::new(Reason::ConnectionLimit, words));
+            }
         }
-        Ok((stream, rest))
+        Ok(rest)
+    }
+
+    /// HTTP/2, until the client leaves, the process stops, or the connection is to make room.
+    async fn http2(&self, caller: Box<Caller>, connection: &mut Connection, stop: &ShutdownWatch) {
+        let observer = Arc::clone(&self.observer);
+        let (stream, ended) = Http2::new(caller, connection, observer, self.header_timeout());
+        let waiting = connection.waiting();
+        let (leave, leaving) = watch::channel(*stop.borrow());
+        let mut serving = ServerApp::process_new(&self.proxy, Box::new(stream), &leaving);
+        let mut stopping = stop.clone();
+        let is_evicted = tokio::select! {
+            _ = &mut serving => return ended.note(connection),
+            _ = stopping.wait_for(|stop| *stop) => false,
+            () = connection.room_is_wanted() => true,
+        };
+        leave.send_replace(true);
+        if !is_evicted {
+            serving.await;
+            return ended.note(connection);
+        }
+        // A client that does not answer the GOAWAY does not get to keep its place.
+        while timeout(LAST_REQUESTS, &mut serving).await.is_err() {
+            if waiting.is_on() {
+                break;
+            }
+        }
+        connection.ended(Reason::Evicted);
+        ended.note(connection);
     }
 
     /// One request after the other, as long as the connection is kept.
     async fn http1(
         &self,
-        mut caller: Caller,
+        mut caller: Box<Caller>,
         first: Arrival,
         connection: &mut Connection,
-        shutdown: &ShutdownWatch,
+        stop: &ShutdownWatch,
     ) {
         let (mut arrival, mut settings) = (first, None);
         loop {
@@ -184,41 +278,61 @@ impl Accept {
                     let words = "expected HTTP/1.1, found HTTP/2, which is not spoken here";
                     let refusal = Refusal::new(Reason::InvalidRequest, words);
                     connection.ended(refusal.reason);
-                    return self.refuse(caller, &refusal, LINGER).await;
+                    return Box::pin(self.refuse(caller, &refusal, LINGER)).await;
                 }
                 Arrival::Refused(refusal) => {
                     connection.ended(refusal.reason);
-                    return self.refuse(caller, &refusal, LINGER).await;
+                    return Box::pin(self.refuse(caller, &refusal, LINGER)).await;
                 }
             };
-            let mut session = ServerSession::new_http1(Box::new(caller));
+            let mut session = ServerSession::new_http1(caller);
             match settings {
                 Some(settings) => HttpPersistentSettings::apply_to_session(settings, &mut session),
                 None => session.set_keepalive(Some(KEEPALIVE_SECONDS)),
             }
+            if connection.is_leaving() {
+                session.set_keepalive(None);
+            }
             session.set_pipelined_prefix(begun);
-            let next = self.proxy.process_new_http(session, shutdown).await;
+            let next = self.proxy.process_new_http(session, stop).await;
             let Some((stream, kept)) = next.map(ReusedHttpStream::consume) else { return };
             // What was given is given back.
             let Ok(same) = stream.into_any().downcast::<Caller>() else { return };
-            (caller, settings) = (*same, kept);
-            let Some(next) = self.next(&mut caller, shutdown).await else {
+            (caller, settings) = (same, kept);
+            caller.rests();
+            let Some(next) = self.next(&mut caller, connection, stop).await else {
                 return caller.farewell().await;
             };
             arrival = next;
         }
     }
 
-    /// Waits for a further request. `None`: the process stops, and the caller has nothing to say. Were
-    /// its connection kept until the process ends, a request could come just then.
-    async fn next(&self, caller: &mut Caller, shutdown: &ShutdownWatch) -> Option<Arrival> {
+    /// Waits for a further request. `None`: the process stops, or the connection is to make room, and
+    /// the client has nothing to say. Were its connection kept until the process ends, a request could
+    /// come just then.
+    async fn next(
+        &self,
+        caller: &mut Caller,
+        connection: &mut Connection,
+        stop: &ShutdownWatch,
+    ) -> Option<Arrival> {
         let idle = Duration::from_secs(KEEPALIVE_SECONDS);
-        let mut stopping = shutdown.clone();
-        tokio::select! {
+        let mut stopping = stop.clone();
+        let waiting = connection.waiting();
+        waiting.begins();
+        let arrival = tokio::select! {
             // What is there already comes first.
             biased;
-            arrival = caller.next(idle, self.header_timeout()) => return Some(arrival),
-            _ = stopping.wait_for(|stop| *stop) => {}
+            arrival = caller.next(idle, self.header_timeout()) => Some(arrival),
+            _ = stopping.wait_for(|stop| *stop) => None,
+            () = connection.room_is_wanted() => None,
+        };
+        waiting.ends();
+        if arrival.is_some() {
+            return arrival;
+        }
+        if connection.is_leaving() {
+            connection.ended(Reason::Evicted);
         }
         let in_all = self.header_timeout();
         match timeout(LAST_LOOK, caller.next(in_all, in_all)).await {
@@ -239,7 +353,7 @@ impl Accept {
     /// There is no request that could be refused in the usual way. What the caller still sends is
     /// read for as long as `linger`: closing before would reset the connection and destroy the
     /// answer.
-    async fn refuse(&self, caller: Caller, refusal: &Refusal, linger: Duration) {
+    async fn refuse(&self, mut caller: Box<Caller>, refusal: &Refusal, linger: Duration) {
         let tls = caller.tls();
         let (client, head) = (caller.address(), caller.ahead());
         let from = TurnedAway { client, tls: tls.as_deref(), head };
@@ -252,17 +366,13 @@ impl Accept {
         }
         answer.push_str("connection: close\r\n\r\n");
         let answer = [answer.as_bytes(), &body].concat();
-        let (mut stream, _) = caller.into_parts();
         let said = async {
-            stream.write_all(&answer).await?;
-            stream.flush().await?;
-            AsyncWriteExt::shutdown(&mut stream).await
+            caller.write_all(&answer).await?;
+            AsyncWriteExt::shutdown(&mut caller).await
         };
         // The caller may have gone; there is nothing else to do for it.
         if let Ok(Ok(())) = timeout(STALL, said).await {
-            let mut rest = [0; 4096];
-            let discard = async { while stream.read(&mut rest).await.is_ok_and(|n| n > 0) {} };
-            let _ = timeout(linger, discard).await;
+            let _ = timeout(linger, caller.discard()).await;
         }
     }
 }

@@ -14,16 +14,15 @@ use forebay_protocol::Reason;
 use pingora::protocols::Stream;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::time::timeout;
-use std::future::Future;
-use std::io;
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-/// Room for a head as most callers send it.
-const USUAL_HEAD: usize = 4096;
 /// Bytes of a chunked body that are read at once.
 const PIECE: usize = 16 * 1024;
 /// Time that the end of an idle connection may take.
@@ -52,6 +51,18 @@ pub struct Caller {
     ahead: BytesMut,
     /// What is still to come of the present request's body.
     body: Body,
+    /// Written and not yet sent: header and body of a short answer go out together.
+    written: Vec<u8>,
+}
+
+/// Bytes that are written together, as many as fit into a packet.
+const PACKET: usize = 1460;
+/// Bytes that are read at once where no body is expected.
+const GLANCE: usize = 8 * 1024;
+
+thread_local! {
+    /// Where bytes are read before it is known that there are any: connections that wait hold no buffer.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; GLANCE].into());
 }
 
 #[derive(Debug)]
@@ -74,7 +85,7 @@ impl Body {
 impl Caller {
     /// A new connection; `ahead` was read from it already.
     pub fn new(stream: Stream, ahead: BytesMut) -> Self {
-        Self { stream, ahead, body: Body::Length(0) }
+        Self { stream, ahead, body: Body::Length(0), written: Vec::new() }
     }
 
     fn inner(&self) -> &Stream {
@@ -85,9 +96,17 @@ impl Caller {
         &mut self.stream
     }
 
-    /// The connection as it is, and what was read from it.
-    pub fn into_parts(self) -> (Stream, BytesMut) {
-        (self.stream, self.ahead)
+    /// From now on what comes is no request: all of it can be read, from the first byte that was not
+    /// given away.
+    pub fn opens(&mut self) {
+        self.body = Body::Open;
+    }
+
+    /// Reads on for nobody, until the client has said everything.
+    pub async fn discard(&mut self) {
+        self.ahead = BytesMut::new();
+        let mut rest = [0; 4096];
+        while self.stream.read(&mut rest).await.is_ok_and(|read| read > 0) {}
     }
 
     /// Ends a connection on which nobody is owed anything. Within TLS the caller is told, since it could
@@ -130,9 +149,8 @@ impl Caller {
                 begun = true;
                 until = until.min(Instant::now() + head);
             }
-            self.ahead.reserve(USUAL_HEAD);
             let left = until.saturating_duration_since(Instant::now());
-            match timeout(left, self.stream.read_buf(&mut self.ahead)).await {
+            match timeout(left, poll_fn(|cx| self.poll_glance(cx))).await {
                 Ok(Ok(0) | Err(_)) => return Arrival::Ended,
                 Ok(Ok(_)) => {}
                 Err(_) if self.ahead.is_empty() => return Arrival::Ended,
@@ -200,6 +218,44 @@ impl Caller {
         })
     }
 
+    /// Reads what is there into what nobody is given yet, without a buffer while there is nothing.
+    fn poll_glance(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut buffer = ReadBuf::new(scratch);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
+            self.ahead.extend_from_slice(buffer.filled());
+            Poll::Ready(Ok(buffer.filled().len()))
+        })
+    }
+
+    /// Until the next request nothing is held that it does not need.
+    pub fn rests(&mut self) {
+        self.written = Vec::new();
+        if self.ahead.is_empty() {
+            self.ahead = BytesMut::new();
+        }
+    }
+
+    /// Sends what was written, and then as much of `more` as goes with it: how much that was.
+    fn poll_send(&mut self, cx: &mut Context<'_>, more: &[u8]) -> Poll<io::Result<usize>> {
+        while !self.written.is_empty() {
+            let parts = [IoSlice::new(&self.written), IoSlice::new(more)];
+            let sent = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, &parts))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            let ours = sent.min(self.written.len());
+            self.written.drain(..ours);
+            if sent > ours {
+                return Poll::Ready(Ok(sent - ours));
+            }
+        }
+        if more.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        Pin::new(&mut self.stream).poll_write(cx, more)
+    }
+
     /// Reads on into what nobody is given yet.
     fn poll_ahead(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
         self.ahead.reserve(room);
@@ -210,7 +266,7 @@ impl Caller {
     /// says is the next request's.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // Whoever asks waits for something else too, so that nobody need be woken for more.
-        if self.ahead.is_empty() && ready!(self.poll_ahead(cx, USUAL_HEAD))? == 0 {
+        if self.ahead.is_empty() && ready!(self.poll_glance(cx))? == 0 {
             return Poll::Ready(Ok(()));
         }
         Poll::Pending
@@ -307,5 +363,64 @@ impl AsyncRead for Caller {
     }
 }
 
-crate::flow::io::forward_writes!(Caller, stream);
+impl AsyncWrite for Caller {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        if bytes.len() > PACKET {
+            return this.poll_send(cx, bytes);
+        }
+        if this.written.len() + bytes.len() > PACKET {
+            ready!(this.poll_send(cx, &[]))?;
+        }
+        this.written.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        let length = parts.iter().map(|part| part.len()).sum::<usize>();
+        if this.written.len() + length > PACKET {
+            ready!(this.poll_send(cx, &[]))?;
+        }
+        if length > PACKET {
+            return Pin::new(&mut this.stream).poll_write_vectored(cx, parts);
+        }
+        for part in parts {
+            this.written.extend_from_slice(part);
+        }
+        Poll::Ready(Ok(length))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx, &[]))?;
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx, &[]))?;
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        // Pingora does not flush in every case of an error. What the socket takes at once is sent.
+        if !self.written.is_empty() {
+            let _ = self.poll_send(&mut Context::from_waker(Waker::noop()), &[]);
+        }
+    }
+}
+
 crate::flow::io::forward_questions!(Caller);

@@ -8,15 +8,15 @@ use crate::connections::Connection;
 use crate::error::Refusal;
 use crate::flow::caller::Caller;
 use crate::flow::observe::{Observer, TurnedAway, turned_away};
-use bytes::BytesMut;
+use bytes::Bytes;
 use forebay_http2guard::{Event, Guarded};
 use forebay_protocol::{Reason, metric};
-use pingora::protocols::Stream;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
 
 /// Header list that the library decodes. Twice what a request may have, so that a longer one is still
@@ -40,7 +40,7 @@ pub fn options() -> H2Options {
 
 /// A client's connection that speaks HTTP/2.
 #[derive(Debug)]
-pub struct Http2(Guarded<Stream>);
+pub struct Http2(Guarded<Box<Caller>>);
 
 /// Why a connection was ended, if it was.
 #[derive(Debug, Clone, Default)]
@@ -57,13 +57,22 @@ impl Ended {
 
 impl Http2 {
     /// A connection of which nothing has been given to the HTTP/2 library yet.
-    pub fn new(caller: Caller, connection: &Connection, observer: Arc<Observer>) -> (Self, Ended) {
+    pub fn new(
+        mut caller: Box<Caller>,
+        connection: &Connection,
+        observer: Arc<Observer>,
+        header_timeout: Duration,
+    ) -> (Self, Ended) {
         let listener = Arc::clone(&connection.listener().listener);
         let (client, tls) = (caller.address(), caller.tls());
         let ended = Ended::default();
         let note = ended.clone();
+        let waiting = connection.waiting();
+        waiting.begins();
         let told = move |event: Event| {
-            let refusal = refusal(event);
+            let Some(refusal) = refusal(event) else {
+                return if event == Event::Busy { waiting.ends() } else { waiting.begins() };
+            };
             let kind = match event {
                 Event::Flood(flood) => Some(flood.as_str()),
                 Event::GoneAway(ENHANCE_YOUR_CALM) => Some("library"),
@@ -76,28 +85,31 @@ impl Http2 {
                 )
                 .increment(1);
             }
-            if matches!(event, Event::Flood(_) | Event::GoneAway(_)) {
+            if matches!(event, Event::Flood(_) | Event::GoneAway(_) | Event::Late) {
                 // The first is the cause.
                 let _ = note.0.set(refusal.reason);
             }
             let origin = TurnedAway { client: client.clone(), tls: tls.as_deref(), head: &[] };
             turned_away(&observer, &origin, &refusal);
         };
-        let (stream, ahead): (Stream, BytesMut) = caller.into_parts();
-        (Self(Guarded::new(stream, ahead.freeze(), Arc::new(told))), ended)
+        caller.opens();
+        let guarded = Guarded::new(caller, Bytes::new(), Arc::new(told));
+        (Self(guarded.with_header_timeout(header_timeout)), ended)
     }
 
-    fn inner(&self) -> &Stream {
+    fn inner(&self) -> &Caller {
         self.0.get_ref()
     }
 
-    fn inner_mut(&mut self) -> &mut Stream {
+    fn inner_mut(&mut self) -> &mut Caller {
         self.0.get_mut()
     }
 }
 
-fn refusal(event: Event) -> Refusal {
-    match event {
+/// What is said of an event; `None`: nothing is wrong.
+fn refusal(event: Event) -> Option<Refusal> {
+    Some(match event {
+        Event::Busy | Event::Idle => return None,
         Event::Flood(flood) => {
             let message = format!("too many HTTP/2 frames beside requests ({})", flood.as_str());
             Refusal::new(Reason::ClientFlood, message)
@@ -109,6 +121,7 @@ fn refusal(event: Event) -> Refusal {
             let message = format!("HTTP/2 connection error with code {code}");
             Refusal::new(Reason::InvalidRequest, message)
         }
+        Event::Late => Refusal::new(Reason::RequestTimeout, "expected a whole header in time"),
         Event::Malformed => {
             Refusal::new(Reason::InvalidRequest, "malformed HTTP/2 request, the stream was reset")
         }
@@ -120,7 +133,7 @@ fn refusal(event: Event) -> Refusal {
             Reason::InvalidRequest,
             "expected one authority and a path as it stands in a URL",
         ),
-    }
+    })
 }
 
 impl AsyncRead for Http2 {

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
 
 /// Time in which the header must be there: its sender writes it at once.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest first version, its line ending included (section 2.1).
 const MAX_V1: usize = 107;
 /// Bytes of the second version before the part whose length it states.

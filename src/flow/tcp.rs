@@ -55,10 +55,13 @@ pub struct Layer4 {
 impl Layer4 {
     /// Takes one connection, unless there are too many.
     pub fn take(self: &Arc<Self>, caller: TcpStream, peer: SocketAddr) {
-        let Some(connection) = self.connections.enter() else {
-            reset(&caller);
-            return;
+        let Some(mut connection) = self.connections.enter() else {
+            return reset(&caller);
         };
+        if !self.proxy_protocol && !connection.belongs_to(peer.ip()) {
+            connection.ended(Reason::ConnectionLimit);
+            return reset(&caller);
+        }
         let counted = self.lifecycle.enter();
         let passage = Passage::new(connection, counted, peer);
         let layer4 = Arc::clone(self);
@@ -179,7 +182,13 @@ impl Layer4 {
         }
         match proxy_protocol::read(caller).await {
             Ok((ends, rest)) => {
-                passage.ends = ends.unwrap_or(passage.ends);
+                if let Some(ends) = ends {
+                    passage.ends = ends;
+                    if !passage.connection.belongs_to(ends.source.ip()) {
+                        let words = "expected fewer connections of this client, found as many as it may have";
+                        return Err(Refusal::new(Reason::ConnectionLimit, words));
+                    }
+                }
                 Ok(rest)
             }
             Err(error) => Err(Refusal::new(Reason::InvalidProxyHeader, error.to_string())),

@@ -275,16 +275,15 @@ async fn a_listener_holds_no_more_connections_than_it_may() {
 
 #[tokio::test]
 async fn an_http_listener_holds_no_more_connections_than_it_may_and_says_so() {
-    let endpoint = Endpoint::start(Behaviour::Echo).await;
+    let endpoint = Endpoint::start(Behaviour::Gated).await;
     let config =
         format!("max_connections = 1\n{}", crate::harness::pool_of(&[endpoint.address], ""));
     let proxy = Proxy::start(&config).await;
     proxy.wait_ready(1).await;
-    let held = TcpStream::connect(proxy.address).await.unwrap();
-    eventually("the connection", async || {
-        (proxy.status().await["listeners"][0]["connections"] == 1).then_some(())
-    })
-    .await;
+    let mut held = TcpStream::connect(proxy.address).await.unwrap();
+    let request = "POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx";
+    held.write_all(request.as_bytes()).await.unwrap();
+    eventually("the request", async || (!endpoint.came().is_empty()).then_some(())).await;
     let (answer, closed) = raw(proxy.address, b"", PATIENCE).await;
     assert!(answer.starts_with("HTTP/1.1 503 ") && closed, "{answer}");
     assert!(answer.contains("x-forebay-reason: connection_limit"), "{answer}");

@@ -9,6 +9,7 @@ mod authority;
 mod bodies;
 mod client;
 mod command_line;
+mod connections;
 mod drain;
 mod edge;
 mod ejection;

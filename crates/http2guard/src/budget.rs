@@ -170,6 +170,11 @@ impl Budget {
         self.last_stream
     }
 
+    /// Is there a request that has begun and not ended?
+    pub fn is_busy(&self) -> bool {
+        !self.open.is_empty()
+    }
+
     /// Is this a request that has begun, and nothing of its answer has been sent?
     pub fn is_unanswered(&self, stream: u32) -> bool {
         self.open.iter().any(|open| open.stream == stream && !open.answering)

@@ -8,6 +8,8 @@ const START_LENGTH: u32 = 8;
 
 /// The flag END_STREAM of DATA and HEADERS.
 const END_STREAM: u8 = 0x1;
+/// The flag END_HEADERS of HEADERS and CONTINUATION.
+const END_HEADERS: u8 = 0x4;
 /// The flag PADDED of DATA and HEADERS.
 const PADDED: u8 = 0x8;
 
@@ -65,6 +67,11 @@ impl Frame {
         matches!(self.kind, kind::DATA | kind::HEADERS) && self.flags & END_STREAM != 0
     }
 
+    /// Does a HEADERS or CONTINUATION frame end its header block?
+    pub fn ends_headers(&self) -> bool {
+        matches!(self.kind, kind::HEADERS | kind::CONTINUATION) && self.flags & END_HEADERS != 0
+    }
+
     /// Bytes of content in a DATA frame, its padding excluded.
     pub fn content(&self) -> u32 {
         if self.flags & PADDED == 0 {
@@ -103,6 +110,12 @@ impl Scanner {
     /// Is the next byte the first of a frame?
     pub fn at_boundary(&self) -> bool {
         self.here == 0 && self.rest == 0
+    }
+
+    /// The type of the frame that has begun and is not complete, once it is known.
+    pub fn present_kind(&self) -> Option<u8> {
+        let begun = self.rest > 0 || self.here > 3;
+        begun.then_some(self.bytes[3])
     }
 
     /// Takes in the beginning of `bytes`, up to the end of the first frame that is complete enough

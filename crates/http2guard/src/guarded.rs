@@ -33,6 +33,12 @@ pub enum Event {
     Malformed,
     /// The HTTP/2 library ends the connection with this error code.
     GoneAway(u32),
+    /// A header or another short frame has begun and was not complete in time; the connection ends.
+    Late,
+    /// A request has begun where there was none.
+    Busy,
+    /// The last request has ended.
+    Idle,
 }
 
 /// Is told of each [`Event`].
@@ -45,6 +51,7 @@ pub struct Guarded<S> {
     ahead: Bytes,
     phase: Phase,
     observer: Observer,
+    header_timeout: Option<Duration>,
 }
 
 enum Phase {
@@ -61,7 +68,32 @@ struct Guard {
     sent: Scanner,
     /// The stream that was answered or reset last by the library.
     rejected: u32,
+    busy: bool,
+    headers: Headers,
     closing: Option<Closing>,
+}
+
+/// Where the client is with its headers.
+#[derive(Default)]
+struct Headers {
+    /// Frames that have come.
+    frames: u64,
+    /// Header blocks that have begun.
+    blocks: u64,
+    /// Whether the last of them goes on.
+    open: bool,
+    /// Whether the first has been complete.
+    begun: bool,
+    /// What is waited for, and until when.
+    timer: Option<(Awaited, Pin<Box<Sleep>>)>,
+}
+
+/// What must not take long; with a number that tells one from the next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Awaited {
+    FirstRequest,
+    Block(u64),
+    Frame(u64),
 }
 
 /// How the connection ends of a client whose budget is exhausted.
@@ -75,7 +107,21 @@ struct Closing {
 impl<S> Guarded<S> {
     /// Guards a connection from its first byte on; `ahead` was read from it already.
     pub fn new(stream: S, ahead: Bytes, observer: Observer) -> Self {
-        Self { stream, ahead, phase: Phase::Preface(0, Scanner::new()), observer }
+        Self {
+            stream,
+            ahead,
+            phase: Phase::Preface(0, Scanner::new()),
+            observer,
+            header_timeout: None,
+        }
+    }
+
+    /// Ends the connection if the header of its first request is not complete within this time from the
+    /// preface on, or that of another request, or any frame but DATA, from its own first byte on.
+    #[must_use]
+    pub fn with_header_timeout(mut self, header_timeout: Duration) -> Self {
+        self.header_timeout = Some(header_timeout);
+        self
     }
 
     /// The connection inside.
@@ -130,6 +176,8 @@ impl Guard {
             received: Scanner::new(),
             sent,
             rejected: 0,
+            busy: false,
+            headers: Headers::default(),
             closing: None,
         }
     }
@@ -139,14 +187,37 @@ impl Guard {
         while !bytes.is_empty() {
             let (taken, frame) = self.received.next(bytes);
             bytes = &bytes[taken..];
-            if let Some(frame) = frame
-                && let Err(flood) = self.budget.received(&frame, now)
-            {
-                self.close(flood, observer);
+            let Some(frame) = frame else { continue };
+            self.headers.received(&frame);
+            if let Err(flood) = self.budget.received(&frame, now) {
+                self.flooded(flood, observer);
                 return false;
             }
         }
+        self.note_busy(observer);
         true
+    }
+
+    fn note_busy(&mut self, observer: &Observer) {
+        let busy = self.budget.is_busy();
+        if busy != std::mem::replace(&mut self.busy, busy) {
+            observer(if busy { Event::Busy } else { Event::Idle });
+        }
+    }
+
+    /// Is something late that the client has begun, or its first request?
+    fn poll_late(&mut self, cx: &mut Context<'_>, timeout: Option<Duration>) -> Option<Awaited> {
+        let timeout = timeout?;
+        let awaited = self.headers.awaited(&self.received);
+        match (&self.headers.timer, awaited) {
+            (Some((present, _)), Some(awaited)) if *present == awaited => {}
+            (_, Some(awaited)) => {
+                self.headers.timer = Some((awaited, Box::pin(sleep(timeout))));
+            }
+            (_, None) => self.headers.timer = None,
+        }
+        let (awaited, timer) = self.headers.timer.as_mut()?;
+        timer.as_mut().poll(cx).is_ready().then_some(*awaited)
     }
 
     /// Takes in what the server sent.
@@ -157,18 +228,30 @@ impl Guard {
             let Some(frame) = frame else { continue };
             self.observe(&frame, observer);
             if let Err(flood) = self.budget.sent(&frame, now) {
-                self.close(flood, observer);
+                self.flooded(flood, observer);
             }
+        }
+        self.note_busy(observer);
+    }
+
+    fn flooded(&mut self, flood: Flood, observer: &Observer) {
+        if self.closing.is_none() {
+            observer(Event::Flood(flood));
+            self.close(error::ENHANCE_YOUR_CALM);
         }
     }
 
-    fn close(&mut self, flood: Flood, observer: &Observer) {
-        if self.closing.is_some() {
-            return;
+    fn late(&mut self, awaited: Awaited, observer: &Observer) {
+        // A client that has not begun anything has done nothing wrong.
+        if awaited != Awaited::FirstRequest || self.headers.open || !self.received.at_boundary() {
+            observer(Event::Late);
         }
-        observer(Event::Flood(flood));
+        self.close(error::NO_ERROR);
+    }
+
+    fn close(&mut self, code: u32) {
         self.closing = Some(Closing {
-            goaway: goaway(self.budget.last_stream()),
+            goaway: goaway(self.budget.last_stream(), code),
             shut: false,
             end: Box::pin(sleep(LAST_WORD)),
             over: false,
@@ -200,6 +283,33 @@ impl Guard {
     }
 }
 
+impl Headers {
+    fn received(&mut self, frame: &Frame) {
+        self.frames += 1;
+        // What comes before this frame is complete.
+        self.begun |= self.blocks > 0 && !self.open;
+        if frame.kind == kind::HEADERS {
+            self.blocks += 1;
+        }
+        if matches!(frame.kind, kind::HEADERS | kind::CONTINUATION) {
+            self.open = !frame.ends_headers();
+        }
+    }
+
+    fn awaited(&mut self, received: &Scanner) -> Option<Awaited> {
+        let whole = received.at_boundary();
+        self.begun |= self.blocks > 0 && !self.open && whole;
+        if !self.begun {
+            return Some(Awaited::FirstRequest);
+        }
+        if self.open {
+            return Some(Awaited::Block(self.blocks));
+        }
+        let short = !whole && received.present_kind() != Some(kind::DATA);
+        short.then_some(Awaited::Frame(self.frames))
+    }
+}
+
 /// The status of an answer that has no header fields beside it. Servers add at least a date, so only the
 /// HTTP/2 library makes such an answer: 400, which HPACK knows as one byte, or 431.
 fn bare_status(frame: &Frame) -> Option<u16> {
@@ -222,11 +332,11 @@ fn bare_status(frame: &Frame) -> Option<u16> {
     }
 }
 
-fn goaway(last_stream: u32) -> Bytes {
+fn goaway(last_stream: u32, code: u32) -> Bytes {
     let payload = 8_u8;
     let mut bytes = vec![0, 0, payload, kind::GOAWAY, 0, 0, 0, 0, 0];
     bytes.extend_from_slice(&last_stream.to_be_bytes());
-    bytes.extend_from_slice(&error::ENHANCE_YOUR_CALM.to_be_bytes());
+    bytes.extend_from_slice(&code.to_be_bytes());
     bytes.into()
 }
 
@@ -267,6 +377,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guarded<S> {
         closing.end.as_mut().poll(cx)
     }
 
+    /// Ends the connection if the client takes too long.
+    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
+        let Phase::Http2(guard) = &mut self.phase else { return false };
+        let late = guard.poll_late(cx, self.header_timeout);
+        if let Some(awaited) = late {
+            guard.late(awaited, &self.observer);
+        }
+        late.is_some()
+    }
+
     /// How much of `bytes` may still be written: all, or the rest of the present frame if the
     /// connection is closing.
     fn allowed(&self, bytes: &[u8]) -> usize {
@@ -298,7 +418,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<S> {
         }
         let before = buffer.filled().len();
         if this.ahead.is_empty() {
-            ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
+            let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
+            if read.is_pending() && this.is_late(cx) {
+                ready!(this.poll_close(cx));
+                return Poll::Ready(Ok(()));
+            }
+            ready!(read)?;
         } else {
             let here = this.ahead.len().min(buffer.remaining());
             buffer.put_slice(&this.ahead[..here]);

@@ -120,6 +120,8 @@ reasons! {
     // --- load and time
     /// The listener holds as many connections as it may.
     ConnectionLimit = "connection_limit", SERVICE_UNAVAILABLE, Unavailable, Proxy, true;
+    /// The connection waited for its client, and made room for another one.
+    Evicted = "evicted", SERVICE_UNAVAILABLE, Unavailable, Proxy, true;
     /// The queue is at its bound.
     QueueFull = "queue_full", SERVICE_UNAVAILABLE, Unavailable, Endpoint, true;
     /// It had to make way in the queue for a request that is more urgent.

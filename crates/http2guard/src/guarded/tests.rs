@@ -1,4 +1,4 @@
-#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
 use super::*;
 use std::sync::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -41,7 +41,7 @@ async fn a_flood_ends_with_goaway_at_the_end_of_the_frame_that_is_being_written(
         reading.await
     });
     tokio::time::timeout(Duration::from_secs(5), ended).await.unwrap().unwrap();
-    assert_eq!(*events.lock().unwrap(), [Event::Flood(Flood::Ping)]);
+    assert_eq!(*events.lock().unwrap(), [Event::Busy, Event::Flood(Flood::Ping)]);
     let mut said = Vec::new();
     client.read_to_end(&mut said).await.unwrap();
     assert_eq!(said, &data[..500], "no GOAWAY inside a frame");
@@ -125,11 +125,75 @@ async fn what_the_library_says_on_its_own_is_told_once() {
         server.write_all(&answer).await.unwrap();
     }
     let expected = [
+        Event::Busy,
         Event::Answered(400),
         Event::Answered(431),
         Event::Answered(431),
         Event::Malformed,
+        Event::Idle,
         Event::GoneAway(1),
     ];
     assert_eq!(*events.lock().unwrap(), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_header_must_be_complete_in_time_and_so_must_the_first_request() {
+    let timeout = Duration::from_secs(10);
+    let request = frame(kind::HEADERS, 5, 1, &[0x82; 100]);
+    let data = frame(kind::DATA, 0, 1, &[0; 100]);
+    let ping = PING.to_vec();
+    for (begun, events, code) in [
+        (vec![], vec![], Some(0)),
+        (ping.clone(), vec![], Some(0)),
+        (frame(kind::HEADERS, 1, 1, &[0x82]), vec![Event::Busy, Event::Late], Some(0)),
+        (request[..50].to_vec(), vec![Event::Busy, Event::Late], Some(0)),
+        ([&request[..], &ping[..7]].concat(), vec![Event::Busy, Event::Late], Some(0)),
+        (
+            [&request[..], &frame(kind::HEADERS, 1, 3, &[0x82])].concat(),
+            vec![Event::Busy, Event::Late],
+            Some(0),
+        ),
+        // A client may take its time between requests, and with a body.
+        (request.clone(), vec![Event::Busy], None),
+        ([&request[..], &data[..50]].concat(), vec![Event::Busy], None),
+    ] {
+        let (mut client, server, seen) = guarded(1 << 20);
+        let mut server = server.with_header_timeout(timeout);
+        client.write_all(&[&PREFACE[..], &begun].concat()).await.unwrap();
+        let mut buffer = vec![0; 100 * 1024];
+        let started = tokio::time::Instant::now();
+        let reading = async { while server.read(&mut buffer).await.unwrap() > 0 {} };
+        let ended = tokio::time::timeout(Duration::from_secs(60), reading).await;
+        assert_eq!(ended.is_ok(), code.is_some(), "{begun:?}");
+        assert_eq!(*seen.lock().unwrap(), events, "{begun:?}");
+        if let Some(code) = code {
+            assert!(started.elapsed() <= timeout + LAST_WORD, "{:?}", started.elapsed());
+            let mut said = Vec::new();
+            client.read_to_end(&mut said).await.unwrap();
+            assert_eq!(said[said.len() - 4..], [0, 0, 0, code]);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_header_that_comes_byte_by_byte_does_not_get_more_time() {
+    let (mut client, server, seen) = guarded(1 << 20);
+    let mut server = server.with_header_timeout(Duration::from_secs(10));
+    client.write_all(PREFACE).await.unwrap();
+    let drip = async {
+        for byte in frame(kind::HEADERS, 5, 1, &[0x82; 100]) {
+            client.write_all(&[byte]).await.unwrap();
+            sleep(Duration::from_secs(1)).await;
+        }
+        client
+    };
+    let mut buffer = [0; 1024];
+    let started = tokio::time::Instant::now();
+    let reading = async { while server.read(&mut buffer).await.unwrap() > 0 {} };
+    tokio::select! {
+        () = reading => {}
+        _ = drip => panic!("still open"),
+    }
+    assert!(started.elapsed() <= Duration::from_secs(12), "{:?}", started.elapsed());
+    assert_eq!(*seen.lock().unwrap(), [Event::Late]);
 }
