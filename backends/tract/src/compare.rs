@@ -120,7 +120,7 @@ fn run(
 }
 
 fn served(model: &Model, shapes: &Shapes, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunError> {
-    let plan = model.plans.get(shapes)?;
+    let plan = model.plans.get(shapes)?.plan;
     run(model, &plan, inputs, &|| false)
 }
 
@@ -208,7 +208,7 @@ fn first_node(
 ) -> LoadError {
     let parted = || -> TractResult<Option<(String, String)>> {
         let reference = model.plans.reference(shapes, true)?;
-        let served = model.plans.get(shapes).map_err(|e| TractError::msg(e.to_string()))?;
+        let served = model.plans.get(shapes).map_err(|e| TractError::msg(e.to_string()))?.plan;
         let right = nodes(&reference, inputs)?;
         let found: HashMap<_, _> =
             nodes(&served, inputs)?.into_iter().map(|(name, _, value)| (name, value)).collect();

@@ -17,16 +17,19 @@
 //!
 //! - A batch may cost more than its rows alone: it is measured when the model is loaded.
 //! - tract's own loops take up to eleven times ONNX Runtime's time: kernels of ours stand in for them.
-//!   Which of the two is faster for a model, and whether they agree, is found out at load too.
+//!   Whether they agree for a model, and whether they are worth it, is found out at load too; a shape
+//!   that they can't do runs without them.
 //!
 //! Modules: [`error`], `graph` (what the ONNX file says of itself), `model` (load and run), `warm_up`
-//! (the first runs, and what they measure), [`curve`] (what a batch costs), `batch` (requests joined
-//! and split), `rows` (the proof that they may be), `plan` (compiled forms, bounded), `tensor` (to tract and back), `own` (tract's
-//! graph with our kernels in it), `forms` and `operators` (what stands for nodes that the engine
-//! would compute wrongly), `sound` (which rewrites of tract's are right, and the rest kept out), `compare` (the build that is served
+//! (the first runs, and what they measure), `choice` (which build a model runs in), [`curve`] (what a
+//! batch costs), `batch` (requests joined and split), `rows` (the proof that they may be), `plan`
+//! (compiled forms, bounded), `tensor` (to tract and back), `own` (tract's graph with our kernels in
+//! it), `forms` and `operators` (what stands for nodes that the engine would compute wrongly), `sound`
+//! (which rewrites of tract's are right, and the rest kept out), `compare` (the build that is served
 //! beside the graph as it is).
 
 mod batch;
+mod choice;
 mod compare;
 pub mod curve;
 pub mod error;
@@ -45,4 +48,4 @@ pub use curve::Curve;
 pub use error::{LoadError, RunError};
 pub use forebay_kernels::Unit as VectorUnit;
 pub use model::{Batching, Form, LoadOptions, Model, NodeTime, Profile, Watch};
-pub use plan::Build;
+pub use plan::{Build, Fallback};

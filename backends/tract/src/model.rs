@@ -4,7 +4,7 @@ use crate::batch::{Joined, check_rows, concatenate, cut};
 use crate::curve::Curve;
 use crate::error::{panic_text, text};
 use crate::graph::{self, Interface};
-use crate::plan::{Build, Plan, Plans, Shapes};
+use crate::plan::{Build, Chosen, Fallback, Plan, Plans, Shapes};
 use crate::tensor::{datum_type, from_tract, to_tract};
 use crate::warm_up;
 use crate::{LoadError, RunError};
@@ -56,7 +56,7 @@ pub enum Batching {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Profile {
     pub(crate) build: Build,
-    /// Median seconds of one row in each build that was compared.
+    /// Least seconds of one row in each build that was compared.
     pub(crate) compared: Vec<(Build, f64)>,
     /// Are its rows independent?
     pub(crate) has_batches: bool,
@@ -105,6 +105,9 @@ pub struct NodeTime {
     pub seconds: f64,
 }
 
+/// Makes the inputs of a run, once for each build that it is tried in.
+pub(crate) type Values<'a> = &'a dyn Fn() -> Result<TVec<TValue>, RunError>;
+
 /// A loaded, compiled and warmed model. All threads may share one.
 pub struct Model {
     pub(crate) interface: Interface,
@@ -119,7 +122,7 @@ pub struct Model {
     pub(crate) usual: Shapes,
     /// Longest time between two questions to a [`Watch`].
     pub(crate) grain: Duration,
-    /// Median seconds of one row in each build that was compared.
+    /// Least seconds of one row in each build that was compared.
     pub(crate) compared: Vec<(Build, f64)>,
     /// Is 0 no value for an integer that is made here, as where the model divides by it?
     pub(crate) avoids_zero: bool,
@@ -193,14 +196,30 @@ impl Model {
         self.grain
     }
 
-    /// What the model was compiled to: what was found fastest here.
+    /// What the model is compiled to wherever its shapes allow it.
     pub fn build(&self) -> Build {
         self.plans.build()
     }
 
-    /// Median seconds of one row in each build that was compared; none where it was not measured.
+    /// Least seconds of one row in each build that was compared; none where it was not measured.
     pub fn compared(&self) -> &[(Build, f64)] {
         &self.compared
+    }
+
+    /// Plans that were compiled so far, and the time that this took.
+    pub fn compilations(&self) -> (u64, Duration) {
+        self.plans.compilations()
+    }
+
+    /// How often shapes have fallen back to the plain build, because the model's own build has no
+    /// plan for them or failed where the plain one did not.
+    pub fn fallbacks(&self) -> u64 {
+        self.plans.fallbacks()
+    }
+
+    /// The first of those fallbacks; `None` from then on.
+    pub fn take_fallback(&self) -> Option<Fallback> {
+        self.plans.take_fallback()
     }
 
     /// What to load the same model with the next time.
@@ -296,10 +315,11 @@ impl Model {
             let range = start..start + piece.rows;
             let shapes: Shapes =
                 (0..self.interface.inputs.len()).map(|i| joined.shape(i, piece.bucket)).collect();
-            let values = (0..shapes.len())
-                .map(|index| Ok(joined.input(index, range.clone(), piece.bucket)?.into_tvalue()))
-                .collect::<Result<TVec<_>, RunError>>()?;
-            let (outputs, seconds) = self.run_plan(&shapes, values, watch)?;
+            let values = || {
+                let input = |index| joined.input(index, range.clone(), piece.bucket);
+                (0..shapes.len()).map(|index| Ok(input(index)?.into_tvalue())).collect()
+            };
+            let (outputs, seconds) = self.run_plan(&shapes, &values, watch)?;
             check_rows(&outputs, piece.bucket)?;
             if shapes.iter().map(|shape| &shape[1..]).eq(self.usual.iter().map(Vec::as_slice)) {
                 self.curve.learn(piece.bucket, seconds);
@@ -320,7 +340,7 @@ impl Model {
 
     fn run_whole(&self, inputs: &[&Tensor], watch: &dyn Watch) -> Result<Vec<Tensor>, RunError> {
         let shapes: Shapes = inputs.iter().map(|input| input.shape.clone()).collect();
-        let (outputs, seconds) = self.run_plan(&shapes, values(inputs)?, watch)?;
+        let (outputs, seconds) = self.run_plan(&shapes, &|| values(inputs), watch)?;
         let curve = if shapes == self.usual { &self.curve } else { &self.odd };
         curve.learn(1, seconds);
         Ok(outputs)
@@ -330,12 +350,41 @@ impl Model {
     pub(crate) fn run_plan(
         &self,
         shapes: &Shapes,
+        values: Values<'_>,
+        watch: &dyn Watch,
+    ) -> Result<(Vec<Tensor>, f64), RunError> {
+        self.run_in(&self.plans, shapes, values, watch)
+    }
+
+    /// The same with plans that need not be the model's own. What another build than the plain one
+    /// fails on is run once more in the plain one.
+    pub(crate) fn run_in(
+        &self,
+        plans: &Plans,
+        shapes: &Shapes,
+        values: Values<'_>,
+        watch: &dyn Watch,
+    ) -> Result<(Vec<Tensor>, f64), RunError> {
+        let Chosen { plan, build } = plans.get(shapes)?;
+        match self.run_once(&plan, values()?, watch) {
+            Err(error @ (RunError::Engine(_) | RunError::Panic(_))) if build != Build::Plain => {
+                let ran = self.run_once(&plans.plain(shapes)?, values()?, watch)?;
+                // Where the plain build fails as well, the input is what is wrong.
+                plans.fall_back(shapes, &error);
+                Ok(ran)
+            }
+            result => result,
+        }
+    }
+
+    fn run_once(
+        &self,
+        plan: &Plan,
         values: TVec<TValue>,
         watch: &dyn Watch,
     ) -> Result<(Vec<Tensor>, f64), RunError> {
-        let plan = self.plans.get(shapes)?;
         let (started, before) = (Instant::now(), watch.elsewhere());
-        let outputs = catch_unwind(AssertUnwindSafe(|| execute(&plan, values, watch)))
+        let outputs = catch_unwind(AssertUnwindSafe(|| execute(plan, values, watch)))
             .unwrap_or_else(|payload| Err(RunError::Panic(panic_text(&*payload))))?;
         let elsewhere = watch.elsewhere().saturating_sub(before);
         let took = started.elapsed().saturating_sub(elsewhere);
@@ -357,7 +406,7 @@ impl Model {
     pub fn nodes(&self, inputs: &[Tensor], runs: usize) -> Result<Vec<NodeTime>, RunError> {
         let inputs = self.in_order(inputs)?;
         let shapes: Shapes = inputs.iter().map(|input| input.shape.clone()).collect();
-        let plan = self.plans.get(&shapes)?;
+        let plan = self.plans.get(&shapes)?.plan;
         let mut least: Vec<NodeTime> = Vec::new();
         for _ in 0..runs.max(1) {
             let values = values(&inputs)?;

@@ -3,6 +3,10 @@
 //! A caller chooses the shapes, so a caller could make us compile and keep a plan for each request.
 //! The cache keeps the plans that were used last; several requests that need the same new plan wait
 //! for one compilation.
+//!
+//! The build of a model is chosen with the shapes of its warm-up. Another shape may be one that this
+//! build can't be compiled for, or fails on, though the model itself is valid there: such a shape
+//! runs in the plain build, and its requests are answered like any others.
 
 use crate::RunError;
 use crate::error::{panic_text, text};
@@ -10,7 +14,9 @@ use crate::own;
 use crate::sound;
 use serde::{Deserialize, Serialize};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::TypedSimplePlan;
 use tract_onnx::tract_core::transform::get_transform;
@@ -31,9 +37,45 @@ pub(crate) struct Plans {
     has_convolutions: bool,
     /// Most recently used last.
     cache: Mutex<Vec<(Shapes, Arc<Slot>)>>,
+    ledger: Ledger,
 }
 
-type Slot = OnceLock<Result<Plan, RunError>>;
+/// What compiling has cost, and what did not go as the build was chosen for.
+#[derive(Default)]
+struct Ledger {
+    compilations: AtomicU64,
+    nanos: AtomicU64,
+    fallbacks: AtomicU64,
+    /// The first fallback, until it is taken to be told.
+    first: Mutex<Option<Fallback>>,
+}
+
+/// Shapes that run in the plain build because the model's own build has no plan for them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fallback {
+    /// Of the inputs, in the model's order.
+    pub shapes: Vec<Vec<usize>>,
+    /// What the model's own build failed with.
+    pub why: String,
+}
+
+/// The plans for one set of shapes.
+#[derive(Default)]
+struct Slot {
+    /// In the model's build, or in the plain one if the model's has none for these shapes.
+    own: OnceLock<Result<Chosen, RunError>>,
+    /// In the plain build, compiled once a run of the other has failed.
+    plain: OnceLock<Result<Plan, RunError>>,
+    /// The plain build has run what the other failed on.
+    falls_back: AtomicBool,
+}
+
+/// A plan, and the build that it is of.
+#[derive(Clone)]
+pub(crate) struct Chosen {
+    pub(crate) plan: Plan,
+    pub(crate) build: Build,
+}
 
 /// What a model is compiled to. Each is faster for some models and slower for others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -46,12 +88,27 @@ pub enum Build {
     Own,
 }
 
+impl Build {
+    /// Every build.
+    pub const ALL: [Self; 3] = [Self::Plain, Self::ChannelsLast, Self::Own];
+
+    /// The word in configurations and metadata.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::ChannelsLast => "channels-last",
+            Self::Own => "own",
+        }
+    }
+}
+
 impl Plans {
     pub(crate) fn new(template: InferenceModel, datum_types: Vec<DatumType>) -> Self {
         let is_convolution = |node: &InferenceNode| node.op().name().starts_with("Conv");
         let has_convolutions = template.nodes().iter().any(is_convolution);
         let build = Build::Plain;
-        Self { template, datum_types, build, has_convolutions, cache: Mutex::default() }
+        let (cache, ledger) = (Mutex::default(), Ledger::default());
+        Self { template, datum_types, build, has_convolutions, cache, ledger }
     }
 
     /// The same model in another build, nothing compiled yet; `None` if that changes nothing.
@@ -64,6 +121,7 @@ impl Plans {
             build,
             has_convolutions: self.has_convolutions,
             cache: Mutex::default(),
+            ledger: Ledger::default(),
         })
     }
 
@@ -78,8 +136,69 @@ impl Plans {
     }
 
     /// The plan for these shapes, compiled now if need be.
-    pub(crate) fn get(&self, shapes: &Shapes) -> Result<Plan, RunError> {
-        self.slot(shapes).get_or_init(|| self.compile(shapes)).clone()
+    pub(crate) fn get(&self, shapes: &Shapes) -> Result<Chosen, RunError> {
+        let slot = self.slot(shapes);
+        if slot.falls_back.load(Relaxed)
+            && let Some(Ok(plan)) = slot.plain.get()
+        {
+            return Ok(Chosen { plan: Arc::clone(plan), build: Build::Plain });
+        }
+        slot.own.get_or_init(|| self.choose(shapes)).clone()
+    }
+
+    /// The plan in the plain build, after a run in another build has failed.
+    pub(crate) fn plain(&self, shapes: &Shapes) -> Result<Plan, RunError> {
+        let slot = self.slot(shapes);
+        slot.plain.get_or_init(|| self.compile(shapes, Build::Plain)).clone()
+    }
+
+    /// These shapes run in the plain build from now on: it could do what the other failed on.
+    pub(crate) fn fall_back(&self, shapes: &Shapes, why: &RunError) {
+        if !self.slot(shapes).falls_back.swap(true, Relaxed) {
+            self.note(shapes, why);
+        }
+    }
+
+    /// Plans that were compiled, and the time that this took.
+    pub(crate) fn compilations(&self) -> (u64, Duration) {
+        let nanos = self.ledger.nanos.load(Relaxed);
+        (self.ledger.compilations.load(Relaxed), Duration::from_nanos(nanos))
+    }
+
+    /// How often shapes have fallen back to the plain build.
+    pub(crate) fn fallbacks(&self) -> u64 {
+        self.ledger.fallbacks.load(Relaxed)
+    }
+
+    /// The first of them, once.
+    pub(crate) fn take_fallback(&self) -> Option<Fallback> {
+        if self.fallbacks() == 0 {
+            return None;
+        }
+        self.ledger.first.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// In the model's build, or else in the plain one.
+    fn choose(&self, shapes: &Shapes) -> Result<Chosen, RunError> {
+        let build = self.build;
+        match self.compile(shapes, build) {
+            Ok(plan) => Ok(Chosen { plan, build }),
+            Err(error) if build == Build::Plain => Err(error),
+            Err(error) => {
+                // If that fails too, its words are about the model and not about a build of ours.
+                let plan = self.compile(shapes, Build::Plain)?;
+                self.note(shapes, &error);
+                Ok(Chosen { plan, build: Build::Plain })
+            }
+        }
+    }
+
+    fn note(&self, shapes: &Shapes, why: &RunError) {
+        if self.ledger.fallbacks.fetch_add(1, Relaxed) == 0 {
+            let fallback = Fallback { shapes: shapes.clone(), why: why.to_string() };
+            let mut first = self.ledger.first.lock().unwrap_or_else(PoisonError::into_inner);
+            *first = Some(fallback);
+        }
     }
 
     fn slot(&self, shapes: &Shapes) -> Arc<Slot> {
@@ -117,26 +236,32 @@ impl Plans {
         TypedSimplePlan::new(model)
     }
 
-    fn compile(&self, shapes: &Shapes) -> Result<Plan, RunError> {
-        let compiled = catch_unwind(AssertUnwindSafe(|| -> TractResult<Plan> {
-            let mut model = sound::declutter(self.typed(shapes)?)?;
-            if self.build == Build::Own {
-                let rewritten = own::rewrite(&model)?;
-                let model = rewritten.ok_or_else(|| TractError::msg("no place for a kernel"))?;
-                // Not decluttered once more: that would move the axes about again.
-                return TypedSimplePlan::new(sound::optimize(model)?);
-            }
-            if self.build == Build::ChannelsLast {
-                let transform = get_transform("conv_nhwc")?;
-                let transform = transform.ok_or_else(|| TractError::msg("no conv_nhwc"))?;
-                transform.transform(&mut model)?;
-                model = sound::declutter(model)?;
-            }
-            TypedSimplePlan::new(sound::optimize(sound::declutter(model)?)?)
-        }));
+    fn compile(&self, shapes: &Shapes, build: Build) -> Result<Plan, RunError> {
+        let started = Instant::now();
+        let compiled = catch_unwind(AssertUnwindSafe(|| self.compiled(shapes, build)));
+        let nanos = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.ledger.compilations.fetch_add(1, Relaxed);
+        self.ledger.nanos.fetch_add(nanos, Relaxed);
         match compiled {
             Ok(plan) => plan.map_err(|error| RunError::Shape(text(&error))),
             Err(payload) => Err(RunError::Shape(panic_text(&*payload))),
         }
+    }
+
+    fn compiled(&self, shapes: &Shapes, build: Build) -> TractResult<Plan> {
+        let mut model = sound::declutter(self.typed(shapes)?)?;
+        if build == Build::Own {
+            let rewritten = own::rewrite(&model)?;
+            let model = rewritten.ok_or_else(|| TractError::msg("no place for a kernel"))?;
+            // Not decluttered once more: that would move the axes about again.
+            return TypedSimplePlan::new(sound::optimize(model)?);
+        }
+        if build == Build::ChannelsLast {
+            let transform = get_transform("conv_nhwc")?;
+            let transform = transform.ok_or_else(|| TractError::msg("no conv_nhwc"))?;
+            transform.transform(&mut model)?;
+            model = sound::declutter(model)?;
+        }
+        TypedSimplePlan::new(sound::optimize(sound::declutter(model)?)?)
     }
 }

@@ -4,10 +4,11 @@
 //! bounded in time; what there was no time to measure counts as not worth doing.
 
 use crate::batch::concatenate;
+use crate::choice::{self, Samples};
 use crate::compare;
 use crate::error::panic_text;
 use crate::model::{Batching, LoadOptions, Model, Profile, Watch};
-use crate::plan::{Build, Plans, Shapes};
+use crate::plan::Shapes;
 use crate::rows::{self, Mixing};
 use crate::tensor::to_tract;
 use crate::{LoadError, RunError};
@@ -20,10 +21,6 @@ use tract_onnx::prelude::*;
 /// How far rows run together may differ from the same rows run alone: other kernels, other order
 /// of sums. Rows that see each other differ by far more.
 const ROW_TOLERANCE: f64 = 1e-3;
-/// How far outputs may differ between builds, for the same reason.
-const BUILD_TOLERANCE: f64 = 1e-3;
-/// Another build is taken if it needs at most this share of the time: less is within the noise.
-const BUILD_WORTH: f64 = 0.95;
 /// Runs that are timed of one plan, unless they take longer together than the next constant.
 const RUNS: usize = 7;
 const RUNS_TIME: Duration = Duration::from_millis(100);
@@ -76,7 +73,8 @@ pub(crate) fn warm_up(model: &mut Model, options: &LoadOptions) -> Result<(), Lo
         }
         None => {
             if given.is_none() {
-                choose_build(model, &inputs, &alone, &|_, seconds| seconds);
+                let samples = samples(model, options, may_batch)?;
+                choice::choose(model, &samples, &|_, seconds| seconds);
             }
             compare_builds(model, options, may_batch)?;
             if may_batch {
@@ -110,59 +108,34 @@ fn recall(model: &mut Model, options: &LoadOptions, known: &Profile) {
     }
 }
 
-/// What a run counts as that was measured to take so many seconds.
-type Judge<'a> = &'a dyn Fn(Build, f64) -> f64;
-
-/// Takes the build that is fastest here, of those that give the same as tract's own.
-fn choose_build(model: &mut Model, inputs: &[Tensor], expected: &[Tensor], judge: Judge<'_>) {
-    for build in [Build::Own, Build::ChannelsLast] {
-        // What is slower than ours at one layout was never seen to be faster at the other.
-        if build == Build::ChannelsLast && model.plans.build() == Build::Own {
-            break;
-        }
-        if let Some(other) = model.plans.built(build) {
-            try_build(model, other, inputs, expected, judge);
-        }
-    }
-}
-
-fn try_build(
-    model: &mut Model,
-    other: Plans,
-    inputs: &[Tensor],
-    expected: &[Tensor],
-    judge: Judge<'_>,
-) {
-    let builds = [model.plans.build(), other.build()];
-    let first = std::mem::replace(&mut model.plans, other);
-    let agrees =
-        run(model, inputs, &|| false).is_ok_and(|(o, _)| agree(&o, expected, BUILD_TOLERANCE));
-    let second = std::mem::replace(&mut model.plans, first);
-    if !agrees {
-        return;
-    }
-    let mut plans = [Some(second), None];
-    let mut times = [Vec::new(), Vec::new()];
-    let started = Instant::now();
-    // Alternating: what else goes on in the machine must not decide.
-    for turn in 0..2 * RUNS {
-        if let Ok((_, seconds)) = run(model, inputs, &|| false) {
-            times[turn % 2].push(judge(model.plans.build(), seconds));
-        }
-        plans[(turn + 1) % 2] =
-            plans[turn % 2].take().map(|p| std::mem::replace(&mut model.plans, p));
-        if turn % 2 == 1 && started.elapsed() > 2 * RUNS_TIME {
-            break;
+/// What builds are compared on: one row and some, of the usual shapes and of others within what the
+/// model declares.
+///
+/// # Errors
+/// The usual shapes make no sense.
+pub(crate) fn samples(
+    model: &Model,
+    options: &LoadOptions,
+    may_batch: bool,
+) -> Result<Samples, LoadError> {
+    let one = may_batch.then_some(1);
+    let mut samples = Samples { usual: inputs(model, options, one, 0)?, others: Vec::new() };
+    for rows in [2, 4] {
+        if may_batch && rows <= options.max_batch {
+            samples.others.extend(inputs(model, options, Some(rows), 1).ok());
         }
     }
-    let [first, second] = times.map(median);
-    model.compared.retain(|(build, _)| !builds.contains(build));
-    model.compared.extend([(builds[0], first), (builds[1], second)]);
-    if second < BUILD_WORTH * first
-        && let Some(plans) = plans.into_iter().flatten().next()
-    {
-        model.plans = plans;
+    let is_open = |input: &TensorMetadata| input.shape.iter().skip(1).any(|&dim| dim == -1);
+    if model.interface.inputs.iter().any(is_open) {
+        // Around the usual length where there is one, else a few elements.
+        let smaller = |dim: usize| if dim == 1 { 3 } else { (dim / 4).max(1) };
+        let larger = |dim: usize| if dim == 1 { 8 } else { dim.saturating_mul(2) };
+        let resized: [&dyn Fn(usize) -> usize; 2] = [&smaller, &larger];
+        for resize in resized {
+            samples.others.extend(inputs_of(model, options, one, 1, resize).ok());
+        }
     }
+    Ok(samples)
 }
 
 /// Compares the build with the graph as it is, in several shapes. If it was chosen for its speed, the
@@ -302,12 +275,16 @@ fn run(
     watch: &dyn Watch,
 ) -> Result<(Vec<Tensor>, f64), RunError> {
     let shapes: Shapes = inputs.iter().map(|input| input.shape.clone()).collect();
+    model.run_plan(&shapes, &|| values(inputs), watch)
+}
+
+/// Inputs in the model's order, as the engine takes them.
+pub(crate) fn values(inputs: &[Tensor]) -> Result<TVec<TValue>, RunError> {
     let value = |input: &Tensor| {
         let tensor = to_tract(&input.data, 0..input.data.len(), &input.shape);
         Ok(tensor.map_err(RunError::Input)?.into_tvalue())
     };
-    let values = inputs.iter().map(value).collect::<Result<TVec<_>, RunError>>()?;
-    model.run_plan(&shapes, values, watch)
+    inputs.iter().map(value).collect()
 }
 
 /// Finds the longest time between two questions.
@@ -333,8 +310,24 @@ fn inputs(
     batch: Option<usize>,
     first_row: usize,
 ) -> Result<Vec<Tensor>, LoadError> {
+    inputs_of(model, options, batch, first_row, &|dim| dim)
+}
+
+/// The same with all open dimensions but the first resized.
+fn inputs_of(
+    model: &Model,
+    options: &LoadOptions,
+    batch: Option<usize>,
+    first_row: usize,
+    resize: &dyn Fn(usize) -> usize,
+) -> Result<Vec<Tensor>, LoadError> {
     let input = |input: &TensorMetadata| {
-        let shape = warm_up_shape(input, options.warm_up.get(&input.name), options.open, batch)?;
+        let given = options.warm_up.get(&input.name);
+        let mut shape = warm_up_shape(input, given, options.open, batch)?;
+        for (dim, &declared) in shape.iter_mut().zip(&input.shape).skip(1) {
+            *dim = if declared == -1 { resize(*dim) } else { *dim };
+        }
+        checked(input, &shape)?;
         let mut made = synthetic(input, shape, first_row);
         if model.avoids_zero {
             made.data = without_zeros(made.data);
@@ -370,13 +363,18 @@ fn warm_up_shape(
     if let (Some(batch), Some(first)) = (batch, shape.first_mut()) {
         *first = batch;
     }
-    if element_count(&shape).is_none_or(|count| count > MAX_ELEMENTS) {
-        let name = input.name.escape_debug();
-        return Err(LoadError::WarmUp(format!(
-            "input \"{name}\": expected at most {MAX_ELEMENTS} elements, found the shape {shape:?}"
-        )));
-    }
+    checked(input, &shape)?;
     Ok(shape)
+}
+
+fn checked(input: &TensorMetadata, shape: &[usize]) -> Result<(), LoadError> {
+    if element_count(shape).is_some_and(|count| count <= MAX_ELEMENTS) {
+        return Ok(());
+    }
+    let name = input.name.escape_debug();
+    Err(LoadError::WarmUp(format!(
+        "input \"{name}\": expected at most {MAX_ELEMENTS} elements, found the shape {shape:?}"
+    )))
 }
 
 /// Harmless values that differ between rows: zeros and ones where they may be indices, a wave else.
@@ -425,7 +423,8 @@ fn without_zeros(data: Data) -> Data {
     Data::from_binary(datatype, count, &one.repeat(count)).unwrap_or(data)
 }
 
-fn agree(found: &[Tensor], expected: &[Tensor], tolerance: f64) -> bool {
+/// Are outputs the same, within a tolerance that is relative where numbers are larger than 1?
+pub(crate) fn agree(found: &[Tensor], expected: &[Tensor], tolerance: f64) -> bool {
     let agree = |(a, b): (&Tensor, &Tensor)| {
         a.shape == b.shape && a.data.max_difference(&b.data).is_some_and(|d| d <= tolerance)
     };
@@ -436,6 +435,7 @@ fn agree(found: &[Tensor], expected: &[Tensor], tolerance: f64) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::plan::Build;
     use std::path::Path;
 
     fn load(profile: Option<Profile>) -> Model {
@@ -460,43 +460,8 @@ mod tests {
             let inputs = inputs(&model, &LoadOptions::default(), Some(3), 0).unwrap();
             model.run(&[&inputs], 4, &|| false).unwrap().remove(0)
         });
-        assert!(agree(&outputs[0], &outputs[1], BUILD_TOLERANCE));
-        assert!(agree(&outputs[0], &outputs[2], BUILD_TOLERANCE));
+        assert!(agree(&outputs[0], &outputs[1], ROW_TOLERANCE));
+        assert!(agree(&outputs[0], &outputs[2], ROW_TOLERANCE));
         assert_eq!(outputs[0][0].shape, [3, 2], "padded to 4 rows, and cut again");
-    }
-
-    #[test]
-    fn the_fastest_build_that_agrees_is_taken_and_what_was_measured_is_told() {
-        const ALL: [Build; 3] = [Build::Plain, Build::Own, Build::ChannelsLast];
-        // Not measured at load: in the build that it begins with.
-        let plain = || {
-            let (has_batches, seconds) = (false, vec![(1, 0.5)]);
-            let (build, compared, grain) = (Build::Plain, Vec::new(), Duration::ZERO);
-            load(Some(Profile { build, compared, has_batches, unbatched: None, seconds, grain }))
-        };
-        let inputs = inputs(&plain(), &LoadOptions::default(), Some(1), 0).unwrap();
-        let expected = run(&plain(), &inputs, &|| false).unwrap().0;
-        let chosen = |expected: &[Tensor], seconds: [f64; 3]| {
-            let mut model = plain();
-            let of = |build| seconds[ALL.iter().position(|&b| b == build).unwrap()];
-            choose_build(&mut model, &inputs, expected, &|build, _| of(build));
-            for &(build, found) in model.compared() {
-                assert_eq!(found, of(build), "{build:?}");
-            }
-            (model.build(), model.compared().iter().map(|c| c.0).collect::<Vec<_>>())
-        };
-        assert_eq!(
-            chosen(&expected, [1.0, 0.5, 0.4]),
-            (Build::Own, vec![Build::Plain, Build::Own])
-        );
-        let last = vec![Build::Own, Build::Plain, Build::ChannelsLast];
-        assert_eq!(chosen(&expected, [1.0, 1.0, 0.5]), (Build::ChannelsLast, last.clone()));
-        assert_eq!(chosen(&expected, [1.0, 2.0, 3.0]), (Build::Plain, last.clone()));
-        // Too little to tell from noise.
-        assert_eq!(chosen(&expected, [1.0, 0.96, 0.96]), (Build::Plain, last));
-        // Fast, but none of them answers so.
-        let mut other = expected;
-        other[0].data = Data::Fp32(vec![9.0, 9.0]);
-        assert_eq!(chosen(&other, [1.0, 0.5, 0.5]), (Build::Plain, Vec::new()));
     }
 }

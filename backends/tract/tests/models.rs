@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use forebay_protocol::oip::{Data, InferRequest, InferResponse, Tensor};
-use forebay_tract::{LoadError, LoadOptions, Model, RunError};
+use forebay_tract::{Build, LoadError, LoadOptions, Model, RunError};
 use std::path::{Path, PathBuf};
 
 /// ONNX Runtime's results and ours differ in the order of sums; the models end in probabilities
@@ -188,5 +188,43 @@ fn what_the_engine_would_compute_wrongly_is_refused_with_its_attribute() {
         let Ok(onnx) = onnx else { panic!("expected {file}") };
         let refused = Model::load(&onnx, &batched()).err().map(|error| error.to_string());
         assert!(refused.as_ref().is_some_and(|text| text.contains(by)), "{file}: {refused:?}");
+    }
+}
+
+/// Inputs of the model `spread`: two numbers and three, of which all pairs are added.
+fn unequal() -> Vec<Tensor> {
+    let of = |name: &str, shape: [usize; 3], value: f32| {
+        let data = Data::Fp32(vec![value; shape.iter().product()]);
+        Tensor::new(name, shape.to_vec(), data).unwrap()
+    };
+    vec![of("a", [1, 2, 1], 1.5), of("b", [1, 1, 3], 2.0)]
+}
+
+#[test]
+fn a_shape_that_our_kernels_have_no_place_in_runs_without_them_and_is_told_once() {
+    // Both inputs are warmed up with one element, where kernels of ours have a place.
+    let model = load("spread", &LoadOptions { build: Some(Build::Own), ..batched() });
+    assert_eq!((model.build(), model.fallbacks(), model.take_fallback()), (Build::Own, 0, None));
+    let found = run(&model, &unequal());
+    assert_eq!((&found[0].shape, &found[0].data), (&vec![1, 2, 3], &Data::Fp32(vec![3.5; 6])));
+    let fallback = model.take_fallback().unwrap();
+    assert_eq!(fallback.shapes, [vec![1, 2, 1], vec![1, 1, 3]]);
+    assert!(fallback.why.contains("no place for a kernel"), "{fallback:?}");
+    // Compiled once, told once, counted for each shape.
+    let (compilations, took) = model.compilations();
+    assert_eq!(run(&model, &unequal()), found);
+    assert_eq!(model.compilations(), (compilations, took));
+    let mut wider = unequal();
+    wider[1] = Tensor::new("b", vec![1, 1, 5], Data::Fp32(vec![2.0; 5])).unwrap();
+    assert_eq!(run(&model, &wider)[0].data, Data::Fp32(vec![3.5; 10]));
+    assert_eq!((model.fallbacks(), model.take_fallback()), (2, None));
+    assert_eq!(model.build(), Build::Own, "of the other shapes");
+}
+
+#[test]
+fn the_same_file_is_always_served_in_the_same_build() {
+    for name in ["spread", "arith", "log", "lstm", "silero-vad"] {
+        let builds: Vec<Build> = (0..5).map(|_| load(name, &options_of(name)).build()).collect();
+        assert!(builds.iter().all(|build| *build == builds[0]), "{name}: {builds:?}");
     }
 }

@@ -41,6 +41,15 @@ save(
     [value("sum", ["n", 4]), value("difference", ["n", 4])],
 )
 
+# All sums of a number of a and one of b: where each has one number the inputs are of the shape of the
+# output, which a kernel may need, and with more of them neither is.
+save(
+    "spread",
+    [node("Add", ["a", "b"], ["y"])],
+    [value("a", ["n", "m", 1]), value("b", ["n", 1, "k"])],
+    [value("y", ["n", "m", "k"])],
+)
+
 # y = ln x: not finite for x <= 0.
 save("log", [node("Log", ["x"], ["y"])], [value("x", ["n", 2])], [value("y", ["n", 2])])
 

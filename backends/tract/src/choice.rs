@@ -1,0 +1,181 @@
+//! Which build a model runs in.
+//!
+//! Workers that load the same file must serve it in the same build, and a timer that ticks a
+//! microsecond late on one of them must not decide otherwise. So the choice is a rule with a fixed
+//! preference: our kernels where they have a place and answer as tract's own do, else the plain
+//! build. A measurement overrules the preference only where the difference is clear, far beyond what
+//! load on the machine can make of it; `build` in a model's `model.toml` overrules both.
+//!
+//! Builds are measured in processor time of this thread, so that other work on the machine does not
+//! count, in turns, and by the least of several runs. A build that is to be taken is compared with
+//! the plain one on several shapes and batch sizes, not only on the one that was timed.
+
+use crate::model::{Model, Watch};
+use crate::plan::{Build, Plans, Shapes};
+use crate::warm_up::{agree, values};
+use forebay_protocol::oip::Tensor;
+use rustix::time::{ClockId, clock_gettime};
+use std::time::{Duration, Instant};
+
+/// How far outputs may differ between builds: other kernels, other order of sums.
+const TOLERANCE: f64 = 1e-3;
+/// A build is clearly faster if it needs at most this share of the other's time ...
+const CLEAR: f64 = 0.8;
+/// ... and if it saves more seconds a row than this: no client sees a difference below.
+const NOTICEABLE: f64 = 20e-6;
+/// Rounds in which each build is timed, unless they take longer together than the time below: the
+/// processor time of a long run hardly varies.
+const ROUNDS: usize = 9;
+const ROUNDS_TIME: Duration = Duration::from_millis(400);
+/// No further shape is compared after this time.
+const COMPARE_TIME: Duration = Duration::from_secs(10);
+
+/// Inputs that builds are compared on.
+#[derive(Debug)]
+pub(crate) struct Samples {
+    /// One row of the usual shapes, which is timed too.
+    pub(crate) usual: Vec<Tensor>,
+    /// More rows and other shapes. The model need not be able to run all of them.
+    pub(crate) others: Vec<Vec<Tensor>>,
+}
+
+/// What a run counts as that was measured to take so many seconds.
+pub(crate) type Judge<'a> = &'a dyn Fn(Build, f64) -> f64;
+
+/// Takes the build that the rule gives; the model's plans are plain before.
+pub(crate) fn choose(model: &mut Model, samples: &Samples, judge: Judge<'_>) {
+    for build in [Build::Own, Build::ChannelsLast] {
+        let Some(other) = model.plans.built(build) else { continue };
+        let Some([plain, others]) = compare(model, &other, &samples.usual, judge) else { continue };
+        model.compared.retain(|(known, _)| *known != Build::Plain);
+        model.compared.extend([(Build::Plain, plain), (build, others)]);
+        let is_wanted = match build {
+            Build::Own => !is_clearly_less(plain, others),
+            _ => is_clearly_less(others, plain),
+        };
+        if is_wanted && agrees_on(model, &other, &samples.others) {
+            model.plans = other;
+            // What is slower than ours at one layout was never seen to be faster at the other.
+            return;
+        }
+    }
+}
+
+fn is_clearly_less(seconds: f64, other: f64) -> bool {
+    seconds <= CLEAR * other && other - seconds > NOTICEABLE
+}
+
+/// Least seconds of the plain build and of the other; `None` if the other has no plan of its own for
+/// these inputs, or answers otherwise.
+fn compare(model: &Model, other: &Plans, usual: &[Tensor], judge: Judge<'_>) -> Option<[f64; 2]> {
+    let has_place = other.get(&shapes(usual)).ok()?.build == other.build();
+    if !has_place || !agrees(model, other, usual) {
+        return None;
+    }
+    let plans = [&model.plans, other];
+    let mut least = [f64::INFINITY; 2];
+    let started = Instant::now();
+    for round in 0..ROUNDS {
+        if round > 0 && started.elapsed() > ROUNDS_TIME {
+            break;
+        }
+        // In turns, so that neither build always runs in the caches that the other left.
+        for turn in [round % 2, (round + 1) % 2] {
+            let before = thread_seconds();
+            run(model, plans[turn], usual)?;
+            let seconds = judge(plans[turn].build(), thread_seconds() - before);
+            least[turn] = least[turn].min(seconds);
+        }
+    }
+    Some(least)
+}
+
+/// Does the other build answer as the plain one does, wherever that can run?
+fn agrees_on(model: &Model, other: &Plans, samples: &[Vec<Tensor>]) -> bool {
+    let started = Instant::now();
+    let mut in_time = samples.iter().take_while(|_| started.elapsed() < COMPARE_TIME);
+    in_time.all(|inputs| agrees(model, other, inputs))
+}
+
+fn agrees(model: &Model, other: &Plans, inputs: &[Tensor]) -> bool {
+    let Some(expected) = run(model, &model.plans, inputs) else { return true };
+    run(model, other, inputs).is_some_and(|found| agree(&found, &expected, TOLERANCE))
+}
+
+fn run(model: &Model, plans: &Plans, inputs: &[Tensor]) -> Option<Vec<Tensor>> {
+    let never: &dyn Watch = &|| false;
+    let ran = model.run_in(plans, &shapes(inputs), &|| values(inputs), never);
+    ran.ok().map(|(outputs, _)| outputs)
+}
+
+fn shapes(inputs: &[Tensor]) -> Shapes {
+    inputs.iter().map(|input| input.shape.clone()).collect()
+}
+
+/// Processor time of this thread.
+#[allow(clippy::cast_precision_loss, reason = "times of threads are short")]
+fn thread_seconds() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::model::LoadOptions;
+    use crate::warm_up;
+    use forebay_protocol::oip::Data;
+    use std::path::Path;
+
+    const ALL: [Build; 3] = [Build::Plain, Build::Own, Build::ChannelsLast];
+
+    /// In the plain build, without a choice.
+    fn plain() -> (Model, Samples) {
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("models");
+        let bytes = std::fs::read(models.join("ppocr-cls/1/model.onnx")).unwrap();
+        let shapes = [("x".to_owned(), vec![-1, 3, 48, 192])].into();
+        let build = Some(Build::Plain);
+        let options = LoadOptions { max_batch: 1, shapes, build, ..LoadOptions::default() };
+        let model = Model::load(&bytes, &options).unwrap();
+        let samples = warm_up::samples(&model, &options, false).unwrap();
+        (model, samples)
+    }
+
+    fn chosen(seconds: [f64; 3]) -> (Build, Vec<Build>) {
+        let (mut model, samples) = plain();
+        let of = |build| seconds[ALL.iter().position(|&b| b == build).unwrap()];
+        choose(&mut model, &samples, &|build, _| of(build));
+        for &(build, found) in model.compared() {
+            assert_eq!(found, of(build), "{build:?}");
+        }
+        (model.build(), model.compared().iter().map(|c| c.0).collect())
+    }
+
+    #[test]
+    fn our_kernels_are_taken_unless_the_plain_build_is_clearly_faster() {
+        let two = vec![Build::Plain, Build::Own];
+        let three = vec![Build::Own, Build::Plain, Build::ChannelsLast];
+        assert_eq!(chosen([1.0, 0.5, 0.4]), (Build::Own, two.clone()));
+        // What noise can make of equal times does not decide, one way or the other.
+        assert_eq!(chosen([1.0, 0.96, 0.1]), (Build::Own, two.clone()));
+        assert_eq!(chosen([1.0, 1.2, 0.1]), (Build::Own, two.clone()));
+        assert_eq!(chosen([1.0, 2.0, 3.0]), (Build::Plain, three.clone()));
+        assert_eq!(chosen([1.0, 2.0, 0.9]), (Build::Plain, three.clone()));
+        assert_eq!(chosen([1.0, 2.0, 0.7]), (Build::ChannelsLast, three));
+        // A multiple, but of microseconds.
+        assert_eq!(chosen([2e-6, 9e-6, 1e-6]), (Build::Own, two));
+    }
+
+    #[test]
+    fn a_build_that_answers_otherwise_is_not_taken_however_fast_it_is() {
+        let (model, samples) = plain();
+        let inputs = &samples.usual;
+        let found = run(&model, &model.plans, inputs).unwrap();
+        let mut other = found.clone();
+        other[0].data = Data::Fp32(vec![9.0, 9.0]);
+        assert!(agree(&found, &found, TOLERANCE) && !agree(&found, &other, TOLERANCE));
+        let own = model.plans.built(Build::Own).unwrap();
+        assert!(agrees(&model, &own, inputs));
+    }
+}
