@@ -11,16 +11,17 @@ const FIRST: Duration = Duration::from_secs(1);
 /// Longest time between two.
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// Models that are to be loaded again, by name: when, and how long after the last attempt.
+/// Models that are to be loaded again, by name: when, unless that has begun, and how long after the
+/// last attempt.
 #[derive(Debug, Default)]
-pub(crate) struct Again(HashMap<String, (Instant, Duration)>);
+pub(crate) struct Again(HashMap<String, (Option<Instant>, Duration)>);
 
 impl Again {
     /// An attempt failed, for a reason that may pass.
     pub(crate) fn put_off(&mut self, name: &str, now: Instant) {
         let before = self.0.get(name).map(|(_, wait)| *wait * 2);
         let wait = before.map_or(FIRST, |wait| wait.min(LONGEST));
-        self.0.insert(name.to_owned(), (now + wait, wait));
+        self.0.insert(name.to_owned(), (Some(now + wait), wait));
     }
 
     /// There is no need any more.
@@ -35,13 +36,13 @@ impl Again {
 
     /// When the first of them is due.
     pub(crate) fn next(&self) -> Option<Instant> {
-        self.0.values().map(|(at, _)| *at).min()
+        self.0.values().filter_map(|(at, _)| *at).min()
     }
 
-    /// Those that are due.
-    pub(crate) fn due(&self, now: Instant) -> Vec<String> {
-        let due = self.0.iter().filter(|(_, (at, _))| *at <= now);
-        due.map(|(name, _)| name.clone()).collect()
+    /// Those that are due, each told once: what becomes of the attempt puts it off or forgets it.
+    pub(crate) fn due(&mut self, now: Instant) -> Vec<String> {
+        let due = self.0.iter_mut().filter(|(_, (at, _))| at.is_some_and(|at| at <= now));
+        due.map(|(name, (at, _))| (name.clone(), *at = None).0).collect()
     }
 }
 
@@ -63,8 +64,9 @@ mod tests {
             now = at;
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
+        assert_eq!((again.due(now), again.next()), (Vec::new(), None), "each is told once");
         again.put_off("n", now);
-        assert_eq!(again.due(now), ["m"], "each has a time of its own");
+        assert_eq!(again.due(now + FIRST), ["n"], "each has a time of its own");
         again.forget("m");
         assert!(!again.awaits("m"));
         again.put_off("m", now);

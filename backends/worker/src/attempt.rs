@@ -12,6 +12,7 @@
 
 use crate::config::Options;
 use crate::failure::Failure;
+use crate::tasks::Cancel;
 use crate::trial::STACK;
 use forebay_tract::{LoadOptions, Model, Profile};
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
@@ -80,11 +81,12 @@ impl Attempt {
     /// Loads a model once in a child; `None` if there is no program to do it with.
     ///
     /// # Errors
-    /// Why it can't be loaded, how the child ended, or that there was none.
+    /// Why it can't be loaded, how the child ended, that there was none, or that it was cancelled.
     pub(crate) fn profile(
         &self,
         onnx: &[u8],
         options: &LoadOptions,
+        cancel: &Cancel,
     ) -> Result<Option<Profile>, Failure> {
         let Some((program, arguments)) = self.program.split_first() else { return Ok(None) };
         let mut command = Command::new(program);
@@ -96,12 +98,16 @@ impl Attempt {
             Order { memory: self.memory, seconds: seconds as u64, options: options.clone() };
         let order = serde_json::to_vec(&order).map_err(|error| error.to_string())?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let parts: [&[u8]; 3] = [&order, b"\n", onnx];
         let said = runtime
-            .and_then(|runtime| runtime.block_on(ask(command, limit, &[&order, b"\n", onnx])))
-            .map_err(|error| Failure::Passing(format!("no process to try it in: {error}")))?
-            .ok_or_else(|| {
-                format!("the process that it was tried in did not end within {limit:?}")
-            })?;
+            .and_then(|runtime| runtime.block_on(ask(command, limit, &parts, cancel)))
+            .map_err(|error| Failure::Passing(format!("no process to try it in: {error}")))?;
+        if cancel.is_cancelled() {
+            return Err(Failure::Passing("nobody wants it any more".to_owned()));
+        }
+        let said = said.ok_or_else(|| {
+            format!("the process that it was tried in did not end within {limit:?}")
+        })?;
         match serde_json::from_slice::<Answer>(&said.answer) {
             Ok(answer) => Ok(answer.map(Some)?),
             Err(_) => Err(self.end(&said)),
@@ -139,11 +145,20 @@ struct Said {
     status: ExitStatus,
 }
 
-/// Starts a child and tells it these parts; `None` if it had to be killed. It does not outlive the call.
-async fn ask(mut command: Command, limit: Duration, parts: &[&[u8]]) -> io::Result<Option<Said>> {
+/// Starts a child and tells it these parts; `None` if it had to be killed, because its time was up or
+/// because nobody wants its answer any more. It does not outlive the call.
+async fn ask(
+    mut command: Command,
+    limit: Duration,
+    parts: &[&[u8]],
+    cancel: &Cancel,
+) -> io::Result<Option<Said>> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn()?;
-    let said = tokio::time::timeout(limit, talk(&mut child, parts)).await.ok().transpose();
+    let said = tokio::select! {
+        said = tokio::time::timeout(limit, talk(&mut child, parts)) => said.ok().transpose(),
+        () = cancel.cancelled() => Ok(None),
+    };
     if !matches!(said, Ok(Some(_))) {
         child.kill().await?;
     }
@@ -282,7 +297,7 @@ mod tests {
         let script = format!("ulimit -c 0; {script}");
         let program = ["/bin/sh", "-c", &script].map(OsString::from).to_vec();
         let attempt = Attempt { program, memory: 1 << 30, limit };
-        attempt.profile(MODEL, &LoadOptions::default()).unwrap_err()
+        attempt.profile(MODEL, &LoadOptions::default(), &Cancel::new()).unwrap_err()
     }
 
     #[test]
@@ -307,7 +322,7 @@ mod tests {
         assert!(matches!(failure, Failure::Passing(_)), "{failure:?}");
         let program = vec![OsString::from("/nowhere/to/be/found")];
         let none = Attempt { program, memory: 0, limit };
-        let failure = none.profile(MODEL, &LoadOptions::default()).unwrap_err();
+        let failure = none.profile(MODEL, &LoadOptions::default(), &Cancel::new()).unwrap_err();
         assert!(failure.to_string().contains("no process to try it in: No such file"), "{failure}");
         assert!(matches!(failure, Failure::Passing(_)), "{failure:?}");
     }

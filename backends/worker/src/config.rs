@@ -34,6 +34,8 @@ pub struct Options {
     pub load_timeout: Duration,
     /// Bytes of memory that a model may take while it is loaded for the first time.
     pub load_memory: u64,
+    /// From the start until the worker is ready without the models that still load.
+    pub ready_timeout: Duration,
     /// The words that start this program: a model is loaded for the first time in a process of its
     /// own. None: in this one, without a bound on its memory.
     pub program: Vec<OsString>,
@@ -77,6 +79,8 @@ impl Default for Options {
             load_timeout: Duration::from_secs(300),
             // The other half is for what is served meanwhile.
             load_memory: crate::attempt::machine_memory() / 2,
+            // Longer than healthy models take together, shorter than the patience of a rollout.
+            ready_timeout: Duration::from_secs(30),
             program: Vec::new(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
             executors: cores,
@@ -126,6 +130,9 @@ pub struct Settings {
     /// Memory for one model while it is loaded [default: half of the machine's or the group's]
     #[arg(long, value_name = "SIZE", value_parser = unit::<ByteSize>)]
     pub load_memory: Option<ByteSize>,
+    /// Time from the start until the worker is ready without the models that still load [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = unit::<Duration>)]
+    pub ready_timeout: Option<Duration>,
     /// Address to listen on; port 0 takes a free one [default: 127.0.0.1:8000]
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
@@ -231,6 +238,7 @@ impl Settings {
                 max_model: file.get("max_model"),
                 load_timeout: file.get("load_timeout"),
                 load_memory: file.get("load_memory"),
+                ready_timeout: file.get("ready_timeout"),
                 listen: file.get("listen"),
                 executors: counted(&file, "executors", MAX_EXECUTORS),
                 pin_executors: file.get("pin_executors"),
@@ -282,6 +290,7 @@ impl Settings {
             pin_executors,
             queue,
             load_timeout,
+            ready_timeout,
             max_connections,
             header_timeout,
             idle_timeout,

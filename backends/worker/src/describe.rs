@@ -146,6 +146,8 @@ fn properties(version: &Version) -> BTreeMap<String, String> {
         (None, Some(why)) => put("batching", &format!("each request runs alone: {why}")),
         (None, None) => None,
     };
+    // Replicas of one model are to show the same.
+    put("build", version.engine.build().as_str());
     for (label, number) in &version.config.labels {
         put(&format!("label.{label}"), &number.to_string());
     }
@@ -262,7 +264,7 @@ fn numbers<'a>(
 ) -> impl Iterator<Item = ModelStatistics> {
     let answering = versions.into_iter().filter(|(_, entry)| entry.state.can_answer());
     answering.map(move |(number, entry)| {
-        let (number, bytes) = (number.to_string(), entry.version().map_or(0, |v| v.memory.bytes));
+        let (number, bytes) = (number.to_string(), entry.version().map_or(0, |v| v.memory.bytes()));
         match &entry.known {
             Some(known) => known.stats.statistics(name, &number, bytes),
             None => {
@@ -298,9 +300,9 @@ pub(crate) async fn metrics(Shared(app): Shared<Arc<App>>) -> Response {
             let version = entry.version();
             let gauge = |name| app.metrics.series.gauge(name, labels);
             gauge(metric::MODEL_READY).set(f64::from(u8::from(version.is_some())));
-            set_bytes(gauge(metric::MODEL_MEMORY), version.map_or(0, |v| v.memory.bytes));
+            set_bytes(gauge(metric::MODEL_MEMORY), version.map_or(0, |v| v.memory.bytes()));
             if let Some(version) = version {
-                Stats::show_curve(&app.metrics, labels, version.engine.curve());
+                Stats::show_engine(&app.metrics, labels, &version.engine);
             }
         }
     }

@@ -3,8 +3,13 @@
 //! Whoever can write into the repository must not be able to make the worker read what lies outside
 //! it, wait for a pipe, or swallow a disk. Names become paths and labels, so they are checked; links
 //! are followed only as far as they stay inside; a file with a second name (a hard link) may be
-//! anyone's and is refused; each file is read up to a bound.
+//! anyone's and is refused. The length of a file is looked at before a byte of it is read, and no
+//! more than that bound is read of a file that grows meanwhile.
+//!
+//! A read that fails for a reason of the machine (no descriptor, no memory, a disk that does not
+//! answer) says nothing of the model: it is tried again, and nothing is taken away for it.
 
+use crate::failure::Failure;
 use crate::model_config::{ModelConfig, Versions};
 use forebay_config::file::contained;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -24,15 +29,20 @@ const MAX_CONFIG: u64 = 1 << 20;
 /// Time that reading it may take.
 const READING: Duration = Duration::from_secs(30);
 
-/// Longest file of labels, in bytes: a vocabulary of a million.
+/// Longest file of labels, in bytes, and most lines in it: a vocabulary of a million.
 const MAX_LABELS: u64 = 16 << 20;
+const MAX_LABEL_LINES: usize = 1 << 20;
 
 /// Longest tokenizer, in bytes: one for a hundred languages has 17 MiB.
 const MAX_TOKENIZER: u64 = 64 << 20;
 
-/// Longest example, in bytes, and how many are read of one model.
+/// Longest example, in bytes, how many are read of one model, and how long all may be together.
 const MAX_EXAMPLE: u64 = 16 << 20;
 const MAX_EXAMPLES: usize = 16;
+const MAX_ALL_EXAMPLES: u64 = 64 << 20;
+
+/// Bytes that are read at a time where a file is only looked through.
+const CHUNK: usize = 256 << 10;
 
 /// A request and the answer that a model has to give to it, as bodies in JSON.
 #[derive(Debug)]
@@ -75,8 +85,17 @@ impl Disk {
     /// # Errors
     /// The directory can't be read, or holds too much.
     pub(crate) fn names(&self) -> io::Result<Vec<String>> {
-        let mut names = entries(&self.root)?;
-        names.retain(|name| self.root.join(name).is_dir());
+        let mut names = Vec::new();
+        for name in entries(&self.root)? {
+            match std::fs::metadata(self.root.join(&name)) {
+                Ok(data) if data.is_dir() => names.push(name),
+                Ok(_) => {}
+                // Gone meanwhile, or a link to nothing.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                // It may be there: no model is taken away because the disk does not answer.
+                Err(error) => return Err(error),
+            }
+        }
         names.retain(|name| {
             let fits = is_name(name);
             if !fits {
@@ -95,78 +114,129 @@ impl Disk {
     /// Reads a model's configuration, and which versions there are.
     ///
     /// # Errors
-    /// In words: the configuration is wrong, or there is no version that it wants.
-    pub(crate) fn model(&self, name: &str) -> Result<Found, String> {
+    /// The configuration is wrong, or there is no version that it wants.
+    pub(crate) fn model(&self, name: &str) -> Result<Found, Failure> {
         let config = self.config(name)?;
         let numbers = self.numbers(name, &config.versions)?;
         Ok(Found { config, numbers })
     }
 
+    /// Bytes that one version's model has.
+    ///
+    /// # Errors
+    /// It is missing, too long, or not inside the repository.
+    pub(crate) fn onnx_length(&self, name: &str, number: u64) -> Result<u64, Failure> {
+        self.open(&onnx_path(name, number), self.max_model).map(|(_, length)| length)
+    }
+
+    /// BLAKE3 of one version's model, in hexadecimal, without holding the model in memory.
+    ///
+    /// # Errors
+    /// It is missing, too long, or not inside the repository.
+    pub(crate) fn onnx_digest(&self, name: &str, number: u64) -> Result<String, Failure> {
+        let path = onnx_path(name, number);
+        let (file, _) = self.open(&path, self.max_model)?;
+        let mut file = file.take(self.max_model + 1);
+        let (mut hasher, mut chunk) = (blake3::Hasher::new(), vec![0; CHUNK]);
+        loop {
+            match file.read(&mut chunk) {
+                Ok(0) => return Ok(hasher.finalize().to_hex().to_string()),
+                Ok(length) => hasher.update(&chunk[..length]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(Failure::of_io(&path.display(), &error)),
+            };
+        }
+    }
+
     /// The bytes of one version's model.
     ///
     /// # Errors
-    /// In words: it is missing, too long, or not inside the repository.
-    pub(crate) fn onnx(&self, name: &str, number: u64) -> Result<Vec<u8>, String> {
-        let path = Path::new(name).join(number.to_string()).join("model.onnx");
-        self.read(&path, self.max_model)
+    /// It is missing, too long, or not inside the repository.
+    pub(crate) fn onnx(&self, name: &str, number: u64) -> Result<Vec<u8>, Failure> {
+        self.read(&onnx_path(name, number), self.max_model)
     }
 
     /// Requests and the answers expected to them, that lie beside the model's versions:
     /// `examples/NAME.json` and `examples/NAME.expected.json`. Empty if there are none.
     ///
     /// # Errors
-    /// In words: one of them can't be read.
-    pub(crate) fn examples(&self, name: &str) -> Result<Vec<Example>, String> {
+    /// One of them can't be read, or all together are too long.
+    pub(crate) fn examples(&self, name: &str) -> Result<Vec<Example>, Failure> {
         let folder = Path::new(name).join("examples");
-        let Ok(names) = entries(&self.root.join(&folder)) else { return Ok(Vec::new()) };
-        let stems = names.iter().filter_map(|name| name.strip_suffix(".expected.json"));
-        let read = |stem: &str| {
-            Ok(Example {
-                request: self.read(&folder.join(format!("{stem}.json")), MAX_EXAMPLE)?,
-                expected: self.read(&folder.join(format!("{stem}.expected.json")), MAX_EXAMPLE)?,
-                name: stem.to_owned(),
-            })
+        let names = match entries(&self.root.join(&folder)) {
+            Ok(names) => names,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(Failure::of_io(&folder.display(), &error)),
         };
-        stems.take(MAX_EXAMPLES).map(read).collect()
+        let mut left = MAX_ALL_EXAMPLES;
+        let mut read = |file: String| {
+            let bytes = self.read(&folder.join(file), MAX_EXAMPLE)?;
+            left = left.checked_sub(bytes.len() as u64).ok_or_else(|| {
+                let (folder, most) = (folder.display(), MAX_ALL_EXAMPLES);
+                Failure::Bad(format!("{folder}: expected at most {most} bytes in all examples"))
+            })?;
+            Ok::<_, Failure>(bytes)
+        };
+        let mut examples = Vec::new();
+        let stems = names.iter().filter_map(|name| name.strip_suffix(".expected.json"));
+        for stem in stems.take(MAX_EXAMPLES) {
+            examples.push(Example {
+                request: read(format!("{stem}.json"))?,
+                expected: read(format!("{stem}.expected.json"))?,
+                name: stem.to_owned(),
+            });
+        }
+        Ok(examples)
     }
 
     /// The lines of a file beside the model's versions, as names of an output's elements.
     ///
     /// # Errors
-    /// In words: it can't be read, or is no text.
-    pub(crate) fn labels(&self, name: &str, file: &str) -> Result<Vec<String>, String> {
+    /// It can't be read, is no text, or has too many lines.
+    pub(crate) fn labels(&self, name: &str, file: &str) -> Result<Vec<String>, Failure> {
         let bytes = self.read(&Path::new(name).join(file), MAX_LABELS)?;
         let text = String::from_utf8(bytes).map_err(|error| format!("{file}: {error}"))?;
-        Ok(text.lines().map(|line| line.trim().to_owned()).collect())
+        let labels: Vec<_> =
+            text.lines().take(MAX_LABEL_LINES + 1).map(|line| line.trim().to_owned()).collect();
+        if labels.len() > MAX_LABEL_LINES {
+            return Err(format!("{file}: expected at most {MAX_LABEL_LINES} lines").into());
+        }
+        Ok(labels)
     }
 
     /// The bytes of a tokenizer beside the model's versions.
     ///
     /// # Errors
-    /// In words: it can't be read.
-    pub(crate) fn tokenizer(&self, name: &str, file: &str) -> Result<Vec<u8>, String> {
+    /// It can't be read.
+    pub(crate) fn tokenizer(&self, name: &str, file: &str) -> Result<Vec<u8>, Failure> {
         self.read(&Path::new(name).join(file), MAX_TOKENIZER)
     }
 
     /// Reads a file, its path relative to the repository.
     ///
     /// # Errors
-    /// In words: it is missing, longer than `most` bytes, no plain file, or not inside.
-    pub(crate) fn read(&self, path: &Path, most: u64) -> Result<Vec<u8>, String> {
-        let short = path.display();
-        let file = self.open(path)?;
+    /// It is missing, longer than `most` bytes, no plain file, or not inside.
+    fn read(&self, path: &Path, most: u64) -> Result<Vec<u8>, Failure> {
+        let (file, length) = self.open(path, most)?;
+        let failed = |error: &io::Error| Failure::of_io(&path.display(), error);
         let mut bytes = Vec::new();
-        file.take(most + 1).read_to_end(&mut bytes).map_err(|error| format!("{short}: {error}"))?;
+        // As much as it has: a vector that doubles takes three times a large model.
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        bytes.try_reserve_exact(length).map_err(|_| failed(&io::ErrorKind::OutOfMemory.into()))?;
+        file.take(most + 1).read_to_end(&mut bytes).map_err(|error| failed(&error))?;
         if bytes.len() as u64 > most {
-            return Err(format!("{short}: expected at most {most} bytes, found more"));
+            return Err(too_long(path, most, "more"));
         }
         Ok(bytes)
     }
 
     /// What the model's files look like now: those beside the versions, and the versions' own.
-    pub(crate) fn stamp(&self, name: &str) -> Stamp {
+    ///
+    /// # Errors
+    /// The directory can't be read.
+    pub(crate) fn stamp(&self, name: &str) -> io::Result<Stamp> {
         let folder = self.root.join(name);
-        let mut files = entries(&folder).unwrap_or_default();
+        let mut files = entries(&folder)?;
         for file in &mut files {
             if number(file).is_some() {
                 file.push_str("/model.onnx");
@@ -183,31 +253,38 @@ impl Disk {
             let stamp = [data.len(), modified, changed, data.ino(), data.dev()];
             Some((file, if data.is_dir() { [0; 5] } else { stamp }))
         };
-        Stamp(files.into_iter().filter_map(look).collect())
+        Ok(Stamp(files.into_iter().filter_map(look).collect()))
     }
 
-    fn config(&self, name: &str) -> Result<ModelConfig, String> {
+    fn config(&self, name: &str) -> Result<ModelConfig, Failure> {
         let path = Path::new(name).join("model.toml");
-        if self.root.join(&path).symlink_metadata().is_err() {
-            return Ok(ModelConfig::default());
+        match self.root.join(&path).symlink_metadata() {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(ModelConfig::default());
+            }
+            // It may be there, and then the default would be wrong.
+            Err(error) => return Err(Failure::of_io(&path.display(), &error)),
         }
         let failed = |error: &dyn Display| format!("model.toml: {error}");
         let bytes = self.read(&path, MAX_CONFIG)?;
         let text = String::from_utf8(bytes).map_err(|error| failed(&error))?;
         // Whatever the file does to its reader, the thread that loads models goes on.
         let parsed = contained(READING, move || ModelConfig::parse(&text));
-        parsed.map_err(|failure| failed(&failure))?.map_err(|error| failed(&error))
+        let parsed = parsed.map_err(|failure| failed(&failure))?;
+        Ok(parsed.map_err(|error| failed(&error))?)
     }
 
     /// The numbers that are there and wanted; at least one.
-    fn numbers(&self, name: &str, wanted: &Versions) -> Result<Vec<u64>, String> {
-        let names = entries(&self.root.join(name)).map_err(|error| error.to_string())?;
+    fn numbers(&self, name: &str, wanted: &Versions) -> Result<Vec<u64>, Failure> {
+        let names =
+            entries(&self.root.join(name)).map_err(|error| Failure::of_io(&name, &error))?;
         let mut found: Vec<u64> = names.iter().filter_map(|name| number(name)).collect();
         found.sort_unstable();
         if let Versions::Specific(wanted) = wanted
             && let Some(missing) = wanted.iter().find(|number| !found.contains(number))
         {
-            return Err(format!("expected version {missing}, found only {found:?}"));
+            return Err(format!("expected version {missing}, found only {found:?}").into());
         }
         match wanted {
             Versions::Latest(count) => {
@@ -217,32 +294,42 @@ impl Disk {
             Versions::Specific(wanted) => found.retain(|number| wanted.contains(number)),
         }
         if found.is_empty() {
-            return Err("expected a directory such as 1/ with a model.onnx, found none".to_owned());
+            let text = "expected a directory such as 1/ with a model.onnx, found none";
+            return Err(text.to_owned().into());
         }
         Ok(found)
     }
 
-    /// Opens a plain file with one name, inside the repository once all links are followed.
-    fn open(&self, path: &Path) -> Result<File, String> {
+    /// Opens a plain file with one name and of at most `most` bytes, inside the repository once all
+    /// links are followed; gives its length too.
+    fn open(&self, path: &Path, most: u64) -> Result<(File, u64), Failure> {
         let short = path.display();
-        let failed = |error: &dyn Display| format!("{short}: {error}");
+        let failed = |error: &io::Error| Failure::of_io(&short, error);
         let real = self.root.join(path).canonicalize().map_err(|error| failed(&error))?;
         let Ok(inner) = real.strip_prefix(&self.root) else {
-            return Err(format!("{short} leads out of the repository"));
+            return Err(format!("{short} leads out of the repository").into());
         };
-        let file = self.open_beneath(inner).map_err(|error| failed(&error))?;
-        let data = file.metadata().map_err(|error| failed(&error))?;
-        if !data.is_file() {
-            return Err(format!("{short}: expected a plain file, found something else"));
-        }
+        // Opening a device may do something: it is looked at before, and the open file once more.
+        let data = real.symlink_metadata().map_err(|error| failed(&error))?;
+        let is_plain = data.is_file();
+        let opened = is_plain.then(|| self.open_beneath(inner)).transpose();
+        let opened = opened.map_err(|error| failed(&error))?;
+        let looked = opened.map(|file| file.metadata().map(|data| (file, data))).transpose();
+        let looked = looked.map_err(|error| failed(&error))?;
+        let Some((file, data)) = looked.filter(|(_, data)| data.is_file()) else {
+            return Err(format!("{short}: expected a plain file, found something else").into());
+        };
         if data.nlink() > 1 {
             let links = data.nlink();
-            return Err(format!(
+            return Err(Failure::Bad(format!(
                 "{short}: expected a file with one name, found {links} hard links: \
                  the others may lie outside the repository"
-            ));
+            )));
         }
-        Ok(file)
+        if data.len() > most {
+            return Err(too_long(path, most, &data.len()));
+        }
+        Ok((file, data.len()))
     }
 
     /// Between following the links and opening, a link could be put in: the kernel refuses any here.
@@ -261,6 +348,15 @@ impl Disk {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+fn onnx_path(name: &str, number: u64) -> PathBuf {
+    Path::new(name).join(number.to_string()).join("model.onnx")
+}
+
+fn too_long(path: &Path, most: u64, found: impl Display) -> Failure {
+    let path = path.display();
+    Failure::Bad(format!("{path}: expected at most {most} bytes, found {found}"))
 }
 
 /// Names in a directory, sorted; hidden ones and those that are not UTF-8 are passed over.

@@ -219,6 +219,15 @@ impl Run<'_> {
         }
     }
 
+    /// Says once for each version that some shapes do not run in its own build; the rest is counted.
+    fn tell_of_fallback(&self) {
+        let Some(fallback) = self.version.engine.take_fallback() else { return };
+        let (model, version) = (&self.version.model, &self.version.number);
+        let (shapes, why) = (fallback.shapes, fallback.why);
+        let build = self.version.engine.build();
+        tracing::warn!(model, version, ?build, ?shapes, why, "shapes fall back to the plain build");
+    }
+
     fn engine(&self, jobs: &[&Job]) -> (Result<Vec<Outcome>, Failure>, Duration) {
         if jobs.is_empty() {
             return (Ok(Vec::new()), Duration::ZERO);
@@ -234,6 +243,7 @@ impl Run<'_> {
         let inputs: Vec<&[Tensor]> = jobs.iter().map(|job| job.inputs.as_slice()).collect();
         let result = self.version.engine.run(&inputs, self.most, &watch);
         let took = watch.took(Instant::now());
+        self.tell_of_fallback();
         let rows = jobs.iter().map(|job| job.rows).sum();
         let result = match result {
             Ok(outputs) => {

@@ -1,5 +1,8 @@
 //! Why a version was not loaded, and what that means for the next attempt.
 
+use std::fmt::Display;
+use std::io;
+
 /// Why a version was not loaded.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Failure {
@@ -18,5 +21,45 @@ pub(crate) enum Failure {
 impl From<String> for Failure {
     fn from(text: String) -> Self {
         Self::Bad(text)
+    }
+}
+
+impl Failure {
+    /// What it means that something of a model could not be read: is it the file, or the machine?
+    pub(crate) fn of_io(path: &dyn Display, error: &io::Error) -> Self {
+        use rustix::io::Errno;
+        /// Nothing that a file could do.
+        const OF_THE_MACHINE: [Errno; 9] = [
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::NOMEM,
+            Errno::NOBUFS,
+            Errno::AGAIN,
+            Errno::IO,
+            Errno::STALE,
+            Errno::TIMEDOUT,
+            Errno::INTR,
+        ];
+        let text = format!("{path}: {error}");
+        let is_the_machines = error.kind() == io::ErrorKind::OutOfMemory
+            || Errno::from_io_error(error).is_some_and(|errno| OF_THE_MACHINE.contains(&errno));
+        if is_the_machines { Self::Passing(text) } else { Self::Bad(text) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_machine_lacks_is_not_blamed_on_a_model() {
+        let of = |errno: rustix::io::Errno| Failure::of_io(&"m/1/model.onnx", &errno.into());
+        for errno in [rustix::io::Errno::MFILE, rustix::io::Errno::IO, rustix::io::Errno::NOMEM] {
+            assert!(matches!(of(errno), Failure::Passing(_)), "{errno}");
+        }
+        for errno in [rustix::io::Errno::NOENT, rustix::io::Errno::ACCESS, rustix::io::Errno::LOOP]
+        {
+            assert!(matches!(of(errno), Failure::Bad(_)), "{errno}");
+        }
     }
 }

@@ -27,7 +27,8 @@
 //! | `describe` | metadata, health, configuration, metrics |
 //! | `control` | the model repository extension: index, load, unload |
 //! | `repository` | what is served now; a request's way to its version |
-//! | `loader`, `load`, `trial`, `attempt`, `room` | the one thread that loads and unloads, and what may not stop it; memory for models |
+//! | `loader`, `tasks` | the thread that decides what is loaded and unloaded; loads that wait and run |
+//! | `reconcile`, `load`, `trial`, `attempt`, `room` | one load, what may not stop it, and what becomes of it; memory for models |
 //! | `failure`, `again` | why a version was not loaded, and when that is tried again |
 //! | `disk`, `model_config` | models on disk, read but not believed |
 //! | `golden` | recorded answers, compared when a model is loaded |
@@ -68,6 +69,7 @@ mod openai;
 mod overseer;
 mod patience;
 mod queue;
+mod reconcile;
 mod refusal;
 mod report;
 mod repository;
@@ -76,6 +78,7 @@ mod room;
 mod series;
 mod server;
 mod stats;
+mod tasks;
 mod trial;
 
 pub use cli::main;

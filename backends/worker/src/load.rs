@@ -2,20 +2,23 @@
 
 use crate::attempt::{Attempt, MARGIN};
 use crate::embedding::Embedder;
+use crate::executor::Job;
 use crate::failure::Failure;
 use crate::golden;
-use crate::loader::Loader;
 use crate::model_config::ModelConfig;
-use crate::repository::{Entry, Known, Labels, Model, State, Version};
+use crate::queue::OpenLine;
+use crate::reconcile::Shared;
+use crate::repository::{Known, Labels, Version};
 use crate::room::{self, Spare};
 use crate::stats::Stats;
+use crate::tasks::Cancel;
 use forebay_protocol::metric::worker as metric;
 use forebay_tract as engine;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Why a version is loaded.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Why {
     /// It is there, and there may be room.
     Present,
@@ -25,119 +28,71 @@ pub(crate) enum Why {
     Fetched,
 }
 
-/// What a version is made of.
-struct Content {
-    onnx: Vec<u8>,
-    /// BLAKE3 of that, in hexadecimal.
-    digest: String,
+/// The version that is to be loaded, and how.
+pub(crate) struct Order<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) number: u64,
+    pub(crate) config: &'a Arc<ModelConfig>,
+    pub(crate) line: &'a Arc<OpenLine<Job>>,
+    pub(crate) why: Why,
+    pub(crate) cancel: &'a Cancel,
+}
+
+/// What became of it.
+pub(crate) enum Outcome {
+    /// It is what is served already.
+    Same,
+    Loaded(Box<Version>),
+    Failed(Failure),
+}
+
+/// What lies beside a version's model.
+struct Beside {
     labels: Labels,
     tokenizer: Option<Vec<u8>>,
 }
 
-impl Content {
-    /// Is it what this version was made of, configured in the same way?
-    fn is_that_of(&self, version: &Version, model: &Model) -> bool {
-        let tokenizer = version.embedding.as_ref().map(|embedding| embedding.digest);
-        version.digest == self.digest
-            && version.labels == self.labels
-            && tokenizer == self.tokenizer.as_deref().map(blake3::hash)
-            && Arc::ptr_eq(&version.config, &model.config)
-    }
-}
-
-impl Loader {
-    /// What becomes of one version: kept, loaded, left for later, or failed.
-    pub(crate) fn load(
-        &mut self,
-        name: &str,
-        number: u64,
-        model: &Model,
-        old: Option<&Entry>,
-        why: Why,
-    ) -> Entry {
-        let mut entry = old.cloned().unwrap_or_else(|| Entry::new(State::Loading));
-        let serving = old.and_then(Entry::version);
-        entry.may_pass = false;
-        let outcome = match self.try_load(name, number, model, &entry, why) {
-            Ok(None) => {
-                entry.failure = None;
-                return entry;
-            }
-            Ok(Some(version)) => {
-                entry.known = Some(Arc::new(Known {
-                    digest: version.digest.clone(),
-                    bytes: version.memory.bytes,
-                    config: Arc::clone(&version.config),
-                    profile: version.engine.profile(),
-                    stats: Arc::clone(&version.stats),
-                }));
-                (entry.state, entry.failure) = (State::Ready(Arc::new(version)), None);
-                "ok"
-            }
-            Err(failure) => {
-                let (outcome, state) = match &failure {
-                    Failure::Full(_) => ("full", State::OnDemand),
-                    Failure::Passing(_) | Failure::Bad(_) => ("failed", State::Failed),
-                };
-                entry.may_pass = matches!(failure, Failure::Passing(_));
-                let (text, keeps) = (failure.to_string(), serving.is_some());
-                if why != Why::Present || outcome == "failed" {
-                    tracing::error!(
-                        model = name,
-                        version = number,
-                        failure = text,
-                        keeps,
-                        "model can't be served"
-                    );
-                    entry.failure = Some(text);
-                } else {
-                    tracing::info!(model = name, version = number, why = text, "on demand");
-                    entry.failure = None;
-                }
-                if !keeps {
-                    entry.state = state;
-                }
-                outcome
-            }
-        };
-        self.app.metrics.loads(name, outcome).increment(1);
-        entry
+impl Shared {
+    /// Loads one version. Holds no version that is served while it does.
+    pub(crate) fn load(&self, order: &Order<'_>) -> Outcome {
+        match self.try_load(order) {
+            Ok(None) => Outcome::Same,
+            Ok(Some(version)) => Outcome::Loaded(Box::new(version)),
+            Err(failure) => Outcome::Failed(failure),
+        }
     }
 
     /// `None`: it is what is served already.
-    fn try_load(
-        &mut self,
-        name: &str,
-        number: u64,
-        model: &Model,
-        old: &Entry,
-        why: Why,
-    ) -> Result<Option<Version>, Failure> {
-        let content = self.content(name, number, &model.config)?;
-        if old.version().is_some_and(|version| content.is_that_of(version, model)) {
+    fn try_load(&self, order: &Order<'_>) -> Result<Option<Version>, Failure> {
+        let (name, number) = (order.name, order.number);
+        // Before anything of it is read: it may be too long, or no file.
+        let length = self.disk.onnx_length(name, number)?;
+        let beside = self.beside(name, order.config)?;
+        if self.is_served(order, &beside)? {
             return Ok(None);
         }
-        let before = old.known.as_ref().filter(|known| known.digest == content.digest);
-        let known = model.config.memory.or(before.map(|known| known.bytes));
-        let stats = before.map(|known| Arc::clone(&known.stats));
-        let profile = before.filter(|known| Arc::ptr_eq(&known.config, &model.config));
-        let mut profile = profile.map(|known| known.profile.clone());
-        let spare = match why {
+        let before = self.known(order);
+        let bytes = order.config.memory.or(before.as_ref().map(|known| known.bytes));
+        let spare = match order.why {
             Why::Present => Spare::All,
             Why::Asked => Spare::Model(name),
             Why::Fetched => Spare::Version(name, number),
         };
-        let length = content.onnx.len();
-        self.make_room(known.unwrap_or_else(|| room::estimate(length)), spare)
-            .map_err(Failure::Full)?;
+        let room = bytes.unwrap_or_else(|| room::estimate(length));
+        let mut share = self.make_room(room, spare).map_err(Failure::Full)?;
         let (started, held) = (Instant::now(), room::resident());
+        let onnx = self.disk.onnx(name, number)?;
+        let digest = blake3::hash(&onnx).to_hex().to_string();
+        let before = before.filter(|known| known.digest == digest);
         let examples = self.disk.examples(name)?;
         let compared = examples.len();
-        let Content { onnx, digest, labels, tokenizer } = content;
-        let (onnx, config) = (Arc::new(onnx), Arc::clone(&model.config));
+        let (onnx, config) = (Arc::new(onnx), Arc::clone(order.config));
+        let profile = before.as_ref().filter(|known| Arc::ptr_eq(&known.config, &config));
+        let mut profile = profile.map(|known| known.profile.clone());
         if profile.is_none() {
-            profile = self.attempt(&onnx, &config)?;
+            profile = self.attempt(&onnx, &config, order.cancel)?;
         }
+        let Beside { labels, tokenizer } = beside;
         let work = move || {
             let options = config.load_options(profile);
             let engine = engine::Model::load(&onnx, &options).map_err(|error| error.to_string())?;
@@ -145,16 +100,15 @@ impl Loader {
             let embedding = embedder(&config, tokenizer, &engine)?;
             Ok::<_, Failure>((engine, embedding))
         };
-        let limit = self.app.options.load_timeout;
-        let (engine, embedding) = self.trial.run(limit, work)?;
+        let (engine, embedding) = self.trial.run(self.app.options.load_timeout, work)?;
         let took = started.elapsed();
-        let memory = known.unwrap_or_else(|| room::measured(length, held));
-        let share = self.app.repository.hold(memory);
+        share.resize(bytes.unwrap_or_else(|| room::measured(length, held)));
         // It may be larger than it looked.
-        self.make_room(0, spare).map_err(Failure::Full)?;
-        let of_model = (Arc::clone(&model.config), Arc::clone(&model.line));
-        let stats = stats
+        drop(self.make_room(0, spare).map_err(Failure::Full)?);
+        let stats = before
+            .map(|known| Arc::clone(&known.stats))
             .unwrap_or_else(|| Arc::new(Stats::new(&self.app.metrics, name, &number.to_string())));
+        let of_model = (Arc::clone(order.config), Arc::clone(order.line));
         let beside = (labels, embedding);
         let version =
             Version::new((name, number), of_model, (engine, digest), beside, share, stats);
@@ -162,17 +116,48 @@ impl Loader {
         Ok(Some(version))
     }
 
+    /// Is what is served of the version what lies on disk, configured in the same way?
+    fn is_served(&self, order: &Order<'_>, beside: &Beside) -> Result<bool, Failure> {
+        let (name, number) = (order.name, order.number);
+        let served = self.served_version(name, number);
+        let looks_so = served.is_some_and(|version| {
+            let tokenizer = version.embedding.as_ref().map(|embedding| embedding.digest);
+            version.labels == beside.labels
+                && tokenizer == beside.tokenizer.as_deref().map(blake3::hash)
+                && Arc::ptr_eq(&version.config, order.config)
+        });
+        if !looks_so {
+            return Ok(false);
+        }
+        // Looked up once more: reading the file may take long, and nothing is held meanwhile.
+        let digest = self.disk.onnx_digest(name, number)?;
+        Ok(self.served_version(name, number).is_some_and(|version| version.digest == digest))
+    }
+
+    fn served_version(&self, name: &str, number: u64) -> Option<Arc<Version>> {
+        let served = self.app.repository.served();
+        served.get(name)?.versions.get(&number)?.version().cloned()
+    }
+
+    /// What is known of what was loaded last.
+    fn known(&self, order: &Order<'_>) -> Option<Arc<Known>> {
+        let served = self.app.repository.served();
+        served.get(order.name)?.versions.get(&order.number)?.known.clone()
+    }
+
     /// What a child finds out of a model that was never loaded before, if there can be one.
     fn attempt(
         &self,
         onnx: &Arc<Vec<u8>>,
         config: &ModelConfig,
+        cancel: &Cancel,
     ) -> Result<Option<engine::Profile>, Failure> {
         let attempt = Attempt::of(&self.app.options);
         let (onnx, options) = (Arc::clone(onnx), config.load_options(None));
+        let cancel = cancel.clone();
         // The child is killed at its limit; only one that the kernel holds on to stays longer.
         let limit = self.app.options.load_timeout.saturating_add(MARGIN);
-        self.trial.run(limit, move || attempt.profile(&onnx, &options))
+        self.trial.run(limit, move || attempt.profile(&onnx, &options, &cancel))
     }
 
     /// Says that a version is ready, after so long and so many examples.
@@ -181,7 +166,7 @@ impl Loader {
             model = version.model,
             version = version.number,
             digest = version.digest,
-            memory_bytes = version.memory.bytes,
+            memory_bytes = version.memory.bytes(),
             took_ms = took.as_millis(),
             max_batch = version.engine.max_batch().unwrap_or(1),
             best_batch = version.engine.curve().best(),
@@ -206,21 +191,19 @@ impl Loader {
         seconds.set(took.as_secs_f64());
     }
 
-    fn content(&self, name: &str, number: u64, config: &ModelConfig) -> Result<Content, String> {
-        let onnx = self.disk.onnx(name, number)?;
-        let digest = blake3::hash(&onnx).to_hex().to_string();
+    fn beside(&self, name: &str, config: &ModelConfig) -> Result<Beside, Failure> {
         let (labels, tokenizer) = (self.labels(name, config)?, self.tokenizer(name, config)?);
-        Ok(Content { onnx, digest, labels, tokenizer })
+        Ok(Beside { labels, tokenizer })
     }
 
     /// Names of the outputs' elements.
-    fn labels(&self, name: &str, config: &ModelConfig) -> Result<Labels, String> {
+    fn labels(&self, name: &str, config: &ModelConfig) -> Result<Labels, Failure> {
         let files = config.tensors.iter().filter_map(|t| Some((&t.name, t.label_file.as_ref()?)));
         files.map(|(output, file)| Ok((output.clone(), self.disk.labels(name, file)?))).collect()
     }
 
     /// The tokenizer's file, where embeddings are wanted.
-    fn tokenizer(&self, name: &str, config: &ModelConfig) -> Result<Option<Vec<u8>>, String> {
+    fn tokenizer(&self, name: &str, config: &ModelConfig) -> Result<Option<Vec<u8>>, Failure> {
         let embedding = config.embedding.as_ref();
         embedding.map(|embedding| self.disk.tokenizer(name, &embedding.tokenizer)).transpose()
     }

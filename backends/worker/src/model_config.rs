@@ -2,7 +2,7 @@
 
 use crate::embedding::USUAL;
 use forebay_config::{ByteSize, Diagnostics, Document, FromToml, Table};
-use forebay_tract::{Batching, LoadOptions, Profile};
+use forebay_tract::{Batching, Build, LoadOptions, Profile};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -67,6 +67,8 @@ pub(crate) struct ModelConfig {
     pub(crate) allow_non_finite: bool,
     /// Load quantised graphs, which the engine may fold wrongly.
     pub(crate) allow_quantized: bool,
+    /// The build to run in; none: by the engine's rule.
+    pub(crate) build: Option<Build>,
     /// How texts become embeddings, if they do.
     pub(crate) embedding: Option<EmbeddingConfig>,
     /// Narrows and describes inputs and outputs.
@@ -145,6 +147,7 @@ impl Default for ModelConfig {
             memory: None,
             allow_non_finite: false,
             allow_quantized: false,
+            build: None,
             embedding: None,
             tensors: Vec::new(),
         }
@@ -187,6 +190,11 @@ impl ModelConfig {
                 memory: file.get("memory").map(|ByteSize(bytes)| bytes),
                 allow_non_finite: file.or("allow_non_finite", default.allow_non_finite),
                 allow_quantized: file.or("allow_quantized", default.allow_quantized),
+                build: file.choice(
+                    "build",
+                    &Build::ALL.map(|build| (build.as_str(), Some(build))),
+                    None,
+                ),
                 embedding: file.table("embedding").as_ref().map(EmbeddingConfig::read),
                 tensors,
             }
@@ -209,7 +217,7 @@ impl ModelConfig {
             warm_up: by_name(&self.tensors, |tensor| tensor.warm_up.clone()),
             allow_quantized: self.allow_quantized,
             open: self.embedding.as_ref().map_or(1, |e| USUAL.min(e.max_tokens)),
-            build: None,
+            build: self.build,
             profile,
         }
     }

@@ -2,8 +2,9 @@
 //!
 //! A model that is loaded, replaced or taken away while requests run must not fail one of them. So
 //! what is served is one immutable value that is swapped whole: a request keeps the version that it
-//! found, whatever happens meanwhile, and a version lives until its last request has gone. There is
-//! one writer, the [loader](crate::loader); everybody else reads, or asks the loader.
+//! found, whatever happens meanwhile, and a version lives until its last request has gone. The
+//! [loader](crate::loader) and its loads change it, one change at a time; everybody else reads, or
+//! asks the loader.
 
 use crate::disk::Stamp;
 use crate::embedding::Embedder;
@@ -19,7 +20,7 @@ use forebay_tract as engine;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{SyncSender, TrySendError};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 use tokio::sync::watch;
 
@@ -35,6 +36,8 @@ pub(crate) type Served = BTreeMap<String, Arc<Model>>;
 #[derive(Debug)]
 pub(crate) struct Repository {
     served: ArcSwap<Served>,
+    /// Held while `served` is changed.
+    writer: Mutex<()>,
     /// Rings whenever `served` has changed.
     changed: watch::Sender<()>,
     commands: SyncSender<Command>,
@@ -44,6 +47,8 @@ pub(crate) struct Repository {
     memory: Arc<AtomicU64>,
     /// Has everything been tried that was there at the start?
     tried_all: AtomicBool,
+    /// Has that taken so long that the worker is ready without it?
+    waited_long: AtomicBool,
     /// Requests that may wait for a model, unless its configuration says otherwise.
     queue: usize,
 }
@@ -142,7 +147,20 @@ pub(crate) type Labels = BTreeMap<String, Vec<String>>;
 #[derive(Debug)]
 pub(crate) struct MemoryShare {
     total: Arc<AtomicU64>,
-    pub(crate) bytes: u64,
+    bytes: u64,
+}
+
+impl MemoryShare {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// It has turned out to be another number of bytes.
+    pub(crate) fn resize(&mut self, bytes: u64) {
+        self.total.fetch_add(bytes, Relaxed);
+        self.total.fetch_sub(self.bytes, Relaxed);
+        self.bytes = bytes;
+    }
 }
 
 impl Drop for MemoryShare {
@@ -157,11 +175,13 @@ impl Repository {
         let (commands, receiver) = std::sync::mpsc::sync_channel(MAX_COMMANDS);
         let repository = Self {
             served: ArcSwap::default(),
+            writer: Mutex::default(),
             changed: watch::Sender::new(()),
             commands,
             born: Instant::now(),
             memory: Arc::default(),
             tried_all: AtomicBool::new(false),
+            waited_long: AtomicBool::new(false),
             queue,
         };
         (repository, receiver)
@@ -172,17 +192,30 @@ impl Repository {
         self.served.load_full()
     }
 
-    /// Has everything been tried that was there at the start, and can at least one version answer?
+    /// Has everything been tried that was there at the start, or has that taken too long to wait for
+    /// it; and can at least one version answer?
     pub(crate) fn is_ready(&self) -> bool {
         let served = self.served.load();
         let mut entries = served.values().flat_map(|model| model.versions.values());
-        self.tried_all.load(Relaxed) && entries.any(|entry| entry.state.can_answer())
+        let has_settled = self.has_tried_all() || self.waited_long.load(Relaxed);
+        has_settled && entries.any(|entry| entry.state.can_answer())
+    }
+
+    /// Has everything been tried that was there at the start?
+    pub(crate) fn has_tried_all(&self) -> bool {
+        self.tried_all.load(Relaxed)
+    }
+
+    /// The loader's alone: what is still to be tried is not waited for any longer.
+    pub(crate) fn waited_long(&self) {
+        self.waited_long.store(true, Relaxed);
+        self.changed.send_replace(());
     }
 
     /// Waits until everything has been tried that was there at the start.
     pub(crate) async fn settled(&self) {
         let mut changed = self.changed.subscribe();
-        while !self.tried_all.load(Relaxed) {
+        while !self.has_tried_all() {
             // Fails only without a sender, which `self` is.
             drop(changed.changed().await);
         }
@@ -244,18 +277,38 @@ impl Repository {
         })
     }
 
-    /// The loader's alone: puts something else in place of what is served.
-    pub(crate) fn change(&self, change: impl FnOnce(&mut Served)) {
+    /// Tells the loader, which always listens for as long as it lives.
+    pub(crate) fn tell(&self, command: Command) {
+        // Fails only when the worker has ended.
+        drop(self.commands.send(command));
+    }
+
+    /// The loader's and its loads' alone: puts something else in place of what is served. One change
+    /// waits for the other, so each sees what the one before has made.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Served) -> T) -> T {
+        // A change that panicked was not stored.
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut served = Served::clone(&self.served.load());
-        change(&mut served);
-        self.served.store(Arc::new(served));
+        let result = change(&mut served);
+        let before = self.served.swap(Arc::new(served));
+        drop(writer);
+        // What was served may be freed with its last reader, which is not done under the lock.
+        drop(before);
         self.changed.send_replace(());
+        result
     }
 
     /// Accounts for a model in memory.
     pub(crate) fn hold(&self, bytes: u64) -> MemoryShare {
         self.memory.fetch_add(bytes, Relaxed);
         MemoryShare { total: Arc::clone(&self.memory), bytes }
+    }
+
+    /// The same, if all models together then hold at most `bound` bytes.
+    pub(crate) fn try_hold(&self, bytes: u64, bound: u64) -> Option<MemoryShare> {
+        let fits = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= bound);
+        self.memory.fetch_update(Relaxed, Relaxed, fits).ok()?;
+        Some(MemoryShare { total: Arc::clone(&self.memory), bytes })
     }
 
     /// Bytes of all models in memory.
@@ -445,6 +498,17 @@ impl Version {
             used: AtomicU64::new(0),
             model: model.to_owned(),
             number: number.to_string(),
+        }
+    }
+
+    /// What is to be known of it when it is not in memory.
+    pub(crate) fn known(&self) -> Known {
+        Known {
+            digest: self.digest.clone(),
+            bytes: self.memory.bytes(),
+            config: Arc::clone(&self.config),
+            profile: self.engine.profile(),
+            stats: Arc::clone(&self.stats),
         }
     }
 

@@ -3,6 +3,8 @@
 //! A repository may hold more than a machine. With a bound (`models_memory`) the models that were
 //! used last stay in memory, and the others are loaded when they are asked for.
 //!
+//! Several models may be loading at once, so the room for one is taken before its load begins.
+//!
 //! What a model takes can't be asked of the engine: packed weights and one plan for each batch size
 //! come on top of the file. So it is measured, as the growth of the process while it loads and warms
 //! up. Requests that are served meanwhile blur that, so it is kept between twice the file's length
@@ -10,8 +12,8 @@
 //! shapes that were not seen at load, are not counted.
 
 use crate::attempt::status_bytes;
-use crate::loader::Loader;
-use crate::repository::{State, Version};
+use crate::reconcile::Shared;
+use crate::repository::{MemoryShare, State, Version};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,14 +27,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const STEP: Duration = Duration::from_millis(2);
 
 /// Bytes that a model is taken for before it was ever loaded.
-pub(crate) fn estimate(file: usize) -> u64 {
-    2 * file as u64
+pub(crate) fn estimate(file: u64) -> u64 {
+    file.saturating_mul(2)
 }
 
 /// Bytes that a model took, where the process held `before` when its load began.
-pub(crate) fn measured(file: usize, before: u64) -> u64 {
+pub(crate) fn measured(file: u64, before: u64) -> u64 {
     let least = estimate(file);
-    resident().saturating_sub(before).clamp(least, MOST * least + SLACK)
+    resident().saturating_sub(before).clamp(least, least.saturating_mul(MOST).saturating_add(SLACK))
 }
 
 /// Bytes of memory that this process holds; 0 if the system does not say.
@@ -61,62 +63,64 @@ impl Spare<'_> {
     }
 }
 
-impl Loader {
-    /// Unloads what was not used for longest until `bytes` more fit, but not what is to be spared.
+impl Shared {
+    /// Takes `bytes` of the memory for models. Unloads what was not used for longest until they fit,
+    /// but not what is to be spared.
     ///
     /// # Errors
     /// In words, why there is no room.
-    pub(crate) fn make_room(&mut self, bytes: u64, spare: Spare<'_>) -> Result<(), String> {
-        let Some(bound) = self.app.options.models_memory else { return Ok(()) };
-        let used = || self.app.repository.memory();
-        if used().saturating_add(bytes) <= bound {
-            return Ok(());
+    pub(crate) fn make_room(&self, bytes: u64, spare: Spare<'_>) -> Result<MemoryShare, String> {
+        let repository = &self.app.repository;
+        let Some(bound) = self.app.options.models_memory else { return Ok(repository.hold(bytes)) };
+        if let Some(share) = repository.try_hold(bytes, bound) {
+            return Ok(share);
         }
         if bytes > bound {
             return Err(format!("it takes {bytes} bytes of memory, all models may take {bound}"));
         }
         if spare == Spare::All {
-            let used = used();
+            let used = repository.memory();
             return Err(format!("{used} of {bound} bytes of memory are taken, it takes {bytes}"));
         }
         let until = Instant::now() + PATIENCE;
-        while self.app.repository.memory().saturating_add(bytes) > bound {
+        loop {
             // What is retired already frees its memory when its requests have gone.
-            let retired: u64 = self.retired.iter().map(|version| version.memory.bytes).sum();
-            let stays = self.app.repository.memory().saturating_sub(retired);
+            let stays = repository.memory().saturating_sub(self.retired_bytes());
             if stays.saturating_add(bytes) > bound && !self.evict_one(spare) {
                 return Err(format!("the {bound} bytes of memory for models are in use"));
             }
             self.free();
+            if let Some(share) = repository.try_hold(bytes, bound) {
+                return Ok(share);
+            }
             if Instant::now() >= until || self.app.is_ended() {
                 return Err("requests still use what was unloaded to make room".to_owned());
             }
-            if !self.retired.is_empty() {
+            if self.has_retired() {
                 std::thread::sleep(STEP);
             }
         }
-        Ok(())
     }
 
     /// Unloads the version that was not used for longest. `false`: there is none.
-    fn evict_one(&mut self, spare: Spare<'_>) -> bool {
-        let served = self.app.repository.served();
-        let entries = served.iter().flat_map(|(name, model)| {
-            model.versions.iter().map(move |(number, entry)| (name.as_str(), *number, entry))
+    fn evict_one(&self, spare: Spare<'_>) -> bool {
+        let evicted: Option<Arc<Version>> = self.app.repository.change(|served| {
+            let entries = served.iter().flat_map(|(name, model)| {
+                model.versions.iter().map(move |(number, entry)| (name, *number, entry))
+            });
+            let in_memory = entries.filter_map(|(name, number, entry)| {
+                let version = entry.version()?;
+                (!spare.covers(name, number)).then_some((version.used(), name.clone(), number))
+            });
+            let (_, name, number) = in_memory.min()?;
+            let entry = Arc::make_mut(served.get_mut(&name)?).versions.get_mut(&number)?;
+            match std::mem::replace(&mut entry.state, State::OnDemand) {
+                State::Ready(version) => Some(version),
+                _ => None,
+            }
         });
-        let in_memory = entries.filter_map(|(name, number, entry)| {
-            let version: &Arc<Version> = entry.version()?;
-            (!spare.covers(name, number)).then_some((version.used(), name, number, entry))
-        });
-        let Some((_, name, number, entry)) = in_memory.min_by_key(|(used, ..)| *used) else {
-            return false;
-        };
-        let mut evicted = entry.clone();
-        evicted.state = State::OnDemand;
-        self.put_version(name, number, evicted);
-        if let Some(version) = entry.version() {
-            self.retire(Arc::clone(version), "evicted");
-        }
-        true
+        let is_there = evicted.is_some();
+        evicted.into_iter().for_each(|version| self.retire(version, "evicted"));
+        is_there
     }
 }

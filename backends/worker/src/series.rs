@@ -18,11 +18,14 @@ enum Kind {
 }
 
 /// All families, each with a word for people.
-const FAMILIES: [(&str, Kind, &str); 6] = [
+const FAMILIES: [(&str, Kind, &str); 9] = [
     (name::INFERENCES, Kind::Counter, "finished inferences by outcome"),
     (name::MODEL_READY, Kind::Gauge, "1 if the model is loaded and warmed"),
     (name::MODEL_MEMORY, Kind::Gauge, "bytes that a version takes in memory"),
     (name::MODEL_LOAD_SECONDS, Kind::Gauge, "seconds that loading and warming took"),
+    (name::MODEL_COMPILATIONS, Kind::Counter, "plans that were compiled"),
+    (name::MODEL_COMPILE_SECONDS, Kind::Gauge, "seconds that compiling plans took so far"),
+    (name::MODEL_FALLBACKS, Kind::Counter, "shapes that fell back to the plain build"),
     (name::BATCH_SECONDS, Kind::Gauge, "mean seconds that a batch of so many rows takes"),
     (name::BATCH_BEST, Kind::Gauge, "rows that are worth joining"),
 ];
@@ -43,6 +46,11 @@ impl Series {
     pub(crate) fn inferences(&self, model: &str, version: &str, reason: &'static str) -> Counter {
         let label = Some(("reason", reason.to_owned()));
         Counter::from_arc(self.value(name::INFERENCES, (model, version), label))
+    }
+
+    /// A counter of a version.
+    pub(crate) fn counter(&self, name: &'static str, version: (&str, &str)) -> Counter {
+        Counter::from_arc(self.value(name, version, None))
     }
 
     /// A gauge of a version.

@@ -9,7 +9,7 @@ use forebay_protocol::metric::worker as metric;
 use forebay_protocol::oip::{
     BatchStatistics, DurationStatistic, InferStatistics, MemoryUsage, ModelStatistics,
 };
-use forebay_tract::Curve;
+use forebay_tract::Model;
 use metrics::{Counter, Histogram};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -175,9 +175,14 @@ impl Stats {
         }
     }
 
-    /// Sets the gauges of what batches cost.
+    /// Shows what batches cost, and what compiling plans has cost.
     #[allow(clippy::cast_precision_loss, reason = "rows are few")]
-    pub(crate) fn show_curve(metrics: &Metrics, version: (&str, &str), curve: &Curve) {
+    pub(crate) fn show_engine(metrics: &Metrics, version: (&str, &str), engine: &Model) {
+        let (curve, (compilations, took)) = (engine.curve(), engine.compilations());
+        metrics.series.counter(metric::MODEL_COMPILATIONS, version).absolute(compilations);
+        metrics.series.counter(metric::MODEL_FALLBACKS, version).absolute(engine.fallbacks());
+        let seconds = metrics.series.gauge(metric::MODEL_COMPILE_SECONDS, version);
+        seconds.set(took.as_secs_f64());
         metrics.series.gauge(metric::BATCH_BEST, version).set(curve.best() as f64);
         for (rows, seconds) in curve.known() {
             metrics.series.gauge_of_rows(metric::BATCH_SECONDS, version, rows).set(seconds);

@@ -146,4 +146,11 @@ pub mod worker {
     pub const LOG_DROPPED: &str = "forebay_worker_log_lines_dropped_total";
     /// Gauge: seconds that loading and warming took, by `model`, `version`.
     pub const MODEL_LOAD_SECONDS: &str = "forebay_worker_model_load_duration_seconds";
+    /// Counter: plans that were compiled, one for each set of input shapes, by `model`, `version`.
+    pub const MODEL_COMPILATIONS: &str = "forebay_worker_model_compilations_total";
+    /// Gauge: seconds that compiling them took so far, by `model`, `version`.
+    pub const MODEL_COMPILE_SECONDS: &str = "forebay_worker_model_compile_seconds";
+    /// Counter: shapes that run in the plain build because the model's own build has no plan for them
+    /// or failed where the plain one did not, by `model`, `version`.
+    pub const MODEL_FALLBACKS: &str = "forebay_worker_model_build_fallbacks_total";
 }

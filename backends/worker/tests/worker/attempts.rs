@@ -4,11 +4,12 @@ use crate::harness::*;
 use crate::live::{controlled, load, metric, serving, state};
 use crate::process::{command_of, signal, spawned};
 use forebay_tract::LoadOptions;
-use forebay_worker::Options;
+use forebay_worker::{Options, Phase, Worker};
 use http::Method;
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_forebay-worker");
@@ -122,4 +123,74 @@ async fn processor_time_ends_with_a_signal_of_its_own() {
     let status = tokio::time::timeout(PATIENCE, child.wait()).await.expect("it should end");
     let signal = status.unwrap().signal();
     assert_eq!(signal, Some(rustix::process::Signal::XCPU.as_raw()));
+}
+
+/// Loads models as the worker does, but never ends on one whose file is this word.
+const HANG: &str = "HANG";
+
+fn hanging(scratch: &Scratch, folder: &Scratch) -> Options {
+    let file = folder.path().join("input").display().to_string();
+    let script = format!(
+        "cat > {file}.$$; grep -aq {HANG} {file}.$$ && exec sleep 1000; exec {PROGRAM} \"$@\" < {file}.$$"
+    );
+    let program = ["/bin/sh", "-c", &script, "sh"].map(Into::into).to_vec();
+    Options { program, ready_timeout: Duration::from_secs(1), ..controlled(scratch.path()) }
+}
+
+async fn unload(worker: &Worker, model: &str) -> Answer {
+    post(worker, &format!("/v2/repository/models/{model}/unload"), "{}").await
+}
+
+#[tokio::test]
+async fn models_that_never_end_to_load_hold_up_neither_others_nor_the_worker() {
+    let (scratch, folder) = (Scratch::new("hang"), Scratch::new("hang-input"));
+    let hanging_models = ["a", "b", "c"];
+    for name in hanging_models {
+        scratch.write(&format!("{name}/1/model.onnx"), HANG);
+    }
+    // After those in the order in which models are loaded.
+    scratch.write("m/1/model.onnx", Scratch::model("arith"));
+    let worker = Worker::start(hanging(&scratch, &folder)).await.unwrap();
+    eventually("the other one serves", || async { state(&worker, "m", "1").await.0 == "READY" })
+        .await;
+    eventually("the worker is ready", || async {
+        get(&worker, "/v2/health/ready").await.status == 200
+    })
+    .await;
+    assert_eq!(serving(&worker, "m").await, "1");
+    for name in hanging_models {
+        let (loading, reason) = state(&worker, name, "1").await;
+        assert_eq!(loading, "LOADING", "{reason}");
+        assert!(!reason.is_empty());
+        let answer = infer(&worker, name, arith_body(1.0, 1.0)).await;
+        answer.refused(503, "model_not_ready", "still loading");
+    }
+    // What is asked of the worker is done at once.
+    scratch.write("n/1/model.onnx", Scratch::model("arith"));
+    assert_eq!(load(&worker, "n").await.status, 200);
+    assert_eq!(serving(&worker, "n").await, "1");
+    assert_eq!(unload(&worker, "m").await.status, 200);
+    assert_eq!(state(&worker, "m", "1").await.1, "unloaded");
+    // A load that hangs is given up for one that may not.
+    assert_eq!(unload(&worker, "a").await.status, 200);
+    assert_eq!(state(&worker, "a", "1").await.1, "unloaded");
+    scratch.write("a/1/model.onnx", Scratch::model("arith"));
+    assert_eq!(load(&worker, "a").await.status, 200);
+    assert_eq!(serving(&worker, "a").await, "1");
+    // Neither does the end wait for them.
+    let waiting = tokio::spawn({
+        let (address, path) = (worker.address(), "/v2/repository/models/b/load");
+        async move { try_send(address, request(Method::POST, path, "{}")).await }
+    });
+    for name in ["b", "c"] {
+        assert_eq!(unload(&worker, name).await.status, 200);
+    }
+    drop(waiting.await);
+    scratch.write("late/1/model.onnx", HANG);
+    worker.rescan()();
+    eventually("it loads", || async { state(&worker, "late", "1").await.0 == "LOADING" }).await;
+    assert_eq!(unload(&worker, "late").await.status, 200);
+    worker.lifecycle().advance(Phase::Draining);
+    let ended = tokio::time::timeout(PATIENCE, worker.finished()).await;
+    assert!(ended.is_ok(), "it should end");
 }

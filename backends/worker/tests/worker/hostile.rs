@@ -99,7 +99,7 @@ async fn a_file_with_a_second_name_or_beyond_the_limit_is_refused() {
     for (name, part) in [
         ("hard", "expected a file with one name, found 2 hard links"),
         ("pipe", "expected a plain file, found something else"),
-        ("large", "expected at most 2048 bytes, found more"),
+        ("large", "expected at most 2048 bytes, found 4096"),
     ] {
         let answer = infer(&worker, name, arith_body(1.0, 1.0)).await;
         answer.refused(503, "model_not_ready", part);

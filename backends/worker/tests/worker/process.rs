@@ -273,7 +273,7 @@ async fn the_allocator_keeps_what_the_next_request_needs() {
 }
 
 /// Bytes that a line of the process's status says.
-fn status_bytes(child: &Child, key: &str) -> u64 {
+pub(crate) fn status_bytes(child: &Child, key: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", child.id().unwrap())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10

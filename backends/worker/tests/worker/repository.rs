@@ -1,7 +1,11 @@
 //! Model repositories with something wrong in them: the rest is served, and the wrong is named.
 
 use crate::harness::*;
+use crate::process::{command_of, spawned, status_bytes};
+use http::Method;
 use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
 
 #[tokio::test]
 async fn broken_models_are_named_and_the_others_are_served() {
@@ -110,4 +114,65 @@ async fn a_worker_without_a_usable_model_is_live_and_not_ready() {
     scratch.write("text/1/model.onnx", "this is no model");
     let worker = start(options(scratch.path().to_owned())).await;
     get(&worker, "/v2/health/ready").await.refused(503, "model_not_ready", "could be loaded");
+}
+
+/// A file of 8 GiB that takes no room on the disk.
+fn endless(scratch: &Scratch, path: &str) {
+    scratch.write(path, "");
+    let file = std::fs::File::options().write(true).open(scratch.path().join(path)).unwrap();
+    file.set_len(8 << 30).unwrap();
+}
+
+#[tokio::test]
+async fn what_is_too_long_or_no_file_is_refused_before_it_is_read() {
+    let scratch = Scratch::new("oversized");
+    let model = Scratch::model("arith");
+    for name in ["good", "toml", "labels", "tokenizer", "request", "expected"] {
+        scratch.write(&format!("{name}/1/model.onnx"), &model);
+    }
+    endless(&scratch, "model/1/model.onnx");
+    endless(&scratch, "toml/model.toml");
+    endless(&scratch, "labels/labels.txt");
+    let labels = "[[output]]\nname = \"sum\"\nlabel_file = \"labels.txt\"\n";
+    scratch.write("labels/model.toml", labels);
+    endless(&scratch, "tokenizer/tokenizer.json");
+    scratch.write("tokenizer/model.toml", "[embedding]\n");
+    endless(&scratch, "request/examples/one.json");
+    scratch.write("request/examples/one.expected.json", "{}");
+    scratch.write("expected/examples/one.json", "{}");
+    endless(&scratch, "expected/examples/one.expected.json");
+    for (name, file) in [("pipe", "pipe/1/model.onnx"), ("pipe-toml", "pipe-toml/model.toml")] {
+        scratch.write(&format!("{name}/1/readme.txt"), "");
+        let made = Command::new("mkfifo").arg(scratch.path().join(file)).status().unwrap();
+        assert!(made.success());
+    }
+    scratch.write("folder/1/model.onnx/readme.txt", "");
+    scratch.write("device/1/readme.txt", "");
+    symlink("/dev/zero", scratch.path().join("device/1/model.onnx")).unwrap();
+    let mut command = command_of(Path::new(env!("CARGO_BIN_EXE_forebay-worker")));
+    command.arg("--models").arg(scratch.path());
+    let (child, address) = spawned(command).await;
+    let index = send(address, request(Method::POST, "/v2/repository/index", "")).await.json();
+    let no_file = "expected a plain file, found something else";
+    for (name, part) in [
+        ("model", "expected at most 2147483648 bytes, found 8589934592"),
+        ("toml", "model.toml: expected at most 1048576 bytes, found 8589934592"),
+        ("labels", "labels.txt: expected at most 16777216 bytes, found 8589934592"),
+        ("tokenizer", "tokenizer.json: expected at most 67108864 bytes, found 8589934592"),
+        ("request", "one.json: expected at most 16777216 bytes, found 8589934592"),
+        ("expected", "one.expected.json: expected at most 16777216 bytes, found 8589934592"),
+        ("pipe", no_file),
+        ("pipe-toml", no_file),
+        ("folder", no_file),
+        ("device", "leads out of the repository"),
+    ] {
+        let entry = index.as_array().unwrap().iter().find(|entry| entry["name"] == name).unwrap();
+        assert_eq!(entry["state"], "UNAVAILABLE", "{entry}");
+        let reason = entry["reason"].as_str().unwrap();
+        assert!(reason.contains(part), "{name}: expected \"{part}\", found \"{reason}\"");
+    }
+    let sent = request(Method::POST, "/v2/models/good/infer", arith_body(1.0, 2.0));
+    assert_eq!(send(address, sent).await.status, 200);
+    let most = status_bytes(&child, "VmHWM:");
+    assert!(most < 300 << 20, "{most}");
 }
