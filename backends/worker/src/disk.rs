@@ -327,7 +327,7 @@ impl Disk {
             )));
         }
         if data.len() > most {
-            return Err(too_long(path, most, &data.len()));
+            return Err(too_long(path, most, data.len()));
         }
         Ok((file, data.len()))
     }
