@@ -120,10 +120,8 @@ pub(crate) fn samples(
 ) -> Result<Samples, LoadError> {
     let one = may_batch.then_some(1);
     let mut samples = Samples { usual: inputs(model, options, one, 0)?, others: Vec::new() };
-    for rows in [2, 4] {
-        if may_batch && rows <= options.max_batch {
-            samples.others.extend(inputs(model, options, Some(rows), 1).ok());
-        }
+    if may_batch {
+        samples.others.extend(inputs(model, options, Some(2), 1).ok());
     }
     let is_open = |input: &TensorMetadata| input.shape.iter().skip(1).any(|&dim| dim == -1);
     if model.interface.inputs.iter().any(is_open) {
