@@ -7,8 +7,8 @@
 //! load on the machine can make of it; `build` in a model's `model.toml` overrules both.
 //!
 //! Builds are measured in processor time of this thread, so that other work on the machine does not
-//! count, in turns, and by the least of several runs. A build that is to be taken is compared with
-//! the plain one on several shapes and batch sizes, not only on the one that was timed.
+//! count, in turns, and by the least of several runs. Whether the build that is taken answers as the
+//! file's graph does, in several shapes and batch sizes, is found out next, see `compare`.
 
 use crate::model::{Model, Watch};
 use crate::plan::{Build, Plans, Shapes};
@@ -27,33 +27,22 @@ const NOTICEABLE: f64 = 20e-6;
 /// processor time of a long run hardly varies.
 const ROUNDS: usize = 9;
 const ROUNDS_TIME: Duration = Duration::from_millis(400);
-/// No further shape is compared after this time.
-const COMPARE_TIME: Duration = Duration::from_secs(10);
-
-/// Inputs that builds are compared on.
-#[derive(Debug)]
-pub(crate) struct Samples {
-    /// One row of the usual shapes, which is timed too.
-    pub(crate) usual: Vec<Tensor>,
-    /// More rows and other shapes. The model need not be able to run all of them.
-    pub(crate) others: Vec<Vec<Tensor>>,
-}
 
 /// What a run counts as that was measured to take so many seconds.
 pub(crate) type Judge<'a> = &'a dyn Fn(Build, f64) -> f64;
 
-/// Takes the build that the rule gives; the model's plans are plain before.
-pub(crate) fn choose(model: &mut Model, samples: &Samples, judge: Judge<'_>) {
+/// Takes the build that the rule gives with these inputs; the model's plans are plain before.
+pub(crate) fn choose(model: &mut Model, usual: &[Tensor], judge: Judge<'_>) {
     for build in [Build::Own, Build::ChannelsLast] {
         let Some(other) = model.plans.built(build) else { continue };
-        let Some([plain, others]) = compare(model, &other, &samples.usual, judge) else { continue };
+        let Some([plain, others]) = compare(model, &other, usual, judge) else { continue };
         model.compared.retain(|(known, _)| *known != Build::Plain);
         model.compared.extend([(Build::Plain, plain), (build, others)]);
         let is_wanted = match build {
             Build::Own => !is_clearly_less(plain, others),
             _ => is_clearly_less(others, plain),
         };
-        if is_wanted && agrees_on(model, &other, &samples.others) {
+        if is_wanted {
             model.plans = other;
             // What is slower than ours at one layout was never seen to be faster at the other.
             return;
@@ -90,13 +79,6 @@ fn compare(model: &Model, other: &Plans, usual: &[Tensor], judge: Judge<'_>) -> 
     Some(least)
 }
 
-/// Does the other build answer as the plain one does, wherever that can run?
-fn agrees_on(model: &Model, other: &Plans, samples: &[Vec<Tensor>]) -> bool {
-    let started = Instant::now();
-    let mut in_time = samples.iter().take_while(|_| started.elapsed() < COMPARE_TIME);
-    in_time.all(|inputs| agrees(model, other, inputs))
-}
-
 fn agrees(model: &Model, other: &Plans, inputs: &[Tensor]) -> bool {
     let Some(expected) = run(model, &model.plans, inputs) else { return true };
     run(model, other, inputs).is_some_and(|found| agree(&found, &expected, TOLERANCE))
@@ -131,21 +113,21 @@ mod tests {
     const ALL: [Build; 3] = [Build::Plain, Build::Own, Build::ChannelsLast];
 
     /// In the plain build, without a choice.
-    fn plain() -> (Model, Samples) {
+    fn plain() -> (Model, Vec<Tensor>) {
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("models");
         let bytes = std::fs::read(models.join("ppocr-cls/1/model.onnx")).unwrap();
         let shapes = [("x".to_owned(), vec![-1, 3, 48, 192])].into();
         let build = Some(Build::Plain);
         let options = LoadOptions { max_batch: 1, shapes, build, ..LoadOptions::default() };
         let model = Model::load(&bytes, &options).unwrap();
-        let samples = warm_up::samples(&model, &options, false).unwrap();
-        (model, samples)
+        let usual = warm_up::inputs(&model, &options, Some(1), 0).unwrap();
+        (model, usual)
     }
 
     fn chosen(seconds: [f64; 3]) -> (Build, Vec<Build>) {
-        let (mut model, samples) = plain();
+        let (mut model, usual) = plain();
         let of = |build| seconds[ALL.iter().position(|&b| b == build).unwrap()];
-        choose(&mut model, &samples, &|build, _| of(build));
+        choose(&mut model, &usual, &|build, _| of(build));
         for &(build, found) in model.compared() {
             assert_eq!(found, of(build), "{build:?}");
         }
@@ -169,8 +151,8 @@ mod tests {
 
     #[test]
     fn a_build_that_answers_otherwise_is_not_taken_however_fast_it_is() {
-        let (model, samples) = plain();
-        let inputs = &samples.usual;
+        let (model, usual) = plain();
+        let inputs = &usual;
         let found = run(&model, &model.plans, inputs).unwrap();
         let mut other = found.clone();
         other[0].data = Data::Fp32(vec![9.0, 9.0]);

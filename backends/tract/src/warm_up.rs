@@ -4,11 +4,11 @@
 //! bounded in time; what there was no time to measure counts as not worth doing.
 
 use crate::batch::concatenate;
-use crate::choice::{self, Samples};
+use crate::choice;
 use crate::compare;
 use crate::error::panic_text;
 use crate::model::{Batching, LoadOptions, Model, Profile, Watch};
-use crate::plan::Shapes;
+use crate::plan::{Build, Shapes};
 use crate::rows::{self, Mixing};
 use crate::tensor::to_tract;
 use crate::{LoadError, RunError};
@@ -73,8 +73,7 @@ pub(crate) fn warm_up(model: &mut Model, options: &LoadOptions) -> Result<(), Lo
         }
         None => {
             if given.is_none() {
-                let samples = samples(model, options, may_batch)?;
-                choice::choose(model, &samples, &|_, seconds| seconds);
+                choice::choose(model, &inputs, &|_, seconds| seconds);
             }
             compare_builds(model, options, may_batch)?;
             if may_batch {
@@ -106,34 +105,6 @@ fn recall(model: &mut Model, options: &LoadOptions, known: &Profile) {
         // If it fails now, it fails for those who are joined, and they are tried alone.
         drop(run(model, &inputs, &|| false));
     }
-}
-
-/// What builds are compared on: one row and some, of the usual shapes and of others within what the
-/// model declares.
-///
-/// # Errors
-/// The usual shapes make no sense.
-pub(crate) fn samples(
-    model: &Model,
-    options: &LoadOptions,
-    may_batch: bool,
-) -> Result<Samples, LoadError> {
-    let one = may_batch.then_some(1);
-    let mut samples = Samples { usual: inputs(model, options, one, 0)?, others: Vec::new() };
-    if may_batch {
-        samples.others.extend(inputs(model, options, Some(2), 1).ok());
-    }
-    let is_open = |input: &TensorMetadata| input.shape.iter().skip(1).any(|&dim| dim == -1);
-    if model.interface.inputs.iter().any(is_open) {
-        // Around the usual length where there is one, else a few elements.
-        let smaller = |dim: usize| if dim == 1 { 3 } else { (dim / 4).max(1) };
-        let larger = |dim: usize| if dim == 1 { 8 } else { dim.saturating_mul(2) };
-        let resized: [&dyn Fn(usize) -> usize; 2] = [&smaller, &larger];
-        for resize in resized {
-            samples.others.extend(inputs_of(model, options, one, 1, resize).ok());
-        }
-    }
-    Ok(samples)
 }
 
 /// Compares the build with the graph as it is, in several shapes. If it was chosen for its speed, the
@@ -302,30 +273,14 @@ impl Watch for Grain {
     }
 }
 
-fn inputs(
+pub(crate) fn inputs(
     model: &Model,
     options: &LoadOptions,
     batch: Option<usize>,
     first_row: usize,
-) -> Result<Vec<Tensor>, LoadError> {
-    inputs_of(model, options, batch, first_row, &|dim| dim)
-}
-
-/// The same with all open dimensions but the first resized.
-fn inputs_of(
-    model: &Model,
-    options: &LoadOptions,
-    batch: Option<usize>,
-    first_row: usize,
-    resize: &dyn Fn(usize) -> usize,
 ) -> Result<Vec<Tensor>, LoadError> {
     let input = |input: &TensorMetadata| {
-        let given = options.warm_up.get(&input.name);
-        let mut shape = warm_up_shape(input, given, options.open, batch)?;
-        for (dim, &declared) in shape.iter_mut().zip(&input.shape).skip(1) {
-            *dim = if declared == -1 { resize(*dim) } else { *dim };
-        }
-        checked(input, &shape)?;
+        let shape = warm_up_shape(input, options.warm_up.get(&input.name), options.open, batch)?;
         let mut made = synthetic(input, shape, first_row);
         if model.avoids_zero {
             made.data = without_zeros(made.data);
@@ -361,18 +316,13 @@ fn warm_up_shape(
     if let (Some(batch), Some(first)) = (batch, shape.first_mut()) {
         *first = batch;
     }
-    checked(input, &shape)?;
-    Ok(shape)
-}
-
-fn checked(input: &TensorMetadata, shape: &[usize]) -> Result<(), LoadError> {
-    if element_count(shape).is_some_and(|count| count <= MAX_ELEMENTS) {
-        return Ok(());
+    if element_count(&shape).is_none_or(|count| count > MAX_ELEMENTS) {
+        let name = input.name.escape_debug();
+        return Err(LoadError::WarmUp(format!(
+            "input \"{name}\": expected at most {MAX_ELEMENTS} elements, found the shape {shape:?}"
+        )));
     }
-    let name = input.name.escape_debug();
-    Err(LoadError::WarmUp(format!(
-        "input \"{name}\": expected at most {MAX_ELEMENTS} elements, found the shape {shape:?}"
-    )))
+    Ok(shape)
 }
 
 /// Harmless values that differ between rows: zeros and ones where they may be indices, a wave else.
@@ -433,7 +383,6 @@ pub(crate) fn agree(found: &[Tensor], expected: &[Tensor], tolerance: f64) -> bo
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::plan::Build;
     use std::path::Path;
 
     fn load(profile: Option<Profile>) -> Model {
