@@ -20,6 +20,7 @@ use forebay_routing::{Health, Models, RetryBudget};
 use pingora::upstreams::peer::HttpPeer;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
@@ -227,10 +228,13 @@ impl Control {
                 let _ = reply.send(result);
             }
             Message::Reload(config, reply) => {
-                let result = fixed_parts(&current.config, &config).map(|()| {
+                let result = fixed_parts(&current.config, &config).and_then(|()| {
                     let generation = current.generation + 1;
-                    publish(snapshot, &Arc::new(self.build(*config, generation)));
-                    generation
+                    // However often it fails, this task goes on with the snapshot that it has.
+                    let built = catch_unwind(AssertUnwindSafe(|| self.build(*config, generation)));
+                    let next = built.map_err(|_| ReloadError::Failed)?;
+                    publish(snapshot, &Arc::new(next));
+                    Ok(generation)
                 });
                 // Whoever asked may have gone; the reload stands.
                 let _ = reply.send(result);
@@ -254,6 +258,7 @@ impl Control {
     fn build(&mut self, config: Config, generation: u64) -> Snapshot {
         let mut next = Next::default();
         let pools = config.pools.iter().map(|pool| self.pool(pool, &mut next)).collect();
+        fault_point("build");
         self.probers.retain(|key, _| next.kept.contains(key));
         self.probers.extend(next.started);
         self.pools = next.pools;

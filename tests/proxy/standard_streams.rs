@@ -1,6 +1,6 @@
 //! Standard output and standard error whose readers are gone, stand still, or have no room.
 
-use crate::client::{get, post};
+use crate::client::{get, post, raw};
 use crate::endpoint::{Behaviour, Endpoint};
 use crate::harness::{Folder, PATIENCE, Process, Proxy, eventually, pool_of};
 use command_fds::{CommandFdExt, FdMapping};
@@ -9,7 +9,7 @@ use std::io::{PipeReader, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const INFER: &str = "/v2/models/m/infer";
 
@@ -224,4 +224,31 @@ fn a_command_keeps_its_exit_status_whatever_becomes_of_its_words() {
         command.args(["serve", "--config"]).arg(&good).stdout(Stdio::null()).stderr(stream);
         assert_eq!(command.status().unwrap().code(), Some(1), "{broken:?}");
     }
+}
+
+#[tokio::test]
+async fn lines_that_clients_cause_are_limited_and_their_number_is_said() {
+    // The preface, SETTINGS, and acknowledgements of a PING that was never sent: a line each.
+    let mut flood = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    for _ in 0..5 {
+        flood.extend_from_slice(b"\0\0\x08\x06\x01\0\0\0\x0012345678");
+    }
+    let endpoint = Endpoint::start(Behaviour::Echo).await;
+    let proxy = Proxy::in_front_of(&[endpoint.address], 1, "").await;
+    for _ in 0..20 {
+        raw(proxy.address, &flood, Duration::from_millis(100)).await;
+    }
+    let suppressed = "forebay_log_lines_dropped_total";
+    eventually("suppressed lines", async || {
+        let count = proxy.metric(suppressed, &["cause=\"rate_limited\""]).await;
+        (count >= 50.0).then_some(())
+    })
+    .await;
+    eventually("the line that says so", async || {
+        proxy.messages().contains("similar messages were suppressed").then_some(())
+    })
+    .await;
+    let lines = proxy.messages().matches("PING ack that we never sent").count();
+    // Ten in each window, of which a slow machine may need some.
+    assert!((1..=50).contains(&lines), "{lines} lines");
 }

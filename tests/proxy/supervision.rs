@@ -71,8 +71,17 @@ async fn a_reload_that_panics_is_refused_and_the_next_one_is_not() {
         (proxy.metric("forebay_reloads_total", &["refused"]).await == 2.0).then_some(())
     })
     .await;
+    // More often than a task may fail in a row.
+    for _ in 0..12 {
+        std::fs::write(faults.0.join("build"), "").unwrap();
+        let answer = post(proxy.admin, "/reload", "").await;
+        assert_eq!(answer.status, 422, "{}", answer.text());
+        assert!(answer.text().contains("the running configuration stays"), "{}", answer.text());
+    }
     assert_eq!(post(proxy.address, INFER, "x").await.status, 200);
     assert_eq!(post(proxy.admin, "/reload", "").await.json()["generation"], 2);
+    assert_eq!(proxy.endpoints().await[0]["health"], "ready");
+    assert_eq!(proxy.metric(RESTARTS, &[]).await, 0.0);
 }
 
 #[tokio::test]

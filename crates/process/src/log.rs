@@ -107,10 +107,12 @@ pub fn finish() {
 }
 
 /// Lines of the process log that were not written, by cause.
-pub fn lost() -> [(&'static str, u64); 3] {
-    let Lost { queue_full, write_error } = LOG.get().map(LineWriter::lost).unwrap_or_default();
+pub fn lost() -> [(&'static str, u64); 4] {
+    let Lost { queue_full, stalled, write_error } =
+        LOG.get().map(LineWriter::lost).unwrap_or_default();
     [
         ("queue_full", queue_full),
+        ("stalled", stalled),
         ("write_error", write_error),
         ("rate_limited", limit::suppressed()),
     ]

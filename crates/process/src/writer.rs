@@ -13,14 +13,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Bytes that gather before they are written in any case.
 const CHUNK: usize = 64 * 1024;
 /// Pause before a write is tried again where the descriptor takes nothing at present.
 const RETRY: Duration = Duration::from_millis(10);
-/// Time between two reports of lines that found the queue full.
+/// A reader of a pipe or terminal that has taken nothing for so long gets no further lines until it
+/// takes some: it would find them late, and those that wait are lost when the process ends. Files are
+/// slow for other reasons, and have no reader that waits for the newest line.
+const STALL_MILLIS: u64 = 1000;
+/// Time between two reports of lines that were dropped.
 const REPORT: Duration = Duration::from_secs(10);
 /// Pause after a panic of the writer, so that one that repeats does not take a core.
 const AFTER_PANIC: Duration = Duration::from_millis(100);
@@ -102,7 +106,11 @@ pub struct LineWriter {
 struct Shared {
     /// Bytes in the queue.
     waiting: AtomicUsize,
+    /// Since when a stream takes nothing, in milliseconds from `epoch`; 0: it is not written to.
+    blocked_since: AtomicU64,
+    epoch: OnceLock<Instant>,
     overflowed: AtomicU64,
+    stalled: AtomicU64,
     failed: AtomicU64,
     panics: AtomicU64,
     reopen: AtomicBool,
@@ -116,6 +124,8 @@ struct Shared {
 pub struct Lost {
     /// The queue was full.
     pub queue_full: u64,
+    /// The reader stood still.
+    pub stalled: u64,
     /// The write failed.
     pub write_error: u64,
 }
@@ -123,7 +133,7 @@ pub struct Lost {
 impl Lost {
     /// All of them.
     pub fn total(self) -> u64 {
-        self.queue_full + self.write_error
+        self.queue_full + self.stalled + self.write_error
     }
 }
 
@@ -143,6 +153,10 @@ impl LineWriter {
 
     /// Writes a line that ends in a line feed, soon; drops it if too much waits.
     pub fn write(&self, line: Vec<u8>) {
+        if self.shared.is_stalled() {
+            self.shared.stalled.fetch_add(1, Relaxed);
+            return;
+        }
         let length = line.len();
         let before = self.shared.waiting.fetch_add(length, Relaxed);
         if before.saturating_add(length) > self.most_bytes || self.queue.try_send(line).is_err() {
@@ -161,6 +175,7 @@ impl LineWriter {
     pub fn lost(&self) -> Lost {
         Lost {
             queue_full: self.shared.overflowed.load(Relaxed),
+            stalled: self.shared.stalled.load(Relaxed),
             write_error: self.shared.failed.load(Relaxed),
         }
     }
@@ -175,6 +190,8 @@ impl LineWriter {
     pub fn close(&self, patience: Duration) -> bool {
         self.shared.closing.store(true, Relaxed);
         self.wake();
+        // A reader that stands still is hardly waiting for the end.
+        let patience = if self.shared.is_stalled() { patience.min(RETRY) } else { patience };
         let finished = self.shared.finished.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.shared.end.wait_timeout_while(finished, patience, |finished| !*finished);
         *waited.unwrap_or_else(PoisonError::into_inner).0
@@ -183,6 +200,19 @@ impl LineWriter {
     fn wake(&self) {
         // If the queue is full, the writer is awake.
         let _ = self.queue.try_send(Vec::new());
+    }
+}
+
+impl Shared {
+    fn is_stalled(&self) -> bool {
+        let since = self.blocked_since.load(Relaxed);
+        since != 0 && self.now().saturating_sub(since) > STALL_MILLIS
+    }
+
+    /// Milliseconds, never 0.
+    fn now(&self) -> u64 {
+        let passed = self.epoch.get_or_init(Instant::now).elapsed().as_millis();
+        u64::try_from(passed).unwrap_or(u64::MAX).saturating_add(1)
     }
 }
 
@@ -290,15 +320,19 @@ impl Writer {
         }
     }
 
-    /// Says how many lines found the queue full, at long intervals.
+    /// Says how many lines never came into the queue, at long intervals.
     fn report(&self, health: &mut Health) {
-        let overflowed = self.shared.overflowed.load(Relaxed);
+        let overflowed = self.shared.overflowed.load(Relaxed) + self.shared.stalled.load(Relaxed);
         let is_due = health.reported.is_none_or(|(at, _)| at.elapsed() >= REPORT);
         let known = health.reported.map_or(0, |(_, known)| known);
         if overflowed > known && is_due {
             health.reported = Some((Instant::now(), overflowed));
             let (log, dropped) = (self.settings.name, overflowed - known);
-            tracing::warn!(log, dropped, "log lines were dropped: the queue was full");
+            tracing::warn!(
+                log,
+                dropped,
+                "log lines were dropped: they could not be written in time"
+            );
         }
     }
 }
@@ -336,8 +370,20 @@ impl Sink {
             if rest.is_empty() {
                 break Ok(());
             }
-            let (Target::Stream(file) | Target::File(file, _)) = &mut self.target;
-            match file.write(rest) {
+            let result = match &mut self.target {
+                Target::File(file, _) => file.write(rest),
+                Target::Stream(stream) => {
+                    // Since the first try, where it is tried again.
+                    let _ =
+                        shared.blocked_since.compare_exchange(0, shared.now(), Relaxed, Relaxed);
+                    let result = stream.write(rest);
+                    if !matches!(&result, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+                        shared.blocked_since.store(0, Relaxed);
+                    }
+                    result
+                }
+            };
+            match result {
                 Ok(0) => break Err(io::ErrorKind::WriteZero.into()),
                 Ok(more) => written += more,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -417,7 +463,7 @@ mod tests {
         let writer = LineWriter::start(target, SETTINGS).unwrap();
         let line = [vec![b'x'; 100], vec![b'\n']].concat();
         let started = Instant::now();
-        while writer.lost().queue_full < 10 {
+        while writer.lost().queue_full < 10 || writer.lost().stalled == 0 {
             writer.write(line.clone());
             assert!(started.elapsed() < PATIENCE, "nothing is dropped");
         }
@@ -434,6 +480,6 @@ mod tests {
         writer.write(b"1\n".to_vec());
         writer.write(b"2\n".to_vec());
         assert!(writer.close(PATIENCE));
-        assert_eq!(writer.lost(), Lost { queue_full: 0, write_error: 2 });
+        assert_eq!(writer.lost(), Lost { write_error: 2, ..Lost::default() });
     }
 }
