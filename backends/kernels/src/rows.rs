@@ -50,6 +50,12 @@ impl Reduction {
     }
 }
 
+/// Is any of the values no number?
+pub fn any_nan(values: &[f32]) -> bool {
+    // Over all of it, so that it compiles to a few vector instructions.
+    values.iter().fold(false, |any, value| any | value.is_nan())
+}
+
 /// Reduces the middle axis of `[outer, count, inner]`; `y` is `[outer, inner]`.
 pub fn reduce(reduction: Reduction, x: &[f32], y: &mut [f32], count: usize, inner: usize) {
     if count > 0 && inner > 0 {

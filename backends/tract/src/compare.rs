@@ -23,6 +23,9 @@ use tract_onnx::tract_core::plan::eval;
 
 /// How far a build may be off, as a share of the largest value of the output.
 const TOLERANCE: f64 = 1e-3;
+/// Outputs that are all smaller than this count as this large: what is left where values of the size
+/// of 1 cancel each other is rounding.
+const FLOOR: f64 = 1e-3;
 /// A change of the inputs as small as that of rounding.
 const ROUNDING: f64 = 1e-6;
 /// A difference is taken for rounding if such a change moves the outputs by this share of it.
@@ -188,8 +191,7 @@ fn off(found: &Tensor, right: &Tensor) -> f64 {
 
 fn relative(found: &[f64], right: &[f64]) -> f64 {
     let finite = |x: &&f64| x.is_finite();
-    let most =
-        right.iter().filter(finite).fold(f64::from(f32::MIN_POSITIVE), |m, x| m.max(x.abs()));
+    let most = right.iter().filter(finite).fold(FLOOR, |most, x| most.max(x.abs()));
     let each = found.iter().zip(right).map(|(&a, &b)| {
         let is_same = a == b || (a.is_nan() && b.is_nan());
         let off = if is_same { 0.0 } else { (a - b).abs() / most };

@@ -1,23 +1,22 @@
-//! Around a kernel that looks for the greatest or the least of several values.
+//! Around a kernel of ours that looks for the greatest of several values, and in place of tract's.
 //!
 //! Such a kernel skips what is no number, or forgets it again. Where the input has one, the kernel is
 //! run a second time over marks, ones where there is none and zeros elsewhere, which tells the outputs
 //! that have seen one. Otherwise this costs one look at the input.
 
 use super::bounds::Bound;
+use forebay_kernels::rows;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 
 #[derive(Debug, Clone)]
 pub(super) struct NotHiding {
     pub(super) inner: Box<dyn TypedOp>,
-    /// Of the marks: 1 for the greatest, -1 for the least.
-    pub(super) sign: f32,
 }
 
 impl PartialEq for NotHiding {
     fn eq(&self, other: &Self) -> bool {
-        self.sign.to_bits() == other.sign.to_bits() && self.inner == other.inner
+        self.inner == other.inner
     }
 }
 
@@ -39,20 +38,17 @@ impl EvalOp for NotHiding {
     op_out_of_plan!();
 
     fn eval(&self, context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let marks = inputs.first().map(|input| marks(input, self.sign)).transpose()?.flatten();
+        let marks = inputs.first().map(|input| marks(input)).transpose()?.flatten();
         let outputs = self.inner.eval(context, inputs)?;
         let Some(marks) = marks else { return Ok(outputs) };
         let marked = self.inner.eval(context, tvec!(marks.into_tvalue()))?;
         let merge = |(output, mark): (TValue, TValue)| -> TractResult<TValue> {
-            let (datum_type, shape) = (output.datum_type(), output.shape().to_vec());
-            let values = output.cast_to::<f64>()?.into_owned();
-            let mark = mark.cast_to::<f64>()?.into_owned();
-            let (values, mark) = (values.try_as_plain_ram()?, mark.try_as_plain_ram()?);
-            let pairs = values.as_slice::<f64>()?.iter().zip(mark.as_slice::<f64>()?);
-            let merged: Vec<f64> =
-                pairs.map(|(&value, &mark)| if mark == 0.0 { value } else { f64::NAN }).collect();
-            let merged = Tensor::from_shape(&shape, &merged)?;
-            Ok(merged.cast_to_dt(datum_type)?.into_owned().into_tvalue())
+            let mut output = output.into_tensor();
+            let mark = mark.try_as_plain_ram()?;
+            let mut plain = output.try_as_plain_ram_mut()?;
+            let pairs = plain.as_slice_mut::<f32>()?.iter_mut().zip(mark.as_slice::<f32>()?);
+            pairs.filter(|(_, mark)| **mark != 0.0).for_each(|(value, _)| *value = f32::NAN);
+            Ok(output.into_tvalue())
         };
         outputs.into_iter().zip(marked).map(merge).collect()
     }
@@ -67,29 +63,15 @@ impl TypedOp for NotHiding {
 }
 
 /// Marks where an input is no number; `None` if it is nowhere so.
-fn marks(input: &Tensor, sign: f32) -> TractResult<Option<Tensor>> {
-    fn any<T: Datum + Copy>(
-        input: &Tensor,
-        sign: f32,
-        is_nan: impl Fn(T) -> bool,
-    ) -> TractResult<Option<Tensor>> {
-        let plain = input.try_as_plain_ram()?;
-        let values = plain.as_slice::<T>()?;
-        // Over all of it, so that it compiles to a few vector instructions.
-        if !values.iter().fold(false, |any, &value| any | is_nan(value)) {
-            return Ok(None);
-        }
-        let mark = |&value: &T| if is_nan(value) { sign } else { 0.0 };
-        let marks: Vec<f32> = values.iter().map(mark).collect();
-        let marks = Tensor::from_shape(input.shape(), &marks)?;
-        Ok(Some(marks.cast_to_dt(input.datum_type())?.into_owned()))
+fn marks(input: &Tensor) -> TractResult<Option<Tensor>> {
+    let plain = input.try_as_plain_ram()?;
+    let values = plain.as_slice::<f32>()?;
+    if !rows::any_nan(values) {
+        return Ok(None);
     }
-    match input.datum_type() {
-        DatumType::F32 => any(input, sign, f32::is_nan),
-        DatumType::F16 => any(input, sign, f16::is_nan),
-        DatumType::F64 => any(input, sign, f64::is_nan),
-        _ => Ok(None),
-    }
+    let mark = |value: &f32| if value.is_nan() { 1.0 } else { 0.0 };
+    let marks: Vec<f32> = values.iter().map(mark).collect();
+    Ok(Some(Tensor::from_shape(input.shape(), &marks)?))
 }
 
 /// The greatest or the least of the values along some axes.

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# The engine beside others' word for what a graph computes: the node tests of the package onnx, and
+# random graphs beside ONNX Runtime. Needs the built example `cases` ($CASES, or
+# target/debug/examples/cases) and Python 3.11+; everything else goes into a virtual environment under
+# target/.
+#
+#   tests/onnx/run.sh               node tests, then random graphs for a minute
+#   SECONDS_OF_GRAPHS=600 SEED=7 tests/onnx/run.sh
+#                                   random graphs for as long as one likes, from a seed
+#   UPDATE=1 tests/onnx/run.sh      takes what loads by now off the list of what does not
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")/../.." && pwd)
+here=$root/tests/onnx
+target=${CARGO_TARGET_DIR:-$root/target}
+export CASES=${CASES:-$target/debug/examples/cases}
+if [[ ! -x $CASES ]]; then
+    echo "expected the example cases, found nothing at $CASES: run cargo build --workspace --example cases" >&2
+    exit 2
+fi
+
+venv=$target/onnx
+stamp=$venv/installed
+if ! cmp -s "$here/requirements.txt" "$stamp"; then
+    echo "installing onnx and ONNX Runtime into $venv"
+    rm -rf "$venv"
+    python3 -m venv "$venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
+    cp "$here/requirements.txt" "$stamp"
+fi
+
+status=0
+echo "--- node tests"
+timeout 600 "$venv/bin/python" "$here/node_tests.py" ${UPDATE:+--update} || status=1
+echo "--- random graphs"
+seconds=${SECONDS_OF_GRAPHS:-60}
+timeout $((seconds + 120)) "$venv/bin/python" "$here/graphs.py" --seconds "$seconds" \
+    --seed "${SEED:-$RANDOM}" || status=1
+exit $status
