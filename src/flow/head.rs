@@ -194,6 +194,9 @@ fn target(target: &str, method: Option<&str>, host: Option<&[u8]>) -> Result<(),
     if host.is_some_and(|host| host.contains(&b'@')) {
         return Err(invalid("expected a host without a user"));
     }
+    if host.is_some_and(|host| !host.iter().all(is_of_host)) {
+        return Err(invalid("expected a host as it stands in a URL"));
+    }
     if target == "*" && method == Some("OPTIONS") {
         return Ok(());
     }
@@ -213,6 +216,11 @@ fn target(target: &str, method: Option<&str>, host: Option<&[u8]>) -> Result<(),
         Some(_) => Err(invalid("expected the host header to name the host of the URL")),
         None => Err(invalid("expected a path that begins with /")),
     }
+}
+
+/// May the byte stand in a host and its port (RFC 3986, 3.2.2)?
+fn is_of_host(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:[]%".contains(byte)
 }
 
 fn said(error: httparse::Error) -> &'static str {
@@ -268,6 +276,9 @@ mod tests {
             ("GET / HTTP/1.1", ""),
             ("GET / HTTP/1.1", "host: a\r\nhost: b\r\n"),
             ("GET / HTTP/1.1", "host: u@x\r\n"),
+            ("GET / HTTP/1.1", "host: a b\r\n"),
+            ("GET / HTTP/1.1", "host: a/b\r\n"),
+            ("GET / HTTP/1.1", "host: gr\u{fc}n\r\n"),
             ("GET a HTTP/1.1", "host: x\r\n"),
             ("GET * HTTP/1.1", "host: x\r\n"),
             ("GET http://y/ HTTP/1.1", "host: x\r\n"),

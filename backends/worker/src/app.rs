@@ -11,11 +11,11 @@ use crate::queue::Queue;
 use crate::refusal::Refusal;
 use crate::report::Load;
 use crate::repository::Repository;
-use crate::{compress, control, describe, grpc, openai, rest};
+use crate::{compress, control, describe, grpc, letter, openai, rest};
 use axum::Router;
 use axum::extract::{FromRequestParts, Path, Request, State};
 use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use forebay_process::supervise::Supervisor;
 use forebay_protocol::grpc::is_grpc;
@@ -130,7 +130,10 @@ async fn every_answer(State(app): State<Arc<App>>, request: Request, next: Next)
         trace = text(headers, &names::TRACEPARENT),
     );
     let encoding = compress::accepted(headers, &header::ACCEPT_ENCODING);
-    let mut response = next.run(request).instrument(span).await;
+    let (mut response, last) = match letter::check(&request) {
+        Ok(()) => (next.run(request).instrument(span).await, false),
+        Err(refusal) => (refusal.into_response(), true),
+    };
     if encoding != Encoding::Identity && !is_grpc(response.headers()) {
         response = compress::answer(response, encoding).await;
     }
@@ -147,7 +150,7 @@ async fn every_answer(State(app): State<Arc<App>>, request: Request, next: Next)
     if let Some(id) = id {
         headers.insert(names::REQUEST_ID, id);
     }
-    if is_http1 && app.lifecycle.phase() >= Phase::Draining {
+    if last || (is_http1 && app.lifecycle.phase() >= Phase::Draining) {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response

@@ -14,6 +14,7 @@
 //! | `server` | listener, connections and their deadlines |
 //! | `lifecycle` | serving, draining, closing; signals |
 //! | `app` | routes; what every answer carries: load report, request id |
+//! | `letter` | refuses HTTP/1 that two readers could take for two different requests |
 //! | `body` | reads a body: bounded in bytes, time and memory; gzip and deflate |
 //! | `compress` | answers compressed for who asks for it |
 //! | `grpc` | the same, and the other calls, over gRPC |
@@ -60,6 +61,7 @@ mod failure;
 mod golden;
 mod grpc;
 mod infer;
+mod letter;
 mod lifecycle;
 mod load;
 mod loader;

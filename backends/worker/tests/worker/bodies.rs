@@ -140,6 +140,38 @@ async fn chunked_and_a_length_together_cannot_smuggle_a_second_request() {
 }
 
 #[tokio::test]
+async fn what_two_readers_could_read_differently_is_refused_and_ends_the_connection() {
+    let worker = start_limited().await;
+    let second = "0\r\n\r\nGET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n";
+    for (line, headers) in [
+        (
+            "POST /v2 HTTP/1.1",
+            "host: x\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked",
+        ),
+        ("POST /v2 HTTP/1.1", "host: x\r\ntransfer-encoding: chunked, chunked"),
+        ("POST /v2 HTTP/1.0", "host: x\r\ntransfer-encoding: chunked"),
+        ("GET /v2 HTTP/1.1", "accept: */*"),
+        ("GET /v2 HTTP/1.1", "host: x\r\nhost: y"),
+        ("GET /v2 HTTP/1.1", "host: x y"),
+        ("GET /v2 HTTP/1.1", "host: user@x"),
+        ("GET http://other/v2 HTTP/1.1", "host: x"),
+    ] {
+        let sent = format!("{line}\r\n{headers}\r\n\r\n{second}");
+        let answer = raw(worker.address(), sent.as_bytes()).await;
+        assert!(answer.contains(" 400 "), "{headers}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.").count(), 1, "{headers}: {answer}");
+    }
+    for sent in [
+        "GET /v2 HTTP/1.0\r\n\r\n",
+        "GET /v2 HTTP/1.1\r\nhost: [::1]:80\r\nconnection: close\r\n\r\n",
+        "GET http://x/v2 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+    ] {
+        let answer = raw(worker.address(), sent.as_bytes()).await;
+        assert!(answer.contains(" 200 "), "{sent:?}: {answer}");
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_does_not_come_ends_in_408() {
     let options = Options { body_timeout: Duration::from_millis(50), ..options(fixtures()) };
     let worker = start(options).await;

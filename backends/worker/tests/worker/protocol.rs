@@ -71,8 +71,12 @@ async fn http1_and_http2_are_spoken_on_one_port() {
     let worker = start_fixtures().await;
     for version in [Version::HTTP_11, Version::HTTP_2] {
         let uri = format!("http://{}/v2/models/arith/infer", worker.address());
-        let sent =
+        let mut sent =
             http::Request::post(uri).version(version).body(arith_body(1.0, 1.0).into()).unwrap();
+        if version == Version::HTTP_11 {
+            let host = worker.address().to_string().parse().unwrap();
+            sent.headers_mut().insert(http::header::HOST, host);
+        }
         let answer = send(worker.address(), sent).await;
         assert_eq!(answer.outputs()[0], tensor("sum", &[1, 4], vec![2.0; 4]), "{version:?}");
     }
