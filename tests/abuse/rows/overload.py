@@ -21,7 +21,7 @@ def double(t):
     overload(t, 2, 0.95, 5)
 
 
-@row("13", "10 x load", alone=True, limit=60)
+@row("13", "10 x load", quick=False, alone=True, limit=60)
 def tenfold(t):
     """Ten times what the fleet can do -> goodput >= 90% of the peak, bounded memory."""
     overload(t, 10, 0.90, 4)
