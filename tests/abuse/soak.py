@@ -335,6 +335,8 @@ class Soak:
         print("RSS:", ", ".join(f"{at:.0f} s {mib:.0f} MiB" for at, _, mib in self.curve[::step]))
         end = self.curve[-1][0]
         half = [(at, mib) for at, mib in last if at >= end / 2]
+        # The least of each half minute: what a flood takes for a moment is no growth.
+        half = [min(half[i:i + 6], key=lambda sample: sample[1]) for i in range(0, len(half), 6)]
         if len(half) < 4:
             print("RSS: too few samples for a slope")
             return

@@ -71,6 +71,15 @@ class Connection:
     def close(self):
         self.socket.close()
 
+    def is_closed(self):
+        """Whether the other side closed it meanwhile: any client looks before it uses a kept connection again."""
+        try:
+            return self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def request(self, method, path, headers=(), body=None):
         pairs = dict(headers)
         if body is not None and "content-length" not in pairs:

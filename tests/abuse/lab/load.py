@@ -23,8 +23,7 @@ class Outcome:
 
 class Clients:
     """So many clients, each with a kept connection, that ask again as soon as they are answered, or after
-    `pause` seconds. A connection that the proxy closed between two requests (it says so before) is opened
-    again; everything else that goes wrong is an outcome with status 0."""
+    `pause` seconds. A connection that the proxy closed between two requests is opened again; everything else that goes wrong is an outcome with status 0."""
 
     def __init__(self, address, count=4, path="/v2/models/synthetic/infer", body=BODY, headers=(), pause=0.0,
                  timeout=15, method="POST"):
@@ -58,6 +57,9 @@ class Clients:
         while not self.stopping.is_set():
             started = time.monotonic()
             try:
+                if connection is not None and connection.is_closed():
+                    connection.close()
+                    connection = None
                 if connection is None:
                     connection = http1.Connection(self.address, self.timeout)
                 answer = connection.request(self.method, self.path, self.headers, self.body)
