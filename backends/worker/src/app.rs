@@ -2,6 +2,7 @@
 
 use crate::body::{Encoding, Memory};
 use crate::config::Options;
+use crate::connections::Connections;
 use crate::executor::Job;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::loader::Command;
@@ -38,7 +39,11 @@ pub(crate) struct App {
     pub(crate) load: Load,
     pub(crate) overseer: Overseer,
     pub(crate) metrics: Metrics,
+    /// Of request bodies.
     pub(crate) memory: Arc<Memory>,
+    /// Of answers that clients have not read yet.
+    pub(crate) answers: Arc<Memory>,
+    pub(crate) connections: Arc<Connections>,
     pub(crate) lifecycle: Lifecycle,
     /// The tasks that keep the worker going.
     pub(crate) tasks: Supervisor,
@@ -53,6 +58,8 @@ impl App {
             load: Load::new(options.executors),
             overseer: Overseer::default(),
             memory: Memory::new(options.max_body_memory),
+            answers: Memory::new(options.max_answer_memory),
+            connections: Arc::default(),
             lifecycle: Lifecycle::new(),
             tasks: Supervisor::default(),
             metrics: Metrics::new(),

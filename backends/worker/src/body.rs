@@ -1,7 +1,10 @@
 //! A request's body: bounded in bytes, in time and in the memory of all bodies together.
 //!
-//! A length in a header is a promise, not an allocation; a compressed body counts by what it becomes.
+//! A length in a header is a promise, not an allocation: what has come counts, against the memory of
+//! all bodies and against the connection's share of it. A compressed body counts by what it becomes. A
+//! body that comes by drops ends long before its time is up: each byte that came buys some time.
 
+use crate::connections::OfConnection;
 use crate::refusal::Refusal;
 use axum::body::{Body, HttpBody as _};
 use bytes::{Bytes, BytesMut};
@@ -12,10 +15,15 @@ use http_body_util::BodyExt;
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Taken at once for a body whose length is announced; more only as it arrives.
-const FIRST_ALLOCATION: usize = 1 << 20;
+const FIRST_ALLOCATION: usize = 16 << 10;
+/// Bytes of each body that are not accounted for: a stream costs as much without a body, and a call
+/// that asks for the worker's health must not fail because others have sent much.
+const FREE: usize = 1 << 10;
+/// Time that a body has before it must have come at the least rate.
+const GRACE: Duration = Duration::from_secs(5);
 /// Step in which inflated data is read and accounted for.
 const INFLATE_STEP: usize = 64 << 10;
 
@@ -36,42 +44,83 @@ impl Memory {
 #[derive(Debug)]
 pub(crate) struct Share {
     memory: Arc<Memory>,
+    of_connection: Option<OfConnection>,
     bytes: usize,
+    free: usize,
 }
 
 impl Share {
     pub(crate) fn new(memory: &Arc<Memory>) -> Self {
-        Self { memory: Arc::clone(memory), bytes: 0 }
+        Self::of(memory, None)
+    }
+
+    /// The share of a request that came on this connection.
+    pub(crate) fn of(memory: &Arc<Memory>, of_connection: Option<OfConnection>) -> Self {
+        Self { memory: Arc::clone(memory), of_connection, bytes: 0, free: FREE }
     }
 
     /// Accounts for so many bytes more.
     ///
     /// # Errors
-    /// All requests together would hold more than they may.
+    /// All requests together, or those of the connection, would hold more than they may.
     pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
-        let used = self.memory.used.fetch_add(bytes, Relaxed) + bytes;
+        let free = self.free.min(bytes);
+        self.free -= free;
+        let bytes = bytes - free;
         self.bytes += bytes;
-        if used > self.memory.bound {
-            let text =
-                format!("request bodies already hold the {} bytes they may", self.memory.bound);
+        let of_connection = self.of_connection.as_ref().map(|OfConnection(memory)| memory);
+        let mut is_full = false;
+        for memory in of_connection.into_iter().chain([&self.memory]) {
+            is_full |= memory.used.fetch_add(bytes, Relaxed) + bytes > memory.bound;
+        }
+        if is_full {
+            let text = format!(
+                "request bodies of all clients, or of this connection, hold all the memory that \
+                 they may ({} bytes in all)",
+                self.memory.bound
+            );
             return Err(Refusal::new(Reason::QueueFull, text));
         }
         Ok(())
     }
-}
 
-impl Share {
     /// Gives away the account of so many of its bytes.
     pub(crate) fn split(&mut self, bytes: usize) -> Self {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
-        Self { memory: Arc::clone(&self.memory), bytes }
+        let (memory, of_connection) = (Arc::clone(&self.memory), self.of_connection.clone());
+        Self { memory, of_connection, bytes, free: 0 }
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
         self.memory.used.fetch_sub(self.bytes, Relaxed);
+        if let Some(OfConnection(memory)) = &self.of_connection {
+            memory.used.fetch_sub(self.bytes, Relaxed);
+        }
+    }
+}
+
+/// How fast a body has to come.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// For the whole body.
+    pub(crate) whole: Duration,
+    /// Least bytes a second, after the first seconds; 0: no such bound.
+    pub(crate) rate: usize,
+}
+
+impl Patience {
+    /// By when more must have come of a body that began at `since` and has so many bytes now.
+    pub(crate) fn due(&self, since: Instant, bytes: usize) -> Instant {
+        let whole = since + self.whole;
+        #[allow(clippy::cast_precision_loss, reason = "a time needs no precision")]
+        let bought = bytes as f64 / self.rate as f64;
+        match Duration::try_from_secs_f64(bought) {
+            Ok(bought) if self.rate > 0 => whole.min(since + GRACE.saturating_add(bought)),
+            _ => whole,
+        }
     }
 }
 
@@ -120,9 +169,9 @@ impl Encoding {
 /// # Errors
 /// It is longer than `limit`, slower than `patience`, broken off, or one too many for the memory.
 pub(crate) async fn read(
-    body: Body,
+    mut body: Body,
     limit: usize,
-    patience: Duration,
+    patience: Patience,
     share: &mut Share,
 ) -> Result<Bytes, Refusal> {
     if let Some(length) = body.size_hint().exact()
@@ -130,15 +179,15 @@ pub(crate) async fn read(
     {
         return Err(too_large(limit, &format_args!("{length}")));
     }
-    tokio::time::timeout(patience, collect(body, limit, share))
-        .await
-        .unwrap_or_else(|_| Err(too_slow(patience)))
-}
-
-async fn collect(mut body: Body, limit: usize, share: &mut Share) -> Result<Bytes, Refusal> {
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(limit);
     let mut whole = BytesMut::with_capacity(announced.min(FIRST_ALLOCATION));
-    while let Some(frame) = body.frame().await {
+    let began = Instant::now();
+    loop {
+        let due = patience.due(began, whole.len());
+        let Ok(frame) = tokio::time::timeout_at(due.into(), body.frame()).await else {
+            return Err(too_slow(whole.len(), began.elapsed()));
+        };
+        let Some(frame) = frame else { return Ok(whole.freeze()) };
         let frame = frame.map_err(|error| broken_off(&error))?;
         let Ok(data) = frame.into_data() else { continue };
         if data.len() > limit - whole.len() {
@@ -147,7 +196,6 @@ async fn collect(mut body: Body, limit: usize, share: &mut Share) -> Result<Byte
         share.grow(data.len())?;
         whole.extend_from_slice(&data);
     }
-    Ok(whole.freeze())
 }
 
 /// Undoes the compression. Takes CPU time: not for the I/O threads if the body is large.
@@ -192,9 +240,11 @@ fn read_all(mut decoder: impl Read, limit: usize, share: &mut Share) -> Result<B
 }
 
 /// The body did not come in time.
-pub(crate) fn too_slow(patience: Duration) -> Refusal {
-    let ms = patience.as_millis();
-    let text = format!("expected the whole body within {ms} ms, found it unfinished");
+pub(crate) fn too_slow(bytes: usize, took: Duration) -> Refusal {
+    let ms = took.as_millis();
+    let text = format!(
+        "expected the whole body in time, found it unfinished with {bytes} bytes after {ms} ms"
+    );
     Refusal::new(Reason::RequestTimeout, text)
 }
 

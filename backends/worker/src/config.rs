@@ -4,6 +4,7 @@
 //! file. Both read their values with the same code. Units stand in the value: a bare number where a
 //! unit is due is refused, because nobody remembers whether `drain_delay = 5` was seconds.
 
+use crate::body::Patience;
 use forebay_config::file::{self, LoadError};
 use forebay_config::{ByteSize, Diagnostics, Document, FromToml, Table};
 use std::borrow::Cow;
@@ -51,6 +52,8 @@ pub struct Options {
     pub max_body: usize,
     /// Bytes of bodies held at once, over all requests.
     pub max_body_memory: usize,
+    /// Bytes of answers held at once that clients have not read yet, over all requests.
+    pub max_answer_memory: usize,
     /// Connections held at once.
     pub max_connections: usize,
     /// Until the first request's header must be there.
@@ -59,6 +62,8 @@ pub struct Options {
     pub idle_timeout: Duration,
     /// Until a body must be there, from its first byte awaited to its last.
     pub body_timeout: Duration,
+    /// Least bytes a second of a body, after its first seconds; 0: no such bound.
+    pub min_body_rate: usize,
     /// Between "not ready" and the listener's closing.
     pub drain_delay: Duration,
     /// From the listener's closing until what is unfinished is dropped.
@@ -88,13 +93,22 @@ impl Default for Options {
             queue: 128,
             max_body: 64 << 20,
             max_body_memory: 512 << 20,
+            max_answer_memory: 512 << 20,
             max_connections: 4096,
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             body_timeout: Duration::from_secs(30),
+            min_body_rate: 1 << 10,
             drain_delay: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(30),
         }
+    }
+}
+
+impl Options {
+    /// How fast a request's body has to come.
+    pub(crate) fn body_patience(&self) -> Patience {
+        Patience { whole: self.body_timeout, rate: self.min_body_rate }
     }
 }
 
@@ -151,7 +165,10 @@ pub struct Settings {
     /// Bytes of request bodies held at once [default: 512MiB]
     #[arg(long, value_name = "SIZE", value_parser = unit::<ByteSize>)]
     pub max_body_memory: Option<ByteSize>,
-    /// Connections held at once [default: 4096]
+    /// Bytes of answers held at once that clients have not read yet [default: 512MiB]
+    #[arg(long, value_name = "SIZE", value_parser = unit::<ByteSize>)]
+    pub max_answer_memory: Option<ByteSize>,
+    /// Connections held at once; an idle one makes room for a new one [default: 4096]
     #[arg(long, value_name = "N", value_parser = count::<MAX_COUNT>)]
     pub max_connections: Option<usize>,
     /// Time for the first request's header to arrive [default: 10s]
@@ -163,6 +180,9 @@ pub struct Settings {
     /// Time for a body to arrive [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = unit::<Duration>)]
     pub body_timeout: Option<Duration>,
+    /// Least bytes of a body in a second, after its first 5 s; "0B": any rate [default: 1KiB]
+    #[arg(long, value_name = "SIZE", value_parser = unit::<ByteSize>)]
+    pub min_body_rate: Option<ByteSize>,
     /// On SIGTERM: time between "not ready" and closing the listener [default: 1s]
     #[arg(long, value_name = "TIME", value_parser = unit::<Duration>)]
     pub drain_delay: Option<Duration>,
@@ -245,10 +265,12 @@ impl Settings {
                 queue: counted(&file, "queue", MAX_COUNT),
                 max_body: file.get("max_body"),
                 max_body_memory: file.get("max_body_memory"),
+                max_answer_memory: file.get("max_answer_memory"),
                 max_connections: counted(&file, "max_connections", MAX_COUNT),
                 header_timeout: file.get("header_timeout"),
                 idle_timeout: file.get("idle_timeout"),
                 body_timeout: file.get("body_timeout"),
+                min_body_rate: file.get("min_body_rate"),
                 drain_delay: file.get("drain_delay"),
                 drain_timeout: file.get("drain_timeout"),
                 log: file.choice(
@@ -274,6 +296,11 @@ impl Settings {
                     self.max_body_memory.or(file.max_body_memory),
                     default.max_body_memory,
                 ),
+                max_answer_memory: bytes(
+                    self.max_answer_memory.or(file.max_answer_memory),
+                    default.max_answer_memory,
+                ),
+                min_body_rate: bytes(self.min_body_rate.or(file.min_body_rate), default.min_body_rate),
                 models_memory: self.models_memory.or(file.models_memory).map(|size| size.0),
                 models_poll: self.models_poll.or(file.models_poll).map(|poll| poll.max(MIN_POLL)),
                 load_memory: self.load_memory.or(file.load_memory).map_or(default.load_memory, |s| s.0),

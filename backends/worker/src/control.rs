@@ -5,6 +5,8 @@
 
 use crate::app::{App, ModelPath};
 use crate::body::{self, Encoding, Share};
+use crate::connections::OfConnection;
+use crate::cross_site;
 use crate::loader::Command;
 use crate::refusal::{Refusal, json};
 use crate::repository::{Entry, State};
@@ -150,9 +152,10 @@ pub(crate) async fn unload_call(
 
 async fn read(app: &App, request: Request) -> Result<Wish, Refusal> {
     let (parts, body) = request.into_parts();
-    let mut share = Share::new(&app.memory);
+    cross_site::refuse(&parts.headers, &parts.uri)?;
+    let mut share = Share::of(&app.memory, parts.extensions.get::<OfConnection>().cloned());
     let encoding = Encoding::of(&parts.headers)?;
-    let body = body::read(body, MAX_BODY, app.options.body_timeout, &mut share).await?;
+    let body = body::read(body, MAX_BODY, app.options.body_patience(), &mut share).await?;
     let body = body::inflate(body, encoding, MAX_BODY, &mut share)?;
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(Wish::default());

@@ -288,6 +288,7 @@ pub(crate) async fn metrics(Shared(app): Shared<Arc<App>>) -> Response {
     for (task, count) in app.tasks.restarts() {
         app.metrics.counter(metric::TASK_RESTARTS, &[("task", task)]).absolute(count);
     }
+    set(metric::CONNECTIONS, &[], app.connections.count());
     set(metric::EXECUTORS_LOST, &[], app.overseer.lost());
     set_bytes(app.metrics.gauge(metric::MODELS_MEMORY, &[]), app.repository.memory());
     let (version, unit) = (env!("CARGO_PKG_VERSION"), VectorUnit::in_use().to_string());

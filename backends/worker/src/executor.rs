@@ -110,11 +110,12 @@ pub(crate) fn start_one(app: &Arc<App>, index: usize) -> std::io::Result<()> {
         }
         let seat = Arc::new(Seat::new(index));
         while !seat.is_lost() {
-            let Some(batch) = app.queue.pop() else { break };
             // Only a mistake of ours could panic out here; the thread is worth more than the batch.
-            let served = catch_unwind(AssertUnwindSafe(|| serve(&app, &seat, batch, true)));
-            if served.is_err() {
-                tracing::error!(executor = index, "a batch was lost to a panic");
+            let turn = || app.queue.pop().map(|batch| serve(&app, &seat, batch, true));
+            match catch_unwind(AssertUnwindSafe(turn)) {
+                Ok(Some(())) => {}
+                Ok(None) => break,
+                Err(_) => tracing::error!(executor = index, "a batch was lost to a panic"),
             }
         }
     };

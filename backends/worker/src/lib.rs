@@ -11,7 +11,7 @@
 //! |---|---|
 //! | [`cli`], [`config`] | flags and file become [`Options`] |
 //! | `patience` | the allocator's |
-//! | `server` | listener, connections and their deadlines |
+//! | `server`, `connections` | listener; connections, their deadlines, and what they may hold |
 //! | `lifecycle` | serving, draining, closing; signals |
 //! | `app` | routes; what every answer carries: load report, request id |
 //! | `letter` | refuses HTTP/1 that two readers could take for two different requests |
@@ -26,6 +26,7 @@
 //! | `executor` | a fixed pool of threads that runs the engine |
 //! | `overseer` | runs that can't be stopped |
 //! | `describe` | metadata, health, configuration, metrics |
+//! | `cross_site` | what pages of other sites may not ask for |
 //! | `control` | the model repository extension: index, load, unload |
 //! | `repository` | what is served now; a request's way to its version |
 //! | `loader`, `tasks` | the thread that decides what is loaded and unloaded; loads that wait and run |
@@ -52,7 +53,9 @@ mod check;
 pub mod cli;
 mod compress;
 pub mod config;
+mod connections;
 mod control;
+mod cross_site;
 mod describe;
 mod disk;
 mod embedding;

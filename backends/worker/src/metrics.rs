@@ -127,6 +127,10 @@ impl Metrics {
         gauge(name::SLOTS, "requests that can run at once");
         counter(name::MODEL_LOADS, "attempts to load a version, by outcome");
         counter(name::MODEL_UNLOADS, "versions that were taken out of service, by why");
+        counter(name::CONNECTIONS_CLOSED, "connections that the worker closed, by reason");
+        counter(name::ACCEPT_ERRORS, "connections that could not be accepted");
+        counter(name::HTTP2_FLOODS, "connections ended for a flood of HTTP/2 frames, by kind");
+        gauge(name::CONNECTIONS, "open connections");
         gauge(name::MODELS_MEMORY, "bytes that all models take in memory");
         counter(name::PANICS, "panics, which are mistakes of this program or of the engine");
         counter(name::TASK_RESTARTS, "tasks of the process that were started again");

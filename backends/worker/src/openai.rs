@@ -94,7 +94,7 @@ pub(crate) async fn embeddings(
     let (parts, body) = request.into_parts();
     let work = async {
         let terms = rest::terms(&parts.headers)?;
-        bounded(terms.deadline, answer(&app, terms, rest::body(&app, &parts.headers, body))).await
+        bounded(terms.deadline, answer(&app, terms, rest::body(&app, &parts, body))).await
     };
     Ok(work.await?)
 }

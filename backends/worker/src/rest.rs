@@ -3,6 +3,7 @@
 use crate::app::{App, ModelPath};
 use crate::body::{self, Encoding, Share};
 use crate::check;
+use crate::connections::OfConnection;
 use crate::infer::{self, Answer, INLINE, Received, Terms, off_io};
 use crate::refusal::Refusal;
 use crate::repository::Version;
@@ -57,8 +58,8 @@ async fn receive(
     let encoding = Encoding::of(&parts.headers)?;
     let json_len = number(&parts.headers, &names::INFERENCE_HEADER_CONTENT_LENGTH, "bytes")?;
     let limit = app.options.max_body;
-    let mut share = Share::new(&app.memory);
-    let body = body::read(body, limit, app.options.body_timeout, &mut share).await?;
+    let mut share = Share::of(&app.memory, parts.extensions.get::<OfConnection>().cloned());
+    let body = body::read(body, limit, app.options.body_patience(), &mut share).await?;
     let inline = body.len() <= INLINE && encoding == Encoding::Identity;
     let prepare = move || {
         let begun = Instant::now();
@@ -70,15 +71,11 @@ async fn receive(
 }
 
 /// Reads and inflates a body that is not to be parsed at once.
-pub(crate) async fn body(
-    app: &App,
-    headers: &HeaderMap,
-    body: Body,
-) -> Result<(Bytes, Share), Refusal> {
-    let encoding = Encoding::of(headers)?;
+pub(crate) async fn body(app: &App, parts: &Parts, body: Body) -> Result<(Bytes, Share), Refusal> {
+    let encoding = Encoding::of(&parts.headers)?;
     let limit = app.options.max_body;
-    let mut share = Share::new(&app.memory);
-    let body = body::read(body, limit, app.options.body_timeout, &mut share).await?;
+    let mut share = Share::of(&app.memory, parts.extensions.get::<OfConnection>().cloned());
+    let body = body::read(body, limit, app.options.body_patience(), &mut share).await?;
     if encoding == Encoding::Identity {
         return Ok((body, share));
     }

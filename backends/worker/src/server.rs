@@ -1,28 +1,38 @@
 //! The listener and its connections, each with deadlines for what it sends.
 
 use crate::app::{App, router};
+use crate::body::{Memory, Share};
 use crate::config::Options;
+use crate::connections::{self, Answer, OfConnection, Record, SLOW_READER, Why};
 use crate::disk::Disk;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::loader::{Command, Loader};
+use crate::refusal::Refusal;
 use crate::report::cpu_time;
-use crate::{executor, overseer};
+use crate::{executor, grpc, overseer};
+use axum::body::HttpBody as _;
+use axum::response::Response;
+use bytes::Bytes;
+use forebay_http2guard::{Event, Guarded};
 use forebay_process::limit::CLIENT;
 use forebay_process::resources::{Descriptors, is_about_one_connection};
 use forebay_process::supervise::{Importance, fault_point};
+use forebay_protocol::Reason;
+use forebay_protocol::metric::worker as metric;
+use http::{Request, header};
+use hyper::body::Incoming;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
 
 /// Longest header of a request, in bytes.
@@ -31,8 +41,12 @@ const MAX_HEADER: u32 = 64 << 10;
 const MAX_STREAMS: u32 = 256;
 /// How often a silent HTTP/2 connection is pinged, and how long the answer may take.
 const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
-/// How long a client may leave sent bytes unacknowledged before its connection is dropped.
-const SLOW_READER: Duration = Duration::from_secs(15);
+/// Bytes of one answer that may wait in an HTTP/2 connection for the client's window.
+const MAX_SEND_BUFFER: usize = 128 << 10;
+/// Most fields in a request's header.
+const MAX_FIELDS: usize = 100;
+/// One connection's share of the memory for bodies and for answers.
+const SHARE: usize = 4;
 /// Pause after a failed accept, such as when file descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Descriptors that a worker without connections uses.
@@ -108,6 +122,9 @@ impl Worker {
         let shared = Arc::clone(&app);
         app.tasks
             .spawn("overseer", Importance::Vital, move || overseer::watch(Arc::clone(&shared)));
+        let shared = Arc::clone(&app);
+        let watch = move || connections::watch(Arc::clone(&shared));
+        app.tasks.spawn("connections", Importance::Helpful, watch);
         let (delay, timeout) = (app.options.drain_delay, app.options.drain_timeout);
         let lifecycle = app.lifecycle.clone();
         let conduct = move || lifecycle.clone().conduct(delay, timeout);
@@ -154,45 +171,20 @@ impl Worker {
 }
 
 async fn serve(app: Arc<App>, listener: TcpListener) {
-    let service = TowerToHyperService::new(router(Arc::clone(&app)));
-    let builder = Arc::new(connection_builder(&app.options));
-    let places = Arc::new(Semaphore::new(connections(app.options.max_connections)));
-    let graceful = GracefulShutdown::new();
-    let mut connections = JoinSet::new();
-    let closing = app.lifecycle.reached(Phase::Closing);
-    tokio::pin!(closing);
-    loop {
-        // Above the limit connections wait in the kernel's backlog, which is bounded too.
-        let accepted = tokio::select! {
-            () = &mut closing => break,
-            accepted = accept(&listener, &places) => accepted,
-        };
-        while connections.try_join_next().is_some() {}
-        fault_point("serve");
-        match accepted {
-            Ok((stream, place)) => {
-                let connection = Connection {
-                    builder: Arc::clone(&builder),
-                    watcher: graceful.watcher(),
-                    patience: app.options.header_timeout,
-                };
-                let service = service.clone();
-                connections.spawn(async move {
-                    connection.run(stream, service).await;
-                    drop(place);
-                });
-            }
-            Err(error) if is_about_one_connection(&error) => {}
-            Err(error) => {
-                tracing::warn!(target: CLIENT, %error, "accept failed");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
+    let server = Arc::new(Server {
+        service: TowerToHyperService::new(router(Arc::clone(&app))),
+        builder: connection_builder(&app.options),
+        places: Arc::new(Semaphore::new(most_connections(app.options.max_connections))),
+        app: Arc::clone(&app),
+    });
+    let mut tasks = JoinSet::new();
+    server.accept_all(&listener, &mut tasks).await;
     drop(listener);
-    tracing::info!(connections = graceful.count(), "listener closed, finishing what is in flight");
+    let connections = tasks.len();
+    tracing::info!(connections, "listener closed, finishing what is in flight");
+    let finished = async { while tasks.join_next().await.is_some() {} };
     tokio::select! {
-        () = graceful.shutdown() => {}
+        () = finished => {}
         () = app.lifecycle.reached(Phase::Ended) => tracing::warn!("ended with requests in flight"),
     }
     app.lifecycle.advance(Phase::Ended);
@@ -202,7 +194,7 @@ async fn serve(app: Arc<App>, listener: TcpListener) {
 }
 
 /// As many connections as are wanted and as descriptors are left for: models and the log need some.
-fn connections(wanted: usize) -> usize {
+fn most_connections(wanted: usize) -> usize {
     let Descriptors { limit, for_requests, .. } = Descriptors::of_this_process();
     let most = usize::try_from(for_requests).unwrap_or(usize::MAX).saturating_sub(OWN_DESCRIPTORS);
     if wanted > most {
@@ -214,15 +206,6 @@ fn connections(wanted: usize) -> usize {
         );
     }
     wanted.min(most).max(1)
-}
-
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, place))
 }
 
 fn connection_builder(options: &Options) -> Builder<TokioExecutor> {
@@ -237,49 +220,167 @@ fn connection_builder(options: &Options) -> Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADER)
+        .max_send_buf_size(MAX_SEND_BUFFER)
         .keep_alive_interval(PING.0)
         .keep_alive_timeout(PING.1);
     builder
 }
 
-/// What one connection is served with.
-struct Connection {
-    builder: Arc<Builder<TokioExecutor>>,
-    watcher: Watcher,
-    /// Until the first request's header.
-    patience: Duration,
+/// What all connections are served with.
+struct Server {
+    app: Arc<App>,
+    service: TowerToHyperService<axum::Router>,
+    builder: Builder<TokioExecutor>,
+    places: Arc<Semaphore>,
 }
 
-impl Connection {
-    async fn run(self, stream: TcpStream, service: TowerToHyperService<axum::Router>) {
+impl Server {
+    /// Accepts connections until the worker closes.
+    async fn accept_all(self: &Arc<Self>, listener: &TcpListener, tasks: &mut JoinSet<()>) {
+        let closing = self.app.lifecycle.reached(Phase::Closing);
+        tokio::pin!(closing);
+        loop {
+            let accepted = tokio::select! {
+                () = &mut closing => return,
+                accepted = self.accept(listener) => accepted,
+            };
+            while tasks.try_join_next().is_some() {}
+            fault_point("serve");
+            match accepted {
+                Ok((stream, peer, permit)) => {
+                    let server = Arc::clone(self);
+                    tasks.spawn(async move {
+                        server.connection(stream, peer).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) if is_about_one_connection(&error) => {}
+                Err(error) => {
+                    self.app.metrics.counter(metric::ACCEPT_ERRORS, &[]).increment(1);
+                    tracing::warn!(target: CLIENT, %error, "accept failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// The next connection, once there is a place for it: one that is idle may have to go. More wait
+    /// in the kernel's backlog, which is bounded too.
+    async fn accept(
+        &self,
+        listener: &TcpListener,
+    ) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+        let (stream, peer) = listener.accept().await?;
+        if let Ok(permit) = Arc::clone(&self.places).try_acquire_owned() {
+            return Ok((stream, peer, permit));
+        }
+        let mut wanted = std::pin::pin!(Arc::clone(&self.places).acquire_owned());
+        loop {
+            self.app.connections.make_room(Instant::now());
+            let waited = tokio::time::timeout(ACCEPT_PAUSE, &mut wanted).await;
+            if let Ok(permit) = waited {
+                return Ok((stream, peer, permit.map_err(io::Error::other)?));
+            }
+        }
+    }
+
+    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
         // Small answers must not wait for the acknowledgement of earlier ones.
         drop(stream.set_nodelay(true));
         let slow = u32::try_from(SLOW_READER.as_millis()).unwrap_or(u32::MAX);
         // Missing only where the socket is no TCP socket.
         let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, slow);
-        let spoke = Arc::new(AtomicBool::new(false));
-        let heard = Arc::clone(&spoke);
+        let (place, socket) = self.app.connections.enter(stream, peer.ip(), Instant::now());
+        let socket = Guarded::new(socket, Bytes::new(), self.observer());
+        let options = &self.app.options;
+        let most = (options.max_body_memory / SHARE).max(options.max_body);
+        let bodies = OfConnection(Memory::new(most));
+        let (server, record) = (Arc::clone(&self), Arc::clone(&place.record));
         let service = service_fn(move |request| {
-            heard.store(true, Relaxed);
-            service.call(request)
+            let (server, record) = (Arc::clone(&server), Arc::clone(&record));
+            let bodies = bodies.clone();
+            async move { server.respond(&record, bodies, request).await }
         });
-        let connection = self.builder.serve_connection(TokioIo::new(stream), service).into_owned();
-        let served = self.watcher.watch(connection);
-        tokio::pin!(served);
-        // The builder's own timer starts only after it knows which HTTP is spoken.
-        let result = tokio::select! {
-            result = &mut served => result,
-            () = tokio::time::sleep(self.patience) => {
-                if !spoke.load(Relaxed) {
-                    return;
+        let connection = self.builder.serve_connection(TokioIo::new(socket), service);
+        tokio::pin!(connection);
+        let mut closing = std::pin::pin!(self.app.lifecycle.reached(Phase::Closing));
+        let mut is_told = false;
+        let result = loop {
+            tokio::select! {
+                result = &mut connection => break result,
+                () = &mut closing, if !is_told => {
+                    is_told = true;
+                    connection.as_mut().graceful_shutdown();
                 }
-                served.await
+                why = place.record.closed() => {
+                    connections::count_closed(&self.app, why);
+                    // A request may be on its way: it is answered, and the client told.
+                    if !matches!(why, Why::Idle | Why::Room) {
+                        return;
+                    }
+                    is_told = true;
+                    connection.as_mut().graceful_shutdown();
+                }
             }
         };
         if let Err(error) = result {
             tracing::debug!(error, "connection ended");
         }
     }
+
+    /// Counts what the HTTP/2 library and its guard do without the worker's knowledge.
+    fn observer(&self) -> forebay_http2guard::Observer {
+        let app = Arc::clone(&self.app);
+        Arc::new(move |event| {
+            if let Event::Flood(flood) = event {
+                let labels = [("kind", flood.as_str())];
+                app.metrics.counter(metric::HTTP2_FLOODS, &labels).increment(1);
+            }
+            tracing::debug!(?event, "HTTP/2");
+        })
+    }
+
+    /// Answers one request. Nothing is done for a client that has not read what was done for it
+    /// before, and what it leaves unread is bounded.
+    async fn respond(
+        &self,
+        record: &Arc<Record>,
+        bodies: OfConnection,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<Answer>, Infallible> {
+        let app = &self.app;
+        let in_flight = record.begin(request.version());
+        record.until_read().await;
+        request.extensions_mut().insert(bodies);
+        let is_grpc = forebay_protocol::grpc::is_grpc(request.headers());
+        let mut response = match check(&request) {
+            Ok(()) => self.service.call(request).await?,
+            Err(refusal) => grpc::refuse(app, is_grpc, refusal),
+        };
+        let exact = response.body().size_hint().exact().unwrap_or(0);
+        let mut length = usize::try_from(exact).unwrap_or(usize::MAX);
+        let mut share = Share::new(&app.answers);
+        let most = app.options.max_answer_memory / SHARE;
+        if !record.may_hold(length, most) || share.grow(length).is_err() {
+            let text = "answers that clients have not read hold as much memory as they may";
+            response = grpc::refuse(app, is_grpc, Refusal::new(Reason::QueueFull, text));
+            (share, length) = (Share::new(&app.answers), 0);
+        }
+        Ok(response.map(|body| Answer::new(body, in_flight, length, share)))
+    }
+}
+
+/// What HTTP/2 lets pass and HTTP/1 does not.
+fn check(request: &Request<Incoming>) -> Result<(), Refusal> {
+    let fields = request.headers();
+    if fields.len() > MAX_FIELDS {
+        let text = format!("expected at most {MAX_FIELDS} header fields, found {}", fields.len());
+        return Err(Refusal::new(Reason::HeadersTooLarge, text));
+    }
+    if fields.get_all(header::CONTENT_LENGTH).iter().count() > 1 {
+        return Err(Refusal::request("expected one content-length, found several"));
+    }
+    Ok(())
 }
 
 /// Folds histograms and samples CPU use until the end.

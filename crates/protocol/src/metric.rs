@@ -153,4 +153,13 @@ pub mod worker {
     /// Counter: shapes that run in the plain build because the model's own build has no plan for them
     /// or failed where the plain one did not, by `model`, `version`.
     pub const MODEL_FALLBACKS: &str = "forebay_worker_model_build_fallbacks_total";
+    /// Gauge: open connections.
+    pub const CONNECTIONS: &str = "forebay_worker_connections";
+    /// Counter: connections that the worker closed by `reason` (`header_timeout`, `slow_reader`,
+    /// `idle`, `client_left` while its request waited, `room` for a new one).
+    pub const CONNECTIONS_CLOSED: &str = "forebay_worker_connections_closed_total";
+    /// Counter: connections that could not be accepted.
+    pub const ACCEPT_ERRORS: &str = "forebay_worker_accept_errors_total";
+    /// Counter: connections ended for a flood of HTTP/2 frames, by `kind`.
+    pub const HTTP2_FLOODS: &str = "forebay_worker_http2_floods_total";
 }

@@ -4,6 +4,7 @@ use super::answer::frame;
 use crate::app::App;
 use crate::body::{self, Encoding, Share};
 use crate::compress;
+use crate::connections::OfConnection;
 use crate::infer::{INLINE, Terms, bounded, off_io};
 use crate::lifecycle::Phase;
 use crate::refusal::Refusal;
@@ -30,6 +31,7 @@ pub(crate) struct Call {
     pub(crate) answers: Encoding,
     encoding: Encoding,
     body: Body,
+    of_connection: Option<OfConnection>,
 }
 
 /// A message, and the memory that it holds.
@@ -50,7 +52,8 @@ impl Call {
         // Who compresses its own messages wants it; others may merely be able to read it.
         let accepted = compress::accepted(&parts.headers, &names::GRPC_ACCEPT_ENCODING);
         let answers = if encoding == Encoding::Identity { encoding } else { accepted };
-        Ok(Self { app: Arc::clone(app), terms, answers, encoding, body })
+        let of_connection = parts.extensions.get().cloned();
+        Ok(Self { app: Arc::clone(app), terms, answers, encoding, body, of_connection })
     }
 
     /// Reads the one message of a unary call.
@@ -58,9 +61,9 @@ impl Call {
     /// # Errors
     /// There is not exactly one, or it is too long, too slow or damaged.
     pub(crate) async fn message(self, limit: usize) -> Result<Received, Refusal> {
-        let Self { app, terms, encoding, body, .. } = self;
-        let mut share = Share::new(&app.memory);
-        let patience = app.options.body_timeout;
+        let Self { app, terms, encoding, body, of_connection, .. } = self;
+        let mut share = Share::of(&app.memory, of_connection);
+        let patience = app.options.body_patience();
         let read = body::read(body, limit + PREFIX_BYTES, patience, &mut share);
         let (compressed, message) = grpc::only_message(&bounded(terms.deadline, read).await?)?;
         inflated(compressed, encoding, limit, Received { message, share }).await
@@ -97,8 +100,8 @@ impl Call {
 
     /// The messages of a call that has many.
     pub(crate) fn messages(self, limit: usize) -> Messages {
-        let share = Share::new(&self.app.memory);
-        let Self { app, terms, encoding, body, .. } = self;
+        let Self { app, terms, encoding, body, of_connection, .. } = self;
+        let share = Share::of(&app.memory, of_connection);
         Messages {
             app,
             deadline: terms.deadline,
@@ -183,9 +186,7 @@ impl Messages {
         if self.buffer.is_empty() && !self.begun().await? {
             return Ok(None);
         }
-        let patience = self.app.options.body_timeout;
-        let whole = tokio::time::timeout(patience, self.whole()).await;
-        whole.map_or_else(|_| Err(body::too_slow(patience)), |framed| framed.map(Some))
+        self.whole().await.map(Some)
     }
 
     /// Waits for the beginning of a message. `false`: there is none.
@@ -203,6 +204,7 @@ impl Messages {
     }
 
     async fn whole(&mut self) -> Result<(bool, Received), Refusal> {
+        let (began, patience) = (Instant::now(), self.app.options.body_patience());
         loop {
             let mut expected = PREFIX_BYTES;
             if let Some(prefix) = Prefix::read(&self.buffer)? {
@@ -216,7 +218,11 @@ impl Messages {
                     return Ok((prefix.compressed, Received { message, share }));
                 }
             }
-            if !self.more().await? {
+            let due = patience.due(began, self.buffer.len());
+            let Ok(more) = tokio::time::timeout_at(due.into(), self.more()).await else {
+                return Err(body::too_slow(self.buffer.len(), began.elapsed()));
+            };
+            if !more? {
                 let found = self.buffer.len();
                 return Err(FrameError::Incomplete { expected, found }.into());
             }

@@ -57,11 +57,12 @@ async fn only_grpc(request: Request, next: Next) -> Result<Response, Refusal> {
 /// Says so in the caller's protocol if there is nothing at a path.
 pub(crate) async fn or_nothing(State(app): State<Arc<App>>, request: Request) -> Response {
     let refusal = rest::nothing(request.uri());
-    if grpc::is_grpc(request.headers()) {
-        answer::unary(&app, Err(refusal))
-    } else {
-        refusal.into_response()
-    }
+    refuse(&app, grpc::is_grpc(request.headers()), refusal)
+}
+
+/// A refusal in the protocol of the request.
+pub(crate) fn refuse(app: &App, is_grpc: bool, refusal: Refusal) -> Response {
+    if is_grpc { answer::unary(app, Err(refusal)) } else { refusal.into_response() }
 }
 
 async fn inference_service(

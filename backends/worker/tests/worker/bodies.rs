@@ -210,7 +210,7 @@ async fn bodies_beyond_the_memory_of_all_are_refused_and_the_memory_comes_back()
     let options = Options { max_body: LIMIT, max_body_memory: LIMIT, ..options(fixtures()) };
     let worker = start(options).await;
     let mut body = arith_body(1.0, 1.0);
-    body.resize(2000, b' ');
+    body.resize(4000, b' ');
     // One unfinished body holds most of the memory, unless it was refused itself because it met the
     // other: then another tries.
     let hold = || async {

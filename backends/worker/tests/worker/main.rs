@@ -7,6 +7,7 @@ mod attempts;
 mod bad_input;
 mod batch;
 mod bodies;
+mod connections;
 mod embeddings;
 mod extensions;
 mod grpc;
