@@ -3,7 +3,7 @@
 
 use crate::client::{Load, post};
 use crate::endpoint::{Behaviour, Endpoint};
-use crate::harness::{Folder, Proxy, eventually};
+use crate::harness::{Folder, Proxy, eventually, pool_of};
 use rustix::process::Signal;
 use std::path::Path;
 use std::process::Command;
@@ -98,10 +98,13 @@ fn check_ends_with_words_for_any_file() {
     }
 }
 
-#[tokio::test]
+// On threads of their own, the endpoint and the load go on while the test writes long files.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_of_any_file_leaves_the_running_configuration() {
     let endpoint = Endpoint::start(Behaviour::Echo).await;
-    let proxy = Proxy::in_front_of(&[endpoint.address], 1, "").await;
+    let pool = pool_of(&[endpoint.address], "").replace("300ms", "2s");
+    let proxy = Proxy::start(&pool).await;
+    proxy.wait_ready(1).await;
     let good = std::fs::read_to_string(&proxy.config).unwrap();
     let load = Load::start(proxy.address, "/v2/models/m/infer", "x", 2);
     let mut refused = 0.0;
