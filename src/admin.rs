@@ -12,6 +12,7 @@ use crate::status::{Form, Status};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use forebay_process::supervise::{Importance, Supervisor, fault_point};
+use forebay_protocol::browser::{self, Foreign};
 use forebay_protocol::metric::proxy as metric;
 use forebay_routing::{Health, pick};
 use http::{Method, Response, StatusCode, header};
@@ -21,6 +22,7 @@ use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
 use serde::Serialize;
 use serde_json::json;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -74,6 +76,10 @@ pub struct Admin {
     pub reloader: Reloader,
     /// Metrics.
     pub prometheus: PrometheusHandle,
+    /// The address that it is bound to.
+    pub bound: IpAddr,
+    /// Hosts that it is known by.
+    pub hosts: Vec<String>,
 }
 
 const HELP: &str = "\
@@ -90,6 +96,15 @@ POST /pools/POOL/endpoints/ADDRESS/undrain  it is used again
 #[async_trait]
 impl ServeHttp for Admin {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        if session.req_header().headers.get(header::TRANSFER_ENCODING).is_some()
+            || session.req_header().headers.get(header::CONTENT_LENGTH).is_some_and(|l| l != "0")
+        {
+            // Nothing here has a body; one that drips would hold the connection.
+            session.set_keepalive(None);
+        }
+        if let Some(foreign) = self.foreign(session) {
+            return refuse_foreign(foreign);
+        }
         let head = session.req_header();
         let (method, path) = (head.method.clone(), head.uri.path().to_owned());
         let form = Form::wanted(head.uri.query(), &head.headers);
@@ -130,7 +145,34 @@ impl ServeHttp for Admin {
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
+/// Refuses what a page in a browser may have sent, and counts it.
+fn refuse_foreign(foreign: Foreign) -> Response<Vec<u8>> {
+    metrics::counter!(metric::ADMIN_REFUSED, "cause" => foreign.as_str()).increment(1);
+    let (status, error) = match foreign {
+        Foreign::CrossSite => {
+            (StatusCode::FORBIDDEN, "expected a request of a program or of this site's own page")
+        }
+        Foreign::UnknownHost => (
+            StatusCode::MISDIRECTED_REQUEST,
+            "expected a host that this listener is known by, see server.admin_hosts",
+        ),
+    };
+    json_answer(status, &json!({ "error": error }))
+}
+
 impl Admin {
+    fn foreign(&self, session: &ServerSession) -> Option<Foreign> {
+        let local = session.server_addr().and_then(|address| address.as_inet()).map(SocketAddr::ip);
+        let is_own = |host: &str| {
+            let address = host.parse::<IpAddr>().ok().map(|address| address.to_canonical());
+            let is = |own: IpAddr| address == Some(own.to_canonical());
+            is(self.bound)
+                || local.is_some_and(is)
+                || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(host))
+        };
+        browser::foreign(&session.req_header().headers, is_own)
+    }
+
     fn status(&self, snapshot: &Snapshot, form: Form) -> Response<Vec<u8>> {
         let status = Status::of(snapshot, &self.lifecycle, &self.listeners);
         match form {
@@ -354,6 +396,7 @@ fn describe() {
         metrics::Unit::Seconds,
         "how long connections at layer 4 lasted"
     );
+    counter!(metric::ADMIN_REFUSED, "admin requests that a web page may have sent, by cause");
     counter!(metric::RELOADS, "configuration reloads by outcome");
     gauge!(metric::CONFIG_LOADED, "Unix time of the configuration that runs");
     counter!(metric::ACCESS_LOG_DROPPED, "access log lines that were dropped");

@@ -21,6 +21,9 @@ const BATCH: usize = 16;
 /// Time after a search that found none in which there is no other.
 const NO_SEARCH: Duration = Duration::from_millis(5);
 
+/// What is spoken at the admin listener.
+const ADMIN: &str = "admin";
+
 /// The connections of one listener.
 #[derive(Debug)]
 pub struct Connections {
@@ -77,10 +80,19 @@ impl Connections {
     /// None yet.
     pub fn new(bound: std::net::SocketAddr, listener: &config::Listener) -> Self {
         Self {
-            listener: bound.to_string().into(),
             protocol: listener.protocol.as_str(),
-            most: listener.max_connections,
             most_per_client: listener.max_connections_per_client,
+            ..Self::of_operators(bound, listener.max_connections)
+        }
+    }
+
+    /// Those of the admin listener, which are not counted among those of clients.
+    pub fn of_operators(bound: std::net::SocketAddr, most: usize) -> Self {
+        Self {
+            listener: bound.to_string().into(),
+            protocol: ADMIN,
+            most,
+            most_per_client: most,
             open: AtomicUsize::new(0),
             leaving: AtomicUsize::new(0),
             began: Instant::now(),
@@ -108,6 +120,9 @@ impl Connections {
     }
 
     fn count(&self, outcome: &'static str) {
+        if self.protocol == ADMIN {
+            return;
+        }
         metrics::counter!(
             metric::proxy::CONNECTIONS,
             "listener" => self.listener.to_string(), "reason" => outcome,

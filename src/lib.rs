@@ -28,6 +28,7 @@
 
 pub mod access_log;
 pub mod admin;
+pub mod admin_listener;
 pub mod answer;
 pub mod cli;
 pub mod clock;

@@ -9,14 +9,9 @@ use crate::exhausted;
 use forebay_process::limit::CLIENT;
 use forebay_process::resources::{Exhausted, is_about_one_connection};
 use forebay_process::supervise;
-use pingora::apps::ServerApp;
-use pingora::protocols::l4::stream::Stream as L4Stream;
-use pingora::protocols::{GetSocketDigest, SocketDigest};
-use pingora::server::ShutdownWatch;
 use std::io;
 use std::net::{self, SocketAddr};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
@@ -65,27 +60,4 @@ pub async fn accept(
         }
         supervise::fault_point("accept");
     }
-}
-
-/// Has a Pingora application serve a connection in a task of its own.
-pub fn serve<A: ServerApp + Send + Sync + 'static>(
-    app: &Arc<A>,
-    stream: TcpStream,
-    peer: SocketAddr,
-    stop: &ShutdownWatch,
-) {
-    // Without it an answer may be late, but not wrong.
-    let _ = stream.set_nodelay(true);
-    let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
-    // A digest that was just made has no addresses yet.
-    let _ = digest.peer_addr.set(Some(peer.into()));
-    let mut stream = L4Stream::from(stream);
-    stream.set_socket_digest(digest);
-    let (app, stop) = (Arc::clone(app), stop.clone());
-    tokio::spawn(async move {
-        let mut next = app.process_new(Box::new(stream), &stop).await;
-        while let Some(stream) = next {
-            next = app.process_new(stream, &stop).await;
-        }
-    });
 }

@@ -8,7 +8,9 @@
 
 use crate::access_log::AccessLogger;
 use crate::admin::Admin;
+use crate::admin_listener::{self, AdminListener};
 use crate::config::{self, Config};
+use crate::connections::Connections;
 use crate::doors::{Door, Sockets};
 use crate::flow::observe::Observer;
 use crate::listen;
@@ -261,7 +263,11 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
             listeners: doors.iter().map(|door| Arc::clone(&door.connections)).collect(),
             reloader: reloader.clone(),
             prometheus,
+            bound: bound.ip(),
+            hosts: server.admin_hosts.clone(),
         };
+        let connections = Connections::of_operators(bound, admin_listener::MAX_CONNECTIONS);
+        let admin = AdminListener { admin: Arc::new(admin), connections: Arc::new(connections) };
         let socket = listen::listener(&sockets.hold(bound)?)?;
         services.spawn(tasks.clone().keep_up(
             "admin",
@@ -294,7 +300,7 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
 
 /// The accept loop of the admin listener, as often as it is needed.
 fn serve_admin(
-    admin: Admin,
+    admin: AdminListener,
     socket: TcpListener,
     stopping: watch::Receiver<bool>,
 ) -> impl FnMut() -> BoxFuture<'static, ()> + Send {
@@ -302,7 +308,7 @@ fn serve_admin(
     move || {
         let (admin, socket, stopping) = (Arc::clone(&admin), Arc::clone(&socket), stopping.clone());
         Box::pin(async move {
-            let take = |stream, peer| listen::serve(&admin, stream, peer, &stopping);
+            let take = |stream, peer| admin.take(stream, peer, &stopping);
             listen::accept(&socket, "admin", stopping.clone(), take).await;
         })
     }

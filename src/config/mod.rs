@@ -49,6 +49,8 @@ pub struct Server {
     pub threads: usize,
     /// Metrics, status and reload; `None`: no admin listener.
     pub admin: Option<SocketAddr>,
+    /// Hosts by which operators and scrapers name the admin listener, beside its address and loopback.
+    pub admin_hosts: Vec<String>,
     /// Not ready, but still listening: the time that clients and probes get to notice.
     pub drain_delay: Duration,
     /// Then listeners are closed, and requests in flight get this long to finish.
@@ -362,7 +364,15 @@ impl Config {
         let certificates = self.listeners.iter().filter_map(|listener| listener.tls.as_ref());
         let certificates = certificates.flat_map(|tls| &tls.certificates);
         let doubts = certificates.flat_map(|certificate| certificate.doubts(now));
-        doubts.chain(self.doubt_about_descriptors()).collect()
+        doubts.chain(self.doubt_about_descriptors()).chain(self.doubt_about_admin()).collect()
+    }
+
+    /// Can others than this machine's users reload and drain?
+    fn doubt_about_admin(&self) -> Option<String> {
+        let admin = self.server.admin.filter(|admin| !admin.ip().to_canonical().is_loopback())?;
+        Some(format!(
+            "the admin listener {admin} is not on loopback: everybody who reaches it may reload and drain"
+        ))
     }
 
     /// Can the listeners hold more connections than the system lets this process have?

@@ -93,6 +93,7 @@ fn server(table: &Table<'_, '_>, base: &Path) -> Server {
     Server {
         threads: table.within("threads", 1..=MAX_THREADS, cores),
         admin,
+        admin_hosts: table.or("admin_hosts", Vec::new()),
         drain_delay: table.or("drain_delay", secs(1)),
         drain_timeout: table.or("drain_timeout", secs(30)),
         idle_connections: table.within("idle_connections", 1..=1_000_000, 1024),

@@ -64,7 +64,7 @@ pub fn session(session: &mut Session, lifecycle: &Lifecycle) {
 
 /// A socket as Pingora has it. Without its buffers, which are there for as long as the connection is:
 /// requests bring their own.
-fn socket(stream: TcpStream, peer: SocketAddr) -> L4Stream {
+pub fn socket(stream: TcpStream, peer: SocketAddr) -> L4Stream {
     // Without it an answer may be late, but not wrong.
     let _ = stream.set_nodelay(true);
     let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
@@ -350,29 +350,33 @@ impl Accept {
         self.snapshot.load().config.limits.header_timeout
     }
 
-    /// There is no request that could be refused in the usual way. What the caller still sends is
-    /// read for as long as `linger`: closing before would reset the connection and destroy the
-    /// answer.
-    async fn refuse(&self, mut caller: Box<Caller>, refusal: &Refusal, linger: Duration) {
+    /// There is no request that could be refused in the usual way.
+    async fn refuse(&self, caller: Box<Caller>, refusal: &Refusal, linger: Duration) {
         let tls = caller.tls();
         let (client, head) = (caller.address(), caller.ahead());
         let from = TurnedAway { client, tls: tls.as_deref(), head };
         let request_id = turned_away(&self.observer, &from, refusal);
-        let Ok((head, body)) = refusal.answer(&request_id) else { return };
-        let mut answer = format!("HTTP/1.1 {}\r\n", refusal.reason.status());
-        for (name, value) in &head.headers {
-            // Writing to a string does not fail.
-            let _ = write!(answer, "{name}: {}\r\n", value.to_str().unwrap_or_default());
-        }
-        answer.push_str("connection: close\r\n\r\n");
-        let answer = [answer.as_bytes(), &body].concat();
-        let said = async {
-            caller.write_all(&answer).await?;
-            AsyncWriteExt::shutdown(&mut caller).await
-        };
-        // The caller may have gone; there is nothing else to do for it.
-        if let Ok(Ok(())) = timeout(STALL, said).await {
-            let _ = timeout(linger, caller.discard()).await;
-        }
+        say(caller, refusal, &request_id, linger).await;
+    }
+}
+
+/// Answers with a refusal and closes. What the client still sends is read for as long as `linger`:
+/// closing before would reset the connection and destroy the answer.
+pub async fn say(mut caller: Box<Caller>, refusal: &Refusal, request_id: &str, linger: Duration) {
+    let Ok((head, body)) = refusal.answer(request_id) else { return };
+    let mut answer = format!("HTTP/1.1 {}\r\n", refusal.reason.status());
+    for (name, value) in &head.headers {
+        // Writing to a string does not fail.
+        let _ = write!(answer, "{name}: {}\r\n", value.to_str().unwrap_or_default());
+    }
+    answer.push_str("connection: close\r\n\r\n");
+    let answer = [answer.as_bytes(), &body].concat();
+    let said = async {
+        caller.write_all(&answer).await?;
+        AsyncWriteExt::shutdown(&mut caller).await
+    };
+    // The caller may have gone; there is nothing else to do for it.
+    if let Ok(Ok(())) = timeout(STALL, said).await {
+        let _ = timeout(linger, caller.discard()).await;
     }
 }

@@ -5,6 +5,7 @@
 #![allow(unreachable_pub, missing_docs, reason = "nobody but this binary uses them")]
 
 mod activation;
+mod admin;
 mod authority;
 mod bodies;
 mod client;

@@ -7,6 +7,7 @@
 //!
 //! This crate knows nothing of routing, sockets or inference engines.
 
+pub mod browser;
 pub mod exposition;
 pub mod grpc;
 pub mod header;

@@ -72,6 +72,9 @@ pub mod proxy {
     pub const CONNECTION_BYTES: &str = "forebay_connection_bytes_total";
     /// Histogram: seconds that connections at Layer 4 lasted, by `listener`, `pool`.
     pub const CONNECTION_SECONDS: &str = "forebay_connection_duration_seconds";
+    /// Counter: requests to the admin listener that a page in a browser may have sent, by `cause`
+    /// (`cross_site`, `unknown_host`).
+    pub const ADMIN_REFUSED: &str = "forebay_admin_refused_total";
     /// Counter: configuration reloads by `outcome`.
     pub const RELOADS: &str = "forebay_reloads_total";
     /// Gauge: Unix time in seconds of the configuration that is running.
