@@ -266,19 +266,39 @@ impl Visit<'_> {
     }
 
     fn strided(&self, op: &StridedSlice) -> Rule {
-        // Of the same length with forward steps only: all of it, in order.
-        if let Some(steps) = op.optional_steps_input {
-            let Some(Rows::Fixed(Some(steps))) = self.inputs.get(steps) else {
-                return Err("takes some of the rows");
-            };
-            let steps = steps.cast_to::<i64>().map_err(|_| "has steps that are no integers")?;
-            let plain = steps.try_as_plain_ram().map_err(|_| "has steps that can't be read")?;
-            let steps = plain.as_slice::<i64>().map_err(|_| "has steps that can't be read")?;
-            if steps.iter().any(|&step| step < 1) {
-                return Err("turns an axis round");
-            }
+        let (axis, _) = self.single()?;
+        let rank = i64::try_from(self.from[0].len()).map_err(|_| "has too many dimensions")?;
+        let axes = match op.optional_axes_input {
+            Some(slot) => Some(self.integers(slot)?),
+            None => None,
+        };
+        let steps = match op.optional_steps_input {
+            Some(slot) => self.integers(slot)?,
+            None => Vec::new(),
+        };
+        // The step along the rows, if they are among the axes that are cut.
+        let place = match &axes {
+            Some(axes) => axes.iter().position(|&other| {
+                usize::try_from(if other < 0 { other + rank } else { other }) == Ok(axis)
+            }),
+            None => Some(axis),
+        };
+        if place.and_then(|place| steps.get(place)).is_some_and(|&step| step < 1) {
+            return Err("turns the rows round");
         }
+        // Of the same length with a forward step: all of them, in order.
         self.kept(0)
+    }
+
+    /// The values of a constant input.
+    fn integers(&self, slot: usize) -> Result<Vec<i64>, &'static str> {
+        let Some(Rows::Fixed(Some(value))) = self.inputs.get(slot) else {
+            return Err("is steered by values that are not known");
+        };
+        let value = value.cast_to::<i64>().map_err(|_| "is steered by what is no integer")?;
+        let plain = value.try_as_plain_ram().map_err(|_| "is steered by what can't be read")?;
+        let values = plain.as_slice::<i64>().map_err(|_| "is steered by what can't be read")?;
+        Ok(values.to_vec())
     }
 
     /// Cells of recurrent nets: rows first, in the input and in the state.

@@ -18,6 +18,8 @@ pub(crate) fn prepare(model: &mut TypedModel) -> TractResult<()> {
     for node in model.nodes_mut() {
         if let Some(scan) = node.op_as_mut::<Scan>() {
             prepare(&mut scan.body)?;
+            // It is planned together with what is around it, and can't be changed behind that.
+            finish(&mut scan.body)?;
             continue;
         }
         if let Some(branch) = node.op_as_mut::<IfThenElse>() {
