@@ -30,8 +30,6 @@ const MEASURE_TIME: Duration = Duration::from_secs(3);
 const MAX_ELEMENTS: usize = 1 << 28;
 /// So many doublings in a row may fail to pay before larger batches are given up.
 const FAILURES: u32 = 2;
-/// A size of open dimensions for the proof that rows are independent, beside the usual one.
-const OTHER_OPEN: usize = 6;
 
 /// Compiles the first plan, runs it, and finds out the rest.
 pub(crate) fn warm_up(model: &mut Model, options: &LoadOptions) -> Result<(), LoadError> {
@@ -115,7 +113,7 @@ fn compare_builds(
     may_batch: bool,
 ) -> Result<(), LoadError> {
     let mut all: Vec<Shapes> = Vec::new();
-    for (rows, open) in [(1, options.open), (3, options.open), (2, OTHER_OPEN), (1, 5)] {
+    for (rows, open) in [(1, options.open), (3, options.open)] {
         let shape = |input: &TensorMetadata| {
             let given = options.warm_up.get(&input.name).filter(|_| open == options.open);
             let rows = may_batch.then_some(rows);
@@ -145,13 +143,8 @@ fn why_unbatched(model: &Model, options: &LoadOptions, alone: Vec<Tensor>) -> Op
         Batching::Off => return Some("model.toml turns batching off".to_owned()),
         Batching::Trusted => (),
         Batching::Proved => {
-            // Open dimensions of 1 may hide what happens to larger ones.
-            for open in [options.open, OTHER_OPEN] {
-                let options = LoadOptions { open, ..options.clone() };
-                let is_other = open == OTHER_OPEN;
-                if let Err(mixing) = prove(model, &options, is_other) {
-                    return Some(mixing.to_string());
-                }
+            if let Err(mixing) = prove(model, options) {
+                return Some(mixing.to_string());
             }
         }
     }
@@ -159,8 +152,8 @@ fn why_unbatched(model: &Model, options: &LoadOptions, alone: Vec<Tensor>) -> Op
     (!is_right).then(|| "rows that run together differ from the same rows run alone".to_owned())
 }
 
-/// Proves that rows are independent; with `may_fail`, shapes that don't fit the model prove nothing.
-fn prove(model: &Model, options: &LoadOptions, may_fail: bool) -> Result<(), Mixing> {
+/// Proves that rows are independent.
+fn prove(model: &Model, options: &LoadOptions) -> Result<(), Mixing> {
     let graph = |rows| -> TractResult<TypedModel> {
         let shape = |input: &TensorMetadata| {
             warm_up_shape(input, options.warm_up.get(&input.name), options.open, Some(rows))
@@ -169,10 +162,7 @@ fn prove(model: &Model, options: &LoadOptions, may_fail: bool) -> Result<(), Mix
         let shapes = model.interface.inputs.iter().map(shape).collect::<TractResult<_>>()?;
         model.plans.typed(&shapes)
     };
-    let proof = || {
-        if may_fail && graph(rows::ROWS[0]).is_err() { Ok(()) } else { rows::prove(graph) }
-    };
-    catch_unwind(AssertUnwindSafe(proof)).unwrap_or_else(|payload| {
+    catch_unwind(AssertUnwindSafe(|| rows::prove(graph))).unwrap_or_else(|payload| {
         let why = format!("can't be read: {}", panic_text(&*payload));
         Err(Mixing { node: String::new(), op: "the graph".to_owned(), why })
     })
