@@ -1,6 +1,7 @@
 """HTTP/1 by hand: honest requests, and raw bytes."""
 
 import json
+import select
 import socket
 import time
 
@@ -73,10 +74,11 @@ class Connection:
 
     def is_closed(self):
         """Whether the other side closed it meanwhile: any client looks before it uses a kept connection again."""
+        # A socket with a timeout would wait for it, whatever the flags say.
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
         try:
-            return self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-        except BlockingIOError:
-            return False
+            return bool(poll.poll(0)) and self.socket.recv(1, socket.MSG_PEEK) == b""
         except OSError:
             return True
 

@@ -101,6 +101,13 @@ def streams(t, form):
     t.equal(proxy.reload().status, 200, "a reload of the right file")
     t.equal(proxy.get("/livez").status, 200, "/livez")
     healthy(t, proxy, "after")
+    # A reader that stands still is given a moment before lines are dropped.
+    def counted():
+        http1.raw(listener, b"nonsense\r\n\r\n", 1)
+        proxy.signal(SIGHUP)
+        return any(proxy.metric(name) for name in ("forebay_access_log_dropped_total", "forebay_log_lines_dropped_total"))
+
+    eventually(counted, 8, 0.2)
     text = proxy.get("/metrics").text
     dropped = {line.split(" ")[0]: float(line.split(" ")[1]) for line in text.splitlines()
                if "dropped" in line and not line.startswith("#") and line.split(" ")[1] != "0"}

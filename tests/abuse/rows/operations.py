@@ -169,8 +169,14 @@ def tls_clients(address, count):
             if connection is None:
                 connection = http1.Connection(address)
                 connection.socket = unverified().wrap_socket(connection.socket, server_hostname="x")
-            state["connection"] = None
-            answer = connection.request("POST", INFER, {}, BODY)
+            kept, state["connection"] = state["connection"], None
+            try:
+                answer = connection.request("POST", INFER, {}, BODY)
+            except (ssl.SSLEOFError, ConnectionError):
+                if not kept:
+                    raise
+                # Closed while it was idle: whatever the client is, it asks on a new one.
+                return ask()
             if answer.headers.get("connection", "").lower() == "close":
                 connection.close()
             else:
