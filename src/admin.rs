@@ -223,6 +223,8 @@ impl Admin {
         metrics::counter!(metric::ACCESS_LOG_DROPPED).absolute(lost);
         #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
         metrics::gauge!(metric::IN_FLIGHT).set(self.lifecycle.in_flight() as f64);
+        #[allow(clippy::cast_precision_loss, reason = "bytes in memory are far below 2^52")]
+        metrics::gauge!(metric::MEMORY_HELD).set(self.lifecycle.memory().held() as f64);
         // A reload changes no listener, but may have brought other certificates.
         for (connections, listener) in self.listeners.iter().zip(&snapshot.config.listeners) {
             if let Some(ends) = listener.tls.as_ref().and_then(Tls::first_end) {
@@ -350,6 +352,12 @@ fn describe() {
         "from the header's arrival to the end of the answer"
     );
     gauge!(metric::IN_FLIGHT, "requests inside the proxy");
+    gauge!(metric::MEMORY_HELD, "bytes of bodies and answers that are held in memory");
+    counter!(
+        metric::MEMORY_FULL,
+        "times that bytes found no memory, by the bound that was reached"
+    );
+    counter!(metric::SLOW_CLIENTS, "clients that were cut off since they were too slow, by side");
     counter!(metric::ATTEMPTS, "attempts by how they ended");
     counter!(
         metric::UNSOLICITED,

@@ -26,6 +26,7 @@ impl Refusal {
             Reason::NoEndpoint
                 | Reason::ConnectFailed
                 | Reason::QueueFull
+                | Reason::MemoryLimit
                 | Reason::ConnectionLimit
                 | Reason::Draining
         )

@@ -6,7 +6,8 @@
 //! | accept | [`flow::accept`] | TLS, which protocol a connection speaks, what holds for every request |
 //! | identify | [`flow::identify`] | model, version, deadline and identities, from path and headers |
 //! | route | [`flow::route`] | first matching route -> pool |
-//! | admit | [`flow::admit`] | size and deadline; held in memory or streamed |
+//! | admit | [`flow::admit`] | size, memory and deadline |
+//! | receive | [`flow::receive`] | the body, as far as it is held in memory |
 //! | balance | [`flow::balance`] | waits for an endpoint with room ([`pool::pending`]) -> in-flight guard |
 //! | forward | [`flow::forward`] | attempts, retries, the answer |
 //! | observe | [`flow::observe`] | metrics and the access log |
@@ -21,7 +22,8 @@
 //!
 //! # The process
 //! [`doors`] are its listeners, [`listen`] accepts on them, [`connections`] bounds what they hold,
-//! [`memory`] gives back what they held, and [`exhausted`] is about what the machine lacks.
+//! [`body_memory`] bounds what bodies and answers do, [`memory`] gives back what they held, and
+//! [`exhausted`] is about what the machine lacks.
 //! [`server`] binds, serves, reloads and drains; [`admin`] answers operators, [`status`] is what they
 //! see; [`access_log`] writes
 //! a line a request; [`cli`] is the command line, [`operator`] what it says to a running proxy, and [`demo`] what runs without arguments.
@@ -30,6 +32,7 @@ pub mod access_log;
 pub mod admin;
 pub mod admin_listener;
 pub mod answer;
+pub mod body_memory;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -1,11 +1,13 @@
 //! The stages on Pingora's phases: one call a phase, nothing decided here.
 
 use crate::answer;
+use crate::body_memory::Account;
 use crate::error::Refusal;
 use crate::flow::admit::{Way, admit};
 use crate::flow::forward::{self, stream, unary};
 use crate::flow::grpc;
 use crate::flow::observe::{Observer, observe};
+use crate::flow::receive::{self, Received};
 use crate::flow::{accept, head, identify, route::route};
 use crate::pool::Snapshot;
 use crate::request::Request;
@@ -21,11 +23,12 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, Result};
+use pingora::{Error, ErrorType, Result};
 use std::ops::ControlFlow;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::timeout;
 
 /// The proxy of one process; every listener has a clone.
 #[derive(Clone)]
@@ -60,19 +63,27 @@ impl ProxyHttp for Proxy {
 
     async fn request_filter(&self, session: &mut Session, request: &mut Request) -> Result<bool> {
         let snapshot = self.snapshot.load();
-        match self.stages(session, request, &snapshot).await? {
-            Some(Way::Stream) => return Ok(false),
-            Some(Way::Unary) | None => {}
+        if self.stages(session, request, &snapshot).await?.is_continue() {
+            return Ok(false);
         }
         if let Some(refusal) = request.refusal.clone() {
-            answer::refuse(session, request, &refusal).await?;
+            let refused = answer::refuse(session, request, &refusal);
+            // A client that does not read its refusal learns it from the end of the connection.
+            return match timeout(snapshot.config.limits.stall_timeout, refused).await {
+                Ok(refused) => refused.map(|()| true),
+                Err(_) => Error::e_explain(ErrorType::WriteTimedout, "a refusal is not read"),
+            };
         }
         Ok(true)
     }
 
-    async fn upstream_peer(&self, _: &mut Session, request: &mut Request) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(
+        &self,
+        session: &mut Session,
+        request: &mut Request,
+    ) -> Result<Box<HttpPeer>> {
         let config = Arc::clone(&self.snapshot.load().config);
-        stream::peer(request, &config.limits).await
+        stream::peer(session, request, &config.limits).await
     }
 
     fn fail_to_connect(
@@ -141,8 +152,7 @@ impl ProxyHttp for Proxy {
         end: bool,
         request: &mut Request,
     ) -> Result<Option<Duration>> {
-        stream::response_body(request, end);
-        Ok(None)
+        stream::response_body(request, end).map(|()| None)
     }
 
     async fn response_filter(
@@ -206,20 +216,20 @@ impl ProxyHttp for Proxy {
 }
 
 impl Proxy {
-    /// Everything before the pipe. `Some(Stream)`: go on into it. Otherwise the request is
-    /// answered, or refused in `request.refusal`.
+    /// Everything before the pipe. `Continue`: go on into it. `Break`: the request is answered, or
+    /// refused in `request.refusal`.
     async fn stages(
         &self,
         session: &mut Session,
         request: &mut Request,
         snapshot: &Snapshot,
-    ) -> Result<Option<Way>> {
+    ) -> Result<ControlFlow<()>> {
         let head = session.req_header();
         let path = head.uri.path();
         let (method, version) = (&head.method, head.version);
         if let Err(message) = request.identity.read(method, version, path, &head.headers) {
             request.refusal = Some(Refusal::new(Reason::InvalidRequest, message));
-            return Ok(None);
+            return Ok(ControlFlow::Break(()));
         }
         if version == Version::HTTP_2
             && let Err(refusal) = head::check_http2(head)
@@ -227,45 +237,50 @@ impl Proxy {
             request.refusal = Some(refusal);
             // It may be long, and the answer may be waited for.
             forget_fields(session.req_header_mut());
-            return Ok(None);
+            return Ok(ControlFlow::Break(()));
         }
         if let Some(Call::ServerLive | Call::ServerReady) = request.identity.call {
             let ready = self.lifecycle.is_ready(snapshot);
             answer::health(session, request, ready).await?;
-            return Ok(None);
+            return Ok(ControlFlow::Break(()));
         }
-        let received = match self.message(session, request, snapshot).await? {
+        let address = session.client_addr().and_then(|address| address.as_inet());
+        let limits = &snapshot.config.limits;
+        let header = limits.caller_header.as_ref();
+        let headers = &session.req_header().headers;
+        request.identity.caller = identify::caller(address, headers, header);
+        let account = Account::new(self.lifecycle.memory(), request.identity.caller, limits);
+        let received = match self.message(session, request, snapshot, &account).await? {
             ControlFlow::Continue(received) => received,
-            ControlFlow::Break(()) => return Ok(None),
+            ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
         };
         let head = session.req_header();
         let path = head.uri.path();
         let Some(target) = route(snapshot, &request.identity, path) else {
             request.refusal = Some(no_route(request, path));
-            return Ok(None);
+            return Ok(ControlFlow::Break(()));
         };
         request.priority = request.identity.priority.unwrap_or(target.route.priority);
-        let address = session.client_addr().and_then(|address| address.as_inet());
-        let header = snapshot.config.limits.caller_header.as_ref();
-        request.identity.caller = identify::caller(address, &head.headers, header);
         request.key = identify::key(&target.pool.config, &request.identity, &head.headers);
         request.target = Some(target.clone());
-        let limits = &snapshot.config.limits;
-        let way = match admit(request, &head.method, limits, target.route.deadline, &self.lifecycle)
-        {
+        let way = match admit(request, limits, target.route.deadline, &account) {
             Ok(way) => way,
             Err(refusal) => {
                 request.refusal = Some(refusal);
-                return Ok(None);
+                return Ok(ControlFlow::Break(()));
             }
         };
         request.way = Some(way);
-        if way == Way::Unary {
-            unary::forward(session, request, &target, limits, &self.connector, received).await?;
-        } else {
+        if way == Way::Stream {
             session.downstream_session.set_read_timeout(Some(limits.body_timeout));
+            if request.identity.upgrade {
+                session.downstream_session.set_write_timeout(Some(limits.stall_timeout));
+            }
+            return Ok(ControlFlow::Continue(()));
         }
-        Ok(Some(way))
+        let with = (&*self.connector, limits);
+        unary::forward(session, request, &target, with, &account, received).await?;
+        Ok(ControlFlow::Break(()))
     }
 
     /// Receives the message of a gRPC call that the proxy has to look into. `Break`: that was all,
@@ -275,13 +290,18 @@ impl Proxy {
         session: &mut Session,
         request: &mut Request,
         snapshot: &Snapshot,
+        account: &Account,
     ) -> Result<ControlFlow<(), Option<Bytes>>> {
         let method = request.identity.grpc;
         let Some(method) = method.filter(|method| method.is_infer() || method.is_health()) else {
             return Ok(ControlFlow::Continue(None));
         };
         let limits = &snapshot.config.limits;
-        let received = grpc::receive(session, request, limits, &self.lifecycle).await;
+        let received = if method.is_health() {
+            receive::health_message(session, request, limits, account).await
+        } else {
+            receive::receive(session, request, limits, account).await.map(Received::whole)
+        };
         let identified = received.and_then(|body| {
             let message = grpc::identify(request, &body)?;
             Ok((body, message))
@@ -289,7 +309,6 @@ impl Proxy {
         match identified {
             Ok((body, _)) if method.is_infer() => Ok(ControlFlow::Continue(Some(body))),
             Ok((_, message)) => {
-                request.held = None;
                 request.deadline = request.identity.deadline.map(|asked| request.arrived + asked);
                 let state = (&*self.lifecycle, &*self.snapshot);
                 answer::grpc::health(session, request, &message, state).await?;

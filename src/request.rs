@@ -2,13 +2,14 @@
 //!
 //! Each stage writes its own part and reads those before it. Nothing here decides anything.
 
+use crate::body_memory::Held;
 use crate::error::Refusal;
 use crate::flow::admit::Way;
 use crate::flow::balance::Picked;
 use crate::flow::forward::wire::Wire;
 use crate::flow::identify::Identity;
 use crate::flow::route::Target;
-use crate::server::{HeldBytes, InFlightRequest};
+use crate::server::InFlightRequest;
 use forebay_protocol::oip::Wishes;
 use forebay_protocol::{Priority, Reason};
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ pub struct Request {
     /// Counts as in flight until dropped.
     pub counted: Option<InFlightRequest>,
     /// Room for its body, if it is held in memory.
-    pub held: Option<HeldBytes>,
+    pub held: Option<Held>,
     /// What the caller asks for.
     pub identity: Identity,
     /// How urgent it is, by its own word or its route's.

@@ -9,6 +9,7 @@
 use crate::access_log::AccessLogger;
 use crate::admin::Admin;
 use crate::admin_listener::{self, AdminListener};
+use crate::body_memory::Memory;
 use crate::config::{self, Config};
 use crate::connections::Connections;
 use crate::doors::{Door, Sockets};
@@ -29,7 +30,7 @@ use pingora::connectors::http::Connector;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -46,31 +47,10 @@ pub struct Lifecycle {
     in_flight: AtomicUsize,
     /// Open connections at Layer 7.
     open: AtomicUsize,
-    /// Bytes of bodies that are held in memory.
-    held: AtomicU64,
+    /// What bodies and answers hold.
+    memory: Arc<Memory>,
     /// Whether what is still open has had its time.
     cut: watch::Sender<bool>,
-}
-
-/// Bytes of a body that may be held in memory; given back when dropped.
-#[derive(Debug)]
-pub struct HeldBytes(Arc<Lifecycle>, u64);
-
-impl HeldBytes {
-    /// Makes room for `bytes` more, as long as no more than `most` are held at once over all
-    /// requests.
-    #[must_use]
-    pub fn grow(&mut self, bytes: u64, most: u64) -> bool {
-        let before = self.0.held.fetch_add(bytes, Relaxed);
-        self.1 += bytes;
-        before.saturating_add(bytes) <= most
-    }
-}
-
-impl Drop for HeldBytes {
-    fn drop(&mut self) {
-        self.0.held.fetch_sub(self.1, Relaxed);
-    }
 }
 
 /// Counts as an open connection until dropped.
@@ -123,12 +103,9 @@ impl Lifecycle {
         OpenConnection(Arc::clone(self))
     }
 
-    /// Room for `bytes` of a body, as long as no more than `most` are held at once.
-    pub fn hold(self: &Arc<Self>, bytes: u64, most: u64) -> Option<HeldBytes> {
-        let before = self.held.fetch_add(bytes, Relaxed);
-        // Made first, so that a refusal gives back what was added.
-        let held = HeldBytes(Arc::clone(self), bytes);
-        (before.saturating_add(bytes) <= most).then_some(held)
+    /// What bodies and answers hold.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
     }
 
     /// Until what is still open has had its time.

@@ -69,7 +69,8 @@ pub async fn health(session: &mut Session, request: &Request, ready: bool) -> Re
     session.write_response_body(Some(body), true).await
 }
 
-async fn linger(session: &mut Session, request: &mut Request) {
+/// Reads what the client still sends of a body that nobody wants, for a while.
+pub(crate) async fn linger(session: &mut Session, request: &mut Request) {
     // It is answered; what is waited for now is only the caller's last words.
     request.answered_after = Some(request.arrived.elapsed());
     request.attempts.iter_mut().for_each(|attempt| attempt.answered(false));

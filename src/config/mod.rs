@@ -73,26 +73,42 @@ pub enum AccessLog {
 }
 
 /// Bounds of one request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
     /// Bytes of a body; more is refused with 413.
     pub body: u64,
     /// Bytes up to which an inference is held in memory, so that it can be sent again to another
     /// endpoint; longer ones are streamed and get one attempt.
     pub buffer: u64,
-    /// Bytes of bodies that are held at once, over all requests; those that find no room are
-    /// streamed.
+    /// Bytes of bodies and answers that are held at once, over all requests; bodies that find no room
+    /// are streamed.
     pub memory: u64,
+    /// Share of that memory that one client may hold.
+    pub client_memory: f64,
     /// Time that a request's header may take to arrive, from its first byte; on a new connection, from
     /// its beginning.
     pub header_timeout: Duration,
     /// Time that a request's body may take to arrive.
     pub body_timeout: Duration,
+    /// Bytes per second below which a client is too slow, where an endpoint or memory waits for it.
+    pub min_rate: f64,
+    /// Time for which it may be slower than that.
+    pub stall_timeout: Duration,
     /// Time for which a gRPC stream may be silent whose caller gave it no deadline.
     pub stream_idle: Duration,
     /// The header that names the caller, where something in front can be trusted to set it; else a
     /// caller is an address.
     pub caller_header: Option<HeaderName>,
+}
+
+impl Limits {
+    /// Bytes that one client may hold, and at least one body.
+    pub fn client_share(&self) -> u64 {
+        #[allow(clippy::cast_precision_loss, reason = "a share need not be exact")]
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to memory")]
+        let share = (self.memory as f64 * self.client_memory) as u64;
+        share.max(self.memory.min(self.body))
+    }
 }
 
 /// A pool of interchangeable endpoints.

@@ -5,7 +5,7 @@ use super::{
     ProbeKind, Protocol, Queue, Retry, Route, Server, Source, Trouble, listener, secs,
 };
 use crate::flow::identify::MAX_NAME;
-use forebay_config::{ByteSize, Diagnostics, Document, NameOrTable, Ratio, Span, Table};
+use forebay_config::{ByteRate, ByteSize, Diagnostics, Document, NameOrTable, Ratio, Span, Table};
 use forebay_protocol::Priority;
 use forebay_routing::{Ejection, Policy};
 use http::HeaderName;
@@ -136,7 +136,10 @@ fn limits(table: &Table<'_, '_>) -> Limits {
         body,
         buffer,
         memory,
+        client_memory: table.or("client_memory", Ratio(0.5)).0,
         body_timeout: positive(table, "body_timeout", secs(30)),
+        min_rate: table.or("min_rate", ByteRate(16.0 * 1024.0)).0,
+        stall_timeout: positive(table, "stall_timeout", secs(10)),
         stream_idle: positive(table, "stream_idle", secs(3600)),
         header_timeout: positive(table, "header_timeout", secs(10)),
         caller_header: header_name(table, "caller_header"),

@@ -1,22 +1,21 @@
 //! May the request go on? Its size and its time are checked before anything is spent on it.
 
+use crate::body_memory::{Account, Full};
 use crate::config::Limits;
 use crate::error::Refusal;
+use crate::flow::receive::no_memory;
 use crate::request::Request;
-use crate::server::Lifecycle;
 use forebay_config::ByteSize;
-use forebay_protocol::oip::Call;
 use forebay_protocol::{Reason, grpc};
-use http::Method;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// How an admitted request is sent on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// Held in memory, so that it can be sent again.
+    /// Its body is received before an endpoint is picked.
     Unary,
-    /// Piped through as it comes.
+    /// Passed through as it comes: streams of gRPC, other protocols, and bodies that are longer than may
+    /// be held.
     Stream,
 }
 
@@ -30,16 +29,15 @@ impl Way {
     }
 }
 
-/// Checks size and deadline; sets the request's deadline.
+/// Checks size, memory and deadline; sets the request's deadline.
 ///
 /// # Errors
-/// The refusal, if the body is too large.
+/// The body is too large, or the client holds its whole share of the memory.
 pub fn admit(
     request: &mut Request,
-    method: &Method,
     limits: &Limits,
     route_deadline: Duration,
-    lifecycle: &Arc<Lifecycle>,
+    account: &Account,
 ) -> Result<Way, Refusal> {
     if let Some(length) = request.identity.content_length
         && length > limits.body
@@ -52,18 +50,14 @@ pub fn admit(
         return Ok(Way::Stream);
     }
     within(request, route_deadline);
-    if request.identity.call != Some(Call::Infer) || method != Method::POST {
+    if request.identity.upgrade {
         return Ok(Way::Stream);
     }
-    // A call of gRPC was received before it was routed.
-    if request.held.is_some() {
-        return Ok(Way::Unary);
+    // What is held already is the message of this call.
+    if request.held.is_none() && account.is_full() {
+        return Err(no_memory(Full::Client));
     }
-    // Without a stated length nobody knows whether it can be held. One that finds the memory full
-    // is streamed too: it loses its retries, not its answer.
-    let length = request.identity.content_length.filter(|length| *length <= limits.buffer);
-    request.held = length.and_then(|length| lifecycle.hold(length, limits.memory));
-    Ok(if request.held.is_some() { Way::Unary } else { Way::Stream })
+    Ok(Way::Unary)
 }
 
 /// Sets the deadline of what is no stream: the caller's, if that is sooner than the route's.

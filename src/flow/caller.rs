@@ -53,6 +53,8 @@ pub struct Caller {
     body: Body,
     /// Written and not yet sent: header and body of a short answer go out together.
     written: Vec<u8>,
+    /// Whether something was written since the last flush.
+    unflushed: bool,
 }
 
 /// Bytes that are written together, as many as fit into a packet.
@@ -85,7 +87,7 @@ impl Body {
 impl Caller {
     /// A new connection; `ahead` was read from it already.
     pub fn new(stream: Stream, ahead: BytesMut) -> Self {
-        Self { stream, ahead, body: Body::Length(0), written: Vec::new() }
+        Self { stream, ahead, body: Body::Length(0), written: Vec::new(), unflushed: false }
     }
 
     fn inner(&self) -> &Stream {
@@ -265,6 +267,13 @@ impl Caller {
     /// The request has been read: only whether the caller is still there is of interest. What it
     /// says is the next request's.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Pingora flushes an answer of a stated length at its end only. That there is nothing to do but
+        // to wait is the moment for what is there already.
+        if self.unflushed
+            && let Poll::Ready(flushed) = Pin::new(&mut *self).poll_flush(cx)
+        {
+            flushed?;
+        }
         // Whoever asks waits for something else too, so that nobody need be woken for more.
         if self.ahead.is_empty() && ready!(self.poll_glance(cx))? == 0 {
             return Poll::Ready(Ok(()));
@@ -370,6 +379,7 @@ impl AsyncWrite for Caller {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
+        this.unflushed = true;
         if bytes.len() > PACKET {
             return this.poll_send(cx, bytes);
         }
@@ -386,6 +396,7 @@ impl AsyncWrite for Caller {
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
+        this.unflushed = true;
         let length = parts.iter().map(|part| part.len()).sum::<usize>();
         if this.written.len() + length > PACKET {
             ready!(this.poll_send(cx, &[]))?;
@@ -405,7 +416,9 @@ impl AsyncWrite for Caller {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_send(cx, &[]))?;
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = ready!(Pin::new(&mut self.stream).poll_flush(cx));
+        self.unflushed = false;
+        Poll::Ready(flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

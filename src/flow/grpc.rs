@@ -3,67 +3,12 @@
 //! gRPC states no length, and its callers rarely do. So the message is received first, as far as
 //! the limits allow, and is then held and sent on like any other inference that is held.
 
-use crate::config::Limits;
 use crate::error::Refusal;
-use crate::flow::admit::body_too_large;
 use crate::flow::identify::MAX_NAME;
 use crate::request::Request;
-use crate::server::Lifecycle;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use forebay_protocol::Reason;
 use forebay_protocol::grpc::{self, Method, text_field};
-use pingora::proxy::Session;
-use std::sync::Arc;
-use std::time::Instant;
-use tokio::time::timeout;
-
-/// Receives the one message of a call, in its frame.
-///
-/// # Errors
-/// It is too long, too slow or breaks off, or all bodies together would be more than may be held.
-pub async fn receive(
-    session: &mut Session,
-    request: &mut Request,
-    limits: &Limits,
-    lifecycle: &Arc<Lifecycle>,
-) -> Result<Bytes, Refusal> {
-    let started = Instant::now();
-    let mut held = lifecycle.hold(0, u64::MAX);
-    let mut body = BytesMut::new();
-    let downstream = &mut session.downstream_session;
-    let read = async {
-        while let Some(chunk) = downstream.read_request_body().await.map_err(|_| broken_off())? {
-            if (body.len() + chunk.len()) as u64 > limits.body {
-                return Err(body_too_large(limits.body, None));
-            }
-            let fits = held.as_mut().is_some_and(|h| h.grow(chunk.len() as u64, limits.memory));
-            if !fits {
-                let text = "bodies that are held have taken all the memory that they may";
-                return Err(Refusal::new(Reason::QueueFull, text));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(())
-    };
-    let read = timeout(limits.body_timeout, read).await;
-    request.bytes_in = body.len() as u64;
-    request.times.receive = started.elapsed();
-    match read {
-        Ok(Ok(())) => {
-            request.held = held;
-            Ok(body.freeze())
-        }
-        Ok(Err(refusal)) => Err(refusal),
-        Err(_) => {
-            let message = format!("expected the body within {:?}", limits.body_timeout);
-            Err(Refusal::new(Reason::RequestTimeout, message))
-        }
-    }
-}
-
-fn broken_off() -> Refusal {
-    Refusal::new(Reason::ClientClosed, "the caller left before its message was complete")
-}
 
 /// The message in its frame; of an inference, the model and the version that it names are noted, and how
 /// urgent it says that it is.

@@ -151,7 +151,7 @@ impl<'h> Fields<'h> {
                 let several = "expected one transfer-encoding, found several";
                 once(&mut found.coding, *value, several)?;
             } else if is("upgrade") {
-                found.upgrade = true;
+                found.upgrade |= !is_h2c(value);
             }
         }
         if found.coding.is_some_and(|coding| !coding.eq_ignore_ascii_case(b"chunked")) {
@@ -174,6 +174,12 @@ impl<'h> Fields<'h> {
             (false, length) => Ok(Framing::Length(length.unwrap_or(0))),
         }
     }
+}
+
+/// Whether an `Upgrade` header offers HTTP/2, which some clients do with every request and which a
+/// server may pass over (RFC 9110, 7.8).
+pub fn is_h2c(offer: &[u8]) -> bool {
+    offer.trim_ascii().eq_ignore_ascii_case(b"h2c")
 }
 
 fn once<T>(place: &mut Option<T>, value: T, several: &'static str) -> Result<(), Refusal> {

@@ -5,6 +5,7 @@
 //! replaced, a deadline is only ever shortened.
 
 use crate::config;
+use crate::flow::head::is_h2c;
 use forebay_protocol::grpc::{self, Method};
 use forebay_protocol::header;
 use forebay_protocol::oip::{Call, Path};
@@ -49,7 +50,8 @@ pub struct Identity {
     pub content_length: Option<u64>,
     /// The gRPC call that it is, if it is one.
     pub grpc: Option<Method>,
-    /// Whether the caller asks to switch to another protocol.
+    /// Whether the caller asks to switch to another protocol than HTTP. An offer of HTTP/2, which some
+    /// clients make with every request, is passed over, and so is an offer beside a body.
     pub upgrade: bool,
 }
 
@@ -75,7 +77,11 @@ impl Identity {
         let continued = traceparent(headers);
         self.begins_trace = continued.is_none();
         self.traceparent = continued.unwrap_or_else(new_trace);
-        self.upgrade = headers.contains_key(http::header::UPGRADE);
+        self.content_length = content_length(headers)?;
+        self.upgrade = version == Version::HTTP_11
+            && self.content_length.is_none_or(|length| length == 0)
+            && !headers.contains_key(http::header::TRANSFER_ENCODING)
+            && headers.get_all(http::header::UPGRADE).iter().any(|offer| !is_h2c(offer.as_bytes()));
         if version == Version::HTTP_11 && headers.get_all(http::header::HOST).iter().count() != 1 {
             return Err("expected one host header".to_owned());
         }
@@ -100,7 +106,6 @@ impl Identity {
             self.deadline = [self.deadline, own].into_iter().flatten().min();
         }
         self.priority = headers.get(header::REQUEST_PRIORITY).map(priority).transpose()?;
-        self.content_length = content_length(headers)?;
         Ok(())
     }
 

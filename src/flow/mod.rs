@@ -1,10 +1,10 @@
 //! The stages of a request, one file each, in the order in which it passes them.
 //!
-//! Two ways lead through them. A *unary* inference, whose body is short enough to hold, runs the
-//! whole line in one piece and is sent by our own attempt engine ([`forward::unary`]), so that it
-//! can be sent again to another endpoint whatever happens to the first. Everything else is
-//! *streamed* through Pingora's own pipe ([`forward::stream`]). All stages but the last are the
-//! same functions on both ways.
+//! Two ways lead through them. A *unary* request has a body that is received first ([`receive`]), so
+//! that no endpoint waits for its client, and is sent by our own attempt engine
+//! ([`forward::unary`]): an inference that is held whole can be sent again to another endpoint whatever
+//! happens to the first. *Streams* of gRPC and other protocols pass through Pingora's own pipe
+//! ([`forward::stream`]). All stages but the last are the same functions on both ways.
 //!
 //! Before the stages, [`caller`] reads requests from a connection: [`head`] says whether one is by the
 //! letter, [`chunks`] where its body ends.
@@ -26,7 +26,9 @@ pub mod http2;
 pub mod identify;
 mod io;
 pub mod observe;
+pub mod pace;
 pub mod proxy_protocol;
+pub mod receive;
 pub mod relay;
 pub mod route;
 pub mod tcp;

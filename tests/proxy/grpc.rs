@@ -139,7 +139,7 @@ async fn messages_are_bounded_by_the_bodys_limit_and_by_memory() {
     ended.refused(Code::ResourceExhausted, "body_too_large", "1MiB");
     let proxy = start("512KiB").await;
     let ended = call(proxy.address, INFER, &of(700 << 10)).await;
-    ended.refused(Code::Unavailable, "queue_full", "memory");
+    ended.refused(Code::Unavailable, "memory_limit", "memory");
     // All of it is given back, if perhaps a moment after the answer.
     for _ in 0..5 {
         let answered = async || {

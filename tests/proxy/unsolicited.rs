@@ -194,10 +194,15 @@ async fn a_connection_on_which_an_answer_came_early_is_not_used_again() {
     let early = "HTTP/1.1 200 OK\r\nx-answer: TAG\r\ncontent-length: 2\r\n\r\nok";
     let script = vec![Send(early.into())];
     let endpoint = Scripted::start(Answers::Headers, script).await;
-    let proxy = in_front_of(&endpoint, "").await;
+    // A body is sent as it comes only beyond what is collected first.
+    let config = pool_of(&[endpoint.address], "ejection = { max_share = \"0%\" }");
+    let proxy = Proxy::start(&format!("[limits]\nbuffer = \"1KiB\"\n{config}")).await;
+    proxy.wait_ready(1).await;
+    let begun = "x".repeat(2048);
     for number in 0..5 {
         let head = format!(
-            "POST {STREAMED} HTTP/1.1\r\nhost: x\r\nx-tag: {number}\r\ntransfer-encoding: chunked\r\n\r\n"
+            "POST {STREAMED} HTTP/1.1\r\nhost: x\r\nx-tag: {number}\r\n\
+             transfer-encoding: chunked\r\n\r\n800\r\n{begun}\r\n"
         );
         let mut client = TcpStream::connect(proxy.address).await.unwrap();
         write(&mut client, &head).await;

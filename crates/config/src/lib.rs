@@ -21,4 +21,4 @@ pub use toml::de::DeValue;
 
 pub use document::{Diagnostic, Diagnostics, Document, Span};
 pub use table::{NameOrTable, Table};
-pub use value::{ByteSize, FromToml, Rate, Ratio};
+pub use value::{ByteRate, ByteSize, FromToml, Rate, Ratio};

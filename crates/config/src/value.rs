@@ -144,6 +144,24 @@ impl fmt::Display for ByteSize {
     }
 }
 
+/// Bytes per second.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub struct ByteRate(pub f64);
+
+impl FromToml for ByteRate {
+    const EXPECTED: &'static str = "a rate such as \"16KiB/s\"";
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, Option<String>> {
+        const UNITS: &[(&str, f64)] = &[
+            ("KiB/s", 1024.0),
+            ("MiB/s", 1024.0 * 1024.0),
+            ("kB/s", 1e3),
+            ("MB/s", 1e6),
+            ("B/s", 1.0),
+        ];
+        with_unit(value.as_str().ok_or(None)?, UNITS).map(Self).ok_or(None)
+    }
+}
+
 /// Events per second.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Rate(pub f64);

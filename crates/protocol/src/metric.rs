@@ -8,6 +8,14 @@ pub mod proxy {
     pub const REQUEST_SECONDS: &str = "forebay_request_duration_seconds";
     /// Gauge: requests inside the proxy.
     pub const IN_FLIGHT: &str = "forebay_requests_in_flight";
+    /// Gauge: bytes of bodies and answers that are held in memory.
+    pub const MEMORY_HELD: &str = "forebay_memory_held_bytes";
+    /// Counter: bytes that found no memory, by the `bound` that was reached (`client`: the client's
+    /// share; `total`).
+    pub const MEMORY_FULL: &str = "forebay_memory_full_total";
+    /// Counter: clients that were cut off since they were slower than `limits.min_rate`, by `side`
+    /// (`request`: they sent; `answer`: they read).
+    pub const SLOW_CLIENTS: &str = "forebay_slow_clients_total";
     /// Counter: attempts by `pool`, `endpoint`, `outcome`.
     pub const ATTEMPTS: &str = "forebay_attempts_total";
     /// Counter: connections that were to be used and held bytes that answer no request, by `pool`,

@@ -108,6 +108,9 @@ reasons! {
     UnsupportedEncoding = "unsupported_encoding", UNSUPPORTED_MEDIA_TYPE, Unimplemented, Caller, false;
     /// The request did not arrive in the time that it is given.
     RequestTimeout = "request_timeout", REQUEST_TIMEOUT, DeadlineExceeded, Caller, true;
+    /// The client read its answer more slowly than `limits.min_rate`, or not at all; only the log has
+    /// this status.
+    ClientTooSlow = "client_too_slow", REQUEST_TIMEOUT, DeadlineExceeded, Caller, true;
     /// The caller left before the answer; nobody sees this status but the log.
     ClientClosed = "client_closed", BAD_REQUEST, Cancelled, Caller, false;
     /// The listener requires a PROXY header, and the connection began with something else.
@@ -122,6 +125,8 @@ reasons! {
     ConnectionLimit = "connection_limit", SERVICE_UNAVAILABLE, Unavailable, Proxy, true;
     /// The connection waited for its client, and made room for another one.
     Evicted = "evicted", SERVICE_UNAVAILABLE, Unavailable, Proxy, true;
+    /// Bodies and answers hold as much memory as they may: all of them, or those of this client.
+    MemoryLimit = "memory_limit", SERVICE_UNAVAILABLE, Unavailable, Proxy, true;
     /// The queue is at its bound.
     QueueFull = "queue_full", SERVICE_UNAVAILABLE, Unavailable, Endpoint, true;
     /// It had to make way in the queue for a request that is more urgent.

@@ -17,7 +17,7 @@
 
 use super::attempt::{Attempt, Ended};
 use super::exchange::{Answer, Message, message_of, trouble_of};
-use super::{count_answer, count_attempt, take_in_report};
+use super::{count_answer, count_attempt, note_answer, take_in_report};
 use crate::clock;
 use crate::config::Trouble;
 use crate::error::Refusal;
@@ -45,6 +45,8 @@ const MOST_ACCUSED: usize = 2;
 pub(super) struct Won {
     pub(super) answer: Answer,
     pub(super) endpoint: Arc<Endpoint>,
+    /// Its place among the request's attempts.
+    pub(super) index: usize,
 }
 
 /// How an attempt failed.
@@ -111,7 +113,7 @@ impl<'a> Attempts<'a> {
                 Ok(won) => return Ok(won),
                 Err(failure) => failure,
             };
-            let degraded = self.degrade(&failure.refusal);
+            let degraded = self.may_be_sent_after(&failure) && self.degrade(&failure.refusal);
             // What became of the variant that was asked for says more than what a lesser one lacked.
             let first = first.get_or_insert(failure);
             if !degraded {
@@ -170,7 +172,7 @@ impl<'a> Attempts<'a> {
                 }
             };
             let started = attempt.started;
-            let ended = if self.target.pool.state.hedges.is_some() {
+            let ended = if self.target.pool.state.hedges.is_some() && self.message.is_replayable {
                 // Two attempts take the room of two, which not every request need have.
                 Box::pin(self.race(attempt)).await
             } else {
@@ -213,7 +215,9 @@ impl<'a> Attempts<'a> {
         let deadline = self.request.deadline.unwrap_or(started + Duration::from_secs(3600));
         let own = self.target.pool.config.retry.attempt_timeout.map(|own| started + own);
         // Cutting one short that no other can follow would only lose its answer.
-        let own = own.filter(|own| *own < deadline && self.others_can_follow());
+        let own = own.filter(|own| {
+            *own < deadline && self.message.is_replayable && self.others_can_follow()
+        });
         Attempt {
             index: self.request.attempts.len() - 1,
             heard: endpoint.state.answers_so_far(),
@@ -230,7 +234,7 @@ impl<'a> Attempts<'a> {
     /// may well be this request that they work on.
     fn patience(&self, endpoint: &Endpoint) -> Patience {
         let last = self.request.attempts.last();
-        if self.moved || !self.others_can_follow() {
+        if self.moved || !self.message.is_repeatable || !self.others_can_follow() {
             return Patience::endless();
         }
         Patience::until_overdue(last.map_or(Duration::ZERO, |last| last.expected(endpoint)))
@@ -357,12 +361,19 @@ impl<'a> Attempts<'a> {
     fn may_follow(&mut self, failure: &Failure) -> bool {
         let retry = &self.target.pool.config.retry;
         let wanted = failure.trouble.is_some_and(|trouble| retry.on.contains(&trouble))
+            && self.may_be_sent_after(failure)
             && self.accused.len() < MOST_ACCUSED
             && self.others_can_follow();
         let allowed =
             wanted && may_try_again(&self.target.pool, &self.request.attempts[self.from..]);
         self.unpaid = wanted && !allowed;
         allowed
+    }
+
+    /// Whether the request may be sent once more, by what it is: one that may have an effect only if the
+    /// attempt that failed can't have had it.
+    fn may_be_sent_after(&self, failure: &Failure) -> bool {
+        self.message.is_repeatable || matches!(failure.trouble, None | Some(Trouble::Connect))
     }
 
     /// Takes in how an attempt ended.
@@ -410,12 +421,21 @@ impl<'a> Attempts<'a> {
         if let Some(trailers) = &answer.trailers {
             take_in_report(trailers, &self.target, state, true);
         }
-        take_in_report(&answer.head.headers, &self.target, state, true);
+        // One whose length is known when it begins has been made; any other may still be being made.
+        let is_whole = answer.rest.is_none();
+        let is_made = is_whole || answer.head.headers.contains_key(http::header::CONTENT_LENGTH);
+        take_in_report(&answer.head.headers, &self.target, state, is_made);
         let picked = &mut self.request.attempts[attempt.index];
         let status = answer.status();
         match status {
-            429 | 500.. if status != 504 => picked.refused(),
-            _ => picked.answered(answer.is_success()),
+            429 | 500.. if status != 504 && self.message.is_replayable => picked.refused(),
+            _ if is_whole => picked.answered(answer.is_success()),
+            // It is in flight until its end has been read.
+            _ => {}
+        }
+        if !self.message.is_replayable {
+            note_answer(state, &answer.head);
+            return Ok(self.won(attempt, answer));
         }
         match status {
             500 | 502 => self.accused.push(attempt.index),
@@ -426,20 +446,24 @@ impl<'a> Attempts<'a> {
             _ if answer.is_success() => state.note(Outcome::Answered(attempt.started.elapsed())),
             _ => state.note(Outcome::Understood),
         }
-        let endpoint = Arc::clone(&attempt.endpoint);
         let trouble = Trouble::Status(status);
         if status < 400 || !self.target.pool.config.retry.on.contains(&trouble) {
-            count_answer(&self.target, state);
-            self.request.answered_by = Some(attempt.index);
-            return Ok(Won { answer, endpoint });
+            return Ok(self.won(attempt, answer));
         }
         let usual = if status == 503 { Reason::QueueFull } else { Reason::InferenceFailed };
         let reason = answer.reason().unwrap_or(usual);
         let refusal = Refusal::new(reason, "the endpoint refused the request");
         // Unless another does better.
         self.request.answered_by = Some(attempt.index);
-        let answer = Some(Box::new(Won { answer, endpoint }));
+        let (endpoint, index) = (Arc::clone(&attempt.endpoint), attempt.index);
+        let answer = Some(Box::new(Won { answer, endpoint, index }));
         Err(self.counted(attempt, Failure { trouble: Some(trouble), refusal, answer }))
+    }
+
+    fn won(&mut self, attempt: &Attempt, answer: Answer) -> Won {
+        count_answer(&self.target, &attempt.endpoint.state);
+        self.request.answered_by = Some(attempt.index);
+        Won { answer, endpoint: Arc::clone(&attempt.endpoint), index: attempt.index }
     }
 
     fn too_late(&mut self, attempt: &Attempt) -> Failure {

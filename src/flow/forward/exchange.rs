@@ -1,9 +1,11 @@
 //! One request to one endpoint, and its answer.
 
-use super::wire::{self, Before, UNSOLICITED};
+use super::wire::{self, Before, CLOSED_BEFORE, UNSOLICITED};
 use super::{grpc, stamp};
+use crate::body_memory::{Account, Held};
 use crate::config::Trouble;
 use crate::flow::fallback;
+use crate::flow::pace::Pace;
 use crate::pool::EndpointState;
 use bytes::Bytes;
 use forebay_protocol::grpc::Code;
@@ -20,11 +22,12 @@ use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
-/// Most bytes of an answer that are held, so that one that breaks off can be replaced.
-const HELD_ANSWER: usize = 1024 * 1024;
+/// Most bytes of an answer that are held: so that one that breaks off can be replaced, and so that a
+/// client that reads slowly keeps no endpoint waiting.
+pub(super) const HELD_ANSWER: usize = 256 * 1024;
 
 /// Time that an endpoint gets to say why it stopped reading a request.
-const EARLY_ANSWER: Duration = Duration::from_millis(200);
+pub(super) const EARLY_ANSWER: Duration = Duration::from_millis(200);
 
 /// What is sent, to whichever endpoint.
 pub(super) struct Message {
@@ -36,9 +39,23 @@ pub(super) struct Message {
     pub is_grpc: bool,
     /// When nobody waits for its answer any more.
     pub deadline: Option<Instant>,
+    /// Whether it is an inference: its answer is held, and is replaced by another endpoint's where that may
+    /// be better.
+    pub is_replayable: bool,
+    /// Whether it has no effect but its answer, so that it may be sent again although an endpoint may
+    /// have received it.
+    pub is_repeatable: bool,
+    /// Whose memory its answers take.
+    pub account: Account,
 }
 
 impl Message {
+    /// Whether an answer with this header is held until it is complete or too long for that. Any other
+    /// is passed on as it comes.
+    fn holds(&self, head: &ResponseHeader) -> bool {
+        self.is_replayable && !is_event_stream(head)
+    }
+
     /// The same for another model; `None` if it can't be said there.
     pub(super) fn asking_for(&self, model: &str) -> Option<Self> {
         let (mut head, mut body) = (self.head.clone(), self.body.clone());
@@ -50,7 +67,7 @@ impl Message {
         } else {
             fallback::rename_path(&mut head, model).ok()?;
         }
-        Some(Self { head, body, ..*self })
+        Some(Self { head, body, account: self.account.clone(), ..*self })
     }
 }
 
@@ -62,8 +79,33 @@ pub(super) struct Answer {
     pub body: Vec<Bytes>,
     /// What stands behind the body, if that was read to its end.
     pub trailers: Option<Box<HeaderMap>>,
-    /// What has not been read yet, if the answer is longer than is held.
-    pub rest: Option<Box<EndpointSession>>,
+    /// What has not been read yet, if the answer is longer than is held, or is passed on as it comes.
+    pub rest: Option<Rest>,
+    /// The memory that its body takes.
+    pub held: Held,
+}
+
+/// The part of an answer that has not been read yet.
+pub(super) struct Rest {
+    /// Where it comes from.
+    pub session: Box<EndpointSession>,
+    /// Whether the connection can be used again: the whole request was sent before its answer came.
+    pub keep: bool,
+    /// How the client keeps pace, if the endpoint answered while the request is still being sent.
+    pub unsent: Option<Pace>,
+}
+
+/// Whether an answer consists of events that come as they happen, for as long as they happen.
+pub(super) fn is_event_stream(head: &ResponseHeader) -> bool {
+    const STREAMS: [&str; 4] = [
+        "text/event-stream",
+        "application/x-ndjson",
+        "application/jsonl",
+        "application/stream+json",
+    ];
+    let kind = head.headers.get(http::header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let kind = kind.and_then(|kind| kind.split(';').next()).unwrap_or_default().trim();
+    STREAMS.iter().any(|stream| kind.eq_ignore_ascii_case(stream))
 }
 
 impl Answer {
@@ -114,7 +156,9 @@ pub(super) async fn trailers(
 
 /// Sends the request and reads the answer, up to the bound that is held. If the connection was a
 /// kept one that closed before it answered, the endpoint gets the request once more on a new one:
-/// it had done nothing wrong but to be idle for longer than it keeps connections. The `socket` is noted while it is in use. `unsolicited` is told
+/// it had done nothing wrong but to be idle for longer than it keeps connections. But a request that may
+/// have an effect is repeated only if nothing of it was sent. The `socket` is noted while it is in use.
+/// `unsolicited` is told
 /// if the endpoint had sent bytes on the connection before that.
 pub(super) async fn exchange(
     peer: &HttpPeer,
@@ -130,7 +174,7 @@ pub(super) async fn exchange(
     }
     if let Err(error) = &begun
         && reused
-        && (closed_while_idle(error) || *error.etype() == UNSOLICITED)
+        && (is_unsent(error) || (message.is_repeatable && closed_while_idle(error)))
     {
         let mut fresh = peer.clone();
         // A key of its own: no kept connection has it.
@@ -140,15 +184,19 @@ pub(super) async fn exchange(
     }
     let Begun { mut session, head, keep } = begun?;
     endpoint.heard();
-    let mut body = Vec::with_capacity(1);
-    let mut held = 0;
-    while let Some(chunk) = session.read_response_body().await? {
-        endpoint.heard();
-        held += chunk.len();
-        body.push(chunk);
-        if held > HELD_ANSWER {
-            return Ok(Answer { head, body, trailers: None, rest: Some(Box::new(session)) });
+    let (mut body, mut length) = (Vec::with_capacity(1), 0);
+    let held = message.account.hold();
+    let mut holds = message.holds(&head);
+    loop {
+        if !holds && !session.response_done() {
+            let rest = Some(Rest { session: Box::new(session), keep, unsent: None });
+            return Ok(Answer { head, body, trailers: None, rest, held });
         }
+        let Some(chunk) = session.read_response_body().await? else { break };
+        endpoint.heard();
+        length += chunk.len();
+        holds = held.grow(chunk.len()).is_ok() && length <= HELD_ANSWER;
+        body.push(chunk);
     }
     let trailers = trailers(&mut session).await?;
     socket.store(NO_SOCKET, Relaxed);
@@ -156,7 +204,12 @@ pub(super) async fn exchange(
         let idle = peer.options.idle_timeout;
         connector.release_http_session(session, peer, idle).await;
     }
-    Ok(Answer { head, body, trailers, rest: None })
+    Ok(Answer { head, body, trailers, rest: None, held })
+}
+
+/// Is it certain that nothing of the request was sent?
+fn is_unsent(error: &Error) -> bool {
+    *error.etype() == UNSOLICITED || *error.etype() == CLOSED_BEFORE
 }
 
 /// May a kept connection that breaks so have been closed by the endpoint before the request came?
@@ -176,21 +229,25 @@ struct Begun {
 /// Stands where no socket is known.
 pub(super) const NO_SOCKET: RawFd = -1;
 
+/// The socket of a connection.
+pub(super) fn socket_of(session: &EndpointSession) -> RawFd {
+    match session {
+        EndpointSession::H2(session) => session.fd(),
+        _ => session.as_http1().map_or(NO_SOCKET, UniqueID::id),
+    }
+}
+
 async fn begin(
     mut session: EndpointSession,
     message: &Message,
     present: &AtomicI32,
 ) -> pingora::Result<Begun> {
     let socket = session.as_http1().map(UniqueID::id);
-    let in_use = match &session {
-        EndpointSession::H2(session) => Some(session.fd()),
-        _ => socket,
-    };
-    present.store(in_use.unwrap_or(NO_SOCKET), Relaxed);
+    present.store(socket_of(&session), Relaxed);
     match socket.map_or(Before::Quiet, wire::look) {
         Before::Quiet => {}
         Before::Closed => {
-            return Error::e_explain(ErrorType::ConnectionClosed, "closed while idle");
+            return Error::e_explain(CLOSED_BEFORE, "closed while idle");
         }
         Before::Unsolicited => return Error::e_explain(UNSOLICITED, "an answer to no request"),
     }
@@ -221,8 +278,10 @@ async fn send(session: &mut EndpointSession, message: &Message) -> pingora::Resu
     session.finish_request_body().await
 }
 
-/// The header of the answer itself, after any that only say to wait.
-async fn final_header(session: &mut EndpointSession) -> pingora::Result<Box<ResponseHeader>> {
+/// The header of the answer itself, after any that only say to wait. May be dropped and begun anew.
+pub(super) async fn final_header(
+    session: &mut EndpointSession,
+) -> pingora::Result<Box<ResponseHeader>> {
     let mut interim = 0;
     loop {
         session.read_response_header().await?;

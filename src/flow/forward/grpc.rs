@@ -1,19 +1,12 @@
 //! gRPC on its way to an endpoint and back: HTTP/2 on both sides, and a status in the trailers.
 
-use super::exchange::{self, Answer};
-use super::{HOP_BY_HOP, nominated, prepare_answer, take_in_report};
-use crate::answer::grpc::header_alone;
-use crate::flow::route::Target;
-use crate::pool::EndpointState;
+use super::{HOP_BY_HOP, nominated, take_in_report};
 use crate::request::Request;
 use forebay_protocol::grpc::{Code, Method, format_timeout};
 use forebay_protocol::{Reason, header};
 use http::{HeaderMap, StatusCode};
 use pingora::http::RequestHeader;
-use pingora::proxy::Session;
-use pingora::{ErrorType, OrErr};
-use std::time::{Duration, Instant};
-use tokio::time::timeout_at;
+use std::time::Duration;
 
 /// The header of a held call as it is sent.
 pub(super) fn request_head(received: &RequestHeader) -> pingora::Result<RequestHeader> {
@@ -72,55 +65,4 @@ pub fn trailers(request: &mut Request, trailers: &mut HeaderMap, complete: bool)
     }
     trailers.remove(header::LOAD_REPORT);
     trailers.remove(header::LOAD_REPORT_BIN);
-}
-
-/// Gives the caller the answer; from here on it can't be taken back.
-pub(super) async fn respond(
-    session: &mut Session,
-    request: &mut Request,
-    target: &Target,
-    answer: Answer,
-    endpoint: &EndpointState,
-) -> pingora::Result<()> {
-    let Answer { mut head, body, rest, trailers: held } = answer;
-    note(request, &head.headers);
-    prepare_answer(&mut head, request, target, endpoint)?;
-    for name in &HOP_BY_HOP {
-        head.remove_header(name);
-    }
-    if body.is_empty() && rest.is_none() && held.is_none() {
-        return header_alone(session, head).await;
-    }
-    session.write_response_header(head, false).await?;
-    for chunk in body {
-        session.write_response_body(Some(chunk), false).await?;
-    }
-    let last = match rest {
-        None => held.map(|mut held| {
-            // Its report was taken in when it came.
-            note(request, &held);
-            held.remove(header::LOAD_REPORT);
-            held.remove(header::LOAD_REPORT_BIN);
-            *held
-        }),
-        Some(mut rest) => {
-            let deadline = request.deadline.unwrap_or(Instant::now() + Duration::from_secs(3600));
-            loop {
-                let read = timeout_at(deadline.into(), rest.read_response_body()).await;
-                let chunk = read.or_err(ErrorType::ReadTimedout, "the rest of a long answer")??;
-                let Some(chunk) = chunk else { break };
-                session.write_response_body(Some(chunk), false).await?;
-            }
-            let last = timeout_at(deadline.into(), exchange::trailers(&mut rest)).await;
-            let last = last.or_err(ErrorType::ReadTimedout, "the end of a long answer")??;
-            last.map(|mut last| {
-                trailers(request, &mut last, true);
-                *last
-            })
-        }
-    };
-    // Without them the caller would not know whether it has all.
-    let last = last
-        .unwrap_or_else(|| HeaderMap::from_iter([(header::GRPC_STATUS, Code::Unknown.value())]));
-    session.downstream_session.write_response_trailers(last).await
 }

@@ -4,18 +4,26 @@ mod attempt;
 mod attempts;
 mod exchange;
 pub mod grpc;
+mod read_ahead;
+mod respond;
 pub mod stream;
 pub mod unary;
+mod upload;
 pub mod wire;
 
+use crate::error::Refusal;
+use crate::flow::fallback;
 use crate::flow::route::Target;
 use crate::pool::EndpointState;
 use crate::pool::report::{self, Origin};
 use crate::request::Request;
+use forebay_protocol::oip::Call;
 use forebay_protocol::{Priority, header, metric};
-use http::{HeaderMap, HeaderName};
+use forebay_routing::Outcome;
+use http::{HeaderMap, HeaderName, Method};
 use metrics::Counter;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::{Error, ErrorType};
 use std::time::Instant;
 
 /// Headers that belong to one connection, not to the message (RFC 9110, 7.6.1), and those that
@@ -95,6 +103,37 @@ fn prepare_answer(
 fn take_in_report(headers: &HeaderMap, target: &Target, endpoint: &EndpointState, complete: bool) {
     let pool = &target.pool.config.name;
     report::take_in(headers, pool, endpoint, Origin::InBand, u32::from(complete));
+}
+
+/// Inferences of OpenAI's interface, which have no effect but their answer either.
+const OPENAI: [&str; 3] = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"];
+
+/// Has the request no effect but its answer, by all that is known of it?
+fn is_repeatable(request: &Request, head: &RequestHeader) -> bool {
+    let infers = matches!(request.identity.call, Some(Call::Infer | Call::ModelOther))
+        || OPENAI.contains(&head.uri.path());
+    head.method.is_idempotent() || (head.method == Method::POST && infers)
+}
+
+/// Takes in what the header of an answer says of the endpoint. When it comes says nothing: it may be
+/// the beginning of a long answer, or the end of long work. An error that states its reason speaks of
+/// this request, such as a model that can't be loaded; nobody else is asked what it says of it.
+fn note_answer(endpoint: &EndpointState, head: &ResponseHeader) {
+    endpoint.note(match head.status.as_u16() {
+        500 | 502 if head.headers.contains_key(header::REASON) => Outcome::Understood,
+        500 | 502 => Outcome::Failed,
+        429 => Outcome::Busy,
+        503 if head.headers.contains_key(http::header::RETRY_AFTER) => Outcome::Busy,
+        503 => Outcome::Failed,
+        _ => Outcome::Understood,
+    });
+}
+
+/// An error that stands for a refusal: the text is in the request.
+fn refused(request: &mut Request, refusal: Refusal) -> Box<Error> {
+    let status = refusal.reason.status().as_u16();
+    request.refusal = Some(refusal);
+    Error::new(ErrorType::HTTPStatus(status))
 }
 
 /// Counts an attempt that was answered; resolved once an endpoint, since it is every request.

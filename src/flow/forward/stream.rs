@@ -1,12 +1,13 @@
-//! The pipe: what Pingora's own proxying needs to know to carry a request as it comes.
+//! The pipe: what Pingora's own proxying needs to know to carry what is neither one request nor one
+//! answer: streams of gRPC, and connections that switch to another protocol.
 //!
-//! Bodies of any length and streams of any kind pass through without being held. For that they
-//! give up what needs the whole request in hand: only a connection that failed before anything was
-//! sent is tried again.
+//! They pass through without being held, so only a connection that failed before anything was sent is
+//! tried again.
 
 use super::exchange::{closed_while_idle, message_of, trouble_of};
 use super::wire::{self, Before, UNSOLICITED, Wire};
-use super::{count_answer, count_attempt, prepare_answer, prepare_request, stamp, take_in_report};
+use super::{count_answer, count_attempt, note_answer, prepare_answer, prepare_request};
+use super::{is_repeatable, refused, stamp, take_in_report};
 use crate::clock;
 use crate::config::Limits;
 use crate::error::Refusal;
@@ -15,15 +16,16 @@ use crate::flow::admit::body_too_large;
 use crate::flow::balance::{balance, can_try_again, may_retry};
 use crate::flow::caller::is_malformed;
 use crate::flow::fallback;
+use crate::flow::receive::client_left;
 use crate::flow::route::Target;
+use crate::pool::Endpoint;
 use crate::pool::liveness::{Patience, Watched};
-use crate::pool::{Endpoint, EndpointState};
+use crate::pool::pending::Bound;
 use crate::request::Request;
 use forebay_protocol::grpc;
-use forebay_protocol::oip::Call;
-use forebay_protocol::{Reason, header};
+use forebay_protocol::{Reason, metric};
 use forebay_routing::Outcome;
-use http::{Method, StatusCode};
+use http::StatusCode;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
@@ -35,52 +37,36 @@ use std::time::Duration;
 /// Bytes of a body that Pingora keeps, to send them again.
 const SENT_AGAIN: u64 = 64 * 1024;
 
-/// Inferences of OpenAI's interface, which have no effect but their answer either.
-const OPENAI: [&str; 3] = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"];
-
-/// An error that stands for a refusal: the text is in the request.
-fn refused(request: &mut Request, refusal: Refusal) -> Box<Error> {
-    let status = refusal.reason.status().as_u16();
-    request.refusal = Some(refusal);
-    Error::new(ErrorType::HTTPStatus(status))
-}
-
 /// Picks the endpoint that Pingora connects to next.
 ///
 /// # Errors
-/// No endpoint, or no time left.
-pub async fn peer(request: &mut Request, limits: &Limits) -> pingora::Result<Box<HttpPeer>> {
-    let Some(mut target) = request.target.clone() else {
-        return Error::e_explain(ErrorType::InternalError, "a request without a route");
-    };
-    if request.time_left().is_some_and(|left| left.is_zero()) {
-        let refusal = Refusal::new(Reason::DeadlineExceeded, "no answer before the deadline");
-        return Err(refused(request, refusal));
-    }
-    let left = request.time_left().unwrap_or(limits.stream_idle);
+/// No endpoint, no time left, or the client left while it waited.
+pub async fn peer(
+    session: &mut Session,
+    request: &mut Request,
+    limits: &Limits,
+) -> pingora::Result<Box<HttpPeer>> {
     // A kept connection had closed: the endpoint itself is not at fault, and gets another one.
     if let Some(endpoint) = again(request) {
+        let left = request.time_left().unwrap_or(limits.stream_idle);
         let mut peer = endpoint_peer(request, &endpoint, left);
         // A key of its own: no kept connection has it, and this one is not kept.
         peer.group_key = fastrand::u64(1..);
         peer.options.idle_timeout = Some(Duration::ZERO);
         return Ok(peer);
     }
-    let mut first = None;
-    let endpoint = loop {
-        let refusal = match balance(request, &target).await {
-            Ok(endpoint) => break endpoint,
-            Err(refusal) => refusal,
-        };
-        let next = stand_in(request, &target, &refusal);
-        // What was wrong with the variant that was asked for says more than what a lesser one lacked.
-        let (asked, refusal) = first.get_or_insert_with(|| (target.clone(), refusal)).clone();
-        let Some(next) = next else {
-            (request.degraded, request.target) = (None, Some(asked));
-            return Err(refused(request, refusal));
-        };
-        target = next;
+    let downstream = &mut session.downstream_session;
+    // A read of HTTP/1 would take bytes of a body; but only requests without one queue here.
+    let watches = downstream.is_http2() || downstream.is_body_done();
+    let bound = tokio::select! {
+        biased;
+        bound = bind(request) => bound,
+        left = downstream.read_body_or_idle(true), if watches => Err(match left {
+            Err(error) => client_left(&error),
+            Ok(_) => Refusal::new(Reason::InvalidRequest, "the request is longer than it says"),
+        }),
     };
+    let endpoint = bound.map_err(|refusal| refused(request, refusal))?;
     // The wait for an endpoint took of the time.
     let left = request.time_left().unwrap_or(limits.stream_idle);
     Ok(endpoint_peer(request, &endpoint, left))
@@ -92,6 +78,35 @@ fn endpoint_peer(request: &Request, endpoint: &Endpoint, left: Duration) -> Box<
     peer.options.read_timeout = Some(left);
     peer.options.write_timeout = Some(left);
     peer
+}
+
+/// Picks the endpoint for the next attempt of a request that can't be sent again, at the first variant
+/// that has one for it.
+///
+/// # Errors
+/// No endpoint, or no time left.
+pub(super) async fn bind(request: &mut Request) -> Result<Arc<Endpoint>, Refusal> {
+    let Some(mut target) = request.target.clone() else {
+        return Err(Refusal::new(Reason::Internal, "a request without a route"));
+    };
+    if request.time_left().is_some_and(|left| left.is_zero()) {
+        return Err(Refusal::new(Reason::DeadlineExceeded, "no answer before the deadline"));
+    }
+    let mut first = None;
+    loop {
+        let refusal = match balance(request, &target).await {
+            Ok(endpoint) => return Ok(endpoint),
+            Err(refusal) => refusal,
+        };
+        let next = stand_in(request, &target, &refusal);
+        // What was wrong with the variant that was asked for says more than what a lesser one lacked.
+        let (asked, refusal) = first.get_or_insert_with(|| (target.clone(), refusal)).clone();
+        let Some(next) = next else {
+            (request.degraded, request.target) = (None, Some(asked));
+            return Err(refusal);
+        };
+        target = next;
+    }
 }
 
 /// The next variant that may stand in. The model of a call that is piped can't be exchanged if it
@@ -209,12 +224,8 @@ pub fn has_answered(session: &Session) -> bool {
 
 /// Has the request no effect but its answer, and is its body at hand?
 fn may_be_sent_again(session: &Session, request: &Request) -> bool {
-    let identity = &request.identity;
-    let method = &session.req_header().method;
-    let infers = matches!(identity.call, Some(Call::Infer | Call::ModelOther))
-        || OPENAI.contains(&session.req_header().uri.path());
-    (method.is_idempotent() || (method == Method::POST && infers))
-        && !identity.upgrade
+    is_repeatable(request, session.req_header())
+        && !request.identity.upgrade
         && !session.as_ref().retry_buffer_truncated()
 }
 
@@ -280,7 +291,7 @@ pub fn request_body(
     }
     // Messages of a stream are bounded one by one, by the endpoint, and it may last.
     if request.identity.grpc.is_some_and(grpc::Method::is_stream) {
-        return Ok(());
+        return in_time(request);
     }
     if request.bytes_in > limits.body {
         return Err(refused(request, body_too_large(limits.body, None)));
@@ -288,6 +299,36 @@ pub fn request_body(
     if !end && request.arrived.elapsed() > limits.body_timeout {
         let message = format!("expected the body within {:?}", limits.body_timeout);
         return Err(refused(request, Refusal::new(Reason::RequestTimeout, message)));
+    }
+    Ok(())
+}
+
+/// Takes in that a piece of an answer has come from the endpoint, which may be the last one.
+///
+/// # Errors
+/// It came after the deadline.
+pub fn response_body(request: &mut Request, end: bool) -> pingora::Result<()> {
+    if let Some(picked) = request.attempts.last() {
+        picked.endpoint.state.heard();
+    }
+    if end && let Some(wire) = &request.wire {
+        wire.answer_ended();
+    }
+    if request.identity.grpc.is_some_and(grpc::Method::is_stream) {
+        return in_time(request);
+    }
+    if end && let Some(picked) = request.attempts.last_mut() {
+        // How fast the client reads it is nothing to the endpoint's slot.
+        picked.answered(false);
+    }
+    Ok(())
+}
+
+/// The deadline of a stream is one for all of it, however often something moves.
+fn in_time(request: &mut Request) -> pingora::Result<()> {
+    if request.time_left().is_some_and(|left| left.is_zero()) {
+        let refusal = Refusal::new(Reason::DeadlineExceeded, "the stream was not over in time");
+        return Err(refused(request, refusal));
     }
     Ok(())
 }
@@ -320,7 +361,11 @@ pub fn response_header(
     if request.identity.grpc.is_some() {
         super::grpc::note(request, &head.headers);
     }
-    let Some(picked) = request.attempts.last() else { return Ok(()) };
+    let Some(picked) = request.attempts.last_mut() else { return Ok(()) };
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        // From here on it is a connection, which takes no slot.
+        picked.guard = Some(Bound::lasting(&picked.endpoint));
+    }
     count_answer(&target, &picked.endpoint.state);
     if !head.status.is_server_error() {
         target.pool.state.budget.earn(clock::now());
@@ -329,31 +374,8 @@ pub fn response_header(
     // One whose length is known when it begins has been made; any other is still being made.
     let complete = head.headers.contains_key(http::header::CONTENT_LENGTH);
     take_in_report(&head.headers, &target, &picked.endpoint.state, complete);
-    prepare_answer(head, request, &target, &picked.endpoint.state)
-}
-
-/// Takes in a piece of the answer's body.
-pub fn response_body(request: &Request, end: bool) {
-    if let Some(picked) = request.attempts.last() {
-        picked.endpoint.state.heard();
-    }
-    if end && let Some(wire) = &request.wire {
-        wire.answer_ended();
-    }
-}
-
-/// Takes in what the header of an answer says of the endpoint. When it comes says nothing: it may be
-/// the beginning of a long answer, or the end of long work. An error that states its reason speaks of
-/// this request, such as a model that can't be loaded; nobody else is asked what it says of it.
-fn note_answer(endpoint: &EndpointState, head: &ResponseHeader) {
-    endpoint.note(match head.status.as_u16() {
-        500 | 502 if head.headers.contains_key(header::REASON) => Outcome::Understood,
-        500 | 502 => Outcome::Failed,
-        429 => Outcome::Busy,
-        503 if head.headers.contains_key(http::header::RETRY_AFTER) => Outcome::Busy,
-        503 => Outcome::Failed,
-        _ => Outcome::Understood,
-    });
+    let endpoint = Arc::clone(&picked.endpoint);
+    prepare_answer(head, request, &target, &endpoint.state)
 }
 
 /// The refusal that an error of the pipe means to the caller; `None` if the caller is gone.
@@ -391,6 +413,10 @@ pub fn refusal(request: &mut Request, error: &Error) -> Option<Refusal> {
         ErrorSource::Upstream => {
             let reason = trouble_of(error).1;
             Refusal::new(reason, message_of(reason))
+        }
+        ErrorSource::Downstream if *error.etype() == ErrorType::WriteTimedout => {
+            metrics::counter!(metric::proxy::SLOW_CLIENTS, "side" => "answer").increment(1);
+            Refusal::new(Reason::ClientTooSlow, "the client did not read its answer")
         }
         ErrorSource::Downstream if timed_out => {
             Refusal::new(Reason::RequestTimeout, "the request did not arrive in time")

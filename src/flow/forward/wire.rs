@@ -20,6 +20,9 @@ const MAX_INTERIM: u32 = 16;
 /// Nothing was sent: the connection held bytes that answer no request, or its end.
 pub(super) const UNSOLICITED: ErrorType = ErrorType::new("Unsolicited");
 
+/// Nothing was sent: the endpoint had closed the connection.
+pub(super) const CLOSED_BEFORE: ErrorType = ErrorType::new("ClosedBefore");
+
 /// What a connection holds before a request is written to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Before {

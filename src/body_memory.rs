@@ -1,0 +1,195 @@
+//! Memory for what requests and answers hold while they pass: bounded in total and for each client.
+//!
+//! Memory is taken as bytes arrive, never for a length that is only stated: 64 headers that state
+//! 16 MiB each cost nothing until their bodies come. And no client gets more than its share, so that
+//! one that sends slowly, or does not read what it is sent, can't take the memory of all others.
+
+use crate::config::Limits;
+use forebay_protocol::metric;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Clients are spread over this many locks.
+const SHARDS: usize = 16;
+
+/// The memory of the process for bodies.
+#[derive(Debug, Default)]
+pub struct Memory {
+    held: AtomicU64,
+    clients: [Mutex<HashMap<u64, u64>>; SHARDS],
+}
+
+/// Which bound does not allow more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// The client's share.
+    Client,
+    /// The memory of all.
+    Total,
+}
+
+impl Full {
+    /// The word in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Total => "total",
+        }
+    }
+}
+
+impl Memory {
+    /// Bytes that are held now.
+    pub fn held(&self) -> u64 {
+        self.held.load(Relaxed)
+    }
+
+    fn shard(&self, client: u64) -> MutexGuard<'_, HashMap<u64, u64>> {
+        let place = usize::try_from(client % SHARDS as u64).unwrap_or_default();
+        self.clients[place].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One client's account, with the bounds that hold for it.
+#[derive(Debug, Clone)]
+pub struct Account {
+    memory: Arc<Memory>,
+    client: u64,
+    total: u64,
+    share: u64,
+}
+
+impl Account {
+    /// The account of `client`, which is a number that is equal for requests of one client.
+    pub fn new(memory: &Arc<Memory>, client: u64, limits: &Limits) -> Self {
+        let (total, share) = (limits.memory, limits.client_share());
+        Self { memory: Arc::clone(memory), client, total, share }
+    }
+
+    /// Memory of this client, none yet.
+    pub fn hold(&self) -> Held {
+        Held { account: self.clone(), bytes: AtomicU64::new(0) }
+    }
+
+    /// The same account without bounds, for what must always find memory and bounds itself.
+    pub fn without_bounds(&self) -> Self {
+        Self { total: u64::MAX, share: u64::MAX, ..self.clone() }
+    }
+
+    /// Whether the client holds its whole share.
+    pub fn is_full(&self) -> bool {
+        self.memory.shard(self.client).get(&self.client).is_some_and(|held| *held >= self.share)
+    }
+
+    fn take(&self, bytes: u64) -> Result<(), Full> {
+        let before = self.memory.held.fetch_add(bytes, Relaxed);
+        if before.saturating_add(bytes) > self.total {
+            self.memory.held.fetch_sub(bytes, Relaxed);
+            return Err(Full::Total);
+        }
+        let mut clients = self.memory.shard(self.client);
+        let held = clients.entry(self.client).or_default();
+        if held.saturating_add(bytes) > self.share {
+            if *held == 0 {
+                clients.remove(&self.client);
+            }
+            drop(clients);
+            self.memory.held.fetch_sub(bytes, Relaxed);
+            return Err(Full::Client);
+        }
+        *held += bytes;
+        Ok(())
+    }
+
+    fn give_back(&self, bytes: u64) {
+        let mut clients = self.memory.shard(self.client);
+        if let Entry::Occupied(mut held) = clients.entry(self.client) {
+            *held.get_mut() = held.get().saturating_sub(bytes);
+            if *held.get() == 0 {
+                held.remove();
+            }
+        }
+        drop(clients);
+        self.memory.held.fetch_sub(bytes, Relaxed);
+    }
+}
+
+/// Bytes that one request holds; given back when dropped.
+#[derive(Debug)]
+pub struct Held {
+    account: Account,
+    bytes: AtomicU64,
+}
+
+impl Held {
+    /// Takes `bytes` more.
+    ///
+    /// # Errors
+    /// The bound that does not allow it; nothing is taken then, and it is counted.
+    pub fn grow(&self, bytes: usize) -> Result<(), Full> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let bytes = bytes as u64;
+        match self.account.take(bytes) {
+            Ok(()) => {
+                self.bytes.fetch_add(bytes, Relaxed);
+                Ok(())
+            }
+            Err(full) => {
+                metrics::counter!(metric::proxy::MEMORY_FULL, "bound" => full.as_str())
+                    .increment(1);
+                Err(full)
+            }
+        }
+    }
+
+    /// Gives `bytes` back.
+    pub fn shrink(&self, bytes: usize) {
+        let bytes = (bytes as u64).min(self.bytes.load(Relaxed));
+        if bytes > 0 {
+            self.bytes.fetch_sub(bytes, Relaxed);
+            self.account.give_back(bytes);
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let bytes = *self.bytes.get_mut();
+        if bytes > 0 {
+            self.account.give_back(bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn account(memory: &Arc<Memory>, client: u64) -> Account {
+        Account { memory: Arc::clone(memory), client, total: 100, share: 60 }
+    }
+
+    #[test]
+    fn a_client_gets_its_share_and_all_together_the_total() {
+        let memory = Arc::new(Memory::default());
+        let (first, second) = (account(&memory, 1).hold(), account(&memory, 17).hold());
+        assert_eq!(first.grow(61), Err(Full::Client));
+        assert_eq!(first.grow(60), Ok(()));
+        assert!(account(&memory, 1).is_full());
+        assert_eq!(first.grow(1), Err(Full::Client));
+        assert_eq!(account(&memory, 1).hold().grow(1), Err(Full::Client));
+        assert_eq!(second.grow(41), Err(Full::Total));
+        assert_eq!(second.grow(40), Ok(()));
+        assert_eq!(memory.held(), 100);
+        first.shrink(50);
+        assert_eq!(first.grow(0), Ok(()));
+        assert_eq!(second.grow(20), Ok(()));
+        drop((first, second));
+        assert_eq!(memory.held(), 0);
+        assert!(memory.clients.iter().all(|shard| shard.lock().is_ok_and(|map| map.is_empty())));
+    }
+}
