@@ -278,11 +278,17 @@ async fn an_idle_connection_that_ends_with_the_process_is_told_so() {
 async fn where_there_is_no_room_a_connection_is_closed_without_a_handshake() {
     let authority = Authority::new();
     let tls = authority.write("a", &[NAME]);
-    let (proxy, _endpoint) = serving("max_connections = 1", &tls).await;
+    let (proxy, endpoint) = serving("max_connections = 1", &tls).await;
     let only = authority.caller().connect(proxy.address).await.unwrap();
+    // A connection without a request would make room.
+    endpoint.becomes(Behaviour::Gated);
+    let request = tokio::spawn(send_on(only, inference("x")));
+    eventually("the request", async || (!endpoint.came().is_empty()).then_some(())).await;
     let (answer, closed) = raw(proxy.address, b"\x16\x03\x01", PATIENCE).await;
     assert!(answer.is_empty() && closed, "{answer}");
-    assert_eq!(send_on(only, inference("x")).await.unwrap().text(), echo(b"x"));
+    endpoint.let_go(1);
+    assert_eq!(request.await.unwrap().unwrap().text(), echo(b"x"));
+    endpoint.becomes(Behaviour::Echo);
     eventually("room again", async || {
         authority.caller().infer(proxy.address, "x").await.ok().filter(|a| a.status == 200)
     })
