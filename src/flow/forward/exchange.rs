@@ -265,6 +265,12 @@ async fn begin(
     }
 }
 
+/// Sends a piece of a body. An empty one says nothing, and would end a body in chunks: Pingora reads one
+/// where a chunk's header has come and its content has not.
+pub(super) async fn send_piece(session: &mut EndpointSession, piece: Bytes) -> pingora::Result<()> {
+    if piece.is_empty() { Ok(()) } else { session.write_request_body(piece, false).await }
+}
+
 async fn send(session: &mut EndpointSession, message: &Message) -> pingora::Result<()> {
     let mut head = Box::new(message.head.clone());
     // Now, not before a connection was there: waiting for one took of the time.

@@ -1,7 +1,7 @@
 //! Reading an answer ahead of its client, so that the endpoint does not wait for the client.
 
 use super::exchange::{
-    self, HELD_ANSWER, Rest, is_event_stream, message_of, socket_of, trouble_of,
+    self, HELD_ANSWER, Rest, is_event_stream, message_of, send_piece, socket_of, trouble_of,
 };
 use super::{count_attempt, grpc, take_in_report};
 use crate::body_memory::Held;
@@ -214,7 +214,7 @@ async fn next_of(uploads: &mut Option<Receiver<Bytes>>) -> Option<Bytes> {
 /// Sends a piece of the request, or its end; whether more is to come.
 async fn send_on(session: &mut EndpointSession, piece: Option<Bytes>) -> pingora::Result<bool> {
     match piece {
-        Some(piece) => session.write_request_body(piece, false).await.map(|()| true),
+        Some(piece) => send_piece(session, piece).await.map(|()| true),
         None => session.finish_request_body().await.map(|()| false),
     }
 }

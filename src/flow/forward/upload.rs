@@ -7,7 +7,9 @@
 //! is tried.
 
 use super::attempts::Won;
-use super::exchange::{Answer, EARLY_ANSWER, Rest, final_header, message_of, trouble_of};
+use super::exchange::{
+    Answer, EARLY_ANSWER, Rest, final_header, message_of, send_piece, trouble_of,
+};
 use super::{count_answer, count_attempt, note_answer, prepare_request, stamp, stream};
 use super::{fallback, take_in_report};
 use crate::body_memory::Account;
@@ -277,7 +279,7 @@ impl Sending<'_> {
         let write = connection.write_request_header(Box::new(head)).await;
         write.map_err(Stopped::Endpoint)?;
         let Collecting { begun, mut is_done } = body;
-        let write = connection.write_request_body(begun.body.freeze(), false).await;
+        let write = send_piece(connection, begun.body.freeze()).await;
         write.map_err(Stopped::Endpoint)?;
         drop(begun.held);
         while !is_done {
@@ -290,7 +292,7 @@ impl Sending<'_> {
                 is_done = true;
                 continue;
             };
-            let write = connection.write_request_body(chunk, false).await;
+            let write = send_piece(connection, chunk).await;
             write.map_err(Stopped::Endpoint)?;
         }
         connection.finish_request_body().await.map_err(Stopped::Endpoint)?;

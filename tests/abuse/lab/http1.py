@@ -60,6 +60,7 @@ class Connection:
     """A kept connection."""
 
     def __init__(self, address, timeout=10):
+        self.address = address
         self.socket = connect(address, timeout)
         self.ahead = b""
 
@@ -87,7 +88,7 @@ class Connection:
         if body is not None and "content-length" not in pairs:
             pairs["content-length"] = len(body)
         started = time.monotonic()
-        self.socket.sendall(head(method, path, pairs) + (body or b""))
+        self.socket.sendall(head(method, path, pairs, self.address) + (body or b""))
         return self.answer(started, method)
 
     def more(self):
