@@ -76,6 +76,30 @@ async fn chunked_bodies_arrive_whole_and_are_cut_at_the_cap() {
     assert_eq!(endpoint.served(), served, "the endpoint never got it whole");
 }
 
+#[tokio::test]
+async fn a_chunk_whose_content_comes_after_its_header_does_not_end_the_body() {
+    let (proxy, endpoint) = echoing("[limits]\nbuffer = \"1KiB\"").await;
+    let mut client = tokio::net::TcpStream::connect(proxy.address).await.unwrap();
+    client.set_nodelay(true).unwrap();
+    let (start, piece) = (body(4 * KIB), body(100));
+    let head = format!("POST {INFER} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n");
+    client.write_all(head.as_bytes()).await.unwrap();
+    client.write_all(&[b"1000\r\n", &start[..], b"\r\n"].concat()).await.unwrap();
+    for _ in 0..200 {
+        client.write_all(b"64\r\n").await.unwrap();
+        // The proxy is a process of its own: it may read the header of the chunk meanwhile.
+        tokio::task::yield_now().await;
+        client.write_all(&[&piece[..], b"\r\n"].concat()).await.unwrap();
+    }
+    client.write_all(b"0\r\n\r\n").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    let sent = [start, Bytes::from(piece.repeat(200))].concat();
+    assert!(answer.ends_with(&echo(&sent)), "{answer}");
+    assert_eq!(endpoint.served(), 1);
+}
+
 /// An iterator as a stream that is always ready.
 struct Iter<I>(I);
 impl<I: Iterator + Unpin> futures_core::Stream for Iter<I> {
