@@ -5,7 +5,8 @@
 //! before, nor from whether the run is live or simulated.
 
 use crate::distribution::Distribution;
-use crate::plan::Plan;
+use crate::plan::{DEFAULT_CALLER_HEADER, Plan};
+use crate::scenario::{Header, Request};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ pub struct Mix {
     seed: u64,
     /// How many there are; 0: nobody is told apart.
     callers: u32,
+    /// By kind: whose it is, if a header of its own says so.
+    named: Vec<Option<u32>>,
     recorded: Arc<[Option<u32>]>,
 }
 
@@ -44,6 +47,7 @@ impl Mix {
             demands: plan.requests.iter().map(|request| request.demand).collect(),
             seed: plan.seed,
             callers: plan.callers.as_ref().map_or(0, |callers| callers.count),
+            named: plan.requests.iter().map(|request| named(plan, request)).collect(),
             recorded: Arc::clone(&plan.recorded),
         }
     }
@@ -58,7 +62,8 @@ impl Mix {
         };
         let demand = self.demands.get(kind).copied().flatten();
         let demand = demand.map(|demand| whole_micros(demand.draw(&mut rng)));
-        Drawn { kind, demand, caller: self.caller(index), rng }
+        let named = self.named.get(kind).copied().flatten();
+        Drawn { kind, demand, caller: named.unwrap_or_else(|| self.caller(index)), rng }
     }
 
     /// Apart from the other chance: the work is the same however many ask for it.
@@ -67,6 +72,21 @@ impl Mix {
         // Below `callers`, since the chance is below 2^32.
         u32::try_from((chance * u64::from(self.callers)) >> 32).unwrap_or(0)
     }
+}
+
+/// The caller that a kind of request names in a header of its own: kinds that name the same one are of
+/// one caller, beyond those that are drawn.
+fn named(plan: &Plan, request: &Request) -> Option<u32> {
+    let header =
+        plan.callers.as_ref().map_or(DEFAULT_CALLER_HEADER, |callers| callers.header.as_str());
+    let value = |request: &Request| {
+        let named = |it: &&Header| it.name.eq_ignore_ascii_case(header);
+        request.headers.iter().find(named).map(|header| header.value.clone())
+    };
+    let own = value(request)?;
+    let first = plan.requests.iter().position(|other| value(other).as_ref() == Some(&own))?;
+    let drawn = plan.callers.as_ref().map_or(0, |callers| callers.count);
+    drawn.checked_add(1 + u32::try_from(first).ok()?)
 }
 
 fn whole_micros(demand: Duration) -> Duration {

@@ -25,7 +25,7 @@ pub const MAX_STREAMS: usize = 1000;
 /// Most callers: as many as a proxy can be expected to tell apart.
 pub const MAX_CALLERS: usize = 1_000_000;
 /// The header that names a caller where none is given: what the proxy's documentation suggests.
-const DEFAULT_CALLER_HEADER: &str = "x-caller";
+pub(crate) const DEFAULT_CALLER_HEADER: &str = "x-caller";
 /// Most generating threads.
 pub const MAX_THREADS: usize = 64;
 /// Warm-up where none is given.

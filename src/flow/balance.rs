@@ -72,10 +72,12 @@ impl Picked {
     /// The attempt is over since nobody waits for its answer any more, for which nobody is to blame.
     pub fn abandoned(&mut self) {
         let waited = self.at.elapsed();
-        if let Some(guard) = self.guard.take()
-            && waited >= FAIR
-        {
-            guard.late(self.even(waited));
+        let even = self.even(waited);
+        match self.guard.take() {
+            Some(guard) if waited >= FAIR => guard.late(even),
+            // Whether a model worked for it is known of what is bound to one only.
+            Some(guard) if self.asked.is_some() => guard.cut_short(even),
+            _ => {}
         }
     }
 

@@ -312,8 +312,10 @@ impl Control {
         // Requests that wait go on waiting, whatever is allowed from now on.
         let pending = known.map(|known| Arc::clone(&known.pending));
         let new = || Arc::new(Pending::new(Arc::clone(&self.joined)));
+        let turn = known.map(|known| Arc::clone(&known.turn));
         Arc::new(PoolState {
-            turn: Arc::default(),
+            // Endpoints tell what they learn to this one.
+            turn: turn.unwrap_or_default(),
             looked_for_stale: AtomicU64::new(0),
             pending: pending.unwrap_or_else(new),
             budget,

@@ -192,7 +192,7 @@ impl Pool {
             ring: Some(&self.ring),
         };
         let (policy, hop) = (self.config.policy, self.config.queue.hop);
-        View { policy, endpoints: &self.ready, freed, hop, context }
+        View { policy, endpoints: &self.ready, freed, hop, context, terms: None }
     }
 
     /// Where an endpoint stands among those in rotation.
@@ -344,12 +344,21 @@ impl Bound {
         }
     }
 
+    /// Ends `after` it began, which was too soon to say anything of how much the endpoint can take.
+    pub fn cut_short(mut self, after: Duration) {
+        if self.pending.is_some()
+            && let Some(guard) = self.guard.take()
+        {
+            guard.cut_short(after, clock::now());
+        }
+    }
+
     /// Ends `after` it began without an answer, since nobody waits for one any more.
     pub fn late(mut self, after: Duration) {
         if self.pending.is_some()
             && let Some(guard) = self.guard.take()
         {
-            guard.late(after);
+            guard.late(after, clock::now());
         }
     }
 }

@@ -11,6 +11,7 @@
 //! it is late, and so that the refusal can say when it is worth asking again.
 
 use crate::pick::{self, Candidate, Context, Looked, Policy, least};
+use crate::prospects::Terms;
 use crate::{InFlight, Load, Rng, Time, Weight};
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,6 +66,8 @@ pub struct View<'a, C> {
     pub hop: Duration,
     /// Time and beliefs.
     pub context: Context<'a>,
+    /// The time that the request has, if it is judged by that.
+    pub terms: Option<Terms>,
 }
 
 /// How fast a pool works.
@@ -76,6 +79,8 @@ pub struct Outlook {
     pub service: f64,
     /// How far from the average it is, on average.
     pub deviation: f64,
+    /// Seconds that it takes at the fastest endpoint.
+    pub fastest: f64,
 }
 
 impl<C: Candidate> View<'_, C> {
@@ -83,7 +88,7 @@ impl<C: Candidate> View<'_, C> {
     /// others wait in the proxy.
     pub fn bind(&self, excluded: impl Fn(&C) -> bool, ahead: usize, rng: &mut Rng) -> Binding {
         let full = |endpoint: &C| !self.is_free(endpoint.load());
-        match self.policy {
+        let binding = match self.policy {
             Policy::Adaptive | Policy::LeastCost => {
                 self.compare(&excluded, ahead, Visits::Welcome, rng)
             }
@@ -95,7 +100,11 @@ impl<C: Candidate> View<'_, C> {
                     None => Binding::Wait,
                 }
             }
+        };
+        if let Binding::Bind(index) = binding {
+            self.endpoints[index].load().serves(self.context.turn);
         }
+        binding
     }
 
     /// The same pool with another policy.
@@ -130,7 +139,8 @@ impl<C: Candidate> View<'_, C> {
             false => load.completion(now, ttl, best),
         });
         let costs = &costs[..looked.places().len()];
-        let free = |load: &Load| self.is_free(load);
+        // It is visited to be known better, so what is known does not count.
+        let free = |load: &Load| self.has_room(load);
         let visit = match visits {
             Visits::Welcome => looked.revisit(self.endpoints, free, &self.context, rng),
             Visits::Unwelcome => None,
@@ -171,9 +181,14 @@ impl<C: Candidate> View<'_, C> {
         wait < (cost - least) * PATIENCE
     }
 
+    /// May this request be sent there?
+    pub fn is_free(&self, load: &Load) -> bool {
+        self.has_room(load) && self.suits(load)
+    }
+
     /// May one more request be sent there? One that has none of ours may always get one: what is
     /// known of the others' may be out of date.
-    pub fn is_free(&self, load: &Load) -> bool {
+    fn has_room(&self, load: &Load) -> bool {
         let Some(limit) = limit(load, self.hop) else { return true };
         let (now, ttl) = (self.context.now, self.context.report_ttl);
         load.in_flight() == 0 || load.occupancy(now, ttl) < limit
@@ -190,24 +205,40 @@ impl<C: Candidate> View<'_, C> {
 
     /// How fast the pool works, by what is known of some or all of its endpoints.
     pub fn outlook(&self, rng: &mut Rng) -> Outlook {
+        self.outlook_for(None, rng)
+    }
+
+    /// The same by those endpoints alone that may be done within so many seconds.
+    pub(crate) fn outlook_for(&self, seconds: Option<f64>, rng: &mut Rng) -> Outlook {
         let looked = Looked::at(self.endpoints, &|_| false, self.freed, &self.context, rng);
         let sample = looked.places();
         let best = looked.stranger_service(self.endpoints, &self.context);
+        let odds = &self.context.turn.odds;
+        let service = |index: &usize| {
+            let load = self.endpoints[*index].load();
+            load.expected_service(self.context.now, best).max(f64::MIN_POSITIVE)
+        };
+        let fastest = sample.iter().map(service).fold(f64::INFINITY, f64::min);
+        // One of which nothing can be expected in time does not make others wait less.
+        let least = seconds.map_or(0.0, |seconds| odds.within(seconds / fastest) / 2.0);
         let (mut slots, mut per_second, mut deviation) = (0.0, 0.0, 0.0);
         for index in sample {
             let load = self.endpoints[*index].load();
-            let own = f64::from(load.slots());
-            let speed = own / load.expected_service(self.context.now, best).max(f64::MIN_POSITIVE);
+            let (own, service) = (f64::from(load.slots()), service(index));
+            if seconds.is_some_and(|seconds| odds.within(seconds / service) < least) {
+                continue;
+            }
+            let speed = own / service;
             slots += own;
             per_second += speed;
             deviation += speed * load.deviation_seconds();
         }
         if per_second == 0.0 {
-            return Outlook { per_second: 0.0, service: best, deviation: 0.0 };
+            return Outlook { per_second: 0.0, service: best, deviation: 0.0, fastest: best };
         }
         let part = sample.len() as f64 / self.endpoints.len() as f64;
         let (service, deviation) = (slots / per_second, deviation / per_second);
-        Outlook { per_second: per_second / part, service, deviation }
+        Outlook { per_second: per_second / part, service, deviation, fastest }
     }
 }
 
@@ -304,7 +335,7 @@ mod tests {
         let context =
             Context { now: Time::default(), report_ttl: TTL, turn, key: None, ring: None };
         let hop = Duration::from_micros(100);
-        View { policy, endpoints: fleet, freed: None, hop, context }
+        View { policy, endpoints: fleet, freed: None, hop, context, terms: None }
     }
 
     #[test]

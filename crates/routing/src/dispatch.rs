@@ -4,6 +4,7 @@
 //! proxy and the simulator do the same: whether one that comes joins the line, and whose wait is over
 //! when something has changed.
 
+use crate::prospects::Terms;
 use crate::{Binding, Candidate, Claim, Line, Place, Policy, Rng, Time, View, Weight};
 use std::time::Duration;
 
@@ -31,14 +32,30 @@ impl<C: Candidate> View<'_, C> {
         excluded: impl Fn(&C) -> bool,
         rng: &mut Rng,
     ) -> Binding {
-        let binding = self.bind(&excluded, 0, rng);
+        let now = self.context.now;
+        let odds = &self.context.turn.odds;
+        // Without time to spare it does not go behind others, wherever there is room for that.
+        let terms = odds.is_known().then(|| Terms::new(deadline.since(now), weight));
+        let mut view = self.on(terms);
+        // Where waiting has cost nobody anything, nothing else is to be judged: that would take time.
+        if odds.is_known() && odds.has_been_strained() {
+            let prospects = self.prospects(None, rng);
+            if prospects.are_known() && prospects.is_outclassed(deadline.since(now), weight) {
+                return Binding::Wait;
+            }
+            view.terms = prospects.terms(deadline, now, weight);
+        }
+        let binding = view.bind(&excluded, 0, rng);
         let can_wait = |rng: &mut Rng| {
-            self.outlook(rng).weighing(weight).can_meet(deadline, self.context.now, 0)
+            let prospects = view.prospects(None, rng);
+            let patience = deadline.since(now);
+            prospects.outlook().wait(0).saturating_add(prospects.reserve(patience, weight))
+                <= patience
         };
         if binding != Binding::Wait || self.policy != Policy::Adaptive || can_wait(rng) {
             return binding;
         }
-        self.with(Policy::LeastCost).bind(excluded, 0, rng)
+        view.with(Policy::LeastCost).bind(excluded, 0, rng)
     }
 
     /// Is there hope that a request is done in time that joins the line now?
@@ -46,13 +63,27 @@ impl<C: Candidate> View<'_, C> {
     /// # Errors
     /// There is none; it may be worth coming back after this time.
     pub fn hope<T>(&self, line: &Line<T>, claim: &Claim, rng: &mut Rng) -> Result<(), Duration> {
+        let patience = claim.deadline.since(self.context.now);
+        let seconds = patience.as_secs_f64() / claim.weight.get();
+        let prospects = self.prospects(Some(seconds), rng);
+        let outlook = prospects.outlook();
+        if prospects.are_known() && prospects.is_outclassed(patience, claim.weight) {
+            return Err(outlook.drained_in(line.len().max(1)));
+        }
         if line.is_empty() {
             return Ok(());
         }
-        let outlook = self.outlook(rng).weighing(claim.weight);
-        if outlook.can_meet(claim.deadline, self.context.now, line.ahead_of(claim)) {
+        let reserve = prospects.reserve(patience, claim.weight);
+        let is_in_time = |ahead: usize| outlook.wait(ahead).saturating_add(reserve) <= patience;
+        // Where not even the first in line can be sure, its place says nothing: one that comes later and
+        // has more time left goes before it.
+        let has_chance = || prospects.has_chance(patience, claim.weight) || prospects.may_doubt();
+        if is_in_time(line.ahead_of(claim))
+            || (prospects.are_known() && !is_in_time(0) && has_chance())
+        {
             return Ok(());
         }
+        prospects.strain();
         Err(outlook.drained_in(line.len()))
     }
 
@@ -64,22 +95,33 @@ impl<C: Candidate> View<'_, C> {
         rng: &mut Rng,
     ) -> Option<(Place, Next)> {
         let first = line.first()?;
-        // While others wait nothing is lost with one that is hardly done in time.
-        if line.len() > 1
-            && self.outlook(rng).weighing(first.0.weight()).is_too_late(
-                first.0.since(),
-                first.0.deadline(),
-                self.context.now,
-            )
-        {
+        let prospects = self.prospects(None, rng);
+        if prospects.is_lost(&first.0, line.len() > 1) {
+            prospects.strain();
             return Some((first.0, Next::TooLate));
         }
+        let first = prospects.choose(line, first);
+        let bind = |place: &Place, item: &T, ahead: usize, rng: &mut Rng| {
+            let terms = prospects.terms(place.deadline(), place.since(), place.weight());
+            let view = self.keyed(place.key());
+            let binding = view.on(terms).bind(|endpoint| tried(item, endpoint), ahead, rng);
+            // An endpoint that seems too slow for all that come would never be found to be faster.
+            if binding != Binding::Wait || !prospects.may_be_wrong() {
+                return binding;
+            }
+            let anyway = view.bind(|endpoint| tried(item, endpoint), ahead, rng);
+            if matches!(anyway, Binding::Bind(_)) {
+                prospects.may_doubt();
+            }
+            anyway
+        };
         let others = line.iter().take(LOOKED_AT).filter(|(place, _)| *place != first.0);
         for (place, item) in std::iter::once(first).chain(others) {
-            match self.keyed(place.key()).bind(|endpoint| tried(item, endpoint), 0, rng) {
+            match bind(&place, item, 0, rng) {
                 Binding::Bind(index) => return Some((place, Next::Goes(index))),
                 Binding::Nowhere => return Some((place, Next::Nowhere)),
-                // What is free it has tried, or had better not take; the next one may.
+                // What is free it has tried, or it is of no use to it; the next one may take it.
+                Binding::Wait if prospects.is_strained() => {}
                 Binding::Wait if self.endpoints.iter().any(|it| tried(item, it)) => {}
                 Binding::Wait => break,
             }
@@ -89,7 +131,7 @@ impl<C: Candidate> View<'_, C> {
         if self.policy != Policy::Adaptive {
             return None;
         }
-        match self.keyed(place.key()).bind(|endpoint| tried(item, endpoint), line.len() - 1, rng) {
+        match bind(&place, item, line.len() - 1, rng) {
             Binding::Bind(index) => Some((place, Next::Goes(index))),
             Binding::Wait | Binding::Nowhere => None,
         }

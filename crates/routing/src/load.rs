@@ -43,6 +43,8 @@ const SCATTER: f32 = 0.25;
 const FIRST_PENALTY: f64 = 0.05;
 const PENALTY_HALF_LIFE: f64 = 0.5;
 const MOST_DOUBLINGS: u32 = 8;
+/// Answers after which an endpoint's mean is one that others can be compared with.
+const KNOWN: f32 = 5.0;
 /// No sample yet.
 const UNKNOWN: u64 = u64::MAX;
 
@@ -99,6 +101,8 @@ pub struct Load {
     /// The highest response time of late, in seconds; 0: none.
     peak: Float,
     picks: OnceLock<Arc<Picks>>,
+    /// Of the pool that it serves, however large that is.
+    pool: OnceLock<Arc<Picks>>,
     /// Where nobody states slots.
     saturation: OnceLock<Box<Saturation>>,
 }
@@ -128,6 +132,7 @@ impl Load {
             watch: Watch::default(),
             peak: Float::default(),
             picks: OnceLock::new(),
+            pool: OnceLock::new(),
             saturation: OnceLock::new(),
         }
     }
@@ -232,13 +237,7 @@ impl Load {
         let samples = self.confidence(now.nanos());
         self.peak.set(self.peak_at(now.nanos()).max(took.as_secs_f32()));
         self.answered_at.store(now.nanos().min(UNKNOWN - 1), Relaxed);
-        let outline = Outline {
-            ours: float(others),
-            others: self.others.get().max(0.0),
-            variance: self.scatter.get() * SCATTER,
-            slots: float(self.slots()),
-            service: 1.0,
-        };
+        let outline = self.outline_for(others);
         if self.stated_slots().is_none() {
             self.saturation.get_or_init(Box::default).learn(others + 1, took.as_secs_f32());
         }
@@ -247,6 +246,10 @@ impl Load {
             && let Some(picks) = self.picks.get()
         {
             picks.met(sample);
+        }
+        let (mean, _) = self.speed.mean();
+        if let Some(picks) = self.pool.get().filter(|_| samples >= KNOWN && mean > 0.0) {
+            self.learn_odds(picks, sample / mean, &outline);
         }
         self.speed.learn(&self.watch, sample, samples);
     }
@@ -306,6 +309,43 @@ impl Load {
     pub fn came_back(&self) {
         self.failures.store(0, Relaxed);
         self.speed.forget(HINT);
+    }
+
+    /// It serves the pool whose picks share this.
+    pub(crate) fn serves(&self, picks: &Arc<Picks>) {
+        self.pool.get_or_init(|| Arc::clone(picks));
+    }
+
+    /// Takes in that a request was cut short `after` it was sent, of which therefore only is known that it
+    /// takes longer: it counts for what is to be expected of such a one.
+    fn cut_short(&self, after: Duration, others: u32, now: Time) {
+        let samples = self.confidence(now.nanos());
+        let (mean, _) = self.speed.mean();
+        let Some(picks) = self.pool.get().filter(|_| samples >= KNOWN && mean > 0.0) else {
+            return;
+        };
+        let outline = self.outline_for(others);
+        let ratio = picks.odds.beyond(after.as_secs_f32() / outline.completion() / mean);
+        self.learn_odds(picks, ratio, &outline);
+        self.speed.learn(&self.watch, ratio * mean, samples);
+    }
+
+    /// What comes behind others says less of how long services take, but better that than nothing.
+    fn learn_odds(&self, picks: &Picks, ratio: f32, outline: &Outline) {
+        if outline.queue() < 0.5 || !picks.odds.is_known() {
+            picks.odds.learn(ratio);
+        }
+    }
+
+    /// The endpoint as a request found it that was sent beside so many `others` of ours.
+    fn outline_for(&self, others: u32) -> Outline {
+        Outline {
+            ours: float(others),
+            others: self.others.get().max(0.0),
+            variance: self.scatter.get() * SCATTER,
+            slots: float(self.slots()),
+            service: 1.0,
+        }
     }
 
     /// It was picked, and is in this place among those that were to be had.
@@ -384,8 +424,14 @@ impl InFlight {
         self.load.freed(now);
     }
 
-    /// Takes in that nobody waits for the answer any more, `after` the request was sent.
-    pub fn late(self, after: Duration) {
+    /// Takes in that nobody waits for the answer any more at `now`, `after` the request was sent.
+    pub fn cut_short(&self, after: Duration, now: Time) {
+        self.load.cut_short(after, self.others, now);
+    }
+
+    /// The same where the request had a fair time to be answered in.
+    pub fn late(self, after: Duration, now: Time) {
+        self.cut_short(after, now);
         if self.load.stated_slots().is_none() {
             let saturation = self.load.saturation.get_or_init(Box::default);
             saturation.learn_late(self.others + 1, after.as_secs_f32());

@@ -7,6 +7,7 @@
 //! remembered, each with what it cost then, and the cheapest are among those that the next pick looks
 //! at, however large the pool.
 
+use crate::odds::Odds;
 use crate::speed::{Float, narrow};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
@@ -29,6 +30,8 @@ pub struct Picks {
     first: Float,
     /// Cost as the bits of an `f32`, which order as the numbers do, and place.
     freed: [AtomicU64; REMEMBERED],
+    /// How service times are distributed.
+    pub(crate) odds: Odds,
 }
 
 impl Default for Picks {
@@ -38,6 +41,7 @@ impl Default for Picks {
             newest: AtomicUsize::new(0),
             first: Float::default(),
             freed: [const { AtomicU64::new(NONE) }; REMEMBERED],
+            odds: Odds::default(),
         }
     }
 }

@@ -27,6 +27,10 @@ const OFF: f32 = 1.6;
 const ALIKE: f32 = 1.25;
 /// Of so many answers one has the limit computed anew.
 const EVERY: u32 = 8;
+/// A deadline is tight that leaves less than so many times the least that requests take.
+const TIGHT: f32 = 5.0;
+/// How much longer one that is late is taken to need, at least, than it was waited for.
+const LATE: f32 = 1.1;
 /// So many are there at least where many are late because they are many.
 const FLOOD: u32 = 16;
 /// Seconds below which nothing is told apart.
@@ -103,6 +107,12 @@ impl Saturation {
     /// hangs is no flood, nor are a few that came when nobody knew how long it takes.
     pub(crate) fn learn_late(&self, there: u32, waited: f32) {
         let half = there / 2;
+        if let Some(known) = self.known()
+            && there > 1
+            && (known.least..known.least * TIGHT).contains(&waited)
+        {
+            self.learn_tight(there, waited, known);
+        }
         match (self.known(), self.slots()) {
             (None, None) if there >= FLOOD => self.limit(half),
             (None, Some(slots)) if there >= FLOOD => self.limit(half.min(slots)),
@@ -113,6 +123,22 @@ impl Saturation {
             }
             (Some(_), Some(slots)) if there > slots => self.limit(half.min(slots)),
             (Some(_), _) => {}
+        }
+    }
+
+    /// Where deadlines are tight no answer is ever seen to take twice as long. What is late beside others
+    /// would have been in time alone, so it counts for what a full endpoint takes; and where most are late,
+    /// more of them would take longer in proportion.
+    fn learn_tight(&self, there: u32, waited: f32, known: Known) {
+        self.learn(there, waited.max(known.least * FULL) * LATE);
+        let Some((took, rate)) = self.steps[step(there)].believed() else { return };
+        if took < known.least * FULL {
+            return;
+        }
+        for more in self.steps.iter().skip(step(there) + 1) {
+            if more.believed().is_some() {
+                more.took.set(more.took.get().max(more.there.get() / rate));
+            }
         }
     }
 

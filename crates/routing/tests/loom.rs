@@ -83,7 +83,8 @@ fn of_those_that_meet_at_an_endpoint_no_more_stay_than_it_has_room_for() {
             let now = Time::default();
             let context = Context { now, report_ttl: TTL, turn: &turn, key: None, ring: None };
             let (policy, hop) = (Policy::RoundRobin, Duration::ZERO);
-            let view = View { policy, endpoints: &endpoints, freed: None, hop, context };
+            let view =
+                View { policy, endpoints: &endpoints, freed: None, hop, context, terms: None };
             view.enter(&shared)
         });
         let stay = stay.iter().flatten().count();

@@ -138,7 +138,8 @@ fn nothing_is_picked_that_was_tried_and_something_is_if_there_is_anything() {
 fn no_policy_binds_beyond_the_limit() {
     worlds(1000, |pool, policy, now, rng, what| {
         let context = pool.context(now, Some(rng.next_u64()));
-        let view = View { policy, endpoints: &pool.fleet, freed: None, hop: HOP, context };
+        let view =
+            View { policy, endpoints: &pool.fleet, freed: None, hop: HOP, context, terms: None };
         let Binding::Bind(at) = view.bind(|it| it.tried, 0, rng) else { return None };
         let load = &pool.fleet[at].load;
         assert!(view.is_free(load), "{what}");

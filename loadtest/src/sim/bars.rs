@@ -41,7 +41,7 @@ pub struct Bar {
 /// What is asked of a scenario, and of whom it is simulated.
 type Ask = (&'static str, &'static [&'static str], fn(&Runs<'_>) -> Vec<Bar>);
 
-const ALL: [Ask; 14] = [
+const ALL: [Ask; 18] = [
     (
         "tail75.toml",
         &[NGINX, "haproxy_maxconn", "envoy_least_request", "traefik_least_time"],
@@ -82,6 +82,11 @@ const ALL: [Ask; 14] = [
     ("restart.toml", &[NGINX, BLIND], |runs| runs.cold()),
     ("silent2x.toml", &[NGINX, ORACLE], |runs| runs.overload()),
     ("silent10x.toml", &[NGINX, ORACLE], |runs| runs.overload()),
+    ("tight12.toml", &[NGINX, ORACLE], |runs| vec![runs.goodput(0.8)]),
+    ("tight15.toml", &[NGINX, ORACLE], |runs| vec![runs.goodput(0.95)]),
+    // Of exponential services 70 % end within 1.2 means, 78 % within 1.5.
+    ("tight12random.toml", &[NGINX, ORACLE], |runs| vec![runs.goodput(0.8 * 0.7)]),
+    ("greedy.toml", &[NGINX, ORACLE], |runs| runs.fairness()),
 ];
 
 /// Simulates the scenarios in `directory`; bars in the order of the list above.
@@ -243,6 +248,43 @@ impl Runs<'_> {
                 (units::percent(it.errors_during), it.errors_during > 0.6)
             }),
         ]
+    }
+
+    /// Of a client that asks for little beside one that asks for twice what there is.
+    fn fairness(&self) -> Vec<Bar> {
+        let of = |row: &Row| row.found.kinds.first().map(Account::summary);
+        let ratio = |it: &Summary| it.p99_during / it.p99_before;
+        let bar = |what, bound: &str, say: &dyn Fn(&Summary) -> (String, bool)| {
+            let ours = self.row(OURS).and_then(of);
+            let (found, met) = ours.map_or_else(|| ("nothing".to_owned(), false), |it| say(&it));
+            let peers = self.beside(|row| of(row).map_or_else(String::new, |it| say(&it).0));
+            self.bar(what, found, bound.to_owned(), peers, met)
+        };
+        vec![
+            bar("the modest one's p99 / that before", "<= 1.20", &|it| {
+                (format!("{:.2}", ratio(it)), ratio(it) <= 1.2)
+            }),
+            bar("its errors", "none", &|it| {
+                (units::percent(it.errors_during), it.errors_during == 0.0)
+            }),
+        ]
+    }
+
+    /// Of what the fleet can do, where little time is left beside the service itself.
+    fn goodput(&self, least: f64) -> Bar {
+        let capacity = self.setting.capacity();
+        let share = |row: &Row| {
+            let overload = row.found.overload.as_ref().map(Account::summary);
+            overload.map_or(f64::NAN, |it| it.goodput / capacity)
+        };
+        let ours = self.row(OURS).map_or(f64::NAN, share);
+        self.bar(
+            "goodput",
+            units::percent(ours),
+            format!(">= {} of the capacity", units::percent(least)),
+            self.beside(|row| units::percent(share(row))),
+            ours >= least,
+        )
     }
 
     /// The tail with and without second attempts, and what they add.

@@ -128,7 +128,7 @@ impl Outline {
     /// How many wait before a request when it comes, where what others have there is not a number but
     /// a guess: the mean of what is above zero of a normal distribution, within 10%.
     #[inline]
-    fn queue(&self) -> f32 {
+    pub(super) fn queue(&self) -> f32 {
         let queue = self.ours + self.others + 1.0 - self.slots;
         if self.variance == 0.0 {
             return queue.max(0.0);

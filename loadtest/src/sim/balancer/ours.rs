@@ -110,7 +110,14 @@ impl Ours {
             key: None,
             ring: Some(&self.ring),
         };
-        View { policy: self.policy, endpoints: &self.ready, freed, hop: self.hop, context }
+        View {
+            policy: self.policy,
+            endpoints: &self.ready,
+            freed,
+            hop: self.hop,
+            context,
+            terms: None,
+        }
     }
 
     fn state(&mut self, request: Key) -> &mut State {
@@ -241,7 +248,7 @@ impl Balancer for Ours {
                 guard.answered(Duration::from_nanos(done.took), time(done.now));
                 drop(guard);
             }
-            Ending::Abandoned => guard.late(Duration::from_nanos(done.took)),
+            Ending::Abandoned => guard.late(Duration::from_nanos(done.took), time(done.now)),
             Ending::Failed | Ending::Lost => {
                 self.loads[done.endpoint].failed(time(done.now));
                 drop(guard);

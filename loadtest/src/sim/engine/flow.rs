@@ -278,7 +278,9 @@ impl Engine<'_> {
         };
         self.record.finish(self.setting.plan.window, &finished);
         let class = self.classes.get_mut(usize::from(self.setting.classes[request.kind]));
-        for account in self.accounts.iter_mut().chain(&mut self.overload).chain(class) {
+        let kind = self.kinds.get_mut(request.kind);
+        let accounts = self.accounts.iter_mut().chain(&mut self.overload).chain(class);
+        for account in accounts.chain(kind) {
             account.finished(&finished);
         }
     }

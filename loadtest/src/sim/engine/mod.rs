@@ -42,6 +42,8 @@ pub struct Found {
     pub overload: Option<Account>,
     /// The same by class of urgency, the most urgent first; empty if there was no such time.
     pub classes: Vec<Account>,
+    /// The same by kind of request, in the order of the scenario.
+    pub kinds: Vec<Account>,
     /// Second attempts beside slow first ones.
     pub hedges: u64,
     /// Events on the virtual clock.
@@ -52,8 +54,8 @@ pub struct Found {
 pub fn run(setting: &Setting, policy: Kind) -> Found {
     let mut engine = Engine::new(setting, policy);
     while engine.step() {}
-    let Engine { record, served, accounts, overload, classes, hedges, clock, .. } = engine;
-    Found { record, served, accounts, overload, classes, hedges, events: clock.planned() }
+    let Engine { record, served, accounts, overload, classes, kinds, hedges, clock, .. } = engine;
+    Found { record, served, accounts, overload, classes, kinds, hedges, events: clock.planned() }
 }
 
 struct Engine<'a> {
@@ -84,6 +86,7 @@ struct Engine<'a> {
     accounts: Vec<Account>,
     overload: Option<Account>,
     classes: Vec<Account>,
+    kinds: Vec<Account>,
     hedges: u64,
     served: Vec<u64>,
     names: Vec<String>,
@@ -161,6 +164,7 @@ impl<'a> Engine<'a> {
             accounts: setting.episodes.iter().map(|it| account(setting.stretch(it))).collect(),
             overload: setting.overload.map(account),
             classes: (0..CLASSES).filter_map(|_| setting.overload.map(account)).collect(),
+            kinds: plan.requests.iter().filter_map(|_| setting.overload.map(account)).collect(),
             hedges: 0,
             served: vec![0; n],
             names: (0..n).map(|number| format!("endpoint-{number}")).collect(),

@@ -1,0 +1,278 @@
+//! How likely a request is done in time, by how far service times are from their mean.
+//!
+//! A mean says nothing of that: of constant services all take 1.2 times the mean at most, of
+//! exponential ones two thirds. Under overload that decides everything. A slot that is given to a
+//! request with too little time left is lost for one that has enough, and since those that wait are
+//! late by nearly the same, a pool that serves them in order is busy with nothing but late work: its
+//! goodput falls to almost nothing while it works at its limit.
+//!
+//! So the distribution of services, as multiples of the mean of the endpoint and of the model's
+//! weight, is learnt for each pool. A service that was cut short counts too: it took longer than that,
+//! so it stands for what longer ones take. Without those, only what fits a deadline would ever be
+//! seen, and every estimate would say that everything fits.
+
+use crate::Time;
+use crate::speed::{Float, narrow};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+/// Buckets: 32 to a doubling, so each is 2% wide, from an eighth of the mean to sixteen times it.
+const PER_DOUBLING: f32 = 32.0;
+const DOUBLINGS_BELOW: f32 = 3.0;
+const BUCKETS: usize = 32 * 7;
+/// Answers without which nothing is believed.
+const ENOUGH: u32 = 32;
+/// After so many the older ones count half: a few hundred tell a quantile of 99%.
+const MEMORY: u32 = 512;
+/// The distribution is summed up anew after so many answers.
+const RENEW: u32 = 16;
+/// What a service that was cut short is taken for where none longer is known, as a multiple.
+const LONGER: f32 = 1.25;
+/// The most that one service can say, in means: one that hangs says nothing of the others.
+const MOST: f32 = 4.0;
+/// Weight of the newest request in the mean chance of those that come.
+const NEWEST: f32 = 1.0 / 64.0;
+/// For so many mean services a pool counts as strained after waiting has cost a request its chance.
+const STRAINED: f64 = 10.0;
+/// One of so many services may be given to a request that seems to have no chance.
+const DOUBTS: f64 = 32.0;
+const NEVER: u64 = u64::MAX;
+
+/// See above. Shared and never locked; of two answers at once one may be lost.
+#[derive(Debug)]
+pub(crate) struct Odds {
+    counts: [AtomicU32; BUCKETS],
+    all: AtomicU32,
+    /// Of each bucket: the share of services that end by its end.
+    shares: [Float; BUCKETS],
+    believed: AtomicU32,
+    /// Mean chance that requests have when they come.
+    usual: Float,
+    /// When waiting last cost a request its chance, and when a doubt was last given the benefit, in
+    /// nanoseconds on the clock of [`Time`].
+    strained_at: AtomicU64,
+    doubted_at: AtomicU64,
+}
+
+impl Default for Odds {
+    fn default() -> Self {
+        Self {
+            counts: [const { AtomicU32::new(0) }; BUCKETS],
+            all: AtomicU32::new(0),
+            shares: std::array::from_fn(|_| Float::default()),
+            believed: AtomicU32::new(0),
+            usual: Float::default(),
+            strained_at: AtomicU64::new(NEVER),
+            doubted_at: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Odds {
+    /// Takes in a service that took so many times the mean.
+    pub(crate) fn learn(&self, ratio: f32) {
+        self.counts[bucket(ratio)].fetch_add(1, Relaxed);
+        let all = self.all.fetch_add(1, Relaxed) + 1;
+        if all >= MEMORY {
+            self.forget_half();
+        }
+        if all >= ENOUGH && all.is_multiple_of(RENEW) {
+            self.renew();
+        }
+    }
+
+    /// What is to be expected, in means, of a service of which only is known that it takes longer than
+    /// `ratio` means.
+    pub(crate) fn beyond(&self, ratio: f32) -> f32 {
+        let from = bucket(ratio) + 1;
+        let rest = self.counts.iter().enumerate().skip(from);
+        let (count, sum) = rest.fold((0.0, 0.0), |(count, sum), (at, here)| {
+            let here = narrow(f64::from(here.load(Relaxed)));
+            (count + here, sum + here * end_of(at))
+        });
+        let expected = if count > 0.0 { sum / count } else { ratio.max(1.0) * LONGER };
+        expected.min(MOST.max(ratio))
+    }
+
+    /// Is enough known?
+    pub(crate) fn is_known(&self) -> bool {
+        self.believed.load(Relaxed) >= ENOUGH
+    }
+
+    /// The share of services that take at most so many means; all, while too little is known.
+    pub(crate) fn within(&self, ratio: f64) -> f64 {
+        if !self.is_known() {
+            return 1.0;
+        }
+        let ratio = narrow(ratio);
+        // The end of the bucket before is the last of which the share is certain.
+        match bucket(ratio) {
+            0 => 0.0,
+            at if at + 1 == BUCKETS && ratio >= end_of(at) => f64::from(self.shares[at].get()),
+            at => f64::from(self.shares[at - 1].get()),
+        }
+    }
+
+    /// The least number of means within which this share of all services end.
+    pub(crate) fn quantile(&self, share: f64) -> f64 {
+        let share = narrow(share);
+        let at = self.shares.partition_point(|here| here.get() < share);
+        // A request with so much time left falls into the next bucket.
+        f64::from(end_of(at.min(BUCKETS - 1))) * 1.0001
+    }
+
+    /// A request came that has this chance.
+    pub(crate) fn came(&self, chance: f64) {
+        self.usual.draw(narrow(chance), NEWEST);
+    }
+
+    /// The mean chance of those that come.
+    pub(crate) fn usual(&self) -> f64 {
+        f64::from(self.usual.get())
+    }
+
+    /// Waiting has cost a request its chance.
+    pub(crate) fn strain(&self, now: Time) {
+        self.strained_at.store(now.nanos().min(NEVER - 1), Relaxed);
+    }
+
+    /// Did that ever happen?
+    pub(crate) fn has_been_strained(&self) -> bool {
+        self.strained_at.load(Relaxed) != NEVER
+    }
+
+    /// Did that happen of late, where a service takes so many seconds?
+    pub(crate) fn is_strained(&self, now: Time, service: f64) -> bool {
+        let at = self.strained_at.load(Relaxed);
+        at != NEVER && since(now, at) < STRAINED * service
+    }
+
+    /// Was the last time that a request without a chance was given one long ago?
+    pub(crate) fn is_doubt_due(&self, now: Time, per_second: f64) -> bool {
+        since(now, self.doubted_at.load(Relaxed)) * per_second >= DOUBTS
+    }
+
+    /// May a request that seems to have no chance be given one? An estimate that refuses everything
+    /// would never be put right.
+    pub(crate) fn may_doubt(&self, now: Time, per_second: f64) -> bool {
+        let at = self.doubted_at.load(Relaxed);
+        since(now, at) * per_second >= DOUBTS
+            && self.doubted_at.compare_exchange(at, now.nanos(), Relaxed, Relaxed).is_ok()
+    }
+
+    fn forget_half(&self) {
+        let halved = |count: &AtomicU32| {
+            let half = count.load(Relaxed) / 2;
+            count.store(half, Relaxed);
+            half
+        };
+        let all = self.counts.iter().map(halved).sum();
+        self.all.store(all, Relaxed);
+    }
+
+    fn renew(&self) {
+        let all: u32 = self.counts.iter().map(|count| count.load(Relaxed)).sum();
+        let mut below = 0;
+        for (count, share) in self.counts.iter().zip(&self.shares) {
+            below += count.load(Relaxed);
+            share.set(narrow(f64::from(below) / f64::from(all.max(1))));
+        }
+        self.believed.store(all, Relaxed);
+    }
+}
+
+/// Seconds from `at`, in nanoseconds, until now.
+#[allow(clippy::cast_precision_loss, reason = "an age needs no more than fifteen digits")]
+fn since(now: Time, at: u64) -> f64 {
+    now.nanos().saturating_sub(at) as f64 / 1e9
+}
+
+/// The bucket that counts services of so many means: those above the end of the one before.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "bounded by the number of buckets"
+)]
+fn bucket(ratio: f32) -> usize {
+    let at = ((ratio.log2() + DOUBLINGS_BELOW) * PER_DOUBLING).ceil();
+    (at.max(0.0) as usize).min(BUCKETS - 1)
+}
+
+/// Means up to which a bucket counts.
+#[allow(clippy::cast_precision_loss, reason = "a few hundred buckets")]
+fn end_of(bucket: usize) -> f32 {
+    (bucket as f32 / PER_DOUBLING - DOUBLINGS_BELOW).exp2()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Rng;
+    use std::time::Duration;
+
+    #[allow(clippy::cast_precision_loss, reason = "a test")]
+    fn exponential(rng: &mut Rng) -> f32 {
+        -((rng.below(1 << 20) as f32 + 0.5) / (1 << 20) as f32).ln()
+    }
+
+    #[test]
+    fn nothing_is_believed_before_enough_is_known() {
+        let odds = Odds::default();
+        for _ in 0..ENOUGH - 1 {
+            assert!(!odds.is_known());
+            assert_eq!(odds.within(0.1), 1.0);
+            odds.learn(1.0);
+        }
+        odds.learn(1.0);
+        assert!(odds.is_known());
+        assert_eq!((odds.within(0.97), odds.within(1.03)), (0.0, 1.0));
+    }
+
+    #[test]
+    fn the_share_of_exponential_services_is_found() {
+        let (odds, mut rng) = (Odds::default(), Rng::new(1));
+        (0..5000).for_each(|_| odds.learn(exponential(&mut rng)));
+        for (ratio, share) in [(0.5, 0.39), (1.0, 0.63), (1.2, 0.70), (3.0, 0.95)] {
+            let found = odds.within(ratio);
+            assert!((found - share).abs() < 0.08, "{ratio}: {found}");
+            let back = odds.quantile(found);
+            assert!((back / ratio - 1.0).abs() < 0.1, "{found}: {back}");
+        }
+    }
+
+    #[test]
+    fn one_that_was_cut_short_stands_for_the_longer_ones() {
+        let (odds, mut rng) = (Odds::default(), Rng::new(2));
+        for _ in 0..5000 {
+            // What takes longer than 1.2 means is never seen to end.
+            let took = exponential(&mut rng);
+            odds.learn(if took > 1.2 { odds.beyond(1.2) } else { took });
+        }
+        let share = odds.within(1.2);
+        assert!((share - 0.70).abs() < 0.08, "{share}");
+        assert_eq!(Odds::default().beyond(2.0), 2.5);
+        assert_eq!(Odds::default().beyond(100.0), 100.0, "it hangs");
+    }
+
+    #[test]
+    fn what_changes_is_found_after_some_hundred_answers() {
+        let odds = Odds::default();
+        (0..5000).for_each(|_| odds.learn(0.5));
+        (0..1500).for_each(|_| odds.learn(2.0));
+        assert!(odds.within(1.0) < 0.2, "{}", odds.within(1.0));
+    }
+
+    #[test]
+    fn a_doubt_is_given_the_benefit_at_times() {
+        let odds = Odds::default();
+        let at = |millis| Time::new(Duration::from_millis(millis));
+        let given = (1..=10_000).filter(|millis| odds.may_doubt(at(*millis), 100.0)).count();
+        assert!((30..=32).contains(&given), "{given} of 1,000 services");
+    }
+
+    #[test]
+    fn odd_ratios_find_a_bucket() {
+        for ratio in [0.0, f32::MIN_POSITIVE, 1.0, f32::MAX, f32::INFINITY, f32::NAN] {
+            assert!(bucket(ratio) < BUCKETS);
+        }
+    }
+}
