@@ -152,12 +152,16 @@ impl<T: Work> Line<T> {
     /// Takes the head and those who can go with it, and lets go of those whose time is over.
     pub(super) fn take(&mut self, now: Instant) -> Taken<T> {
         let mut chosen: Vec<Rank> = Vec::new();
-        let mut expired = Vec::new();
+        let (best, mut expired) = self.head_in_time(now);
         let (mut rows, mut limit) = (0, 1);
         let mut first: Option<&T> = None;
         let mut earliest: Option<Instant> = None;
         for (rank, waiting) in self.jobs.iter().take(MAX_LOOK) {
             let (job, deadline) = (&waiting.job, waiting.job.deadline());
+            if expired.contains(rank) || (first.is_none() && best.is_some_and(|best| best != *rank))
+            {
+                continue;
+            }
             if deadline.is_some_and(|at| at <= now) {
                 expired.push(*rank);
                 continue;
@@ -190,6 +194,44 @@ impl<T: Work> Line<T> {
         let jobs = chosen.iter().filter_map(&mut remove).collect();
         let expired = expired.iter().filter_map(&mut remove).collect();
         Taken { jobs, expired, most: limit, priority }
+    }
+
+    /// Which job a batch is to begin with, and which are to be let go before it since they can't end in
+    /// time. The earliest deadline goes first, as long as it can be met: under overload that is the job
+    /// that has waited longest, and to begin one that will be late makes the next one late too. If none
+    /// can be met for sure, the one with the most time left goes: what is known of the time that it takes
+    /// may be wrong, and is put right by a run only.
+    fn head_in_time(&self, now: Instant) -> (Option<Rank>, Vec<Rank>) {
+        let mut passed: Vec<Rank> = Vec::new();
+        let mut latest: Option<(Duration, Rank)> = None;
+        for (rank, waiting) in self.jobs.iter().take(MAX_LOOK) {
+            if latest.is_some_and(|(_, latest)| latest.priority != rank.priority) {
+                break;
+            }
+            let Some(deadline) = waiting.job.deadline() else { return (Some(*rank), passed) };
+            let left = deadline.saturating_duration_since(now);
+            let careful = waiting.job.careful(waiting.job.rows());
+            if careful <= left.as_secs_f64() && !left.is_zero() {
+                passed.retain(|rank| self.is_hopeless(rank, now));
+                return (Some(*rank), passed);
+            }
+            passed.push(*rank);
+            if latest.is_none_or(|(most, _)| left > most) && !left.is_zero() {
+                latest = Some((left, *rank));
+            }
+        }
+        let head = latest.map(|(_, rank)| rank);
+        // Where all seem hopeless, that may be a mistake.
+        let hope = head.is_some_and(|head| !self.is_hopeless(&head, now));
+        passed.retain(|rank| head != Some(*rank) && hope && self.is_hopeless(rank, now));
+        (head, passed)
+    }
+
+    /// Is less time left to a job than it is expected to take?
+    fn is_hopeless(&self, rank: &Rank, now: Instant) -> bool {
+        let Some(job) = self.jobs.get(rank).map(|waiting| &waiting.job) else { return false };
+        let left = job.deadline().map(|at| at.saturating_duration_since(now).as_secs_f64());
+        left.is_some_and(|left| left == 0.0 || left < job.expected(job.rows()))
     }
 
     /// Charges a batch that starts; gives the virtual time at which it does.

@@ -248,6 +248,30 @@ fn what_is_late_is_let_go_and_never_started() {
 }
 
 #[test]
+fn what_cannot_end_in_time_is_let_go_where_others_can() {
+    let (queue, _lines) = queue(1, [PLAIN]);
+    let with = |tag, ms| Fake { row: 10.0, deadline: due_in(ms), ..job(tag) };
+    queue.push(0, Normal, with(1, 9_000)).unwrap();
+    queue.push(0, Normal, with(2, 9_900)).unwrap();
+    queue.push(0, Normal, with(3, 12_000)).unwrap();
+    queue.push(0, Normal, with(4, 90_000)).unwrap();
+    assert_eq!(run(&queue), [3], "the earliest deadline that can be met");
+    assert_eq!(queue.counts().waiting, 1, "those before it are gone");
+    assert_eq!(run(&queue), [4]);
+}
+
+#[test]
+fn where_nothing_seems_to_end_in_time_the_one_with_the_most_time_left_shows_whether_that_is_so() {
+    let (queue, _lines) = queue(1, [PLAIN]);
+    for (tag, ms) in [(1, 5_000), (2, 6_000), (3, 7_000)] {
+        queue.push(0, Normal, Fake { row: 10.0, deadline: due_in(ms), ..job(tag) }).unwrap();
+    }
+    queue.push(0, Priority::Batch, Fake { row: 10.0, deadline: due_in(90_000), ..job(4) }).unwrap();
+    assert_eq!((run(&queue), run(&queue), run(&queue)), (vec![3], vec![2], vec![1]));
+    assert_eq!(run(&queue), [4], "the urgent class goes first all the same");
+}
+
+#[test]
 fn a_batch_forms_until_it_is_full_or_its_delay_is_over() {
     let delay = Duration::from_secs(1);
     let (queue, _lines) = queue(1, [LineConfig { max_delay: delay, ..PLAIN }]);
