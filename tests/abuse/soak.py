@@ -316,7 +316,8 @@ class Soak:
         t.equal(proxy.metric("forebay_access_log_dropped_total"), 0, "lines dropped")
         t.equal(proxy.metric("forebay_pending_requests"), 0, "requests that wait at the end")
         t.check("panicked" not in proxy.messages(), "a panic")
-        t.equal(proxy.ready(), 3, "ready endpoints at the end")
+        # The last one that suffered may still be on its way back.
+        t.check(eventually(lambda: proxy.ready() == 3, 20), f"{proxy.ready()} of 3 endpoints are ready at the end")
         proxy.signal(SIGTERM)
         t.equal(proxy.ended(45), 0, "exit status")
 
