@@ -261,3 +261,37 @@ async fn priorities_are_read_from_header_and_parameter_and_nonsense_is_refused()
     }
     infer(&worker, "arith", level("-1")).await.refused(400, "invalid_input", "priority");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_see_each_other_are_not_joined_with_those_of_other_clients() {
+    let scratch = Scratch::new("apart");
+    // x / max(1, |x|): all rows of a request are divided by the largest value of any.
+    let case =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tract/tests/cases/autoscale");
+    let onnx = std::fs::read(case.join("model.onnx")).unwrap();
+    scratch.write("autoscale/1/model.onnx", onnx);
+    scratch.write("autoscale/model.toml", "max_delay = \"50ms\"");
+    let worker = start(Options { executors: 1, ..options(scratch.path().to_owned()) }).await;
+    let metadata = get(&worker, "/v2/models/autoscale").await.json();
+    let batching = metadata["properties"]["batching"].as_str().unwrap().to_owned();
+    assert!(
+        batching.contains("runs alone") && batching.contains("reduces over rows"),
+        "{batching}"
+    );
+    let input = &metadata["inputs"][0];
+    let width = usize::try_from(input["shape"][1].as_i64().unwrap()).unwrap();
+    let (name, address) = (input["name"].as_str().unwrap().to_owned(), worker.address());
+    let clients = (1_u8..=24).map(|client| {
+        let name = name.clone();
+        tokio::spawn(async move {
+            let rows = usize::from(client % 3) + 1;
+            let value = f32::from(client);
+            let body = json_body(vec![tensor(&name, &[rows, width], vec![value; rows * width])]);
+            let outputs = send(address, infer_request("autoscale", body)).await.outputs();
+            assert_eq!(outputs[0].data, Data::Fp32(vec![1.0; rows * width]), "client {client}");
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        client.await.unwrap();
+    }
+}
