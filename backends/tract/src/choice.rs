@@ -28,7 +28,7 @@ const NOTICEABLE: f64 = 20e-6;
 const ROUNDS: usize = 9;
 const ROUNDS_TIME: Duration = Duration::from_millis(400);
 
-/// What a run counts as that was measured to take so many seconds.
+/// The time that stands for a run in comparisons, from its measured time in seconds.
 pub(crate) type Judge<'a> = &'a dyn Fn(Build, f64) -> f64;
 
 /// Takes the build that the rule gives with these inputs; the model's plans are plain before.
@@ -44,7 +44,7 @@ pub(crate) fn choose(model: &mut Model, usual: &[Tensor], judge: Judge<'_>) {
         };
         if is_wanted {
             model.plans = other;
-            // What is slower than ours at one layout was never seen to be faster at the other.
+            // A build that is slower than ours in one layout has never been seen to be faster in the other.
             return;
         }
     }
@@ -139,7 +139,7 @@ mod tests {
         let two = vec![Build::Plain, Build::Own];
         let three = vec![Build::Own, Build::Plain, Build::ChannelsLast];
         assert_eq!(chosen([1.0, 0.5, 0.4]), (Build::Own, two.clone()));
-        // What noise can make of equal times does not decide, one way or the other.
+        // A difference that noise alone can cause decides nothing.
         assert_eq!(chosen([1.0, 0.96, 0.1]), (Build::Own, two.clone()));
         assert_eq!(chosen([1.0, 1.2, 0.1]), (Build::Own, two.clone()));
         assert_eq!(chosen([1.0, 2.0, 3.0]), (Build::Plain, three.clone()));

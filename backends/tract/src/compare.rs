@@ -35,7 +35,7 @@ const TIME: Duration = Duration::from_millis(1500);
 /// A graph whose nodes take longer than this one by one is compared with each made fast alone.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What inputs are made of.
+/// The kind of values that generated inputs hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Usual,
@@ -231,7 +231,7 @@ fn first_node(
     LoadError::Disagrees { node, operator, off: format!("{off:.1e}"), inputs: format!("{kind:?}") }
 }
 
-/// What each node of a plan gives.
+/// The output of each node of a plan.
 fn nodes(plan: &Plan, inputs: &[Tensor]) -> TractResult<Vec<(String, String, TValue)>> {
     let inputs: Vec<&Tensor> = inputs.iter().collect();
     let values = values(&inputs).map_err(|error| TractError::msg(text(&error)))?;

@@ -27,7 +27,7 @@ pub enum LoadError {
         node: String,
         /// The attribute that makes it so.
         attribute: String,
-        /// What the attribute says.
+        /// The value of the attribute.
         value: String,
     },
     /// The build answers otherwise than the graph of the file.
@@ -42,7 +42,7 @@ pub enum LoadError {
         operator: String,
         /// Largest difference of the outputs, as a share of their largest value.
         off: String,
-        /// What the inputs were.
+        /// The inputs.
         inputs: String,
     },
     /// An input or output of a kind that is not served.

@@ -114,7 +114,7 @@ fn metadata(value: &pb::ValueInfoProto, may_lack: bool) -> Result<TensorMetadata
         .ok_or_else(|| unsupported(format!("ONNX element type {}", tensor.elem_type)))?;
     let shape = match dims(value) {
         Some(dims) => dims,
-        // What the engine finds out of it stands here later.
+        // The engine's inferred shapes are stored here later.
         None if may_lack => &[],
         None => return Err(unsupported("no shape".to_owned())),
     };

@@ -196,7 +196,7 @@ impl Model {
         self.grain
     }
 
-    /// What the model is compiled to wherever its shapes allow it.
+    /// The build that runs the model wherever its shapes allow it.
     pub fn build(&self) -> Build {
         self.plans.build()
     }

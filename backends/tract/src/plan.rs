@@ -40,7 +40,7 @@ pub(crate) struct Plans {
     ledger: Ledger,
 }
 
-/// What compiling has cost, and what did not go as the build was chosen for.
+/// The cost of compiling, and the runs that fell back to the plain build.
 #[derive(Default)]
 struct Ledger {
     compilations: AtomicU64,
@@ -55,7 +55,7 @@ struct Ledger {
 pub struct Fallback {
     /// Of the inputs, in the model's order.
     pub shapes: Vec<Vec<usize>>,
-    /// What the model's own build failed with.
+    /// The error of the chosen build.
     pub why: String,
 }
 

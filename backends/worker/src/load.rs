@@ -38,7 +38,7 @@ pub(crate) struct Order<'a> {
     pub(crate) cancel: &'a Cancel,
 }
 
-/// What became of it.
+/// The outcome.
 pub(crate) enum Outcome {
     /// It is what is served already.
     Same,
@@ -46,7 +46,7 @@ pub(crate) enum Outcome {
     Failed(Failure),
 }
 
-/// What lies beside a version's model.
+/// The files beside a version's model.
 struct Beside {
     labels: Labels,
     tokenizer: Option<Vec<u8>>,

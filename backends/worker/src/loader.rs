@@ -153,7 +153,7 @@ impl Loader {
             Command::Load { model, reply } if self.shared.disk.has(&model) => {
                 self.wish(model, Why::Asked, Some(reply));
             }
-            // Whoever asked may have gone.
+            // The client that asked may have left.
             Command::Load { model, reply } => drop(reply.send(Err(no_model(&model)))),
             Command::Unload { model, reply } => drop(reply.send(self.unload(&model))),
             Command::Fetch { model, number } => {
@@ -184,7 +184,7 @@ impl Loader {
             let work = move || run(&shared, id, wish, &cancel);
             let thread = std::thread::Builder::new().name("load".to_owned());
             if let Err(error) = thread.spawn(work) {
-                // Whoever asked hears that the sender is gone; the rest is tried again.
+                // The client that asked is told by the dropped sender; the rest is tried again.
                 tracing::error!(model, %error, "no thread to load it with");
                 self.tasks.ended(id);
                 self.shared.again().put_off(&model, Instant::now());
@@ -237,7 +237,7 @@ impl Loader {
         }
         let mut unsettled = HashMap::new();
         for name in names {
-            // What can't be looked at now has not changed as far as anybody knows.
+            // A file that can't be read now is assumed to be unchanged.
             let Ok(stamp) = self.shared.disk.stamp(&name) else { continue };
             let is_again = at_once && self.shared.again().awaits(&name);
             if self.shared.has_seen(&name, &stamp) && !is_again {

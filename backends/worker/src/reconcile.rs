@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// What the loader and all loads share.
+/// State that the loader and all loads share.
 pub(crate) struct Shared {
     pub(crate) app: Arc<App>,
     pub(crate) disk: Disk,

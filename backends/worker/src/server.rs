@@ -226,7 +226,7 @@ fn connection_builder(options: &Options) -> Builder<TokioExecutor> {
     builder
 }
 
-/// What all connections are served with.
+/// The state that all connections share.
 struct Server {
     app: Arc<App>,
     service: TowerToHyperService<axum::Router>,
@@ -370,7 +370,7 @@ impl Server {
     }
 }
 
-/// What HTTP/2 lets pass and HTTP/1 does not.
+/// Requests that HTTP/2 accepts and HTTP/1 does not.
 fn check(request: &Request<Incoming>) -> Result<(), Refusal> {
     let fields = request.headers();
     if fields.len() > MAX_FIELDS {

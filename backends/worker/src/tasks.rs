@@ -20,7 +20,7 @@ const MOST: usize = 8;
 /// Where the outcome of a load is told.
 pub(crate) type Reply = oneshot::Sender<Result<(), Refusal>>;
 
-/// What is to be loaded.
+/// The models to load.
 #[derive(Debug)]
 pub(crate) struct Wish {
     pub(crate) model: String,

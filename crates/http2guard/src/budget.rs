@@ -1,4 +1,4 @@
-//! What a client may ask for besides requests, and what it earns by useful work.
+//! The budget of frames that are not requests, and how useful work refills it.
 //!
 //! There are two accounts. *Control frames* are cheap one by one and are charged one each; a new
 //! request, each DATA frame that the server sends and the bytes in it earn some, because clients send
@@ -32,7 +32,7 @@ const BYTES_PER_CONTROL: i64 = 512;
 /// Content from the client that pays for one control frame.
 const UPLOAD_PER_CONTROL: i64 = 4096;
 
-/// What DATA without content costs. The `h2` crate ends a connection after 100 of them, whenever they
+/// The cost of DATA without content. The `h2` crate ends a connection after 100 of them, whenever they
 /// come.
 const EMPTY_DATA: i64 = 8;
 
@@ -58,7 +58,7 @@ const MAX_OPEN: usize = 256;
 /// Accounts are kept in thousandths.
 const UNIT: i64 = 1000;
 
-/// What a client sent too much of.
+/// The kind of frame that a client sent too much of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Flood {
     /// PING, also as an acknowledgement of none.
@@ -183,7 +183,7 @@ impl Budget {
     /// The client sent a frame.
     ///
     /// # Errors
-    /// What it has sent too much of.
+    /// The kind of frame that the client has sent too much of.
     pub fn received(&mut self, frame: &Frame, now: Instant) -> Result<(), Flood> {
         self.refill(now);
         let flood = match frame.kind {

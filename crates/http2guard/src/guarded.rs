@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// What every HTTP/2 connection begins with (RFC 9113, section 3.4).
+/// The bytes that begin every HTTP/2 connection (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Time in which the last GOAWAY must be written.
 const LAST_WORD: Duration = Duration::from_secs(1);
@@ -22,7 +22,7 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 /// on costs nothing.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// What a guard sees that the server's code does not.
+/// An event that the guard sees and the server's code does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// The client has exhausted its budget; the connection ends.
@@ -84,7 +84,7 @@ struct Headers {
     open: bool,
     /// Whether the first has been complete.
     begun: bool,
-    /// What is waited for, and until when.
+    /// The part that is awaited, and its deadline.
     timer: Option<(Awaited, Pin<Box<Sleep>>)>,
 }
 

@@ -1,4 +1,4 @@
-//! What keeps a long-running process alive when its surroundings fail.
+//! Keeps a long-running process alive when its surroundings fail.
 //!
 //! The proxy and the worker share these parts, because both must survive the same faults: a log
 //! whose reader is gone or stands still, a disk that is full, and a mistake in their own code.

@@ -1,4 +1,4 @@
-//! What the system grants a process, and failures that come from a lack of it.
+//! Resources that the system grants a process, and failures that come from a lack of them.
 //!
 //! When descriptors, ports or memory run out, connecting fails although the other side is well. Such a
 //! failure must not be held against an endpoint, or one exhausted process declares its whole fleet

@@ -24,7 +24,7 @@ const STABLE: Duration = Duration::from_secs(30);
 /// Panics in a row after which a vital task is given up: about 20 s.
 const MAX_PANICS: u32 = 10;
 
-/// What depends on a task.
+/// How much depends on a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Importance {
     /// Without it the process cannot serve: it is not ready while the task is down.
@@ -115,7 +115,7 @@ impl Supervisor {
     }
 }
 
-/// What is remembered of a task between two of its panics.
+/// State that is kept between two panics of a task.
 struct Failures {
     name: &'static str,
     importance: Importance,

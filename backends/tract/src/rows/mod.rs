@@ -65,7 +65,7 @@ impl std::fmt::Display for Mixing {
 /// are as many. `graph` gives the typed graph for a number of rows.
 ///
 /// # Errors
-/// What stands in the way.
+/// The obstacle.
 pub(crate) fn prove(graph: impl Fn(usize) -> TractResult<TypedModel>) -> Result<(), Mixing> {
     let of_model = |why: String| Mixing { node: String::new(), op: "the graph".to_owned(), why };
     let mut told: Option<Vec<(String, u64)>> = None;

@@ -1,4 +1,4 @@
-//! What each operator does to rows.
+//! Whether each operator mixes rows.
 
 use super::shape::told;
 use super::{Rows, Visit};

@@ -1,4 +1,4 @@
-//! What one connection waits for.
+//! The state that one connection is waiting in.
 
 use super::{Patience, Why};
 use crate::body::Memory;
@@ -203,7 +203,7 @@ impl State {
     }
 }
 
-/// A request that has begun, until its answer was read or nobody waits for it.
+/// A request that has begun, until its answer was read or its client has left.
 #[derive(Debug)]
 pub(crate) struct InFlight(Arc<Record>);
 
@@ -223,6 +223,6 @@ impl Drop for InFlight {
     }
 }
 
-/// What the bodies of one connection's requests may hold, as an extension of each request.
+/// The memory budget for the bodies of one connection, as an extension of each request.
 #[derive(Debug, Clone)]
 pub(crate) struct OfConnection(pub(crate) Arc<Memory>);
