@@ -14,6 +14,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Clients are spread over this many locks.
 const SHARDS: usize = 16;
 
+/// What a piece of an answer takes beside its bytes, wherever it waits: its place in a queue, and what
+/// says where its bytes are. A megabyte of events of ten bytes each would take ten without it.
+const PIECE: usize = 128;
+
+/// What a piece of an answer takes of so many bytes.
+pub const fn cost(bytes: usize) -> usize {
+    bytes + PIECE
+}
+
 /// The memory of the process for bodies.
 #[derive(Debug, Default)]
 pub struct Memory {
@@ -71,6 +80,12 @@ impl Account {
     /// Memory of this client, none yet.
     pub fn hold(&self) -> Held {
         Held { account: self.clone(), bytes: AtomicU64::new(0) }
+    }
+
+    /// The same account for answers, which take memory for as long as their clients do not read them:
+    /// they find no more where half of either bound is held, so that there is memory for requests.
+    pub fn for_answers(&self) -> Self {
+        Self { total: self.total / 2, share: self.share / 2, ..self.clone() }
     }
 
     /// The same account without bounds, for what must always find memory and bounds itself.
@@ -187,6 +202,8 @@ mod tests {
         assert_eq!(memory.held(), 100);
         first.shrink(50);
         assert_eq!(first.grow(0), Ok(()));
+        let answer = account(&memory, 1).for_answers().hold();
+        assert_eq!(answer.grow(1), Err(Full::Total), "half of all is held");
         assert_eq!(second.grow(20), Ok(()));
         drop((first, second));
         assert_eq!(memory.held(), 0);

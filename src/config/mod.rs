@@ -88,6 +88,8 @@ pub struct Limits {
     /// Time that a request's header may take to arrive, from its first byte; on a new connection, from
     /// its beginning.
     pub header_timeout: Duration,
+    /// Bytes up to which an answer is read to its end ahead of its client.
+    pub read_ahead: u64,
     /// Time that a request's body may take to arrive.
     pub body_timeout: Duration,
     /// Bytes per second below which a client is too slow, where an endpoint or memory waits for it.

@@ -137,6 +137,7 @@ fn limits(table: &Table<'_, '_>) -> Limits {
         buffer,
         memory,
         client_memory: table.or("client_memory", Ratio(0.5)).0,
+        read_ahead: table.or("read_ahead", ByteSize(MIB)).0,
         body_timeout: positive(table, "body_timeout", secs(30)),
         min_rate: table.or("min_rate", ByteRate(16.0 * 1024.0)).0,
         stall_timeout: positive(table, "stall_timeout", secs(10)),

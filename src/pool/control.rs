@@ -362,6 +362,13 @@ fn publish(snapshot: &ArcSwap<Snapshot>, next: &Arc<Snapshot>) {
 /// that is lost loses all of them.
 const MAX_STREAMS: usize = 128;
 
+/// Bytes of one answer that an endpoint may send over HTTP/2 before they are read here. What is read is
+/// counted ([`body_memory`](crate::body_memory)), and what is not read yet can't be.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// The same for all streams of a connection. An answer whose client does not read must not keep the others
+/// waiting, so it is as much as a quarter of them can fill.
+const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+
 fn peer(address: SocketAddr, config: &config::Pool, protocol: EndpointProtocol) -> HttpPeer {
     let mut peer = HttpPeer::new(address, false, String::new());
     peer.options.connection_timeout = Some(config.connect_timeout);
@@ -371,6 +378,8 @@ fn peer(address: SocketAddr, config: &config::Pool, protocol: EndpointProtocol) 
     if protocol == EndpointProtocol::H2 {
         peer.options.set_http_version(2, 2);
         peer.options.max_h2_streams = MAX_STREAMS;
+        peer.options.h2_stream_window_size = Some(STREAM_WINDOW);
+        peer.options.h2_connection_window_size = Some(CONNECTION_WINDOW);
         peer.options.h2_ping_interval = config.http2_ping_interval;
     }
     exhausted::keep_reserve(&mut peer);

@@ -14,8 +14,12 @@ use tokio::time::sleep;
 pub const SMALL: &str = "/v2/models/small";
 /// An answer that is read ahead whole, and that few of fill the buffers of a connection.
 pub const MEDIUM: &str = "/v1/medium";
+/// The same without a stated length.
+pub const MEDIUM_CHUNKS: &str = "/v1/medium/chunks";
 /// An answer of [`LARGE_BYTES`].
 pub const LARGE: &str = "/v1/large";
+/// The same without a stated length.
+pub const LARGE_CHUNKS: &str = "/v1/large/chunks";
 /// Answered once the endpoint is let: see [`PathEndpoint::let_go`].
 pub const GATED: &str = "/v1/gated";
 /// Answered with the length of the body.
@@ -35,6 +39,7 @@ pub const ONE_EVENT: &str = "/v1/event";
 /// The first half of an answer, and the second once the endpoint is let.
 pub const HALVES: &str = "/v1/halves";
 
+pub const MEDIUM_BYTES: usize = 900_000;
 pub const LARGE_BYTES: usize = 20_000_000;
 pub const EVENTS_COUNT: usize = 25;
 pub const BETWEEN: Duration = Duration::from_millis(40);
@@ -157,8 +162,10 @@ async fn body(stream: &mut TcpStream, buffer: &mut Vec<u8>, head: &str) -> Optio
 async fn answer(s: &mut TcpStream, state: &State, path: &str, length: usize) -> Option<()> {
     match path {
         SMALL => whole(s, &"x".repeat(3000)).await,
-        MEDIUM => whole(s, &"x".repeat(200_000)).await,
+        MEDIUM => whole(s, &"x".repeat(MEDIUM_BYTES)).await,
+        MEDIUM_CHUNKS => in_chunks(s, MEDIUM_BYTES).await,
         LARGE => whole(s, &"x".repeat(LARGE_BYTES)).await,
+        LARGE_CHUNKS => in_chunks(s, LARGE_BYTES).await,
         GATED => {
             let mut rest = [0; 1];
             tokio::select! {
@@ -212,6 +219,19 @@ async fn drip(stream: &mut TcpStream, bytes: &[u8]) -> Option<()> {
         sleep(Duration::from_millis(20)).await;
         stream.write_all(bytes).await.ok()?;
     }
+}
+
+/// A body of so many bytes, in chunks of up to 50,000.
+async fn in_chunks(stream: &mut TcpStream, bytes: usize) -> Option<()> {
+    stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await.ok()?;
+    let mut left = bytes;
+    while left > 0 {
+        let length = left.min(50_000);
+        let chunk = format!("{length:x}\r\n{}\r\n", "x".repeat(length));
+        stream.write_all(chunk.as_bytes()).await.ok()?;
+        left -= length;
+    }
+    stream.write_all(b"0\r\n\r\n").await.ok()
 }
 
 async fn whole(stream: &mut TcpStream, body: &str) -> Option<()> {

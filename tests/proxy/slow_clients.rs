@@ -3,7 +3,9 @@
 use crate::client::{get, post, raw, send_on};
 use crate::grpc_client::{call, call_with, framed};
 use crate::harness::{PATIENCE, Proxy, Worker, anywhere, eventually, pool_of};
-use crate::path_endpoint::{GATED, LARGE, LARGE_BYTES, LENGTH, MEDIUM, PathEndpoint, SMALL};
+use crate::path_endpoint::{GATED, LENGTH, PathEndpoint, SMALL};
+use crate::path_endpoint::{LARGE, LARGE_BYTES, LARGE_CHUNKS};
+use crate::path_endpoint::{MEDIUM, MEDIUM_BYTES, MEDIUM_CHUNKS};
 use bytes::Bytes;
 use forebay_protocol::grpc::{Code, pb};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
@@ -130,6 +132,76 @@ async fn streams_without_a_window_hold_no_slot() {
     .await;
 }
 
+/// What is held for clients that have not read it.
+async fn held(proxy: &Proxy) -> f64 {
+    proxy.metric("forebay_memory_held_bytes", &[]).await
+}
+
+/// As many answers of this path as are asked for, none of which is read.
+async fn unread(
+    sender: &http2::SendRequest<Empty<Bytes>>,
+    path: &str,
+    count: usize,
+) -> Vec<Incoming> {
+    let mut bodies = Vec::new();
+    for _ in 0..count {
+        let request = Request::get(format!("http://x{path}")).body(Empty::new()).unwrap();
+        let answer = timeout(PATIENCE, sender.clone().send_request(request)).await.unwrap();
+        bodies.push(answer.unwrap().into_body());
+    }
+    bodies
+}
+
+#[tokio::test]
+async fn answers_up_to_the_bound_are_read_to_their_end_for_clients_that_do_not_read() {
+    let (proxy, _endpoint) = start(PATIENT, ONE_SLOT).await;
+    let sender = h2::<Empty<Bytes>>(proxy.address, 0).await;
+    let stated = unread(&sender, MEDIUM, 5).await;
+    let chunked = unread(&sender, MEDIUM_CHUNKS, 5).await;
+    in_flight(&proxy, 0).await;
+    assert_eq!(get(proxy.address, SMALL).await.status, 200);
+    assert!(held(&proxy).await > 10.0 * MEDIUM_BYTES as f64);
+    drop((stated, chunked, sender));
+    eventually("their memory", async || (held(&proxy).await < 1.0).then_some(())).await;
+}
+
+#[tokio::test]
+async fn little_is_held_of_an_answer_that_is_too_long_to_be_read_ahead() {
+    let (proxy, _endpoint) = start(PATIENT, "").await;
+    for (path, most) in [(LARGE, 192 << 10), (LARGE_CHUNKS, (1 << 20) + (192 << 10))] {
+        let sender = h2::<Empty<Bytes>>(proxy.address, 0).await;
+        let bodies = unread(&sender, path, 8).await;
+        in_flight(&proxy, 8).await;
+        let mut before = -1.0;
+        eventually("clients that are stuck", async || {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let now = held(&proxy).await;
+            (std::mem::replace(&mut before, now) == now).then_some(())
+        })
+        .await;
+        let each = held(&proxy).await / 8.0;
+        assert!(each <= f64::from(most), "{path}: {each} bytes each");
+        drop((bodies, sender));
+        in_flight(&proxy, 0).await;
+    }
+}
+
+#[tokio::test]
+async fn answers_that_are_not_read_leave_half_of_the_memory_to_requests() {
+    let limits = "[limits]\nstall_timeout = \"10m\"\nmemory = \"8MiB\"\nclient_memory = \"100%\"";
+    let (proxy, _endpoint) = start(&format!("{limits}\nbody = \"1MiB\""), "").await;
+    let sender = h2::<Empty<Bytes>>(proxy.address, 0).await;
+    let bodies = unread(&sender, MEDIUM, 20).await;
+    eventually("memory that is taken", async || {
+        (held(&proxy).await > f64::from(3 << 20)).then_some(())
+    })
+    .await;
+    assert!(held(&proxy).await <= f64::from(4 << 20));
+    let answer = post(proxy.address, "/v2/models/m/infer", "x".repeat(900_000)).await;
+    assert_eq!(answer.status, 200);
+    drop((bodies, sender));
+}
+
 #[tokio::test]
 async fn clients_that_send_request_after_request_and_do_not_read_hold_no_slot() {
     let (proxy, endpoint) = start(PATIENT, ONE_SLOT).await;
@@ -186,13 +258,15 @@ async fn a_client_that_does_not_read_a_long_answer_is_cut_off() {
 #[tokio::test]
 async fn a_client_that_reads_steadily_gets_a_long_answer_whole() {
     let (proxy, _endpoint) = start("[limits]\nstall_timeout = \"2s\"", "").await;
-    let answer = get(proxy.address, LARGE).await;
-    assert_eq!((answer.status.as_u16(), answer.body.len()), (200, LARGE_BYTES));
-    let sender = h2::<Empty<Bytes>>(proxy.address, 65_535).await;
-    let request = Request::get(format!("http://x{LARGE}")).body(Empty::new()).unwrap();
-    let answer = sender.clone().send_request(request).await.unwrap();
-    let body = timeout(PATIENCE, answer.into_body().collect()).await.unwrap().unwrap();
-    assert_eq!(body.to_bytes().len(), LARGE_BYTES);
+    for path in [LARGE, LARGE_CHUNKS] {
+        let answer = get(proxy.address, path).await;
+        assert_eq!((answer.status.as_u16(), answer.body.len()), (200, LARGE_BYTES));
+        let sender = h2::<Empty<Bytes>>(proxy.address, 65_535).await;
+        let request = Request::get(format!("http://x{path}")).body(Empty::new()).unwrap();
+        let answer = sender.clone().send_request(request).await.unwrap();
+        let body = timeout(PATIENCE, answer.into_body().collect()).await.unwrap().unwrap();
+        assert_eq!(body.to_bytes().len(), LARGE_BYTES);
+    }
 }
 
 #[tokio::test]

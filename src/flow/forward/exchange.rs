@@ -2,7 +2,7 @@
 
 use super::wire::{self, Before, CLOSED_BEFORE, UNSOLICITED};
 use super::{grpc, stamp};
-use crate::body_memory::{Account, Held};
+use crate::body_memory::{Account, Held, cost};
 use crate::config::Trouble;
 use crate::flow::fallback;
 use crate::flow::pace::Pace;
@@ -22,8 +22,8 @@ use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
-/// Most bytes of an answer that are held: so that one that breaks off can be replaced, and so that a
-/// client that reads slowly keeps no endpoint waiting.
+/// Most bytes of an answer that are held before any of it is passed on, so that one that breaks off
+/// can be replaced.
 pub(super) const HELD_ANSWER: usize = 256 * 1024;
 
 /// Time that an endpoint gets to say why it stopped reading a request.
@@ -195,7 +195,7 @@ pub(super) async fn exchange(
         let Some(chunk) = session.read_response_body().await? else { break };
         endpoint.heard();
         length += chunk.len();
-        holds = held.grow(chunk.len()).is_ok() && length <= HELD_ANSWER;
+        holds = held.grow(cost(chunk.len())).is_ok() && length <= HELD_ANSWER;
         body.push(chunk);
     }
     let trailers = trailers(&mut session).await?;

@@ -1,10 +1,9 @@
 //! Reading an answer ahead of its client, so that the endpoint does not wait for the client.
 
-use super::exchange::{
-    self, HELD_ANSWER, Rest, is_event_stream, message_of, send_piece, socket_of, trouble_of,
-};
+use super::exchange::{self, Rest, is_event_stream, message_of, send_piece, socket_of, trouble_of};
 use super::{count_attempt, grpc, take_in_report};
-use crate::body_memory::Held;
+use crate::body_memory::{Held, cost};
+use crate::config::Limits;
 use crate::error::Refusal;
 use crate::flow::balance::Picked;
 use crate::flow::route::Target;
@@ -22,12 +21,70 @@ use pingora::protocols::http::client::HttpSession as EndpointSession;
 use pingora::{Error, ErrorType};
 use std::future::pending;
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{Receiver, UnboundedSender};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout_at;
 
 /// Longest that an answer without a deadline may take: far beyond any.
 const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
+
+/// Unread bytes of an answer that is too long to be read to its end ahead of its client. Its endpoint
+/// waits for the client however much is read, so more would take memory and gain nothing.
+const WINDOW: usize = 64 * 1024;
+
+/// How much of an answer may be unread: read from its endpoint and not yet written to its client.
+pub(super) struct Room {
+    permits: Semaphore,
+    /// Bytes for which there are permits, taken or not, in the beginning.
+    size: usize,
+}
+
+impl Room {
+    /// For an answer with this header. One that states no length gets room for a whole one: most turn
+    /// out to be short, and those that do not get less when that is known ([`Reader::narrow`]).
+    pub(super) fn new(head: &ResponseHeader, limits: &Limits) -> Self {
+        let most = usize::try_from(limits.read_ahead).unwrap_or(usize::MAX);
+        let size = match stated_length(head) {
+            Some(length) if length > limits.read_ahead => WINDOW,
+            _ => most.clamp(WINDOW, Semaphore::MAX_PERMITS),
+        };
+        Self { permits: Semaphore::new(size), size }
+    }
+
+    /// Bytes that may be unread in the beginning.
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// A piece that was there before it was asked whether there is room.
+    pub(super) fn chunk(&self, bytes: Bytes) -> Item {
+        let takes = cost(bytes.len()).min(self.permits.available_permits());
+        self.permits.forget_permits(takes);
+        Item::Chunk(bytes, takes)
+    }
+
+    /// What a piece took is free again.
+    pub(super) fn give_back(&self, takes: usize) {
+        self.permits.add_permits(takes);
+    }
+
+    /// Takes room, if there is so much at once.
+    fn try_take(&self, takes: usize) -> bool {
+        let permits = self.permits.try_acquire_many(u32::try_from(takes).unwrap_or(u32::MAX));
+        permits.map(SemaphorePermit::forget).is_ok()
+    }
+
+    /// Takes room as soon as there is so much; `false`: there will be none.
+    async fn take(&self, takes: usize) -> bool {
+        let permits = self.permits.acquire_many(u32::try_from(takes).unwrap_or(u32::MAX)).await;
+        permits.map(SemaphorePermit::forget).is_ok()
+    }
+}
+
+/// How long the body of an answer is by its header, in bytes.
+fn stated_length(head: &ResponseHeader) -> Option<u64> {
+    head.headers.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
 
 /// What is passed from the reader of an answer to its writer.
 pub(super) enum Item {
@@ -37,15 +94,6 @@ pub(super) enum Item {
     End(Option<HeaderMap>),
     /// It will not be.
     Failed(Refusal),
-}
-
-impl Item {
-    /// A piece that was there before it was asked whether there is room.
-    pub(super) fn chunk(bytes: Bytes, room: &Semaphore) -> Self {
-        let takes = bytes.len().min(room.available_permits());
-        room.forget_permits(takes);
-        Self::Chunk(bytes, takes)
-    }
 }
 
 /// Until when the endpoint may take.
@@ -89,19 +137,19 @@ pub(super) struct Reader<'a> {
     pub(super) bounds: Bounds,
     /// The rest of the request, if the endpoint answered before all of it was sent.
     pub(super) uploads: Option<Receiver<Bytes>>,
+    /// Where what is read has its place until the client takes it.
+    pub(super) room: &'a Room,
+    /// Bytes of that room that this answer may still fill.
+    pub(super) size: usize,
+    /// Bytes of the answer that were read so far.
+    pub(super) length: usize,
 }
 
 impl Reader<'_> {
     /// Reads to the end, and gives the endpoint's slot back there.
-    pub(super) async fn read(
-        &mut self,
-        rest: Rest,
-        queue: UnboundedSender<Item>,
-        room: &Semaphore,
-        held: &Held,
-    ) {
+    pub(super) async fn read(&mut self, rest: Rest, queue: UnboundedSender<Item>, held: &Held) {
         let Rest { mut session, keep, .. } = rest;
-        let last = match self.body(&mut session, &queue, room, held).await {
+        let last = match self.body(&mut session, &queue, held).await {
             Ok(trailers) => {
                 self.ended(session, keep, trailers.as_ref()).await;
                 Item::End(trailers)
@@ -116,7 +164,6 @@ impl Reader<'_> {
         &mut self,
         session: &mut EndpointSession,
         queue: &UnboundedSender<Item>,
-        room: &Semaphore,
         held: &Held,
     ) -> Result<Option<HeaderMap>, Refusal> {
         let socket = socket_of(session);
@@ -139,22 +186,8 @@ impl Reader<'_> {
             };
             let Some(chunk) = self.in_time(read)? else { break };
             self.endpoint.state.heard();
-            // Without memory for it, it has to wait until everything before it is written.
-            let has_memory = held.grow(chunk.len()).is_ok();
-            let takes = if has_memory { chunk.len().min(HELD_ANSWER) } else { HELD_ANSWER };
-            let takes_permits = u32::try_from(takes).unwrap_or(u32::MAX);
-            let permits = match room.try_acquire_many(takes_permits) {
-                Ok(permits) => permits,
-                Err(_) => {
-                    let since = Instant::now();
-                    // How fast a client reads says nothing of the endpoint.
-                    self.succeeds = false;
-                    let Ok(permits) = room.acquire_many(takes_permits).await else { break };
-                    self.bounds.waited(since.elapsed());
-                    permits
-                }
-            };
-            permits.forget();
+            self.length += chunk.len();
+            let Some(takes) = self.place(chunk.len(), held).await else { break };
             let _ = queue.send(Item::Chunk(chunk, takes));
             if session.response_done() && !self.is_grpc {
                 return Ok(None);
@@ -162,6 +195,34 @@ impl Reader<'_> {
         }
         let last = timeout_at(self.bounds.next().into(), exchange::trailers(session)).await;
         Ok(self.in_time(last)?.map(|last| *last))
+    }
+
+    /// Waits until there is room for a piece of so many bytes, and takes it: how much. `None`: nobody
+    /// is there to write it.
+    async fn place(&mut self, bytes: usize, held: &Held) -> Option<usize> {
+        let cost = cost(bytes);
+        // Without memory for it, it has to wait until everything before it is written.
+        let has_memory = held.grow(cost).is_ok();
+        let takes = if has_memory { cost.min(self.size) } else { self.size };
+        let turns_out_long = self.size > WINDOW && self.length > self.room.size;
+        if !turns_out_long && self.room.try_take(takes) {
+            return Some(takes);
+        }
+        let since = Instant::now();
+        // How fast a client reads says nothing of the endpoint.
+        self.succeeds = false;
+        let takes = if turns_out_long { self.narrow(takes).await? } else { takes };
+        let taken = self.room.take(takes).await;
+        self.bounds.waited(since.elapsed());
+        taken.then_some(takes)
+    }
+
+    /// The answer is longer than what is read ahead whole: from now on a window is enough. Of a piece
+    /// that would have taken so much it says how much it takes.
+    async fn narrow(&mut self, takes: usize) -> Option<usize> {
+        let too_much = self.size - WINDOW;
+        self.size = WINDOW;
+        self.room.take(too_much).await.then_some(takes.min(WINDOW))
     }
 
     fn in_time<T>(

@@ -2,20 +2,20 @@
 //!
 //! If each piece of an answer were read from the endpoint once the client has taken the one before, a
 //! client that does not read would keep a slot of the pool for as long as writes may take, and a
-//! hundred streams with a window of zero would keep a hundred. So what is not held already is read
-//! ahead, up to [`HELD_ANSWER`] and as far as the client's share of the memory goes. The slot is given
-//! back when the endpoint's answer is complete. Beyond that the endpoint has to wait, and then the
-//! client has to keep a pace ([`Pace`]).
+//! hundred streams with a window of zero would keep a hundred. So an answer of up to `limits.read_ahead`
+//! is read to its end whatever the client does, as far as the client's share of the memory goes, and
+//! the slot is given back when the endpoint's answer is complete. Of a longer one only little is read
+//! ahead: its endpoint has to wait, and then the client has to keep a pace ([`Pace`]).
 //!
 //! Each piece is passed on when it comes. An answer has the request's deadline in all; one that
 //! consists of events may last, as long as it is not silent.
 
 use super::attempts::Won;
-use super::exchange::{Answer, HELD_ANSWER};
-use super::read_ahead::{Bounds, Item, Reader};
+use super::exchange::Answer;
+use super::read_ahead::{Bounds, Item, Reader, Room};
 use super::{HOP_BY_HOP, grpc, nominated, prepare_answer, refused, upload};
 use crate::answer;
-use crate::body_memory::Held;
+use crate::body_memory::{Held, cost};
 use crate::config::Limits;
 use crate::error::Refusal;
 use crate::flow::balance::Picked;
@@ -32,7 +32,6 @@ use pingora::connectors::http::Connector;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, channel, unbounded_channel};
 
 /// Gives the client the answer; from here on it can't be taken back.
@@ -54,6 +53,7 @@ pub(super) async fn respond(
         head.remove_header(name);
     }
     let bounds = Bounds::new(request, target, &head);
+    let room = Room::new(&head, limits);
     let status = head.status;
     if is_grpc {
         grpc::note(request, &head.headers);
@@ -77,9 +77,9 @@ pub(super) async fn respond(
                 writer.goes_on_to_read(pace, left)
             });
             let (queue, coming) = unbounded_channel();
-            let room = Semaphore::new(HELD_ANSWER);
+            let length = body.iter().map(Bytes::len).sum();
             for chunk in body {
-                let _ = queue.send(Item::chunk(chunk, &room));
+                let _ = queue.send(room.chunk(chunk));
             }
             let mut reader = Reader {
                 target,
@@ -90,9 +90,12 @@ pub(super) async fn respond(
                 picked: &mut request.attempts[index],
                 bounds,
                 uploads,
+                size: room.size(),
+                room: &room,
+                length,
             };
             let reading = async {
-                reader.read(rest, queue, &room, &held).await;
+                reader.read(rest, queue, &held).await;
                 Ok(())
             };
             let writing = writer.as_it_comes(head, coming, &room, &held);
@@ -192,7 +195,7 @@ impl<'a> Writer<'a> {
         &mut self,
         head: Box<ResponseHeader>,
         mut coming: UnboundedReceiver<Item>,
-        room: &Semaphore,
+        room: &Room,
         held: &Held,
     ) -> Result<Option<HeaderMap>, Refusal> {
         self.header(head).await?;
@@ -207,7 +210,7 @@ impl<'a> Writer<'a> {
                     next = coming.try_recv().ok();
                     let is_last = !self.is_grpc && matches!(next, Some(Item::End(None)));
                     self.chunk(bytes, is_last, held).await?;
-                    room.add_permits(takes);
+                    room.give_back(takes);
                     if is_last {
                         return Ok(None);
                     }
@@ -256,7 +259,7 @@ impl<'a> Writer<'a> {
         let written = self.session.write_response_body(Some(bytes), is_last);
         taken(self.pace.wait(written).await)?;
         self.pace.moved(length);
-        held.shrink(length);
+        held.shrink(cost(length));
         Ok(())
     }
 

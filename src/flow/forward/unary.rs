@@ -108,7 +108,7 @@ fn message(
         deadline: request.deadline,
         is_replayable: is_inference(request, &received.method),
         is_repeatable: is_repeatable(request, received),
-        account: account.clone(),
+        account: account.for_answers(),
     })
 }
 

@@ -88,7 +88,8 @@ pub(super) async fn upload(
     let is_made = head.headers.contains_key(http::header::CONTENT_LENGTH);
     take_in_report(&head.headers, target, &endpoint.state, is_made);
     let rest = Some(Rest { session: Box::new(connection), keep, unsent });
-    let answer = Answer { head, body: Vec::new(), trailers: None, rest, held: account.hold() };
+    let held = account.for_answers().hold();
+    let answer = Answer { head, body: Vec::new(), trailers: None, rest, held };
     Ok(Won { answer, endpoint, index })
 }
 
