@@ -5,9 +5,11 @@
 //! each window where it lies: it consists of a few contiguous segments, one for each row of the
 //! kernel, at the same distances for each window.
 
+use crate::packed::{Packed, Share};
 use crate::steps::{Beside, Step, Steps, load, store};
 use crate::{arch, lanes};
 use pulp::{Simd, WithSimd};
+use std::sync::Arc;
 
 /// Vectors side by side in one panel of weights.
 const VECTORS: usize = 2;
@@ -19,9 +21,7 @@ const BLOCK: usize = 32 * 1024;
 /// vectors of channels, and in each panel one line for each value of the left side.
 #[derive(Debug, Clone)]
 struct Weights {
-    data: Vec<f32>,
-    /// First element on a cache line of its own.
-    start: usize,
+    values: Arc<Packed>,
     lines: usize,
     channels: usize,
 }
@@ -30,19 +30,17 @@ impl Weights {
     fn new(lines: usize, channels: usize, weight: impl Fn(usize, usize) -> f32) -> Self {
         let lanes = lanes();
         let vectors = channels.div_ceil(lanes);
-        let length = vectors * lanes * lines;
-        let data = vec![0.0; length + 16];
-        let start = data.as_ptr().align_offset(64).min(16);
-        let mut made = Self { data, start, lines, channels };
+        let mut values = Packed::zeros(vectors * lanes * lines);
+        let data = values.as_mut_slice();
         for channel in 0..channels {
             let (panel, lane) = (channel / (VECTORS * lanes), channel % (VECTORS * lanes));
-            let width = made.vectors(panel, lanes) * lanes;
-            let first = start + panel * VECTORS * lanes * lines + lane;
+            let width = (vectors - panel * VECTORS).min(VECTORS) * lanes;
+            let first = panel * VECTORS * lanes * lines + lane;
             for line in 0..lines {
-                made.data[first + line * width] = weight(line, channel);
+                data[first + line * width] = weight(line, channel);
             }
         }
-        made
+        Self { values: Arc::new(values), lines, channels }
     }
 
     fn vectors(&self, panel: usize, lanes: usize) -> usize {
@@ -54,8 +52,9 @@ impl Weights {
     }
 
     fn panel(&self, panel: usize, lanes: usize) -> &[f32] {
-        let first = self.start + panel * VECTORS * lanes * self.lines;
-        &self.data[first..first + self.vectors(panel, lanes) * lanes * self.lines]
+        let first = panel * VECTORS * lanes * self.lines;
+        let length = self.vectors(panel, lanes) * lanes * self.lines;
+        &self.values.as_slice()[first..first + length]
     }
 }
 
@@ -77,6 +76,17 @@ impl Product {
     ) -> Self {
         let bias = if bias.len() == channels { bias.to_vec() } else { vec![0.0; channels] };
         Self { weights: Weights::new(lines, channels, weight), bias }
+    }
+
+    /// Lets the weights be shared.
+    pub fn share(&mut self, share: Share<'_>) {
+        share(&mut self.weights.values);
+    }
+
+    /// Bytes of memory that it takes beside its weights.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.bias.as_slice())
     }
 
     /// Computes as many rows as `y` has; the steps go by the rows of `y`.
@@ -241,6 +251,19 @@ impl Convolution {
             length,
             table: if is_plain { Vec::new() } else { windows.collect() },
         })
+    }
+
+    /// Lets the weights be shared.
+    pub fn share(&mut self, share: Share<'_>) {
+        self.weights.iter_mut().for_each(|weights| share(&mut weights.values));
+    }
+
+    /// Bytes of memory that it takes beside its weights.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.bias.as_slice())
+            + size_of_val(self.segments.as_slice())
+            + size_of_val(self.table.as_slice())
     }
 
     /// Convolves as many images as `x` holds; the steps go by the rows of `y`.

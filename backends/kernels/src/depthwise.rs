@@ -5,9 +5,11 @@
 
 use crate::arch;
 use crate::dense::Geometry;
+use crate::packed::{Packed, Share};
 use crate::steps::{Beside, Step, Steps, load, store};
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Windows side by side that are computed at once: as many sums as hide the latency of adding.
 const WINDOWS: usize = 8;
@@ -19,7 +21,7 @@ pub struct Depthwise {
     geometry: Geometry,
     output: [usize; 2],
     /// Channels last.
-    weights: Vec<f32>,
+    weights: Arc<Packed>,
     bias: Vec<f32>,
 }
 
@@ -38,9 +40,20 @@ impl Depthwise {
         Some(Self {
             geometry,
             output,
-            weights: (0..taps).flat_map(by_tap).collect(),
+            weights: Arc::new((0..taps).flat_map(by_tap).collect()),
             bias: if bias.len() == channels { bias.to_vec() } else { vec![0.0; channels] },
         })
+    }
+
+    /// Lets the weights be shared.
+    pub fn share(&mut self, share: Share<'_>) {
+        share(&mut self.weights);
+    }
+
+    /// Bytes of memory that it takes beside its weights.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.bias.as_slice())
     }
 
     /// Convolves as many images as `x` holds; the steps go by the rows of `y`.
@@ -193,7 +206,7 @@ impl Run<'_> {
         let width = if WHOLE { V * S::F32_LANES } else { channels - channel };
         let bias = &self.depthwise.bias[channel..channel + width];
         let sums = [load::<S, V>(simd, bias); R];
-        let (step, weights) = (stride[1] * channels, &self.depthwise.weights[channel..]);
+        let (step, weights) = (stride[1] * channels, &self.depthwise.weights.as_slice()[channel..]);
         let values = self.x.get(start + channel..).unwrap_or_default();
         let mut sums =
             add_products::<S, R, V, WHOLE>(simd, sums, values, step, weights, taps, width);

@@ -11,12 +11,13 @@
 //! that one binary runs everywhere and nothing here is `unsafe`.
 //!
 //! Modules: [`dense`] (products and convolutions over all channels), [`depthwise`] (convolutions of
-//! each channel with itself), [`steps`] (what is done to a value before it is stored), [`rows`]
-//! (softmax, sums and maxima), `math` (elementary functions on a vector).
+//! each channel with itself), [`packed`] (their weights), [`steps`] (what is done to a value before it
+//! is stored), [`rows`] (softmax, sums and maxima), `math` (elementary functions on a vector).
 
 pub mod dense;
 pub mod depthwise;
 mod math;
+pub mod packed;
 pub mod rows;
 pub mod steps;
 

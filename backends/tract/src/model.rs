@@ -150,7 +150,8 @@ impl Model {
             .collect::<Result<_, _>>()?;
         let mut model = Self {
             interface,
-            plans: Plans::new(template, datum_types),
+            plans: Plans::new(template, datum_types)
+                .map_err(|error| LoadError::Compile(text(&error)))?,
             max_batch: None,
             unbatched: None,
             curve: Curve::default(),
@@ -204,6 +205,11 @@ impl Model {
     /// Least seconds of one row in each build that was compared; none where it was not measured.
     pub fn compared(&self) -> &[(Build, f64)] {
         &self.compared
+    }
+
+    /// Bytes of memory that it holds now: each weight once, and all plans that are kept or run.
+    pub fn memory(&self) -> usize {
+        self.plans.weights().bytes()
     }
 
     /// Plans that were compiled so far, and the time that this took.

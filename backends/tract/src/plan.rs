@@ -12,6 +12,7 @@ use crate::RunError;
 use crate::error::{panic_text, text};
 use crate::own;
 use crate::sound;
+use crate::weights::Weights;
 use serde::{Deserialize, Serialize};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -38,6 +39,8 @@ pub(crate) struct Plans {
     /// Most recently used last.
     cache: Mutex<Vec<(Shapes, Arc<Slot>)>>,
     ledger: Ledger,
+    /// The same in all builds.
+    weights: Arc<Weights>,
 }
 
 /// The cost of compiling, and the runs that fell back to the plain build.
@@ -103,12 +106,17 @@ impl Build {
 }
 
 impl Plans {
-    pub(crate) fn new(template: InferenceModel, datum_types: Vec<DatumType>) -> Self {
+    pub(crate) fn new(
+        mut template: InferenceModel,
+        datum_types: Vec<DatumType>,
+    ) -> TractResult<Self> {
+        let weights = Arc::new(Weights::default());
+        weights.adopt(&mut template)?;
         let is_convolution = |node: &InferenceNode| node.op().name().starts_with("Conv");
         let has_convolutions = template.nodes().iter().any(is_convolution);
         let build = Build::Plain;
         let (cache, ledger) = (Mutex::default(), Ledger::default());
-        Self { template, datum_types, build, has_convolutions, cache, ledger }
+        Ok(Self { template, datum_types, build, has_convolutions, cache, ledger, weights })
     }
 
     /// The same model in another build, nothing compiled yet; `None` if that changes nothing.
@@ -122,11 +130,17 @@ impl Plans {
             has_convolutions: self.has_convolutions,
             cache: Mutex::default(),
             ledger: Ledger::default(),
+            weights: Arc::clone(&self.weights),
         })
     }
 
     pub(crate) fn build(&self) -> Build {
         self.build
+    }
+
+    /// What all plans of the model hold together.
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.weights
     }
 
     /// Forgets the plans whose shapes are not wanted.
@@ -229,11 +243,11 @@ impl Plans {
     pub(crate) fn reference(&self, shapes: &Shapes, is_lowered: bool) -> TractResult<Plan> {
         let mut model = self.typed(shapes)?;
         if is_lowered {
-            return TypedSimplePlan::new(sound::lower(model)?);
+            return self.weights.plan(sound::lower(model)?);
         }
         sound::prepare(&mut model)?;
         sound::finish(&mut model)?;
-        TypedSimplePlan::new(model)
+        self.weights.plan(model)
     }
 
     fn compile(&self, shapes: &Shapes, build: Build) -> Result<Plan, RunError> {
@@ -254,7 +268,7 @@ impl Plans {
             let rewritten = own::rewrite(&model)?;
             let model = rewritten.ok_or_else(|| TractError::msg("no place for a kernel"))?;
             // Not decluttered once more: that would move the axes about again.
-            return TypedSimplePlan::new(sound::optimize(model)?);
+            return self.weights.plan(sound::optimize(model)?);
         }
         if build == Build::ChannelsLast {
             let transform = get_transform("conv_nhwc")?;
@@ -262,6 +276,6 @@ impl Plans {
             transform.transform(&mut model)?;
             model = sound::declutter(model)?;
         }
-        TypedSimplePlan::new(sound::optimize(sound::declutter(model)?)?)
+        self.weights.plan(sound::optimize(sound::declutter(model)?)?)
     }
 }

@@ -4,7 +4,7 @@
 //! is wrapped in one condition runs ten times as long as without. Here each alternative is compiled
 //! once, with our kernels in it.
 
-use super::{Rewrite, rewrite};
+use super::{Rewrite, SharePlan, rewrite};
 use crate::sound;
 use std::sync::Arc;
 use tract_onnx::prelude::*;
@@ -13,7 +13,7 @@ use tract_onnx::tract_core::ops::logic::IfThenElse;
 
 /// Two compiled graphs, and which of the inputs each takes.
 #[derive(Debug, Clone)]
-struct Branch {
+pub(super) struct Branch {
     when_true: (Arc<TypedSimplePlan>, Vec<usize>),
     when_false: (Arc<TypedSimplePlan>, Vec<usize>),
     /// Of the outputs.
@@ -48,6 +48,13 @@ fn compile(body: &TypedModel) -> TractResult<Arc<TypedSimplePlan>> {
         None => body,
     };
     TypedSimplePlan::new(sound::optimize(body)?)
+}
+
+impl Branch {
+    /// Shares both graphs; gives the bytes that they take beside what is shared.
+    pub(super) fn share(&mut self, plan: SharePlan<'_>) -> TractResult<usize> {
+        Ok(plan(&mut self.when_true.0)? + plan(&mut self.when_false.0)?)
+    }
 }
 
 impl PartialEq for Branch {

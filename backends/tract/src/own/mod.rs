@@ -22,8 +22,10 @@ mod product;
 mod tests;
 mod whole;
 
+use forebay_kernels::packed::Share;
 use forebay_kernels::rows::Reduction;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::array::{Pad, Slice, TypedConcat};
@@ -74,6 +76,25 @@ pub(crate) fn rewrite(source: &TypedModel) -> TractResult<Option<TypedModel>> {
 /// Does one of our operations look for the greatest of several values?
 pub(crate) fn finds_greatest(op: &dyn TypedOp) -> bool {
     op.downcast_ref::<op::Reduced>().is_some_and(|op| op.reduction == Reduction::Max)
+}
+
+/// Shares the plan that it is given; gives the bytes that it takes beside what is shared.
+pub(crate) type SharePlan<'a> = &'a mut dyn FnMut(&mut Arc<TypedSimplePlan>) -> TractResult<usize>;
+
+/// Shares the weights and plans of a node, if it holds one of our operations; gives the bytes that
+/// this takes beside them.
+pub(crate) fn share(
+    node: &mut TypedNode,
+    packed: Share<'_>,
+    plan: SharePlan<'_>,
+) -> TractResult<usize> {
+    if let Some(op) = node.op_as_mut::<op::Fused>() {
+        Ok(op.share(packed))
+    } else if let Some(op) = node.op_as_mut::<branch::Branch>() {
+        op.share(plan)
+    } else {
+        Ok(0)
+    }
 }
 
 /// An image in channels-last order.

@@ -2,6 +2,7 @@
 
 use forebay_kernels::dense::{Convolution, Geometry, Matrices, Product};
 use forebay_kernels::depthwise::Depthwise;
+use forebay_kernels::packed::Share;
 use forebay_kernels::rows::{self, Reduction};
 use forebay_kernels::steps::{self, Beside, Spread, Step};
 use std::sync::Arc;
@@ -27,6 +28,37 @@ pub(super) enum Kernel {
     Product(Arc<Product>),
     /// The input as it is, of the same shape as the output.
     Input,
+}
+
+impl Fused {
+    /// Shares the weights; gives the bytes that the rest takes.
+    pub(super) fn share(&mut self, packed: Share<'_>) -> usize {
+        let kernel = match &mut self.kernel {
+            Kernel::Dense(kernel) => {
+                let kernel = Arc::make_mut(kernel);
+                kernel.share(packed);
+                kernel.bytes()
+            }
+            Kernel::Depthwise(kernel) => {
+                let kernel = Arc::make_mut(kernel);
+                kernel.share(packed);
+                kernel.bytes()
+            }
+            Kernel::Product(kernel) => {
+                let kernel = Arc::make_mut(kernel);
+                kernel.share(packed);
+                kernel.bytes()
+            }
+            Kernel::Input => 0,
+        };
+        let step = |step: &Step| match step {
+            Step::AddChannel(numbers) | Step::MulChannel(numbers) => {
+                size_of_val(numbers.as_slice())
+            }
+            _ => 0,
+        };
+        kernel + self.steps.iter().map(step).sum::<usize>()
+    }
 }
 
 // Weights are the same if they are the same memory.
