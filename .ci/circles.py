@@ -160,7 +160,8 @@ def read(file, module):
             module.paths.append((path, line))
             module.used.add(word)
             continue
-        module.used.add(word)
+        if words[i - 1] != ".":
+            module.used.add(word)
         i += 1
 
 

@@ -37,6 +37,10 @@ class Circles(unittest.TestCase):
         self.assertEqual(self.found(lib="mod a;", a=f"{parent}(Child);", a__child=child), [["child", "a"]])
         self.assertEqual(self.found(lib="mod a;", a=f"{parent}; fn f() {{ Child::f() }}", a__child=child), [["child", "a"]])
 
+    def test_methods_and_fields_are_no_names(self):
+        a = "mod child; pub use child::parse; pub struct A; fn f(text: &str) { text.parse() }"
+        self.assertEqual(self.found(lib="mod a;", a=a, a__child="use super::A; pub fn parse() {}"), [])
+
     def test_tests_comments_and_strings_do_not_count(self):
         a = """pub struct A; // crate::b::B
             /* crate::b::B /* crate::b::B */ crate::b::B */

@@ -2,8 +2,8 @@
 
 use crate::endpoint::{Behaviour, Endpoint};
 use crate::harness::{Folder, Proxy, anywhere, pool_of};
+use forebay_loadtest::generate::run::{self, Options, RunError};
 use forebay_loadtest::plan::Plan;
-use forebay_loadtest::run::{self, Options, RunError};
 use forebay_loadtest::scenario;
 use std::net::SocketAddr;
 
@@ -56,7 +56,8 @@ async fn an_upgrade_and_a_restart_under_load_cost_no_caller_an_answer() {
         }
     };
     assert!(report.faults.iter().all(|fault| fault.problem.is_none()), "{:?}", report.faults);
-    let errors: Vec<_> = report.stages.iter().map(|stage| (&stage.name, &stage.errors)).collect();
+    let errors: Vec<_> =
+        report.fault_windows.iter().map(|stage| (&stage.name, &stage.errors)).collect();
     assert_eq!(report.ok, report.requests, "{errors:?}");
     assert!(report.requests > 700, "{}", report.requests);
 }

@@ -6,22 +6,17 @@
 
 mod process;
 
-use crate::infer;
-use crate::scenario::{Damage, Fault};
-use crate::target::{Protocol, Target};
-use crate::tls::Trust;
+use crate::connection::ask;
+use crate::plan::target::Target;
+use crate::report::Done;
+use crate::scenario::{Damage, Fault, Protocol, Trust};
 use process::Process;
 use rustix::process::Signal;
-use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// Most faults of a run.
-pub const MAX_FAULTS: usize = 16;
-/// Most programs of a run.
-pub const MAX_PROCESSES: usize = 64;
 /// A program that is slowed by signals runs and stands still in turn, so long together.
 const TURN: Duration = Duration::from_millis(20);
 
@@ -31,19 +26,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The programs of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Processes(Vec<Rc<RefCell<Option<Process>>>>);
-
-/// What was done, and when.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Done {
-    /// `kill a`, `slow b x 3`.
-    pub what: String,
-    /// When it was to begin and to end, in seconds from the end of the warm-up.
-    pub planned: (f64, f64),
-    /// When it began and ended.
-    pub actual: (f64, f64),
-    /// Why it could not be done.
-    pub problem: Option<String>,
-}
 
 impl Processes {
     /// Starts all, one after the other, and waits for each to be ready.
@@ -68,7 +50,7 @@ impl Processes {
             let began = start.elapsed();
             let problem = self.one(fault, start + end).await.err();
             all.push(Done {
-                what: words(fault),
+                what: fault.to_string(),
                 planned: (fault.at.0.as_secs_f64(), end.as_secs_f64()),
                 actual: (began.as_secs_f64(), start.elapsed().as_secs_f64()),
                 problem,
@@ -177,15 +159,6 @@ async fn in_turns(process: &mut Process, factor: f64, end: Instant) -> Result<()
 async fn tell(url: &str, factor: f64) -> Result<(), String> {
     let trust = Trust { insecure: true, ca: None };
     let target = Target::parse(url, Protocol::Http1, &trust).map_err(|error| error.to_string())?;
-    let answer = infer::post(&target, factor.to_string().into()).await?;
+    let answer = ask::post(&target, factor.to_string().into()).await?;
     if answer.status == 200 { Ok(()) } else { Err(format!("{url}: status {}", answer.status)) }
-}
-
-/// A fault in words.
-pub(crate) fn words(fault: &Fault) -> String {
-    let (word, process) = (fault.what.word(), &fault.process);
-    match fault.what {
-        Damage::Slow(factor) => format!("{word} {process} x {factor}"),
-        _ => format!("{word} {process}"),
-    }
 }

@@ -3,10 +3,10 @@
 //! Whatever happens to the run, nothing that it started may outlive it: a program is killed when it is
 //! forgotten, and its standard input ends with ours, for those that look.
 
-use crate::scenario::Process as Wish;
-use crate::target::{Protocol, Target};
-use crate::tls::Trust;
-use crate::{infer, units};
+use crate::connection::ask;
+use crate::plan::target::Target;
+use crate::scenario::{Process as Wish, Protocol, Trust};
+use crate::units;
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
@@ -131,7 +131,7 @@ impl Process {
         let target = target.map_err(|error| format!("{}: {error}", self.wish.name))?;
         let start = Instant::now();
         loop {
-            let answer = infer::answers(&target).await;
+            let answer = ask::answers(&target).await;
             if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok()?) {
                 return Err(format!(
                     "{} has ended, {status}: {}",

@@ -1,12 +1,17 @@
 //! What a scenario says of the programs that it starts, and of what befalls them.
 
-use super::file::{kind, required};
+use super::table::{kind, required};
 use crate::units::Span;
 use forebay_config::Table;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Most faults of a run.
+pub const MAX_FAULTS: usize = 16;
+/// Most programs of a run.
+pub const MAX_PROCESSES: usize = 64;
 /// How long a fault counts as going on where nothing is said.
 const DEFAULT_LENGTH: Span = Span(Duration::from_secs(5));
 /// How long a new program may take before the old one is drained where nothing is said.
@@ -78,6 +83,17 @@ impl Damage {
             Self::Drain => "drain",
             Self::Reload => "reload",
             Self::Upgrade { .. } => "upgrade",
+        }
+    }
+}
+
+/// `kill a`, `slow b x 3`.
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.what.word(), self.process)?;
+        match self.what {
+            Damage::Slow(factor) => write!(f, " x {factor}"),
+            _ => Ok(()),
         }
     }
 }

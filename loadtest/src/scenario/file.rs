@@ -1,15 +1,13 @@
 //! Reading a scenario file: all that is wrong with it at once, with line and column.
 
-use super::{Ask, Encoding, Header, Infer, Load, Phase, Request, Scenario, Shape};
-use super::{fault, fleet};
-use crate::arrivals::Spacing;
-use crate::objective::Objective;
-use crate::target::Protocol;
-use crate::tensor::Range;
-use crate::tls::Trust;
+use super::table::{kind, required};
+use super::{
+    Ask, Encoding, Header, Infer, Load, Objective, Phase, Protocol, Range, Request, Scenario,
+    Shape, Spacing, Trust, fault, fleet,
+};
 use crate::units::{Rate, Span};
 use forebay_config::file;
-use forebay_config::{Diagnostics, Document, FromToml, Table, from_text};
+use forebay_config::{Diagnostics, Document, Table, from_text};
 use forebay_protocol::Priority;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -185,21 +183,6 @@ fn infer(table: &Table<'_, '_>) -> Infer {
 
 /// Stands for a span that is missing, which has been noted.
 const SECOND: Span = Span(Duration::from_secs(1));
-
-pub(super) fn required<T: FromToml>(table: &Table<'_, '_>, key: &str, instead: T) -> T {
-    table.required(key).unwrap_or(instead)
-}
-
-/// The word at `kind`; the first of `known` in place of one that is missing or unknown.
-pub(super) fn kind(table: &Table<'_, '_>, known: &[&'static str]) -> &'static str {
-    let first = known.first().copied().unwrap_or_default();
-    let Some((found, span)) = table.required_spanned::<String>("kind") else { return first };
-    known.iter().copied().find(|kind| *kind == found).unwrap_or_else(|| {
-        let known: Vec<String> = known.iter().map(|kind| format!("{kind:?}")).collect();
-        table.note(span, "kind", format!("expected {}, found {found:?}", known.join(" or ")));
-        first
-    })
-}
 
 from_text! {
     Objective = "an objective such as \"p99<50ms\" or \"errors<0.1%\"";

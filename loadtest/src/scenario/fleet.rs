@@ -1,6 +1,6 @@
 //! What a scenario says of the fleet and of the proxies before it, for the simulator.
 
-use super::file::{kind, required};
+use super::table::{kind, required};
 use crate::distribution::Distribution;
 use crate::units::{Share, Span};
 use forebay_config::Table;

@@ -7,17 +7,15 @@
 mod fault;
 mod file;
 mod fleet;
+mod objective;
+mod table;
 
-pub use fault::{Damage, Fault, Process};
+pub use fault::{Damage, Fault, MAX_FAULTS, MAX_PROCESSES, Process};
 pub use file::{ScenarioError, parse};
 pub use fleet::{Batch, Episode, Group, Hedge, Probe, Reports, Retry, Sim, Trouble};
+pub use objective::{Comparison, Measure, Objective, ObjectiveError};
 
-use crate::arrivals::Spacing;
 use crate::distribution::Distribution;
-use crate::objective::Objective;
-use crate::target::Protocol;
-use crate::tensor::Range;
-use crate::tls::Trust;
 use crate::units::{Rate, Span};
 use forebay_protocol::Priority;
 use std::path::PathBuf;
@@ -95,7 +93,7 @@ pub enum Load {
     },
 }
 
-/// A stretch of an open loop; the fields are those of [`crate::arrivals::Shape`], with units.
+/// A stretch of an open loop; the fields are those of [`crate::plan::arrivals::Shape`], with units.
 #[derive(Debug, Clone)]
 #[allow(missing_docs, reason = "see the enum")]
 pub enum Phase {
@@ -194,6 +192,48 @@ pub struct Shape {
     pub sizes: Vec<u64>,
 }
 
+/// How requests are put on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Protocol {
+    /// HTTP/1.1 with keep-alive, one request at a time on a connection
+    #[default]
+    #[value(name = "http/1.1", alias = "h1")]
+    Http1,
+    /// HTTP/2, many requests at a time on a connection; in clear text with prior knowledge
+    #[value(name = "h2", alias = "h2c")]
+    Http2,
+    /// Inferences over gRPC, whose tensors are always binary; many at a time on a connection
+    #[value(name = "grpc")]
+    Grpc,
+}
+
+/// Which certificates are believed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Trust {
+    /// Any at all.
+    pub insecure: bool,
+    /// Those of the authorities in this PEM file; without it those that the system trusts.
+    pub ca: Option<PathBuf>,
+}
+
+/// How arrivals are spaced at a given rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spacing {
+    /// Evenly: nothing is random.
+    Constant,
+    /// As independent callers come: a Poisson process.
+    Poisson,
+}
+
+/// Where random numbers lie: from `low` up to, not including, `high`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Range {
+    /// Least value.
+    pub low: f64,
+    /// Bound above.
+    pub high: f64,
+}
+
 /// A text that is not what it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected {expected}, found \"{found}\"")]
@@ -212,6 +252,11 @@ impl Header {
 impl Shape {
     /// What a shape looks like.
     pub const EXPECTED: &'static str = "a shape such as \"ids:1,128\"";
+}
+
+impl Range {
+    /// What a range looks like.
+    pub const EXPECTED: &'static str = "a range such as \"0..256\", its low end below the high one";
 }
 
 impl FromStr for Header {
@@ -234,5 +279,17 @@ impl FromStr for Shape {
         let (input, sizes) = text.rsplit_once(':').ok_or_else(wrong)?;
         let sizes: Result<Vec<u64>, _> = sizes.split(',').map(|size| size.trim().parse()).collect();
         Ok(Self { input: input.to_owned(), sizes: sizes.map_err(|_| wrong())? })
+    }
+}
+
+impl FromStr for Range {
+    type Err = Wrong;
+
+    fn from_str(text: &str) -> Result<Self, Wrong> {
+        let number = |text: &str| text.trim().parse::<f64>().ok().filter(|n| n.is_finite());
+        text.split_once("..")
+            .and_then(|(low, high)| Some(Self { low: number(low)?, high: number(high)? }))
+            .filter(|range| range.low < range.high)
+            .ok_or_else(|| Wrong { expected: Self::EXPECTED, found: text.to_owned() })
     }
 }

@@ -4,7 +4,8 @@
 //! Quantiles over a whole run hide an episode of seconds. The share of requests that went to the
 //! endpoints in trouble is kept in slices of 50 ms.
 
-use crate::record::{Finished, Times};
+use crate::report::outcome::Finished;
+use crate::report::times::Times;
 use crate::units::{float, nanos};
 
 /// Length of a slice in nanoseconds.

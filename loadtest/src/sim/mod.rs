@@ -8,31 +8,30 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`setting`] | what is simulated, checked once |
+//! | [`plan`] | what is simulated, checked once |
 //! | [`engine`] | the loop, and the way of one request |
 //! | [`fleet`] | endpoints: slots, lines, speeds |
 //! | [`episode`] | what an episode of trouble did to traffic and latency |
 //! | [`balancer`] | who says where a request goes |
 //! | [`table`] | policies side by side |
-//! | [`bars`] | what we hold ourselves to |
+//! | [`targets`] | what we hold ourselves to |
 
 pub mod balancer;
-pub mod bars;
 mod clock;
 pub mod engine;
 pub mod episode;
 pub mod fleet;
-pub mod setting;
+pub mod plan;
 mod slab;
 pub mod table;
+pub mod targets;
 
-pub use balancer::Kind;
+pub use balancer::policy::SimPolicy;
 pub use engine::Found;
-pub use setting::{Setting, SettingError};
+pub use plan::{SimPlan, SimPlanError};
 
-use crate::args::SimArgs;
 use crate::report::{Circumstances, Machine, Report};
-use crate::scenario::{Scenario, ScenarioError};
+use crate::scenario::ScenarioError;
 use crate::units;
 
 /// Why there is no simulation.
@@ -43,34 +42,18 @@ pub enum SimError {
     Scenario(#[from] ScenarioError),
     /// The scenario can't be simulated.
     #[error(transparent)]
-    Setting(#[from] SettingError),
-}
-
-/// What the arguments ask for.
-///
-/// # Errors
-/// The scenario is not there, or is wrong.
-pub fn setting(args: &SimArgs) -> Result<Setting, SimError> {
-    let mut scenario = Scenario::read(&args.scenario)?;
-    scenario.seed = args.seed.unwrap_or(scenario.seed);
-    if args.policy.is_some() {
-        scenario.sim.policy.clone_from(&args.policy);
-    }
-    if !args.policies.is_empty() {
-        scenario.sim.policies.clone_from(&args.policies);
-    }
-    Ok(Setting::new(scenario)?)
+    SimPlan(#[from] SimPlanError),
 }
 
 /// Simulates one policy.
-pub fn run(setting: &Setting, policy: Kind) -> Report {
+pub fn run(setting: &SimPlan, policy: SimPolicy) -> Report {
     report(setting, policy, &engine::run(setting, policy))
 }
 
 /// The report of a simulation has the form of a live run's, and nothing in it depends on when and
 /// where it was made.
-pub fn report(setting: &Setting, policy: Kind, found: &Found) -> Report {
-    let mut report = Report::new(&setting.plan, &found.record, &Circumstances::default());
+pub fn report(setting: &SimPlan, policy: SimPolicy, found: &Found) -> Report {
+    let mut report = Report::new(&setting.run, &found.record, &Circumstances::default());
     report.target = format!(
         "simulated: {} by {}, {} proxies",
         endpoints(setting.endpoints()),

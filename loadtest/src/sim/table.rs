@@ -1,7 +1,7 @@
 //! Policies side by side, as Markdown.
 
 use super::episode::Account;
-use super::{Found, Kind, Setting, engine};
+use super::{Found, SimPlan, SimPolicy, engine};
 use crate::scenario::{Episode, Trouble};
 use crate::units::{self, Rate, float, seconds};
 use std::fmt::Write as _;
@@ -12,13 +12,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 #[derive(Debug)]
 pub struct Row {
     /// Who.
-    pub policy: Kind,
+    pub policy: SimPolicy,
     /// What.
     pub found: Found,
 }
 
 /// Simulates all policies of `setting`, as many at a time as there are processors.
-pub fn rows(setting: &Setting) -> Vec<Row> {
+pub fn rows(setting: &SimPlan) -> Vec<Row> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
@@ -41,15 +41,15 @@ pub fn rows(setting: &Setting) -> Vec<Row> {
 }
 
 /// The table with a sentence on what was simulated.
-pub fn render(setting: &Setting, rows: &[Row]) -> String {
+pub fn render(setting: &SimPlan, rows: &[Row]) -> String {
     let mut out = String::new();
     // Writing to a string does not fail.
     let _ = write(&mut out, setting, rows);
     out
 }
 
-fn write(out: &mut String, setting: &Setting, rows: &[Row]) -> std::fmt::Result {
-    let plan = &setting.plan;
+fn write(out: &mut String, setting: &SimPlan, rows: &[Row]) -> std::fmt::Result {
+    let plan = &setting.run;
     let offered = match &plan.load {
         crate::plan::Load::Open(source) => source.expected() / source.length().max(1e-9),
         crate::plan::Load::Closed => 0.0,
@@ -65,7 +65,7 @@ fn write(out: &mut String, setting: &Setting, rows: &[Row]) -> std::fmt::Result 
         units::percent(offered / setting.capacity()),
         Rate(setting.capacity()),
         seconds(plan.measured.as_secs_f64()),
-        seconds(plan.window.warm_up.as_secs_f64()),
+        seconds(plan.timeline.warm_up.as_secs_f64()),
         plan.seed
     )?;
     writeln!(
@@ -77,7 +77,7 @@ fn write(out: &mut String, setting: &Setting, rows: &[Row]) -> std::fmt::Result 
         let row = rows.iter().find(|row| row.policy == kind)?;
         Some(row.found.record.latency.quantile(0.99)).filter(|p99| *p99 > 0.0)
     };
-    let (nginx, oracle) = (base(Kind::NginxLeastConn), base(Kind::Oracle));
+    let (nginx, oracle) = (base(SimPolicy::NginxLeastConn), base(SimPolicy::Oracle));
     for Row { policy, found } in rows {
         let latency = &found.record.latency;
         let ms = |quantile| format!("{:.1}", latency.quantile(quantile) * 1e3);
@@ -106,7 +106,7 @@ fn write(out: &mut String, setting: &Setting, rows: &[Row]) -> std::fmt::Result 
 fn troubles<'a>(
     out: &mut String,
     episode: &Episode,
-    accounts: impl Iterator<Item = (Kind, &'a Account)>,
+    accounts: impl Iterator<Item = (SimPolicy, &'a Account)>,
 ) -> std::fmt::Result {
     let what = match episode.what {
         Trouble::Slow(factor) => format!("takes {factor} times as long"),
@@ -155,7 +155,7 @@ fn of_endpoints(numbers: &[u32]) -> String {
     }
 }
 
-fn overload(out: &mut String, setting: &Setting, rows: &[Row]) -> std::fmt::Result {
+fn overload(out: &mut String, setting: &SimPlan, rows: &[Row]) -> std::fmt::Result {
     let Some((begin, end)) = setting.overload else { return Ok(()) };
     writeln!(
         out,
@@ -183,8 +183,8 @@ fn overload(out: &mut String, setting: &Setting, rows: &[Row]) -> std::fmt::Resu
     Ok(())
 }
 
-fn name(policy: Kind) -> String {
-    if policy.is_ours() { format!("**{}**", policy.name()) } else { policy.name().to_owned() }
+fn name(policy: SimPolicy) -> String {
+    if policy.is_forebay() { format!("**{}**", policy.name()) } else { policy.name().to_owned() }
 }
 
 /// How fast the simulation was: not part of any report, which must not depend on it.

@@ -1,9 +1,9 @@
 //! Who requests come from: spread as the scenario says, whatever else is left to chance.
 
 use crate::harness::{self, Backend, plan, refused, report, steady};
-use forebay_loadtest::request::Corpus;
+use forebay_loadtest::corpus::Corpus;
 use forebay_loadtest::scenario;
-use forebay_loadtest::sim::{self, Kind, Setting};
+use forebay_loadtest::sim::{self, SimPlan, SimPolicy};
 use std::collections::BTreeMap;
 
 const DRAWS: u64 = 10_000;
@@ -89,8 +89,8 @@ fn in_a_simulation_callers_matter_where_requests_wait_and_nowhere_else() {
              demand = \"exponential:10ms\"\n\
              [sim]\nslots = 1\n[[fleet.endpoint]]\nslots = 1\n"
         );
-        let setting = Setting::new(scenario::parse(&text).unwrap()).unwrap();
-        let report = sim::run(&setting, Kind::named("least_inflight").unwrap());
+        let setting = SimPlan::new(scenario::parse(&text).unwrap()).unwrap();
+        let report = sim::run(&setting, SimPolicy::named("least_inflight").unwrap());
         assert!(report.load.contains(" callers"), "{}", report.load);
         (report.requests, serde_json::to_string(&report.latency).unwrap())
     };

@@ -2,13 +2,13 @@
 
 use crate::harness::Backend;
 use clap::Parser as _;
-use forebay_loadtest::args::{Cli, Command};
-use forebay_loadtest::capacity::{self, Capacity, End};
+use forebay_loadtest::cli::args::{Cli, Command};
+use forebay_loadtest::generate::capacity::{self, Capacity, End};
 
 fn search(line: &str) -> Capacity {
     let words = ["forebay-load", "capacity"].into_iter().chain(line.split_whitespace());
     match Cli::try_parse_from(words).unwrap().command {
-        Command::Capacity(args) => capacity::search(&args, false).unwrap(),
+        Command::Capacity(args) => capacity::search(&args.plan().unwrap(), false).unwrap(),
         other => panic!("{other:?}"),
     }
 }
@@ -28,7 +28,7 @@ fn the_limit_of_a_backend_with_one_slot_is_its_service_rate() {
     assert!((120.0..=250.0).contains(&rate), "{found:?}");
     assert!(found.steps.iter().all(|step| step.met == (step.rate <= rate)), "{found:?}");
     assert_eq!(found.objectives[1], "errors < 1.0 %");
-    let text = capacity::render(&found, forebay_loadtest::table::Style::Plain);
+    let text = capacity::render(&found, forebay_loadtest::report::style::Style::Plain);
     assert!(text.contains("hold up to"), "{text}");
 }
 

@@ -2,9 +2,10 @@
 
 use crate::harness;
 use clap::Parser as _;
-use forebay_loadtest::args::{Cli, Command};
-use forebay_loadtest::compare::{self, CompareArgs, Comparison, Quantity, Verdict};
-use forebay_loadtest::record::{Finished, Outcome, Record};
+use forebay_loadtest::cli::args::{Cli, Command};
+use forebay_loadtest::report::compare::{self, CompareArgs, Comparison, Quantity, Verdict};
+use forebay_loadtest::report::outcome::{Finished, Outcome};
+use forebay_loadtest::report::record::Record;
 use forebay_loadtest::report::{Circumstances, Report};
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ fn run(seed: u64, mean_ms: f64, error_share: f64) -> Report {
         let done = intended + Duration::from_secs_f64(latency);
         let (taken, sent, bytes_out, bytes_in) = (intended, intended, 10, 10);
         let finished = Finished { intended, taken, sent, done, outcome, bytes_out, bytes_in };
-        record.finish(plan.window, &finished);
+        record.finish(plan.timeline, &finished);
     }
     Report::new(&plan, &record, &Circumstances::default())
 }
@@ -84,7 +85,9 @@ fn what_is_slower_or_broken_is_worse_and_what_is_faster_is_better() {
         assert_eq!(verdict(&comparison, quantity), expected, "{:?}", comparison.rows);
         let is_worse = comparison.rows.iter().any(|row| row.verdict == Verdict::Worse);
         assert_eq!(comparison.verdict == Verdict::Worse, is_worse);
-        assert!(compare::render(&comparison, forebay_loadtest::table::Style::Plain).len() > 100);
+        assert!(
+            compare::render(&comparison, forebay_loadtest::report::style::Style::Plain).len() > 100
+        );
     }
 }
 

@@ -1,12 +1,13 @@
 //! Faults on schedule: what was planned is done, and the figures are those of its time.
 
 use crate::harness;
+use forebay_loadtest::generate::run::{self, Options};
 use forebay_loadtest::plan::Plan;
 use forebay_loadtest::report::Report;
-use forebay_loadtest::run::{self, Options};
+use forebay_loadtest::report::fault_window::FaultWindowReport;
+use forebay_loadtest::report::style::Style;
+use forebay_loadtest::report::{html, table};
 use forebay_loadtest::scenario;
-use forebay_loadtest::stage::StageReport;
-use forebay_loadtest::{html, table};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_forebay-load");
 
@@ -42,33 +43,35 @@ fn report(fault: &str) -> Report {
     let text = scenario(harness::free_port(), fault);
     let plan = Plan::new(scenario::parse(&text).unwrap()).unwrap();
     let report = run::run(plan, Options::default()).unwrap();
-    let names: Vec<&str> = report.stages.iter().map(|stage| stage.name.as_str()).collect();
+    let names: Vec<&str> = report.fault_windows.iter().map(|stage| stage.name.as_str()).collect();
     let word = report.faults[0].what.as_str();
     assert_eq!(names, [format!("before {word}"), word.to_owned(), format!("after {word}")]);
     assert_eq!(report.faults[0].problem, None, "{:?}", report.faults);
     let (began, ended) = report.faults[0].actual;
     assert!(began >= 1.0 && ended >= 2.0, "{:?}", report.faults);
-    for (stage, expected) in report.stages.iter().zip([100, 100, 200]) {
+    for (stage, expected) in report.fault_windows.iter().zip([100, 100, 200]) {
         // One of them may be meant to start at the very border.
         assert!(stage.requests.abs_diff(expected) <= 1, "{stage:?}");
     }
     report
 }
 
-fn errors(stage: &StageReport, class: &str) -> u64 {
+fn errors(stage: &FaultWindowReport, class: &str) -> u64 {
     stage.errors.iter().filter(|error| error.class == class).map(|error| error.count).sum()
 }
 
 #[test]
 fn a_killed_program_is_missed_until_it_is_started_again() {
     let report = report("kind = \"kill\"");
-    let [before, during, after] = report.stages.as_slice() else { panic!("{:?}", report.stages) };
+    let [before, during, after] = report.fault_windows.as_slice() else {
+        panic!("{:?}", report.fault_windows)
+    };
     // Those on their way at the moment of the kill lose their connection.
     assert!(before.error_share < 0.5, "{before:?}");
     assert!(errors(during, "connect_refused") > 50, "{during:?}");
     assert!(after.error_share < 0.9, "{after:?}");
     assert_eq!(during.missed().next(), Some("errors <= 0"), "{during:?}");
-    let text = table::render(&report, table::Style::Plain);
+    let text = table::render(&report, Style::Plain);
     assert!(text.contains("before kill a") && text.contains("✗ errors <= 0"), "{text}");
     let page = html::render(&report);
     assert!(page.contains("Before, during and after faults") && page.contains("class=\"band\""));
@@ -77,7 +80,9 @@ fn a_killed_program_is_missed_until_it_is_started_again() {
 #[test]
 fn a_stopped_program_answers_late_and_loses_nothing() {
     let report = report("kind = \"stop\"");
-    let [before, during, after] = report.stages.as_slice() else { panic!("{:?}", report.stages) };
+    let [before, during, after] = report.fault_windows.as_slice() else {
+        panic!("{:?}", report.fault_windows)
+    };
     assert_eq!(report.ok, report.requests, "{:?}", report.outcomes);
     // The first of them waits for the whole second, the median for half of it.
     assert!(during.latency.max > 0.9 && during.latency.get("p50") > 0.3, "{during:?}");
@@ -87,7 +92,9 @@ fn a_stopped_program_answers_late_and_loses_nothing() {
 #[test]
 fn a_program_that_is_told_to_be_slow_is_and_recovers() {
     let report = report("kind = \"slow\"\nfactor = 7.0");
-    let [before, during, after] = report.stages.as_slice() else { panic!("{:?}", report.stages) };
+    let [before, during, after] = report.fault_windows.as_slice() else {
+        panic!("{:?}", report.fault_windows)
+    };
     assert_eq!(report.faults[0].what, "slow a x 7");
     // 35 ms each, four at a time, 100 a second: it keeps up, and is slower by 30 ms.
     assert!(during.latency.min >= 0.005 && during.latency.get("p50") >= 0.035, "{during:?}");
@@ -105,13 +112,17 @@ fn a_program_without_a_word_for_it_is_slowed_by_signals_and_a_reload_is_one() {
     assert_eq!(slowed.ok, slowed.requests, "{:?}", slowed.outcomes);
     // SIGHUP ends a program that does not listen to it.
     let reloaded = report("kind = \"reload\"");
-    assert!(reloaded.stages[1].error_share > 0.9, "{:?}", reloaded.stages[1]);
+    assert!(reloaded.fault_windows[1].error_share > 0.9, "{:?}", reloaded.fault_windows[1]);
 }
 
 #[test]
 fn a_drained_program_ends_by_itself_and_an_upgrade_replaces_it() {
     let drained = report("kind = \"drain\"");
-    assert!(errors(&drained.stages[1], "connect_refused") > 50, "{:?}", drained.stages[1]);
+    assert!(
+        errors(&drained.fault_windows[1], "connect_refused") > 50,
+        "{:?}",
+        drained.fault_windows[1]
+    );
     let port = harness::free_port();
     let new = harness::free_port();
     let text = scenario(port, "kind = \"upgrade\"\noverlap = \"100ms\"").replace(
@@ -124,8 +135,8 @@ fn a_drained_program_ends_by_itself_and_an_upgrade_replaces_it() {
     let upgraded = run::run(plan, Options::default()).unwrap();
     // The new one listens elsewhere, so the target is gone as soon as the old one has ended.
     assert_eq!(upgraded.faults[0].problem, None, "{:?}", upgraded.faults);
-    assert!(upgraded.stages[1].error_share > 0.5, "{:?}", upgraded.stages[1]);
-    assert!(upgraded.stages[2].error_share > 0.9, "{:?}", upgraded.stages[2]);
+    assert!(upgraded.fault_windows[1].error_share > 0.5, "{:?}", upgraded.fault_windows[1]);
+    assert!(upgraded.fault_windows[2].error_share > 0.9, "{:?}", upgraded.fault_windows[2]);
 }
 
 #[test]

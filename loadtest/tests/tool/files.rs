@@ -1,9 +1,10 @@
 //! What a report can be turned into.
 
 use crate::harness::{self, Canned};
+use forebay_loadtest::generate::run::{self, Options};
 use forebay_loadtest::report::Report;
-use forebay_loadtest::run::{self, Options};
-use forebay_loadtest::{hdr, html, table};
+use forebay_loadtest::report::style::Style;
+use forebay_loadtest::report::{hdr, html, table};
 use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 use std::path::Path;
 
@@ -85,7 +86,7 @@ fn a_report_with_absurd_figures_is_shown_all_the_same() {
     (report.series[0].ok, report.series[0].errors) = (u64::MAX, u64::MAX);
     report.endpoints.extend([("a".to_owned(), u64::MAX), ("b".to_owned(), u64::MAX)]);
     assert!(!html::render(&report).is_empty());
-    assert!(!table::render(&report, table::Style::Plain).is_empty());
+    assert!(!table::render(&report, Style::Plain).is_empty());
     assert!(hdr::render(&report, Path::new("a.hgrm")).is_ok());
     // No clock can show its start.
     assert!(hdr::render(&report, Path::new("a.hlog")).is_err());

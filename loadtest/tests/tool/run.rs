@@ -1,13 +1,13 @@
 //! Does the load generator tell the truth? Against servers whose behaviour is known.
 
 use crate::harness::{self, Backend, Canned, count, plan, report};
-use forebay_loadtest::args::Cli;
-use forebay_loadtest::arrivals::Source;
-use forebay_loadtest::mix::Mix;
+use forebay_loadtest::cli::args::Cli;
+use forebay_loadtest::corpus::Corpus;
+use forebay_loadtest::generate::run::{self, Options};
+use forebay_loadtest::plan::arrivals::Source;
+use forebay_loadtest::plan::mix::Mix;
 use forebay_loadtest::plan::{Load, Plan};
 use forebay_loadtest::report::Report;
-use forebay_loadtest::request::Corpus;
-use forebay_loadtest::run::{self, Options};
 use forebay_loadtest::units;
 use std::process::Command;
 

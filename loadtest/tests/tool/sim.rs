@@ -2,7 +2,7 @@
 
 use crate::harness;
 use forebay_loadtest::scenario::{self, Scenario};
-use forebay_loadtest::sim::{self, Kind, Setting, engine};
+use forebay_loadtest::sim::{self, SimPlan, SimPolicy, engine};
 use std::path::Path;
 
 fn shipped(name: &str) -> Scenario {
@@ -10,8 +10,8 @@ fn shipped(name: &str) -> Scenario {
     Scenario::read(&path).unwrap()
 }
 
-fn p99(setting: &Setting, policy: &str) -> f64 {
-    let found = engine::run(setting, Kind::named(policy).unwrap());
+fn p99(setting: &SimPlan, policy: &str) -> f64 {
+    let found = engine::run(setting, SimPolicy::named(policy).unwrap());
     found.record.latency.quantile(0.99) * 1e3
 }
 
@@ -21,7 +21,7 @@ fn agrees(scenario: &str, expected: &[(&str, f64)]) {
     // Nothing is held back there; who is told of more slots than requests holds nothing back here.
     scenario_file.sim.reports.in_band = false;
     scenario_file.sim.slots = 100_000;
-    let setting = Setting::new(scenario_file).unwrap();
+    let setting = SimPlan::new(scenario_file).unwrap();
     for (policy, expected) in expected {
         let found = p99(&setting, policy);
         let error = found / expected - 1.0;
@@ -62,10 +62,10 @@ fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
         let load = harness::steady("poisson", "400/s", "3s");
         let mut scenario = scenario::parse(&format!("warm_up = \"1s\"\n{load}{VARIED}")).unwrap();
         scenario.seed = seed;
-        let setting = Setting::new(scenario).unwrap();
-        serde_json::to_string(&sim::run(&setting, Kind::named(policy).unwrap())).unwrap()
+        let setting = SimPlan::new(scenario).unwrap();
+        serde_json::to_string(&sim::run(&setting, SimPolicy::named(policy).unwrap())).unwrap()
     };
-    for (policy, _) in Kind::all() {
+    for (policy, _) in SimPolicy::all() {
         assert_eq!(json(5, policy), json(5, policy), "{policy}");
         assert_ne!(json(5, policy), json(6, policy), "{policy}");
     }
@@ -97,7 +97,7 @@ const VARIED: &str = r#"
 "#;
 
 /// A fleet under a steady load for ten seconds after one of warm-up, and what else the text says.
-fn fleet(rate: &str, rest: &str) -> Setting {
+fn fleet(rate: &str, rest: &str) -> SimPlan {
     let load = harness::steady("poisson", rate, "10s");
     let text = format!(
         r#"
@@ -110,11 +110,11 @@ fn fleet(rate: &str, rest: &str) -> Setting {
         {rest}
         "#
     );
-    Setting::new(scenario::parse(&text).unwrap()).unwrap()
+    SimPlan::new(scenario::parse(&text).unwrap()).unwrap()
 }
 
-fn simulated(setting: &Setting, policy: &str) -> sim::Found {
-    engine::run(setting, Kind::named(policy).unwrap())
+fn simulated(setting: &SimPlan, policy: &str) -> sim::Found {
+    engine::run(setting, SimPolicy::named(policy).unwrap())
 }
 
 const FOUR: &str = "[[fleet.endpoint]]\ncount = 4\nslots = 4\n";
@@ -128,7 +128,7 @@ fn every_scenario_of_the_simulator_can_be_simulated() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios/sim");
     let mut found = 0;
     for entry in std::fs::read_dir(directory).unwrap() {
-        Setting::new(Scenario::read(&entry.unwrap().path()).unwrap()).unwrap();
+        SimPlan::new(Scenario::read(&entry.unwrap().path()).unwrap()).unwrap();
         found += 1;
     }
     assert!(found >= 8, "{found}");
@@ -199,7 +199,7 @@ fn batches_are_filled_under_load_and_closed_in_time_without() {
     let mut light = fleet("10/s", &rest);
     let mut heavy = fleet("2000/s", &rest);
     for setting in [&mut light, &mut heavy] {
-        setting.plan.requests[0].demand = None;
+        setting.run.requests[0].demand = None;
     }
     // Alone in its batch: 2 ms until it is closed, 5 ms of service.
     let found = simulated(&light, "least_cost");
@@ -212,13 +212,13 @@ fn batches_are_filled_under_load_and_closed_in_time_without() {
     let load = harness::steady("constant", "10/s", "1s");
     let request = "[[request]]\nkind = \"http\"\npath = \"/\"\n";
     let scenario = scenario::parse(&format!("{load}{request}{text}")).unwrap();
-    let error = Setting::new(scenario).unwrap_err().to_string();
+    let error = SimPlan::new(scenario).unwrap_err().to_string();
     assert!(error.starts_with("policy: expected"), "{error}");
 }
 
 #[test]
 fn under_overload_the_least_urgent_is_refused_and_nothing_urgent_is_late() {
-    let setting = Setting::new(shipped("priorities.toml")).unwrap();
+    let setting = SimPlan::new(shipped("priorities.toml")).unwrap();
     let found = simulated(&setting, "adaptive");
     let [high, normal, batch] = &found.classes[..] else {
         panic!("{} classes", found.classes.len())
@@ -245,7 +245,7 @@ fn a_slow_start_keeps_requests_from_an_endpoint_that_has_just_come() {
 
 #[test]
 fn hedges_take_the_tail_of_endpoints_that_stall_and_keep_to_their_budget() {
-    let mut setting = Setting::new(shipped("hedge.toml")).unwrap();
+    let mut setting = SimPlan::new(shipped("hedge.toml")).unwrap();
     let with = simulated(&setting, "adaptive");
     setting.sim.hedge = None;
     let without = simulated(&setting, "adaptive");

@@ -1,7 +1,7 @@
 //! TLS and gRPC, against the synthetic backend.
 
 use crate::harness::{self, Backend, Canned, Secret, count, report};
-use forebay_loadtest::run::{self, Options};
+use forebay_loadtest::generate::run::{self, Options};
 
 const FEW: &str = "--requests 60 -c 2 --for 20s --warm-up 0s --timeout 5s";
 

@@ -1,19 +1,20 @@
 //! What the simulator compares: things that say where a request goes.
 //!
-//! [`Ours`](ours::Ours) is the code that the proxy runs. The others exist here only, as a
+//! [`Forebay`](forebay::Forebay) is the code that the proxy runs. The others exist here only, as a
 //! yardstick: what the proxies of others do, by their sources, and what could be done by someone who
 //! knew more than anybody can.
 
-mod all_knowing;
-mod ours;
+pub(super) mod build;
+mod forebay;
+mod oracles;
 mod peers;
+pub mod policy;
 mod prequal;
 
-use super::fleet::Fleet;
-use super::setting::Setting;
+use super::fleet::{Fleet, Probed};
 use super::slab::Key;
 use forebay_protocol::Reason;
-use forebay_routing::{Policy, Report};
+use forebay_routing::Report;
 
 /// A request that is to be sent somewhere.
 #[derive(Debug, Clone, Copy)]
@@ -99,17 +100,6 @@ pub enum Decision {
     },
 }
 
-/// What a probe found.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Probed {
-    /// Which endpoint.
-    pub endpoint: usize,
-    /// Requests there.
-    pub in_flight: usize,
-    /// What requests took lately that found about as many others there, in nanoseconds.
-    pub latency: u64,
-}
-
 /// The balancer of one proxy, or one for all proxies.
 ///
 /// Every call may bind requests: also those that came long before.
@@ -135,107 +125,6 @@ pub trait Balancer {
 
     /// A probe that was asked for is back.
     fn probed(&mut self, _probed: &Probed, _now: u64) {}
-}
-
-/// Who can be compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A policy of the routing core.
-    Ours(Policy),
-    /// See [`peers::LeastConn`].
-    NginxLeastConn,
-    /// See [`peers::LeastConn`].
-    HaproxyMaxconn,
-    /// See [`peers::LeastRequest`].
-    EnvoyLeastRequest,
-    /// See [`peers::LeastRequest`].
-    NginxRandomTwo,
-    /// See [`peers::LeastTime`].
-    TraefikLeastTime,
-    /// See [`prequal::Prequal`].
-    Prequal,
-    /// See [`all_knowing::Central`].
-    Central,
-    /// See [`all_knowing::Expected`].
-    Expected,
-    /// See [`all_knowing::Oracle`].
-    Oracle,
-}
-
-const BASELINES: [(&str, Kind); 9] = [
-    ("nginx_least_conn", Kind::NginxLeastConn),
-    ("haproxy_maxconn", Kind::HaproxyMaxconn),
-    ("nginx_random_two", Kind::NginxRandomTwo),
-    ("envoy_least_request", Kind::EnvoyLeastRequest),
-    ("traefik_least_time", Kind::TraefikLeastTime),
-    ("prequal", Kind::Prequal),
-    ("central_queue", Kind::Central),
-    ("known_means", Kind::Expected),
-    ("oracle", Kind::Oracle),
-];
-
-impl Kind {
-    /// All by name: the routing core's first, then the yardsticks, the oracle last.
-    pub fn all() -> impl Iterator<Item = (&'static str, Self)> {
-        let ours = Policy::NAMES.iter().map(|(name, policy)| (*name, Self::Ours(*policy)));
-        ours.chain(BASELINES)
-    }
-
-    /// The one with this name.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn named(name: &str) -> Result<Self, UnknownPolicy> {
-        let found = Self::all().find(|(known, _)| *known == name);
-        found.map(|(_, kind)| kind).ok_or_else(|| UnknownPolicy(name.to_owned()))
-    }
-
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        Self::all().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
-    }
-
-    /// Whether it is in the proxy, and not only here.
-    pub fn is_ours(self) -> bool {
-        matches!(self, Self::Ours(_))
-    }
-
-    /// Whether it knows what nobody can know.
-    pub fn is_all_knowing(self) -> bool {
-        matches!(self, Self::Central | Self::Expected | Self::Oracle)
-    }
-
-    /// Makes what `setting` needs: one for each proxy, or one for all.
-    pub(super) fn make(self, setting: &Setting) -> Vec<Box<dyn Balancer>> {
-        let proxies = if self == Self::Central { 1 } else { u64::from(setting.sim.proxies) };
-        (0..proxies).map(|proxy| self.one(setting, proxy)).collect()
-    }
-
-    fn one(self, setting: &Setting, proxy: u64) -> Box<dyn Balancer> {
-        let (n, seed) = (setting.endpoints(), setting.seed_of(proxy));
-        match self {
-            Self::Ours(policy) => Box::new(ours::Ours::new(policy, setting, seed)),
-            Self::NginxLeastConn => Box::new(peers::LeastConn::new(vec![u32::MAX; n])),
-            Self::HaproxyMaxconn => Box::new(peers::LeastConn::new(setting.slots())),
-            Self::NginxRandomTwo => Box::new(peers::LeastRequest::new(n, false, seed)),
-            Self::EnvoyLeastRequest => Box::new(peers::LeastRequest::new(n, true, seed)),
-            Self::TraefikLeastTime => Box::new(peers::LeastTime::new(n)),
-            Self::Prequal => Box::new(prequal::Prequal::new(n, seed)),
-            Self::Central => Box::new(all_knowing::Central::new(n)),
-            Self::Expected => Box::new(all_knowing::Expected::new(n, setting.mean_demand, seed)),
-            Self::Oracle => Box::new(all_knowing::Oracle::new(setting.half_trip, seed)),
-        }
-    }
-}
-
-/// A name that no policy has.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("policy: expected one of {known}, found \"{0}\"", known = names())]
-pub struct UnknownPolicy(String);
-
-fn names() -> String {
-    let names: Vec<&str> = Kind::all().map(|(name, _)| name).collect();
-    names.join(", ")
 }
 
 /// Position of the least value among `values`; ties are broken by chance.

@@ -1,8 +1,8 @@
 //! What other proxies do, after their sources.
 
-use super::super::fleet::Fleet;
-use super::super::slab::Key;
 use super::{Ask, Balancer, Decision, Done, bind, usable};
+use crate::sim::fleet::Fleet;
+use crate::sim::slab::Key;
 use crate::units::float;
 use std::collections::VecDeque;
 

@@ -1,8 +1,8 @@
 //! Prequal's hot-cold lexicographic rule, as published (Wydrowski et al., "Load is not what you
 //! should balance: introducing Prequal", NSDI 2024), with the parameters of its testbed.
 
-use super::super::fleet::Fleet;
-use super::{Ask, Balancer, Decision, Done, Probed, bind, least, usable};
+use super::{Ask, Balancer, Decision, Done, bind, least, usable};
+use crate::sim::fleet::{Fleet, Probed};
 use crate::units::float;
 use std::collections::VecDeque;
 

@@ -1,54 +1,13 @@
 //! Trouble, and what proxies do about it: second attempts and health checks, as the proxy has them.
 
+use super::proxy::Check;
 use super::{Answer, Engine};
-use crate::scenario::Trouble;
 use crate::sim::clock::Event;
-use crate::sim::setting::Setting;
 use crate::sim::slab::Key;
 use crate::units::nanos;
 use forebay_protocol::Reason;
-use forebay_routing::{Health, HealthCheck, ProbeOutcome, RetryBudget, Time};
+use forebay_routing::{Health, ProbeOutcome, Time};
 use std::time::Duration;
-
-/// What one proxy has beside its balancer.
-pub(super) struct Proxy {
-    /// Pays for second attempts.
-    pub budget: RetryBudget,
-    /// By endpoint: whether it is in rotation.
-    pub ready: Vec<bool>,
-    /// Of the endpoints that are ever down: others would only ever be found ready.
-    checks: Vec<Check>,
-}
-
-struct Check {
-    endpoint: usize,
-    check: HealthCheck,
-    /// The one that is under way or planned; those before it do not count any more.
-    number: u32,
-    last: u64,
-}
-
-impl Proxy {
-    pub(super) fn new(setting: &Setting) -> Self {
-        let (retry, probe) = (&setting.sim.retry, &setting.sim.probe);
-        let down = setting.episodes.iter().filter(|episode| episode.what == Trouble::Down);
-        let mut watched: Vec<usize> =
-            down.flat_map(|episode| &episode.endpoints).map(|number| *number as usize).collect();
-        watched.sort_unstable();
-        watched.dedup();
-        let check = |endpoint| Check {
-            endpoint,
-            check: HealthCheck::resume(probe.rise, probe.fall, Health::Ready),
-            number: 0,
-            last: 0,
-        };
-        Self {
-            budget: RetryBudget::new(retry.budget, retry.min_per_second),
-            ready: vec![true; setting.endpoints()],
-            checks: watched.into_iter().map(check).collect(),
-        }
-    }
-}
 
 impl Engine<'_> {
     pub(super) fn plan_episodes(&mut self) {

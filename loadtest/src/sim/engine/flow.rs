@@ -1,12 +1,12 @@
 //! One request: asked for, bound, served, answered, or given up.
 
-use super::faults::Proxy;
+use super::proxy::Proxy;
 use super::{Answer, Attempt, Engine, Request, Told};
-use crate::record::{Finished, Outcome};
+use crate::report::outcome::{Finished, Outcome};
 use crate::sim::balancer::{Ask, Balancer, Decision, Done, Ending};
 use crate::sim::clock::Event;
 use crate::sim::fleet::{Fleet, Full, Next, Started, Work};
-use crate::sim::setting::{Setting, refused};
+use crate::sim::plan::{SimPlan, refused};
 use crate::sim::slab::Key;
 use crate::units::nanos;
 use forebay_protocol::Reason;
@@ -259,7 +259,7 @@ impl Engine<'_> {
     }
 
     fn measured(&self, key: Key) -> bool {
-        let warm_up = nanos(self.setting.plan.window.warm_up);
+        let warm_up = nanos(self.setting.run.timeline.warm_up);
         self.requests.get(key).is_some_and(|request| request.intended >= warm_up)
     }
 
@@ -276,7 +276,7 @@ impl Engine<'_> {
             bytes_out: 0,
             bytes_in: 0,
         };
-        self.record.finish(self.setting.plan.window, &finished);
+        self.record.finish(self.setting.run.timeline, &finished);
         let class = self.classes.get_mut(usize::from(self.setting.classes[request.kind]));
         let kind = self.kinds.get_mut(request.kind);
         let accounts = self.accounts.iter_mut().chain(&mut self.overload).chain(class);
@@ -288,7 +288,7 @@ impl Engine<'_> {
 
 /// What a balancer is told of a request.
 fn asking<'a>(
-    setting: &Setting,
+    setting: &SimPlan,
     proxies: &'a [Proxy],
     now: u64,
     (key, request): (Key, &'a Request),

@@ -6,22 +6,26 @@
 
 mod faults;
 mod flow;
+mod proxy;
 
-use crate::arrivals::Arrivals;
-use crate::mix::{Mix, mix};
 use crate::plan::Load;
-use crate::record::Record;
-use crate::sim::balancer::{Balancer, Decision, Kind, Probed};
+use crate::plan::arrivals::Arrivals;
+use crate::plan::mix::Mix;
+use crate::plan::seed::derive;
+use crate::report::record::Record;
+use crate::sim::balancer::build::build;
+use crate::sim::balancer::policy::SimPolicy;
+use crate::sim::balancer::{Balancer, Decision};
 use crate::sim::clock::{Clock, Event};
 use crate::sim::episode::Account;
-use crate::sim::fleet::Fleet;
-use crate::sim::setting::{PROXY, Setting};
+use crate::sim::fleet::{Fleet, Probed};
+use crate::sim::plan::{PROXY, SimPlan};
 use crate::sim::slab::{Key, Slab};
 use crate::units::nanos;
-use faults::Proxy;
 use forebay_protocol::Reason;
 use forebay_routing::Report;
 use forebay_routing::line::CLASSES;
+use proxy::Proxy;
 use std::collections::VecDeque;
 
 /// Different keys that requests have, for those who send the same to the same endpoint.
@@ -51,7 +55,7 @@ pub struct Found {
 }
 
 /// Runs `setting` with this policy.
-pub fn run(setting: &Setting, policy: Kind) -> Found {
+pub fn run(setting: &SimPlan, policy: SimPolicy) -> Found {
     let mut engine = Engine::new(setting, policy);
     while engine.step() {}
     let Engine { record, served, accounts, overload, classes, kinds, hedges, clock, .. } = engine;
@@ -59,7 +63,7 @@ pub fn run(setting: &Setting, policy: Kind) -> Found {
 }
 
 struct Engine<'a> {
-    setting: &'a Setting,
+    setting: &'a SimPlan,
     mix: Mix,
     arrivals: Arrivals,
     /// When the next request comes, and its number.
@@ -133,8 +137,8 @@ struct Told {
 }
 
 impl<'a> Engine<'a> {
-    fn new(setting: &'a Setting, policy: Kind) -> Self {
-        let plan = &setting.plan;
+    fn new(setting: &'a SimPlan, policy: SimPolicy) -> Self {
+        let plan = &setting.run;
         let mut arrivals = match &plan.load {
             Load::Open(source) => source.arrivals(plan.seed),
             Load::Closed => Arrivals::Recorded { times: [].into(), next: 0 },
@@ -151,7 +155,7 @@ impl<'a> Engine<'a> {
             clock: Clock::default(),
             fleet: Fleet::new(&setting.groups),
             proxies: (0..setting.sim.proxies).map(|_| Proxy::new(setting)).collect(),
-            balancers: policy.make(setting),
+            balancers: build(policy, setting),
             requests: Slab::new(),
             attempts: Slab::new(),
             reports: Slab::new(),
@@ -245,17 +249,17 @@ impl<'a> Engine<'a> {
 
     fn arrive(&mut self) {
         let (intended, index) = (self.now, self.index);
-        let seed = self.setting.plan.seed;
+        let seed = self.setting.run.seed;
         let drawn = self.mix.draw(index);
         let proxies = u64::from(self.setting.sim.proxies);
-        let proxy = usize::try_from(mix(seed ^ mix(index ^ PROXY)) % proxies).unwrap_or(0);
+        let proxy = usize::try_from(derive(seed, index ^ PROXY) % proxies).unwrap_or(0);
         let request = Request {
             intended,
             demand: drawn.demand.map(nanos),
             rng: drawn.rng,
             kind: drawn.kind,
             caller: drawn.caller,
-            key: mix(seed ^ mix(index ^ KEY)) % KEYS,
+            key: derive(seed, index ^ KEY) % KEYS,
             proxy,
             tried: Vec::new(),
             attempts: Vec::new(),

@@ -5,7 +5,6 @@
 
 mod latencies;
 
-use super::balancer::Probed;
 use super::slab::Key;
 use crate::distribution::Distribution;
 use crate::scenario::{Batch, Group, Trouble};
@@ -50,6 +49,17 @@ pub struct Endpoint {
     /// When each slot will be free of all that was sent: exact, as only [`Self::finish`] may know it.
     free: BinaryHeap<Reverse<u64>>,
     latencies: Latencies,
+}
+
+/// What a probe found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Probed {
+    /// Which endpoint.
+    pub endpoint: usize,
+    /// Requests there.
+    pub in_flight: usize,
+    /// What requests took lately that found about as many others there, in nanoseconds.
+    pub latency: u64,
 }
 
 /// What one attempt asks of an endpoint.

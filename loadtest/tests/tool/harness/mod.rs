@@ -2,11 +2,11 @@
 
 use base64::Engine as _;
 use clap::Parser as _;
-use forebay_loadtest::args::{Cli, Command};
+use forebay_loadtest::cli::args::{Cli, Command};
 use forebay_loadtest::distribution::Distribution;
+use forebay_loadtest::generate::run::{self, Options as RunOptions};
 use forebay_loadtest::plan::Plan;
 use forebay_loadtest::report::Report;
-use forebay_loadtest::run::{self, Options as RunOptions};
 use forebay_loadtest::synthetic::{self, Options, Service};
 use rustls::pki_types::PrivateKeyDer;
 use std::io::{Read as _, Write as _};

@@ -1,0 +1,234 @@
+//! The arguments of the command line, and how flags become a [`Scenario`].
+
+mod capacity;
+mod load;
+mod request;
+mod target;
+
+pub use capacity::CapacityArgs;
+
+use crate::plan::Plan;
+use crate::report::compare::CompareArgs;
+use crate::scenario::{Load, Objective, Phase, Scenario};
+use crate::units::Span;
+use anyhow::bail;
+use clap::{Args, Parser, Subcommand};
+use load::{ArrivalsArg, GeneratorArgs, LoadArgs};
+use request::RequestArgs;
+use std::path::PathBuf;
+use target::{is_file, refuse_what_a_scenario_says, scenario_of};
+
+/// An open-loop load generator that speaks inference
+///
+/// Latency is measured from the moment a request was meant to start, so that a stall of the target
+/// shows in full; the generator's own lag is measured beside it, and a run in which it could not
+/// keep up says so.
+#[derive(Debug, Parser)]
+#[command(name = "forebay-load", version, max_term_width = 100, after_help = EXIT_STATUS)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_STATUS: &str = "\
+Exit status:
+  0  the run is valid and met its objectives
+  1  an objective was missed
+  2  the command line or the scenario is wrong
+  3  there is no measurement, or none that may be quoted";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  500 requests a second for 30 s, random tensors of the shape that the model itself states:
+      forebay-load run http://127.0.0.1:8080 --model magika --rate 500/s --for 30s
+
+  A gate in a pipeline: exit status 1 if an objective is missed:
+      forebay-load run http://127.0.0.1:8080 --model magika --rate 500/s --arrivals poisson \\
+          --objective 'p99<50ms' 'errors<0.1%'
+
+  32 connections as fast as they can, any POST:
+      forebay-load run http://127.0.0.1:8080 --path /v1/score --body request.json --connections 32
+
+  A scenario file, its report as JSON:
+      forebay-load run mixed.toml --json=report.json
+
+Exit status:
+  0  the run is valid and met its objectives
+  1  an objective was missed
+  2  the command line or the scenario is wrong
+  3  there is no measurement, or none that may be quoted";
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Send requests, measure, report
+    Run(Box<RunArgs>),
+    /// Simulate a fleet on a virtual clock, with the proxy's own routing core
+    Sim(SimArgs),
+    /// Find the highest rate that meets the objectives
+    Capacity(Box<CapacityArgs>),
+    /// Is one run worse than another, or is it chance?
+    Compare(CompareArgs),
+    /// Show a report again, or turn it into a page
+    Report(ReportArgs),
+    /// Be a backend with known service times, to measure proxies and balancers against
+    Backend(forebay_synthetic::Args),
+}
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+#[command(after_help = RUN_EXAMPLES)]
+pub struct RunArgs {
+    /// Where to send requests: a URL (http://host:port or https://…), or a scenario file (*.toml)
+    #[arg(value_name = "URL|SCENARIO.toml")]
+    target: String,
+
+    #[command(flatten)]
+    load: LoadArgs,
+
+    #[command(flatten)]
+    generator: GeneratorArgs,
+
+    #[command(flatten)]
+    request: RequestArgs,
+
+    /// What the run must reach: p50…p99.999, mean, max, errors or rate with a bound
+    #[arg(long, value_name = "OBJECTIVE", num_args = 1.., help_heading = "Result")]
+    objective: Vec<Objective>,
+
+    /// Write the report as JSON, to standard output if no file is named
+    #[arg(
+        long, value_name = "FILE", num_args = 0..=1, require_equals = true,
+        default_missing_value = "-", help_heading = "Result"
+    )]
+    pub json: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) files: FileArgs,
+
+    /// No progress line
+    #[arg(long, short, help_heading = "Result")]
+    pub quiet: bool,
+}
+
+/// Other forms of a report.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Result")]
+pub(crate) struct FileArgs {
+    /// Write the report as a page that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+
+    /// Write latencies as HdrHistogram does: *.hgrm the percentiles, anything else a log of intervals
+    #[arg(long, value_name = "FILE")]
+    pub(crate) hdr: Option<PathBuf>,
+}
+
+const SIM_EXAMPLES: &str = "\
+Examples:
+  One policy, its report as a live run has it:
+      forebay-load sim loadtest/scenarios/sim/tail75.toml --policy least_cost --json=a.json
+
+  All policies beside what other proxies do and what an oracle could do, as Markdown:
+      forebay-load sim loadtest/scenarios/sim/tail75.toml --table
+
+Exit status:
+  0  the objectives were met
+  1  an objective was missed
+  2  the command line or the scenario is wrong";
+
+/// Arguments of `sim`.
+#[derive(Debug, Args)]
+#[command(after_help = SIM_EXAMPLES)]
+pub struct SimArgs {
+    /// A scenario with [[fleet.endpoint]]; with --bars a directory of them
+    #[arg(value_name = "SCENARIO.toml")]
+    pub scenario: PathBuf,
+
+    /// Check every bar that can be simulated, beside its peers and its bound
+    #[arg(long, conflicts_with_all = ["policy", "table", "seed", "json"])]
+    pub bars: bool,
+
+    /// Who balances [default: the scenario's, or adaptive]
+    #[arg(long, value_name = "NAME", conflicts_with = "table")]
+    pub policy: Option<String>,
+
+    /// Compare policies, as a Markdown table
+    #[arg(long)]
+    pub table: bool,
+
+    /// The rows of the table [default: the scenario's, or all]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', requires = "table")]
+    pub policies: Vec<String>,
+
+    /// Everything random follows from it [default: the scenario's, or 1]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+
+    /// Write the report as JSON, to standard output if no file is named
+    #[arg(
+        long, value_name = "FILE", num_args = 0..=1, require_equals = true,
+        default_missing_value = "-", conflicts_with = "table"
+    )]
+    pub json: Option<PathBuf>,
+
+    /// Say nothing of the simulation's own speed
+    #[arg(long, short)]
+    pub quiet: bool,
+
+    #[command(flatten)]
+    pub(crate) files: FileArgs,
+}
+
+/// Arguments of `report`.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// A report that `run --json=FILE` wrote
+    #[arg(value_name = "REPORT.json")]
+    pub report: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) files: FileArgs,
+}
+
+impl RunArgs {
+    /// The scenario that the arguments name or describe.
+    ///
+    /// # Errors
+    /// The file can't be read, or flags contradict each other.
+    pub fn scenario(&self) -> anyhow::Result<Scenario> {
+        let load = &self.load;
+        let length = load.length.unwrap_or(Span(std::time::Duration::from_secs(10)));
+        let wish = match (load.rate, self.generator.connections) {
+            (Some(rate), _) => Some(Load::Open {
+                spacing: load.arrivals.unwrap_or(ArrivalsArg::Constant).spacing(),
+                phases: vec![Phase::Constant { rate, length }],
+            }),
+            (None, Some(_)) => Some(Load::Closed { length }),
+            (None, None) => None,
+        };
+        if is_file(&self.target) {
+            let given = [("--rate", load.rate.is_some()), ("--for", load.length.is_some())];
+            refuse_what_a_scenario_says(&given)?;
+        } else if wish.is_none() {
+            bail!(
+                "expected --rate for an open loop (500/s) or --connections for a closed one (32), \
+                 found neither"
+            );
+        }
+        let mut scenario = scenario_of(&self.target, &self.request, &self.generator, wish)?;
+        scenario.objectives.extend(&self.objective);
+        Ok(scenario)
+    }
+
+    /// How long to wait for the target before the start.
+    pub fn wait(&self) -> Option<std::time::Duration> {
+        self.generator.wait()
+    }
+
+    /// What a scenario can't say.
+    pub fn finish(&self, plan: Plan) -> Plan {
+        Plan { limit: self.load.requests, busy: self.generator.busy(), ..plan }
+    }
+}

@@ -1,0 +1,457 @@
+//! What will run: a scenario whose every number has been checked, once.
+//!
+//! A run that stops after ten minutes because of a typing error in its last phase has cost ten
+//! minutes. Everything that can be known beforehand is checked here; after it nothing is validated
+//! again.
+
+pub mod arrivals;
+pub mod mix;
+pub mod replay;
+pub(crate) mod seed;
+pub mod target;
+pub mod timeline;
+pub mod tls;
+
+use crate::scenario::{
+    self, Ask, Infer, Load as Wish, MAX_FAULTS, MAX_PROCESSES, Objective, Protocol, Scenario,
+    Spacing, Trust,
+};
+use crate::units::{self, Rate, Span};
+use arrivals::{Phase, Shape, Source};
+use http::HeaderName;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use target::{Target, TargetError};
+use timeline::Timeline;
+
+/// Most connections of a run: file descriptors and ports of one machine end not far above.
+pub const MAX_CONNECTIONS: usize = 20_000;
+/// Most requests at a time on one HTTP/2 connection.
+pub const MAX_STREAMS: usize = 1000;
+/// Most callers: as many as a proxy can be expected to tell apart.
+pub const MAX_CALLERS: usize = 1_000_000;
+/// The header that names a caller where none is given: what the proxy's documentation suggests.
+pub(crate) const DEFAULT_CALLER_HEADER: &str = "x-caller";
+/// Most generating threads.
+pub const MAX_THREADS: usize = 64;
+/// Warm-up where none is given.
+const DEFAULT_WARM_UP: Duration = Duration::from_secs(1);
+/// When a request is given up where nothing is said.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Most connections of an open loop where nothing is said. With HTTP/2: 10 of them.
+const DEFAULT_CONNECTIONS: usize = 1000;
+/// Requests at a time on an HTTP/2 connection where nothing is said; servers' usual limit.
+const DEFAULT_STREAMS: usize = 100;
+
+/// A run, ready to start but for the bodies of its requests.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// For reports.
+    pub name: String,
+    /// Where requests go, and how they are put on the wire.
+    pub target: Target,
+    /// Everything random follows from it.
+    pub seed: u64,
+    /// Connections, at most or exactly.
+    pub connections: usize,
+    /// Requests at a time on one connection; 1 with HTTP/1.1.
+    pub streams: usize,
+    /// Generating threads.
+    pub threads: usize,
+    /// Never sleep: less lag of the generator's own, for a whole core.
+    pub busy: bool,
+    /// When requests start.
+    pub load: Load,
+    /// What is measured.
+    pub timeline: Timeline,
+    /// Time that is measured: the run without its warm-up.
+    pub measured: Duration,
+    /// After it, counted from the intended start, a request is given up.
+    pub timeout: Duration,
+    /// Stop after so many requests, the warm-up's included.
+    pub limit: Option<u64>,
+    /// What requests are made of.
+    pub requests: Vec<scenario::Request>,
+    /// Who they come from, where they say so.
+    pub callers: Option<Callers>,
+    /// For each recorded arrival the request that it stands for; empty unless replayed.
+    pub recorded: Arc<[Option<u32>]>,
+    /// Programs that the run starts.
+    pub processes: Vec<scenario::Process>,
+    /// What befalls them, one after the other.
+    pub faults: Vec<scenario::Fault>,
+    /// Directory to which paths are relative.
+    pub base: PathBuf,
+    /// What the run must reach.
+    pub objectives: Vec<Objective>,
+}
+
+/// Who requests come from: `caller-0`, `caller-1`, and so on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Callers {
+    /// How many; at least one.
+    pub count: u32,
+    /// Where requests name them.
+    pub header: HeaderName,
+}
+
+/// When requests start.
+#[derive(Debug, Clone)]
+pub enum Load {
+    /// At planned times.
+    Open(Source),
+    /// When the last answer is there.
+    Closed,
+}
+
+/// Why a scenario can't run.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// Nowhere to go.
+    #[error("expected a target, in the scenario (target = \"http://…\") or as --target URL")]
+    NoTarget,
+    /// The target is wrong.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// A number out of its bounds.
+    #[error("{what}: expected {expected}, found {found}")]
+    Bounds {
+        /// Which.
+        what: String,
+        /// The bounds.
+        expected: String,
+        /// The number.
+        found: String,
+    },
+    /// The log can't be replayed.
+    #[error("{path}: {error}")]
+    Replay {
+        /// The log.
+        path: PathBuf,
+        /// Why.
+        error: replay::ReplayError,
+    },
+}
+
+impl Plan {
+    /// Checks a scenario and computes what follows from it. Reads the access log of a replay.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn new(scenario: Scenario) -> Result<Self, PlanError> {
+        let url = scenario.target.as_deref().ok_or(PlanError::NoTarget)?;
+        let trust = Trust {
+            ca: scenario.tls.ca.as_ref().map(|file| scenario.base.join(file)),
+            ..scenario.tls
+        };
+        let target = Target::parse(url, scenario.protocol, &trust)?;
+        Self::towards(target, scenario)
+    }
+
+    /// The same for a run that sends nothing: it needs no target.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn simulated(scenario: Scenario) -> Result<Self, PlanError> {
+        let scenario = Scenario { processes: Vec::new(), faults: Vec::new(), ..scenario };
+        Self::towards(Target::nowhere(), scenario)
+    }
+
+    fn towards(target: Target, scenario: Scenario) -> Result<Self, PlanError> {
+        let warm_up = scenario.warm_up.map_or(DEFAULT_WARM_UP, |span| span.0);
+        let timeout = scenario.timeout.map_or(DEFAULT_TIMEOUT, |span| span.0);
+        positive("timeout", Span(timeout))?;
+        let (streams, connections) = match scenario.protocol {
+            Protocol::Http1 => (1, DEFAULT_CONNECTIONS),
+            Protocol::Http2 | Protocol::Grpc => (scenario.streams.unwrap_or(DEFAULT_STREAMS), 10),
+        };
+        let connections = scenario.connections.unwrap_or(connections);
+        let threads = scenario.threads.unwrap_or(1);
+        within("connections", connections, MAX_CONNECTIONS)?;
+        within("streams", streams, MAX_STREAMS)?;
+        within("threads", threads, MAX_THREADS.min(connections))?;
+        if scenario.requests.is_empty() {
+            return Err(bounds("request", "at least one [[request]]", "none"));
+        }
+        check_requests(&scenario.requests)?;
+        let not_inference = |request: &scenario::Request| matches!(request.ask, Ask::Http { .. });
+        if scenario.protocol == Protocol::Grpc && scenario.requests.iter().any(not_inference) {
+            return Err(bounds("request", "inferences alone with the protocol grpc", "others"));
+        }
+        let callers = callers(scenario.callers, scenario.caller_header.as_deref())?;
+        let mut recorded = Vec::new();
+        let (load, measured) = match &scenario.load {
+            Wish::Closed { length } => (Load::Closed, positive("for", *length)?),
+            Wish::Open { spacing, phases } => open(*spacing, phases, warm_up)?,
+            Wish::Replay { file, speed } => {
+                let path = scenario.base.join(file);
+                let (load, span, picks) = replayed(&path, *speed, &scenario.requests)?;
+                recorded = picks;
+                // The log's own beginning serves as warm-up.
+                (load, positive("the log without warm_up", Span(span.saturating_sub(warm_up)))?)
+            }
+        };
+        let mut faults = scenario.faults;
+        faults.sort_by_key(|fault| fault.at);
+        check_faults(&scenario.processes, &faults, measured)?;
+        Ok(Self {
+            name: scenario.name.unwrap_or_else(|| "run".to_owned()),
+            target,
+            seed: scenario.seed,
+            connections,
+            streams,
+            threads,
+            busy: false,
+            load,
+            timeline: Timeline::new(warm_up, measured),
+            measured,
+            timeout,
+            limit: None,
+            requests: scenario.requests,
+            callers,
+            recorded: recorded.into(),
+            processes: scenario.processes,
+            faults,
+            base: scenario.base,
+            objectives: scenario.objectives,
+        })
+    }
+
+    /// From the start of the run until no request starts any more.
+    pub fn length(&self) -> Duration {
+        self.timeline.warm_up + self.measured
+    }
+
+    /// Where faults begin and end, from the end of the warm-up.
+    pub fn borders(&self) -> Vec<Duration> {
+        self.faults.iter().flat_map(|fault| [fault.at.0, fault.at.0 + fault.length.0]).collect()
+    }
+
+    /// The load in words, for people.
+    pub fn describe(&self) -> String {
+        match &self.callers {
+            Some(Callers { count, .. }) => {
+                format!("{}, {} callers", self.describe_load(), units::count(u64::from(*count)))
+            }
+            None => self.describe_load(),
+        }
+    }
+
+    fn describe_load(&self) -> String {
+        match &self.load {
+            Load::Closed if self.streams > 1 => {
+                format!("closed loop, {} connections x {} streams", self.connections, self.streams)
+            }
+            Load::Closed => format!("closed loop, {} connections", self.connections),
+            Load::Open(Source::Recorded(times)) => {
+                format!("open loop, {} recorded requests", units::count(times.len() as u64))
+            }
+            Load::Open(Source::Phases { phases, spacing }) => {
+                let spacing = match spacing {
+                    Spacing::Constant => "evenly spaced",
+                    Spacing::Poisson => "poisson",
+                };
+                // The first phase is the warm-up, if there is one.
+                let skip = usize::from(!self.timeline.warm_up.is_zero());
+                let mut words: Vec<String> = phases
+                    .iter()
+                    .skip(skip)
+                    .take(4)
+                    .map(|phase| phase_words(phase.shape))
+                    .collect();
+                if phases.len() > skip + 4 {
+                    words.push("…".to_owned());
+                }
+                format!("open loop, {spacing}, {}", words.join(", then "))
+            }
+        }
+    }
+}
+
+fn phase_words(shape: Shape) -> String {
+    match shape {
+        Shape::Constant(rate) => Rate(rate).to_string(),
+        Shape::Ramp { from, to } => format!("{} to {}", Rate(from), Rate(to)),
+        Shape::Bursts { base, peak, every, .. } => {
+            format!("{} with bursts of {} every {}", Rate(base), Rate(peak), units::seconds(every))
+        }
+        Shape::Diurnal { low, high, period } => {
+            format!("{} to {} and back in {}", Rate(low), Rate(high), units::seconds(period))
+        }
+    }
+}
+
+fn callers(count: Option<u32>, header: Option<&str>) -> Result<Option<Callers>, PlanError> {
+    let Some(count) = count else {
+        return match header {
+            Some(header) => {
+                Err(bounds("callers", "their number, to name them in a header", header))
+            }
+            None => Ok(None),
+        };
+    };
+    within("callers", count as usize, MAX_CALLERS)?;
+    let name = header.unwrap_or(DEFAULT_CALLER_HEADER);
+    let header = name.parse().map_err(|_| bounds("caller_header", "a header's name", name))?;
+    Ok(Some(Callers { count, header }))
+}
+
+fn open(
+    spacing: Spacing,
+    wishes: &[scenario::Phase],
+    warm_up: Duration,
+) -> Result<(Load, Duration), PlanError> {
+    let phases: Vec<Phase> = wishes.iter().map(phase).collect::<Result<_, _>>()?;
+    let length: f64 = phases.iter().map(|phase| phase.length).sum();
+    let first = phases.first().ok_or_else(|| bounds("load.phase", "at least one", "none"))?;
+    let mut all = Vec::with_capacity(phases.len() + 1);
+    if !warm_up.is_zero() {
+        let shape = Shape::Constant(first.first_rate());
+        all.push(Phase { shape, length: warm_up.as_secs_f64() });
+    }
+    all.extend(phases);
+    let source = Source::Phases { phases: all, spacing };
+    Ok((Load::Open(source), Duration::from_secs_f64(length)))
+}
+
+fn phase(wish: &scenario::Phase) -> Result<Phase, PlanError> {
+    let seconds = |what, span: Span| positive(what, span).map(|span| span.as_secs_f64());
+    let (shape, length) = match *wish {
+        scenario::Phase::Constant { rate, length } => (Shape::Constant(rate.0), length),
+        scenario::Phase::Ramp { from, to, length } => {
+            (Shape::Ramp { from: from.0, to: to.0 }, length)
+        }
+        scenario::Phase::Bursts { base, peak, every, burst, length } => {
+            let (every, burst) = (seconds("every", every)?, seconds("burst", burst)?);
+            if burst > every {
+                let (expected, found) = (units::seconds(every), units::seconds(burst));
+                return Err(bounds("burst", &format!("at most every = {expected}"), &found));
+            }
+            (Shape::Bursts { base: base.0, peak: peak.0, every, length: burst }, length)
+        }
+        scenario::Phase::Diurnal { low, high, period, length } => {
+            let period = seconds("period", period)?;
+            (Shape::Diurnal { low: low.0, high: high.0, period }, length)
+        }
+    };
+    Ok(Phase { shape, length: seconds("for", length)? })
+}
+
+type Replayed = (Load, Duration, Vec<Option<u32>>);
+
+fn replayed(
+    path: &std::path::Path,
+    speed: f64,
+    requests: &[scenario::Request],
+) -> Result<Replayed, PlanError> {
+    if !(speed.is_finite() && speed > 0.0) {
+        return Err(bounds("load.speed", "a number above 0", &speed.to_string()));
+    }
+    let fail = |error| PlanError::Replay { path: path.to_owned(), error };
+    let lines = replay::read(path).map_err(fail)?;
+    // Metadata and probes that nothing in the scenario stands for are left out.
+    let (mut times, mut picks) = (Vec::with_capacity(lines.len()), Vec::new());
+    for line in &lines {
+        let pick = stands_for(line, requests);
+        if pick.is_some() || line.is_inference() {
+            times.push(line.time);
+            picks.push(pick);
+        }
+    }
+    let first = *times.first().ok_or_else(|| fail(replay::ReplayError::Empty))?;
+    let times: Vec<u64> =
+        times.into_iter().map(|time| units::nanos_of((time - first) / speed)).collect();
+    let length = Duration::from_nanos(times.last().copied().unwrap_or(0) + 1);
+    Ok((Load::Open(Source::Recorded(times.into())), length, picks))
+}
+
+/// The request of the scenario that a line of the log is replayed with; `None`: any.
+fn stands_for(line: &replay::Line, requests: &[scenario::Request]) -> Option<u32> {
+    let found = requests.iter().position(|request| match &request.ask {
+        Ask::Infer(infer) => {
+            line.is_inference() && line.model.as_deref() == Some(infer.model.as_str())
+        }
+        Ask::Http { path, .. } => {
+            let path = path.split_once('?').map_or(path.as_str(), |(path, _)| path);
+            line.path.as_deref() == Some(path)
+        }
+    })?;
+    u32::try_from(found).ok()
+}
+
+fn check_requests(requests: &[scenario::Request]) -> Result<(), PlanError> {
+    for request in requests {
+        if !(request.weight.is_finite() && request.weight > 0.0) {
+            return Err(bounds("weight", "a number above 0", &request.weight.to_string()));
+        }
+        if let Ask::Infer(Infer { batch, zipf, distinct, .. }) = &request.ask {
+            if batch.contains(&0) {
+                return Err(bounds("batch", "at least 1", "0"));
+            }
+            if !(0.0..=10.0).contains(zipf) {
+                return Err(bounds("zipf", "0 to 10", &zipf.to_string()));
+            }
+            if *distinct == Some(0) {
+                return Err(bounds("distinct", "at least 1", "0"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Each fault has its process and ends before the next one begins: else nobody could tell which of
+/// them a figure belongs to.
+fn check_faults(
+    processes: &[scenario::Process],
+    faults: &[scenario::Fault],
+    measured: Duration,
+) -> Result<(), PlanError> {
+    if processes.len() > MAX_PROCESSES || faults.len() > MAX_FAULTS {
+        let expected = format!("at most {MAX_PROCESSES} processes and {MAX_FAULTS} faults");
+        return Err(bounds("scenario", &expected, "more"));
+    }
+    for (index, process) in processes.iter().enumerate() {
+        if process.command.is_empty() {
+            return Err(bounds("process.command", "a program and its arguments", "none"));
+        }
+        if processes[..index].iter().any(|other| other.name == process.name) {
+            return Err(bounds("process.name", "a name of its own", &process.name));
+        }
+    }
+    let mut free = Duration::ZERO;
+    for fault in faults {
+        if processes.iter().all(|process| process.name != fault.process) {
+            return Err(bounds("fault.process", "the name of a [[process]]", &fault.process));
+        }
+        if fault.at.0 < free || fault.at.0 >= measured {
+            let expected = format!(
+                "a time after the fault before, and before the end: {} to {}",
+                units::seconds(free.as_secs_f64()),
+                units::seconds(measured.as_secs_f64())
+            );
+            return Err(bounds("fault.at", &expected, &fault.at.to_string()));
+        }
+        free = fault.at.0 + positive("fault.for", fault.length)?;
+    }
+    Ok(())
+}
+
+fn positive(what: &str, span: Span) -> Result<Duration, PlanError> {
+    if span.0.is_zero() { Err(bounds(what, "more than 0 s", "0 s")) } else { Ok(span.0) }
+}
+
+fn within(what: &str, found: usize, most: usize) -> Result<(), PlanError> {
+    if (1..=most).contains(&found) {
+        return Ok(());
+    }
+    Err(bounds(what, &format!("1 to {most}"), &found.to_string()))
+}
+
+fn bounds(what: &str, expected: &str, found: &str) -> PlanError {
+    PlanError::Bounds {
+        what: what.to_owned(),
+        expected: expected.to_owned(),
+        found: found.to_owned(),
+    }
+}

@@ -1,0 +1,22 @@
+//! How a run is cut into a warm-up and intervals.
+
+use std::time::Duration;
+
+/// Most intervals of the time series; a longer run has longer intervals.
+pub const MAX_INTERVALS: usize = 1200;
+/// Borders of what is measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeline {
+    /// Length of the warm-up.
+    pub warm_up: Duration,
+    /// Length of one interval of the time series.
+    pub interval: Duration,
+}
+
+impl Timeline {
+    /// For a run of `measured` after a `warm_up`: intervals of a second, or as long as needed.
+    pub fn new(warm_up: Duration, measured: Duration) -> Self {
+        let most = u32::try_from(MAX_INTERVALS).unwrap_or(u32::MAX);
+        Self { warm_up, interval: (measured / most).max(Duration::from_secs(1)) }
+    }
+}

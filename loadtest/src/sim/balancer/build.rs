@@ -1,0 +1,31 @@
+//! The balancers of a simulation.
+
+use super::Balancer;
+use super::forebay::Forebay;
+use super::oracles::{Central, Expected, Oracle};
+use super::peers::{LeastConn, LeastRequest, LeastTime};
+use super::policy::SimPolicy;
+use super::prequal::Prequal;
+use crate::sim::plan::SimPlan;
+
+/// Makes the balancers of `policy` that `plan` needs: one for each proxy, or one for all.
+pub(in crate::sim) fn build(policy: SimPolicy, plan: &SimPlan) -> Vec<Box<dyn Balancer>> {
+    let proxies = if policy == SimPolicy::Central { 1 } else { u64::from(plan.sim.proxies) };
+    (0..proxies).map(|proxy| one(policy, plan, proxy)).collect()
+}
+
+fn one(policy: SimPolicy, plan: &SimPlan, proxy: u64) -> Box<dyn Balancer> {
+    let (n, seed) = (plan.endpoints(), plan.seed_of(proxy));
+    match policy {
+        SimPolicy::Forebay(policy) => Box::new(Forebay::new(policy, plan, seed)),
+        SimPolicy::NginxLeastConn => Box::new(LeastConn::new(vec![u32::MAX; n])),
+        SimPolicy::HaproxyMaxconn => Box::new(LeastConn::new(plan.slots())),
+        SimPolicy::NginxRandomTwo => Box::new(LeastRequest::new(n, false, seed)),
+        SimPolicy::EnvoyLeastRequest => Box::new(LeastRequest::new(n, true, seed)),
+        SimPolicy::TraefikLeastTime => Box::new(LeastTime::new(n)),
+        SimPolicy::Prequal => Box::new(Prequal::new(n, seed)),
+        SimPolicy::Central => Box::new(Central::new(n)),
+        SimPolicy::Expected => Box::new(Expected::new(n, plan.mean_demand, seed)),
+        SimPolicy::Oracle => Box::new(Oracle::new(plan.half_trip, seed)),
+    }
+}

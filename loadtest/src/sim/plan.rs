@@ -1,0 +1,226 @@
+//! What is simulated: a scenario whose every number has been checked, once.
+
+use super::balancer::policy::{SimPolicy, UnknownPolicy};
+use crate::plan::arrivals::{Shape, Source};
+use crate::plan::seed::derive;
+use crate::plan::{Load, Plan, PlanError};
+use crate::report::outcome::{Failure, Outcome};
+use crate::scenario::{Episode, Group, Request, Scenario, Sim};
+use crate::units::{nanos, nanos_of};
+use forebay_protocol::{Priority, Reason};
+use std::time::Duration;
+
+/// Most endpoints of a simulation.
+pub const MAX_ENDPOINTS: usize = 10_000;
+/// Most requests of a simulation: beyond it somebody mistyped a rate.
+const MAX_REQUESTS: f64 = 1e9;
+/// The policy where none is named.
+const DEFAULT_POLICY: &str = "adaptive";
+
+/// A simulation, ready to run.
+#[derive(Debug, Clone)]
+pub struct SimPlan {
+    /// Arrivals, requests, what is measured.
+    pub run: Plan,
+    /// The endpoints.
+    pub groups: Vec<Group>,
+    /// The proxies.
+    pub sim: Sim,
+    /// Who balances in a single run.
+    pub policy: SimPolicy,
+    /// Who is compared in a table.
+    pub policies: Vec<SimPolicy>,
+    /// Mean service time in seconds at speed 1.
+    pub mean_demand: f64,
+    /// From a proxy to an endpoint, in nanoseconds.
+    pub half_trip: u64,
+    /// By kind of request: after how many nanoseconds it is given up, and why then.
+    pub patience: Vec<(u64, Outcome)>,
+    /// By kind of request: how urgent it is, 0 being the most urgent class.
+    pub classes: Vec<u8>,
+    /// What befalls endpoints.
+    pub episodes: Vec<Episode>,
+    /// From when to when, in nanoseconds, more is asked for than all endpoints can serve.
+    pub overload: Option<(u64, u64)>,
+}
+
+/// Why a scenario can't be simulated.
+#[derive(Debug, thiserror::Error)]
+pub enum SimPlanError {
+    /// As for a live run.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// There is nothing to send requests to.
+    #[error("expected at least one [[fleet.endpoint]], found none")]
+    NoFleet,
+    /// More endpoints than can be simulated.
+    #[error("fleet.endpoint: expected at most {MAX_ENDPOINTS} endpoints, found {0}")]
+    Endpoints(usize),
+    /// Something befalls an endpoint that is not there.
+    #[error("fleet.episode.endpoints: expected numbers of endpoints, from 0, found {0}")]
+    Episode(u32),
+    /// A policy that can't foresee batches.
+    #[error("policy: expected one that needs not foresee when batches end, found \"{0}\"")]
+    Batches(&'static str),
+    /// A policy that nobody has.
+    #[error(transparent)]
+    Policy(#[from] UnknownPolicy),
+    /// Arrivals that depend on answers.
+    #[error("load.kind: expected \"open\" or \"replay\", found \"closed\"")]
+    Closed,
+    /// More requests than anybody waits for.
+    #[error("load: expected at most {MAX_REQUESTS} requests, found {0}")]
+    Requests(f64),
+}
+
+impl SimPlan {
+    /// Checks a scenario.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn new(scenario: Scenario) -> Result<Self, SimPlanError> {
+        let (groups, sim) = (scenario.fleet.clone(), scenario.sim.clone());
+        let episodes = scenario.episodes.clone();
+        let plan = Plan::simulated(scenario)?;
+        let Load::Open(source) = &plan.load else { return Err(SimPlanError::Closed) };
+        if source.expected() > MAX_REQUESTS {
+            return Err(SimPlanError::Requests(source.expected()));
+        }
+        let endpoints: usize = groups.iter().map(|group| group.count as usize).sum();
+        match endpoints {
+            0 => return Err(SimPlanError::NoFleet),
+            1..=MAX_ENDPOINTS => {}
+            _ => return Err(SimPlanError::Endpoints(endpoints)),
+        }
+        let (policy, policies) = policies(&sim, &groups)?;
+        let half_trip = nanos(sim.round_trip.0) / 2;
+        let patience =
+            plan.requests.iter().map(|request| patience(request, plan.timeout)).collect();
+        let classes = plan.requests.iter().map(|request| class(request.priority)).collect();
+        for number in episodes.iter().flat_map(|episode| &episode.endpoints) {
+            if *number as usize >= endpoints {
+                return Err(SimPlanError::Episode(*number));
+            }
+        }
+        let mean_demand = mean_demand(&plan, &groups);
+        let capacity = groups.iter().map(|group| group.capacity(mean_demand)).sum();
+        let overload = overload(&plan, capacity);
+        Ok(Self {
+            run: plan,
+            groups,
+            sim,
+            policy,
+            policies,
+            mean_demand,
+            half_trip,
+            patience,
+            classes,
+            episodes,
+            overload,
+        })
+    }
+
+    /// From when to when an episode lasts, in nanoseconds.
+    pub fn stretch(&self, episode: &Episode) -> (u64, u64) {
+        let begin = nanos(self.run.timeline.warm_up + episode.at.0);
+        let end = episode.length.map(|length| begin + nanos(length.0));
+        (begin, end.unwrap_or_else(|| nanos(self.run.length()).max(begin)))
+    }
+
+    /// How many endpoints there are.
+    pub fn endpoints(&self) -> usize {
+        self.groups.iter().map(|group| group.count as usize).sum()
+    }
+
+    /// Requests that each endpoint serves at once.
+    pub fn slots(&self) -> Vec<u32> {
+        let slots = |group: &Group| group.slots * group.batch.map_or(1, |batch| batch.most);
+        let each = |group: &Group| std::iter::repeat_n(slots(group), group.count as usize);
+        self.groups.iter().flat_map(each).collect()
+    }
+
+    /// Requests a second that all endpoints together can serve.
+    pub fn capacity(&self) -> f64 {
+        self.groups.iter().map(|group| group.capacity(self.mean_demand)).sum()
+    }
+
+    /// Chance of proxy number `proxy`, the same for all policies.
+    pub(super) fn seed_of(&self, proxy: u64) -> u64 {
+        derive(self.run.seed, proxy ^ PROXY)
+    }
+}
+
+/// Who balances in a single run, and who is compared.
+fn policies(sim: &Sim, groups: &[Group]) -> Result<(SimPolicy, Vec<SimPolicy>), SimPlanError> {
+    let policy = SimPolicy::named(sim.policy.as_deref().unwrap_or(DEFAULT_POLICY))?;
+    let named: Result<Vec<SimPolicy>, _> =
+        sim.policies.iter().map(|name| SimPolicy::named(name)).collect();
+    let mut policies = named?;
+    let batches = groups.iter().any(|group| group.batch.is_some());
+    // What the all-knowing know is when each slot will be free; a batch that forms is another thing.
+    let bad = |kind: &&SimPolicy| batches && kind.is_oracle();
+    if let Some(kind) = policies.iter().chain([&policy]).find(bad) {
+        return Err(SimPlanError::Batches(kind.name()));
+    }
+    if policies.is_empty() {
+        policies = SimPolicy::all().map(|(_, kind)| kind).filter(|kind| !bad(&kind)).collect();
+    }
+    Ok((policy, policies))
+}
+
+/// The first stretch of phases with a constant rate above `capacity`.
+fn overload(plan: &Plan, capacity: f64) -> Option<(u64, u64)> {
+    let Load::Open(Source::Phases { phases, .. }) = &plan.load else { return None };
+    let (mut at, mut found) = (0.0, None);
+    for phase in phases {
+        let begin = nanos_of(at);
+        at += phase.length;
+        match (phase.shape, found) {
+            (Shape::Constant(rate), None) if rate > capacity => found = Some((begin, nanos_of(at))),
+            (Shape::Constant(rate), Some((begin, _))) if rate > capacity => {
+                found = Some((begin, nanos_of(at)));
+            }
+            (_, Some(_)) => break,
+            _ => {}
+        }
+    }
+    found
+}
+
+/// The class of a priority in a proxy's queue.
+fn class(priority: Option<Priority>) -> u8 {
+    match priority.unwrap_or_default() {
+        Priority::High => 0,
+        Priority::Normal => 1,
+        Priority::Batch => 2,
+    }
+}
+
+/// A request's own deadline, or the run's timeout.
+fn patience(request: &Request, timeout: Duration) -> (u64, Outcome) {
+    match request.deadline {
+        Some(deadline) if deadline.0 < timeout => {
+            (nanos(deadline.0), refused(Reason::DeadlineExceeded))
+        }
+        _ => (nanos(timeout), Outcome::Failed(Failure::Timeout)),
+    }
+}
+
+/// What the caller sees of a refusal.
+pub(super) fn refused(reason: Reason) -> Outcome {
+    Outcome::refused(reason.status().as_u16(), Some(reason.code()))
+}
+
+/// Keeps the proxies' chance apart from that of the requests.
+pub(super) const PROXY: u64 = 0x70_72_6f_78_79;
+
+/// By the shares of the kinds; those that ask for nothing get what the endpoints choose.
+fn mean_demand(plan: &Plan, groups: &[Group]) -> f64 {
+    let endpoints: f64 = groups.iter().map(|group| f64::from(group.count)).sum();
+    let own = groups.iter().map(|group| f64::from(group.count) * group.service.mean()).sum::<f64>();
+    let weights: f64 = plan.requests.iter().map(|request| request.weight).sum();
+    let asked = plan.requests.iter().map(|request| {
+        request.weight * request.demand.map_or(own / endpoints, |demand| demand.mean())
+    });
+    asked.sum::<f64>() / weights
+}

@@ -1,0 +1,387 @@
+//! What we hold ourselves to, as far as it can be simulated: each bar beside its peers and its bound.
+//!
+//! A claim without a command is forgotten when the code changes. `forebay-load sim --bars DIRECTORY`
+//! simulates the shipped scenarios, prints what was found, and ends with status 1 if a bar is missed.
+
+use super::engine::{self, Found};
+use super::episode::{Account, Summary};
+use super::table::Row;
+use super::{SimError, SimPlan, table};
+use crate::scenario::{Scenario, Sim};
+use crate::units::{self, Span};
+use std::fmt::Write as _;
+use std::path::Path;
+
+/// Who must be beaten where proxies are many: P2C, least request, least time, Prequal.
+const RIVALS: [&str; 4] =
+    ["nginx_random_two", "envoy_least_request", "traefik_least_time", "prequal"];
+const NGINX: &str = "nginx_least_conn";
+const ORACLE: &str = "oracle";
+const OURS: &str = "adaptive";
+/// A policy that looks at nothing.
+const BLIND: &str = "round_robin";
+
+/// One bar and what was found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bar {
+    /// The scenario's file.
+    pub scenario: &'static str,
+    /// What is measured.
+    pub what: &'static str,
+    /// Ours, in words.
+    pub found: String,
+    /// What it must be.
+    pub bound: String,
+    /// The others', in words.
+    pub peers: String,
+    /// Whether it is what it must be.
+    pub met: bool,
+}
+
+/// What is asked of a scenario, and of whom it is simulated.
+type Ask = (&'static str, &'static [&'static str], fn(&Runs<'_>) -> Vec<Bar>);
+
+const ALL: [Ask; 18] = [
+    (
+        "tail75.toml",
+        &[NGINX, "haproxy_maxconn", "envoy_least_request", "traefik_least_time"],
+        |runs| vec![runs.p50_to_nginx(1.10), runs.p99_to_nginx(0.67)],
+    ),
+    (
+        "tail90.toml",
+        &[NGINX, "haproxy_maxconn", "envoy_least_request", "traefik_least_time"],
+        |runs| vec![runs.p99_to_nginx(0.72)],
+    ),
+    ("proxies16.toml", &RIVALS, |runs| vec![runs.p99_to_oracle(1.3), runs.p99_to_rivals()]),
+    ("large.toml", &["envoy_least_request", "prequal"], |runs| vec![runs.p99_to_rivals()]),
+    ("antagonist.toml", &[NGINX, "traefik_least_time"], |runs| {
+        vec![
+            runs.episode("traffic leaves after", "<= 250 ms", after(|it| it.left_after, 0.25)),
+            runs.episode("comes back after", "<= 2 s", after(|it| it.back_after, 2.0)),
+            runs.episode("p99 / that before", "< 1.5", |it| {
+                let ratio = it.p99_during / it.p99_before;
+                (format!("{ratio:.2}"), ratio < 1.5)
+            }),
+        ]
+    }),
+    ("sinkhole.toml", &[NGINX, "traefik_least_time"], |runs| {
+        vec![
+            runs.episode("share in the first second", "< 2 %", |it| {
+                (units::percent(it.share_first), it.share_first < 0.02)
+            }),
+            runs.episode("errors", "< 0.5 %", |it| {
+                (units::percent(it.errors_during), it.errors_during < 0.005)
+            }),
+        ]
+    }),
+    ("kill.toml", &[NGINX], |runs| vec![runs.errors()]),
+    ("overload2x.toml", &[NGINX, ORACLE], |runs| runs.overload()),
+    ("overload10x.toml", &[NGINX, ORACLE], |runs| runs.overload()),
+    ("priorities.toml", &[NGINX], |runs| runs.priorities()),
+    ("hedge.toml", &[NGINX], |runs| runs.hedges()),
+    ("restart.toml", &[NGINX, BLIND], |runs| runs.cold()),
+    ("silent2x.toml", &[NGINX, ORACLE], |runs| runs.overload()),
+    ("silent10x.toml", &[NGINX, ORACLE], |runs| runs.overload()),
+    ("tight12.toml", &[NGINX, ORACLE], |runs| vec![runs.goodput(0.8)]),
+    ("tight15.toml", &[NGINX, ORACLE], |runs| vec![runs.goodput(0.95)]),
+    // Of exponential services 70 % end within 1.2 means, 78 % within 1.5.
+    ("tight12random.toml", &[NGINX, ORACLE], |runs| vec![runs.goodput(0.8 * 0.7)]),
+    ("greedy.toml", &[NGINX, ORACLE], |runs| runs.fairness()),
+];
+
+/// Simulates the scenarios in `directory`; bars in the order of the list above.
+///
+/// # Errors
+/// A scenario is not there, or is wrong.
+pub fn all(directory: &Path) -> Result<Vec<Bar>, SimError> {
+    let mut bars = Vec::new();
+    for (scenario, peers, ask) in ALL {
+        let mut scenario_file = Scenario::read(&directory.join(scenario))?;
+        let mut names = vec![OURS.to_owned()];
+        names.extend(peers.iter().map(|name| (*name).to_owned()));
+        if !peers.contains(&ORACLE) && scenario != "large.toml" {
+            names.push(ORACLE.to_owned());
+        }
+        scenario_file.sim.policies = names;
+        let setting = SimPlan::new(scenario_file)?;
+        let rows = table::rows(&setting);
+        bars.extend(ask(&Runs { scenario, setting: &setting, rows: &rows }));
+    }
+    Ok(bars)
+}
+
+/// As Markdown.
+pub fn render(bars: &[Bar]) -> String {
+    let mut out = "Simulated; the same requests for all. Times in ms where no unit stands.\n\n\
+        | scenario | what | found | bar | beside it | met |\n|---|---|---|---|---|---|\n"
+        .to_owned();
+    for bar in bars {
+        let met = if bar.met { "yes" } else { "**no**" };
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {} | {} | {met} |",
+            bar.scenario, bar.what, bar.found, bar.bound, bar.peers
+        );
+    }
+    out
+}
+
+fn after(of: fn(&Summary) -> Option<f64>, most: f64) -> impl Fn(&Summary) -> (String, bool) + Copy {
+    move |it| match of(it) {
+        Some(after) => (units::seconds(after), after <= most),
+        None => ("never".to_owned(), false),
+    }
+}
+
+/// A scenario and what came of it.
+struct Runs<'a> {
+    scenario: &'static str,
+    setting: &'a SimPlan,
+    rows: &'a [Row],
+}
+
+impl Runs<'_> {
+    fn row(&self, name: &str) -> Option<&Row> {
+        self.rows.iter().find(|row| row.policy.name() == name)
+    }
+
+    fn ms(&self, name: &str, quantile: f64) -> f64 {
+        self.row(name).map_or(f64::NAN, |row| row.found.record.latency.quantile(quantile) * 1e3)
+    }
+
+    fn bar(
+        &self,
+        what: &'static str,
+        found: String,
+        bound: String,
+        peers: String,
+        met: bool,
+    ) -> Bar {
+        Bar { scenario: self.scenario, what, found, bound, peers, met }
+    }
+
+    /// What the others have: words for each row but ours.
+    fn beside(&self, say: impl Fn(&Row) -> String) -> String {
+        let others = self.rows.iter().filter(|row| row.policy.name() != OURS);
+        let words: Vec<String> =
+            others.map(|row| format!("{} {}", row.policy.name(), say(row))).collect();
+        words.join(", ")
+    }
+
+    fn quantile(&self, what: &'static str, quantile: f64, base: &str, most: f64) -> Bar {
+        let (ours, base_ms) = (self.ms(OURS, quantile), self.ms(base, quantile));
+        let ratio = ours / base_ms;
+        let peers =
+            self.beside(|row| format!("{:.1}", row.found.record.latency.quantile(quantile) * 1e3));
+        let bound = format!("<= {most:.2} of {base}");
+        self.bar(what, format!("{ours:.1} = {ratio:.2}"), bound, peers, ratio <= most)
+    }
+
+    fn p50_to_nginx(&self, most: f64) -> Bar {
+        self.quantile("p50", 0.5, NGINX, most)
+    }
+
+    fn p99_to_nginx(&self, most: f64) -> Bar {
+        self.quantile("p99", 0.99, NGINX, most)
+    }
+
+    fn p99_to_oracle(&self, most: f64) -> Bar {
+        self.quantile("p99", 0.99, ORACLE, most)
+    }
+
+    fn p99_to_rivals(&self) -> Bar {
+        let p99 = |row: &Row| row.found.record.latency.quantile(0.99) * 1e3;
+        let rivals = self.rows.iter().filter(|row| RIVALS.contains(&row.policy.name()));
+        let least = rivals.map(p99).fold(f64::INFINITY, f64::min);
+        let ours = self.ms(OURS, 0.99);
+        let peers = self.beside(|row| format!("{:.1}", p99(row)));
+        self.bar(
+            "p99",
+            format!("{ours:.1}"),
+            format!("< {least:.1}, the best rival"),
+            peers,
+            ours < least,
+        )
+    }
+
+    fn errors(&self) -> Bar {
+        let share = |row: &Row| row.found.record.error_share();
+        let ours = self.row(OURS).map_or(f64::NAN, share);
+        let peers = self.beside(|row| units::percent(share(row)));
+        self.bar("errors", units::percent(ours), "none".to_owned(), peers, ours == 0.0)
+    }
+
+    fn episode(
+        &self,
+        what: &'static str,
+        bound: &str,
+        say: impl Fn(&Summary) -> (String, bool),
+    ) -> Bar {
+        let summary = |row: &Row| row.found.accounts.first().map(Account::summary);
+        let ours = self.row(OURS).and_then(summary);
+        let (found, met) = ours.map_or_else(|| ("nothing".to_owned(), false), |it| say(&it));
+        let peers = self.beside(|row| summary(row).map_or_else(String::new, |it| say(&it).0));
+        self.bar(what, found, bound.to_owned(), peers, met)
+    }
+
+    /// Of what is refused under overload, and of what is late.
+    fn priorities(&self) -> Vec<Bar> {
+        let of = |row: &Row, class: usize| row.found.classes.get(class).map(Account::summary);
+        let deadline = units::float(self.setting.patience.iter().map(|it| it.0).max().unwrap_or(0));
+        let bar = |what, class, bound: &str, say: &dyn Fn(&Summary) -> (String, bool)| {
+            let ours = self.row(OURS).and_then(|row| of(row, class));
+            let (found, met) = ours.map_or_else(|| ("nothing".to_owned(), false), |it| say(&it));
+            let peers = self.beside(|row| of(row, class).map_or_else(String::new, |it| say(&it).0));
+            self.bar(what, found, bound.to_owned(), peers, met)
+        };
+        let errors = |most: f64| {
+            move |it: &Summary| (units::percent(it.errors_during), it.errors_during <= most)
+        };
+        vec![
+            bar("high: errors", 0, "none", &errors(0.0)),
+            bar("high: p99", 0, "<= half of its deadline", &|it| {
+                (format!("{:.1}", it.p99_during * 1e3), it.p99_during <= deadline / 2e9)
+            }),
+            bar("normal: errors", 1, "< 1 %", &errors(0.01)),
+            bar("batch: errors", 2, "what must be: > 60 %", &|it| {
+                (units::percent(it.errors_during), it.errors_during > 0.6)
+            }),
+        ]
+    }
+
+    /// Of a client that asks for little beside one that asks for twice what there is.
+    fn fairness(&self) -> Vec<Bar> {
+        let of = |row: &Row| row.found.kinds.first().map(Account::summary);
+        let ratio = |it: &Summary| it.p99_during / it.p99_before;
+        let bar = |what, bound: &str, say: &dyn Fn(&Summary) -> (String, bool)| {
+            let ours = self.row(OURS).and_then(of);
+            let (found, met) = ours.map_or_else(|| ("nothing".to_owned(), false), |it| say(&it));
+            let peers = self.beside(|row| of(row).map_or_else(String::new, |it| say(&it).0));
+            self.bar(what, found, bound.to_owned(), peers, met)
+        };
+        vec![
+            bar("the modest one's p99 / that before", "<= 1.20", &|it| {
+                (format!("{:.2}", ratio(it)), ratio(it) <= 1.2)
+            }),
+            bar("its errors", "none", &|it| {
+                (units::percent(it.errors_during), it.errors_during == 0.0)
+            }),
+        ]
+    }
+
+    /// Of what the fleet can do, where little time is left beside the service itself.
+    fn goodput(&self, least: f64) -> Bar {
+        let capacity = self.setting.capacity();
+        let share = |row: &Row| {
+            let overload = row.found.overload.as_ref().map(Account::summary);
+            overload.map_or(f64::NAN, |it| it.goodput / capacity)
+        };
+        let ours = self.row(OURS).map_or(f64::NAN, share);
+        self.bar(
+            "goodput",
+            units::percent(ours),
+            format!(">= {} of the capacity", units::percent(least)),
+            self.beside(|row| units::percent(share(row))),
+            ours >= least,
+        )
+    }
+
+    /// The tail with and without second attempts, and what they add.
+    fn hedges(&self) -> Vec<Bar> {
+        let tail = |found: &Found| found.record.latency.quantile(0.999) * 1e3;
+        let Some(ours) = self.row(OURS).map(|row| &row.found) else { return Vec::new() };
+        let without = tail(&self.changed(OURS, |sim| sim.hedge = None));
+        let with = tail(ours);
+        let added =
+            units::float(ours.hedges) / units::float(ours.served.iter().sum::<u64>().max(1));
+        let others = self.beside(|row| format!("{:.1}", tail(&row.found)));
+        vec![
+            self.bar(
+                "p99.9",
+                format!("{with:.1} = {:.2}", with / without),
+                "<= 0.50 of that without hedges".to_owned(),
+                format!("without {without:.1}, {others}"),
+                with <= 0.5 * without,
+            ),
+            self.bar(
+                "second attempts",
+                units::percent(added),
+                "<= 5 %, their budget".to_owned(),
+                "none".to_owned(),
+                added > 0.0 && added <= 0.05,
+            ),
+        ]
+    }
+
+    /// Latency while an endpoint is back and cold. Who looks at costs notices by itself; who does not is
+    /// helped by a slow start.
+    fn cold(&self) -> Vec<Bar> {
+        let p99 = |found: &Found| {
+            found.accounts.first().map_or(f64::NAN, |account| account.summary().p99_during * 1e3)
+        };
+        let with = |name| self.row(name).map_or(f64::NAN, |row| p99(&row.found));
+        let blind = p99(&self.changed(BLIND, |sim| sim.slow_start = Span::default()));
+        let before = self.row(OURS).and_then(|row| row.found.accounts.first());
+        let before = before.map_or(f64::NAN, |account| account.summary().p99_before * 1e3);
+        let (ours, ramped) = (with(OURS), with(BLIND));
+        vec![
+            self.bar(
+                "p99 while one is cold",
+                format!("{ours:.1} = {:.2}", ours / before),
+                "<= 1.10 of that before".to_owned(),
+                self.beside(|row| format!("{:.1}", p99(&row.found))),
+                ours <= 1.1 * before,
+            ),
+            self.bar(
+                "the same by round_robin",
+                format!("{ramped:.1} = {:.2}", ramped / blind),
+                "<= 0.90 of that without slow start".to_owned(),
+                format!("without {blind:.1}"),
+                ramped <= 0.9 * blind,
+            ),
+        ]
+    }
+
+    /// What this policy comes to if `change` is made to the proxies.
+    fn changed(&self, policy: &str, change: fn(&mut Sim)) -> Found {
+        let mut setting = self.setting.clone();
+        change(&mut setting.sim);
+        engine::run(&setting, self.row(policy).map_or(setting.policy, |row| row.policy))
+    }
+
+    fn overload(&self) -> Vec<Bar> {
+        let summary = |row: &Row| row.found.overload.as_ref().map(Account::summary);
+        let Some(ours) = self.row(OURS).and_then(summary) else { return Vec::new() };
+        let capacity = self.setting.capacity();
+        let beside = |say: &dyn Fn(&Summary) -> String| {
+            self.beside(|row| summary(row).map_or_else(String::new, |it| say(&it)))
+        };
+        let goodput = ours.goodput / capacity;
+        let deadline = self.setting.patience.iter().map(|(after, _)| *after).min().unwrap_or(0);
+        let deadline = units::float(deadline) / 1e9;
+        vec![
+            self.bar(
+                "goodput",
+                units::percent(goodput),
+                ">= 95 % of the capacity".to_owned(),
+                beside(&|it| units::percent(it.goodput / capacity)),
+                goodput >= 0.95,
+            ),
+            self.bar(
+                "p99 of what was answered",
+                format!("{:.1}", ours.p99_during * 1e3),
+                format!("<= {:.0}, its deadline", deadline * 1e3),
+                beside(&|it| format!("{:.1}", it.p99_during * 1e3)),
+                ours.p99_during <= deadline,
+            ),
+            self.bar(
+                "recovered after",
+                units::seconds(ours.recovered_after),
+                "< 1 s".to_owned(),
+                beside(&|it| units::seconds(it.recovered_after)),
+                ours.recovered_after < 1.0,
+            ),
+        ]
+    }
+}
