@@ -25,6 +25,8 @@ const PATIENCE: f64 = 0.7;
 /// Mean deviations above the mean within which a service is promised to end: 99% of an exponential
 /// distribution do.
 const PROMISE: f64 = 5.0;
+/// Part of its time that one must have left to count as fresh.
+pub(crate) const FRESH: f64 = 0.9;
 /// Share of a slot's time that may pass idle until the next request is there. If it would be more,
 /// an endpoint gets requests beyond its slots, so that it can go on at once.
 const IDLE: f64 = 0.05;
@@ -263,11 +265,15 @@ impl Outlook {
     }
 
     /// Of the time that a request has, what must be left when it begins: as much as nearly all services
-    /// take, but no more than half of what it has, or what is patient for a short while only would
-    /// never be begun.
+    /// take. Who has less than that from the start would never be begun, so half of what it has will do
+    /// where a common service fits into that, and else most of it.
     pub fn reserve(&self, patience: Duration) -> Duration {
-        let service = self.service + PROMISE * self.deviation;
-        Duration::try_from_secs_f64(service).unwrap_or(Duration::MAX).min(patience / 2)
+        let seconds = |means: f64| {
+            let seconds = self.service + means * self.deviation;
+            Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+        };
+        let most = (patience / 2).max(seconds(1.0).min(patience.mul_f64(FRESH)));
+        seconds(PROMISE).min(most)
     }
 
     /// Will a request be done in time before which so many wait, almost certainly?
@@ -442,7 +448,11 @@ mod tests {
         assert!(!outlook.weighing(Weight::new(3.0)).can_meet(at(150), at(0), 29));
         assert!(outlook.is_too_late(at(0), at(126), at(100)));
         assert!(!outlook.is_too_late(at(0), at(127), at(100)));
-        assert!(!outlook.is_too_late(at(0), at(20), at(10)), "half of its time must do");
-        assert!(outlook.is_too_late(at(0), at(20), at(11)));
+        assert!(!outlook.is_too_late(at(0), at(60), at(30)), "half of its time must do");
+        assert!(
+            !outlook.is_too_late(at(0), at(20), at(2)),
+            "what has no time at all must be fresh"
+        );
+        assert!(outlook.is_too_late(at(0), at(20), at(3)));
     }
 }

@@ -249,7 +249,8 @@ impl Load {
         }
         let (mean, _) = self.speed.mean();
         if let Some(picks) = self.pool.get().filter(|_| samples >= KNOWN && mean > 0.0) {
-            self.learn_odds(picks, sample / mean, &outline);
+            let alone = outline.of_ours_alone();
+            self.learn_odds(picks, took.as_secs_f32() / alone.completion() / mean, &outline);
         }
         self.speed.learn(&self.watch, sample, samples);
     }
@@ -325,11 +326,17 @@ impl Load {
             return;
         };
         let outline = self.outline_for(others);
-        let ratio = picks.odds.beyond(after.as_secs_f32() / outline.completion() / mean);
+        let (seconds, alone) = (after.as_secs_f32(), outline.of_ours_alone());
+        let ratio = picks.odds.beyond(seconds / alone.completion() / mean);
         self.learn_odds(picks, ratio, &outline);
-        self.speed.learn(&self.watch, ratio * mean, samples);
+        let took = ratio * mean * alone.completion();
+        self.speed.learn(&self.watch, took / outline.completion(), samples);
     }
 
+    /// Ratios are of the time that passed until the answer was here, not of what is left of it without
+    /// the requests of others: how many those are is a guess, and where it is wrong the mean is. A deadline
+    /// is met in the time that really passes, and so the odds put right what the mean has wrong.
+    ///
     /// What comes behind others says less of how long services take, but better that than nothing.
     fn learn_odds(&self, picks: &Picks, ratio: f32, outline: &Outline) {
         if outline.queue() < 0.5 || !picks.odds.is_known() {

@@ -20,11 +20,12 @@ const PER_DOUBLING: f32 = 32.0;
 const DOUBLINGS_BELOW: f32 = 3.0;
 const BUCKETS: usize = 32 * 7;
 /// Answers without which nothing is believed.
-const ENOUGH: u32 = 32;
+const ENOUGH: u32 = 8;
 /// After so many the older ones count half: a few hundred tell a quantile of 99%.
 const MEMORY: u32 = 512;
-/// The distribution is summed up anew after so many answers.
+/// The distribution is summed up anew after so many answers; with each one while there are few.
 const RENEW: u32 = 16;
+const FEW: u32 = 64;
 /// What a service that was cut short is taken for where none longer is known, as a multiple.
 const LONGER: f32 = 1.25;
 /// The most that one service can say, in means: one that hangs says nothing of the others.
@@ -75,7 +76,7 @@ impl Odds {
         if all >= MEMORY {
             self.forget_half();
         }
-        if all >= ENOUGH && all.is_multiple_of(RENEW) {
+        if all >= ENOUGH && (all < FEW || all.is_multiple_of(RENEW)) {
             self.renew();
         }
     }

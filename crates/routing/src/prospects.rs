@@ -7,6 +7,7 @@
 //! suffered from waiting; if there is none, the one with the best chance goes. Those that have lost
 //! most of theirs are refused while others want the slot.
 
+use crate::bind::FRESH;
 use crate::odds::Odds;
 use crate::{Candidate, Line, Load, Outlook, Place, Rng, Time, View, Weight};
 use std::time::Duration;
@@ -17,8 +18,6 @@ pub(crate) const PROMISED: f64 = 0.99;
 const LOST: f64 = 0.5;
 /// A chance below it is none: what is known may be out of date, and the fresher the better.
 const NONE: f64 = 0.05;
-/// Part of its time that one without a chance must have left to count as fresh.
-const FRESH: f64 = 0.9;
 /// Requests of one client that are looked at for one that is in time, from the earliest deadline on,
 /// and from the latest one back.
 const LOOKED_AT: usize = 64;

@@ -125,6 +125,11 @@ impl Load {
 }
 
 impl Outline {
+    /// The same endpoint without the requests of others.
+    pub(super) fn of_ours_alone(self) -> Self {
+        Self { others: 0.0, variance: 0.0, ..self }
+    }
+
     /// How many wait before a request when it comes, where what others have there is not a number but
     /// a guess: the mean of what is above zero of a normal distribution, within 10%.
     #[inline]

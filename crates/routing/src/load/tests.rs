@@ -83,3 +83,19 @@ fn waiting_behind_others_does_not_make_an_endpoint_slow() {
     load.observe(Duration::from_millis(40), 3, at(0));
     assert!((load.service_seconds().unwrap_or(0.0) - 0.010).abs() < 1e-9);
 }
+
+#[test]
+fn time_that_must_be_left_is_that_which_passes_whatever_others_are_thought_to_be_there() {
+    // Reports count requests that we have given up already as if they were those of others.
+    let (load, picks) = (Arc::new(Load::new(2)), Arc::<Picks>::default());
+    load.serves(&picks);
+    for millis in (0..200).map(|number| number * 50) {
+        load.report(&Report { in_flight: Some(2), ..Report::default() }, at(millis));
+        let _ours = load.enter();
+        load.enter().answered(Duration::from_millis(200), at(millis));
+    }
+    let mean = load.service_seconds().unwrap_or_default();
+    assert!(mean < 0.15, "the mean is without the others: {mean}");
+    let reserve = picks.odds.quantile(0.99) * mean;
+    assert!((0.19..0.22).contains(&reserve), "{reserve}");
+}
