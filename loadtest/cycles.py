@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Loads and unloads models under traffic, a thousand times: does a request fail, does memory grow?
 
-  loadtest/cycles.py [--worker "target/release/forebay worker"] [--cycles 1000] [--callers 2]
+  loadtest/cycles.py [--worker "target/release/forebay worker"] [--cycles 1000] [--clients 2]
 
-Callers send one inference after the other to the model `steady` while a version of it is replaced by
+Clients send one inference after the other to the model `steady` while a version of it is replaced by
 another in each cycle, and while the model `other` is unloaded and loaded. Every answer is checked. Ends
 with 1 if one of them was not an answer, or if the worker holds more memory at the end than after the
 first quarter, but for what an allocator may keep. Needs nothing but Python.
@@ -69,7 +69,7 @@ class Worker:
         return self.process.wait(60)
 
 
-class Caller(threading.Thread):
+class Client(threading.Thread):
     """Sends one request after the other; `answers` counts, `failures` tell."""
 
     def __init__(self, address, stop):
@@ -105,7 +105,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--worker", default=str(ROOT / "target" / "release" / "forebay") + " worker")
     parser.add_argument("--cycles", type=int, default=1000)
-    parser.add_argument("--callers", type=int, default=2)
+    parser.add_argument("--clients", type=int, default=2)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="forebay-cycles-") as work:
         models = pathlib.Path(work)
@@ -115,9 +115,9 @@ def main():
         while worker.call("GET", "/v2/health/ready")[0] != 200:
             time.sleep(0.05)
         stop = threading.Event()
-        callers = [Caller(worker.address, stop) for _ in range(options.callers)]
-        for caller in callers:
-            caller.start()
+        clients = [Client(worker.address, stop) for _ in range(options.clients)]
+        for client in clients:
+            client.start()
         memory, started = [], time.monotonic()
         for cycle in range(1, options.cycles + 1):
             put(models / "steady", cycle + 1)
@@ -130,12 +130,12 @@ def main():
                 print(f"{cycle} cycles: {memory[-1]:.0f} MiB", file=sys.stderr, flush=True)
         took = time.monotonic() - started
         stop.set()
-        for caller in callers:
-            caller.join()
+        for client in clients:
+            client.join()
         exit_status = worker.end()
-    answers = sum(caller.answers for caller in callers)
-    failures = [failure for caller in callers for failure in caller.failures]
-    versions = len(set.union(*(caller.versions for caller in callers)))
+    answers = sum(client.answers for client in clients)
+    failures = [failure for client in clients for failure in client.failures]
+    versions = len(set.union(*(client.versions for client in clients)))
     quarter = len(memory) // 4
     settled = sorted(memory[quarter : 2 * quarter])[quarter // 2]
     last = sorted(memory[-quarter:])[quarter // 2]

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What callers notice when workers die: kill -9 of one under load, of half of them at once, SIGSTOP of
+# What clients notice when workers die: kill -9 of one under load, of half of them at once, SIGSTOP of
 # one, and one that dies and comes back every second. Four backends with four slots, log-normal
 # demands of 20 ms, Poisson arrivals at 250/s: two of them can carry it.
 #
 #   loadtest/faults.sh [FILE.md]             the table goes to standard output and to FILE.md
 #
-# Exit status 1 if a caller saw an error where none may be, or p99 is beyond the attempt's timeout of
+# Exit status 1 if a client saw an error where none may be, or p99 is beyond the attempt's timeout of
 # 200 ms and 50 ms where one is stopped. Environment, all optional:
 #   SECONDS_EACH=20 RATE=250                 how long and how much
 #   FAULTS="nothing kill_one kill_half stop_one flap_one"

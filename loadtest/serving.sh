@@ -2,12 +2,12 @@
 # What serving costs beyond the engine: the time that a request takes of a worker that is saturated, by
 # the time that the engine takes for one alone. The worker has one executor and one core, which its
 # sockets share; the generator has the other. The engine's own time is the worker's word (statistics),
-# taken with one caller, so that nothing else wants the core. Rounds alternate; medians.
+# taken with one client, so that nothing else wants the core. Rounds alternate; medians.
 #
 #   loadtest/serving.sh [FILE.md]            the table goes to standard output and to FILE.md
 #
 # Environment, all optional:
-#   ROUNDS=5  SECONDS_EACH=4  MODELS="magika silero-vad"  CALLERS=8
+#   ROUNDS=5  SECONDS_EACH=4  MODELS="magika silero-vad"  CLIENTS=8
 #   FOREBAY, FOREBAY_LOAD                    binaries; built with the profile dist if not given
 #   PROXY_CORE=0 LOAD_CORE=1                 where the worker, and where the generator runs
 set -euo pipefail
@@ -15,7 +15,7 @@ set -euo pipefail
 name=serving
 # shellcheck source=peers/common.sh
 . "$(dirname "$0")/peers/common.sh" "$@"
-rounds=${ROUNDS:-5} seconds=${SECONDS_EACH:-4} models=${MODELS:-magika silero-vad} callers=${CALLERS:-8}
+rounds=${ROUNDS:-5} seconds=${SECONDS_EACH:-4} models=${MODELS:-magika silero-vad} clients=${CLIENTS:-8}
 # Not without the demo: the worker is in it.
 [ -n "${FOREBAY:-}" ] || (cd "$root" && cargo build --profile "$profile" --quiet --bin forebay)
 build forebay-load
@@ -38,7 +38,7 @@ print(times["count"], times["ns"])'
 }
 
 # A closed loop; prints successes a second.
-closed() { # MODEL CALLERS
+closed() { # MODEL CLIENTS
     taskset -c "$load_core" "$load" run "$url" --model "$1" --range 0..1 --encoding binary -c "$2" \
         --for "${seconds}s" --warm-up 1s --quiet --json="$work/run.json" > "$work/run.out" 2>&1 || [ $? = 3 ]
     figure "$work/run.json" ok_rate
@@ -49,7 +49,7 @@ for round in $(seq "$rounds"); do
         before=$(engine "$model")
         closed "$model" 1 > /dev/null
         alone=$(echo "$before $(engine "$model")" | awk '{ printf "%.4f", ($4 - $2) / ($3 - $1) / 1e6 }')
-        rate=$(closed "$model" "$callers")
+        rate=$(closed "$model" "$clients")
         served=$(awk -v r="$rate" 'BEGIN { printf "%.4f", 1000 / r }')
         over=$(awk -v a="$alone" -v s="$served" 'BEGIN { printf "%.2f", (s / a - 1) * 100 }')
         say "round $round: $model: engine $alone ms, served $served ms, $over % more"

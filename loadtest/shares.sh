@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Do models share a worker fairly? The latency of a light model (about 1 ms) alone, and beside a heavy
-# one (about 100 ms) that is asked by as many callers as keep every executor busy, on the same
+# one (about 100 ms) that is asked by as many clients as keep every executor busy, on the same
 # executors at equal weights. Two kinds of heavy models: one whose graph has many nodes, between which
 # it lends its executor, and one that is a single node, which has to leave one executor free. Runs
 # alternate, and medians are compared.
@@ -49,7 +49,7 @@ measure() {
         'BEGIN { printf "%.2f %.2f\n", p50 * 1e3, p99 * 1e3 }'
 }
 
-# The heavy model in the background, two callers for each executor.
+# The heavy model in the background, two clients for each executor.
 heavy() {
     # Numbers whose products neither overflow nor vanish.
     local shape=x:$fine range=0..0.08

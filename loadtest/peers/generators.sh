@@ -3,7 +3,7 @@
 #   - How much can it send? As fast as they can, wrk and forebay-load, one core each, before a server
 #     that answers at once on another core; and 10,000 requests/s in the open loop, where its own lag
 #     is what counts.
-#   - Do others find the same? tritonclient (a thread for each of 8 callers) and Triton's
+#   - Do others find the same? tritonclient (a thread for each of 8 clients) and Triton's
 #     perf_analyzer, through forebay, before a synthetic backend whose rate is known: 4 slots of 10 ms.
 #   - Runs alternate, and medians are compared.
 #
@@ -149,7 +149,7 @@ table() {
         echo "| ${row/busy/--busy} | $(column $row 1 0) | $(column $row 2 3) | $(column $row 3 3) |"
     done
     echo
-    echo "Eight callers through forebay, a backend with four slots of 10 ms: at most 400/s."
+    echo "Eight clients through forebay, a backend with four slots of 10 ms: at most 400/s."
     echo
     echo "| client | REST, requests/s | / forebay-load | gRPC, requests/s | / forebay-load |"
     echo "|---|---|---|---|---|"

@@ -84,11 +84,11 @@ fn run(args: &RunArgs) -> Result<u8, Fault> {
 }
 
 fn simulate(args: &SimArgs) -> Result<u8, Fault> {
-    if args.bars {
-        let bars = sim::targets::all(&args.scenario).map_err(|error| Fault::Usage(error.into()))?;
-        let text = sim::targets::render(&bars);
+    if args.goals {
+        let goals = sim::goals::all(&args.scenario).map_err(|error| Fault::Usage(error.into()))?;
+        let text = sim::goals::render(&goals);
         std::io::stdout().write_all(text.as_bytes()).map_err(|error| Fault::Run(error.into()))?;
-        return Ok(if bars.iter().all(|bar| bar.met) { OK } else { MISSED });
+        return Ok(if goals.iter().all(|goal| goal.met) { OK } else { MISSED });
     }
     let plan = sim_plan(args).map_err(|error| Fault::Usage(error.into()))?;
     let start = std::time::Instant::now();
@@ -100,7 +100,7 @@ fn simulate(args: &SimArgs) -> Result<u8, Fault> {
     };
     if args.table {
         let rows = sim::table::rows(&plan);
-        let sum = |of: fn(&sim::Found) -> u64| rows.iter().map(|row| of(&row.found)).sum();
+        let sum = |of: fn(&sim::SimResult) -> u64| rows.iter().map(|row| of(&row.found)).sum();
         say(sum(|found| found.record.total() + found.record.warm_up), sum(|found| found.events));
         let table = sim::table::render(&plan, &rows);
         std::io::stdout().write_all(table.as_bytes()).map_err(|error| Fault::Run(error.into()))?;
@@ -120,10 +120,10 @@ fn sim_plan(args: &SimArgs) -> Result<SimPlan, SimError> {
     let mut scenario = Scenario::read(&args.scenario)?;
     scenario.seed = args.seed.unwrap_or(scenario.seed);
     if args.policy.is_some() {
-        scenario.sim.policy.clone_from(&args.policy);
+        scenario.simulated.sim.policy.clone_from(&args.policy);
     }
     if !args.policies.is_empty() {
-        scenario.sim.policies.clone_from(&args.policies);
+        scenario.simulated.sim.policies.clone_from(&args.policies);
     }
     Ok(SimPlan::new(scenario)?)
 }

@@ -14,7 +14,7 @@ use crate::connection::ask::call_headers;
 use crate::connection::{Answer, Outgoing};
 use crate::plan::Plan;
 use crate::plan::mix::{Mix, Weights};
-use crate::scenario::{Ask, Infer, Protocol, Request};
+use crate::scenario::{Infer, Protocol, Request, RequestKind};
 use body::{Body, MAX_CORPUS, Size, TooLarge, take_room};
 use bytes::Bytes;
 use check::Check;
@@ -32,7 +32,7 @@ use std::time::Duration;
 pub struct Corpus {
     kinds: Vec<Kind>,
     mix: Mix,
-    caller_header: Option<HeaderName>,
+    client_header: Option<HeaderName>,
 }
 
 /// One kind of request, ready to send.
@@ -57,8 +57,8 @@ pub struct Draw<'a> {
     size: &'a Size,
     body: &'a Body,
     demand: Option<Duration>,
-    /// The header that names the caller, and which one it is.
-    caller: Option<(&'a HeaderName, u32)>,
+    /// The header that names the client, and which one it is.
+    client: Option<(&'a HeaderName, u32)>,
 }
 
 /// Why requests can't be made.
@@ -125,8 +125,8 @@ impl Corpus {
         for request in &plan.requests {
             kinds.push(kind(plan, request, &mut room).await?);
         }
-        let caller_header = plan.callers.as_ref().map(|callers| callers.header.clone());
-        Ok(Self { kinds, mix: Mix::new(plan), caller_header })
+        let client_header = plan.clients.as_ref().map(|clients| clients.header.clone());
+        Ok(Self { kinds, mix: Mix::new(plan), client_header })
     }
 
     /// The request with this index: always the same for the same seed.
@@ -138,8 +138,8 @@ impl Corpus {
             Some(popularity) => popularity.draw(&mut drawn.rng),
             None => drawn.rng.usize(..size.bodies.len()),
         };
-        let caller = self.caller_header.as_ref().map(|header| (header, drawn.caller));
-        Draw { kind, size, body: &size.bodies[body], demand: drawn.demand, caller }
+        let client = self.client_header.as_ref().map(|header| (header, drawn.client));
+        Draw { kind, size, body: &size.bodies[body], demand: drawn.demand, client }
     }
 
     /// The kinds of requests, in the order of the scenario.
@@ -166,9 +166,9 @@ impl Draw<'_> {
             let micros = u64::try_from(demand.as_micros()).unwrap_or(u64::MAX);
             request.headers_mut().insert(SERVICE_DEMAND, HeaderValue::from(micros));
         }
-        if let Some((header, number)) = self.caller
+        if let Some((header, number)) = self.client
             && !self.size.headers.contains_key(header)
-            && let Ok(name) = HeaderValue::try_from(format!("caller-{number}"))
+            && let Ok(name) = HeaderValue::try_from(format!("client-{number}"))
         {
             request.headers_mut().insert(header, name);
         }
@@ -200,8 +200,8 @@ async fn kind(plan: &Plan, request: &Request, room: &mut u64) -> Result<Kind, Re
         size_weights: Weights::new(std::iter::empty()),
         popularity: None,
     };
-    let path = match &request.ask {
-        Ask::Http { method, path, body } => {
+    let path = match &request.kind {
+        RequestKind::Http { method, path, body } => {
             kind.method = match (method, body) {
                 (Some(method), _) => method.parse().map_err(http::Error::from)?,
                 (None, Some(_)) => Method::POST,
@@ -216,7 +216,7 @@ async fn kind(plan: &Plan, request: &Request, room: &mut u64) -> Result<Kind, Re
             kind.sizes = vec![Size { headers: base, bodies: vec![body] }];
             path.clone()
         }
-        Ask::Infer(infer) => {
+        RequestKind::Infer(infer) => {
             kind.label = format!("infer {}", infer.model);
             bodies(plan, infer, base, room, &mut kind).await?;
             if plan.target.protocol == Protocol::Grpc {

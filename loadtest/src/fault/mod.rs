@@ -8,8 +8,8 @@ mod process;
 
 use crate::connection::ask;
 use crate::plan::target::Target;
-use crate::report::Done;
-use crate::scenario::{Damage, Fault, Protocol, Trust};
+use crate::report::FaultRecord;
+use crate::scenario::{Fault, FaultKind, Protocol, Trust};
 use process::Process;
 use rustix::process::Signal;
 use std::cell::RefCell;
@@ -18,10 +18,10 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// A program that is slowed by signals runs and stands still in turn, so long together.
-const TURN: Duration = Duration::from_millis(20);
+const PULSE: Duration = Duration::from_millis(20);
 
 /// How much longer than planned a drain may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The programs of a run.
 #[derive(Debug, Default)]
@@ -30,27 +30,27 @@ pub(crate) struct Processes(Vec<Rc<RefCell<Option<Process>>>>);
 impl Processes {
     /// Starts all, one after the other, and waits for each to be ready.
     pub(crate) async fn start(
-        wishes: &[crate::scenario::Process],
+        specs: &[crate::scenario::Process],
         base: &Path,
     ) -> Result<Self, String> {
         let mut started = Self::default();
-        for wish in wishes {
-            let process = Process::start(wish, base).await?;
+        for spec in specs {
+            let process = Process::start(spec, base).await?;
             started.0.push(Rc::new(RefCell::new(Some(process))));
         }
         Ok(started)
     }
 
     /// Does what is planned, each at its time after `start`.
-    pub(crate) async fn befall(&self, faults: &[Fault], start: Instant) -> Vec<Done> {
+    pub(crate) async fn run_faults(&self, faults: &[Fault], start: Instant) -> Vec<FaultRecord> {
         let mut all = Vec::with_capacity(faults.len());
         for fault in faults {
             let end = fault.at.0 + fault.length.0;
             tokio::time::sleep_until((start + fault.at.0).into()).await;
             let began = start.elapsed();
-            let problem = self.one(fault, start + end).await.err();
-            all.push(Done {
-                what: fault.to_string(),
+            let problem = self.inject(fault, start + end).await.err();
+            all.push(FaultRecord {
+                fault: fault.to_string(),
                 planned: (fault.at.0.as_secs_f64(), end.as_secs_f64()),
                 actual: (began.as_secs_f64(), start.elapsed().as_secs_f64()),
                 problem,
@@ -59,7 +59,7 @@ impl Processes {
         all
     }
 
-    async fn one(&self, fault: &Fault, end: Instant) -> Result<(), String> {
+    async fn inject(&self, fault: &Fault, end: Instant) -> Result<(), String> {
         let is_it = |slot: &&Rc<RefCell<Option<Process>>>| {
             slot.borrow().as_ref().is_some_and(|process| process.name() == fault.process)
         };
@@ -67,8 +67,8 @@ impl Processes {
         let slot = slot.ok_or_else(|| format!("no process \"{}\"", fault.process))?;
         // It is given back at the end; nobody else looks at it meanwhile.
         let process = slot.take().ok_or_else(|| format!("{} is busy", fault.process))?;
-        let mut process = Held { slot: Rc::clone(slot), process: Some(process) };
-        befall(process.get()?, &fault.what, end).await
+        let mut process = Borrowed { slot: Rc::clone(slot), process: Some(process) };
+        inject(process.get()?, &fault.kind, end).await
     }
 
     /// Ends all.
@@ -84,57 +84,57 @@ impl Processes {
 }
 
 /// A program that is away from its place, and comes back whatever happens.
-struct Held {
+struct Borrowed {
     slot: Rc<RefCell<Option<Process>>>,
     process: Option<Process>,
 }
 
-impl Held {
+impl Borrowed {
     fn get(&mut self) -> Result<&mut Process, String> {
         self.process.as_mut().ok_or_else(|| "it is gone".to_owned())
     }
 }
 
-impl Drop for Held {
+impl Drop for Borrowed {
     fn drop(&mut self) {
         self.slot.replace(self.process.take());
     }
 }
 
-async fn befall(process: &mut Process, what: &Damage, end: Instant) -> Result<(), String> {
+async fn inject(process: &mut Process, kind: &FaultKind, end: Instant) -> Result<(), String> {
     let until = |end: Instant| tokio::time::sleep_until(end.into());
-    match what {
-        Damage::Kill | Damage::Drain => {
-            let signal = if *what == Damage::Kill { Signal::KILL } else { Signal::TERM };
+    match kind {
+        FaultKind::Kill | FaultKind::Drain => {
+            let signal = if *kind == FaultKind::Kill { Signal::KILL } else { Signal::TERM };
             process.signal(signal)?;
-            process.gone(end + PATIENCE).await;
+            process.wait_for_exit(end + DRAIN_TIMEOUT).await;
             until(end).await;
             process.spawn(&process.command())?;
-            process.ready().await
+            process.wait_until_ready().await
         }
-        Damage::Stop => {
+        FaultKind::Stop => {
             process.signal(Signal::STOP)?;
             until(end).await;
             process.signal(Signal::CONT)
         }
-        Damage::Slow(factor) => match process.slow() {
+        FaultKind::Slow(factor) => match process.slow() {
             Some(url) => {
-                tell(url, *factor).await?;
+                set_slowdown(url, *factor).await?;
                 until(end).await;
-                tell(url, 1.0).await
+                set_slowdown(url, 1.0).await
             }
-            None => in_turns(process, *factor, end).await,
+            None => throttle(process, *factor, end).await,
         },
-        Damage::Reload => {
+        FaultKind::Reload => {
             process.signal(Signal::HUP)?;
             until(end).await;
             Ok(())
         }
-        Damage::Upgrade { command, overlap, ready } => {
+        FaultKind::Upgrade { command, overlap, ready } => {
             let command = if command.is_empty() { &process.command() } else { command };
             let old = process.spawn(command)?;
             tokio::time::sleep(overlap.0).await;
-            process.ready_at(ready.as_deref()).await?;
+            process.wait_until_ready_at(ready.as_deref()).await?;
             if let Some(old) = old {
                 process::end(old).await;
             }
@@ -145,18 +145,18 @@ async fn befall(process: &mut Process, what: &Damage, end: Instant) -> Result<()
 }
 
 /// Lets the program run for one part in `factor` of the time.
-async fn in_turns(process: &mut Process, factor: f64, end: Instant) -> Result<(), String> {
-    let runs = TURN.div_f64(factor.max(1.0));
+async fn throttle(process: &mut Process, factor: f64, end: Instant) -> Result<(), String> {
+    let runs = PULSE.div_f64(factor.max(1.0));
     while Instant::now() < end {
         process.signal(Signal::STOP)?;
-        tokio::time::sleep(TURN.saturating_sub(runs)).await;
+        tokio::time::sleep(PULSE.saturating_sub(runs)).await;
         process.signal(Signal::CONT)?;
         tokio::time::sleep(runs).await;
     }
     Ok(())
 }
 
-async fn tell(url: &str, factor: f64) -> Result<(), String> {
+async fn set_slowdown(url: &str, factor: f64) -> Result<(), String> {
     let trust = Trust { insecure: true, ca: None };
     let target = Target::parse(url, Protocol::Http1, &trust).map_err(|error| error.to_string())?;
     let answer = ask::post(&target, factor.to_string().into()).await?;

@@ -5,7 +5,7 @@
 
 use crate::connection::ask;
 use crate::plan::target::Target;
-use crate::scenario::{Process as Wish, Protocol, Trust};
+use crate::scenario::{Process as Spec, Protocol, Trust};
 use crate::units;
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::{Pid, Signal, kill_process};
@@ -19,20 +19,20 @@ use std::time::{Duration, Instant};
 use tokio::process::{Child, Command};
 
 /// How long a program may take to answer at its URL.
-const READY: Duration = Duration::from_secs(30);
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two looks.
-const STEP: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How long a program may take to end after SIGTERM, at the end of the run.
-const GOODBYE: Duration = Duration::from_secs(10);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The number of the first file descriptor that is passed (sd_listen_fds(3)).
-const FIRST_PASSED: i32 = 3;
+const FIRST_PASSED_FD: i32 = 3;
 /// How much of what it printed is shown of a program that failed.
-const LAST_WORDS: usize = 400;
+const MAX_EXCERPT: usize = 400;
 
 /// A running program.
 #[derive(Debug)]
 pub(crate) struct Process {
-    wish: Wish,
+    spec: Spec,
     log: PathBuf,
     /// The log is ours, and goes with the run.
     is_scratch: bool,
@@ -43,50 +43,50 @@ pub(crate) struct Process {
 
 impl Process {
     /// Starts it, and waits until it answers. `base` is where the scenario's paths begin.
-    pub(crate) async fn start(wish: &Wish, base: &Path) -> Result<Self, String> {
+    pub(crate) async fn start(spec: &Spec, base: &Path) -> Result<Self, String> {
         let scratch = || {
             static NUMBER: AtomicU64 = AtomicU64::new(0);
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
             std::env::temp_dir().join(format!("forebay-load-{}-{number}.log", std::process::id()))
         };
-        let log = wish.log.as_ref().map(|log| base.join(log));
+        let log = spec.log.as_ref().map(|log| base.join(log));
         let bind = |address: &SocketAddr| {
-            let fail = |error| format!("{}: can't listen on {address}: {error}", wish.name);
+            let fail = |error| format!("{}: can't listen on {address}: {error}", spec.name);
             TcpListener::bind(address).map_err(fail)
         };
-        let sockets = wish.sockets.iter().map(bind).collect::<Result<_, _>>()?;
+        let sockets = spec.sockets.iter().map(bind).collect::<Result<_, _>>()?;
         let mut process = Self {
             is_scratch: log.is_none(),
             log: log.unwrap_or_else(scratch),
-            wish: wish.clone(),
+            spec: spec.clone(),
             sockets,
             child: None,
         };
-        process.spawn(&wish.command)?;
-        process.ready().await?;
+        process.spawn(&spec.command)?;
+        process.wait_until_ready().await?;
         Ok(process)
     }
 
     /// Its name.
     pub(crate) fn name(&self) -> &str {
-        &self.wish.name
+        &self.spec.name
     }
 
     /// The command that it was started with.
     pub(crate) fn command(&self) -> Vec<String> {
-        self.wish.command.clone()
+        self.spec.command.clone()
     }
 
     /// The URL that makes it slow.
     pub(crate) fn slow(&self) -> Option<&str> {
-        self.wish.slow.as_deref()
+        self.spec.slow.as_deref()
     }
 
     /// Starts `command` in its place; returns the program that was there before.
     pub(crate) fn spawn(&mut self, command: &[String]) -> Result<Option<Child>, String> {
-        let fail = |what: &dyn std::fmt::Display| format!("{}: {what}", self.wish.name);
+        let fail = |what: &dyn std::fmt::Display| format!("{}: {what}", self.spec.name);
         let (program, arguments) = command.split_first().ok_or_else(|| fail(&"no command"))?;
-        let mut starting = self.starting(program).map_err(|error| fail(&error))?;
+        let mut starting = self.command_for(program).map_err(|error| fail(&error))?;
         let open = File::options().create(true).append(true).open(&self.log);
         let log = open.map_err(|error| fail(&format!("{}: {error}", self.log.display())))?;
         let child = starting
@@ -101,7 +101,7 @@ impl Process {
     }
 
     /// The program, to which sockets are passed as systemd does it, if it has any.
-    fn starting(&self, program: &str) -> Result<Command, Box<dyn std::error::Error>> {
+    fn command_for(&self, program: &str) -> Result<Command, Box<dyn std::error::Error>> {
         if self.sockets.is_empty() {
             return Ok(Command::new(program));
         }
@@ -109,7 +109,7 @@ impl Process {
             let parent_fd = socket.try_clone()?.into();
             Ok(FdMapping { parent_fd, child_fd })
         };
-        let passed: io::Result<_> = self.sockets.iter().zip(FIRST_PASSED..).map(pass).collect();
+        let passed: io::Result<_> = self.sockets.iter().zip(FIRST_PASSED_FD..).map(pass).collect();
         // The number of a process is known to itself alone before it runs.
         let mut command = Command::new("/bin/sh");
         command.args(["-c", "export LISTEN_PID=$$; exec \"$0\" \"$@\"", program]);
@@ -119,46 +119,47 @@ impl Process {
     }
 
     /// Waits until it answers at its URL, if it has one.
-    pub(crate) async fn ready(&mut self) -> Result<(), String> {
-        self.ready_at(None).await
+    pub(crate) async fn wait_until_ready(&mut self) -> Result<(), String> {
+        self.wait_until_ready_at(None).await
     }
 
     /// Waits until it answers at `url`, or else at its own, if it has one.
-    pub(crate) async fn ready_at(&mut self, url: Option<&str>) -> Result<(), String> {
-        let url = url.map(str::to_owned).or_else(|| self.wish.ready.clone());
+    pub(crate) async fn wait_until_ready_at(&mut self, url: Option<&str>) -> Result<(), String> {
+        let url = url.map(str::to_owned).or_else(|| self.spec.ready.clone());
         let Some(url) = url else { return Ok(()) };
         let target = Target::parse(&url, Protocol::Http1, &Trust { insecure: true, ca: None });
-        let target = target.map_err(|error| format!("{}: {error}", self.wish.name))?;
+        let target = target.map_err(|error| format!("{}: {error}", self.spec.name))?;
         let start = Instant::now();
         loop {
             let answer = ask::answers(&target).await;
             if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok()?) {
                 return Err(format!(
                     "{} has ended, {status}: {}",
-                    self.wish.name,
-                    self.last_words()
+                    self.spec.name,
+                    self.log_excerpt()
                 ));
             }
             match answer {
                 Ok(()) => return Ok(()),
-                Err(what) if start.elapsed() > READY => {
-                    let (name, waited) = (&self.wish.name, units::seconds(READY.as_secs_f64()));
+                Err(what) if start.elapsed() > READY_TIMEOUT => {
+                    let (name, waited) =
+                        (&self.spec.name, units::seconds(READY_TIMEOUT.as_secs_f64()));
                     return Err(format!("{name} is not ready after {waited}, {url}: {what}"));
                 }
-                Err(_) => tokio::time::sleep(STEP).await,
+                Err(_) => tokio::time::sleep(POLL_INTERVAL).await,
             }
         }
     }
 
     /// Sends a signal.
     pub(crate) fn signal(&mut self, signal: Signal) -> Result<(), String> {
-        let gone = || format!("{} is not running", self.wish.name);
+        let gone = || format!("{} is not running", self.spec.name);
         let child = self.child.as_mut().ok_or_else(gone)?;
-        send(child, signal).map_err(|error| format!("{}: {error}", self.wish.name))
+        send(child, signal).map_err(|error| format!("{}: {error}", self.spec.name))
     }
 
     /// Waits until the program has ended, and sees to it at `latest`.
-    pub(crate) async fn gone(&mut self, latest: Instant) {
+    pub(crate) async fn wait_for_exit(&mut self, latest: Instant) {
         if let Some(mut child) = self.child.take()
             && tokio::time::timeout_at(latest.into(), child.wait()).await.is_err()
         {
@@ -173,11 +174,11 @@ impl Process {
         }
     }
 
-    fn last_words(&self) -> String {
+    fn log_excerpt(&self) -> String {
         let mut text = Vec::new();
         // It may have said nothing.
         let _ = File::open(&self.log).and_then(|file| file.take(1 << 20).read_to_end(&mut text));
-        let start = text.len().saturating_sub(LAST_WORDS);
+        let start = text.len().saturating_sub(MAX_EXCERPT);
         String::from_utf8_lossy(&text[start..]).trim().to_owned()
     }
 }
@@ -195,7 +196,7 @@ pub(crate) async fn end(mut child: Child) {
     // One that was stopped could not hear the next signal.
     let _ = send(&mut child, Signal::CONT);
     let _ = send(&mut child, Signal::TERM);
-    if tokio::time::timeout(GOODBYE, child.wait()).await.is_err() {
+    if tokio::time::timeout(EXIT_TIMEOUT, child.wait()).await.is_err() {
         let _ = child.kill().await;
     }
 }

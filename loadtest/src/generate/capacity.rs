@@ -3,7 +3,7 @@
 //! "How much can it take?" has no answer without "and still be good enough". The rate is doubled
 //! until an objective is missed, then the gap between the highest rate that met them and the lowest
 //! that did not is halved until it is small. Each step is an open-loop run of its own: in a closed
-//! loop a target that is too slow slows its callers down and never looks overloaded.
+//! loop a target that is too slow slows its clients down and never looks overloaded.
 
 use super::run::{self, Options, RunError};
 use crate::plan::{Plan, PlanError};

@@ -31,7 +31,7 @@ use tokio::sync::watch;
 
 /// Arrivals that may wait for a connection, in one thread. What comes on top is lost, and the run
 /// says so.
-pub const MAX_PENDING: usize = 100_000;
+pub const MAX_QUEUED: usize = 100_000;
 /// Arrivals that are dispatched before answers are looked at again.
 const BURST: usize = 64;
 /// Pause of a closed-loop slot that got no connection, so that it does not spin.
@@ -39,8 +39,8 @@ const CONNECT_PAUSE: Duration = Duration::from_millis(10);
 /// How often a thread's figures go into the progress line.
 const LIVE_PERIOD: Duration = Duration::from_millis(200);
 /// Bounds of the time between two looks at the deadlines of requests under way.
-const WATCH_SHORTEST: Duration = Duration::from_millis(1);
-const WATCH_LONGEST: Duration = Duration::from_millis(20);
+const MIN_WATCH_INTERVAL: Duration = Duration::from_millis(1);
+const MAX_WATCH_INTERVAL: Duration = Duration::from_millis(20);
 /// Tasks that run between two looks at the sockets and the timer. tokio's default of 61 would let
 /// a due arrival wait for 61 answers to be handled.
 const EVENT_INTERVAL: u32 = 8;
@@ -113,7 +113,7 @@ struct Dispatch {
     connections: Connections,
     idle: Vec<Rc<ConnectionSlot>>,
     slots: usize,
-    pending: VecDeque<Job>,
+    queue: VecDeque<Job>,
 }
 
 /// This thread's share of the arrivals: every n-th.
@@ -185,7 +185,7 @@ impl Engine {
             connections: Connections::new(plan.target.protocol, connections),
             idle: Vec::new(),
             slots: 0,
-            pending: VecDeque::new(),
+            queue: VecDeque::new(),
         };
         Self {
             max_slots: connections * plan.streams,
@@ -223,9 +223,9 @@ impl Engine {
             } else if dispatch.slots < self.max_slots {
                 drop(dispatch);
                 self.add_slot(Some(job));
-            } else if dispatch.pending.len() < MAX_PENDING {
+            } else if dispatch.queue.len() < MAX_QUEUED {
                 job.taken = Some(now);
-                dispatch.pending.push_back(job);
+                dispatch.queue.push_back(job);
             } else {
                 drop(dispatch);
                 let (intended, outcome) = (job.intended, Outcome::Unsent);
@@ -295,7 +295,7 @@ impl Engine {
     ) -> Option<Job> {
         {
             let mut dispatch = self.dispatch.borrow_mut();
-            if let Some(job) = dispatch.pending.pop_front() {
+            if let Some(job) = dispatch.queue.pop_front() {
                 return Some(job);
             }
             // Without arrivals to come there is nothing to wait for.
@@ -400,7 +400,7 @@ impl Engine {
         let in_flight = self.in_flight.get() + 1;
         self.in_flight.set(in_flight);
         let mut record = self.record.borrow_mut();
-        record.most_in_flight = record.most_in_flight.max(in_flight);
+        record.max_in_flight = record.max_in_flight.max(in_flight);
     }
 
     fn finish(&self, finished: &Finished) {
@@ -433,7 +433,7 @@ impl Engine {
 /// Tells slots when their time is up. A timer of its own for every request would cost a system call
 /// each; a look at all slots every few milliseconds is enough for time-outs.
 async fn watch_deadlines(engine: Rc<Engine>) {
-    let step = (engine.run.plan.timeout / 20).clamp(WATCH_SHORTEST, WATCH_LONGEST);
+    let step = (engine.run.plan.timeout / 20).clamp(MIN_WATCH_INTERVAL, MAX_WATCH_INTERVAL);
     loop {
         tokio::time::sleep(step).await;
         let now = engine.now();

@@ -7,7 +7,7 @@ use crate::corpus::{Corpus, RequestError};
 use crate::fault::Processes;
 use crate::plan::Plan;
 use crate::report::record::{Interval, Record};
-use crate::report::{Circumstances, Done, Report};
+use crate::report::{Circumstances, FaultRecord, Report};
 use crate::units::float;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
@@ -22,14 +22,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 /// Between the start of the threads and moment 0, so that all are ready.
-const RUN_UP: Duration = Duration::from_millis(20);
+const START_DELAY: Duration = Duration::from_millis(20);
 /// Between two looks whether the target answers.
-const WAIT_STEP: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// How long the target may take to accept the very first connection.
-const FIRST_CONNECT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a fault may go on after the last answer.
-const LAST_FAULT: Duration = Duration::from_secs(60);
+const FAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a run shows while it goes on, and what it waits for.
 #[derive(Debug, Clone, Copy, Default)]
@@ -81,7 +81,7 @@ pub fn run(plan: Plan, options: Options) -> Result<Report, RunError> {
     })?;
     let (stop, stopped) = watch::channel(false);
     let run = Arc::new(Run {
-        start: Instant::now() + RUN_UP,
+        start: Instant::now() + START_DELAY,
         corpus: Arc::new(corpus),
         stop: stopped,
         index: AtomicU64::new(0),
@@ -131,9 +131,9 @@ async fn watch_over(
     stop: &watch::Sender<bool>,
     mut ends: mpsc::Receiver<()>,
     processes: &Processes,
-) -> Result<(bool, Vec<Done>), RunError> {
+) -> Result<(bool, Vec<FaultRecord>), RunError> {
     let plan = &run.plan;
-    let mut faults = pin!(processes.befall(&plan.faults, run.start + plan.timeline.warm_up));
+    let mut faults = pin!(processes.run_faults(&plan.faults, run.start + plan.timeline.warm_up));
     let mut done = None;
     let mut line = Progress::new(plan.timeline.warm_up, plan.length());
     let mut tick = tokio::time::interval(progress::PERIOD);
@@ -163,7 +163,7 @@ async fn watch_over(
     }
     // The last fault may last as long as the run, and then needs a moment to be undone.
     if done.is_none() && !interrupted {
-        done = tokio::time::timeout(LAST_FAULT, faults).await.ok();
+        done = tokio::time::timeout(FAULT_TIMEOUT, faults).await.ok();
     }
     Ok((interrupted, done.unwrap_or_default()))
 }
@@ -185,7 +185,7 @@ async fn reach(plan: &Plan, wait: Option<Duration>) -> Result<(), RunError> {
             Err(what) if Instant::now() >= end => {
                 return Err(RunError::Unreachable(plan.target.to_string(), what));
             }
-            Err(_) => tokio::time::sleep(WAIT_STEP).await,
+            Err(_) => tokio::time::sleep(POLL_INTERVAL).await,
         }
     }
 }
@@ -196,7 +196,7 @@ async fn corpus(plan: &Plan, wait: Option<Duration>) -> Result<Corpus, RequestEr
     loop {
         match Corpus::make(plan).await {
             Err(error) if error.is_of_metadata() && Instant::now() < end => {
-                tokio::time::sleep(WAIT_STEP).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
             made => return made,
         }
@@ -204,7 +204,7 @@ async fn corpus(plan: &Plan, wait: Option<Duration>) -> Result<Corpus, RequestEr
 }
 
 async fn connects(plan: &Plan) -> Result<(), String> {
-    match tokio::time::timeout(FIRST_CONNECT, connection::dial(&plan.target)).await {
+    match tokio::time::timeout(CONNECT_TIMEOUT, connection::dial(&plan.target)).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("timeout".to_owned()),

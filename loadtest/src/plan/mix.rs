@@ -5,14 +5,14 @@
 //! before, nor from whether the run is live or simulated.
 
 use super::seed::derive;
-use super::{DEFAULT_CALLER_HEADER, Plan};
+use super::{DEFAULT_CLIENT_HEADER, Plan};
 use crate::distribution::Distribution;
 use crate::scenario::{Header, Request};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Keeps the chance of callers apart.
-const CALLER: u64 = 0x63_61_6c_6c_65_72;
+/// Keeps the chance of clients apart.
+const CLIENT: u64 = 0x63_61_6c_6c_65_72;
 
 /// The requests of a run.
 #[derive(Debug, Clone)]
@@ -21,7 +21,7 @@ pub struct Mix {
     demands: Vec<Option<Distribution>>,
     seed: u64,
     /// How many there are; 0: nobody is told apart.
-    callers: u32,
+    clients: u32,
     /// By kind: whose it is, if a header of its own says so.
     named: Vec<Option<u32>>,
     recorded: Arc<[Option<u32>]>,
@@ -35,7 +35,7 @@ pub struct Drawn {
     /// The service time that it asks for, in whole microseconds as on the wire.
     pub demand: Option<Duration>,
     /// Whose it is, from 0.
-    pub caller: u32,
+    pub client: u32,
     /// Whatever else is left to chance follows from here.
     pub rng: fastrand::Rng,
 }
@@ -47,7 +47,7 @@ impl Mix {
             weights: Weights::new(plan.requests.iter().map(|request| request.weight)),
             demands: plan.requests.iter().map(|request| request.demand).collect(),
             seed: plan.seed,
-            callers: plan.callers.as_ref().map_or(0, |callers| callers.count),
+            clients: plan.clients.as_ref().map_or(0, |clients| clients.count),
             named: plan.requests.iter().map(|request| named(plan, request)).collect(),
             recorded: Arc::clone(&plan.recorded),
         }
@@ -64,29 +64,29 @@ impl Mix {
         let demand = self.demands.get(kind).copied().flatten();
         let demand = demand.map(|demand| whole_micros(demand.draw(&mut rng)));
         let named = self.named.get(kind).copied().flatten();
-        Drawn { kind, demand, caller: named.unwrap_or_else(|| self.caller(index)), rng }
+        Drawn { kind, demand, client: named.unwrap_or_else(|| self.client(index)), rng }
     }
 
     /// Apart from the other chance: the work is the same however many ask for it.
-    fn caller(&self, index: u64) -> u32 {
-        let chance = derive(self.seed, index ^ CALLER) >> 32;
-        // Below `callers`, since the chance is below 2^32.
-        u32::try_from((chance * u64::from(self.callers)) >> 32).unwrap_or(0)
+    fn client(&self, index: u64) -> u32 {
+        let chance = derive(self.seed, index ^ CLIENT) >> 32;
+        // Below `clients`, since the chance is below 2^32.
+        u32::try_from((chance * u64::from(self.clients)) >> 32).unwrap_or(0)
     }
 }
 
-/// The caller that a kind of request names in a header of its own: kinds that name the same one are of
-/// one caller, beyond those that are drawn.
+/// The client that a kind of request names in a header of its own: kinds that name the same one are of
+/// one client, beyond those that are drawn.
 fn named(plan: &Plan, request: &Request) -> Option<u32> {
     let header =
-        plan.callers.as_ref().map_or(DEFAULT_CALLER_HEADER, |callers| callers.header.as_str());
+        plan.clients.as_ref().map_or(DEFAULT_CLIENT_HEADER, |clients| clients.header.as_str());
     let value = |request: &Request| {
         let named = |it: &&Header| it.name.eq_ignore_ascii_case(header);
         request.headers.iter().find(named).map(|header| header.value.clone())
     };
     let own = value(request)?;
     let first = plan.requests.iter().position(|other| value(other).as_ref() == Some(&own))?;
-    let drawn = plan.callers.as_ref().map_or(0, |callers| callers.count);
+    let drawn = plan.clients.as_ref().map_or(0, |clients| clients.count);
     drawn.checked_add(1 + u32::try_from(first).ok()?)
 }
 

@@ -13,8 +13,8 @@ pub mod timeline;
 pub mod tls;
 
 use crate::scenario::{
-    self, Ask, Infer, Load as Wish, MAX_FAULTS, MAX_PROCESSES, Objective, Protocol, Scenario,
-    Spacing, Trust,
+    self, Infer, Live, Load as LoadSpec, MAX_FAULTS, MAX_PROCESSES, Objective, Protocol,
+    RequestKind, Scenario, Spacing, Trust,
 };
 use crate::units::{self, Rate, Span};
 use arrivals::{Phase, Shape, Source};
@@ -29,10 +29,10 @@ use timeline::Timeline;
 pub const MAX_CONNECTIONS: usize = 20_000;
 /// Most requests at a time on one HTTP/2 connection.
 pub const MAX_STREAMS: usize = 1000;
-/// Most callers: as many as a proxy can be expected to tell apart.
-pub const MAX_CALLERS: usize = 1_000_000;
-/// The header that names a caller where none is given: what the proxy's documentation suggests.
-pub(crate) const DEFAULT_CALLER_HEADER: &str = "x-caller";
+/// Most clients: as many as a proxy can be expected to tell apart.
+pub const MAX_CLIENTS: usize = 1_000_000;
+/// The header that names a client where none is given: what the proxy's documentation suggests.
+pub(crate) const DEFAULT_CLIENT_HEADER: &str = "x-client";
 /// Most generating threads.
 pub const MAX_THREADS: usize = 64;
 /// Warm-up where none is given.
@@ -74,7 +74,7 @@ pub struct Plan {
     /// What requests are made of.
     pub requests: Vec<scenario::Request>,
     /// Who they come from, where they say so.
-    pub callers: Option<Callers>,
+    pub clients: Option<Clients>,
     /// For each recorded arrival the request that it stands for; empty unless replayed.
     pub recorded: Arc<[Option<u32>]>,
     /// Programs that the run starts.
@@ -87,9 +87,9 @@ pub struct Plan {
     pub objectives: Vec<Objective>,
 }
 
-/// Who requests come from: `caller-0`, `caller-1`, and so on.
+/// Who requests come from: `client-0`, `client-1`, and so on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Callers {
+pub struct Clients {
     /// How many; at least one.
     pub count: u32,
     /// Where requests name them.
@@ -140,12 +140,12 @@ impl Plan {
     /// # Errors
     /// The first thing that is wrong.
     pub fn new(scenario: Scenario) -> Result<Self, PlanError> {
-        let url = scenario.target.as_deref().ok_or(PlanError::NoTarget)?;
+        let url = scenario.live.target.as_deref().ok_or(PlanError::NoTarget)?;
         let trust = Trust {
-            ca: scenario.tls.ca.as_ref().map(|file| scenario.base.join(file)),
-            ..scenario.tls
+            ca: scenario.live.tls.ca.as_ref().map(|file| scenario.base.join(file)),
+            ..scenario.live.tls
         };
-        let target = Target::parse(url, scenario.protocol, &trust)?;
+        let target = Target::parse(url, scenario.live.protocol, &trust)?;
         Self::towards(target, scenario)
     }
 
@@ -154,7 +154,8 @@ impl Plan {
     /// # Errors
     /// The first thing that is wrong.
     pub fn simulated(scenario: Scenario) -> Result<Self, PlanError> {
-        let scenario = Scenario { processes: Vec::new(), faults: Vec::new(), ..scenario };
+        let live = Live { processes: Vec::new(), faults: Vec::new(), ..scenario.live };
+        let scenario = Scenario { live, ..scenario };
         Self::towards(Target::nowhere(), scenario)
     }
 
@@ -162,12 +163,14 @@ impl Plan {
         let warm_up = scenario.warm_up.map_or(DEFAULT_WARM_UP, |span| span.0);
         let timeout = scenario.timeout.map_or(DEFAULT_TIMEOUT, |span| span.0);
         positive("timeout", Span(timeout))?;
-        let (streams, connections) = match scenario.protocol {
+        let (streams, connections) = match scenario.live.protocol {
             Protocol::Http1 => (1, DEFAULT_CONNECTIONS),
-            Protocol::Http2 | Protocol::Grpc => (scenario.streams.unwrap_or(DEFAULT_STREAMS), 10),
+            Protocol::Http2 | Protocol::Grpc => {
+                (scenario.live.streams.unwrap_or(DEFAULT_STREAMS), 10)
+            }
         };
-        let connections = scenario.connections.unwrap_or(connections);
-        let threads = scenario.threads.unwrap_or(1);
+        let connections = scenario.live.connections.unwrap_or(connections);
+        let threads = scenario.live.threads.unwrap_or(1);
         within("connections", connections, MAX_CONNECTIONS)?;
         within("streams", streams, MAX_STREAMS)?;
         within("threads", threads, MAX_THREADS.min(connections))?;
@@ -175,16 +178,17 @@ impl Plan {
             return Err(bounds("request", "at least one [[request]]", "none"));
         }
         check_requests(&scenario.requests)?;
-        let not_inference = |request: &scenario::Request| matches!(request.ask, Ask::Http { .. });
-        if scenario.protocol == Protocol::Grpc && scenario.requests.iter().any(not_inference) {
+        let not_inference =
+            |request: &scenario::Request| matches!(request.kind, RequestKind::Http { .. });
+        if scenario.live.protocol == Protocol::Grpc && scenario.requests.iter().any(not_inference) {
             return Err(bounds("request", "inferences alone with the protocol grpc", "others"));
         }
-        let callers = callers(scenario.callers, scenario.caller_header.as_deref())?;
+        let clients = clients(scenario.clients, scenario.client_header.as_deref())?;
         let mut recorded = Vec::new();
         let (load, measured) = match &scenario.load {
-            Wish::Closed { length } => (Load::Closed, positive("for", *length)?),
-            Wish::Open { spacing, phases } => open(*spacing, phases, warm_up)?,
-            Wish::Replay { file, speed } => {
+            LoadSpec::Closed { length } => (Load::Closed, positive("for", *length)?),
+            LoadSpec::Open { spacing, phases } => open(*spacing, phases, warm_up)?,
+            LoadSpec::Replay { file, speed } => {
                 let path = scenario.base.join(file);
                 let (load, span, picks) = replayed(&path, *speed, &scenario.requests)?;
                 recorded = picks;
@@ -192,9 +196,9 @@ impl Plan {
                 (load, positive("the log without warm_up", Span(span.saturating_sub(warm_up)))?)
             }
         };
-        let mut faults = scenario.faults;
+        let mut faults = scenario.live.faults;
         faults.sort_by_key(|fault| fault.at);
-        check_faults(&scenario.processes, &faults, measured)?;
+        check_faults(&scenario.live.processes, &faults, measured)?;
         Ok(Self {
             name: scenario.name.unwrap_or_else(|| "run".to_owned()),
             target,
@@ -209,9 +213,9 @@ impl Plan {
             timeout,
             limit: None,
             requests: scenario.requests,
-            callers,
+            clients,
             recorded: recorded.into(),
-            processes: scenario.processes,
+            processes: scenario.live.processes,
             faults,
             base: scenario.base,
             objectives: scenario.objectives,
@@ -230,9 +234,9 @@ impl Plan {
 
     /// The load in words, for people.
     pub fn describe(&self) -> String {
-        match &self.callers {
-            Some(Callers { count, .. }) => {
-                format!("{}, {} callers", self.describe_load(), units::count(u64::from(*count)))
+        match &self.clients {
+            Some(Clients { count, .. }) => {
+                format!("{}, {} clients", self.describe_load(), units::count(u64::from(*count)))
             }
             None => self.describe_load(),
         }
@@ -282,27 +286,27 @@ fn phase_words(shape: Shape) -> String {
     }
 }
 
-fn callers(count: Option<u32>, header: Option<&str>) -> Result<Option<Callers>, PlanError> {
+fn clients(count: Option<u32>, header: Option<&str>) -> Result<Option<Clients>, PlanError> {
     let Some(count) = count else {
         return match header {
             Some(header) => {
-                Err(bounds("callers", "their number, to name them in a header", header))
+                Err(bounds("clients", "their number, to name them in a header", header))
             }
             None => Ok(None),
         };
     };
-    within("callers", count as usize, MAX_CALLERS)?;
-    let name = header.unwrap_or(DEFAULT_CALLER_HEADER);
-    let header = name.parse().map_err(|_| bounds("caller_header", "a header's name", name))?;
-    Ok(Some(Callers { count, header }))
+    within("clients", count as usize, MAX_CLIENTS)?;
+    let name = header.unwrap_or(DEFAULT_CLIENT_HEADER);
+    let header = name.parse().map_err(|_| bounds("client_header", "a header's name", name))?;
+    Ok(Some(Clients { count, header }))
 }
 
 fn open(
     spacing: Spacing,
-    wishes: &[scenario::Phase],
+    specs: &[scenario::Phase],
     warm_up: Duration,
 ) -> Result<(Load, Duration), PlanError> {
-    let phases: Vec<Phase> = wishes.iter().map(phase).collect::<Result<_, _>>()?;
+    let phases: Vec<Phase> = specs.iter().map(phase).collect::<Result<_, _>>()?;
     let length: f64 = phases.iter().map(|phase| phase.length).sum();
     let first = phases.first().ok_or_else(|| bounds("load.phase", "at least one", "none"))?;
     let mut all = Vec::with_capacity(phases.len() + 1);
@@ -315,9 +319,9 @@ fn open(
     Ok((Load::Open(source), Duration::from_secs_f64(length)))
 }
 
-fn phase(wish: &scenario::Phase) -> Result<Phase, PlanError> {
+fn phase(spec: &scenario::Phase) -> Result<Phase, PlanError> {
     let seconds = |what, span: Span| positive(what, span).map(|span| span.as_secs_f64());
-    let (shape, length) = match *wish {
+    let (shape, length) = match *spec {
         scenario::Phase::Constant { rate, length } => (Shape::Constant(rate.0), length),
         scenario::Phase::Ramp { from, to, length } => {
             (Shape::Ramp { from: from.0, to: to.0 }, length)
@@ -368,11 +372,11 @@ fn replayed(
 
 /// The request of the scenario that a line of the log is replayed with; `None`: any.
 fn stands_for(line: &replay::Line, requests: &[scenario::Request]) -> Option<u32> {
-    let found = requests.iter().position(|request| match &request.ask {
-        Ask::Infer(infer) => {
+    let found = requests.iter().position(|request| match &request.kind {
+        RequestKind::Infer(infer) => {
             line.is_inference() && line.model.as_deref() == Some(infer.model.as_str())
         }
-        Ask::Http { path, .. } => {
+        RequestKind::Http { path, .. } => {
             let path = path.split_once('?').map_or(path.as_str(), |(path, _)| path);
             line.path.as_deref() == Some(path)
         }
@@ -385,7 +389,7 @@ fn check_requests(requests: &[scenario::Request]) -> Result<(), PlanError> {
         if !(request.weight.is_finite() && request.weight > 0.0) {
             return Err(bounds("weight", "a number above 0", &request.weight.to_string()));
         }
-        if let Ask::Infer(Infer { batch, zipf, distinct, .. }) = &request.ask {
+        if let RequestKind::Infer(Infer { batch, zipf, distinct, .. }) = &request.kind {
             if batch.contains(&0) {
                 return Err(bounds("batch", "at least 1", "0"));
             }

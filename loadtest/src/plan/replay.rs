@@ -1,8 +1,9 @@
 //! Arrival times from an access log: yesterday's peak, again, against today's binary.
 //!
-//! Only times, models and paths are taken. What callers sent is not in the log, and should not be.
+//! Only times, models and paths are taken. What clients sent is not in the log, and should not be.
 //! forebay's log is written when requests end; what is replayed is when they came.
 
+use chrono::DateTime;
 use forebay_protocol::oip::{self, Call};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
@@ -96,32 +97,13 @@ fn parse(text: &str) -> Option<Line> {
 
 /// Seconds since 1970 of a time such as `2026-03-01T12:30:00.25+01:00`.
 fn rfc3339(text: &str) -> Option<f64> {
-    let field = |from: usize, to: usize| text.get(from..to)?.parse::<i32>().ok();
-    let (year, month, day) = (field(0, 4)?, field(5, 7)?, field(8, 10)?);
-    let (hour, minute) = (field(11, 13)?, field(14, 16)?);
-    let rest = text.get(17..)?;
-    let zone = rest.find(['Z', 'z', '+', '-'])?;
-    let second: f64 = rest[..zone].parse().ok().filter(|s| (0.0..61.0).contains(s))?;
-    let offset = match &rest[zone..] {
-        "Z" | "z" => 0,
-        offset => {
-            let (hours, minutes) = offset.get(1..)?.split_once(':')?;
-            let part = |text: &str| text.parse::<u8>().ok().filter(|n| *n < 60).map(i32::from);
-            let minutes = part(hours)? * 60 + part(minutes)?;
-            if offset.starts_with('-') { -minutes } else { minutes }
-        }
-    };
-    let seconds = hour * 3600 + minute * 60 - offset * 60;
-    Some(f64::from(days(year, month, day)) * 86_400.0 + f64::from(seconds) + second)
+    let time = DateTime::parse_from_rfc3339(text).ok()?;
+    Some(seconds(time.timestamp()) + f64::from(time.timestamp_subsec_nanos()) / 1e9)
 }
 
-/// Days from 1970-01-01 in the Gregorian calendar, with the year starting in March, so that the
-/// leap day is the last one.
-fn days(year: i32, month: i32, day: i32) -> i32 {
-    let year = if month <= 2 { year - 1 } else { year };
-    let (era, of_era) = (year.div_euclid(400), year.rem_euclid(400));
-    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
+#[allow(clippy::cast_precision_loss, reason = "years of four digits have 38 bits of seconds")]
+fn seconds(whole: i64) -> f64 {
+    whole as f64
 }
 
 #[cfg(test)]

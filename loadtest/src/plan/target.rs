@@ -19,7 +19,7 @@ pub struct Target {
     /// How requests are put on the wire.
     pub protocol: Protocol,
     /// Set if the URL says https.
-    pub tls: Option<tls::Client>,
+    pub tls: Option<tls::Connector>,
 }
 
 /// Why a URL can't be a target.
@@ -65,7 +65,7 @@ impl Target {
         let address = resolve(host, port)
             .map_err(|error| TargetError::Resolve { authority: authority.to_string(), error })?;
         let path = uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-        let tls = is_secret.then(|| tls::Client::new(host, protocol, trust)).transpose()?;
+        let tls = is_secret.then(|| tls::Connector::new(host, protocol, trust)).transpose()?;
         Ok(Self { authority: authority.to_string(), address, path, protocol, tls })
     }
 

@@ -1,6 +1,6 @@
 //! TLS towards the target.
 //!
-//! A certificate is checked as any client would check it, because a target that callers can't talk
+//! A certificate is checked as any client would check it, because a target that clients can't talk
 //! to must not look fast. Test fleets have certificates of their own: their authority can be named,
 //! or the check be left out.
 
@@ -43,12 +43,12 @@ pub enum TlsError {
 
 /// Makes TLS connections to one host.
 #[derive(Clone)]
-pub struct Client {
+pub struct Connector {
     connector: TlsConnector,
     name: ServerName<'static>,
 }
 
-impl Client {
+impl Connector {
     /// For `host`, which is a name or an address; `protocol` is negotiated by ALPN.
     ///
     /// # Errors
@@ -88,9 +88,9 @@ impl Client {
     }
 }
 
-impl fmt::Debug for Client {
+impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Client").field(&self.name).finish()
+        f.debug_tuple("Connector").field(&self.name).finish()
     }
 }
 

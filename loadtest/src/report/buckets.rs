@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 /// Most buckets of one histogram: what three digits need from a nanosecond to beyond an hour.
 pub const MAX_BUCKETS: usize = 64 * 1024;
 /// Greatest value: a day, in nanoseconds.
-const GREATEST: u64 = 86_400_000_000_000;
+const MAX_VALUE: u64 = 86_400_000_000_000;
 
 /// The filled buckets of a histogram: lowest value in nanoseconds and count, ascending.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -58,7 +58,7 @@ impl Buckets {
             let number = |text: &str| text.parse::<u64>().ok();
             let pair = word.split_once(':').and_then(|(a, b)| Some((number(a)?, number(b)?)));
             let fits = |(value, count): &(u64, u64)| {
-                *value <= GREATEST
+                *value <= MAX_VALUE
                     && (1..=u64::from(u32::MAX) * 1024).contains(count)
                     && buckets.last().is_none_or(|(last, _)| last < value)
             };

@@ -31,11 +31,11 @@ use verdict::Judged;
 /// Version of the JSON form.
 pub const SCHEMA: &str = "forebay-load/1";
 /// Own lag at the 99th percentile up to which a run is believed in any case, in seconds.
-pub const MOST_LAG: f64 = 0.001;
+pub const MAX_LAG: f64 = 0.001;
 /// The same as a share of the median service time: less than that can't change the picture.
-pub const MOST_LAG_SHARE: f64 = 0.1;
+pub const MAX_LAG_SHARE: f64 = 0.1;
 /// Share of CPU time taken by the hypervisor from which a report mentions it.
-const MUCH_STOLEN: f64 = 0.01;
+const MIN_STOLEN_NOTED: f64 = 0.01;
 /// A run's report.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
@@ -93,7 +93,7 @@ pub struct Report {
     pub objectives: Vec<Judged>,
     /// What was done to the programs behind the target, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub faults: Vec<Done>,
+    pub faults: Vec<FaultRecord>,
     /// The same figures before, during and after each of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fault_windows: Vec<FaultWindowReport>,
@@ -119,7 +119,7 @@ pub struct Generator {
     /// Connections opened.
     pub connections: u64,
     /// Most requests under way at once.
-    pub most_in_flight: u64,
+    pub max_in_flight: u64,
     /// Threads.
     pub threads: usize,
     /// CPU seconds of the generator, all threads.
@@ -134,9 +134,9 @@ pub struct Generator {
 
 /// What was done, and when.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Done {
+pub struct FaultRecord {
     /// `kill a`, `slow b x 3`.
-    pub what: String,
+    pub fault: String,
     /// When it was to begin and to end, in seconds from the end of the warm-up.
     pub planned: (f64, f64),
     /// When it began and ended.
@@ -227,7 +227,7 @@ impl Report {
                 lag: Quantiles::of(&record.lag),
                 wait: Quantiles::of(&record.wait),
                 connections: record.connections,
-                most_in_flight: record.most_in_flight,
+                max_in_flight: record.max_in_flight,
                 threads: plan.threads,
                 cpu_seconds: circumstances.cpu.as_secs_f64(),
                 stolen_share: circumstances.stolen,
@@ -246,10 +246,10 @@ impl Report {
     }
 
     /// Adds what was done to the programs; what could not be done makes the run one of something else.
-    pub fn with_faults(mut self, faults: Vec<Done>) -> Self {
+    pub fn with_faults(mut self, faults: Vec<FaultRecord>) -> Self {
         for fault in &faults {
             let Some(problem) = &fault.problem else { continue };
-            self.problems.push(format!("\"{}\" could not be done: {problem}", fault.what));
+            self.problems.push(format!("\"{}\" could not be done: {problem}", fault.fault));
         }
         self.faults = faults;
         self
@@ -295,7 +295,7 @@ fn problems(plan: &Plan, record: &Record) -> Vec<String> {
         ));
     }
     let lag = record.lag.quantile(0.99);
-    let most = MOST_LAG.max(record.service.quantile(0.5) * MOST_LAG_SHARE);
+    let most = MAX_LAG.max(record.service.quantile(0.5) * MAX_LAG_SHARE);
     if matches!(plan.load, Load::Open(_)) && lag > most {
         problems.push(format!(
             "the generator could not keep up: its own lag is {} at p99, more than {}; give it a \
@@ -313,7 +313,7 @@ fn notes(record: &Record, circumstances: &Circumstances) -> Vec<String> {
     if circumstances.interrupted {
         notes.push("interrupted before its time".to_owned());
     }
-    if stolen > MUCH_STOLEN {
+    if stolen > MIN_STOLEN_NOTED {
         notes.push(format!(
             "the hypervisor took {} of this machine's CPU time during the run; every latency has \
              its share of that",

@@ -99,7 +99,7 @@ pub struct Record {
     /// Connections opened.
     pub connections: u64,
     /// Most requests under way at once, the sum over threads.
-    pub most_in_flight: u64,
+    pub max_in_flight: u64,
     /// When the last request was over, from the start of the run.
     pub last_done: Duration,
     /// Before, during and after faults.
@@ -177,7 +177,7 @@ impl Record {
         self.bytes_out += other.bytes_out;
         self.bytes_in += other.bytes_in;
         self.connections += other.connections;
-        self.most_in_flight += other.most_in_flight;
+        self.max_in_flight += other.max_in_flight;
         self.last_done = self.last_done.max(other.last_done);
         self.fault_windows.merge(&other.fault_windows);
     }

@@ -8,7 +8,7 @@ use crate::units::{self, Rate, seconds};
 use std::fmt::Write as _;
 
 /// Most lines for any list; the rest is summed up.
-const MOST_LINES: usize = 12;
+const MAX_LINES: usize = 12;
 
 /// The report as text, with a line break at the end.
 pub fn render(report: &Report, style: Style) -> String {
@@ -76,9 +76,9 @@ fn generator(out: &mut String, report: &Report) -> std::fmt::Result {
     let requests = units::float(report.requests.saturating_add(report.warm_up_requests).max(1));
     writeln!(
         out,
-        "\n  generator  {} connections opened · most in flight {} · {} CPU a request · {} out, {} in",
+        "\n  generator  {} connections opened · max in flight {} · {} CPU a request · {} out, {} in",
         units::count(generator.connections),
-        units::count(generator.most_in_flight),
+        units::count(generator.max_in_flight),
         seconds(generator.cpu_seconds / requests),
         bytes(generator.bytes_out),
         bytes(generator.bytes_in),
@@ -86,9 +86,9 @@ fn generator(out: &mut String, report: &Report) -> std::fmt::Result {
 }
 
 fn lists(out: &mut String, report: &Report, style: Style) -> std::fmt::Result {
-    list(out, "errors", &Shares::of_errors(report, MOST_LINES), style)?;
-    list(out, "variants", &Shares::of(&report.variants, MOST_LINES), style)?;
-    list(out, "endpoints", &Shares::of(&report.endpoints, MOST_LINES), style)
+    list(out, "errors", &Shares::of_errors(report, MAX_LINES), style)?;
+    list(out, "variants", &Shares::of(&report.variants, MAX_LINES), style)?;
+    list(out, "endpoints", &Shares::of(&report.endpoints, MAX_LINES), style)
 }
 
 fn list(out: &mut String, title: &str, shares: &Shares<'_>, style: Style) -> std::fmt::Result {
@@ -138,7 +138,7 @@ fn fault_windows(out: &mut String, report: &Report, style: Style) -> std::fmt::R
             seconds(window.latency.get("p99")),
             seconds(window.latency.max),
         )?;
-        for error in window.errors.iter().take(MOST_LINES) {
+        for error in window.errors.iter().take(MAX_LINES) {
             writeln!(out, "  {:<24}{:>17}  {}", "", units::count(error.count), error.class)?;
         }
     }

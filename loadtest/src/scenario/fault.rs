@@ -1,6 +1,6 @@
 //! What a scenario says of the programs that it starts, and of what befalls them.
 
-use super::table::{kind, required};
+use super::table::{kind_of, required};
 use crate::units::Span;
 use forebay_config::Table;
 use std::fmt;
@@ -46,12 +46,12 @@ pub struct Fault {
     /// Whom.
     pub process: String,
     /// What.
-    pub what: Damage,
+    pub kind: FaultKind,
 }
 
 /// What befalls a program.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Damage {
+pub enum FaultKind {
     /// SIGKILL; at the end it is started again.
     Kill,
     /// SIGSTOP; at the end SIGCONT.
@@ -73,9 +73,9 @@ pub enum Damage {
     },
 }
 
-impl Damage {
-    /// In one word.
-    pub fn word(&self) -> &'static str {
+impl FaultKind {
+    /// Its name in a scenario.
+    pub fn name(&self) -> &'static str {
         match self {
             Self::Kill => "kill",
             Self::Stop => "stop",
@@ -90,9 +90,9 @@ impl Damage {
 /// `kill a`, `slow b x 3`.
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.what.word(), self.process)?;
-        match self.what {
-            Damage::Slow(factor) => write!(f, " x {factor}"),
+        write!(f, "{} {}", self.kind.name(), self.process)?;
+        match self.kind {
+            FaultKind::Slow(factor) => write!(f, " x {factor}"),
             _ => Ok(()),
         }
     }
@@ -115,22 +115,22 @@ fn sockets(table: &Table<'_, '_>) -> Vec<SocketAddr> {
 }
 
 pub(super) fn fault(table: &Table<'_, '_>) -> Fault {
-    let what = match kind(table, &["kill", "stop", "slow", "drain", "reload", "upgrade"]) {
-        "stop" => Damage::Stop,
-        "slow" => Damage::Slow(table.within("factor", 1.0..=1e3, 2.0)),
-        "drain" => Damage::Drain,
-        "reload" => Damage::Reload,
-        "upgrade" => Damage::Upgrade {
+    let kind = match kind_of(table, &["kill", "stop", "slow", "drain", "reload", "upgrade"]) {
+        "stop" => FaultKind::Stop,
+        "slow" => FaultKind::Slow(table.within("factor", 1.0..=1e3, 2.0)),
+        "drain" => FaultKind::Drain,
+        "reload" => FaultKind::Reload,
+        "upgrade" => FaultKind::Upgrade {
             command: table.get("command").unwrap_or_default(),
             overlap: table.or("overlap", DEFAULT_OVERLAP),
             ready: table.get("ready"),
         },
-        _ => Damage::Kill,
+        _ => FaultKind::Kill,
     };
     Fault {
         at: required(table, "at", DEFAULT_LENGTH),
         length: table.or("for", DEFAULT_LENGTH),
         process: required(table, "process", String::new()),
-        what,
+        kind,
     }
 }

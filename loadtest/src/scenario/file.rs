@@ -1,9 +1,9 @@
 //! Reading a scenario file: all that is wrong with it at once, with line and column.
 
-use super::table::{kind, required};
+use super::table::{kind_of, required};
 use super::{
-    Ask, Encoding, Header, Infer, Load, Objective, Phase, Protocol, Range, Request, Scenario,
-    Shape, Spacing, Trust, fault, fleet,
+    Encoding, Header, Infer, Live, Load, Objective, Phase, Protocol, Range, Request, RequestKind,
+    Scenario, Shape, Spacing, Trust, fault, fleet,
 };
 use crate::units::{Rate, Span};
 use forebay_config::file;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Time that reading a scenario may take.
-const READING: Duration = Duration::from_secs(30);
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why a scenario file can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +30,7 @@ impl Scenario {
     /// The file is not there, too large, or not a scenario: then everything that is wrong with it.
     pub fn read(path: &Path) -> Result<Self, ScenarioError> {
         let name = path.display().to_string();
-        let mut scenario = file::load(path, READING, parse)
+        let mut scenario = file::load(path, READ_TIMEOUT, parse)
             .map_err(|error| ScenarioError::Wrong(error.render(&name).trim_end().to_owned()))?;
         scenario.base = path.parent().map(Path::to_owned).unwrap_or_default();
         if scenario.name.is_none() {
@@ -56,38 +56,38 @@ fn top(table: &Table<'_, '_>) -> Scenario {
     if requests.is_empty() {
         table.note(table.span(), "request", "expected at least one [[request]], found none");
     }
-    let (fleet, episodes) = fleet::fleet(table);
     Scenario {
         name: table.get("name"),
-        target: table.get("target"),
         seed: table.or("seed", 1),
-        protocol: table.choice(
-            "protocol",
-            &[
-                ("http/1.1", Protocol::Http1),
-                ("h2", Protocol::Http2),
-                ("h2c", Protocol::Http2),
-                ("grpc", Protocol::Grpc),
-            ],
-            Protocol::Http1,
-        ),
+        warm_up: table.get("warm_up"),
+        timeout: table.get("timeout"),
+        clients: table.get("clients"),
+        client_header: table.get("client_header"),
+        objectives: table.get("objectives").unwrap_or_default(),
+        load: load(table),
+        requests,
+        base: PathBuf::new(),
+        live: live(table),
+        simulated: fleet::simulated(table),
+    }
+}
+
+fn live(table: &Table<'_, '_>) -> Live {
+    let protocols = [
+        ("http/1.1", Protocol::Http1),
+        ("h2", Protocol::Http2),
+        ("h2c", Protocol::Http2),
+        ("grpc", Protocol::Grpc),
+    ];
+    Live {
+        target: table.get("target"),
+        protocol: table.choice("protocol", &protocols, Protocol::Http1),
         tls: tls(&table.table_or_empty("tls")),
         connections: table.get("connections"),
         streams: table.get("streams"),
         threads: table.get("threads"),
-        warm_up: table.get("warm_up"),
-        timeout: table.get("timeout"),
-        callers: table.get("callers"),
-        caller_header: table.get("caller_header"),
-        objectives: table.get("objectives").unwrap_or_default(),
-        load: load(table),
-        requests,
         processes: table.tables("process").iter().map(fault::process).collect(),
         faults: table.tables("fault").iter().map(fault::fault).collect(),
-        fleet,
-        episodes,
-        sim: fleet::sim(table),
-        base: PathBuf::new(),
     }
 }
 
@@ -100,7 +100,7 @@ fn load(top: &Table<'_, '_>) -> Load {
         top.note(top.span(), "load", "expected a table ([load]), found none");
         return Load::Closed { length: SECOND };
     };
-    match kind(&table, &["open", "closed", "replay"]) {
+    match kind_of(&table, &["open", "closed", "replay"]) {
         "closed" => Load::Closed { length: required(&table, "for", SECOND) },
         "replay" => Load::Replay {
             file: required(&table, "file", PathBuf::new()),
@@ -124,7 +124,7 @@ fn load(top: &Table<'_, '_>) -> Load {
 fn phase(table: &Table<'_, '_>) -> Phase {
     let rate = |key| required(table, key, Rate(0.0));
     let span = |key| required(table, key, SECOND);
-    match kind(table, &["constant", "ramp", "bursts", "diurnal"]) {
+    match kind_of(table, &["constant", "ramp", "bursts", "diurnal"]) {
         "ramp" => Phase::Ramp { from: rate("from"), to: rate("to"), length: span("for") },
         "bursts" => Phase::Bursts {
             base: rate("base"),
@@ -144,13 +144,13 @@ fn phase(table: &Table<'_, '_>) -> Phase {
 }
 
 fn request(table: &Table<'_, '_>) -> Request {
-    let ask = match kind(table, &["infer", "http"]) {
-        "http" => Ask::Http {
+    let kind = match kind_of(table, &["infer", "http"]) {
+        "http" => RequestKind::Http {
             method: table.get("method"),
             path: required(table, "path", String::new()),
             body: table.get("body"),
         },
-        _ => Ask::Infer(infer(table)),
+        _ => RequestKind::Infer(infer(table)),
     };
     Request {
         weight: table.or("weight", 1.0),
@@ -162,7 +162,7 @@ fn request(table: &Table<'_, '_>) -> Request {
         ),
         demand: table.get("demand"),
         headers: table.get("headers").unwrap_or_default(),
-        ask,
+        kind,
     }
 }
 
@@ -216,7 +216,7 @@ mod tests {
         deadline = "100ms"
         priority = "high"
         demand = "exponential:20ms"
-        headers = ["x-caller: search"]
+        headers = ["x-client: search"]
         [[request]]
         kind = "http"
         path = "/v2"
@@ -231,10 +231,12 @@ mod tests {
             unreachable!("the text says open and poisson")
         };
         assert!(matches!(phases.as_slice(), [Phase::Ramp { to: Rate(to), .. }] if *to == 1000.0));
-        let Ask::Infer(infer) = &scenario.requests[0].ask else { unreachable!("it says infer") };
+        let RequestKind::Infer(infer) = &scenario.requests[0].kind else {
+            unreachable!("it says infer")
+        };
         assert_eq!(infer.batch, [1, 1, 8]);
         assert_eq!(infer.shape[0].sizes, [1, 128]);
-        assert_eq!(scenario.requests[0].headers[0].name, "x-caller");
+        assert_eq!(scenario.requests[0].headers[0].name, "x-client");
         assert_eq!(scenario.requests[0].priority, Some(Priority::High));
         assert_eq!(scenario.requests[1].weight, 0.5);
     }

@@ -1,6 +1,6 @@
 //! What a scenario says of the fleet and of the proxies before it, for the simulator.
 
-use super::table::{kind, required};
+use super::table::{kind_of, required};
 use crate::distribution::Distribution;
 use crate::units::{Share, Span};
 use forebay_config::Table;
@@ -8,6 +8,17 @@ use std::time::Duration;
 
 /// Most endpoints of a group.
 const MAX_COUNT: u32 = 10_000;
+
+/// The fleet of a simulation.
+#[derive(Debug, Clone, Default)]
+pub struct Simulated {
+    /// The endpoints.
+    pub fleet: Vec<Group>,
+    /// The faults of the endpoints.
+    pub faults: Vec<EndpointFault>,
+    /// The proxies.
+    pub sim: Sim,
+}
 
 /// A group of endpoints that are alike.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,7 +42,7 @@ pub struct Group {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Batch {
     /// Requests in a batch, at most.
-    pub most: u32,
+    pub max_size: u32,
     /// Whatever its size.
     pub base: Span,
     /// For each request.
@@ -47,7 +58,7 @@ impl Group {
         let (requests, takes) = match self.batch {
             None => (1.0, demand),
             Some(batch) => {
-                let most = f64::from(batch.most);
+                let most = f64::from(batch.max_size);
                 let each = batch.each.0.as_secs_f64() + demand;
                 (most, batch.base.0.as_secs_f64() + most * each)
             }
@@ -58,7 +69,7 @@ impl Group {
 
 /// Something that befalls endpoints.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Episode {
+pub struct EndpointFault {
     /// When it begins, counted from the end of the warm-up.
     pub at: Span,
     /// How long it lasts; to the end of the run if absent.
@@ -66,12 +77,12 @@ pub struct Episode {
     /// Whom: numbers from 0, in the order of the groups.
     pub endpoints: Vec<u32>,
     /// What.
-    pub what: Trouble,
+    pub kind: EndpointFaultKind,
 }
 
 /// What befalls an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Trouble {
+pub enum EndpointFaultKind {
     /// Services take so many times as long: a neighbour takes the processor.
     Slow(f64),
     /// It is killed: what it has is lost, and nobody listens any more. At the end it starts anew.
@@ -113,7 +124,7 @@ pub struct Queue {
     /// How many may wait.
     pub size: usize,
     /// From the end of one request at an endpoint until the next one is there.
-    pub hop: Span,
+    pub handoff_delay: Span,
 }
 
 /// When a request is sent again; the keys and defaults of the proxy's `[pool.NAME.retry]`.
@@ -173,7 +184,7 @@ impl Default for Sim {
             round_trip: Span::default(),
             slots: 0,
             slow_start: Span::default(),
-            queue: Queue { size: 1024, hop: Span(Duration::from_micros(500)) },
+            queue: Queue { size: 1024, handoff_delay: Span(Duration::from_micros(500)) },
             reports: Reports::default(),
             hedge: None,
             retry: Retry { attempts: 3, budget: 0.1, min_per_second: 0.0 },
@@ -198,9 +209,10 @@ impl Default for Reports {
     }
 }
 
-/// The endpoints and what befalls them.
-pub(super) fn fleet(top: &Table<'_, '_>) -> (Vec<Group>, Vec<Episode>) {
-    let Some(table) = top.table("fleet") else { return Default::default() };
+/// The fleet that a scenario describes, if it describes one.
+pub(super) fn simulated(top: &Table<'_, '_>) -> Simulated {
+    let sim = sim(top);
+    let Some(table) = top.table("fleet") else { return Simulated { sim, ..Simulated::default() } };
     let groups = table.tables("endpoint");
     if groups.is_empty() {
         table.note(
@@ -209,21 +221,22 @@ pub(super) fn fleet(top: &Table<'_, '_>) -> (Vec<Group>, Vec<Episode>) {
             "expected at least one [[fleet.endpoint]], found none",
         );
     }
-    let episodes = table.tables("episode");
-    (groups.iter().map(group).collect(), episodes.iter().map(episode).collect())
+    let fleet = groups.iter().map(group).collect();
+    let faults = table.tables("fault").iter().map(fault).collect();
+    Simulated { fleet, faults, sim }
 }
 
-fn episode(table: &Table<'_, '_>) -> Episode {
-    let what = match kind(table, &["slow", "down", "sinkhole"]) {
-        "slow" => Trouble::Slow(table.within("factor", 1e-3..=1e3, 1.0)),
-        "down" => Trouble::Down,
-        _ => Trouble::Sinkhole(required(table, "after", SECOND)),
+fn fault(table: &Table<'_, '_>) -> EndpointFault {
+    let kind = match kind_of(table, &["slow", "down", "sinkhole"]) {
+        "slow" => EndpointFaultKind::Slow(table.within("factor", 1e-3..=1e3, 1.0)),
+        "down" => EndpointFaultKind::Down,
+        _ => EndpointFaultKind::Sinkhole(required(table, "after", SECOND)),
     };
-    Episode {
+    EndpointFault {
         at: required(table, "at", SECOND),
         length: table.get("for"),
         endpoints: required(table, "endpoints", Vec::new()),
-        what,
+        kind,
     }
 }
 
@@ -235,7 +248,7 @@ fn group(table: &Table<'_, '_>) -> Group {
         queue: table.or("queue", 10_000),
         service: table.or("service", Distribution::Constant(0.0)),
         batch: table.table("batch").map(|table| Batch {
-            most: table.within("most", 1..=100_000, 1),
+            max_size: table.within("max_size", 1..=100_000, 1),
             base: table.or("base", Span::default()),
             each: table.or("each", Span::default()),
             wait: table.or("wait", Span::default()),
@@ -243,7 +256,7 @@ fn group(table: &Table<'_, '_>) -> Group {
     }
 }
 
-pub(super) fn sim(top: &Table<'_, '_>) -> Sim {
+fn sim(top: &Table<'_, '_>) -> Sim {
     let table = top.table_or_empty("sim");
     let reports = table.table_or_empty("reports");
     let (sim, told) = (Sim::default(), Reports::default());
@@ -270,7 +283,7 @@ pub(super) fn sim(top: &Table<'_, '_>) -> Sim {
 fn queue(table: &Table<'_, '_>, default: &Queue) -> Queue {
     Queue {
         size: table.within("size", 0..=1_000_000, default.size),
-        hop: table.or("hop", default.hop),
+        handoff_delay: table.or("handoff_delay", default.handoff_delay),
     }
 }
 

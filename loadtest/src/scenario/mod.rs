@@ -1,7 +1,7 @@
 //! What an operator writes: a scenario file, or the same by flags.
 //!
 //! Flags are turned into the same structure that a file is read into, with the same words for the
-//! same things, so that there is one way from wish to plan, and every run that was tried by flags
+//! same things, so that there is one way from spec to plan, and every run that was tried by flags
 //! can be written down.
 
 mod fault;
@@ -10,9 +10,11 @@ mod fleet;
 mod objective;
 mod table;
 
-pub use fault::{Damage, Fault, MAX_FAULTS, MAX_PROCESSES, Process};
+pub use fault::{Fault, FaultKind, MAX_FAULTS, MAX_PROCESSES, Process};
 pub use file::{ScenarioError, parse};
-pub use fleet::{Batch, Episode, Group, Hedge, Probe, Reports, Retry, Sim, Trouble};
+pub use fleet::{
+    Batch, EndpointFault, EndpointFaultKind, Group, Hedge, Probe, Reports, Retry, Sim, Simulated,
+};
 pub use objective::{Comparison, Measure, Objective, ObjectiveError};
 
 use crate::distribution::Distribution;
@@ -26,10 +28,35 @@ use std::str::FromStr;
 pub struct Scenario {
     /// For reports; the file's name if absent.
     pub name: Option<String>,
-    /// `http[s]://host:port[/base]`; `--target` overrides it.
-    pub target: Option<String>,
     /// Everything random in the run follows from it. Default 1.
     pub seed: u64,
+    /// Time before anything is measured, in addition to the load's own length.
+    pub warm_up: Option<Span>,
+    /// After it, counted from the intended start, a request is given up.
+    pub timeout: Option<Span>,
+    /// Requests come from so many clients, each as often as any other.
+    pub clients: Option<u32>,
+    /// Where requests say who their client is. Default `x-client`.
+    pub client_header: Option<String>,
+    /// What the run must reach.
+    pub objectives: Vec<Objective>,
+    /// When requests start.
+    pub load: Load,
+    /// What requests are made of.
+    pub requests: Vec<Request>,
+    /// Directory to which paths in the scenario are relative.
+    pub base: PathBuf,
+    /// What only a live run has.
+    pub live: Live,
+    /// What only a simulation has.
+    pub simulated: Simulated,
+}
+
+/// The target of a live run, the connections to it and the programs around it.
+#[derive(Debug, Clone, Default)]
+pub struct Live {
+    /// `http[s]://host:port[/base]`; `--target` overrides it.
+    pub target: Option<String>,
     /// `http/1.1` (default), `h2` or `grpc`.
     pub protocol: Protocol,
     /// Which certificates are believed, where the target says https.
@@ -40,32 +67,10 @@ pub struct Scenario {
     pub streams: Option<usize>,
     /// Threads that generate load; one is enough for tens of thousands of requests a second.
     pub threads: Option<usize>,
-    /// Time before anything is measured, in addition to the load's own length.
-    pub warm_up: Option<Span>,
-    /// After it, counted from the intended start, a request is given up.
-    pub timeout: Option<Span>,
-    /// Requests come from so many callers, each as often as any other.
-    pub callers: Option<u32>,
-    /// Where requests say who their caller is. Default `x-caller`.
-    pub caller_header: Option<String>,
-    /// What the run must reach.
-    pub objectives: Vec<Objective>,
-    /// When requests start.
-    pub load: Load,
-    /// What requests are made of.
-    pub requests: Vec<Request>,
     /// Programs that the run starts.
     pub processes: Vec<Process>,
     /// What befalls them.
     pub faults: Vec<Fault>,
-    /// The endpoints of a simulation.
-    pub fleet: Vec<Group>,
-    /// What befalls the endpoints of a simulation.
-    pub episodes: Vec<Episode>,
-    /// The proxies of a simulation.
-    pub sim: Sim,
-    /// Directory to which paths in the scenario are relative.
-    pub base: PathBuf,
 }
 
 /// When requests start.
@@ -119,15 +124,15 @@ pub struct Request {
     /// Service time to ask a synthetic backend for, drawn anew for every request. The same seed
     /// draws the same times for every balancer.
     pub demand: Option<Distribution>,
-    /// Any other headers. One that names the caller stays as it is.
+    /// Any other headers. One that names the client stays as it is.
     pub headers: Vec<Header>,
     /// What is asked for.
-    pub ask: Ask,
+    pub kind: RequestKind,
 }
 
 /// What a request asks for.
 #[derive(Debug, Clone)]
-pub enum Ask {
+pub enum RequestKind {
     /// An inference, made from the model's own metadata or from files.
     Infer(Infer),
     /// Anything else.
@@ -221,7 +226,7 @@ pub struct Trust {
 pub enum Spacing {
     /// Evenly: nothing is random.
     Constant,
-    /// As independent callers come: a Poisson process.
+    /// As independent clients come: a Poisson process.
     Poisson,
 }
 
@@ -246,7 +251,7 @@ pub struct Wrong {
 
 impl Header {
     /// What a header looks like.
-    pub const EXPECTED: &'static str = "a header such as \"x-caller: search\"";
+    pub const EXPECTED: &'static str = "a header such as \"x-client: search\"";
 }
 
 impl Shape {

@@ -8,7 +8,7 @@ pub(super) fn required<T: FromToml>(table: &Table<'_, '_>, key: &str, instead: T
 }
 
 /// The word at `kind`; the first of `known` in place of one that is missing or unknown.
-pub(super) fn kind(table: &Table<'_, '_>, known: &[&'static str]) -> &'static str {
+pub(super) fn kind_of(table: &Table<'_, '_>, known: &[&'static str]) -> &'static str {
     let first = known.first().copied().unwrap_or_default();
     let Some((found, span)) = table.required_spanned::<String>("kind") else { return first };
     known.iter().copied().find(|kind| *kind == found).unwrap_or_else(|| {

@@ -3,7 +3,7 @@
 //! Events of the same moment happen in the order in which they were planned, so that a run depends
 //! on nothing but its scenario and its seed.
 
-use super::slab::Key;
+use super::keys::{AttemptKey, ProbeKey, ReportKey, RequestKey};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -11,7 +11,7 @@ use std::collections::BinaryHeap;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Event {
     /// An attempt reaches its endpoint.
-    Reach(Key),
+    Reach(AttemptKey),
     /// A service ends, unless it was ended or moved before.
     Served {
         /// Where.
@@ -22,9 +22,9 @@ pub(super) enum Event {
     /// The batch that an endpoint keeps open is closed.
     Close(usize),
     /// Something begins or ends to befall endpoints.
-    Befall {
+    Fault {
         /// What.
-        episode: usize,
+        fault: usize,
         /// Or ends.
         begins: bool,
     },
@@ -42,12 +42,12 @@ pub(super) enum Event {
         /// Whose.
         balancer: usize,
         /// Which request.
-        request: Key,
+        request: RequestKey,
     },
     /// An attempt's answer reaches its proxy.
-    Answer(Key),
+    Answer(AttemptKey),
     /// A load report reaches a proxy.
-    Report(Key),
+    Report(ReportKey),
     /// A proxy asks all endpoints for their load.
     Poll(usize),
     /// A balancer's probe reaches the endpoint.
@@ -58,7 +58,7 @@ pub(super) enum Event {
         endpoint: usize,
     },
     /// The answer to a balancer's probe reaches it.
-    ProbeAnswers(Key),
+    ProbeAnswers(ProbeKey),
 }
 
 /// Events to come.

@@ -11,23 +11,24 @@
 //! | [`plan`] | what is simulated, checked once |
 //! | [`engine`] | the loop, and the way of one request |
 //! | [`fleet`] | endpoints: slots, lines, speeds |
-//! | [`episode`] | what an episode of trouble did to traffic and latency |
+//! | [`impact`] | the effect of a fault or of overload on traffic and latency |
+//! | [`keys`] | names of requests and attempts |
 //! | [`balancer`] | who says where a request goes |
 //! | [`table`] | policies side by side |
-//! | [`targets`] | what we hold ourselves to |
+//! | [`goals`] | what we hold ourselves to |
 
 pub mod balancer;
 mod clock;
 pub mod engine;
-pub mod episode;
 pub mod fleet;
+pub mod goals;
+pub mod impact;
+pub mod keys;
 pub mod plan;
-mod slab;
 pub mod table;
-pub mod targets;
 
 pub use balancer::policy::SimPolicy;
-pub use engine::Found;
+pub use engine::SimResult;
 pub use plan::{SimPlan, SimPlanError};
 
 use crate::report::{Circumstances, Machine, Report};
@@ -46,19 +47,19 @@ pub enum SimError {
 }
 
 /// Simulates one policy.
-pub fn run(setting: &SimPlan, policy: SimPolicy) -> Report {
-    report(setting, policy, &engine::run(setting, policy))
+pub fn run(plan: &SimPlan, policy: SimPolicy) -> Report {
+    report(plan, policy, &engine::run(plan, policy))
 }
 
 /// The report of a simulation has the form of a live run's, and nothing in it depends on when and
 /// where it was made.
-pub fn report(setting: &SimPlan, policy: SimPolicy, found: &Found) -> Report {
-    let mut report = Report::new(&setting.run, &found.record, &Circumstances::default());
+pub fn report(plan: &SimPlan, policy: SimPolicy, found: &SimResult) -> Report {
+    let mut report = Report::new(&plan.run, &found.record, &Circumstances::default());
     report.target = format!(
         "simulated: {} by {}, {} proxies",
-        endpoints(setting.endpoints()),
+        endpoints(plan.endpoints()),
         policy.name(),
-        setting.sim.proxies
+        plan.sim.proxies
     );
     "simulated".clone_into(&mut report.protocol);
     report.machine =

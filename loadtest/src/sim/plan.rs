@@ -5,7 +5,7 @@ use crate::plan::arrivals::{Shape, Source};
 use crate::plan::seed::derive;
 use crate::plan::{Load, Plan, PlanError};
 use crate::report::outcome::{Failure, Outcome};
-use crate::scenario::{Episode, Group, Request, Scenario, Sim};
+use crate::scenario::{EndpointFault, Group, Request, Scenario, Sim, Simulated};
 use crate::units::{nanos, nanos_of};
 use forebay_protocol::{Priority, Reason};
 use std::time::Duration;
@@ -33,13 +33,13 @@ pub struct SimPlan {
     /// Mean service time in seconds at speed 1.
     pub mean_demand: f64,
     /// From a proxy to an endpoint, in nanoseconds.
-    pub half_trip: u64,
+    pub one_way: u64,
     /// By kind of request: after how many nanoseconds it is given up, and why then.
-    pub patience: Vec<(u64, Outcome)>,
+    pub timeouts: Vec<(u64, Outcome)>,
     /// By kind of request: how urgent it is, 0 being the most urgent class.
     pub classes: Vec<u8>,
     /// What befalls endpoints.
-    pub episodes: Vec<Episode>,
+    pub faults: Vec<EndpointFault>,
     /// From when to when, in nanoseconds, more is asked for than all endpoints can serve.
     pub overload: Option<(u64, u64)>,
 }
@@ -57,8 +57,8 @@ pub enum SimPlanError {
     #[error("fleet.endpoint: expected at most {MAX_ENDPOINTS} endpoints, found {0}")]
     Endpoints(usize),
     /// Something befalls an endpoint that is not there.
-    #[error("fleet.episode.endpoints: expected numbers of endpoints, from 0, found {0}")]
-    Episode(u32),
+    #[error("fleet.fault.endpoints: expected numbers of endpoints, from 0, found {0}")]
+    Fault(u32),
     /// A policy that can't foresee batches.
     #[error("policy: expected one that needs not foresee when batches end, found \"{0}\"")]
     Batches(&'static str),
@@ -79,10 +79,9 @@ impl SimPlan {
     /// # Errors
     /// The first thing that is wrong.
     pub fn new(scenario: Scenario) -> Result<Self, SimPlanError> {
-        let (groups, sim) = (scenario.fleet.clone(), scenario.sim.clone());
-        let episodes = scenario.episodes.clone();
-        let plan = Plan::simulated(scenario)?;
-        let Load::Open(source) = &plan.load else { return Err(SimPlanError::Closed) };
+        let Simulated { fleet: groups, faults, sim } = scenario.simulated.clone();
+        let run = Plan::simulated(scenario)?;
+        let Load::Open(source) = &run.load else { return Err(SimPlanError::Closed) };
         if source.expected() > MAX_REQUESTS {
             return Err(SimPlanError::Requests(source.expected()));
         }
@@ -93,37 +92,36 @@ impl SimPlan {
             _ => return Err(SimPlanError::Endpoints(endpoints)),
         }
         let (policy, policies) = policies(&sim, &groups)?;
-        let half_trip = nanos(sim.round_trip.0) / 2;
-        let patience =
-            plan.requests.iter().map(|request| patience(request, plan.timeout)).collect();
-        let classes = plan.requests.iter().map(|request| class(request.priority)).collect();
-        for number in episodes.iter().flat_map(|episode| &episode.endpoints) {
+        let one_way = nanos(sim.round_trip.0) / 2;
+        let timeouts = run.requests.iter().map(|request| timeout(request, run.timeout)).collect();
+        let classes = run.requests.iter().map(|request| class(request.priority)).collect();
+        for number in faults.iter().flat_map(|fault| &fault.endpoints) {
             if *number as usize >= endpoints {
-                return Err(SimPlanError::Episode(*number));
+                return Err(SimPlanError::Fault(*number));
             }
         }
-        let mean_demand = mean_demand(&plan, &groups);
+        let mean_demand = mean_demand(&run, &groups);
         let capacity = groups.iter().map(|group| group.capacity(mean_demand)).sum();
-        let overload = overload(&plan, capacity);
+        let overload = overload(&run, capacity);
         Ok(Self {
-            run: plan,
+            run,
             groups,
             sim,
             policy,
             policies,
             mean_demand,
-            half_trip,
-            patience,
+            one_way,
+            timeouts,
             classes,
-            episodes,
+            faults,
             overload,
         })
     }
 
-    /// From when to when an episode lasts, in nanoseconds.
-    pub fn stretch(&self, episode: &Episode) -> (u64, u64) {
-        let begin = nanos(self.run.timeline.warm_up + episode.at.0);
-        let end = episode.length.map(|length| begin + nanos(length.0));
+    /// From when to when a fault lasts, in nanoseconds.
+    pub fn fault_span(&self, fault: &EndpointFault) -> (u64, u64) {
+        let begin = nanos(self.run.timeline.warm_up + fault.at.0);
+        let end = fault.length.map(|length| begin + nanos(length.0));
         (begin, end.unwrap_or_else(|| nanos(self.run.length()).max(begin)))
     }
 
@@ -134,7 +132,7 @@ impl SimPlan {
 
     /// Requests that each endpoint serves at once.
     pub fn slots(&self) -> Vec<u32> {
-        let slots = |group: &Group| group.slots * group.batch.map_or(1, |batch| batch.most);
+        let slots = |group: &Group| group.slots * group.batch.map_or(1, |batch| batch.max_size);
         let each = |group: &Group| std::iter::repeat_n(slots(group), group.count as usize);
         self.groups.iter().flat_map(each).collect()
     }
@@ -197,7 +195,7 @@ fn class(priority: Option<Priority>) -> u8 {
 }
 
 /// A request's own deadline, or the run's timeout.
-fn patience(request: &Request, timeout: Duration) -> (u64, Outcome) {
+fn timeout(request: &Request, timeout: Duration) -> (u64, Outcome) {
     match request.deadline {
         Some(deadline) if deadline.0 < timeout => {
             (nanos(deadline.0), refused(Reason::DeadlineExceeded))
@@ -206,7 +204,7 @@ fn patience(request: &Request, timeout: Duration) -> (u64, Outcome) {
     }
 }
 
-/// What the caller sees of a refusal.
+/// What the client sees of a refusal.
 pub(super) fn refused(reason: Reason) -> Outcome {
     Outcome::refused(reason.status().as_u16(), Some(reason.code()))
 }

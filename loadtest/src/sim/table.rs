@@ -1,8 +1,8 @@
 //! Policies side by side, as Markdown.
 
-use super::episode::Account;
-use super::{Found, SimPlan, SimPolicy, engine};
-use crate::scenario::{Episode, Trouble};
+use super::impact::Impact;
+use super::{SimPlan, SimPolicy, SimResult, engine};
+use crate::scenario::{EndpointFault, EndpointFaultKind};
 use crate::units::{self, Rate, float, seconds};
 use std::fmt::Write as _;
 use std::sync::Mutex;
@@ -14,19 +14,18 @@ pub struct Row {
     /// Who.
     pub policy: SimPolicy,
     /// What.
-    pub found: Found,
+    pub found: SimResult,
 }
 
-/// Simulates all policies of `setting`, as many at a time as there are processors.
-pub fn rows(setting: &SimPlan) -> Vec<Row> {
+/// Simulates all policies of `plan`, as many at a time as there are processors.
+pub fn rows(plan: &SimPlan) -> Vec<Row> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
-        for _ in 0..threads.min(setting.policies.len()) {
+        for _ in 0..threads.min(plan.policies.len()) {
             scope.spawn(|| {
-                while let Some(policy) = setting.policies.get(next.fetch_add(1, Ordering::Relaxed))
-                {
-                    let row = Row { policy: *policy, found: engine::run(setting, *policy) };
+                while let Some(policy) = plan.policies.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let row = Row { policy: *policy, found: engine::run(plan, *policy) };
                     if let Ok(mut done) = done.lock() {
                         done.push(row);
                     }
@@ -35,22 +34,22 @@ pub fn rows(setting: &SimPlan) -> Vec<Row> {
         }
     });
     let mut rows = done.into_inner().unwrap_or_default();
-    let place = |row: &Row| setting.policies.iter().position(|policy| *policy == row.policy);
+    let place = |row: &Row| plan.policies.iter().position(|policy| *policy == row.policy);
     rows.sort_by_key(place);
     rows
 }
 
 /// The table with a sentence on what was simulated.
-pub fn render(setting: &SimPlan, rows: &[Row]) -> String {
+pub fn render(plan: &SimPlan, rows: &[Row]) -> String {
     let mut out = String::new();
     // Writing to a string does not fail.
-    let _ = write(&mut out, setting, rows);
+    let _ = write(&mut out, plan, rows);
     out
 }
 
-fn write(out: &mut String, setting: &SimPlan, rows: &[Row]) -> std::fmt::Result {
-    let plan = &setting.run;
-    let offered = match &plan.load {
+fn write(out: &mut String, plan: &SimPlan, rows: &[Row]) -> std::fmt::Result {
+    let run = &plan.run;
+    let offered = match &run.load {
         crate::plan::Load::Open(source) => source.expected() / source.length().max(1e-9),
         crate::plan::Load::Closed => 0.0,
     };
@@ -58,15 +57,15 @@ fn write(out: &mut String, setting: &SimPlan, rows: &[Row]) -> std::fmt::Result 
         out,
         "{}: {} endpoints, {} proxies, {}, {} of the capacity of {}; {} measured after {} of \
          warm-up, seed {}. Simulated; the same requests for all. Times in ms.\n",
-        plan.name,
-        units::count(setting.endpoints() as u64),
-        setting.sim.proxies,
-        plan.describe(),
-        units::percent(offered / setting.capacity()),
-        Rate(setting.capacity()),
-        seconds(plan.measured.as_secs_f64()),
-        seconds(plan.timeline.warm_up.as_secs_f64()),
-        plan.seed
+        run.name,
+        units::count(plan.endpoints() as u64),
+        plan.sim.proxies,
+        run.describe(),
+        units::percent(offered / plan.capacity()),
+        Rate(plan.capacity()),
+        seconds(run.measured.as_secs_f64()),
+        seconds(run.timeline.warm_up.as_secs_f64()),
+        run.seed
     )?;
     writeln!(
         out,
@@ -97,29 +96,29 @@ fn write(out: &mut String, setting: &SimPlan, rows: &[Row]) -> std::fmt::Result 
             units::count(found.record.total())
         )?;
     }
-    for (number, episode) in setting.episodes.iter().enumerate() {
-        troubles(out, episode, rows.iter().map(|row| (row.policy, &row.found.accounts[number])))?;
+    for (number, fault) in plan.faults.iter().enumerate() {
+        fault_table(out, fault, rows.iter().map(|row| (row.policy, &row.found.faults[number])))?;
     }
-    overload(out, setting, rows)
+    overload(out, plan, rows)
 }
 
-fn troubles<'a>(
+fn fault_table<'a>(
     out: &mut String,
-    episode: &Episode,
-    accounts: impl Iterator<Item = (SimPolicy, &'a Account)>,
+    fault: &EndpointFault,
+    faults: impl Iterator<Item = (SimPolicy, &'a Impact)>,
 ) -> std::fmt::Result {
-    let what = match episode.what {
-        Trouble::Slow(factor) => format!("takes {factor} times as long"),
-        Trouble::Down => "is killed".to_owned(),
-        Trouble::Sinkhole(after) => format!("answers 500 after {after}"),
+    let what = match fault.kind {
+        EndpointFaultKind::Slow(factor) => format!("takes {factor} times as long"),
+        EndpointFaultKind::Down => "is killed".to_owned(),
+        EndpointFaultKind::Sinkhole(after) => format!("answers 500 after {after}"),
     };
-    let length = episode.length.map_or("to the end".to_owned(), |length| format!("for {length}"));
+    let length = fault.length.map_or("to the end".to_owned(), |length| format!("for {length}"));
     writeln!(
         out,
         "\nAt {} {} {what}, {length}. A share has left when it has halved, and is back when it is more \
          than half of what it was.\n",
-        episode.at,
-        of_endpoints(&episode.endpoints)
+        fault.at,
+        of_endpoints(&fault.endpoints)
     )?;
     writeln!(
         out,
@@ -127,8 +126,8 @@ fn troubles<'a>(
          p99 during | ratio | errors during |"
     )?;
     writeln!(out, "|---|---|---|---|---|---|---|---|---|---|")?;
-    for (policy, account) in accounts {
-        let it = account.summary();
+    for (policy, impact) in faults {
+        let it = impact.summary();
         let after = |time: Option<f64>| time.map_or("–".to_owned(), seconds);
         writeln!(
             out,
@@ -155,8 +154,8 @@ fn of_endpoints(numbers: &[u32]) -> String {
     }
 }
 
-fn overload(out: &mut String, setting: &SimPlan, rows: &[Row]) -> std::fmt::Result {
-    let Some((begin, end)) = setting.overload else { return Ok(()) };
+fn overload(out: &mut String, plan: &SimPlan, rows: &[Row]) -> std::fmt::Result {
+    let Some((begin, end)) = plan.overload else { return Ok(()) };
     writeln!(
         out,
         "\nFor {} more is asked for than can be served. Goodput is what was answered well, as a \
@@ -169,12 +168,12 @@ fn overload(out: &mut String, setting: &SimPlan, rows: &[Row]) -> std::fmt::Resu
     )?;
     writeln!(out, "|---|---|---|---|---|")?;
     for Row { policy, found } in rows {
-        let Some(it) = found.overload.as_ref().map(Account::summary) else { continue };
+        let Some(it) = found.overload.as_ref().map(Impact::summary) else { continue };
         writeln!(
             out,
             "| {} | {} | {:.1} | {:.1} | {} |",
             name(*policy),
-            units::percent(it.goodput / setting.capacity()),
+            units::percent(it.goodput / plan.capacity()),
             it.p99_before * 1e3,
             it.p99_during * 1e3,
             seconds(it.recovered_after)

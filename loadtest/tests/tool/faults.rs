@@ -44,7 +44,7 @@ fn report(fault: &str) -> Report {
     let plan = Plan::new(scenario::parse(&text).unwrap()).unwrap();
     let report = run::run(plan, Options::default()).unwrap();
     let names: Vec<&str> = report.fault_windows.iter().map(|stage| stage.name.as_str()).collect();
-    let word = report.faults[0].what.as_str();
+    let word = report.faults[0].fault.as_str();
     assert_eq!(names, [format!("before {word}"), word.to_owned(), format!("after {word}")]);
     assert_eq!(report.faults[0].problem, None, "{:?}", report.faults);
     let (began, ended) = report.faults[0].actual;
@@ -95,7 +95,7 @@ fn a_program_that_is_told_to_be_slow_is_and_recovers() {
     let [before, during, after] = report.fault_windows.as_slice() else {
         panic!("{:?}", report.fault_windows)
     };
-    assert_eq!(report.faults[0].what, "slow a x 7");
+    assert_eq!(report.faults[0].fault, "slow a x 7");
     // 35 ms each, four at a time, 100 a second: it keeps up, and is slower by 30 ms.
     assert!(during.latency.min >= 0.005 && during.latency.get("p50") >= 0.035, "{during:?}");
     assert!(before.latency.min < 0.035 && after.latency.min < 0.035, "{before:?} {after:?}");

@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails may say so bluntly")]
 
-mod callers;
 mod capacity;
+mod clients;
 mod compare;
 mod faults;
 mod files;

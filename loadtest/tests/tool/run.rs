@@ -102,7 +102,7 @@ fn every_way_to_fail_has_its_name() {
             false,
             "500 other",
         ),
-        ("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", false, "404"),
+        ("HTTP/1.1 404 Not SimResult\r\ncontent-length: 0\r\n\r\n", false, "404"),
         (ok, false, "200 wrong_answer_not_an_inference"),
         (&ok.replace("{}", "<>"), false, "200 wrong_answer_not_json"),
     ] {

@@ -10,8 +10,8 @@ fn shipped(name: &str) -> Scenario {
     Scenario::read(&path).unwrap()
 }
 
-fn p99(setting: &SimPlan, policy: &str) -> f64 {
-    let found = engine::run(setting, SimPolicy::named(policy).unwrap());
+fn p99(plan: &SimPlan, policy: &str) -> f64 {
+    let found = engine::run(plan, SimPolicy::named(policy).unwrap());
     found.record.latency.quantile(0.99) * 1e3
 }
 
@@ -19,11 +19,11 @@ fn p99(setting: &SimPlan, policy: &str) -> f64 {
 fn agrees(scenario: &str, expected: &[(&str, f64)]) {
     let mut scenario_file = shipped(scenario);
     // Nothing is held back there; who is told of more slots than requests holds nothing back here.
-    scenario_file.sim.reports.in_band = false;
-    scenario_file.sim.slots = 100_000;
-    let setting = SimPlan::new(scenario_file).unwrap();
+    scenario_file.simulated.sim.reports.in_band = false;
+    scenario_file.simulated.sim.slots = 100_000;
+    let plan = SimPlan::new(scenario_file).unwrap();
     for (policy, expected) in expected {
-        let found = p99(&setting, policy);
+        let found = p99(&plan, policy);
         let error = found / expected - 1.0;
         assert!(error.abs() <= 0.03, "{scenario}, {policy}: {found:.1} ms, not {expected}");
     }
@@ -62,8 +62,8 @@ fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
         let load = harness::steady("poisson", "400/s", "3s");
         let mut scenario = scenario::parse(&format!("warm_up = \"1s\"\n{load}{VARIED}")).unwrap();
         scenario.seed = seed;
-        let setting = SimPlan::new(scenario).unwrap();
-        serde_json::to_string(&sim::run(&setting, SimPolicy::named(policy).unwrap())).unwrap()
+        let plan = SimPlan::new(scenario).unwrap();
+        serde_json::to_string(&sim::run(&plan, SimPolicy::named(policy).unwrap())).unwrap()
     };
     for (policy, _) in SimPolicy::all() {
         assert_eq!(json(5, policy), json(5, policy), "{policy}");
@@ -113,14 +113,14 @@ fn fleet(rate: &str, rest: &str) -> SimPlan {
     SimPlan::new(scenario::parse(&text).unwrap()).unwrap()
 }
 
-fn simulated(setting: &SimPlan, policy: &str) -> sim::Found {
-    engine::run(setting, SimPolicy::named(policy).unwrap())
+fn simulated(plan: &SimPlan, policy: &str) -> sim::SimResult {
+    engine::run(plan, SimPolicy::named(policy).unwrap())
 }
 
 const FOUR: &str = "[[fleet.endpoint]]\ncount = 4\nslots = 4\n";
 
-fn episode(rest: &str) -> String {
-    format!("{FOUR}[[fleet.episode]]\nat = \"3s\"\nfor = \"3s\"\nendpoints = [1]\n{rest}")
+fn fault(rest: &str) -> String {
+    format!("{FOUR}[[fleet.fault]]\nat = \"3s\"\nfor = \"3s\"\nendpoints = [1]\n{rest}")
 }
 
 #[test]
@@ -136,20 +136,20 @@ fn every_scenario_of_the_simulator_can_be_simulated() {
 
 #[test]
 fn a_killed_endpoint_costs_retries_and_no_errors() {
-    let setting = fleet("500/s", &episode("kind = \"down\""));
+    let plan = fleet("500/s", &fault("kind = \"down\""));
     for policy in ["adaptive", "nginx_least_conn"] {
-        let found = simulated(&setting, policy);
+        let found = simulated(&plan, policy);
         assert_eq!(found.record.error_share(), 0.0, "{policy}");
-        let account = found.accounts[0].summary();
-        assert!(account.share_before > 0.2 && account.share_later < 0.02, "{policy}: {account:?}");
-        assert!(account.back_after.is_some_and(|after| after < 2.5), "{policy}: {account:?}");
+        let impact = found.faults[0].summary();
+        assert!(impact.share_before > 0.2 && impact.share_later < 0.02, "{policy}: {impact:?}");
+        assert!(impact.back_after.is_some_and(|after| after < 2.5), "{policy}: {impact:?}");
     }
 }
 
 #[test]
 fn a_lost_request_is_an_error_where_retries_are_off() {
-    let setting = fleet("500/s", &episode("kind = \"down\"\n[sim.retry]\nattempts = 1"));
-    let found = simulated(&setting, "nginx_least_conn");
+    let plan = fleet("500/s", &fault("kind = \"down\"\n[sim.retry]\nattempts = 1"));
+    let found = simulated(&plan, "nginx_least_conn");
     let classes: Vec<String> = found.record.outcomes.keys().map(|o| o.class()).collect();
     assert!(classes.iter().any(|class| class == "502 endpoint_reset"), "{classes:?}");
     assert!(classes.iter().any(|class| class == "503 connect_failed"), "{classes:?}");
@@ -157,23 +157,23 @@ fn a_lost_request_is_an_error_where_retries_are_off() {
 
 #[test]
 fn an_endpoint_that_becomes_slow_moves_the_ends_of_what_it_serves() {
-    let setting = fleet("500/s", &episode("kind = \"slow\"\nfactor = 10.0"));
-    let found = simulated(&setting, "oracle");
-    let account = found.accounts[0].summary();
+    let plan = fleet("500/s", &fault("kind = \"slow\"\nfactor = 10.0"));
+    let found = simulated(&plan, "oracle");
+    let impact = found.faults[0].summary();
     assert_eq!(found.record.error_share(), 0.0);
-    assert!(account.left_after.is_some_and(|after| after < 0.5), "{account:?}");
-    assert!(account.p99_during < account.p99_before * 2.0, "{account:?}");
-    let blind = simulated(&setting, "round_robin").accounts[0].summary();
+    assert!(impact.left_after.is_some_and(|after| after < 0.5), "{impact:?}");
+    assert!(impact.p99_during < impact.p99_before * 2.0, "{impact:?}");
+    let blind = simulated(&plan, "round_robin").faults[0].summary();
     assert!(blind.p99_during > blind.p99_before * 3.0, "{blind:?}");
 }
 
 #[test]
 fn an_endpoint_that_fails_fast_draws_those_who_count_requests() {
-    let rest = episode("kind = \"sinkhole\"\nafter = \"1ms\"");
-    let setting = fleet("1000/s", &format!("{rest}\n[sim.retry]\nattempts = 1"));
-    let blind = simulated(&setting, "nginx_least_conn").accounts[0].summary();
+    let rest = fault("kind = \"sinkhole\"\nafter = \"1ms\"");
+    let plan = fleet("1000/s", &format!("{rest}\n[sim.retry]\nattempts = 1"));
+    let blind = simulated(&plan, "nginx_least_conn").faults[0].summary();
     assert!(blind.share_later > 0.3 && blind.errors_during > 0.3, "{blind:?}");
-    let ours = simulated(&setting, "least_cost").accounts[0].summary();
+    let ours = simulated(&plan, "least_cost").faults[0].summary();
     assert!(ours.share_later < blind.share_later / 4.0, "{ours:?}");
 }
 
@@ -181,9 +181,9 @@ fn an_endpoint_that_fails_fast_draws_those_who_count_requests() {
 fn nothing_is_answered_after_its_deadline_and_overload_is_accounted_for() {
     let phases = "deadline = \"100ms\"\n[[load.phase]]\nkind = \"constant\"\nrate = \"4000/s\"\n\
                   for = \"3s\"\n[[load.phase]]\nkind = \"constant\"\nrate = \"100/s\"\nfor = \"3s\"\n";
-    let setting = fleet("500/s", &format!("{phases}{FOUR}"));
-    assert_eq!(setting.capacity().round(), 1600.0);
-    let found = simulated(&setting, "central_queue");
+    let plan = fleet("500/s", &format!("{phases}{FOUR}"));
+    assert_eq!(plan.capacity().round(), 1600.0);
+    let found = simulated(&plan, "central_queue");
     assert!(found.record.latency.max() <= 0.1 + 1e-3, "{}", found.record.latency.max());
     let overload = found.overload.unwrap().summary();
     assert!(overload.errors_during > 0.5, "{overload:?}");
@@ -193,13 +193,14 @@ fn nothing_is_answered_after_its_deadline_and_overload_is_accounted_for() {
 
 #[test]
 fn batches_are_filled_under_load_and_closed_in_time_without() {
-    let batch = "service = \"constant:0ms\"\n[fleet.endpoint.batch]\nmost = 8\nbase = \"4ms\"\n\
+    let batch = "service = \"constant:0ms\"\n[fleet.endpoint.batch]
+max_size = 8\nbase = \"4ms\"\n\
                  each = \"1ms\"\nwait = \"2ms\"\n";
     let rest = format!("[[fleet.endpoint]]\nslots = 1\n{batch}");
     let mut light = fleet("10/s", &rest);
     let mut heavy = fleet("2000/s", &rest);
-    for setting in [&mut light, &mut heavy] {
-        setting.run.requests[0].demand = None;
+    for plan in [&mut light, &mut heavy] {
+        plan.run.requests[0].demand = None;
     }
     // Alone in its batch: 2 ms until it is closed, 5 ms of service.
     let found = simulated(&light, "least_cost");
@@ -218,8 +219,8 @@ fn batches_are_filled_under_load_and_closed_in_time_without() {
 
 #[test]
 fn under_overload_the_least_urgent_is_refused_and_nothing_urgent_is_late() {
-    let setting = SimPlan::new(shipped("priorities.toml")).unwrap();
-    let found = simulated(&setting, "adaptive");
+    let plan = SimPlan::new(shipped("priorities.toml")).unwrap();
+    let found = simulated(&plan, "adaptive");
     let [high, normal, batch] = &found.classes[..] else {
         panic!("{} classes", found.classes.len())
     };
@@ -234,10 +235,10 @@ fn under_overload_the_least_urgent_is_refused_and_nothing_urgent_is_late() {
 fn a_slow_start_keeps_requests_from_an_endpoint_that_has_just_come() {
     let share = |slow_start: &str| {
         // The second after it is back.
-        let back = "[[fleet.episode]]\nkind = \"slow\"\nat = \"7s\"\nfor = \"1s\"\nendpoints = [1]";
+        let back = "[[fleet.fault]]\nkind = \"slow\"\nat = \"7s\"\nfor = \"1s\"\nendpoints = [1]";
         let sim = format!("[sim]\nslow_start = \"{slow_start}\"");
-        let setting = fleet("500/s", &episode(&format!("kind = \"down\"\n{back}\n{sim}")));
-        simulated(&setting, "round_robin").accounts[1].summary().share_first
+        let plan = fleet("500/s", &fault(&format!("kind = \"down\"\n{back}\n{sim}")));
+        simulated(&plan, "round_robin").faults[1].summary().share_first
     };
     let (with, without) = (share("10s"), share("0s"));
     assert!(without > 0.2 && with < without / 2.0, "{with} with, {without} without");
@@ -245,11 +246,11 @@ fn a_slow_start_keeps_requests_from_an_endpoint_that_has_just_come() {
 
 #[test]
 fn hedges_take_the_tail_of_endpoints_that_stall_and_keep_to_their_budget() {
-    let mut setting = SimPlan::new(shipped("hedge.toml")).unwrap();
-    let with = simulated(&setting, "adaptive");
-    setting.sim.hedge = None;
-    let without = simulated(&setting, "adaptive");
-    let tail = |found: &sim::Found| found.record.latency.quantile(0.999);
+    let mut plan = SimPlan::new(shipped("hedge.toml")).unwrap();
+    let with = simulated(&plan, "adaptive");
+    plan.sim.hedge = None;
+    let without = simulated(&plan, "adaptive");
+    let tail = |found: &sim::SimResult| found.record.latency.quantile(0.999);
     assert!(tail(&with) < 0.5 * tail(&without), "{} with, {}", tail(&with), tail(&without));
     let requests: u64 = without.served.iter().sum();
     assert!(with.hedges > 0 && with.hedges * 20 <= requests, "{} of {requests}", with.hedges);

@@ -68,13 +68,13 @@ pub(super) struct GeneratorArgs {
     #[arg(long)]
     busy: bool,
 
-    /// Requests name one of so many callers, chosen at random
+    /// Requests name one of so many clients, chosen at random
     #[arg(long, value_name = "N")]
-    callers: Option<u32>,
+    clients: Option<u32>,
 
-    /// The header that names the caller [default: x-caller]
+    /// The header that names the client [default: x-client]
     #[arg(long, value_name = "NAME")]
-    caller_header: Option<String>,
+    client_header: Option<String>,
 
     /// Everything random follows from it [default: 1]
     #[arg(long, value_name = "N")]
@@ -94,7 +94,7 @@ pub(super) struct GeneratorArgs {
 pub(super) enum ArrivalsArg {
     /// Evenly
     Constant,
-    /// As independent callers come
+    /// As independent clients come
     Poisson,
 }
 
@@ -111,19 +111,19 @@ impl GeneratorArgs {
 
     /// Flags win over what a file says.
     pub(super) fn override_in(&self, scenario: &mut Scenario) {
-        scenario.target = self.to.clone().or(scenario.target.take());
+        scenario.live.target = self.to.clone().or(scenario.live.target.take());
         scenario.seed = self.seed.unwrap_or(scenario.seed);
-        scenario.protocol = self.protocol.unwrap_or(scenario.protocol);
+        scenario.live.protocol = self.protocol.unwrap_or(scenario.live.protocol);
         if self.insecure || self.ca.is_some() {
             // The flag's path is relative to where the program was called, not to the scenario.
             let ca = self.ca.as_ref().map(|file| std::path::absolute(file).unwrap_or(file.clone()));
-            scenario.tls = Trust { insecure: self.insecure, ca };
+            scenario.live.tls = Trust { insecure: self.insecure, ca };
         }
-        scenario.callers = self.callers.or(scenario.callers);
-        scenario.caller_header = self.caller_header.clone().or(scenario.caller_header.take());
-        scenario.connections = self.connections.or(scenario.connections);
-        scenario.streams = self.streams.or(scenario.streams);
-        scenario.threads = self.threads.or(scenario.threads);
+        scenario.clients = self.clients.or(scenario.clients);
+        scenario.client_header = self.client_header.clone().or(scenario.client_header.take());
+        scenario.live.connections = self.connections.or(scenario.live.connections);
+        scenario.live.streams = self.streams.or(scenario.live.streams);
+        scenario.live.threads = self.threads.or(scenario.live.threads);
         scenario.warm_up = self.warm_up.or(scenario.warm_up);
         scenario.timeout = self.timeout.or(scenario.timeout);
     }

@@ -142,13 +142,13 @@ Exit status:
 #[derive(Debug, Args)]
 #[command(after_help = SIM_EXAMPLES)]
 pub struct SimArgs {
-    /// A scenario with [[fleet.endpoint]]; with --bars a directory of them
+    /// A scenario with [[fleet.endpoint]]; with --goals a directory of them
     #[arg(value_name = "SCENARIO.toml")]
     pub scenario: PathBuf,
 
-    /// Check every bar that can be simulated, beside its peers and its bound
-    #[arg(long, conflicts_with_all = ["policy", "table", "seed", "json"])]
-    pub bars: bool,
+    /// Check every goal that can be simulated, beside its peers and its bound
+    #[arg(long, alias = "bars", conflicts_with_all = ["policy", "table", "seed", "json"])]
+    pub goals: bool,
 
     /// Who balances [default: the scenario's, or adaptive]
     #[arg(long, value_name = "NAME", conflicts_with = "table")]

@@ -2,7 +2,7 @@
 
 use crate::distribution::Distribution;
 use crate::scenario::Range;
-use crate::scenario::{Ask, Encoding, Header, Infer, Request, Shape};
+use crate::scenario::{Encoding, Header, Infer, Request, RequestKind, Shape};
 use crate::units::Span;
 use clap::Args;
 use forebay_protocol::Priority;
@@ -72,7 +72,7 @@ pub(super) struct RequestArgs {
     #[arg(long, value_name = "PRIORITY")]
     priority: Option<Priority>,
 
-    /// Ask a synthetic backend for service times, drawn anew for every request (exponential:20ms)
+    /// RequestKind a synthetic backend for service times, drawn anew for every request (exponential:20ms)
     #[arg(long, value_name = "DISTRIBUTION")]
     demand: Option<Distribution>,
 }
@@ -93,8 +93,8 @@ impl RequestArgs {
 
     /// The one request that the flags describe, for the target `url`.
     pub(super) fn described(&self, url: &str) -> Request {
-        let ask = match (&self.model, &self.path) {
-            (Some(model), _) => Ask::Infer(Infer {
+        let kind = match (&self.model, &self.path) {
+            (Some(model), _) => RequestKind::Infer(Infer {
                 model: model.clone(),
                 version: self.model_version.clone(),
                 encoding: self.encoding.unwrap_or_default(),
@@ -105,7 +105,7 @@ impl RequestArgs {
                 range: self.range,
                 input: self.input.clone(),
             }),
-            (None, path) => Ask::Http {
+            (None, path) => RequestKind::Http {
                 method: self.method.clone(),
                 path: match path {
                     Some(path) => path.clone(),
@@ -120,7 +120,7 @@ impl RequestArgs {
             priority: self.priority,
             demand: self.demand,
             headers: self.header.clone(),
-            ask,
+            kind,
         }
     }
 }

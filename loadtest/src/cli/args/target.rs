@@ -2,7 +2,7 @@
 
 use super::load::GeneratorArgs;
 use super::request::RequestArgs;
-use crate::scenario::{Load, Protocol, Scenario, Sim, Trust};
+use crate::scenario::{Live, Load, Scenario, Simulated};
 use crate::units::Span;
 use anyhow::bail;
 use std::path::{Path, PathBuf};
@@ -43,25 +43,16 @@ pub(super) fn refuse_what_a_scenario_says(given: &[(&str, bool)]) -> anyhow::Res
 fn described(target: &str, request: &RequestArgs, load: Load) -> Scenario {
     Scenario {
         name: Some(request.model.clone().unwrap_or_else(|| "run".to_owned())),
-        target: Some(target.to_owned()),
         seed: 1,
-        protocol: Protocol::default(),
-        tls: Trust::default(),
-        connections: None,
-        streams: None,
-        threads: None,
         warm_up: None,
         timeout: None,
-        callers: None,
-        caller_header: None,
+        clients: None,
+        client_header: None,
         objectives: Vec::new(),
         load,
         requests: vec![request.described(target)],
-        processes: Vec::new(),
-        faults: Vec::new(),
-        fleet: Vec::new(),
-        episodes: Vec::new(),
-        sim: Sim::default(),
         base: PathBuf::new(),
+        live: Live { target: Some(target.to_owned()), ..Live::default() },
+        simulated: Simulated::default(),
     }
 }

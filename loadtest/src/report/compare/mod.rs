@@ -26,9 +26,9 @@ const MAX_RUNS: usize = 100;
 /// Bounds of the number of resamples.
 const RESAMPLES: std::ops::RangeInclusive<usize> = 100..=100_000;
 /// Seconds of a run below which its interval is not to be relied upon.
-const FEW_INTERVALS: usize = 20;
+const MIN_INTERVALS: usize = 20;
 /// Share of resamples that must have a value, so that an interval can be stated.
-const ENOUGH: f64 = 0.95;
+const MIN_RESAMPLES_USED: f64 = 0.95;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -336,7 +336,7 @@ fn rows(grid: &Grid, sides: &(Side, Side), args: &CompareArgs) -> Vec<Row> {
     let doubt = (1.0 - args.confidence.0) / units::float(Quantity::ALL.len() as u64);
     let row = |(quantity, changes): (Quantity, Vec<f64>)| {
         let (a, b) = (quantity.of(grid, &a), quantity.of(grid, &b));
-        let enough = units::float(args.resamples as u64) * ENOUGH;
+        let enough = units::float(args.resamples as u64) * MIN_RESAMPLES_USED;
         let interval = (units::float(changes.len() as u64) >= enough)
             .then(|| resample::interval(changes, doubt));
         let change = quantity.change(a, b);
@@ -371,9 +371,9 @@ fn notes(a: &[Report], b: &[Report]) -> Vec<String> {
             notes.push(format!("the runs differ in their {setting}"));
         }
     }
-    if a.iter().chain(b).any(|report| report.series.len() < FEW_INTERVALS) {
+    if a.iter().chain(b).any(|report| report.series.len() < MIN_INTERVALS) {
         notes.push(format!(
-            "a run has fewer than {FEW_INTERVALS} intervals: the range of chance is a rough guess"
+            "a run has fewer than {MIN_INTERVALS} intervals: the range of chance is a rough guess"
         ));
     }
     if a.len().min(b.len()) < 2 {

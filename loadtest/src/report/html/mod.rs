@@ -17,7 +17,7 @@ use svg::{Chart, Scale};
 
 const STYLE: &str = include_str!("style.css");
 /// Most rows of a list; the rest is summed up.
-const MOST_ROWS: usize = 16;
+const MAX_ROWS: usize = 16;
 /// So many times the median is a far tail.
 const FAR: f64 = 20.0;
 /// Points of the percentile curve for every ten-fold of what is above.
@@ -270,9 +270,9 @@ fn time_chart(label: &str, report: &Report, y: (Scale, fn(f64) -> String)) -> Ch
 }
 
 fn shares(out: &mut String, report: &Report) -> std::fmt::Result {
-    share_table(out, "Errors by reason", Shares::of_errors(report, MOST_ROWS), "bad")?;
-    share_table(out, "Answers by variant", Shares::of(&report.variants, MOST_ROWS), "")?;
-    share_table(out, "Answers by endpoint", Shares::of(&report.endpoints, MOST_ROWS), "")
+    share_table(out, "Errors by reason", Shares::of_errors(report, MAX_ROWS), "bad")?;
+    share_table(out, "Answers by variant", Shares::of(&report.variants, MAX_ROWS), "")?;
+    share_table(out, "Answers by endpoint", Shares::of(&report.endpoints, MAX_ROWS), "")
 }
 
 fn share_table(
@@ -309,7 +309,7 @@ fn generator(out: &mut String, report: &Report) -> std::fmt::Result {
     for (name, value) in [
         ("offered", Rate(report.offered_rate).to_string()),
         ("connections opened", units::count(of.connections)),
-        ("most in flight", units::count(of.most_in_flight)),
+        ("max in flight", units::count(of.max_in_flight)),
         ("CPU time a request", seconds(of.cpu_seconds / requests)),
         (
             "bodies sent, received",

@@ -26,6 +26,6 @@ fn one(policy: SimPolicy, plan: &SimPlan, proxy: u64) -> Box<dyn Balancer> {
         SimPolicy::Prequal => Box::new(Prequal::new(n, seed)),
         SimPolicy::Central => Box::new(Central::new(n)),
         SimPolicy::Expected => Box::new(Expected::new(n, plan.mean_demand, seed)),
-        SimPolicy::Oracle => Box::new(Oracle::new(plan.half_trip, seed)),
+        SimPolicy::Oracle => Box::new(Oracle::new(plan.one_way, seed)),
     }
 }

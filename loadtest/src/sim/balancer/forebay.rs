@@ -1,10 +1,10 @@
 //! The proxy's own code: [`forebay_routing`], called as the proxy calls it.
 
-use super::{Ask, Balancer, Decision, Done, Ending, bind};
+use super::{Balancer, Decision, Done, Ending, RequestView, bind};
 use crate::scenario::Hedge;
 use crate::sim::fleet::Fleet;
+use crate::sim::keys::RequestKey;
 use crate::sim::plan::SimPlan;
-use crate::sim::slab::Key;
 use crate::units::nanos;
 use forebay_protocol::Reason;
 use forebay_routing::pick::{Context, Ring};
@@ -12,6 +12,7 @@ use forebay_routing::{
     Binding, Candidate, Claim, InFlight, Joined, Latencies, Line, Load, Next, Picks, Place, Policy,
     Report, RetryBudget, Rng, Time, View, Weight,
 };
+use slotmap::SecondaryMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,32 +21,30 @@ pub(super) struct Forebay {
     policy: Policy,
     loads: Vec<Arc<Load>>,
     /// In rotation, in order.
-    ready: Vec<Known>,
+    ready: Vec<ReadyEndpoint>,
     report_ttl: Duration,
     slow_start: Duration,
-    hop: Duration,
-    turn: Arc<Picks>,
+    handoff_delay: Duration,
+    recent: Arc<Picks>,
     /// Of those in rotation, if the policy needs it.
     ring: Ring,
     rng: Rng,
     /// When anything last happened here.
     now: u64,
     /// Requests that wait, and where each was sent already.
-    line: Line<(Key, Vec<u32>)>,
+    queue: Line<(RequestKey, Vec<u32>)>,
     hedges: Option<Hedges>,
-    /// By the request's place in memory.
-    states: Vec<State>,
+    states: SecondaryMap<RequestKey, State>,
 }
 
 /// What becomes of a request.
 enum State {
-    Gone,
-    Waits(Place),
-    Runs(Run),
+    Queued(Place),
+    Running(Attempts),
 }
 
 /// A request that is under way.
-struct Run {
+struct Attempts {
     began: u64,
     /// When it may have a second attempt.
     due: u64,
@@ -54,20 +53,20 @@ struct Run {
 }
 
 /// What the proxy knows of an endpoint.
-struct Known {
+struct ReadyEndpoint {
     endpoint: usize,
     /// Since when it has been in rotation.
     since: Time,
     load: Arc<Load>,
 }
 
-impl Candidate for Known {
+impl Candidate for ReadyEndpoint {
     fn load(&self) -> &Load {
         &self.load
     }
 }
 
-impl Known {
+impl ReadyEndpoint {
     fn new(endpoint: usize, load: &Arc<Load>, since: Time) -> Self {
         Self { endpoint, since, load: Arc::clone(load) }
     }
@@ -78,35 +77,36 @@ impl Known {
 }
 
 impl Forebay {
-    pub(super) fn new(policy: Policy, setting: &SimPlan, seed: u64) -> Self {
-        let load = |_| Arc::new(Load::new(setting.sim.slots));
-        let loads: Vec<Arc<Load>> = (0..setting.endpoints()).map(load).collect();
+    pub(super) fn new(policy: Policy, plan: &SimPlan, seed: u64) -> Self {
+        let load = |_| Arc::new(Load::new(plan.sim.slots));
+        let loads: Vec<Arc<Load>> = (0..plan.endpoints()).map(load).collect();
         // Those that are there from the start were there before.
         let since = Time::default();
-        let known = |(endpoint, load): (usize, &Arc<Load>)| Known::new(endpoint, load, since);
+        let known =
+            |(endpoint, load): (usize, &Arc<Load>)| ReadyEndpoint::new(endpoint, load, since);
         let keyed = if policy == Policy::Sticky { loads.len() as u64 } else { 0 };
         Self {
             policy,
             ready: loads.iter().enumerate().map(known).collect(),
             loads,
-            report_ttl: setting.sim.reports.ttl.0,
-            slow_start: setting.sim.slow_start.0,
-            hop: setting.sim.queue.hop.0,
-            turn: Arc::default(),
+            report_ttl: plan.sim.reports.ttl.0,
+            slow_start: plan.sim.slow_start.0,
+            handoff_delay: plan.sim.queue.handoff_delay.0,
+            recent: Arc::default(),
             ring: Ring::new(0..keyed),
             rng: Rng::new(seed),
             now: 0,
-            line: Line::new(setting.sim.queue.size),
-            hedges: setting.sim.hedge.as_ref().map(Hedges::new),
-            states: Vec::new(),
+            queue: Line::new(plan.sim.queue.size),
+            hedges: plan.sim.hedge.as_ref().map(Hedges::new),
+            states: SecondaryMap::new(),
         }
     }
 
-    fn view<'a>(&'a self, freed: Option<usize>, now: u64) -> View<'a, Known> {
+    fn view<'a>(&'a self, freed: Option<usize>, now: u64) -> View<'a, ReadyEndpoint> {
         let context = Context {
             now: time(now),
             report_ttl: self.report_ttl,
-            turn: &self.turn,
+            turn: &self.recent,
             key: None,
             ring: Some(&self.ring),
         };
@@ -114,22 +114,14 @@ impl Forebay {
             policy: self.policy,
             endpoints: &self.ready,
             freed,
-            hop: self.hop,
+            hop: self.handoff_delay,
             context,
             terms: None,
         }
     }
 
-    fn state(&mut self, request: Key) -> &mut State {
-        let slot = request.slot();
-        if self.states.len() <= slot {
-            self.states.resize_with(slot + 1, || State::Gone);
-        }
-        &mut self.states[slot]
-    }
-
     /// The request goes to the one in rotation with this `index`.
-    fn send(&mut self, request: Key, index: usize, out: &mut Vec<Decision>) {
+    fn send(&mut self, request: RequestKey, index: usize, out: &mut Vec<Decision>) {
         let known = &self.ready[index];
         let (endpoint, guard) = (known.endpoint, known.load.enter());
         bind(request, Some(endpoint), out);
@@ -138,35 +130,35 @@ impl Forebay {
         if after.is_some() {
             out.push(Decision::Wake { request, at: due });
         }
-        let run = Run { began: self.now, due, first: (endpoint, guard), second: None };
-        *self.state(request) = State::Runs(run);
+        let run = Attempts { began: self.now, due, first: (endpoint, guard), second: None };
+        self.states.insert(request, State::Running(run));
     }
 
-    fn refuse(&mut self, request: Key, reason: Reason, out: &mut Vec<Decision>) {
-        *self.state(request) = State::Gone;
+    fn refuse(&mut self, request: RequestKey, reason: Reason, out: &mut Vec<Decision>) {
+        self.states.remove(request);
         out.push(Decision::Refuse { request, reason });
     }
 
-    fn join(&mut self, ask: &Ask<'_>, out: &mut Vec<Decision>) {
+    fn join(&mut self, ask: &RequestView<'_>, out: &mut Vec<Decision>) {
         let claim = Claim {
             class: ask.class,
             since: time(ask.now),
             deadline: time(ask.deadline),
-            caller: u64::from(ask.caller),
+            caller: u64::from(ask.client),
             key: Some(ask.key),
             weight: Weight::default(),
         };
         let mut rng = self.rng.clone();
-        let hope = self.view(None, ask.now).hope(&self.line, &claim, &mut rng);
+        let hope = self.view(None, ask.now).hope(&self.queue, &claim, &mut rng);
         self.rng = rng;
         if ask.tried.is_empty() && hope.is_err() {
             return self.refuse(ask.request, Reason::DeadlineUnreachable, out);
         }
-        match self.line.join(&claim, (ask.request, ask.tried.to_vec())) {
+        match self.queue.join(&claim, (ask.request, ask.tried.to_vec())) {
             Joined::Full(_) => self.refuse(ask.request, Reason::QueueFull, out),
-            Joined::Waits(place) => *self.state(ask.request) = State::Waits(place),
+            Joined::Waits(place) => drop(self.states.insert(ask.request, State::Queued(place))),
             Joined::Displaced(place, (other, _)) => {
-                *self.state(ask.request) = State::Waits(place);
+                self.states.insert(ask.request, State::Queued(place));
                 self.refuse(other, Reason::Displaced, out);
             }
         }
@@ -176,12 +168,13 @@ impl Forebay {
     fn dispatch(&mut self, mut freed: Option<usize>, now: u64, out: &mut Vec<Decision>) {
         let mut rng = self.rng.clone();
         loop {
-            let tried = |waits: &(Key, Vec<u32>), known: &Known| known.is_among(&waits.1);
-            let next = self.view(freed.take(), now).next(&self.line, tried, &mut rng);
+            let tried =
+                |waits: &(RequestKey, Vec<u32>), known: &ReadyEndpoint| known.is_among(&waits.1);
+            let next = self.view(freed.take(), now).next(&self.queue, tried, &mut rng);
             let Some((place, next)) = next else { break };
             let taken = match next {
-                Next::Goes(_) => self.line.serve(&place),
-                Next::Nowhere | Next::TooLate => self.line.leave(&place),
+                Next::Goes(_) => self.queue.serve(&place),
+                Next::Nowhere | Next::TooLate => self.queue.leave(&place),
             };
             let Some((request, _)) = taken else { break };
             match next {
@@ -193,22 +186,22 @@ impl Forebay {
         self.rng = rng;
     }
 
-    fn place_of(&self, endpoint: usize) -> Result<usize, usize> {
+    fn ready_index(&self, endpoint: usize) -> Result<usize, usize> {
         self.ready.binary_search_by_key(&endpoint, |known| known.endpoint)
     }
 }
 
 impl Balancer for Forebay {
-    fn arrive(&mut self, ask: &Ask<'_>, _: &Fleet, out: &mut Vec<Decision>) {
+    fn arrive(&mut self, ask: &RequestView<'_>, _: &Fleet, out: &mut Vec<Decision>) {
         self.now = ask.now;
         if let Some(hedges) = self.hedges.as_ref().filter(|_| ask.tried.is_empty()) {
             hedges.budget.earn(time(ask.now));
         }
-        if self.line.is_empty() {
+        if self.queue.is_empty() {
             let mut rng = self.rng.clone();
-            let tried = |known: &Known| known.is_among(ask.tried);
+            let tried = |known: &ReadyEndpoint| known.is_among(ask.tried);
             let binding = self.view(None, ask.now).keyed(Some(ask.key)).at_once_gently(
-                (self.slow_start, |known: &Known| known.since),
+                (self.slow_start, |known: &ReadyEndpoint| known.since),
                 (time(ask.deadline), Weight::default()),
                 tried,
                 &mut rng,
@@ -226,25 +219,24 @@ impl Balancer for Forebay {
 
     fn finished(&mut self, done: &Done, _: &Fleet, out: &mut Vec<Decision>) {
         self.now = done.now;
-        let state = std::mem::replace(self.state(done.request), State::Gone);
-        let State::Runs(run) = state else { return };
+        let Some(State::Running(run)) = self.states.remove(done.request) else { return };
         let began = run.began;
         let (guard, rest) = run.without(done.endpoint);
         let was_last = rest.is_none();
         if let Some(rest) = rest {
-            *self.state(done.request) = State::Runs(rest);
+            self.states.insert(done.request, State::Running(rest));
         }
         let tells = match done.ending {
             Ending::Answered => true,
             Ending::Abandoned => was_last,
-            Ending::Beaten | Ending::Failed | Ending::Lost => false,
+            Ending::Superseded | Ending::Failed | Ending::Lost => false,
         };
         if let Some(hedges) = self.hedges.as_ref().filter(|_| tells) {
             hedges.latencies.observe(Duration::from_nanos(done.now - began), time(done.now));
         }
         match done.ending {
             // It took at least so long.
-            Ending::Answered | Ending::Beaten => {
+            Ending::Answered | Ending::Superseded => {
                 guard.answered(Duration::from_nanos(done.took), time(done.now));
                 drop(guard);
             }
@@ -254,20 +246,20 @@ impl Balancer for Forebay {
                 drop(guard);
             }
         }
-        let freed = self.place_of(done.endpoint).ok();
+        let freed = self.ready_index(done.endpoint).ok();
         self.dispatch(freed, done.now, out);
     }
 
-    fn woken(&mut self, ask: &Ask<'_>, out: &mut Vec<Decision>) {
+    fn wake(&mut self, ask: &RequestView<'_>, out: &mut Vec<Decision>) {
         self.now = ask.now;
-        let State::Runs(run) = self.state(ask.request) else { return };
+        let Some(State::Running(run)) = self.states.get_mut(ask.request) else { return };
         if run.due != ask.now || run.second.is_some() {
             return;
         }
         let first = run.first.0;
         let mut rng = self.rng.clone();
-        let tried = |known: &Known| known.endpoint == first || known.is_among(ask.tried);
-        let index = self.view(None, ask.now).beside(self.line.len(), tried, &mut rng);
+        let tried = |known: &ReadyEndpoint| known.endpoint == first || known.is_among(ask.tried);
+        let index = self.view(None, ask.now).beside(self.queue.len(), tried, &mut rng);
         self.rng = rng;
         let Some(known) = index.map(|index| &self.ready[index]) else { return };
         let (endpoint, load) = (known.endpoint, Arc::clone(&known.load));
@@ -275,25 +267,25 @@ impl Balancer for Forebay {
         if !self.hedges.as_ref().is_some_and(paid) {
             return;
         }
-        if let State::Runs(run) = self.state(ask.request) {
+        if let Some(State::Running(run)) = self.states.get_mut(ask.request) {
             run.second = Some((endpoint, load.enter()));
             bind(ask.request, Some(endpoint), out);
         }
     }
 
-    fn left(&mut self, request: Key, _: &mut Vec<Decision>) {
-        if let State::Waits(place) = std::mem::replace(self.state(request), State::Gone) {
-            self.line.leave(&place);
+    fn abandoned(&mut self, request: RequestKey, _: &mut Vec<Decision>) {
+        if let Some(State::Queued(place)) = self.states.remove(request) {
+            self.queue.leave(&place);
         }
     }
 
-    fn health(&mut self, endpoint: usize, ready: bool, _: &Fleet, out: &mut Vec<Decision>) {
-        match (self.place_of(endpoint), ready) {
+    fn health_changed(&mut self, endpoint: usize, ready: bool, _: &Fleet, out: &mut Vec<Decision>) {
+        match (self.ready_index(endpoint), ready) {
             (Ok(at), false) => drop(self.ready.remove(at)),
             (Err(at), true) => {
                 let since = time(self.now);
                 self.loads[endpoint].came_back();
-                self.ready.insert(at, Known::new(endpoint, &self.loads[endpoint], since));
+                self.ready.insert(at, ReadyEndpoint::new(endpoint, &self.loads[endpoint], since));
             }
             _ => {}
         }
@@ -309,7 +301,7 @@ impl Balancer for Forebay {
     }
 }
 
-impl Run {
+impl Attempts {
     /// Takes out the attempt at this endpoint; what is left, if there is another.
     fn without(self, endpoint: usize) -> (InFlight, Option<Self>) {
         let Self { first, second, .. } = self;

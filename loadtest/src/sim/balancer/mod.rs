@@ -12,21 +12,21 @@ pub mod policy;
 mod prequal;
 
 use super::fleet::{Fleet, Probed};
-use super::slab::Key;
+use super::keys::RequestKey;
 use forebay_protocol::Reason;
 use forebay_routing::Report;
 
 /// A request that is to be sent somewhere.
 #[derive(Debug, Clone, Copy)]
-pub struct Ask<'a> {
+pub struct RequestView<'a> {
     /// Its name.
-    pub request: Key,
+    pub request: RequestKey,
     /// Nanoseconds on the virtual clock.
     pub now: u64,
     /// What is to go to the same endpoint, as a number.
     pub key: u64,
     /// Whose it is, for the fairness of queues.
-    pub caller: u32,
+    pub client: u32,
     /// How urgent it is: 0 is the most urgent class.
     pub class: u8,
     /// When it is given up, in nanoseconds on the virtual clock.
@@ -48,17 +48,17 @@ pub enum Ending {
     Failed,
     /// Without an answer, so that the endpoint may not be there any more.
     Lost,
-    /// The caller gave up.
+    /// The client gave up.
     Abandoned,
     /// It was given up because the request's other attempt was answered.
-    Beaten,
+    Superseded,
 }
 
 /// An attempt that is over.
 #[derive(Debug, Clone, Copy)]
 pub struct Done {
     /// Whose it was.
-    pub request: Key,
+    pub request: RequestKey,
     /// Where it was sent.
     pub endpoint: usize,
     /// Nanoseconds on the virtual clock.
@@ -75,25 +75,25 @@ pub enum Decision {
     /// The request goes to this endpoint now.
     Bind {
         /// Which request.
-        request: Key,
+        request: RequestKey,
         /// Which endpoint.
         endpoint: usize,
     },
     /// The request is refused.
     Refuse {
         /// Which request.
-        request: Key,
+        request: RequestKey,
         /// Why.
         reason: Reason,
     },
-    /// Ask again about this request at that time, if it is not over by then.
+    /// RequestView again about this request at that time, if it is not over by then.
     Wake {
         /// Which request.
-        request: Key,
+        request: RequestKey,
         /// Nanoseconds on the virtual clock.
         at: u64,
     },
-    /// Ask this endpoint how it is.
+    /// RequestView this endpoint how it is.
     Probe {
         /// Which endpoint.
         endpoint: usize,
@@ -105,19 +105,25 @@ pub enum Decision {
 /// Every call may bind requests: also those that came long before.
 pub trait Balancer {
     /// A request is to be sent, for the first time or again.
-    fn arrive(&mut self, ask: &Ask<'_>, fleet: &Fleet, out: &mut Vec<Decision>);
+    fn arrive(&mut self, ask: &RequestView<'_>, fleet: &Fleet, out: &mut Vec<Decision>);
 
     /// An attempt is over.
     fn finished(&mut self, done: &Done, fleet: &Fleet, out: &mut Vec<Decision>);
 
     /// A request is under way for which this had asked to be woken.
-    fn woken(&mut self, _ask: &Ask<'_>, _out: &mut Vec<Decision>) {}
+    fn wake(&mut self, _ask: &RequestView<'_>, _out: &mut Vec<Decision>) {}
 
-    /// The caller gave a request up that is not bound.
-    fn left(&mut self, _request: Key, _out: &mut Vec<Decision>) {}
+    /// The client gave a request up that is not bound.
+    fn abandoned(&mut self, _request: RequestKey, _out: &mut Vec<Decision>) {}
 
     /// The proxy takes an endpoint in or out of rotation.
-    fn health(&mut self, _endpoint: usize, _ready: bool, _fleet: &Fleet, _out: &mut Vec<Decision>) {
+    fn health_changed(
+        &mut self,
+        _endpoint: usize,
+        _ready: bool,
+        _fleet: &Fleet,
+        _out: &mut Vec<Decision>,
+    ) {
     }
 
     /// An endpoint has said something of its load.
@@ -153,13 +159,13 @@ fn least<T: PartialOrd + Copy>(
 }
 
 /// Binds `request` to `endpoint`, or refuses it if there is none.
-fn bind(request: Key, endpoint: Option<usize>, out: &mut Vec<Decision>) {
+fn bind(request: RequestKey, endpoint: Option<usize>, out: &mut Vec<Decision>) {
     out.push(match endpoint {
         Some(endpoint) => Decision::Bind { request, endpoint },
         None => Decision::Refuse { request, reason: Reason::NoEndpoint },
     });
 }
 
-fn usable(ask: &Ask<'_>, endpoint: usize) -> bool {
+fn usable(ask: &RequestView<'_>, endpoint: usize) -> bool {
     ask.ready[endpoint] && !ask.tried.iter().any(|tried| *tried as usize == endpoint)
 }

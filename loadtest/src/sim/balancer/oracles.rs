@@ -1,15 +1,15 @@
 //! Bounds: what someone could do who knew what nobody can know.
 
-use super::{Ask, Balancer, Decision, Done, bind, least, usable};
+use super::{Balancer, Decision, Done, RequestView, bind, least, usable};
 use crate::sim::fleet::{Endpoint, Fleet};
-use crate::sim::slab::Key;
+use crate::sim::keys::RequestKey;
 use crate::units::float;
 use std::collections::VecDeque;
 
 /// One queue before all endpoints, first come, first served; the fastest free slot gets the next
 /// request. It keeps every slot busy while somebody waits, the slow ones too.
 pub(super) struct Central {
-    waiting: VecDeque<Key>,
+    waiting: VecDeque<RequestKey>,
     busy: Vec<usize>,
     ready: Vec<bool>,
 }
@@ -37,7 +37,7 @@ impl Central {
 }
 
 impl Balancer for Central {
-    fn arrive(&mut self, ask: &Ask<'_>, fleet: &Fleet, out: &mut Vec<Decision>) {
+    fn arrive(&mut self, ask: &RequestView<'_>, fleet: &Fleet, out: &mut Vec<Decision>) {
         match self.fastest_free(fleet) {
             None => self.waiting.push_back(ask.request),
             Some(endpoint) => {
@@ -52,11 +52,17 @@ impl Balancer for Central {
         self.fill(done.endpoint, fleet, out);
     }
 
-    fn left(&mut self, request: Key, _: &mut Vec<Decision>) {
+    fn abandoned(&mut self, request: RequestKey, _: &mut Vec<Decision>) {
         self.waiting.retain(|waiting| *waiting != request);
     }
 
-    fn health(&mut self, endpoint: usize, ready: bool, fleet: &Fleet, out: &mut Vec<Decision>) {
+    fn health_changed(
+        &mut self,
+        endpoint: usize,
+        ready: bool,
+        fleet: &Fleet,
+        out: &mut Vec<Decision>,
+    ) {
         self.ready[endpoint] = ready;
         self.fill(endpoint, fleet, out);
     }
@@ -78,7 +84,7 @@ impl Expected {
 }
 
 impl Balancer for Expected {
-    fn arrive(&mut self, ask: &Ask<'_>, fleet: &Fleet, out: &mut Vec<Decision>) {
+    fn arrive(&mut self, ask: &RequestView<'_>, fleet: &Fleet, out: &mut Vec<Decision>) {
         let expected = |(index, (endpoint, count)): (usize, (&Endpoint, &u32))| {
             let slots = float(endpoint.slots() as u64);
             let ahead = (f64::from(*count) + 1.0 - slots).max(0.0);
@@ -101,19 +107,19 @@ impl Balancer for Expected {
 /// The endpoint where the request *will* finish first, by one who knows the demand of every request
 /// and what is left of those that run. It does not know what comes next.
 pub(super) struct Oracle {
-    half_trip: u64,
+    one_way: u64,
     rng: fastrand::Rng,
 }
 
 impl Oracle {
-    pub(super) fn new(half_trip: u64, seed: u64) -> Self {
-        Self { half_trip, rng: fastrand::Rng::with_seed(seed) }
+    pub(super) fn new(one_way: u64, seed: u64) -> Self {
+        Self { one_way, rng: fastrand::Rng::with_seed(seed) }
     }
 }
 
 impl Balancer for Oracle {
-    fn arrive(&mut self, ask: &Ask<'_>, fleet: &Fleet, out: &mut Vec<Decision>) {
-        let at = ask.now + self.half_trip;
+    fn arrive(&mut self, ask: &RequestView<'_>, fleet: &Fleet, out: &mut Vec<Decision>) {
+        let at = ask.now + self.one_way;
         let all = fleet.endpoints.iter().enumerate().filter(|(index, _)| usable(ask, *index));
         let all = all.map(|(index, endpoint)| (index, endpoint.finish(at, ask.demand)));
         let chosen = least(all, &mut self.rng);

@@ -1,8 +1,8 @@
 //! What other proxies do, after their sources.
 
-use super::{Ask, Balancer, Decision, Done, bind, usable};
+use super::{Balancer, Decision, Done, RequestView, bind, usable};
 use crate::sim::fleet::Fleet;
-use crate::sim::slab::Key;
+use crate::sim::keys::RequestKey;
 use crate::units::float;
 use std::collections::VecDeque;
 
@@ -13,7 +13,7 @@ pub(super) struct LeastConn {
     in_flight: Vec<u32>,
     most: Vec<u32>,
     ready: Vec<bool>,
-    waiting: VecDeque<Key>,
+    waiting: VecDeque<RequestKey>,
     turn: Turn,
 }
 
@@ -40,7 +40,7 @@ impl LeastConn {
 }
 
 impl Balancer for LeastConn {
-    fn arrive(&mut self, ask: &Ask<'_>, _: &Fleet, out: &mut Vec<Decision>) {
+    fn arrive(&mut self, ask: &RequestView<'_>, _: &Fleet, out: &mut Vec<Decision>) {
         let Self { in_flight, most, .. } = self;
         let can = |index: usize| usable(ask, index) && in_flight[index] < most[index];
         let mut all = 0..in_flight.len();
@@ -63,11 +63,11 @@ impl Balancer for LeastConn {
         self.fill(done.endpoint, out);
     }
 
-    fn left(&mut self, request: Key, _: &mut Vec<Decision>) {
+    fn abandoned(&mut self, request: RequestKey, _: &mut Vec<Decision>) {
         self.waiting.retain(|waiting| *waiting != request);
     }
 
-    fn health(&mut self, endpoint: usize, ready: bool, _: &Fleet, out: &mut Vec<Decision>) {
+    fn health_changed(&mut self, endpoint: usize, ready: bool, _: &Fleet, out: &mut Vec<Decision>) {
         self.ready[endpoint] = ready;
         self.fill(endpoint, out);
     }
@@ -109,7 +109,7 @@ pub(super) struct LeastRequest {
 }
 
 /// Draws after which an endpoint that was tried already is taken all the same, as Envoy does.
-const MOST_DRAWS: usize = 5;
+const MAX_DRAWS: usize = 5;
 
 impl LeastRequest {
     /// `twice`: may both be the same one?
@@ -128,9 +128,9 @@ impl LeastRequest {
 }
 
 impl Balancer for LeastRequest {
-    fn arrive(&mut self, ask: &Ask<'_>, _: &Fleet, out: &mut Vec<Decision>) {
+    fn arrive(&mut self, ask: &RequestView<'_>, _: &Fleet, out: &mut Vec<Decision>) {
         let mut chosen = self.draw();
-        for _ in 1..MOST_DRAWS {
+        for _ in 1..MAX_DRAWS {
             if usable(ask, chosen) {
                 break;
             }
@@ -176,7 +176,7 @@ impl Timed {
 }
 
 impl Balancer for LeastTime {
-    fn arrive(&mut self, ask: &Ask<'_>, _: &Fleet, out: &mut Vec<Decision>) {
+    fn arrive(&mut self, ask: &RequestView<'_>, _: &Fleet, out: &mut Vec<Decision>) {
         let all = (0..self.endpoints.len()).filter(|index| usable(ask, *index));
         let best = all.map(|index| self.endpoints[index].score()).reduce(f64::min);
         let chosen = best.and_then(|best| {

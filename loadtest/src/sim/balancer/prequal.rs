@@ -1,7 +1,7 @@
 //! Prequal's hot-cold lexicographic rule, as published (Wydrowski et al., "Load is not what you
 //! should balance: introducing Prequal", NSDI 2024), with the parameters of its testbed.
 
-use super::{Ask, Balancer, Decision, Done, bind, least, usable};
+use super::{Balancer, Decision, Done, RequestView, bind, least, usable};
 use crate::sim::fleet::{Fleet, Probed};
 use crate::units::float;
 use std::collections::VecDeque;
@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 /// Probes that are kept.
 const POOL: usize = 16;
 /// Nanoseconds after which a probe is forgotten.
-const MOST_AGE: u64 = 1_000_000_000;
+const MAX_AGE: u64 = 1_000_000_000;
 /// Probes a query.
 const PROBES: usize = 3;
 /// Probes that are removed a query, beside those that are too old or used up.
@@ -17,9 +17,9 @@ const REMOVED: f64 = 1.0;
 /// Net rate at which probes pile up, from which follows how often one may be used.
 const DELTA: f64 = 1.0;
 /// Fewer usable probes than this: choose at random.
-const FEWEST: usize = 2;
+const MIN_PROBES: usize = 2;
 /// Quantile of requests in flight above which an endpoint is hot: 2^-0.25.
-const HOT: f64 = 0.840_896;
+const HOT_QUANTILE: f64 = 0.840_896;
 /// Answers to probes from which that quantile is taken.
 const WINDOW: usize = 128;
 
@@ -52,7 +52,7 @@ impl Prequal {
     }
 
     /// One at random, among those that are ready and were not tried.
-    fn any(&mut self, ask: &Ask<'_>) -> Option<usize> {
+    fn any(&mut self, ask: &RequestView<'_>) -> Option<usize> {
         let first = self.rng.usize(..self.endpoints);
         (0..self.endpoints)
             .map(|step| (first + step) % self.endpoints)
@@ -75,7 +75,7 @@ impl Prequal {
     fn threshold(&self) -> usize {
         let mut seen: Vec<usize> = self.seen.iter().copied().collect();
         seen.sort_unstable();
-        let rank = crate::units::whole((HOT * float(seen.len() as u64)).floor());
+        let rank = crate::units::whole((HOT_QUANTILE * float(seen.len() as u64)).floor());
         let last = seen.len().saturating_sub(1);
         seen.get(usize::try_from(rank).unwrap_or(last).min(last)).copied().unwrap_or(0)
     }
@@ -88,7 +88,7 @@ impl Prequal {
             .or_else(|| least(probes.map(|(at, probe)| (at, probe.what.in_flight)), &mut self.rng))
     }
 
-    /// In turn the oldest and the worst: of the hot the one with the most in flight, else the
+    /// In turn the oldest and the worst: of the hot the one with the max in flight, else the
     /// slowest.
     fn remove_one(&mut self, threshold: usize) {
         self.remove_oldest = !self.remove_oldest;
@@ -120,12 +120,12 @@ impl Prequal {
 }
 
 impl Balancer for Prequal {
-    fn arrive(&mut self, ask: &Ask<'_>, _: &Fleet, out: &mut Vec<Decision>) {
+    fn arrive(&mut self, ask: &RequestView<'_>, _: &Fleet, out: &mut Vec<Decision>) {
         self.pool.retain(|probe| {
-            usable(ask, probe.what.endpoint) && ask.now.saturating_sub(probe.at) <= MOST_AGE
+            usable(ask, probe.what.endpoint) && ask.now.saturating_sub(probe.at) <= MAX_AGE
         });
         let threshold = self.threshold();
-        let chosen = if self.pool.len() < FEWEST { None } else { self.best(threshold) };
+        let chosen = if self.pool.len() < MIN_PROBES { None } else { self.best(threshold) };
         let endpoint = match chosen.and_then(|at| Some((at, self.pool.get_mut(at)?))) {
             None => match self.any(ask) {
                 Some(endpoint) => endpoint,

@@ -1,6 +1,6 @@
 //! The state of one proxy beside its balancer: its rotation, health checks and retry budget.
 
-use crate::scenario::Trouble;
+use crate::scenario::EndpointFaultKind;
 use crate::sim::plan::SimPlan;
 use forebay_routing::{Health, HealthCheck, RetryBudget};
 
@@ -23,11 +23,11 @@ pub(super) struct Check {
 }
 
 impl Proxy {
-    pub(super) fn new(setting: &SimPlan) -> Self {
-        let (retry, probe) = (&setting.sim.retry, &setting.sim.probe);
-        let down = setting.episodes.iter().filter(|episode| episode.what == Trouble::Down);
+    pub(super) fn new(plan: &SimPlan) -> Self {
+        let (retry, probe) = (&plan.sim.retry, &plan.sim.probe);
+        let down = plan.faults.iter().filter(|fault| fault.kind == EndpointFaultKind::Down);
         let mut watched: Vec<usize> =
-            down.flat_map(|episode| &episode.endpoints).map(|number| *number as usize).collect();
+            down.flat_map(|fault| &fault.endpoints).map(|number| *number as usize).collect();
         watched.sort_unstable();
         watched.dedup();
         let check = |endpoint| Check {
@@ -38,7 +38,7 @@ impl Proxy {
         };
         Self {
             budget: RetryBudget::new(retry.budget, retry.min_per_second),
-            ready: vec![true; setting.endpoints()],
+            ready: vec![true; plan.endpoints()],
             checks: watched.into_iter().map(check).collect(),
         }
     }

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 /// Latencies that are remembered, and how many of them a median is taken of.
-const REMEMBERED: usize = 64;
-const NEAREST: usize = 9;
+const MAX_SAMPLES: usize = 64;
+const NEAREST_SAMPLES: usize = 9;
 
 /// How long the last ones took in nanoseconds, and how many others each had found.
 #[derive(Debug, Default)]
@@ -12,7 +12,7 @@ pub(super) struct Latencies(VecDeque<(usize, u64)>);
 
 impl Latencies {
     pub(super) fn add(&mut self, others: usize, took: u64) {
-        if self.0.len() == REMEMBERED {
+        if self.0.len() == MAX_SAMPLES {
             self.0.pop_front();
         }
         self.0.push_back((others, took));
@@ -25,7 +25,7 @@ impl Latencies {
             newest_first.map(|(others, took)| (others.abs_diff(in_flight), *took)).collect();
         // Stable: among those that are equally near the newest count.
         near.sort_by_key(|(distance, _)| *distance);
-        near.truncate(NEAREST);
+        near.truncate(NEAREST_SAMPLES);
         near.sort_unstable_by_key(|(_, took)| *took);
         near.get(near.len() / 2).map_or(0, |(_, took)| *took)
     }

@@ -5,9 +5,9 @@
 
 mod latencies;
 
-use super::slab::Key;
+use super::keys::AttemptKey;
 use crate::distribution::Distribution;
-use crate::scenario::{Batch, Group, Trouble};
+use crate::scenario::{Batch, EndpointFaultKind, Group};
 use crate::units::{float, nanos, nanos_of};
 use forebay_routing::Report;
 use latencies::Latencies;
@@ -66,7 +66,7 @@ pub struct Probed {
 #[derive(Debug, Clone)]
 pub(super) struct Work {
     /// Whose it is.
-    pub attempt: Key,
+    pub attempt: AttemptKey,
     /// Service time at speed 1; the endpoint's own choice if absent.
     pub demand: Option<u64>,
     /// For the endpoint's own choice.
@@ -83,7 +83,7 @@ struct Service {
 
 #[derive(Debug, Clone, Copy)]
 struct Member {
-    attempt: Key,
+    attempt: AttemptKey,
     entered: u64,
     others: usize,
 }
@@ -148,7 +148,7 @@ impl Endpoint {
 
     /// Requests that it serves at once.
     pub fn slots(&self) -> usize {
-        self.slots * self.batch.map_or(1, |batch| batch.most as usize)
+        self.slots * self.batch.map_or(1, |batch| batch.max_size as usize)
     }
 
     /// How many times as long as usual its services take.
@@ -204,7 +204,7 @@ impl Endpoint {
             in_flight: count(self.in_flight()),
             queue: count(self.waiting.len()),
             slots: count(self.slots()),
-            batch: self.batch.map(|batch| batch.most),
+            batch: self.batch.map(|batch| batch.max_size),
             service_time: self.mean.and_then(|mean| Duration::try_from_secs_f64(mean).ok()),
             answered: 0,
         }
@@ -228,7 +228,12 @@ impl Endpoint {
 
     /// Ends a service at `now` and hands out whose it was. `None` if there is no such service any
     /// more.
-    pub(super) fn end(&mut self, now: u64, number: u32, ended: &mut Vec<Key>) -> Option<Next> {
+    pub(super) fn end(
+        &mut self,
+        now: u64,
+        number: u32,
+        ended: &mut Vec<AttemptKey>,
+    ) -> Option<Next> {
         let is_it = |service: &Service| service.number == number && service.end == now;
         let position = self.running.iter().position(is_it)?;
         for member in self.running.swap_remove(position).members {
@@ -239,7 +244,7 @@ impl Endpoint {
     }
 
     /// Takes an attempt out of the line at `now`, if it waits there.
-    pub(super) fn leave(&mut self, now: u64, attempt: Key) -> bool {
+    pub(super) fn leave(&mut self, now: u64, attempt: AttemptKey) -> bool {
         let Some(at) = self.waiting.iter().position(|waiting| waiting.member.attempt == attempt)
         else {
             return false;
@@ -257,9 +262,9 @@ impl Endpoint {
         }
         let mut count = 1;
         if let Some(batch) = self.batch {
-            count = self.waiting.len().min(batch.most as usize);
+            count = self.waiting.len().min(batch.max_size as usize);
             let until = first.member.entered + nanos(batch.wait.0);
-            if count < batch.most as usize && until > now {
+            if count < batch.max_size as usize && until > now {
                 let known = self.held.replace(until) == Some(until);
                 return if known { Next::Nothing } else { Next::Held(until) };
             }
@@ -288,11 +293,16 @@ impl Endpoint {
 
     /// Something begins or ends to befall it at `now`: hands out the attempts that are lost and the
     /// services that now end at another time.
-    pub(super) fn befall(&mut self, now: u64, what: Trouble, begins: bool) -> Befallen {
-        let mut befallen = Befallen::default();
-        match what {
-            Trouble::Sinkhole(after) => self.sinkhole = begins.then(|| nanos(after.0)),
-            Trouble::Slow(factor) => {
+    pub(super) fn inject(
+        &mut self,
+        now: u64,
+        kind: EndpointFaultKind,
+        begins: bool,
+    ) -> FaultEffect {
+        let mut effect = FaultEffect::default();
+        match kind {
+            EndpointFaultKind::Sinkhole(after) => self.sinkhole = begins.then(|| nanos(after.0)),
+            EndpointFaultKind::Slow(factor) => {
                 let before = self.factor;
                 self.factor = if begins { factor } else { 1.0 };
                 let ratio = self.factor / before;
@@ -300,20 +310,20 @@ impl Endpoint {
                     let left = float(service.end.saturating_sub(now)) / 1e9;
                     service.end = now + nanos_of(left * ratio);
                     let Service { number, end, .. } = *service;
-                    befallen.moved.push(Started { number, end });
+                    effect.moved.push(Started { number, end });
                 }
             }
-            Trouble::Down => {
+            EndpointFaultKind::Down => {
                 self.up = !begins;
                 (self.held, self.mean) = (None, None);
                 self.latencies = Latencies::default();
                 let running = self.running.drain(..).flat_map(|service| service.members);
                 let waiting = self.waiting.drain(..).map(|waiting| waiting.member);
-                befallen.lost.extend(running.chain(waiting).map(|member| member.attempt));
+                effect.lost.extend(running.chain(waiting).map(|member| member.attempt));
             }
         }
         self.foresee(now);
-        befallen
+        effect
     }
 
     /// Computes anew when the slots will be free, after something that nobody could foresee.
@@ -340,9 +350,9 @@ impl Endpoint {
 
 /// What a change of fortune does.
 #[derive(Debug, Default)]
-pub(super) struct Befallen {
+pub(super) struct FaultEffect {
     /// Attempts that end without an answer.
-    pub lost: Vec<Key>,
+    pub lost: Vec<AttemptKey>,
     /// Services that now end at another time.
     pub moved: Vec<Started>,
 }

@@ -1,7 +1,7 @@
-//! What an episode did, of trouble or of too much load: how soon traffic left the endpoints in
-//! trouble, how soon it came back, and what callers felt.
+//! What a fault did, of trouble or of too much load: how soon traffic left the endpoints in
+//! trouble, how soon it came back, and what clients felt.
 //!
-//! Quantiles over a whole run hide an episode of seconds. The share of requests that went to the
+//! Quantiles over a whole run hide a fault of seconds. The share of requests that went to the
 //! endpoints in trouble is kept in slices of 50 ms.
 
 use crate::report::outcome::Finished;
@@ -15,9 +15,9 @@ const MAX_SLICES: usize = 200_000;
 /// Slices over which a share is taken when asking whether traffic has left or come back.
 const STEADY: usize = 2;
 
-/// One episode and what came of it.
+/// One fault and what came of it.
 #[derive(Debug)]
-pub struct Account {
+pub struct Impact {
     begin: u64,
     end: u64,
     slices: Vec<Slice>,
@@ -41,7 +41,7 @@ struct Latencies {
     errors: u64,
 }
 
-/// The account in figures: shares from 0 to 1, times in seconds.
+/// The impact in figures: shares from 0 to 1, times in seconds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Summary {
     /// Share of the endpoints in trouble before it.
@@ -66,7 +66,7 @@ pub struct Summary {
     pub recovered_after: f64,
 }
 
-impl Account {
+impl Impact {
     /// From `begin` to `end`, in nanoseconds from the start of the run.
     pub(super) fn new(begin: u64, end: u64) -> Self {
         Self {

@@ -1,10 +1,10 @@
-//! What we hold ourselves to, as far as it can be simulated: each bar beside its peers and its bound.
+//! What we hold ourselves to, as far as it can be simulated: each goal beside its peers and its bound.
 //!
-//! A claim without a command is forgotten when the code changes. `forebay-load sim --bars DIRECTORY`
-//! simulates the shipped scenarios, prints what was found, and ends with status 1 if a bar is missed.
+//! A claim without a command is forgotten when the code changes. `forebay-load sim --goals DIRECTORY`
+//! simulates the shipped scenarios, prints what was found, and ends with status 1 if a goal is missed.
 
-use super::engine::{self, Found};
-use super::episode::{Account, Summary};
+use super::engine::{self, SimResult};
+use super::impact::{Impact, Summary};
 use super::table::Row;
 use super::{SimError, SimPlan, table};
 use crate::scenario::{Scenario, Sim};
@@ -17,13 +17,13 @@ const RIVALS: [&str; 4] =
     ["nginx_random_two", "envoy_least_request", "traefik_least_time", "prequal"];
 const NGINX: &str = "nginx_least_conn";
 const ORACLE: &str = "oracle";
-const OURS: &str = "adaptive";
+const FOREBAY: &str = "adaptive";
 /// A policy that looks at nothing.
-const BLIND: &str = "round_robin";
+const ROUND_ROBIN: &str = "round_robin";
 
-/// One bar and what was found.
+/// One goal and what was found.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Bar {
+pub struct Goal {
     /// The scenario's file.
     pub scenario: &'static str,
     /// What is measured.
@@ -39,9 +39,9 @@ pub struct Bar {
 }
 
 /// What is asked of a scenario, and of whom it is simulated.
-type Ask = (&'static str, &'static [&'static str], fn(&Runs<'_>) -> Vec<Bar>);
+type Suite = (&'static str, &'static [&'static str], fn(&Runs<'_>) -> Vec<Goal>);
 
-const ALL: [Ask; 18] = [
+const ALL: [Suite; 18] = [
     (
         "tail75.toml",
         &[NGINX, "haproxy_maxconn", "envoy_least_request", "traefik_least_time"],
@@ -56,9 +56,9 @@ const ALL: [Ask; 18] = [
     ("large.toml", &["envoy_least_request", "prequal"], |runs| vec![runs.p99_to_rivals()]),
     ("antagonist.toml", &[NGINX, "traefik_least_time"], |runs| {
         vec![
-            runs.episode("traffic leaves after", "<= 250 ms", after(|it| it.left_after, 0.25)),
-            runs.episode("comes back after", "<= 2 s", after(|it| it.back_after, 2.0)),
-            runs.episode("p99 / that before", "< 1.5", |it| {
+            runs.fault("traffic leaves after", "<= 250 ms", after(|it| it.left_after, 0.25)),
+            runs.fault("comes back after", "<= 2 s", after(|it| it.back_after, 2.0)),
+            runs.fault("p99 / that before", "< 1.5", |it| {
                 let ratio = it.p99_during / it.p99_before;
                 (format!("{ratio:.2}"), ratio < 1.5)
             }),
@@ -66,10 +66,10 @@ const ALL: [Ask; 18] = [
     }),
     ("sinkhole.toml", &[NGINX, "traefik_least_time"], |runs| {
         vec![
-            runs.episode("share in the first second", "< 2 %", |it| {
+            runs.fault("share in the first second", "< 2 %", |it| {
                 (units::percent(it.share_first), it.share_first < 0.02)
             }),
-            runs.episode("errors", "< 0.5 %", |it| {
+            runs.fault("errors", "< 0.5 %", |it| {
                 (units::percent(it.errors_during), it.errors_during < 0.005)
             }),
         ]
@@ -79,7 +79,7 @@ const ALL: [Ask; 18] = [
     ("overload10x.toml", &[NGINX, ORACLE], |runs| runs.overload()),
     ("priorities.toml", &[NGINX], |runs| runs.priorities()),
     ("hedge.toml", &[NGINX], |runs| runs.hedges()),
-    ("restart.toml", &[NGINX, BLIND], |runs| runs.cold()),
+    ("restart.toml", &[NGINX, ROUND_ROBIN], |runs| runs.cold()),
     ("silent2x.toml", &[NGINX, ORACLE], |runs| runs.overload()),
     ("silent10x.toml", &[NGINX, ORACLE], |runs| runs.overload()),
     ("tight12.toml", &[NGINX, ORACLE], |runs| vec![runs.goodput(0.8)]),
@@ -89,39 +89,39 @@ const ALL: [Ask; 18] = [
     ("greedy.toml", &[NGINX, ORACLE], |runs| runs.fairness()),
 ];
 
-/// Simulates the scenarios in `directory`; bars in the order of the list above.
+/// Simulates the scenarios in `directory`; goals in the order of the list above.
 ///
 /// # Errors
 /// A scenario is not there, or is wrong.
-pub fn all(directory: &Path) -> Result<Vec<Bar>, SimError> {
-    let mut bars = Vec::new();
+pub fn all(directory: &Path) -> Result<Vec<Goal>, SimError> {
+    let mut goals = Vec::new();
     for (scenario, peers, ask) in ALL {
         let mut scenario_file = Scenario::read(&directory.join(scenario))?;
-        let mut names = vec![OURS.to_owned()];
+        let mut names = vec![FOREBAY.to_owned()];
         names.extend(peers.iter().map(|name| (*name).to_owned()));
         if !peers.contains(&ORACLE) && scenario != "large.toml" {
             names.push(ORACLE.to_owned());
         }
-        scenario_file.sim.policies = names;
-        let setting = SimPlan::new(scenario_file)?;
-        let rows = table::rows(&setting);
-        bars.extend(ask(&Runs { scenario, setting: &setting, rows: &rows }));
+        scenario_file.simulated.sim.policies = names;
+        let plan = SimPlan::new(scenario_file)?;
+        let rows = table::rows(&plan);
+        goals.extend(ask(&Runs { scenario, plan: &plan, rows: &rows }));
     }
-    Ok(bars)
+    Ok(goals)
 }
 
 /// As Markdown.
-pub fn render(bars: &[Bar]) -> String {
+pub fn render(goals: &[Goal]) -> String {
     let mut out = "Simulated; the same requests for all. Times in ms where no unit stands.\n\n\
-        | scenario | what | found | bar | beside it | met |\n|---|---|---|---|---|---|\n"
+        | scenario | what | found | goal | beside it | met |\n|---|---|---|---|---|---|\n"
         .to_owned();
-    for bar in bars {
-        let met = if bar.met { "yes" } else { "**no**" };
+    for goal in goals {
+        let met = if goal.met { "yes" } else { "**no**" };
         // Writing to a string does not fail.
         let _ = writeln!(
             out,
             "| {} | {} | {} | {} | {} | {met} |",
-            bar.scenario, bar.what, bar.found, bar.bound, bar.peers
+            goal.scenario, goal.what, goal.found, goal.bound, goal.peers
         );
     }
     out
@@ -137,7 +137,7 @@ fn after(of: fn(&Summary) -> Option<f64>, most: f64) -> impl Fn(&Summary) -> (St
 /// A scenario and what came of it.
 struct Runs<'a> {
     scenario: &'static str,
-    setting: &'a SimPlan,
+    plan: &'a SimPlan,
     rows: &'a [Row],
 }
 
@@ -150,161 +150,161 @@ impl Runs<'_> {
         self.row(name).map_or(f64::NAN, |row| row.found.record.latency.quantile(quantile) * 1e3)
     }
 
-    fn bar(
+    fn goal(
         &self,
         what: &'static str,
         found: String,
         bound: String,
         peers: String,
         met: bool,
-    ) -> Bar {
-        Bar { scenario: self.scenario, what, found, bound, peers, met }
+    ) -> Goal {
+        Goal { scenario: self.scenario, what, found, bound, peers, met }
     }
 
-    /// What the others have: words for each row but ours.
+    /// What the others have: words for each row but forebay.
     fn beside(&self, say: impl Fn(&Row) -> String) -> String {
-        let others = self.rows.iter().filter(|row| row.policy.name() != OURS);
+        let others = self.rows.iter().filter(|row| row.policy.name() != FOREBAY);
         let words: Vec<String> =
             others.map(|row| format!("{} {}", row.policy.name(), say(row))).collect();
         words.join(", ")
     }
 
-    fn quantile(&self, what: &'static str, quantile: f64, base: &str, most: f64) -> Bar {
-        let (ours, base_ms) = (self.ms(OURS, quantile), self.ms(base, quantile));
-        let ratio = ours / base_ms;
+    fn quantile(&self, what: &'static str, quantile: f64, base: &str, most: f64) -> Goal {
+        let (forebay, base_ms) = (self.ms(FOREBAY, quantile), self.ms(base, quantile));
+        let ratio = forebay / base_ms;
         let peers =
             self.beside(|row| format!("{:.1}", row.found.record.latency.quantile(quantile) * 1e3));
         let bound = format!("<= {most:.2} of {base}");
-        self.bar(what, format!("{ours:.1} = {ratio:.2}"), bound, peers, ratio <= most)
+        self.goal(what, format!("{forebay:.1} = {ratio:.2}"), bound, peers, ratio <= most)
     }
 
-    fn p50_to_nginx(&self, most: f64) -> Bar {
+    fn p50_to_nginx(&self, most: f64) -> Goal {
         self.quantile("p50", 0.5, NGINX, most)
     }
 
-    fn p99_to_nginx(&self, most: f64) -> Bar {
+    fn p99_to_nginx(&self, most: f64) -> Goal {
         self.quantile("p99", 0.99, NGINX, most)
     }
 
-    fn p99_to_oracle(&self, most: f64) -> Bar {
+    fn p99_to_oracle(&self, most: f64) -> Goal {
         self.quantile("p99", 0.99, ORACLE, most)
     }
 
-    fn p99_to_rivals(&self) -> Bar {
+    fn p99_to_rivals(&self) -> Goal {
         let p99 = |row: &Row| row.found.record.latency.quantile(0.99) * 1e3;
         let rivals = self.rows.iter().filter(|row| RIVALS.contains(&row.policy.name()));
         let least = rivals.map(p99).fold(f64::INFINITY, f64::min);
-        let ours = self.ms(OURS, 0.99);
+        let forebay = self.ms(FOREBAY, 0.99);
         let peers = self.beside(|row| format!("{:.1}", p99(row)));
-        self.bar(
+        self.goal(
             "p99",
-            format!("{ours:.1}"),
+            format!("{forebay:.1}"),
             format!("< {least:.1}, the best rival"),
             peers,
-            ours < least,
+            forebay < least,
         )
     }
 
-    fn errors(&self) -> Bar {
+    fn errors(&self) -> Goal {
         let share = |row: &Row| row.found.record.error_share();
-        let ours = self.row(OURS).map_or(f64::NAN, share);
+        let forebay = self.row(FOREBAY).map_or(f64::NAN, share);
         let peers = self.beside(|row| units::percent(share(row)));
-        self.bar("errors", units::percent(ours), "none".to_owned(), peers, ours == 0.0)
+        self.goal("errors", units::percent(forebay), "none".to_owned(), peers, forebay == 0.0)
     }
 
-    fn episode(
+    fn fault(
         &self,
         what: &'static str,
         bound: &str,
         say: impl Fn(&Summary) -> (String, bool),
-    ) -> Bar {
-        let summary = |row: &Row| row.found.accounts.first().map(Account::summary);
-        let ours = self.row(OURS).and_then(summary);
-        let (found, met) = ours.map_or_else(|| ("nothing".to_owned(), false), |it| say(&it));
+    ) -> Goal {
+        let summary = |row: &Row| row.found.faults.first().map(Impact::summary);
+        let forebay = self.row(FOREBAY).and_then(summary);
+        let (found, met) = forebay.map_or_else(|| ("nothing".to_owned(), false), |it| say(&it));
         let peers = self.beside(|row| summary(row).map_or_else(String::new, |it| say(&it).0));
-        self.bar(what, found, bound.to_owned(), peers, met)
+        self.goal(what, found, bound.to_owned(), peers, met)
     }
 
     /// Of what is refused under overload, and of what is late.
-    fn priorities(&self) -> Vec<Bar> {
-        let of = |row: &Row, class: usize| row.found.classes.get(class).map(Account::summary);
-        let deadline = units::float(self.setting.patience.iter().map(|it| it.0).max().unwrap_or(0));
-        let bar = |what, class, bound: &str, say: &dyn Fn(&Summary) -> (String, bool)| {
-            let ours = self.row(OURS).and_then(|row| of(row, class));
-            let (found, met) = ours.map_or_else(|| ("nothing".to_owned(), false), |it| say(&it));
+    fn priorities(&self) -> Vec<Goal> {
+        let of = |row: &Row, class: usize| row.found.classes.get(class).map(Impact::summary);
+        let deadline = units::float(self.plan.timeouts.iter().map(|it| it.0).max().unwrap_or(0));
+        let goal = |what, class, bound: &str, say: &dyn Fn(&Summary) -> (String, bool)| {
+            let forebay = self.row(FOREBAY).and_then(|row| of(row, class));
+            let (found, met) = forebay.map_or_else(|| ("nothing".to_owned(), false), |it| say(&it));
             let peers = self.beside(|row| of(row, class).map_or_else(String::new, |it| say(&it).0));
-            self.bar(what, found, bound.to_owned(), peers, met)
+            self.goal(what, found, bound.to_owned(), peers, met)
         };
         let errors = |most: f64| {
             move |it: &Summary| (units::percent(it.errors_during), it.errors_during <= most)
         };
         vec![
-            bar("high: errors", 0, "none", &errors(0.0)),
-            bar("high: p99", 0, "<= half of its deadline", &|it| {
+            goal("high: errors", 0, "none", &errors(0.0)),
+            goal("high: p99", 0, "<= half of its deadline", &|it| {
                 (format!("{:.1}", it.p99_during * 1e3), it.p99_during <= deadline / 2e9)
             }),
-            bar("normal: errors", 1, "< 1 %", &errors(0.01)),
-            bar("batch: errors", 2, "what must be: > 60 %", &|it| {
+            goal("normal: errors", 1, "< 1 %", &errors(0.01)),
+            goal("batch: errors", 2, "what must be: > 60 %", &|it| {
                 (units::percent(it.errors_during), it.errors_during > 0.6)
             }),
         ]
     }
 
     /// Of a client that asks for little beside one that asks for twice what there is.
-    fn fairness(&self) -> Vec<Bar> {
-        let of = |row: &Row| row.found.kinds.first().map(Account::summary);
+    fn fairness(&self) -> Vec<Goal> {
+        let of = |row: &Row| row.found.kinds.first().map(Impact::summary);
         let ratio = |it: &Summary| it.p99_during / it.p99_before;
-        let bar = |what, bound: &str, say: &dyn Fn(&Summary) -> (String, bool)| {
-            let ours = self.row(OURS).and_then(of);
-            let (found, met) = ours.map_or_else(|| ("nothing".to_owned(), false), |it| say(&it));
+        let goal = |what, bound: &str, say: &dyn Fn(&Summary) -> (String, bool)| {
+            let forebay = self.row(FOREBAY).and_then(of);
+            let (found, met) = forebay.map_or_else(|| ("nothing".to_owned(), false), |it| say(&it));
             let peers = self.beside(|row| of(row).map_or_else(String::new, |it| say(&it).0));
-            self.bar(what, found, bound.to_owned(), peers, met)
+            self.goal(what, found, bound.to_owned(), peers, met)
         };
         vec![
-            bar("the modest one's p99 / that before", "<= 1.20", &|it| {
+            goal("the modest one's p99 / that before", "<= 1.20", &|it| {
                 (format!("{:.2}", ratio(it)), ratio(it) <= 1.2)
             }),
-            bar("its errors", "none", &|it| {
+            goal("its errors", "none", &|it| {
                 (units::percent(it.errors_during), it.errors_during == 0.0)
             }),
         ]
     }
 
     /// Of what the fleet can do, where little time is left beside the service itself.
-    fn goodput(&self, least: f64) -> Bar {
-        let capacity = self.setting.capacity();
+    fn goodput(&self, least: f64) -> Goal {
+        let capacity = self.plan.capacity();
         let share = |row: &Row| {
-            let overload = row.found.overload.as_ref().map(Account::summary);
+            let overload = row.found.overload.as_ref().map(Impact::summary);
             overload.map_or(f64::NAN, |it| it.goodput / capacity)
         };
-        let ours = self.row(OURS).map_or(f64::NAN, share);
-        self.bar(
+        let forebay = self.row(FOREBAY).map_or(f64::NAN, share);
+        self.goal(
             "goodput",
-            units::percent(ours),
+            units::percent(forebay),
             format!(">= {} of the capacity", units::percent(least)),
             self.beside(|row| units::percent(share(row))),
-            ours >= least,
+            forebay >= least,
         )
     }
 
     /// The tail with and without second attempts, and what they add.
-    fn hedges(&self) -> Vec<Bar> {
-        let tail = |found: &Found| found.record.latency.quantile(0.999) * 1e3;
-        let Some(ours) = self.row(OURS).map(|row| &row.found) else { return Vec::new() };
-        let without = tail(&self.changed(OURS, |sim| sim.hedge = None));
-        let with = tail(ours);
+    fn hedges(&self) -> Vec<Goal> {
+        let tail = |found: &SimResult| found.record.latency.quantile(0.999) * 1e3;
+        let Some(forebay) = self.row(FOREBAY).map(|row| &row.found) else { return Vec::new() };
+        let without = tail(&self.changed(FOREBAY, |sim| sim.hedge = None));
+        let with = tail(forebay);
         let added =
-            units::float(ours.hedges) / units::float(ours.served.iter().sum::<u64>().max(1));
+            units::float(forebay.hedges) / units::float(forebay.served.iter().sum::<u64>().max(1));
         let others = self.beside(|row| format!("{:.1}", tail(&row.found)));
         vec![
-            self.bar(
+            self.goal(
                 "p99.9",
                 format!("{with:.1} = {:.2}", with / without),
                 "<= 0.50 of that without hedges".to_owned(),
                 format!("without {without:.1}, {others}"),
                 with <= 0.5 * without,
             ),
-            self.bar(
+            self.goal(
                 "second attempts",
                 units::percent(added),
                 "<= 5 %, their budget".to_owned(),
@@ -316,24 +316,24 @@ impl Runs<'_> {
 
     /// Latency while an endpoint is back and cold. Who looks at costs notices by itself; who does not is
     /// helped by a slow start.
-    fn cold(&self) -> Vec<Bar> {
-        let p99 = |found: &Found| {
-            found.accounts.first().map_or(f64::NAN, |account| account.summary().p99_during * 1e3)
+    fn cold(&self) -> Vec<Goal> {
+        let p99 = |found: &SimResult| {
+            found.faults.first().map_or(f64::NAN, |impact| impact.summary().p99_during * 1e3)
         };
         let with = |name| self.row(name).map_or(f64::NAN, |row| p99(&row.found));
-        let blind = p99(&self.changed(BLIND, |sim| sim.slow_start = Span::default()));
-        let before = self.row(OURS).and_then(|row| row.found.accounts.first());
-        let before = before.map_or(f64::NAN, |account| account.summary().p99_before * 1e3);
-        let (ours, ramped) = (with(OURS), with(BLIND));
+        let blind = p99(&self.changed(ROUND_ROBIN, |sim| sim.slow_start = Span::default()));
+        let before = self.row(FOREBAY).and_then(|row| row.found.faults.first());
+        let before = before.map_or(f64::NAN, |impact| impact.summary().p99_before * 1e3);
+        let (forebay, ramped) = (with(FOREBAY), with(ROUND_ROBIN));
         vec![
-            self.bar(
+            self.goal(
                 "p99 while one is cold",
-                format!("{ours:.1} = {:.2}", ours / before),
+                format!("{forebay:.1} = {:.2}", forebay / before),
                 "<= 1.10 of that before".to_owned(),
                 self.beside(|row| format!("{:.1}", p99(&row.found))),
-                ours <= 1.1 * before,
+                forebay <= 1.1 * before,
             ),
-            self.bar(
+            self.goal(
                 "the same by round_robin",
                 format!("{ramped:.1} = {:.2}", ramped / blind),
                 "<= 0.90 of that without slow start".to_owned(),
@@ -344,43 +344,43 @@ impl Runs<'_> {
     }
 
     /// What this policy comes to if `change` is made to the proxies.
-    fn changed(&self, policy: &str, change: fn(&mut Sim)) -> Found {
-        let mut setting = self.setting.clone();
-        change(&mut setting.sim);
-        engine::run(&setting, self.row(policy).map_or(setting.policy, |row| row.policy))
+    fn changed(&self, policy: &str, change: fn(&mut Sim)) -> SimResult {
+        let mut plan = self.plan.clone();
+        change(&mut plan.sim);
+        engine::run(&plan, self.row(policy).map_or(plan.policy, |row| row.policy))
     }
 
-    fn overload(&self) -> Vec<Bar> {
-        let summary = |row: &Row| row.found.overload.as_ref().map(Account::summary);
-        let Some(ours) = self.row(OURS).and_then(summary) else { return Vec::new() };
-        let capacity = self.setting.capacity();
+    fn overload(&self) -> Vec<Goal> {
+        let summary = |row: &Row| row.found.overload.as_ref().map(Impact::summary);
+        let Some(forebay) = self.row(FOREBAY).and_then(summary) else { return Vec::new() };
+        let capacity = self.plan.capacity();
         let beside = |say: &dyn Fn(&Summary) -> String| {
             self.beside(|row| summary(row).map_or_else(String::new, |it| say(&it)))
         };
-        let goodput = ours.goodput / capacity;
-        let deadline = self.setting.patience.iter().map(|(after, _)| *after).min().unwrap_or(0);
+        let goodput = forebay.goodput / capacity;
+        let deadline = self.plan.timeouts.iter().map(|(after, _)| *after).min().unwrap_or(0);
         let deadline = units::float(deadline) / 1e9;
         vec![
-            self.bar(
+            self.goal(
                 "goodput",
                 units::percent(goodput),
                 ">= 95 % of the capacity".to_owned(),
                 beside(&|it| units::percent(it.goodput / capacity)),
                 goodput >= 0.95,
             ),
-            self.bar(
+            self.goal(
                 "p99 of what was answered",
-                format!("{:.1}", ours.p99_during * 1e3),
+                format!("{:.1}", forebay.p99_during * 1e3),
                 format!("<= {:.0}, its deadline", deadline * 1e3),
                 beside(&|it| format!("{:.1}", it.p99_during * 1e3)),
-                ours.p99_during <= deadline,
+                forebay.p99_during <= deadline,
             ),
-            self.bar(
+            self.goal(
                 "recovered after",
-                units::seconds(ours.recovered_after),
+                units::seconds(forebay.recovered_after),
                 "< 1 s".to_owned(),
                 beside(&|it| units::seconds(it.recovered_after)),
-                ours.recovered_after < 1.0,
+                forebay.recovered_after < 1.0,
             ),
         ]
     }

@@ -1,0 +1,38 @@
+//! The requests of a simulation in the order of their arrival.
+
+use crate::plan::arrivals::Arrivals;
+use crate::plan::mix::{Drawn, Mix};
+use crate::plan::{Load, Plan};
+
+/// Requests still to come.
+pub(super) struct Workload {
+    mix: Mix,
+    arrivals: Arrivals,
+    /// When the next request comes.
+    next: Option<u64>,
+    /// Its number.
+    index: u64,
+}
+
+impl Workload {
+    pub(super) fn new(run: &Plan) -> Self {
+        let mut arrivals = match &run.load {
+            Load::Open(source) => source.arrivals(run.seed),
+            Load::Closed => Arrivals::Recorded { times: [].into(), next: 0 },
+        };
+        Self { mix: Mix::new(run), next: arrivals.next(), arrivals, index: 0 }
+    }
+
+    /// When the next request comes, in nanoseconds; `None` after the last one.
+    pub(super) fn next(&self) -> Option<u64> {
+        self.next
+    }
+
+    /// Takes the next request: its number and what was drawn for it.
+    pub(super) fn take(&mut self) -> (u64, Drawn) {
+        let index = self.index;
+        self.index += 1;
+        self.next = self.arrivals.next();
+        (index, self.mix.draw(index))
+    }
+}
