@@ -5,10 +5,11 @@
 //! one that sends slowly, or does not read what it is sent, can't take the memory of all others.
 
 use crate::config::Limits;
+use forebay_process::memory::Taken;
 use forebay_protocol::metric;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Clients are spread over this many locks.
@@ -26,7 +27,7 @@ pub const fn cost(bytes: usize) -> usize {
 /// The memory of the process for bodies.
 #[derive(Debug, Default)]
 pub struct Memory {
-    held: AtomicU64,
+    held: Taken,
     clients: [Mutex<HashMap<u64, u64>>; SHARDS],
 }
 
@@ -52,7 +53,12 @@ impl Full {
 impl Memory {
     /// Bytes that are held now.
     pub fn held(&self) -> u64 {
-        self.held.load(Relaxed)
+        self.held.now() as u64
+    }
+
+    /// The same, for who gives back what was held.
+    pub fn taken(&self) -> &Taken {
+        &self.held
     }
 
     fn shard(&self, client: u64) -> MutexGuard<'_, HashMap<u64, u64>> {
@@ -79,7 +85,7 @@ impl Account {
 
     /// Memory of this client, none yet.
     pub fn hold(&self) -> Held {
-        Held { account: self.clone(), bytes: AtomicU64::new(0) }
+        Held { account: self.clone(), bytes: AtomicUsize::new(0) }
     }
 
     /// The same account for answers, which take memory for as long as their clients do not read them:
@@ -98,10 +104,10 @@ impl Account {
         self.memory.shard(self.client).get(&self.client).is_some_and(|held| *held >= self.share)
     }
 
-    fn take(&self, bytes: u64) -> Result<(), Full> {
-        let before = self.memory.held.fetch_add(bytes, Relaxed);
-        if before.saturating_add(bytes) > self.total {
-            self.memory.held.fetch_sub(bytes, Relaxed);
+    fn take(&self, count: usize) -> Result<(), Full> {
+        let bytes = count as u64;
+        if self.memory.held.add(count) as u64 > self.total {
+            self.memory.held.remove(count);
             return Err(Full::Total);
         }
         let mut clients = self.memory.shard(self.client);
@@ -111,14 +117,15 @@ impl Account {
                 clients.remove(&self.client);
             }
             drop(clients);
-            self.memory.held.fetch_sub(bytes, Relaxed);
+            self.memory.held.remove(count);
             return Err(Full::Client);
         }
         *held += bytes;
         Ok(())
     }
 
-    fn give_back(&self, bytes: u64) {
+    fn give_back(&self, count: usize) {
+        let bytes = count as u64;
         let mut clients = self.memory.shard(self.client);
         if let Entry::Occupied(mut held) = clients.entry(self.client) {
             *held.get_mut() = held.get().saturating_sub(bytes);
@@ -127,7 +134,7 @@ impl Account {
             }
         }
         drop(clients);
-        self.memory.held.fetch_sub(bytes, Relaxed);
+        self.memory.held.remove(count);
     }
 }
 
@@ -135,7 +142,7 @@ impl Account {
 #[derive(Debug)]
 pub struct Held {
     account: Account,
-    bytes: AtomicU64,
+    bytes: AtomicUsize,
 }
 
 impl Held {
@@ -147,7 +154,6 @@ impl Held {
         if bytes == 0 {
             return Ok(());
         }
-        let bytes = bytes as u64;
         match self.account.take(bytes) {
             Ok(()) => {
                 self.bytes.fetch_add(bytes, Relaxed);
@@ -163,7 +169,7 @@ impl Held {
 
     /// Gives `bytes` back.
     pub fn shrink(&self, bytes: usize) {
-        let bytes = (bytes as u64).min(self.bytes.load(Relaxed));
+        let bytes = bytes.min(self.bytes.load(Relaxed));
         if bytes > 0 {
             self.bytes.fetch_sub(bytes, Relaxed);
             self.account.give_back(bytes);

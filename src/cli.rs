@@ -1,7 +1,6 @@
 //! The command line.
 
 use crate::config::Config;
-use crate::memory;
 use crate::operator;
 use crate::pool::fleet::WorkerLog;
 use crate::server::{self, Options};
@@ -99,7 +98,7 @@ fn run(cli: Cli) -> ExitCode {
     // A worker sets up its own logging.
     #[cfg(feature = "demo")]
     if let Some(Command::Worker { arguments }) = cli.command {
-        memory::with_huge_pages();
+        forebay_process::memory::with_huge_pages();
         let name = std::ffi::OsString::from("forebay worker");
         return forebay_worker::main(std::iter::once(name).chain(arguments));
     }

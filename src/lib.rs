@@ -22,8 +22,8 @@
 //!
 //! # The process
 //! [`doors`] are its listeners, [`listen`] accepts on them, [`connections`] bounds what they hold,
-//! [`body_memory`] bounds what bodies and answers do, [`memory`] gives back what they held, and
-//! [`exhausted`] is about what the machine lacks.
+//! [`body_memory`] bounds what bodies and answers do, and [`exhausted`] is about what the
+//! machine lacks.
 //! [`server`] binds, serves, reloads and drains; [`admin`] answers operators, [`status`] is what they
 //! see; [`access_log`] writes
 //! a line a request; [`cli`] is the command line, [`operator`] what it says to a running proxy, and [`demo`] what runs without arguments.
@@ -44,7 +44,6 @@ pub mod error;
 pub mod exhausted;
 pub mod flow;
 pub mod listen;
-pub mod memory;
 pub mod operator;
 pub mod pool;
 pub mod proxy;

@@ -15,13 +15,13 @@ use crate::connections::Connections;
 use crate::doors::{Door, Sockets};
 use crate::flow::observe::Observer;
 use crate::listen;
-use crate::memory;
 use crate::pool::Snapshot;
 use crate::pool::control::{self, ControlHandle};
 use crate::pool::fleet::{Fleets, Supervisors, WorkerLog};
 use crate::proxy::Proxy;
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
+use forebay_process::memory::{self, Taken};
 use forebay_process::resources::Descriptors;
 use forebay_process::supervise::{Importance, Supervisor, fault_point};
 use futures_util::future::BoxFuture;
@@ -30,7 +30,7 @@ use pingora::connectors::http::Connector;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -44,9 +44,9 @@ pub struct Lifecycle {
     /// The tasks that keep the process going.
     pub tasks: Supervisor,
     draining: AtomicBool,
-    in_flight: AtomicUsize,
+    in_flight: Taken,
     /// Open connections at Layer 7.
-    open: AtomicUsize,
+    open: Taken,
     /// What bodies and answers hold.
     memory: Arc<Memory>,
     /// Whether what is still open has had its time.
@@ -59,7 +59,7 @@ pub struct OpenConnection(Arc<Lifecycle>);
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Relaxed);
+        self.0.open.remove(1);
     }
 }
 
@@ -70,18 +70,13 @@ pub struct InFlightRequest(Arc<Lifecycle>);
 impl Lifecycle {
     /// Counts a request in.
     pub fn enter(self: &Arc<Self>) -> InFlightRequest {
-        self.in_flight.fetch_add(1, Relaxed);
+        self.in_flight.add(1);
         InFlightRequest(Arc::clone(self))
     }
 
     /// Requests inside the proxy.
     pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Relaxed)
-    }
-
-    /// What memory is held for: requests, and connections with or without one.
-    pub fn occupied(&self) -> usize {
-        self.in_flight() + self.open.load(Relaxed)
+        self.in_flight.now()
     }
 
     /// Is the process on its way out?
@@ -99,8 +94,13 @@ impl Lifecycle {
 
     /// Counts a new connection in.
     pub fn connected(self: &Arc<Self>) -> OpenConnection {
-        self.open.fetch_add(1, Relaxed);
+        self.open.add(1);
         OpenConnection(Arc::clone(self))
+    }
+
+    /// What takes memory, each with how much of it takes little.
+    fn takes_memory(&self) -> [memory::Watched<'_>; 3] {
+        [(&self.open, 100), (&self.in_flight, 50), (self.memory.taken(), 1024 * 1024)]
     }
 
     /// What bodies and answers hold.
@@ -122,7 +122,7 @@ impl Lifecycle {
         // machine lets its task wait; so look again.
         while quiet < QUIET {
             sleep(LOOK).await;
-            let open = self.open.load(Relaxed) > 0 && started.elapsed() < SILENCE;
+            let open = self.open.now() > 0 && started.elapsed() < SILENCE;
             quiet = if open || self.in_flight() > 0 { 0 } else { quiet + 1 };
         }
     }
@@ -137,7 +137,7 @@ const SILENCE: Duration = Duration::from_secs(1);
 
 impl Drop for InFlightRequest {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Relaxed);
+        self.0.in_flight.remove(1);
     }
 }
 
@@ -210,8 +210,11 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
         observer: Arc::clone(&observer),
         turn: Arc::default(),
     };
-    let (occupied, threads) = (Arc::clone(&lifecycle), server.threads);
-    let watch = move || memory::watch(Arc::clone(&occupied), threads);
+    let occupied = Arc::clone(&lifecycle);
+    let watch = move || {
+        let occupied = Arc::clone(&occupied);
+        async move { memory::watch(&occupied.takes_memory()).await }
+    };
     tasks.spawn("memory", Importance::Helpful, watch);
 
     let proxy = Proxy {

@@ -117,26 +117,32 @@ impl Accept {
         let patience = if self.proxy_protocol { proxy_protocol::PATIENCE } else { in_all };
         let waiting = connection.waiting();
         waiting.begins();
+        let mut first = [0];
         tokio::select! {
-            // What comes of a connection that stays silent is the same as of one that says too little.
-            _ = timeout(patience, stream.readable()) => {}
+            // What comes of a connection that stays silent is the same as of one that says too little. A
+            // socket that was just accepted passes for readable, so it is looked whether there is anything.
+            _ = timeout(patience, stream.peek(&mut first)) => {}
             () = connection.room_is_wanted() => return connection.ended(Reason::Evicted),
         }
         waiting.ends();
-        let begun = self.begun(socket(stream, peer), (began, in_all), &mut connection, &stop);
-        if let Some(caller) = Box::pin(begun).await {
-            Box::pin(self.http2(caller, &mut connection, &stop)).await;
+        let begun = self.begun(socket(stream, peer), (began, in_all), &mut connection);
+        match Box::pin(begun).await {
+            Some((caller, None)) => Box::pin(self.http2(caller, &mut connection, &stop)).await,
+            Some((caller, Some(first))) => {
+                Box::pin(self.http1(caller, first, &mut connection, &stop)).await;
+            }
+            None => {}
         }
     }
 
-    /// A connection that has said something. Returns it where it speaks HTTP/2 from here on.
+    /// A connection that has said something. Returns it with what comes first of HTTP/1, unless it speaks
+    /// HTTP/2 from here on.
     async fn begun(
         &self,
         socket: L4Stream,
         (began, in_all): (Instant, Duration),
         connection: &mut Connection,
-        stop: &ShutdownWatch,
-    ) -> Option<Box<Caller>> {
+    ) -> Option<(Box<Caller>, Option<Arrival>)> {
         let begun = Box::pin(self.begin(socket, (began, in_all), connection)).await;
         let (stream, ahead) = match begun {
             Ok(begun) => begun,
@@ -165,11 +171,8 @@ impl Accept {
             }
         };
         waiting.ends();
-        if h2 && matches!(first, Arrival::Http2) {
-            return Some(caller);
-        }
-        self.http1(caller, first, connection, stop).await;
-        None
+        let is_http2 = h2 && matches!(first, Arrival::Http2);
+        Some((caller, (!is_http2).then_some(first)))
     }
 
     /// There is no room for this connection.

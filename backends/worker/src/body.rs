@@ -9,12 +9,12 @@ use crate::refusal::Refusal;
 use axum::body::{Body, HttpBody as _};
 use bytes::{Bytes, BytesMut};
 use flate2::bufread::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
+use forebay_process::memory::{Taken, give_back};
 use forebay_protocol::Reason;
 use http::{HeaderMap, HeaderName, header};
 use http_body_util::BodyExt;
 use std::io::Read;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// Taken at once for a body whose length is announced; more only as it arrives.
@@ -24,19 +24,27 @@ const FIRST_ALLOCATION: usize = 16 << 10;
 const FREE: usize = 1 << 10;
 /// Time that a body has before it must have come at the least rate.
 const GRACE: Duration = Duration::from_secs(5);
+/// What is inflated and refused goes back to the system at once if it was this long: a few short requests
+/// make it, and none may come soon that needs as much.
+const MUCH: usize = 4 << 20;
 /// Step in which inflated data is read and accounted for.
 const INFLATE_STEP: usize = 64 << 10;
 
 /// Bytes of bodies that all requests together may hold.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    used: AtomicUsize,
+    used: Taken,
     bound: usize,
 }
 
 impl Memory {
     pub(crate) fn new(bound: usize) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), bound })
+        Arc::new(Self { used: Taken::default(), bound })
+    }
+
+    /// What is held, for who gives back what was.
+    pub(crate) fn taken(&self) -> &Taken {
+        &self.used
     }
 }
 
@@ -71,7 +79,7 @@ impl Share {
         let of_connection = self.of_connection.as_ref().map(|OfConnection(memory)| memory);
         let mut is_full = false;
         for memory in of_connection.into_iter().chain([&self.memory]) {
-            is_full |= memory.used.fetch_add(bytes, Relaxed) + bytes > memory.bound;
+            is_full |= memory.used.add(bytes) > memory.bound;
         }
         if is_full {
             let text = format!(
@@ -95,9 +103,9 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.memory.used.fetch_sub(self.bytes, Relaxed);
+        self.memory.used.remove(self.bytes);
         if let Some(OfConnection(memory)) = &self.of_connection {
-            memory.used.fetch_sub(self.bytes, Relaxed);
+            memory.used.remove(self.bytes);
         }
     }
 }
@@ -223,20 +231,47 @@ fn is_zlib(body: &[u8]) -> bool {
 
 fn read_all(mut decoder: impl Read, limit: usize, share: &mut Share) -> Result<Bytes, Refusal> {
     let mut whole = Vec::new();
+    let read = read_into(&mut whole, &mut decoder, limit, share);
+    if whole.len() >= MUCH {
+        // What it outgrew, and what is refused, is of no use to anybody.
+        if read.is_err() {
+            whole = Vec::new();
+        }
+        give_back();
+    }
+    read.map(|()| whole.into())
+}
+
+fn read_into(
+    whole: &mut Vec<u8>,
+    decoder: &mut impl Read,
+    limit: usize,
+    share: &mut Share,
+) -> Result<(), Refusal> {
     loop {
         let left = limit - whole.len();
-        let step = INFLATE_STEP.min(left + 1) as u64;
-        let read = decoder.by_ref().take(step).read_to_end(&mut whole).map_err(|error| {
-            Refusal::request(format!("the compressed body is damaged: {error}"))
-        })?;
-        if read == 0 {
-            return Ok(whole.into());
+        if left > 0 && whole.capacity() - whole.len() < INFLATE_STEP.min(left) {
+            // Twice as much, as a vector grows by itself, but nothing beyond the limit.
+            whole.reserve_exact(whole.len().max(INFLATE_STEP).min(left));
         }
-        if read > left {
-            return Err(too_large(limit, &"more after inflating"));
+        let step = INFLATE_STEP.min(left) as u64;
+        let read = decoder.by_ref().take(step).read_to_end(whole);
+        let read = read.map_err(|error| damaged(&error))?;
+        if read > 0 {
+            share.grow(read)?;
+            continue;
         }
-        share.grow(read)?;
+        // At the limit nothing was asked for.
+        let mut more = [0];
+        if left > 0 || decoder.read(&mut more).map_err(|error| damaged(&error))? == 0 {
+            return Ok(());
+        }
+        return Err(too_large(limit, &"more after inflating"));
     }
+}
+
+fn damaged(error: &std::io::Error) -> Refusal {
+    Refusal::request(format!("the compressed body is damaged: {error}"))
 }
 
 /// The body did not come in time.

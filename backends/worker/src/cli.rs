@@ -6,7 +6,7 @@ use crate::lifecycle;
 use crate::patience::be_patient;
 use crate::server::Worker;
 use clap::Parser;
-use forebay_process::log;
+use forebay_process::{log, memory};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -83,6 +83,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     init_log(log);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .on_thread_park(memory::idle_thread)
         .max_blocking_threads(options.executors.max(2))
         .build();
     let status = match runtime {

@@ -23,6 +23,7 @@ pub(crate) use socket::Socket;
 
 use crate::app::App;
 use crate::lifecycle::Phase;
+use forebay_process::memory::Taken;
 use forebay_protocol::metric::worker as metric;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -80,6 +81,8 @@ pub(crate) struct Patience {
 #[derive(Debug, Default)]
 pub(crate) struct Connections {
     records: Mutex<Records>,
+    /// Those that are open, for who gives back what they held.
+    open: Taken,
 }
 
 #[derive(Debug, Default)]
@@ -98,6 +101,7 @@ pub(crate) struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.connections.lock().by_number.remove(&self.number);
+        self.connections.open.remove(1);
     }
 }
 
@@ -116,8 +120,14 @@ impl Connections {
         records.next += 1;
         records.by_number.insert(number, Arc::clone(&record));
         drop(records);
+        self.open.add(1);
         let socket = Socket::new(stream, Arc::clone(&record));
         (Place { connections: Arc::clone(self), number, record }, socket)
+    }
+
+    /// What memory is taken for.
+    pub(crate) fn taken(&self) -> &Taken {
+        &self.open
     }
 
     /// How many there are.

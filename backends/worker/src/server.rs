@@ -15,6 +15,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use forebay_http2guard::{Event, Guarded};
 use forebay_process::limit::CLIENT;
+use forebay_process::memory;
 use forebay_process::resources::{Descriptors, is_about_one_connection};
 use forebay_process::supervise::{Importance, fault_point};
 use forebay_protocol::Reason;
@@ -125,6 +126,9 @@ impl Worker {
         let shared = Arc::clone(&app);
         let watch = move || connections::watch(Arc::clone(&shared));
         app.tasks.spawn("connections", Importance::Helpful, watch);
+        let shared = Arc::clone(&app);
+        let watch = move || give_back(Arc::clone(&shared));
+        app.tasks.spawn("memory", Importance::Helpful, watch);
         let (delay, timeout) = (app.options.drain_delay, app.options.drain_timeout);
         let lifecycle = app.lifecycle.clone();
         let conduct = move || lifecycle.clone().conduct(delay, timeout);
@@ -381,6 +385,16 @@ fn check(request: &Request<Incoming>) -> Result<(), Refusal> {
         return Err(Refusal::request("expected one content-length, found several"));
     }
     Ok(())
+}
+
+/// Has memory given back when many connections have ended, or long bodies and answers, until the end.
+async fn give_back(app: Arc<App>) {
+    let (connections, most) = (app.connections.taken(), 4 << 20);
+    let watched = [(connections, 100), (app.memory.taken(), most), (app.answers.taken(), most)];
+    tokio::select! {
+        () = app.lifecycle.reached(Phase::Ended) => {}
+        () = memory::watch(&watched) => {}
+    }
 }
 
 /// Folds histograms and samples CPU use until the end.

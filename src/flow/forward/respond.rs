@@ -26,6 +26,7 @@ use crate::request::Request;
 use bytes::Bytes;
 use forebay_protocol::grpc::Code;
 use forebay_protocol::{Reason, header, metric};
+use futures_util::future::try_join;
 use http::{HeaderMap, Method, StatusCode, Version};
 use pingora::ErrorType;
 use pingora::connectors::http::Connector;
@@ -99,7 +100,8 @@ pub(super) async fn respond(
                 Ok(())
             };
             let writing = writer.as_it_comes(head, coming, &room, &held);
-            tokio::try_join!(reading, writing).map(|((), written)| written)
+            // Most answers are whole, and their requests need not have room for this.
+            Box::pin(try_join(reading, writing)).await.map(|((), written)| written)
         }
     };
     match written {

@@ -47,8 +47,10 @@ pub async fn forward(
             take_in_wishes(session.req_header(), request, target, &body);
             let message = message(session, request, account, body)?;
             let attempts = Attempts::new(request, target.clone(), message, connector);
+            // A request whose body is still to come need not have room for this.
+            let attempts = Box::pin(attempts.run());
             tokio::select! {
-                outcome = attempts.run() => outcome,
+                outcome = attempts => outcome,
                 // With the body complete this resolves only if the client leaves.
                 left = session.downstream_session.read_body_or_idle(true) => Err(gone(left)),
             }
