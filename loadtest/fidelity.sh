@@ -2,7 +2,7 @@
 # Is the simulator right? The same scenario (scenarios/fleet.toml: arrivals, demands and fleet) live,
 # through forebay and four backends on this machine, and on the virtual clock; medians of the ratios.
 # What a round trip from the proxy to an endpoint takes is a fact of the machine, which the simulator
-# has to be told: it is measured first, by the proxy's own log, at a load at which nobody waits.
+# has to be told: it is measured first, by the proxy's own log, at a load at which no request waits.
 #
 #   loadtest/fidelity.sh [FILE.md]           the table goes to standard output and to FILE.md
 #
@@ -45,7 +45,7 @@ live() { # POLICY FLAGS...
 
 # Microseconds from the proxy to an endpoint and back, without the service: by the three that are not
 # slow, since it would hide in the service of the other. As many requests as in the comparison, since
-# whoever is asked rarely takes longer to wake.
+# a server that is asked rarely takes longer to wake.
 round_trip() {
     scenario 500 1 4 | sed 's|^demand = .*|demand = "constant:4ms"|' > "$work/light.toml"
     live adaptive "$work/light.toml"

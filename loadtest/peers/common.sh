@@ -4,7 +4,7 @@
 #   work                       a directory of their own, removed at the end
 #   load, PROXY_CORE=0, LOAD_CORE=1
 #   FILE                       where the table goes, besides standard output
-# and ends whatever they have started, however they end.
+# and ends every program that they have started, however they end.
 #
 # It takes from the environment, all optional:
 #   ROUNDS=3                                 more take longer, and are quieter
@@ -54,7 +54,7 @@ end() {
     started=${started/ $pid/}
 }
 
-# A port that nobody listens on at the moment.
+# A port on which no program listens at the moment.
 free_port() {
     local port
     for _ in $(seq 100); do

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What does a proxy cost? Requests a second, p99, CPU time a request and memory of forebay beside
-# nginx, an empty Pingora proxy of the same build, and whatever else is installed, in front of a
+# nginx, an empty Pingora proxy of the same build, and other proxies that are installed, in front of a
 # backend that answers at once: as fast as they can, at a rate that all of them hold, and over TLS.
 #
 #   loadtest/peers/overhead.sh [FILE.md]     the table goes to standard output and to FILE.md

@@ -80,7 +80,7 @@ pub async fn answers(target: &Target) -> Result<(), String> {
     if answer.status < 500 { Ok(()) } else { Err(format!("status {}", answer.status)) }
 }
 
-/// What every gRPC call begins with.
+/// Inserts the headers that every gRPC call begins with.
 pub(crate) fn call_headers(headers: &mut HeaderMap) {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(grpc::CONTENT_TYPE));
     headers.insert(header::TE, HeaderValue::from_static("trailers"));

@@ -53,7 +53,7 @@ pub enum Connection {
     Http2(Rc<Http2>),
 }
 
-/// An HTTP/1.1 connection, driven by whoever waits for an answer on it: no task of its own, so no
+/// An HTTP/1.1 connection, driven by the slot that waits for an answer on it: no task of its own, so no
 /// switches between tasks within a request.
 #[derive(Debug, Default)]
 pub struct Http1 {
@@ -71,7 +71,7 @@ pub struct Http2 {
     connecting: Mutex<()>,
 }
 
-/// What may happen to a request that gets no answer.
+/// How far a request came that gets no answer.
 enum Lost {
     /// The connection was gone before a byte was written: it may be sent again.
     Unsent(Box<Outgoing>),
@@ -275,7 +275,7 @@ struct Kept {
     /// The usual case, a body that comes in one piece, is not copied.
     first: Bytes,
     rest: BytesMut,
-    /// What stands behind the body: with gRPC, how the call ended.
+    /// Trailers behind the body: with gRPC, how the call ended.
     trailers: Option<HeaderMap>,
 }
 

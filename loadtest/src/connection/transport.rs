@@ -1,4 +1,4 @@
-//! What a connection's bytes go over: TCP, or TLS on top of it.
+//! The transport of a connection's bytes: TCP, or TLS on top of it.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -16,7 +16,7 @@ pub(crate) enum Transport {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// Does the same to whichever it is.
+/// Does the same to either kind of stream.
 macro_rules! either {
     ($transport:expr, $stream:ident => $do:expr) => {
         match $transport {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::HeaderMap;
 
-/// Most bytes of bodies that are held ready.
+/// Maximum number of bytes of bodies that are held ready.
 pub(super) const MAX_CORPUS: u64 = 512 << 20;
 
 /// The bodies of one batch size, and the headers that go with them.

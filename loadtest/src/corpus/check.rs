@@ -11,10 +11,10 @@ use forebay_protocol::header::INFERENCE_HEADER_CONTENT_LENGTH;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-/// Longest body that is checked; of a longer one only the status counts.
+/// Maximum length of a body that is checked, in bytes; of a longer one only the status counts.
 pub const MAX_CHECKED: usize = 256 * 1024;
 
-/// What an answer must be to count as a success.
+/// The conditions on which an answer counts as a success.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Check {
     /// Any answer with a status of 200 to 299.
@@ -26,7 +26,7 @@ pub enum Check {
 }
 
 impl Check {
-    /// Longest body that the check wants to see.
+    /// Maximum length of a body that the check wants to see, in bytes.
     pub fn keep(self) -> usize {
         match self {
             Self::Status => 0,

@@ -132,7 +132,7 @@ impl Random {
     /// Asks the target what the model's inputs are.
     ///
     /// # Errors
-    /// No usable answer, or dimensions that nobody has given.
+    /// No usable answer, or dynamic dimensions without a shape in the scenario.
     pub(super) async fn new(plan: &Plan, infer: &Infer) -> Result<Self, InferError> {
         let metadata = metadata(&plan.target, infer).await?;
         Ok(Self {

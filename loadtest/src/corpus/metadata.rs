@@ -1,4 +1,4 @@
-//! What a target says of a model: its inputs, their types and shapes.
+//! The metadata of a model, asked of the target: its inputs, their types and shapes.
 
 use crate::connection::ask::{ask, code_of, frame};
 use crate::plan::target::Target;
@@ -9,7 +9,7 @@ use forebay_protocol::oip::{Datatype, MAX_TENSORS, ModelMetadata, TensorMetadata
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use prost::Message;
 
-/// Longest metadata that is read, in bytes.
+/// Maximum length of metadata, in bytes.
 const MAX_METADATA: usize = 1 << 20;
 
 /// Everything but the characters that RFC 3986 leaves unreserved.

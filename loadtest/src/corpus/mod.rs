@@ -1,6 +1,6 @@
 //! The requests of a run, made before it starts.
 //!
-//! Whoever encodes a tensor while the clock runs measures the encoder. All bodies are made once,
+//! A generator that encodes tensors while the clock runs measures its encoder. All bodies are made once,
 //! from the model's own metadata or from files, and a request under load is a choice among them: by
 //! its index and the seed alone, so that every balancer under comparison gets the same sequence.
 
@@ -40,7 +40,7 @@ pub struct Corpus {
 pub struct Kind {
     /// In words, for reports.
     pub label: String,
-    /// What makes an answer right.
+    /// The check that an answer must pass.
     pub check: Check,
     method: Method,
     uri: Uri,
@@ -52,7 +52,7 @@ pub struct Kind {
 /// One request, chosen.
 #[derive(Debug, Clone, Copy)]
 pub struct Draw<'a> {
-    /// What it is one of.
+    /// The kind of request that it is.
     pub kind: &'a Kind,
     size: &'a Size,
     body: &'a Body,
@@ -77,7 +77,7 @@ pub enum RequestError {
     Input {
         /// The file.
         path: PathBuf,
-        /// What the parser said.
+        /// The parser's words.
         error: oip::ParseError,
     },
     /// A file whose request can't be put into another form.

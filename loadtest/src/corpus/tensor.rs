@@ -3,7 +3,7 @@
 use crate::scenario::Range;
 use forebay_protocol::oip::{Data, Datatype};
 
-/// Most elements in one tensor: 64 Mi, 256 MiB of FP32.
+/// Maximum number of elements in one tensor: 64 Mi, 256 MiB of FP32.
 pub(super) const MAX_ELEMENTS: u64 = 64 << 20;
 /// Length of a random BYTES element.
 const WORD: usize = 8;

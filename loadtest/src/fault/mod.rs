@@ -1,4 +1,4 @@
-//! Faults on schedule: programs that a scenario starts, and what befalls them while requests go on.
+//! Faults on schedule: programs that a scenario starts, and kills, stops, slows down or exchanges under load.
 //!
 //! That a fleet survives the loss of a worker is a claim about the requests around that moment. The
 //! run does the damage itself, at a known time, so that the figures before, during and after it are
@@ -65,7 +65,7 @@ impl Processes {
         };
         let slot = self.0.iter().find(is_it);
         let slot = slot.ok_or_else(|| format!("no process \"{}\"", fault.process))?;
-        // It is given back at the end; nobody else looks at it meanwhile.
+        // It is put back at the end; no other fault needs it meanwhile, since faults don't overlap.
         let process = slot.take().ok_or_else(|| format!("{} is busy", fault.process))?;
         let mut process = Borrowed { slot: Rc::clone(slot), process: Some(process) };
         inject(process.get()?, &fault.kind, end).await
@@ -83,7 +83,7 @@ impl Processes {
     }
 }
 
-/// A program that is away from its place, and comes back whatever happens.
+/// A program that a fault has taken out of its slot; it is put back on every path.
 struct Borrowed {
     slot: Rc<RefCell<Option<Process>>>,
     process: Option<Process>,

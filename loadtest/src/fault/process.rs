@@ -1,7 +1,7 @@
 //! A program that a run has started: its signals, and its end.
 //!
-//! Whatever happens to the run, nothing that it started may outlive it: a program is killed when it is
-//! forgotten, and its standard input ends with ours, for those that look.
+//! No program may outlive the run that started it, however the run ends: a program is killed when its
+//! handle is dropped, and its standard input ends with ours, for programs that watch it.
 
 use crate::connection::ask;
 use crate::plan::target::Target;
@@ -36,7 +36,7 @@ pub(crate) struct Process {
     log: PathBuf,
     /// The log is ours, and goes with the run.
     is_scratch: bool,
-    /// What it listens on, if it is not to do so itself.
+    /// Sockets that the generator opened for it.
     sockets: Vec<TcpListener>,
     child: Option<Child>,
 }
@@ -202,7 +202,7 @@ pub(crate) async fn end(mut child: Child) {
 }
 
 fn send(child: &mut Child, signal: Signal) -> Result<(), String> {
-    // A signal to one that has ended, and that nobody has asked about, would be lost without a word.
+    // A signal to a program that has ended, but was not reaped yet, would be lost without an error.
     if let Ok(Some(status)) = child.try_wait() {
         return Err(format!("it has ended already, {status}"));
     }

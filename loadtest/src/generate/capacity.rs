@@ -15,7 +15,7 @@ use serde::Serialize;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-/// Most runs of one search: from 1/s to 10 million/s and back to 0.1 % take fewer.
+/// Maximum number of runs of one search: from 1/s to 10 million/s and back to 0.1 % take fewer.
 const MAX_STEPS: usize = 60;
 /// Times that a rate is tried when the generator was in trouble, which may be a neighbour's fault.
 const MAX_TRIES: usize = 3;
@@ -47,24 +47,24 @@ pub struct CapacityPlan {
     pub busy: bool,
 }
 
-/// What a search found.
+/// The result of a search.
 #[derive(Debug, Clone, Serialize)]
 pub struct Capacity {
     /// The scenario's name.
     pub name: String,
     /// Where requests went.
     pub target: String,
-    /// What a rate had to reach.
+    /// Objectives that a rate had to reach.
     pub objectives: Vec<String>,
     /// The highest rate that did, per second.
     pub rate: Option<f64>,
-    /// What ended the search.
+    /// The reason for which the search ended.
     pub end: End,
     /// All rates that were tried, ascending.
     pub steps: Vec<Step>,
 }
 
-/// What ended a search.
+/// A reason for which a search ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum End {
@@ -231,7 +231,7 @@ impl Step {
     }
 }
 
-/// To three digits: nobody asks for 1,131.3708 requests a second.
+/// To three digits: a rate of 1,131.3708 requests a second is no easier to quote than 1,130.
 fn round(rate: f64) -> f64 {
     let scale = 10_f64.powf(rate.max(1.0).log10().floor() - 2.0);
     (rate / scale).round() * scale
@@ -251,11 +251,11 @@ fn write(out: &mut String, capacity: &Capacity, style: Style) -> std::fmt::Resul
     let head =
         format!("  {:>10}{:>11}{:>10}{:>10}{:>10}", "rate", "answered", "errors", "p50", "p99");
     writeln!(out, "{}", style.dim(&head))?;
-    let most = capacity.steps.iter().map(|step| step.p99).fold(0.0, f64::max);
+    let max_p99 = capacity.steps.iter().map(|step| step.p99).fold(0.0, f64::max);
     for step in &capacity.steps {
         let (rate, ok_rate) = (Rate(step.rate).to_string(), Rate(step.ok_rate).to_string());
         let (errors, p50) = (units::percent(step.error_share), seconds(step.p50));
-        let filled = units::whole(step.p99 / most.max(1e-9) * BAR);
+        let filled = units::whole(step.p99 / max_p99.max(1e-9) * BAR);
         let bar = "━".repeat(usize::try_from(filled).unwrap_or(0).max(1));
         let bar = if step.met { style.good(&bar) } else { style.bad(&bar) };
         let why = match step.met {

@@ -19,7 +19,7 @@ pub(crate) struct Job {
     pub(crate) taken: Option<Duration>,
 }
 
-/// What others may tell a slot while it waits.
+/// The cells by which the rest of a thread talks to a slot that waits.
 #[derive(Default)]
 pub(crate) struct ConnectionSlot {
     /// Do this.

@@ -45,12 +45,12 @@ const MAX_WATCH_INTERVAL: Duration = Duration::from_millis(20);
 /// a due arrival wait for 61 answers to be handled.
 const EVENT_INTERVAL: u32 = 8;
 
-/// What all threads of a run share.
+/// The part of a run that all threads share.
 #[derive(Debug)]
 pub struct Run {
-    /// What to do.
+    /// The plan.
     pub plan: Arc<Plan>,
-    /// What to send.
+    /// The requests.
     pub corpus: Arc<Corpus>,
     /// Moment 0.
     pub start: Instant,
@@ -106,7 +106,7 @@ struct Engine {
     done: tokio::sync::Notify,
 }
 
-/// Who does what next.
+/// Arrivals, idle slots and the queue between them.
 struct Dispatch {
     /// Arrivals still to come; `None` in a closed loop and after the last one.
     feed: Option<Feed>,

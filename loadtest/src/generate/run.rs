@@ -31,7 +31,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a fault may go on after the last answer.
 const FAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a run shows while it goes on, and what it waits for.
+/// Whether a run shows its progress, and how long it waits for the target.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
     /// Draw a progress line on standard error.
@@ -53,7 +53,7 @@ pub enum RunError {
     /// A program of the scenario does not run.
     #[error("{0}")]
     Process(String),
-    /// Nobody is there.
+    /// The target accepts no connection.
     #[error("no connection to {0}: {1}")]
     Unreachable(String, String),
     /// Ctrl-C, twice.

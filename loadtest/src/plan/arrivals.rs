@@ -4,7 +4,7 @@
 //! honest when the other side stalls. Each kind of load is a rate over time; arrivals are placed
 //! where the *integral* of the rate reaches the next whole number (even spacing) or the next sum of
 //! exponential variates (Poisson). One rule for all shapes, exact at their borders, and the same
-//! seed gives the same arrivals to whoever asks.
+//! seed always gives the same arrivals.
 
 use crate::distribution::exponential;
 use crate::scenario::Spacing;

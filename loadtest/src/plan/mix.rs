@@ -20,9 +20,9 @@ pub struct Mix {
     weights: Weights,
     demands: Vec<Option<Distribution>>,
     seed: u64,
-    /// How many there are; 0: nobody is told apart.
+    /// How many clients there are; 0: requests name none.
     clients: u32,
-    /// By kind: whose it is, if a header of its own says so.
+    /// By kind: its client, if a header of its own names one.
     named: Vec<Option<u32>>,
     recorded: Arc<[Option<u32>]>,
 }
@@ -34,9 +34,9 @@ pub struct Drawn {
     pub kind: usize,
     /// The service time that it asks for, in whole microseconds as on the wire.
     pub demand: Option<Duration>,
-    /// Whose it is, from 0.
+    /// The number of its client, from 0.
     pub client: u32,
-    /// Whatever else is left to chance follows from here.
+    /// Source of everything else that is random about it.
     pub rng: fastrand::Rng,
 }
 

@@ -1,4 +1,4 @@
-//! What will run: a scenario whose every number has been checked, once.
+//! The plan of a run: a scenario whose every number has been checked, once.
 //!
 //! A run that stops after ten minutes because of a typing error in its last phase has cost ten
 //! minutes. Everything that can be known beforehand is checked here; after it nothing is validated
@@ -25,21 +25,21 @@ use std::time::Duration;
 use target::{Target, TargetError};
 use timeline::Timeline;
 
-/// Most connections of a run: file descriptors and ports of one machine end not far above.
+/// Maximum number of connections of a run: file descriptors and ports of one machine end not far above.
 pub const MAX_CONNECTIONS: usize = 20_000;
-/// Most requests at a time on one HTTP/2 connection.
+/// Maximum number of requests at a time on one HTTP/2 connection.
 pub const MAX_STREAMS: usize = 1000;
-/// Most clients: as many as a proxy can be expected to tell apart.
+/// Maximum number of clients: as many as a proxy can be expected to tell apart.
 pub const MAX_CLIENTS: usize = 1_000_000;
 /// The header that names a client where none is given: what the proxy's documentation suggests.
 pub(crate) const DEFAULT_CLIENT_HEADER: &str = "x-client";
-/// Most generating threads.
+/// Maximum number of generating threads.
 pub const MAX_THREADS: usize = 64;
 /// Warm-up where none is given.
 const DEFAULT_WARM_UP: Duration = Duration::from_secs(1);
 /// When a request is given up where nothing is said.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Most connections of an open loop where nothing is said. With HTTP/2: 10 of them.
+/// Maximum number of connections of an open loop where nothing is said. With HTTP/2: 10 of them.
 const DEFAULT_CONNECTIONS: usize = 1000;
 /// Requests at a time on an HTTP/2 connection where nothing is said; servers' usual limit.
 const DEFAULT_STREAMS: usize = 100;
@@ -63,7 +63,7 @@ pub struct Plan {
     pub busy: bool,
     /// When requests start.
     pub load: Load,
-    /// What is measured.
+    /// The warm-up, and the intervals that are measured.
     pub timeline: Timeline,
     /// Time that is measured: the run without its warm-up.
     pub measured: Duration,
@@ -71,23 +71,23 @@ pub struct Plan {
     pub timeout: Duration,
     /// Stop after so many requests, the warm-up's included.
     pub limit: Option<u64>,
-    /// What requests are made of.
+    /// The kinds of requests.
     pub requests: Vec<scenario::Request>,
-    /// Who they come from, where they say so.
+    /// The clients that requests name, if they do.
     pub clients: Option<Clients>,
     /// For each recorded arrival the request that it stands for; empty unless replayed.
     pub recorded: Arc<[Option<u32>]>,
     /// Programs that the run starts.
     pub processes: Vec<scenario::Process>,
-    /// What befalls them, one after the other.
+    /// Faults of these programs, one after the other.
     pub faults: Vec<scenario::Fault>,
     /// Directory to which paths are relative.
     pub base: PathBuf,
-    /// What the run must reach.
+    /// Objectives that the run must reach.
     pub objectives: Vec<Objective>,
 }
 
-/// Who requests come from: `client-0`, `client-1`, and so on.
+/// The clients that requests name: `client-0`, `client-1`, and so on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Clients {
     /// How many; at least one.
@@ -404,8 +404,8 @@ fn check_requests(requests: &[scenario::Request]) -> Result<(), PlanError> {
     Ok(())
 }
 
-/// Each fault has its process and ends before the next one begins: else nobody could tell which of
-/// them a figure belongs to.
+/// Each fault has its process and ends before the next one begins: otherwise a figure could belong to
+/// either of them.
 fn check_faults(
     processes: &[scenario::Process],
     faults: &[scenario::Fault],
@@ -445,11 +445,11 @@ fn positive(what: &str, span: Span) -> Result<Duration, PlanError> {
     if span.0.is_zero() { Err(bounds(what, "more than 0 s", "0 s")) } else { Ok(span.0) }
 }
 
-fn within(what: &str, found: usize, most: usize) -> Result<(), PlanError> {
-    if (1..=most).contains(&found) {
+fn within(what: &str, found: usize, max: usize) -> Result<(), PlanError> {
+    if (1..=max).contains(&found) {
         return Ok(());
     }
-    Err(bounds(what, &format!("1 to {most}"), &found.to_string()))
+    Err(bounds(what, &format!("1 to {max}"), &found.to_string()))
 }
 
 fn bounds(what: &str, expected: &str, found: &str) -> PlanError {

@@ -9,9 +9,9 @@ use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-/// Most lines that are read: at 8 bytes each 80 MB of times.
+/// Maximum number of lines that are read: at 8 bytes each 80 MB of times.
 const MAX_LINES: usize = 10_000_000;
-/// Longest line that is read, in bytes.
+/// Maximum length of a line, in bytes.
 const MAX_LINE: u64 = 64 * 1024;
 
 /// One request of a log.

@@ -37,9 +37,9 @@ pub enum TargetError {
     /// The name has no address.
     #[error("no address found for \"{authority}\": {error}")]
     Resolve {
-        /// What was asked for.
+        /// The host that was looked up.
         authority: String,
-        /// What the resolver said.
+        /// The resolver's error.
         error: std::io::Error,
     },
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Most intervals of the time series; a longer run has longer intervals.
+/// Maximum number of intervals of the time series; a longer run has longer intervals.
 pub const MAX_INTERVALS: usize = 1200;
 /// Borders of what is measured.
 #[derive(Debug, Clone, Copy)]
@@ -16,7 +16,7 @@ pub struct Timeline {
 impl Timeline {
     /// For a run of `measured` after a `warm_up`: intervals of a second, or as long as needed.
     pub fn new(warm_up: Duration, measured: Duration) -> Self {
-        let most = u32::try_from(MAX_INTERVALS).unwrap_or(u32::MAX);
-        Self { warm_up, interval: (measured / most).max(Duration::from_secs(1)) }
+        let max = u32::try_from(MAX_INTERVALS).unwrap_or(u32::MAX);
+        Self { warm_up, interval: (measured / max).max(Duration::from_secs(1)) }
     }
 }

@@ -27,7 +27,7 @@ pub enum TlsError {
     Authorities {
         /// The file.
         path: PathBuf,
-        /// What was found.
+        /// The reason.
         what: String,
     },
     /// The system has none.
@@ -120,7 +120,7 @@ fn roots(file: Option<&Path>) -> Result<RootCertStore, TlsError> {
 #[derive(Debug)]
 struct Anyone(Arc<CryptoProvider>);
 
-/// Whoever shows a certificate must have its key: what both versions of the protocol ask for.
+/// A server that shows a certificate must have its key: both versions of the protocol ask for that.
 macro_rules! signed_by_its_key {
     ($verify:ident) => {
         fn $verify(

@@ -1,4 +1,4 @@
-//! A histogram on paper: what a report keeps, so that whoever reads it can count again.
+//! A histogram in a report, from which its reader can compute any quantile again.
 //!
 //! Quantiles of two runs can't be averaged, nor can their uncertainty be had from them; the counts
 //! below can do both. The form is text that one can read, `lowest:count` in nanoseconds, because the
@@ -9,9 +9,9 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt::Write as _;
 
-/// Most buckets of one histogram: what three digits need from a nanosecond to beyond an hour.
+/// Maximum number of buckets of one histogram: what three digits need from a nanosecond to beyond an hour.
 pub const MAX_BUCKETS: usize = 64 * 1024;
-/// Greatest value: a day, in nanoseconds.
+/// Maximum value: a day, in nanoseconds.
 const MAX_VALUE: u64 = 86_400_000_000_000;
 
 /// The filled buckets of a histogram: lowest value in nanoseconds and count, ascending.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// What is remembered of one window.
+/// The record of one window.
 #[derive(Debug, Clone, Default)]
 pub struct FaultWindow {
     /// Latencies of the successes.
@@ -69,7 +69,7 @@ impl FaultWindows {
         }
     }
 
-    /// Adds what another thread remembers.
+    /// Adds the windows of another thread.
     pub fn merge(&mut self, other: &Self) {
         if self.windows.is_empty() {
             self.clone_from(other);

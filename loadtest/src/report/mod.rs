@@ -1,4 +1,4 @@
-//! What a run found, as data: the JSON report, from which tables and pages are made.
+//! The report of a run: JSON, from which tables and pages are made.
 //!
 //! Times are seconds, sizes bytes, shares 0 to 1. The report says by itself whether it may be
 //! believed: a figure from a generator that could not keep up is a figure of the generator.
@@ -61,7 +61,7 @@ pub struct Report {
     pub warm_up_seconds: f64,
     /// Time that was measured.
     pub measured_seconds: f64,
-    /// Whether somebody ended the run before its time.
+    /// Whether the run was ended before its time.
     pub interrupted: bool,
     /// Requests that were measured.
     pub requests: u64,
@@ -91,7 +91,7 @@ pub struct Report {
     pub generator: Generator,
     /// Objectives and whether they were met.
     pub objectives: Vec<Judged>,
-    /// What was done to the programs behind the target, in order.
+    /// Faults of the programs behind the target, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<FaultRecord>,
     /// The same figures before, during and after each of them.
@@ -99,7 +99,7 @@ pub struct Report {
     pub fault_windows: Vec<FaultWindowReport>,
     /// Why this run must not be quoted; empty: it may.
     pub problems: Vec<String>,
-    /// What one should know when reading it.
+    /// Reservations that a reader should know.
     pub notes: Vec<String>,
     /// Length of one interval of the series.
     pub interval_seconds: f64,
@@ -109,7 +109,7 @@ pub struct Report {
     pub latency_buckets: Buckets,
 }
 
-/// What the generator did to get the load out.
+/// The generator's own figures: its lag, connections and CPU time.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Generator {
     /// From the intended start to when the generator took the request up.
@@ -118,7 +118,7 @@ pub struct Generator {
     pub wait: Quantiles,
     /// Connections opened.
     pub connections: u64,
-    /// Most requests under way at once.
+    /// Maximum number of requests under way at once.
     pub max_in_flight: u64,
     /// Threads.
     pub threads: usize,
@@ -132,7 +132,7 @@ pub struct Generator {
     pub bytes_in: u64,
 }
 
-/// What was done, and when.
+/// A fault as it was carried out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FaultRecord {
     /// `kill a`, `slow b x 3`.
@@ -145,7 +145,7 @@ pub struct FaultRecord {
     pub problem: Option<String>,
 }
 
-/// What goes on around a run.
+/// Figures of a run that no request tells.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Circumstances {
     /// Unix time of the start.
@@ -154,7 +154,7 @@ pub struct Circumstances {
     pub cpu: Duration,
     /// Share of the machine's CPU time that its hypervisor gave to others.
     pub stolen: f64,
-    /// Whether somebody ended the run before its time.
+    /// Whether the run was ended before its time.
     pub interrupted: bool,
 }
 
@@ -171,7 +171,7 @@ pub struct Point {
     pub p50: f64,
     /// 99th percentile.
     pub p99: f64,
-    /// Greatest.
+    /// Maximum.
     pub max: f64,
     /// Latencies of the successes, to [`times::SERIES_DIGITS`]: what [`crate::compare`] draws from.
     pub buckets: Buckets,
@@ -295,13 +295,13 @@ fn problems(plan: &Plan, record: &Record) -> Vec<String> {
         ));
     }
     let lag = record.lag.quantile(0.99);
-    let most = MAX_LAG.max(record.service.quantile(0.5) * MAX_LAG_SHARE);
-    if matches!(plan.load, Load::Open(_)) && lag > most {
+    let max = MAX_LAG.max(record.service.quantile(0.5) * MAX_LAG_SHARE);
+    if matches!(plan.load, Load::Open(_)) && lag > max {
         problems.push(format!(
             "the generator could not keep up: its own lag is {} at p99, more than {}; give it a \
              quieter core, --threads, or a lower rate",
             units::seconds(lag),
-            units::seconds(most)
+            units::seconds(max)
         ));
     }
     problems

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// What became of a request.
+/// The end of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Outcome {
     /// An answer as it should be.
@@ -23,10 +23,10 @@ pub enum Outcome {
     Unsent,
 }
 
-/// Why there is no answer.
+/// The reason why there is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, thiserror::Error)]
 pub enum Failure {
-    /// Nobody listens there.
+    /// No program listens at the target's address.
     #[error("connect_refused")]
     ConnectRefused,
     /// The connection was not there when the time was up.
@@ -44,7 +44,7 @@ pub enum Failure {
     /// The connection (or the HTTP/2 stream) ended within the answer's body.
     #[error("truncated")]
     Truncated,
-    /// What came is not HTTP.
+    /// The bytes that came are not HTTP.
     #[error("not_http")]
     NotHttp,
     /// The answer was not complete when the time was up.

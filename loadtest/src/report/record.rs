@@ -1,4 +1,4 @@
-//! What is kept of every request: counts and histograms, never a list.
+//! The record of a run: counts and histograms, never a list of requests.
 //!
 //! A run of an hour at 10,000 requests a second has 36 million answers. Each thread keeps its own
 //! histograms (nothing is shared on the hot path) and they are added up at the end; the memory that
@@ -14,7 +14,7 @@ use hdrhistogram::Histogram;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-/// Most distinct variants and endpoints that are counted apart; the rest is `other`.
+/// Maximum number of distinct variants and endpoints that are counted apart; the rest is `other`.
 const MAX_SHARES: usize = 64;
 /// One piece of the time series: the requests that were *meant to start* in it.
 #[derive(Debug, Clone)]
@@ -66,7 +66,7 @@ impl Interval {
     }
 }
 
-/// Everything that a thread (and, added up, a run) remembers.
+/// The record of a thread and, added up, of a run.
 #[derive(Debug, Clone, Default)]
 pub struct Record {
     /// Successes: from the intended start to the end of the answer. A quick refusal would flatter,
@@ -98,7 +98,7 @@ pub struct Record {
     pub bytes_in: u64,
     /// Connections opened.
     pub connections: u64,
-    /// Most requests under way at once, the sum over threads.
+    /// Maximum number of requests under way at once, the sum over threads.
     pub max_in_flight: u64,
     /// When the last request was over, from the start of the run.
     pub last_done: Duration,
@@ -136,7 +136,7 @@ impl Record {
         self.interval(timeline, since).finish(request);
     }
 
-    /// Counts who gave an answer, as its headers say.
+    /// Counts an answer for the variant and the endpoint that its headers name.
     pub fn share(&mut self, variant: Option<&str>, endpoint: Option<&str>) {
         for (shares, name) in [(&mut self.variants, variant), (&mut self.endpoints, endpoint)] {
             let Some(name) = name else { continue };
@@ -149,7 +149,7 @@ impl Record {
         }
     }
 
-    /// Adds what another thread remembers.
+    /// Adds the record of another thread.
     pub fn merge(&mut self, other: &Self) {
         self.latency.merge(&other.latency);
         self.service.merge(&other.service);
@@ -197,7 +197,7 @@ impl Record {
         self.sample(0.0).error_share()
     }
 
-    /// What objectives are judged by, of a run that measured for `seconds`.
+    /// The figures that objectives are judged by, of a run that measured for `seconds`.
     pub fn sample(&self, seconds: f64) -> Sample<'_> {
         Sample { latency: &self.latency, total: self.total(), ok: self.ok(), seconds }
     }

@@ -1,4 +1,4 @@
-//! What the table and the page both say of a report, in the same words.
+//! Sentences that the table and the page share.
 
 use super::Report;
 use super::fault_window::FaultWindowReport;
@@ -12,30 +12,30 @@ pub struct Shares<'a> {
     pub entries: Vec<(&'a str, u64)>,
     /// How many more there are, and their sum.
     pub rest: (usize, u64),
-    /// What the counts are shares of.
+    /// The sum that the counts are shares of.
     pub total: u64,
 }
 
 impl<'a> Shares<'a> {
-    fn new(mut entries: Vec<(&'a str, u64)>, total: u64, most: usize) -> Self {
+    fn new(mut entries: Vec<(&'a str, u64)>, total: u64, max: usize) -> Self {
         entries.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        let rest = entries.split_off(entries.len().min(most));
+        let rest = entries.split_off(entries.len().min(max));
         let sum = rest.iter().fold(0, |sum: u64, (_, count)| sum.saturating_add(*count));
         Self { entries, rest: (rest.len(), sum), total: total.max(1) }
     }
 
     /// Requests that did not succeed, by the way in which they ended.
-    pub fn of_errors(report: &'a Report, most: usize) -> Self {
+    pub fn of_errors(report: &'a Report, max: usize) -> Self {
         let errors = report.outcomes.iter().filter(|count| !count.ok);
         let entries = errors.map(|count| (count.class.as_str(), count.count)).collect();
-        Self::new(entries, report.requests, most)
+        Self::new(entries, report.requests, max)
     }
 
-    /// Answers, by who gave them.
-    pub fn of(shares: &'a BTreeMap<String, u64>, most: usize) -> Self {
+    /// Answers by the variant or endpoint that gave them.
+    pub fn of(shares: &'a BTreeMap<String, u64>, max: usize) -> Self {
         let entries = shares.iter().map(|(name, count)| (name.as_str(), *count)).collect();
         let total = shares.values().fold(0, |sum: u64, count| sum.saturating_add(*count));
-        Self::new(entries, total, most)
+        Self::new(entries, total, max)
     }
 
     /// A count as a share of all, 0 to 1.
@@ -44,8 +44,8 @@ impl<'a> Shares<'a> {
     }
 }
 
-/// What was done, in a line.
-pub fn setting(report: &Report) -> String {
+/// The load, the protocol and the seed of a run, in a line.
+pub fn headline(report: &Report) -> String {
     format!(
         "{} · {} · {} measured after {} of warm-up · seed {}",
         report.load,

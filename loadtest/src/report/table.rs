@@ -7,7 +7,7 @@ use super::times::{QUANTILES, Quantiles};
 use crate::units::{self, Rate, seconds};
 use std::fmt::Write as _;
 
-/// Most lines for any list; the rest is summed up.
+/// Maximum number of lines for any list; the rest is summed up.
 const MAX_LINES: usize = 12;
 
 /// The report as text, with a line break at the end.
@@ -20,7 +20,7 @@ pub fn render(report: &Report, style: Style) -> String {
 
 fn write(out: &mut String, report: &Report, style: Style) -> std::fmt::Result {
     writeln!(out, "{}  {}", style.bold(&report.name), report.target)?;
-    writeln!(out, "{}\n", style.dim(&summary::setting(report)))?;
+    writeln!(out, "{}\n", style.dim(&summary::headline(report)))?;
     let errors = report.requests.saturating_sub(report.ok);
     let errors = if errors == 0 {
         style.good("no errors")

@@ -10,7 +10,7 @@ use std::time::Duration;
 pub const RUN_DIGITS: u8 = 3;
 /// Significant digits of the buckets of one interval of the series.
 pub const SERIES_DIGITS: u8 = 2;
-/// Longest latency that is told apart from longer ones, in nanoseconds: an hour.
+/// Latencies above it count as this one, in nanoseconds: an hour.
 pub(super) const MAX_LATENCY: u64 = 3_600_000_000_000;
 /// Quantiles that reports state.
 pub const QUANTILES: [(&str, f64); 6] = [
@@ -40,7 +40,7 @@ pub struct Quantiles {
     /// `p50` to `p99.99`.
     #[serde(flatten)]
     pub quantiles: BTreeMap<String, f64>,
-    /// Greatest.
+    /// Maximum.
     pub max: f64,
 }
 
@@ -78,12 +78,12 @@ impl Times {
         self.0.stdev() / 1e9
     }
 
-    /// Least value in seconds, 0 if there is none.
+    /// Minimum in seconds, 0 if there is none.
     pub fn min(&self) -> f64 {
         if self.0.is_empty() { 0.0 } else { float(self.0.min()) / 1e9 }
     }
 
-    /// Greatest value in seconds, 0 if there is none.
+    /// Maximum in seconds, 0 if there is none.
     pub fn max(&self) -> f64 {
         if self.0.is_empty() { 0.0 } else { float(self.0.max()) / 1e9 }
     }
@@ -98,7 +98,7 @@ impl Times {
         self.0.is_empty()
     }
 
-    /// The histogram itself, for those who write it down.
+    /// The histogram itself, to be written down.
     pub fn histogram(&self) -> &Histogram<u64> {
         &self.0
     }

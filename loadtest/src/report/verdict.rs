@@ -5,7 +5,7 @@ use crate::scenario::{Measure, Objective};
 use crate::units;
 use serde::{Deserialize, Serialize};
 
-/// What objectives are judged by: a whole run, or a part of it.
+/// The figures that objectives are judged by: of a whole run, or of a part of it.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample<'a> {
     /// Latencies of the successes.
@@ -21,9 +21,9 @@ pub struct Sample<'a> {
 /// An objective beside what was measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Verdict {
-    /// What was asked.
+    /// The objective.
     pub objective: Objective,
-    /// What was measured; `None`: nothing, because no request succeeded.
+    /// The measured value; `None` if no request succeeded.
     pub value: Option<f64>,
     /// Whether it was reached.
     pub met: bool,

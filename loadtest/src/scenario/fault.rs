@@ -1,4 +1,4 @@
-//! What a scenario says of the programs that it starts, and of what befalls them.
+//! The programs that a scenario starts, and their faults.
 
 use super::table::{kind_of, required};
 use crate::units::Span;
@@ -8,9 +8,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Most faults of a run.
+/// Maximum number of faults of a run.
 pub const MAX_FAULTS: usize = 16;
-/// Most programs of a run.
+/// Maximum number of programs of a run.
 pub const MAX_PROCESSES: usize = 64;
 /// How long a fault counts as going on where nothing is said.
 const DEFAULT_LENGTH: Span = Span(Duration::from_secs(5));
@@ -20,7 +20,7 @@ const DEFAULT_OVERLAP: Span = Span(Duration::from_secs(1));
 /// A program that the run starts, and ends with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
-    /// What faults call it.
+    /// Its name, which faults refer to.
     pub name: String,
     /// Program and arguments.
     pub command: Vec<String>,
@@ -36,27 +36,27 @@ pub struct Process {
     pub log: Option<PathBuf>,
 }
 
-/// Something that befalls a program.
+/// A fault of a program.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fault {
     /// When it begins, counted from the end of the warm-up.
     pub at: Span,
     /// How long it lasts, or counts as lasting.
     pub length: Span,
-    /// Whom.
+    /// The name of the program.
     pub process: String,
-    /// What.
+    /// The kind of fault.
     pub kind: FaultKind,
 }
 
-/// What befalls a program.
+/// A kind of fault.
 #[derive(Debug, Clone, PartialEq)]
 pub enum FaultKind {
     /// SIGKILL; at the end it is started again.
     Kill,
     /// SIGSTOP; at the end SIGCONT.
     Stop,
-    /// So many times as slow.
+    /// Slowed down by this factor.
     Slow(f64),
     /// SIGTERM; at the end it is started again.
     Drain,
@@ -64,7 +64,7 @@ pub enum FaultKind {
     Reload,
     /// Another program takes over: it is started, and after `overlap` the old one gets SIGTERM.
     Upgrade {
-        /// What to start; the same command if empty.
+        /// The command to start; the same as before if empty.
         command: Vec<String>,
         /// How long both run at least.
         overlap: Span,

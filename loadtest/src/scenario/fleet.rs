@@ -1,4 +1,4 @@
-//! What a scenario says of the fleet and of the proxies before it, for the simulator.
+//! The simulated part of a scenario: the fleet and the proxies before it.
 
 use super::table::{kind_of, required};
 use crate::distribution::Distribution;
@@ -6,7 +6,7 @@ use crate::units::{Share, Span};
 use forebay_config::Table;
 use std::time::Duration;
 
-/// Most endpoints of a group.
+/// Maximum number of endpoints in a group.
 const MAX_COUNT: u32 = 10_000;
 
 /// The fleet of a simulation.
@@ -29,7 +29,7 @@ pub struct Group {
     pub slots: u32,
     /// Every service takes so many times as long.
     pub slow: f64,
-    /// Requests that may wait in line; more are refused.
+    /// Requests that may wait in its queue; more are refused.
     pub queue: u32,
     /// Service time of requests that do not ask for one.
     pub service: Distribution,
@@ -43,9 +43,9 @@ pub struct Group {
 pub struct Batch {
     /// Requests in a batch, at most.
     pub max_size: u32,
-    /// Whatever its size.
+    /// Time that any batch takes, of whatever size.
     pub base: Span,
-    /// For each request.
+    /// Time that each request in it adds.
     pub each: Span,
     /// How long a batch that is not full is kept open.
     pub wait: Span,
@@ -58,34 +58,34 @@ impl Group {
         let (requests, takes) = match self.batch {
             None => (1.0, demand),
             Some(batch) => {
-                let most = f64::from(batch.max_size);
+                let size = f64::from(batch.max_size);
                 let each = batch.each.0.as_secs_f64() + demand;
-                (most, batch.base.0.as_secs_f64() + most * each)
+                (size, batch.base.0.as_secs_f64() + size * each)
             }
         };
         servers * requests / (takes * self.slow)
     }
 }
 
-/// Something that befalls endpoints.
+/// A fault of endpoints.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EndpointFault {
     /// When it begins, counted from the end of the warm-up.
     pub at: Span,
     /// How long it lasts; to the end of the run if absent.
     pub length: Option<Span>,
-    /// Whom: numbers from 0, in the order of the groups.
+    /// The endpoints: numbers from 0, in the order of the groups.
     pub endpoints: Vec<u32>,
-    /// What.
+    /// The kind of fault.
     pub kind: EndpointFaultKind,
 }
 
-/// What befalls an endpoint.
+/// A kind of fault of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum EndpointFaultKind {
     /// Services take so many times as long: a neighbour takes the processor.
     Slow(f64),
-    /// It is killed: what it has is lost, and nobody listens any more. At the end it starts anew.
+    /// It is killed: what it has is lost, and it accepts no connection. At the end it starts again.
     Down,
     /// It answers everything with an internal error, after so long, without doing the work.
     Sinkhole(Span),
@@ -118,7 +118,7 @@ pub struct Sim {
     pub probe: Probe,
 }
 
-/// What a proxy holds back; the keys and defaults of the proxy's `[pool.NAME.queue]`.
+/// A proxy's queue; the keys and defaults of the proxy's `[pool.NAME.queue]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Queue {
     /// How many may wait.
@@ -149,7 +149,7 @@ pub struct Hedge {
     pub min_delay: Span,
 }
 
-/// How proxies find out who is there; the keys and defaults of the proxy's `[pool.NAME.probe]`.
+/// Health checks by the proxies; the keys and defaults of the proxy's `[pool.NAME.probe]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Probe {
     /// From one probe to the next.

@@ -1,4 +1,4 @@
-//! What an operator writes: a scenario file, or the same by flags.
+//! Scenarios as operators write them: a file, or the same by flags.
 //!
 //! Flags are turned into the same structure that a file is read into, with the same words for the
 //! same things, so that there is one way from spec to plan, and every run that was tried by flags
@@ -36,19 +36,19 @@ pub struct Scenario {
     pub timeout: Option<Span>,
     /// Requests come from so many clients, each as often as any other.
     pub clients: Option<u32>,
-    /// Where requests say who their client is. Default `x-client`.
+    /// The header in which requests name their client. Default `x-client`.
     pub client_header: Option<String>,
-    /// What the run must reach.
+    /// Objectives that the run must reach.
     pub objectives: Vec<Objective>,
     /// When requests start.
     pub load: Load,
-    /// What requests are made of.
+    /// The kinds of requests.
     pub requests: Vec<Request>,
     /// Directory to which paths in the scenario are relative.
     pub base: PathBuf,
-    /// What only a live run has.
+    /// Settings of a live run alone.
     pub live: Live,
-    /// What only a simulation has.
+    /// Settings of a simulation alone.
     pub simulated: Simulated,
 }
 
@@ -69,7 +69,7 @@ pub struct Live {
     pub threads: Option<usize>,
     /// Programs that the run starts.
     pub processes: Vec<Process>,
-    /// What befalls them.
+    /// Faults of these programs.
     pub faults: Vec<Fault>,
 }
 
@@ -121,16 +121,16 @@ pub struct Request {
     pub deadline: Option<Span>,
     /// Sent as `x-request-priority`.
     pub priority: Option<Priority>,
-    /// Service time to ask a synthetic backend for, drawn anew for every request. The same seed
+    /// Service time to ask a synthetic backend for, drawn for every request. The same seed
     /// draws the same times for every balancer.
     pub demand: Option<Distribution>,
     /// Any other headers. One that names the client stays as it is.
     pub headers: Vec<Header>,
-    /// What is asked for.
+    /// An inference, or anything else.
     pub kind: RequestKind,
 }
 
-/// What a request asks for.
+/// A kind of request.
 #[derive(Debug, Clone)]
 pub enum RequestKind {
     /// An inference, made from the model's own metadata or from files.
@@ -250,17 +250,17 @@ pub struct Wrong {
 }
 
 impl Header {
-    /// What a header looks like.
+    /// Description of a header, for errors.
     pub const EXPECTED: &'static str = "a header such as \"x-client: search\"";
 }
 
 impl Shape {
-    /// What a shape looks like.
+    /// Description of a shape, for errors.
     pub const EXPECTED: &'static str = "a shape such as \"ids:1,128\"";
 }
 
 impl Range {
-    /// What a range looks like.
+    /// Description of a range, for errors.
     pub const EXPECTED: &'static str = "a range such as \"0..256\", its low end below the high one";
 }
 

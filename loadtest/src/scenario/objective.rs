@@ -10,7 +10,7 @@ use std::str::FromStr;
 /// A measured quantity and the bound that it must keep.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Objective {
-    /// What is measured.
+    /// The quantity.
     pub measure: Measure,
     /// How it is compared.
     pub comparison: Comparison,
@@ -18,14 +18,14 @@ pub struct Objective {
     pub bound: f64,
 }
 
-/// What an objective is about.
+/// The quantity of an objective.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Measure {
     /// Latency of successes, seconds, at a quantile from 0 to 1.
     Quantile(f64),
     /// Mean latency of successes, seconds.
     Mean,
-    /// Greatest latency of a success, seconds.
+    /// Maximum latency of a success, seconds.
     Max,
     /// Share of requests that did not succeed.
     ErrorShare,

@@ -21,16 +21,16 @@ pub(super) enum Event {
     },
     /// The batch that an endpoint keeps open is closed.
     Close(usize),
-    /// Something begins or ends to befall endpoints.
+    /// A fault of endpoints begins or ends.
     Fault {
-        /// What.
+        /// Its number in the scenario.
         fault: usize,
-        /// Or ends.
+        /// Whether it begins.
         begins: bool,
     },
     /// The answer to a health check reaches a proxy, unless there was another one since.
     Check {
-        /// Whose.
+        /// The proxy that asked.
         proxy: usize,
         /// Which endpoint.
         endpoint: usize,
@@ -39,7 +39,7 @@ pub(super) enum Event {
     },
     /// A balancer wants to look at a request again.
     Wake {
-        /// Whose.
+        /// The balancer that asked.
         balancer: usize,
         /// Which request.
         request: RequestKey,
@@ -52,7 +52,7 @@ pub(super) enum Event {
     Poll(usize),
     /// A balancer's probe reaches the endpoint.
     ProbeAsks {
-        /// Whose.
+        /// The balancer that asked.
         balancer: usize,
         /// Which endpoint.
         endpoint: usize,

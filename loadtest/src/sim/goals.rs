@@ -1,4 +1,4 @@
-//! What we hold ourselves to, as far as it can be simulated: each goal beside its peers and its bound.
+//! The project's goals, as far as they can be simulated: each beside its bound and its peers.
 //!
 //! A claim without a command is forgotten when the code changes. `forebay-load sim --goals DIRECTORY`
 //! simulates the shipped scenarios, prints what was found, and ends with status 1 if a goal is missed.
@@ -12,13 +12,13 @@ use crate::units::{self, Span};
 use std::fmt::Write as _;
 use std::path::Path;
 
-/// Who must be beaten where proxies are many: P2C, least request, least time, Prequal.
+/// The policies to beat where proxies are many: P2C, least request, least time, Prequal.
 const RIVALS: [&str; 4] =
     ["nginx_random_two", "envoy_least_request", "traefik_least_time", "prequal"];
 const NGINX: &str = "nginx_least_conn";
 const ORACLE: &str = "oracle";
 const FOREBAY: &str = "adaptive";
-/// A policy that looks at nothing.
+/// A policy that knows nothing of load.
 const ROUND_ROBIN: &str = "round_robin";
 
 /// One goal and what was found.
@@ -26,19 +26,19 @@ const ROUND_ROBIN: &str = "round_robin";
 pub struct Goal {
     /// The scenario's file.
     pub scenario: &'static str,
-    /// What is measured.
+    /// The quantity.
     pub what: &'static str,
-    /// Ours, in words.
+    /// The proxy's own figure, in words.
     pub found: String,
-    /// What it must be.
+    /// The bound that it must keep.
     pub bound: String,
-    /// The others', in words.
+    /// The peers' figures, in words.
     pub peers: String,
-    /// Whether it is what it must be.
+    /// Whether it keeps the bound.
     pub met: bool,
 }
 
-/// What is asked of a scenario, and of whom it is simulated.
+/// A scenario's file, the peers to simulate it with, and its goals.
 type Suite = (&'static str, &'static [&'static str], fn(&Runs<'_>) -> Vec<Goal>);
 
 const ALL: [Suite; 18] = [
@@ -127,9 +127,9 @@ pub fn render(goals: &[Goal]) -> String {
     out
 }
 
-fn after(of: fn(&Summary) -> Option<f64>, most: f64) -> impl Fn(&Summary) -> (String, bool) + Copy {
+fn after(of: fn(&Summary) -> Option<f64>, max: f64) -> impl Fn(&Summary) -> (String, bool) + Copy {
     move |it| match of(it) {
-        Some(after) => (units::seconds(after), after <= most),
+        Some(after) => (units::seconds(after), after <= max),
         None => ("never".to_owned(), false),
     }
 }
@@ -161,7 +161,7 @@ impl Runs<'_> {
         Goal { scenario: self.scenario, what, found, bound, peers, met }
     }
 
-    /// What the others have: words for each row but forebay.
+    /// The peers' figures: words for each row but the proxy's own.
     fn beside(&self, say: impl Fn(&Row) -> String) -> String {
         let others = self.rows.iter().filter(|row| row.policy.name() != FOREBAY);
         let words: Vec<String> =
@@ -169,25 +169,25 @@ impl Runs<'_> {
         words.join(", ")
     }
 
-    fn quantile(&self, what: &'static str, quantile: f64, base: &str, most: f64) -> Goal {
+    fn quantile(&self, what: &'static str, quantile: f64, base: &str, max: f64) -> Goal {
         let (forebay, base_ms) = (self.ms(FOREBAY, quantile), self.ms(base, quantile));
         let ratio = forebay / base_ms;
         let peers =
             self.beside(|row| format!("{:.1}", row.found.record.latency.quantile(quantile) * 1e3));
-        let bound = format!("<= {most:.2} of {base}");
-        self.goal(what, format!("{forebay:.1} = {ratio:.2}"), bound, peers, ratio <= most)
+        let bound = format!("<= {max:.2} of {base}");
+        self.goal(what, format!("{forebay:.1} = {ratio:.2}"), bound, peers, ratio <= max)
     }
 
-    fn p50_to_nginx(&self, most: f64) -> Goal {
-        self.quantile("p50", 0.5, NGINX, most)
+    fn p50_to_nginx(&self, max: f64) -> Goal {
+        self.quantile("p50", 0.5, NGINX, max)
     }
 
-    fn p99_to_nginx(&self, most: f64) -> Goal {
-        self.quantile("p99", 0.99, NGINX, most)
+    fn p99_to_nginx(&self, max: f64) -> Goal {
+        self.quantile("p99", 0.99, NGINX, max)
     }
 
-    fn p99_to_oracle(&self, most: f64) -> Goal {
-        self.quantile("p99", 0.99, ORACLE, most)
+    fn p99_to_oracle(&self, max: f64) -> Goal {
+        self.quantile("p99", 0.99, ORACLE, max)
     }
 
     fn p99_to_rivals(&self) -> Goal {
@@ -235,8 +235,8 @@ impl Runs<'_> {
             let peers = self.beside(|row| of(row, class).map_or_else(String::new, |it| say(&it).0));
             self.goal(what, found, bound.to_owned(), peers, met)
         };
-        let errors = |most: f64| {
-            move |it: &Summary| (units::percent(it.errors_during), it.errors_during <= most)
+        let errors = |max: f64| {
+            move |it: &Summary| (units::percent(it.errors_during), it.errors_during <= max)
         };
         vec![
             goal("high: errors", 0, "none", &errors(0.0)),
@@ -314,8 +314,8 @@ impl Runs<'_> {
         ]
     }
 
-    /// Latency while an endpoint is back and cold. Who looks at costs notices by itself; who does not is
-    /// helped by a slow start.
+    /// Latency while an endpoint is back and cold. A policy that looks at costs notices by itself; for one
+    /// that does not, there is slow start.
     fn cold(&self) -> Vec<Goal> {
         let p99 = |found: &SimResult| {
             found.faults.first().map_or(f64::NAN, |impact| impact.summary().p99_during * 1e3)
@@ -343,7 +343,7 @@ impl Runs<'_> {
         ]
     }
 
-    /// What this policy comes to if `change` is made to the proxies.
+    /// The result of this policy with `change` made to the proxies.
     fn changed(&self, policy: &str, change: fn(&mut Sim)) -> SimResult {
         let mut plan = self.plan.clone();
         change(&mut plan.sim);

@@ -1,7 +1,7 @@
-//! What a fault did, of trouble or of too much load: how soon traffic left the endpoints in
-//! trouble, how soon it came back, and what clients felt.
+//! The impact of a fault or of overload: how soon traffic left the endpoints in
+//! trouble, how soon it came back, and how latency and errors changed for clients.
 //!
-//! Quantiles over a whole run hide a fault of seconds. The share of requests that went to the
+//! Quantiles over a whole run hide seconds. The share of requests that went to the
 //! endpoints in trouble is kept in slices of 50 ms.
 
 use crate::report::outcome::Finished;
@@ -10,12 +10,12 @@ use crate::units::{float, nanos};
 
 /// Length of a slice in nanoseconds.
 const SLICE: u64 = 50_000_000;
-/// Most slices: what comes after them counts as in the last one. Almost three hours.
+/// Maximum number of slices: what comes after them counts as in the last one. Almost three hours.
 const MAX_SLICES: usize = 200_000;
 /// Slices over which a share is taken when asking whether traffic has left or come back.
 const STEADY: usize = 2;
 
-/// One fault and what came of it.
+/// One fault or overload and its impact.
 #[derive(Debug)]
 pub struct Impact {
     begin: u64,

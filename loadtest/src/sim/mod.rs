@@ -1,21 +1,21 @@
 //! `sim`: the same scenario on a virtual clock.
 //!
 //! A policy that looks good on a laptop with four backends may herd with sixteen proxies and a
-//! thousand endpoints, and nobody has those at hand. Here the routing core that the proxy runs
+//! thousand endpoints, which few people have at hand. Here the routing core that the proxy runs
 //! ([`forebay_routing`]) is driven by a discrete-event simulation: minutes of a fleet take seconds,
-//! the very same requests come to every policy, and beside ours stand what other proxies do and what
-//! somebody could do who knew everything. Same scenario, same seed, same bytes out.
+//! the very same requests come to every policy, and beside the core's policies stand those of other
+//! proxies, and bounds that follow from knowing the future. Same scenario, same seed, same bytes out.
 //!
 //! | module | does |
 //! |---|---|
-//! | [`plan`] | what is simulated, checked once |
+//! | [`plan`] | the plan of a simulation, checked once |
 //! | [`engine`] | the loop, and the way of one request |
-//! | [`fleet`] | endpoints: slots, lines, speeds |
+//! | [`fleet`] | endpoints: slots, queues, speeds |
 //! | [`impact`] | the effect of a fault or of overload on traffic and latency |
 //! | [`keys`] | names of requests and attempts |
-//! | [`balancer`] | who says where a request goes |
+//! | [`balancer`] | the policies that say where a request goes |
 //! | [`table`] | policies side by side |
-//! | [`goals`] | what we hold ourselves to |
+//! | [`goals`] | the project's goals, each beside its bound and its peers |
 
 pub mod balancer;
 mod clock;

@@ -1,4 +1,4 @@
-//! What is simulated: a scenario whose every number has been checked, once.
+//! The plan of a simulation: a scenario whose every number has been checked, once.
 
 use super::balancer::policy::{SimPolicy, UnknownPolicy};
 use crate::plan::arrivals::{Shape, Source};
@@ -10,9 +10,9 @@ use crate::units::{nanos, nanos_of};
 use forebay_protocol::{Priority, Reason};
 use std::time::Duration;
 
-/// Most endpoints of a simulation.
+/// Maximum number of endpoints of a simulation.
 pub const MAX_ENDPOINTS: usize = 10_000;
-/// Most requests of a simulation: beyond it somebody mistyped a rate.
+/// Maximum number of requests of a simulation: more are a mistyped rate.
 const MAX_REQUESTS: f64 = 1e9;
 /// The policy where none is named.
 const DEFAULT_POLICY: &str = "adaptive";
@@ -26,9 +26,9 @@ pub struct SimPlan {
     pub groups: Vec<Group>,
     /// The proxies.
     pub sim: Sim,
-    /// Who balances in a single run.
+    /// The policy of a single run.
     pub policy: SimPolicy,
-    /// Who is compared in a table.
+    /// The policies of a table.
     pub policies: Vec<SimPolicy>,
     /// Mean service time in seconds at speed 1.
     pub mean_demand: f64,
@@ -38,7 +38,7 @@ pub struct SimPlan {
     pub timeouts: Vec<(u64, Outcome)>,
     /// By kind of request: how urgent it is, 0 being the most urgent class.
     pub classes: Vec<u8>,
-    /// What befalls endpoints.
+    /// Faults of endpoints.
     pub faults: Vec<EndpointFault>,
     /// From when to when, in nanoseconds, more is asked for than all endpoints can serve.
     pub overload: Option<(u64, u64)>,
@@ -56,19 +56,19 @@ pub enum SimPlanError {
     /// More endpoints than can be simulated.
     #[error("fleet.endpoint: expected at most {MAX_ENDPOINTS} endpoints, found {0}")]
     Endpoints(usize),
-    /// Something befalls an endpoint that is not there.
+    /// A fault names an endpoint that is not there.
     #[error("fleet.fault.endpoints: expected numbers of endpoints, from 0, found {0}")]
     Fault(u32),
     /// A policy that can't foresee batches.
     #[error("policy: expected one that needs not foresee when batches end, found \"{0}\"")]
     Batches(&'static str),
-    /// A policy that nobody has.
+    /// A policy that does not exist.
     #[error(transparent)]
     Policy(#[from] UnknownPolicy),
     /// Arrivals that depend on answers.
     #[error("load.kind: expected \"open\" or \"replay\", found \"closed\"")]
     Closed,
-    /// More requests than anybody waits for.
+    /// More requests than can be simulated in reasonable time.
     #[error("load: expected at most {MAX_REQUESTS} requests, found {0}")]
     Requests(f64),
 }
@@ -148,14 +148,14 @@ impl SimPlan {
     }
 }
 
-/// Who balances in a single run, and who is compared.
+/// The policy of a single run, and those of a table.
 fn policies(sim: &Sim, groups: &[Group]) -> Result<(SimPolicy, Vec<SimPolicy>), SimPlanError> {
     let policy = SimPolicy::named(sim.policy.as_deref().unwrap_or(DEFAULT_POLICY))?;
     let named: Result<Vec<SimPolicy>, _> =
         sim.policies.iter().map(|name| SimPolicy::named(name)).collect();
     let mut policies = named?;
     let batches = groups.iter().any(|group| group.batch.is_some());
-    // What the all-knowing know is when each slot will be free; a batch that forms is another thing.
+    // Oracles know when each slot will be free, but not which requests will share a batch.
     let bad = |kind: &&SimPolicy| batches && kind.is_oracle();
     if let Some(kind) = policies.iter().chain([&policy]).find(bad) {
         return Err(SimPlanError::Batches(kind.name()));
@@ -204,7 +204,7 @@ fn timeout(request: &Request, timeout: Duration) -> (u64, Outcome) {
     }
 }
 
-/// What the client sees of a refusal.
+/// The outcome of a refusal for its client.
 pub(super) fn refused(reason: Reason) -> Outcome {
     Outcome::refused(reason.status().as_u16(), Some(reason.code()))
 }

@@ -8,12 +8,12 @@ use std::fmt::Write as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// One policy and what it came to.
+/// One policy and its result.
 #[derive(Debug)]
 pub struct Row {
-    /// Who.
+    /// The policy.
     pub policy: SimPolicy,
-    /// What.
+    /// Its result.
     pub found: SimResult,
 }
 

@@ -1,4 +1,4 @@
-//! Who requests come from: spread as the scenario says, whatever else is left to chance.
+//! The clients of requests: spread as the scenario says, independently of everything else that is random.
 
 use crate::harness::{self, Backend, plan, refused, report, steady};
 use forebay_loadtest::corpus::Corpus;
@@ -94,7 +94,7 @@ fn in_a_simulation_clients_matter_where_requests_wait_and_nowhere_else() {
         assert!(report.load.contains(" clients"), "{}", report.load);
         (report.requests, serde_json::to_string(&report.latency).unwrap())
     };
-    // One request of 10 ms in a second: nobody waits for anybody.
+    // One request of 10 ms in a second: no request waits for another.
     assert_eq!(report("1/s", 1), report("1/s", 5));
     // Ten times the capacity fills the line, which takes turns among clients and drops from the one
     // that has the most in it.

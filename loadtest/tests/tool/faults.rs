@@ -11,7 +11,7 @@ use forebay_loadtest::scenario;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_forebay-load");
 
-/// Four seconds of load on a backend that the run starts, and what befalls it after one.
+/// Four seconds of load on a backend that the run starts, and its fault after one.
 fn scenario(port: u16, fault: &str) -> String {
     let load = harness::steady("constant", "100/s", "4s");
     format!(

@@ -1,4 +1,4 @@
-//! What a report can be turned into.
+//! The files that a report can be turned into.
 
 use crate::harness::{self, Canned};
 use forebay_loadtest::generate::run::{self, Options};

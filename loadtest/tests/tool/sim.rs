@@ -18,7 +18,7 @@ fn p99(plan: &SimPlan, policy: &str) -> f64 {
 /// Each line: policy, and its p99 in ms as an independent simulation of the same fleet found it.
 fn agrees(scenario: &str, expected: &[(&str, f64)]) {
     let mut scenario_file = shipped(scenario);
-    // Nothing is held back there; who is told of more slots than requests holds nothing back here.
+    // Nothing is held back there; a proxy that is told of more slots than requests holds nothing back here.
     scenario_file.simulated.sim.reports.in_band = false;
     scenario_file.simulated.sim.slots = 100_000;
     let plan = SimPlan::new(scenario_file).unwrap();
@@ -71,7 +71,7 @@ fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
     }
 }
 
-/// What follows the load in a scenario with a bit of everything.
+/// The rest of a scenario after its load, with a bit of everything.
 const VARIED: &str = r#"
     [[request]]
     kind = "http"

@@ -42,7 +42,7 @@ pub struct CapacityArgs {
     #[arg(value_name = "URL|SCENARIO.toml")]
     target: String,
 
-    /// What a rate must reach to count; without a word on errors also errors<1%
+    /// Objectives that a rate must reach; if none is on errors, also errors<1%
     #[arg(long, value_name = "OBJECTIVE", num_args = 1.., help_heading = "Search")]
     objective: Vec<Objective>,
 

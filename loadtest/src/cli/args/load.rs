@@ -26,7 +26,7 @@ pub(super) struct LoadArgs {
     pub(super) requests: Option<u64>,
 }
 
-/// How load is made, whatever its rate.
+/// Flags on how load is made at any rate.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Load")]
 pub(super) struct GeneratorArgs {

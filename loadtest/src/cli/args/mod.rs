@@ -26,7 +26,7 @@ use target::{is_file, refuse_what_a_scenario_says, scenario_of};
 #[derive(Debug, Parser)]
 #[command(name = "forebay-load", version, max_term_width = 100, after_help = EXIT_STATUS)]
 pub struct Cli {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -59,7 +59,7 @@ Exit status:
   2  the command line or the scenario is wrong
   3  there is no measurement, or none that may be quoted";
 
-/// What the program can do.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Send requests, measure, report
@@ -93,7 +93,7 @@ pub struct RunArgs {
     #[command(flatten)]
     request: RequestArgs,
 
-    /// What the run must reach: p50…p99.999, mean, max, errors or rate with a bound
+    /// Objectives that the run must reach: p50…p99.999, mean, max, errors or rate with a bound
     #[arg(long, value_name = "OBJECTIVE", num_args = 1.., help_heading = "Result")]
     objective: Vec<Objective>,
 
@@ -146,11 +146,11 @@ pub struct SimArgs {
     #[arg(value_name = "SCENARIO.toml")]
     pub scenario: PathBuf,
 
-    /// Check every goal that can be simulated, beside its peers and its bound
+    /// Check every goal of the project that can be simulated, beside its bound and its peers
     #[arg(long, alias = "bars", conflicts_with_all = ["policy", "table", "seed", "json"])]
     pub goals: bool,
 
-    /// Who balances [default: the scenario's, or adaptive]
+    /// The policy of the proxies [default: the scenario's, or adaptive]
     #[arg(long, value_name = "NAME", conflicts_with = "table")]
     pub policy: Option<String>,
 
@@ -227,7 +227,7 @@ impl RunArgs {
         self.generator.wait()
     }
 
-    /// What a scenario can't say.
+    /// Adds the settings that a scenario can't have.
     pub fn finish(&self, plan: Plan) -> Plan {
         Plan { limit: self.load.requests, busy: self.generator.busy(), ..plan }
     }

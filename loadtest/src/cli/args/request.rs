@@ -8,7 +8,7 @@ use clap::Args;
 use forebay_protocol::Priority;
 use std::path::PathBuf;
 
-/// What requests are made of.
+/// The one kind of request that flags describe.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Requests")]
 pub(super) struct RequestArgs {
@@ -72,7 +72,7 @@ pub(super) struct RequestArgs {
     #[arg(long, value_name = "PRIORITY")]
     priority: Option<Priority>,
 
-    /// RequestKind a synthetic backend for service times, drawn anew for every request (exponential:20ms)
+    /// Ask a synthetic backend for service times, drawn for every request (exponential:20ms)
     #[arg(long, value_name = "DISTRIBUTION")]
     demand: Option<Distribution>,
 }

@@ -1,10 +1,10 @@
 //! `compare`: is B worse than A, or is it chance?
 //!
 //! Two runs of the same thing never give the same p99. The answer here has an interval: the seconds
-//! of each run are drawn again with replacement, a few thousand times, and the figures computed anew
+//! of each run are drawn again with replacement, a few thousand times, and the figures computed again
 //! ("bootstrap"). Neighbouring seconds depend on each other (a queue that is long stays long), so
-//! they are drawn in blocks. Seconds say nothing about what changes from run to run: who has several
-//! runs on a side gives them all, and runs are drawn first.
+//! they are drawn in blocks. Seconds say nothing about changes from run to run: give all runs if you have several
+//! on a side; then runs are drawn first.
 
 mod resample;
 mod text;
@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 /// Largest report that is read, in bytes.
 const MAX_REPORT: u64 = 64 << 20;
-/// Most reports on one side.
+/// Maximum number of reports on one side.
 const MAX_RUNS: usize = 100;
 /// Bounds of the number of resamples.
 const RESAMPLES: std::ops::RangeInclusive<usize> = 100..=100_000;
@@ -50,11 +50,11 @@ Exit status:
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct CompareArgs {
-    /// What is: reports that `run --json=FILE` wrote
+    /// The baseline: reports that `run --json=FILE` wrote
     #[arg(value_name = "A.json[,…]", value_delimiter = ',', num_args = 1, required = true)]
     pub a: Vec<PathBuf>,
 
-    /// What is to be judged
+    /// The reports to be judged against it
     #[arg(value_name = "B.json[,…]", value_delimiter = ',', num_args = 1, required = true)]
     pub b: Vec<PathBuf>,
 
@@ -89,9 +89,9 @@ pub struct CompareArgs {
 /// Two sides and how they differ.
 #[derive(Debug, Clone, Serialize)]
 pub struct Comparison {
-    /// What is.
+    /// The baseline.
     pub a: Group,
-    /// What is judged.
+    /// The side that is judged.
     pub b: Group,
     /// One for each quantity.
     pub rows: Vec<Row>,
@@ -103,7 +103,7 @@ pub struct Comparison {
     pub resamples: usize,
     /// Resamples followed from it.
     pub seed: u64,
-    /// What one should know when reading it.
+    /// Reservations that a reader should know.
     pub notes: Vec<String>,
     /// Why nothing may be concluded; empty: it may.
     pub problems: Vec<String>,
@@ -125,7 +125,7 @@ pub struct Group {
 /// One quantity on both sides.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
-    /// What is compared.
+    /// A quantity that is compared.
     pub quantity: Quantity,
     /// On side A; nothing if no request succeeded.
     pub a: Option<f64>,
@@ -135,11 +135,11 @@ pub struct Row {
     pub change: Option<f64>,
     /// The interval of the change.
     pub interval: Option<(f64, f64)>,
-    /// What follows.
+    /// The verdict on it.
     pub verdict: Verdict,
 }
 
-/// What is compared.
+/// A quantity that is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Quantity {
@@ -153,7 +153,7 @@ pub enum Quantity {
     Rate,
 }
 
-/// What can be said of a difference.
+/// The verdict on a difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -305,15 +305,15 @@ impl Quantity {
     fn judge(self, interval: Option<(f64, f64)>, args: &CompareArgs) -> Verdict {
         let Some((low, high)) = interval else { return Verdict::Unclear };
         // Turned so that above the upper border is worse.
-        let (low, high, least, most) = match self {
+        let (low, high, min, max) = match self {
             Self::P50 | Self::P99 => (low, high, 1.0 - args.tolerance.0, 1.0 + args.tolerance.0),
             Self::Errors => (low, high, -args.errors.0, args.errors.0),
             Self::Rate => (-high, -low, -1.0 - args.tolerance.0, -1.0 + args.tolerance.0),
         };
         match () {
-            () if low > most => Verdict::Worse,
-            () if high < least => Verdict::Better,
-            () if low >= least && high <= most => Verdict::Same,
+            () if low > max => Verdict::Worse,
+            () if high < min => Verdict::Better,
+            () if low >= min && high <= max => Verdict::Same,
             () => Verdict::Unclear,
         }
     }

@@ -5,7 +5,7 @@ use crate::report::times::SERIES_DIGITS;
 use crate::report::{Point, Report};
 use crate::units::float;
 
-/// Most cells that a run is cut into; longer runs have longer cells. The cost of a resample.
+/// Maximum number of cells that a run is cut into; longer runs have longer cells. The cost of a resample.
 const MAX_CELLS: usize = 240;
 
 /// All buckets that occur in any run, so that counts can be added by index.

@@ -16,9 +16,9 @@ use std::time::{Duration, UNIX_EPOCH};
 use svg::{Chart, Scale};
 
 const STYLE: &str = include_str!("style.css");
-/// Most rows of a list; the rest is summed up.
+/// Maximum number of rows of a list; the rest is summed up.
 const MAX_ROWS: usize = 16;
-/// So many times the median is a far tail.
+/// Maximum over median from which the tail counts as far.
 const FAR: f64 = 20.0;
 /// Points of the percentile curve for every ten-fold of what is above.
 const POINTS_PER_DECADE: f64 = 40.0;
@@ -43,7 +43,7 @@ fn page(out: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(
         out,
         "<h1>{name}</h1>\n<div>{target}</div>\n<div class=\"dim\">{}</div>",
-        escape(&summary::setting(report))
+        escape(&summary::headline(report))
     )?;
     for problem in &report.problems {
         let text = escape(problem);
@@ -175,22 +175,22 @@ fn percentiles(out: &mut String, report: &Report) -> std::fmt::Result {
     if histogram.is_empty() {
         return Ok(());
     }
-    let most = float(histogram.len()).max(10.0);
-    let steps = units::whole((most.log10() * POINTS_PER_DECADE).ceil());
+    let count = float(histogram.len()).max(10.0);
+    let steps = units::whole((count.log10() * POINTS_PER_DECADE).ceil());
     let points: Vec<(f64, f64)> = (0..=steps)
         .map(|step| {
-            let above = 10_f64.powf(float(step) / POINTS_PER_DECADE).min(most);
+            let above = 10_f64.powf(float(step) / POINTS_PER_DECADE).min(count);
             let value = histogram.value_at_quantile(1.0 - 1.0 / above);
             (above, float(value) / 1e9)
         })
         .collect();
-    let x = Scale::Log(1.0, most);
+    let x = Scale::Log(1.0, count);
     let values = || points.iter().map(|(_, y)| *y);
     // A far tail would press everything else to the ground.
     let (median, max) = (report.latency.get("p50"), values().fold(0.0, f64::max));
     let y = if max > FAR * median { Scale::log(values()) } else { Scale::from_zero(values()) };
     let ticks: Vec<f64> =
-        [1.0, 2.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6].into_iter().filter(|t| *t <= most).collect();
+        [1.0, 2.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6].into_iter().filter(|t| *t <= count).collect();
     let name = |above: f64| match above {
         a if a < 1.5 => "min".to_owned(),
         a => format!("p{}", (1e4 * (100.0 - 100.0 / a)).round() / 1e4),
@@ -199,7 +199,7 @@ fn percentiles(out: &mut String, report: &Report) -> std::fmt::Result {
     let service: Vec<(f64, f64)> = QUANTILES
         .iter()
         .map(|(name, quantile)| (1.0 / (1.0 - quantile), report.service.get(name)))
-        .filter(|(above, _)| *above <= most)
+        .filter(|(above, _)| *above <= count)
         .collect();
     let mut legend = vec![("one", "from intended start")];
     if report.kind == "open" {
@@ -287,11 +287,11 @@ fn share_table(
     if shares.rest.0 > 0 {
         shares.entries.push(("all others", shares.rest.1));
     }
-    let most = shares.entries.iter().map(|(_, count)| *count).max().unwrap_or(0).max(1);
+    let max = shares.entries.iter().map(|(_, count)| *count).max().unwrap_or(0).max(1);
     writeln!(out, "<section><h2>{title}</h2><table>")?;
     for (name, count) in &shares.entries {
         let (count, share) = (*count, shares.share(*count));
-        let (name, width) = (escape(name), float(count) / float(most) * 100.0);
+        let (name, width) = (escape(name), float(count) / float(max) * 100.0);
         let (count, share) = (units::count(count), units::percent(share));
         writeln!(
             out,

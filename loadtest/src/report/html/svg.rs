@@ -36,8 +36,8 @@ pub(super) struct Chart {
 impl Scale {
     /// From 0 to at least the greatest of `values`, with some air.
     pub(super) fn from_zero(values: impl Iterator<Item = f64>) -> Self {
-        let most = values.fold(0.0, f64::max);
-        Self::Linear(0.0, if most > 0.0 { most * 1.05 } else { 1.0 })
+        let max = values.fold(0.0, f64::max);
+        Self::Linear(0.0, if max > 0.0 { max * 1.05 } else { 1.0 })
     }
 
     /// Around the positive ones of `values`, to the next power of ten or half of it.
@@ -85,7 +85,7 @@ impl Scale {
 }
 
 impl Chart {
-    /// Axes with lines and labels; `label` describes the chart to who can't see it.
+    /// Axes with lines and labels; `label` describes the chart for screen readers.
     pub(super) fn new(
         label: &str,
         x: (Scale, &[f64], fn(f64) -> String),

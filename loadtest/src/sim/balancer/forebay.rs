@@ -37,7 +37,7 @@ pub(super) struct Forebay {
     states: SecondaryMap<RequestKey, State>,
 }
 
-/// What becomes of a request.
+/// The state of a request.
 enum State {
     Queued(Place),
     Running(Attempts),
@@ -52,7 +52,7 @@ struct Attempts {
     second: Option<(usize, InFlight)>,
 }
 
-/// What the proxy knows of an endpoint.
+/// An endpoint in rotation.
 struct ReadyEndpoint {
     endpoint: usize,
     /// Since when it has been in rotation.
@@ -164,7 +164,7 @@ impl Forebay {
         }
     }
 
-    /// Something has changed: whoever can go goes.
+    /// Sends the queued requests that can go after a change.
     fn dispatch(&mut self, mut freed: Option<usize>, now: u64, out: &mut Vec<Decision>) {
         let mut rng = self.rng.clone();
         loop {

@@ -1,8 +1,8 @@
-//! What the simulator compares: things that say where a request goes.
+//! Balancers: the policies that the simulator compares.
 //!
 //! [`Forebay`](forebay::Forebay) is the code that the proxy runs. The others exist here only, as a
-//! yardstick: what the proxies of others do, by their sources, and what could be done by someone who
-//! knew more than anybody can.
+//! yardstick: the policies of other proxies, after their sources, and oracles, which
+//! know more than a proxy can.
 
 pub(super) mod build;
 mod forebay;
@@ -16,22 +16,22 @@ use super::keys::RequestKey;
 use forebay_protocol::Reason;
 use forebay_routing::Report;
 
-/// A request that is to be sent somewhere.
+/// A request as its balancer sees it.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestView<'a> {
     /// Its name.
     pub request: RequestKey,
     /// Nanoseconds on the virtual clock.
     pub now: u64,
-    /// What is to go to the same endpoint, as a number.
+    /// Requests with equal keys should go to the same endpoint.
     pub key: u64,
-    /// Whose it is, for the fairness of queues.
+    /// Its client, for the fairness of queues.
     pub client: u32,
     /// How urgent it is: 0 is the most urgent class.
     pub class: u8,
     /// When it is given up, in nanoseconds on the virtual clock.
     pub deadline: u64,
-    /// Service time at speed 1, in nanoseconds. Only the all-knowing may look.
+    /// Service time at speed 1, in nanoseconds. For oracles only.
     pub demand: u64,
     /// By endpoint: whether its proxy takes it for ready.
     pub ready: &'a [bool],
@@ -57,7 +57,7 @@ pub enum Ending {
 /// An attempt that is over.
 #[derive(Debug, Clone, Copy)]
 pub struct Done {
-    /// Whose it was.
+    /// Its request.
     pub request: RequestKey,
     /// Where it was sent.
     pub endpoint: usize,
@@ -69,7 +69,7 @@ pub struct Done {
     pub ending: Ending,
 }
 
-/// What a balancer wants.
+/// A balancer's decision.
 #[derive(Debug, Clone, Copy)]
 pub enum Decision {
     /// The request goes to this endpoint now.
@@ -86,14 +86,14 @@ pub enum Decision {
         /// Why.
         reason: Reason,
     },
-    /// RequestView again about this request at that time, if it is not over by then.
+    /// Ask again about this request at that time, if it is not over by then.
     Wake {
         /// Which request.
         request: RequestKey,
         /// Nanoseconds on the virtual clock.
         at: u64,
     },
-    /// RequestView this endpoint how it is.
+    /// Ask this endpoint how it is.
     Probe {
         /// Which endpoint.
         endpoint: usize,
@@ -110,7 +110,7 @@ pub trait Balancer {
     /// An attempt is over.
     fn finished(&mut self, done: &Done, fleet: &Fleet, out: &mut Vec<Decision>);
 
-    /// A request is under way for which this had asked to be woken.
+    /// The time has come at which the balancer wanted to look at this request again.
     fn wake(&mut self, _ask: &RequestView<'_>, _out: &mut Vec<Decision>) {}
 
     /// The client gave a request up that is not bound.

@@ -1,4 +1,4 @@
-//! Bounds: what someone could do who knew what nobody can know.
+//! Oracles: bounds on what any policy could do, from knowledge that no proxy can have.
 
 use super::{Balancer, Decision, Done, RequestView, bind, least, usable};
 use crate::sim::fleet::{Endpoint, Fleet};
@@ -7,7 +7,7 @@ use crate::units::float;
 use std::collections::VecDeque;
 
 /// One queue before all endpoints, first come, first served; the fastest free slot gets the next
-/// request. It keeps every slot busy while somebody waits, the slow ones too.
+/// request. It keeps every slot busy while requests wait, the slow ones too.
 pub(super) struct Central {
     waiting: VecDeque<RequestKey>,
     busy: Vec<usize>,
@@ -68,8 +68,8 @@ impl Balancer for Central {
     }
 }
 
-/// The endpoint where a request is expected to finish first by one who knows every endpoint's slots
-/// and true mean service time, and counts its own requests.
+/// Picks the endpoint where a request is expected to finish first. It knows every endpoint's slots and
+/// true mean service time, and counts its own requests.
 pub(super) struct Expected {
     in_flight: Vec<u32>,
     mean: f64,
@@ -104,8 +104,8 @@ impl Balancer for Expected {
     }
 }
 
-/// The endpoint where the request *will* finish first, by one who knows the demand of every request
-/// and what is left of those that run. It does not know what comes next.
+/// Picks the endpoint where the request *will* finish first. It knows the demand of every request and
+/// how much is left of those that run, but not which requests come next.
 pub(super) struct Oracle {
     one_way: u64,
     rng: fastrand::Rng,

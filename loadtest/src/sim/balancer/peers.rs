@@ -1,4 +1,4 @@
-//! What other proxies do, after their sources.
+//! The policies of other proxies, after their sources.
 
 use super::{Balancer, Decision, Done, RequestView, bind, usable};
 use crate::sim::fleet::Fleet;
@@ -11,19 +11,19 @@ use std::collections::VecDeque;
 /// what finds all endpoints full waits in the proxy, first come, first served.
 pub(super) struct LeastConn {
     in_flight: Vec<u32>,
-    most: Vec<u32>,
+    max_in_flight: Vec<u32>,
     ready: Vec<bool>,
     waiting: VecDeque<RequestKey>,
     turn: Turn,
 }
 
 impl LeastConn {
-    /// `most`: requests in flight that each endpoint may have.
-    pub(super) fn new(most: Vec<u32>) -> Self {
-        let n = most.len();
+    /// `max_in_flight`: requests in flight that each endpoint may have.
+    pub(super) fn new(max_in_flight: Vec<u32>) -> Self {
+        let n = max_in_flight.len();
         Self {
             in_flight: vec![0; n],
-            most,
+            max_in_flight,
             ready: vec![true; n],
             waiting: VecDeque::new(),
             turn: Turn::new(n),
@@ -31,7 +31,7 @@ impl LeastConn {
     }
 
     fn fill(&mut self, endpoint: usize, out: &mut Vec<Decision>) {
-        while self.ready[endpoint] && self.in_flight[endpoint] < self.most[endpoint] {
+        while self.ready[endpoint] && self.in_flight[endpoint] < self.max_in_flight[endpoint] {
             let Some(request) = self.waiting.pop_front() else { return };
             self.in_flight[endpoint] += 1;
             bind(request, Some(endpoint), out);
@@ -41,8 +41,8 @@ impl LeastConn {
 
 impl Balancer for LeastConn {
     fn arrive(&mut self, ask: &RequestView<'_>, _: &Fleet, out: &mut Vec<Decision>) {
-        let Self { in_flight, most, .. } = self;
-        let can = |index: usize| usable(ask, index) && in_flight[index] < most[index];
+        let Self { in_flight, max_in_flight, .. } = self;
+        let can = |index: usize| usable(ask, index) && in_flight[index] < max_in_flight[index];
         let mut all = 0..in_flight.len();
         let fewest = all.clone().filter(|at| can(*at)).map(|at| in_flight[at]).min();
         let chosen = fewest
@@ -73,7 +73,7 @@ impl Balancer for LeastConn {
     }
 }
 
-/// Whose turn it is among those that tie: who has waited longest in sum.
+/// Takes turns among endpoints that tie: the one that has waited longest in sum goes first.
 struct Turn {
     credit: Vec<i64>,
 }
@@ -146,7 +146,7 @@ impl Balancer for LeastRequest {
 }
 
 /// Traefik's `leasttime`: mean response time of the last 100 answers times requests in flight and
-/// one; ties in turn. Who has not answered yet goes first.
+/// one; ties in turn. An endpoint that has not answered yet goes first.
 pub(super) struct LeastTime {
     endpoints: Vec<Timed>,
     turn: Turn,

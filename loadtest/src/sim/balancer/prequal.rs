@@ -134,7 +134,7 @@ impl Balancer for Prequal {
             Some((at, probe)) => {
                 let endpoint = probe.what.endpoint;
                 probe.uses -= 1;
-                // What was sent since the probe is there too.
+                // Requests sent since the probe are there too.
                 probe.what.in_flight += 1;
                 if probe.uses == 0 {
                     self.pool.remove(at);

@@ -51,11 +51,11 @@ impl Engine<'_> {
             proxy.budget.retry_failed();
         }
         request.tried.push(u32::try_from(endpoint).unwrap_or(u32::MAX));
-        let most = self.plan.sim.retry.attempts as usize;
+        let max = self.plan.sim.retry.attempts as usize;
         let untried = |at: usize| !request.tried.iter().any(|tried| *tried as usize == at);
         let left = || proxy.ready.iter().enumerate().any(|(at, ready)| *ready && untried(at));
         let now = Time::new(Duration::from_nanos(self.now));
-        if request.tried.len() >= most || !left() || !proxy.budget.try_retry(now) {
+        if request.tried.len() >= max || !left() || !proxy.budget.try_retry(now) {
             return false;
         }
         self.ask(key);

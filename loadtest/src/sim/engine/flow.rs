@@ -17,7 +17,7 @@ use std::time::Duration;
 const OK: u16 = 200;
 
 impl Engine<'_> {
-    /// Has the request's proxy say where it goes.
+    /// Asks the balancer of the request's proxy for an endpoint.
     pub(super) fn ask(&mut self, key: RequestKey) {
         let Some(request) = self.requests.get(key) else { return };
         let number = request.proxy % self.balancers.len();
@@ -45,7 +45,7 @@ impl Engine<'_> {
         self.collect(number);
     }
 
-    /// Takes up what this balancer wants.
+    /// Collects the decisions of this balancer.
     fn collect(&mut self, number: usize) {
         for decision in self.outbox.drain(..) {
             match decision {
@@ -61,7 +61,7 @@ impl Engine<'_> {
         }
     }
 
-    /// Does what balancers want, until they want nothing more.
+    /// Carries out the balancers' decisions, until there are none left.
     pub(super) fn decide(&mut self) {
         while let Some(decision) = self.decisions.pop_front() {
             match decision {
@@ -110,7 +110,7 @@ impl Engine<'_> {
         }
     }
 
-    /// What an endpoint does next is planned.
+    /// Plans the next step of an endpoint.
     pub(super) fn schedule(&mut self, endpoint: usize, next: Next) {
         match next {
             Next::Nothing => {}
@@ -148,7 +148,7 @@ impl Engine<'_> {
 
     pub(super) fn answer(&mut self, number: AttemptKey) {
         let Some(attempt) = self.attempts.remove(number) else { return };
-        // Nobody may wait for it any more.
+        // The request may be over already.
         let Some(request) = self.requests.get_mut(attempt.request) else { return };
         let (key, endpoint, proxy) = (attempt.request, attempt.endpoint, request.proxy);
         request.attempts.retain(|other| *other != number);
@@ -246,7 +246,7 @@ impl Engine<'_> {
         self.finish(key, outcome);
     }
 
-    /// Nobody waits for this attempt any more.
+    /// Gives an attempt up that is under way.
     fn give_up(&mut self, proxy: usize, key: AttemptKey, ending: Ending) {
         let Some(attempt) = self.attempts.get(key) else { return };
         let Attempt { request, endpoint, sent, .. } = *attempt;
@@ -281,7 +281,7 @@ impl Engine<'_> {
     }
 }
 
-/// What a balancer is told of a request.
+/// The part of a request that its balancer sees.
 fn view_of<'a>(
     plan: &SimPlan,
     proxies: &'a [Proxy],

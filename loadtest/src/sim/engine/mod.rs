@@ -1,6 +1,6 @@
 //! The simulation itself: requests come, are bound, served and answered, on the virtual clock.
 //!
-//! What proxies do with a request happens in no time; time passes in endpoints and on the wire. All
+//! A proxy handles a request in no time; time passes in endpoints and on the wire. All
 //! chance follows from the seed and the number of the request or of the proxy, so that every policy
 //! is given the very same requests at the same moments.
 
@@ -30,7 +30,7 @@ use std::collections::VecDeque;
 use tally::Tally;
 use workload::Workload;
 
-/// Different keys that requests have, for those who send the same to the same endpoint.
+/// Number of different keys that requests have, for policies that send equal keys to one endpoint.
 const KEYS: u64 = 1000;
 /// Keeps their chance apart.
 const KEY: u64 = 0x6b_65_79;
@@ -184,7 +184,7 @@ impl<'a> Engine<'a> {
                 }
             }
             Event::Poll(proxy) => self.poll(proxy),
-            // Nobody answers where nobody listens.
+            // An endpoint that is down does not answer probes.
             Event::ProbeAsks { endpoint, .. } if !self.fleet.endpoints[endpoint].is_up() => {}
             Event::ProbeAsks { balancer, endpoint } => {
                 let probed = self.fleet.endpoints[endpoint].probed(endpoint);

@@ -4,7 +4,7 @@ use crate::scenario::EndpointFaultKind;
 use crate::sim::plan::SimPlan;
 use forebay_routing::{Health, HealthCheck, RetryBudget};
 
-/// What one proxy has beside its balancer.
+/// The state of one proxy beside its balancer.
 pub(super) struct Proxy {
     /// Pays for second attempts.
     pub budget: RetryBudget,

@@ -1,4 +1,4 @@
-//! What an endpoint can say of its latency at the present load, as Prequal wants it.
+//! An endpoint's estimate of its latency at the present load, as Prequal's probes ask for it.
 
 use std::collections::VecDeque;
 

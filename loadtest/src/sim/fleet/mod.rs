@@ -1,4 +1,4 @@
-//! The endpoints: slots or batches, a line before them, the time that services take, and trouble.
+//! The endpoints: slots or batches, a queue before them, the time that services take, and faults.
 //!
 //! Times are nanoseconds on the virtual clock. An endpoint serves first come, first served; its
 //! speed is the same for all services that run at a moment.
@@ -34,7 +34,7 @@ pub struct Endpoint {
     room: usize,
     slow: f64,
     service: Distribution,
-    /// What befalls it: how much slower it is for now, whether it is there, and after how many
+    /// Its faults: how much slower it is for now, whether it is there, and after how many
     /// nanoseconds it fails everything.
     factor: f64,
     up: bool,
@@ -51,21 +51,21 @@ pub struct Endpoint {
     latencies: Latencies,
 }
 
-/// What a probe found.
+/// The answer to a probe.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Probed {
     /// Which endpoint.
     pub endpoint: usize,
     /// Requests there.
     pub in_flight: usize,
-    /// What requests took lately that found about as many others there, in nanoseconds.
+    /// Latency, in nanoseconds, of recent requests that found about as many others there.
     pub latency: u64,
 }
 
-/// What one attempt asks of an endpoint.
+/// The work of one attempt.
 #[derive(Debug, Clone)]
 pub(super) struct Work {
-    /// Whose it is.
+    /// The attempt.
     pub attempt: AttemptKey,
     /// Service time at speed 1; the endpoint's own choice if absent.
     pub demand: Option<u64>,
@@ -94,7 +94,7 @@ struct Waiting {
     demand: u64,
 }
 
-/// What an endpoint does next by itself.
+/// The next step of an endpoint.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Next {
     /// Nothing that is not known already.
@@ -112,7 +112,7 @@ pub(super) struct Started {
     pub end: u64,
 }
 
-/// The line of an endpoint was as long as it may be.
+/// The queue of an endpoint is full.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Full;
 
@@ -161,7 +161,7 @@ impl Endpoint {
         self.running.iter().map(|service| service.members.len()).sum::<usize>() + self.waiting.len()
     }
 
-    /// Whether anybody listens.
+    /// Whether it accepts connections.
     pub fn is_up(&self) -> bool {
         self.up
     }
@@ -172,7 +172,7 @@ impl Endpoint {
     }
 
     /// When a request with this `demand` that gets here at `at` will have been served, if services
-    /// are not batched. Only one who knows everything can know that.
+    /// are not batched. No proxy can know that; oracles do.
     pub fn finish(&self, at: u64, demand: u64) -> u64 {
         if !self.up {
             return u64::MAX;
@@ -190,14 +190,14 @@ impl Endpoint {
         }
     }
 
-    /// What it says when it is probed: how many are there, and what others took lately that found
+    /// Its answer to a probe: how many requests are there, and how long recent ones took that found
     /// about as many.
     pub(super) fn probed(&self, endpoint: usize) -> Probed {
         let in_flight = self.in_flight();
         Probed { endpoint, in_flight, latency: self.latencies.at(in_flight) }
     }
 
-    /// What it says of itself.
+    /// Its load report.
     pub(super) fn report(&self) -> Report {
         let count = |n: usize| u32::try_from(n).ok();
         Report {
@@ -243,7 +243,7 @@ impl Endpoint {
         Some(self.next(now))
     }
 
-    /// Takes an attempt out of the line at `now`, if it waits there.
+    /// Takes an attempt out of the queue at `now`, if it waits there.
     pub(super) fn leave(&mut self, now: u64, attempt: AttemptKey) -> bool {
         let Some(at) = self.waiting.iter().position(|waiting| waiting.member.attempt == attempt)
         else {
@@ -291,7 +291,7 @@ impl Endpoint {
         Started { number, end }
     }
 
-    /// Something begins or ends to befall it at `now`: hands out the attempts that are lost and the
+    /// A fault begins or ends at `now`: hands out the attempts that are lost and the
     /// services that now end at another time.
     pub(super) fn inject(
         &mut self,
@@ -326,7 +326,7 @@ impl Endpoint {
         effect
     }
 
-    /// Computes anew when the slots will be free, after something that nobody could foresee.
+    /// Computes again when the slots will be free, after a change that was not foreseen.
     fn foresee(&mut self, now: u64) {
         self.free.clear();
         self.free.extend(self.running.iter().map(|service| Reverse(service.end)));
@@ -348,7 +348,7 @@ impl Endpoint {
     }
 }
 
-/// What a change of fortune does.
+/// The effect of a fault that begins or ends.
 #[derive(Debug, Default)]
 pub(super) struct FaultEffect {
     /// Attempts that end without an answer.

@@ -27,7 +27,7 @@ pub(crate) fn plan(line: &str) -> Plan {
     args.finish(Plan::new(args.scenario().unwrap()).unwrap())
 }
 
-/// What a line that makes no plan is told.
+/// The error of a command line that makes no plan.
 pub(crate) fn refused(line: &str) -> String {
     let words = ["forebay-load", "run"].into_iter().chain(line.split_whitespace());
     let Command::Run(args) = Cli::try_parse_from(words).unwrap().command else {
@@ -61,12 +61,12 @@ pub(crate) fn local<T>(future: impl Future<Output = T>) -> T {
     builder.enable_all().build_local(options).unwrap().block_on(future)
 }
 
-/// A port at which nobody listens.
+/// A port at which no program listens.
 pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// A URL at which nobody listens.
+/// A URL at which no program listens.
 pub(crate) fn nobody() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     format!("http://{}", listener.local_addr().unwrap())
@@ -120,7 +120,7 @@ impl Drop for Backend {
     }
 }
 
-/// What speaks TLS, before a backend that does not.
+/// A TLS terminator before a backend that speaks none.
 pub(crate) struct Secret {
     pub(crate) url: String,
     /// File with the certificate that vouches for it.
@@ -162,7 +162,7 @@ impl Secret {
                         let (stream, _) = listener.accept().await.unwrap();
                         let (acceptor, behind) = (acceptor.clone(), behind.clone());
                         tokio::task::spawn_local(async move {
-                            // Whoever does not like the certificate leaves here.
+                            // A client that does not trust the certificate leaves here.
                             let Ok(mut secret) = acceptor.accept(stream).await else { return };
                             let mut plain = tokio::net::TcpStream::connect(behind).await.unwrap();
                             let _ = tokio::io::copy_bidirectional(&mut secret, &mut plain).await;
