@@ -13,6 +13,7 @@ use forebay_protocol::oip::{Tensor, TensorMetadata};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::plan::eval;
@@ -128,6 +129,37 @@ pub struct Model {
     pub(crate) avoids_zero: bool,
     /// Of the file, for inputs that are made here.
     pub(crate) seed: u64,
+    runs: Runs,
+}
+
+/// Runs that are under way.
+#[derive(Default)]
+struct Runs {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Runs {
+    fn enter(&self) -> Running<'_> {
+        let now = self.now.fetch_add(1, Relaxed) + 1;
+        if now > self.most.load(Relaxed) {
+            self.most.fetch_max(now, Relaxed);
+        }
+        Running(self)
+    }
+
+    /// The most that there were at once.
+    fn most(&self) -> usize {
+        self.most.load(Relaxed)
+    }
+}
+
+struct Running<'a>(&'a Runs);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Model {
@@ -161,6 +193,7 @@ impl Model {
             compared: Vec::new(),
             avoids_zero: false,
             seed: seed(onnx),
+            runs: Runs::default(),
         };
         warm_up::warm_up(&mut model, options)?;
         Ok(model)
@@ -207,9 +240,16 @@ impl Model {
         &self.compared
     }
 
-    /// Bytes of memory that it holds now: each weight once, and all plans that are kept or run.
+    /// Bytes of memory that it holds now: each weight once, all plans that are kept or run, and what
+    /// as many runs hold as have been under way at once.
     pub fn memory(&self) -> usize {
-        self.plans.weights().bytes()
+        self.plans.weights().bytes(self.runs.most().max(1))
+    }
+
+    /// Forgets plans, those first that were not used for longest, until it holds so many bytes less
+    /// or has only one left: the next request of such shapes waits for another.
+    pub fn release(&self, bytes: usize) {
+        self.plans.shrink(self.plans.weights().bytes(0).saturating_sub(bytes));
     }
 
     /// Plans that were compiled so far, and the time that this took.
@@ -389,6 +429,7 @@ impl Model {
         values: TVec<TValue>,
         watch: &dyn Watch,
     ) -> Result<(Vec<Tensor>, f64), RunError> {
+        let _running = self.runs.enter();
         let (started, before) = (Instant::now(), watch.elsewhere());
         let outputs = catch_unwind(AssertUnwindSafe(|| execute(plan, values, watch)))
             .unwrap_or_else(|payload| Err(RunError::Panic(panic_text(&*payload))))?;

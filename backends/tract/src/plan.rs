@@ -23,8 +23,12 @@ use tract_onnx::tract_core::internal::TypedSimplePlan;
 use tract_onnx::tract_core::transform::get_transform;
 use tract_onnx::tract_hir::internal::InferenceNode;
 
-/// Plans kept of one model: the buckets of a batch up to 32, and six odd shapes.
-const MAX_PLANS: usize = 12;
+/// Plans kept of one model: they are looked through one by one.
+const MAX_PLANS: usize = 64;
+/// Bytes that all plans of a model may take beside the weights that they share, ...
+const PLANS_BYTES: usize = 8 << 20;
+/// ... or this share of the weights of its file, if that is more.
+const PLANS_SHARE: usize = 8;
 
 /// Shapes of all inputs, in the model's order.
 pub(crate) type Shapes = Vec<Vec<usize>>;
@@ -143,6 +147,25 @@ impl Plans {
         &self.weights
     }
 
+    /// Forgets plans that were not used for longest, though not the one that was used last, until the
+    /// model holds at most so many bytes, runs not counted.
+    pub(crate) fn shrink(&self, bytes: usize) {
+        self.forget_while(|weights| weights.bytes(0) > bytes);
+    }
+
+    fn forget_while(&self, is_much: impl Fn(&Weights) -> bool) {
+        loop {
+            let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+            if cache.len() <= 1 || !is_much(&self.weights) {
+                return;
+            }
+            let oldest = cache.remove(0);
+            // Freed where no lock is held.
+            drop(cache);
+            drop(oldest);
+        }
+    }
+
     /// Forgets the plans whose shapes are not wanted.
     pub(crate) fn keep(&self, wanted: impl Fn(&Shapes) -> bool) {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
@@ -256,6 +279,8 @@ impl Plans {
         let nanos = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.ledger.compilations.fetch_add(1, Relaxed);
         self.ledger.nanos.fetch_add(nanos, Relaxed);
+        let most = PLANS_BYTES.max(self.weights.adopted() / PLANS_SHARE);
+        self.forget_while(|weights| weights.of_plans_alone() > most);
         match compiled {
             Ok(plan) => plan.map_err(|error| RunError::Shape(text(&error))),
             Err(payload) => Err(RunError::Shape(panic_text(&*payload))),

@@ -11,6 +11,7 @@
 use crate::own;
 use forebay_kernels::packed::Packed;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::dyn_clone;
@@ -25,6 +26,9 @@ use tract_onnx::tract_hir::internal::GenericFactoid;
 
 /// Bytes below which a constant is not worth a place of its own.
 const SMALL: usize = 256;
+/// Bytes from which on a block lies in slices of its own, and of such a slice.
+const LARGE: usize = 512 << 10;
+const SLICE: usize = 64 << 10;
 /// Bytes that a node of a graph takes, with its facts and its operation, beside constants.
 const NODE: usize = 2048;
 
@@ -38,7 +42,17 @@ pub(crate) struct Weights {
     /// Packed for ours.
     packed: Shelf<Packed>,
     /// What was compiled, and what each takes beside these constants.
-    plans: Mutex<Vec<(Weak<TypedSimplePlan>, usize)>>,
+    plans: Mutex<Vec<(Weak<TypedSimplePlan>, Size)>>,
+    /// Bytes of the constants before anything was compiled.
+    adopted: AtomicUsize,
+}
+
+/// Bytes that a plan takes beside shared constants.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    plan: usize,
+    /// What a run of it holds at most at once.
+    run: usize,
 }
 
 impl Weights {
@@ -55,6 +69,7 @@ impl Weights {
                 }
             }
         }
+        self.adopted.store(self.constants(), Relaxed);
         Ok(())
     }
 
@@ -62,23 +77,41 @@ impl Weights {
     pub(crate) fn plan(&self, mut graph: TypedModel) -> TractResult<Arc<TypedSimplePlan>> {
         let bytes = self.share(&mut graph)?;
         let plan = TypedSimplePlan::new(graph)?;
+        let size = Size { plan: bytes, run: of_run(&plan) };
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         plans.retain(|(plan, _)| plan.strong_count() > 0);
-        plans.push((Arc::downgrade(&plan), bytes));
+        plans.push((Arc::downgrade(&plan), size));
         Ok(plan)
     }
 
-    /// Bytes that the model holds: its constants, each counted once, and all plans.
-    pub(crate) fn bytes(&self) -> usize {
-        let plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        let alive = plans.iter().filter(|(plan, _)| plan.strong_count() > 0);
-        let plans: usize = alive.map(|(_, bytes)| bytes).sum();
-        self.constants() + plans
+    /// Bytes that the model holds while so many runs are under way: its constants, each counted once,
+    /// all plans, and for each run what the largest plan needs.
+    pub(crate) fn bytes(&self, runs: usize) -> usize {
+        let (plans, run) = self.of_plans();
+        (self.constants() + plans).saturating_add(run.saturating_mul(runs))
+    }
+
+    /// Bytes that would not be there without the plans, less what is packed for kernels: that is the
+    /// same for most of them.
+    pub(crate) fn of_plans_alone(&self) -> usize {
+        self.of_plans().0 + self.tensors.bytes().saturating_sub(self.adopted())
+    }
+
+    /// Bytes of the constants before anything was compiled.
+    pub(crate) fn adopted(&self) -> usize {
+        self.adopted.load(Relaxed)
     }
 
     /// Bytes of constants alone.
     pub(crate) fn constants(&self) -> usize {
         self.tensors.bytes() + self.blobs.bytes() + self.packed.bytes()
+    }
+
+    /// Bytes of all plans together, and the most that a run of one holds.
+    fn of_plans(&self) -> (usize, usize) {
+        let plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let alive = plans.iter().filter(|(plan, _)| plan.strong_count() > 0);
+        alive.fold((0, 0), |(sum, most), (_, size)| (sum + size.plan, most.max(size.run)))
     }
 
     /// Puts shared constants into a graph; gives the bytes that it takes beside them.
@@ -162,6 +195,40 @@ impl Weights {
     }
 }
 
+/// Bytes that a run holds at most at once, as far as the graph gives shapes: each value from the node
+/// that makes it to the last one that reads it.
+fn of_run(plan: &TypedSimplePlan) -> usize {
+    let (graph, order) = (plan.model(), plan.order_without_consts());
+    let mut last: HashMap<usize, usize> = HashMap::new();
+    for (place, &node) in order.iter().enumerate() {
+        for input in &graph.node(node).inputs {
+            last.insert(input.node, place);
+        }
+    }
+    // Outputs stay until the end.
+    for output in graph.output_outlets().unwrap_or_default() {
+        last.insert(output.node, usize::MAX);
+    }
+    let size = |node: usize| -> usize {
+        let of = |output: &Outlet<TypedFact>| {
+            let shape = output.fact.shape.as_concrete();
+            let count = shape.map_or(0, |shape| shape.iter().fold(1, |a, &b| b.saturating_mul(a)));
+            count.saturating_mul(output.fact.datum_type.size_of())
+        };
+        graph.node(node).outputs.iter().map(of).fold(0, usize::saturating_add)
+    };
+    let mut ends: HashMap<usize, Vec<usize>> = HashMap::new();
+    let (mut held, mut most) = (0_usize, 0);
+    for (place, &node) in order.iter().enumerate() {
+        held = held.saturating_add(size(node));
+        most = most.max(held);
+        ends.entry(last.get(&node).copied().unwrap_or(place)).or_default().push(node);
+        let ended = ends.remove(&place).unwrap_or_default();
+        held = ended.into_iter().map(size).fold(held, usize::saturating_sub);
+    }
+    most
+}
+
 fn of_tensor(tensor: &Tensor) -> usize {
     tensor.len() * tensor.datum_type().size_of()
 }
@@ -225,6 +292,11 @@ impl Content for Packed {
     }
 }
 
+/// Bytes that an allocator takes for so many: large blocks lie in whole slices.
+fn taken(size: usize) -> usize {
+    if size < LARGE { size } else { size.next_multiple_of(SLICE) }
+}
+
 /// Constants of one kind that are in use.
 struct Shelf<T>(Mutex<Known<T>>);
 
@@ -270,7 +342,7 @@ impl<T: Content> Shelf<T> {
         let mut known = self.known();
         known.by_content.retain(|_, held| held.strong_count() > 0);
         known.by_address.retain(|_, (held, _)| held.strong_count() > 0);
-        known.by_address.values().map(|(_, size)| size).sum()
+        known.by_address.values().map(|&(_, size)| taken(size)).sum()
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, Known<T>> {
@@ -411,7 +483,7 @@ mod tests {
             // Some of tract's kernels for few rows want another order than those for many.
             assert!(few <= after_one * 2, "{build:?}: {few} after {after_one}");
             assert!(many <= few + FILE / 50, "{build:?}: {many} after {few}");
-            let each = (weights.bytes() - weights.constants()) / plans.len();
+            let each = (weights.bytes(0) - weights.constants()) / plans.len();
             assert!((1..FILE / 20).contains(&each), "{build:?}: {each} bytes of a plan");
         }
     }
@@ -431,7 +503,7 @@ mod tests {
         model.plans.keep(|_| false);
         let left = weights.constants();
         assert!((FILE..FILE + 1024).contains(&left), "the file's own: {left} of {FILE}");
-        assert_eq!(weights.bytes(), left, "no plan is counted");
+        assert_eq!(weights.bytes(2), left, "no plan is counted");
     }
 
     #[test]

@@ -10,7 +10,9 @@
 //! neighbours.
 
 use crate::app::App;
+use crate::loader::Command;
 use crate::overseer::{Entry, Seat};
+use crate::patience::give_back;
 use crate::queue::{Account, Batch, Work};
 use crate::refusal::Refusal;
 use crate::repository::Version;
@@ -229,6 +231,25 @@ impl Run<'_> {
         tracing::warn!(model, version, ?build, ?shapes, why, "shapes fall back to the plain build");
     }
 
+    /// Accounts for plans that were compiled. Where models now take too much together, this one forgets
+    /// plans; if that is not enough, others have to go.
+    fn recount(&self) {
+        let (app, version) = (self.app, self.version);
+        version.recount();
+        let excess = |bound| app.repository.memory().saturating_sub(bound);
+        let excess = || app.options.models_memory.map_or(0, excess);
+        if excess() > 0 {
+            version.engine.release(usize::try_from(excess()).unwrap_or(usize::MAX));
+            version.recount();
+        }
+        if excess() > 0 {
+            let (model, number) = (version.model.clone(), version.number.clone());
+            // If the loader has too much to do, the next plan tells it again.
+            drop(app.repository.ask(Command::Grown { model, number }));
+        }
+        give_back();
+    }
+
     fn engine(&self, jobs: &[&Job]) -> (Result<Vec<Outcome>, Failure>, Duration) {
         if jobs.is_empty() {
             return (Ok(Vec::new()), Duration::ZERO);
@@ -242,8 +263,13 @@ impl Run<'_> {
             is_over: Cell::new(false),
         };
         let inputs: Vec<&[Tensor]> = jobs.iter().map(|job| job.inputs.as_slice()).collect();
-        let result = self.version.engine.run(&inputs, self.most, &watch);
+        let engine = &self.version.engine;
+        let before = engine.compilations().0;
+        let result = engine.run(&inputs, self.most, &watch);
         let took = watch.took(Instant::now());
+        if engine.compilations().0 != before {
+            self.recount();
+        }
         self.tell_of_fallback();
         let rows = jobs.iter().map(|job| job.rows).sum();
         let result = match result {

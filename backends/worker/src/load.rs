@@ -6,9 +6,10 @@ use crate::executor::Job;
 use crate::failure::Failure;
 use crate::golden;
 use crate::model_config::ModelConfig;
+use crate::patience::give_back;
 use crate::queue::OpenLine;
 use crate::reconcile::Shared;
-use crate::repository::{Known, Labels, Version};
+use crate::repository::{Known, Labels, MemoryShare, Version};
 use crate::room::{self, Spare};
 use crate::stats::Stats;
 use crate::tasks::Cancel;
@@ -79,8 +80,8 @@ impl Shared {
             Why::Fetched => Spare::Version(name, number),
         };
         let room = bytes.unwrap_or_else(|| room::estimate(length));
-        let mut share = self.make_room(room, spare).map_err(Failure::Full)?;
-        let (started, held) = (Instant::now(), room::resident());
+        let share = self.make_room(room, spare).map_err(Failure::Full)?;
+        let started = Instant::now();
         let onnx = self.disk.onnx(name, number)?;
         let digest = blake3::hash(&onnx).to_hex().to_string();
         let before = before.filter(|known| known.digest == digest);
@@ -101,8 +102,11 @@ impl Shared {
             Ok::<_, Failure>((engine, embedding))
         };
         let (engine, embedding) = self.trial.run(self.app.options.load_timeout, work)?;
+        give_back();
         let took = started.elapsed();
-        share.resize(bytes.unwrap_or_else(|| room::measured(length, held)));
+        if order.config.memory.is_none() {
+            self.release_excess(&share, &engine);
+        }
         // It may be larger than it looked.
         drop(self.make_room(0, spare).map_err(Failure::Full)?);
         let stats = before
@@ -114,6 +118,17 @@ impl Shared {
             Version::new((name, number), of_model, (engine, digest), beside, share, stats);
         self.announce(&version, took, compared);
         Ok(Some(version))
+    }
+
+    /// Accounts for what a model holds; it forgets plans where models take too much together.
+    fn release_excess(&self, share: &MemoryShare, engine: &engine::Model) {
+        share.resize(engine.memory() as u64);
+        let Some(bound) = self.app.options.models_memory else { return };
+        let excess = self.app.repository.memory().saturating_sub(bound);
+        if excess > 0 {
+            engine.release(usize::try_from(excess).unwrap_or(usize::MAX));
+            share.resize(engine.memory() as u64);
+        }
     }
 
     /// Is what is served of the version what lies on disk, configured in the same way?

@@ -17,6 +17,7 @@ use crate::disk::{Disk, Stamp};
 use crate::load::Why;
 use crate::reconcile::Shared;
 use crate::refusal::Refusal;
+use crate::room::Spare;
 use crate::tasks::{Cancel, Reply, TaskId, Tasks, Wish};
 use forebay_process::supervise::{Importance, fault_point};
 use forebay_protocol::Reason;
@@ -44,6 +45,8 @@ pub(crate) enum Command {
     Unload { model: String, reply: Reply },
     /// Load a version that requests wait for.
     Fetch { model: String, number: u64 },
+    /// Models take too much together since this version has grown: others may have to go.
+    Grown { model: String, number: String },
     /// A load of this model has ended.
     Ended { id: TaskId, model: String },
     /// The worker has ended.
@@ -159,6 +162,10 @@ impl Loader {
             Command::Fetch { model, number } => {
                 let (why, replies) = (Why::Fetched, Vec::new());
                 self.tasks.wish(Wish { model, why, number: Some(number), replies });
+            }
+            Command::Grown { model, number } => {
+                let number = number.parse().unwrap_or_default();
+                self.shared.evict_excess(Spare::Version(&model, number));
             }
             Command::Ended { id, model } => {
                 self.tasks.ended(id);

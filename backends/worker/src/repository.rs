@@ -147,25 +147,24 @@ pub(crate) type Labels = BTreeMap<String, Vec<String>>;
 #[derive(Debug)]
 pub(crate) struct MemoryShare {
     total: Arc<AtomicU64>,
-    bytes: u64,
+    bytes: AtomicU64,
 }
 
 impl MemoryShare {
     pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
+        self.bytes.load(Relaxed)
     }
 
     /// It has turned out to be another number of bytes.
-    pub(crate) fn resize(&mut self, bytes: u64) {
+    pub(crate) fn resize(&self, bytes: u64) {
         self.total.fetch_add(bytes, Relaxed);
-        self.total.fetch_sub(self.bytes, Relaxed);
-        self.bytes = bytes;
+        self.total.fetch_sub(self.bytes.swap(bytes, Relaxed), Relaxed);
     }
 }
 
 impl Drop for MemoryShare {
     fn drop(&mut self) {
-        self.total.fetch_sub(self.bytes, Relaxed);
+        self.total.fetch_sub(self.bytes(), Relaxed);
     }
 }
 
@@ -301,14 +300,14 @@ impl Repository {
     /// Accounts for a model in memory.
     pub(crate) fn hold(&self, bytes: u64) -> MemoryShare {
         self.memory.fetch_add(bytes, Relaxed);
-        MemoryShare { total: Arc::clone(&self.memory), bytes }
+        MemoryShare { total: Arc::clone(&self.memory), bytes: AtomicU64::new(bytes) }
     }
 
     /// The same, if all models together then hold at most `bound` bytes.
     pub(crate) fn try_hold(&self, bytes: u64, bound: u64) -> Option<MemoryShare> {
         let fits = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= bound);
         self.memory.fetch_update(Relaxed, Relaxed, fits).ok()?;
-        Some(MemoryShare { total: Arc::clone(&self.memory), bytes })
+        Some(MemoryShare { total: Arc::clone(&self.memory), bytes: AtomicU64::new(bytes) })
     }
 
     /// Bytes of all models in memory.
@@ -498,6 +497,13 @@ impl Version {
             used: AtomicU64::new(0),
             model: model.to_owned(),
             number: number.to_string(),
+        }
+    }
+
+    /// Accounts for what it holds now, unless the operator has said what it takes.
+    pub(crate) fn recount(&self) {
+        if self.config.memory.is_none() {
+            self.memory.resize(self.engine.memory() as u64);
         }
     }
 

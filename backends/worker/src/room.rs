@@ -5,22 +5,16 @@
 //!
 //! Several models may be loading at once, so the room for one is taken before its load begins.
 //!
-//! What a model takes can't be asked of the engine: packed weights and one plan for each batch size
-//! come on top of the file. So it is measured, as the growth of the process while it loads and warms
-//! up. Requests that are served meanwhile blur that, so it is kept between twice the file's length
-//! and [`MOST`] times that; `memory` in `model.toml` overrules it. Plans that are compiled later, for
-//! shapes that were not seen at load, are not counted.
+//! What a model takes is what its engine holds of it: each weight once, a plan for each set of shapes
+//! that was asked for, and what its runs need. It is counted anew whenever a plan was compiled. If
+//! models then take too much, the model that has grown forgets plans first, and what was not used for
+//! longest goes next. `memory` in `model.toml` overrules what is counted.
 
-use crate::attempt::status_bytes;
 use crate::reconcile::Shared;
 use crate::repository::{MemoryShare, State, Version};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A growth beyond so many times the file and [`SLACK`] was somebody else's.
-const MOST: u64 = 16;
-/// Bytes that the smallest model may take.
-const SLACK: u64 = 64 << 20;
 /// How long requests may go on using what was unloaded to make room.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is looked whether they have gone.
@@ -29,17 +23,6 @@ const STEP: Duration = Duration::from_millis(2);
 /// Bytes that a model is taken for before it was ever loaded.
 pub(crate) fn estimate(file: u64) -> u64 {
     file.saturating_mul(2)
-}
-
-/// Bytes that a model took, where the process held `before` when its load began.
-pub(crate) fn measured(file: u64, before: u64) -> u64 {
-    let least = estimate(file);
-    resident().saturating_sub(before).clamp(least, least.saturating_mul(MOST).saturating_add(SLACK))
-}
-
-/// Bytes of memory that this process holds; 0 if the system does not say.
-pub(crate) fn resident() -> u64 {
-    status_bytes("VmRSS:")
 }
 
 /// What must not be unloaded to make room.
@@ -100,6 +83,14 @@ impl Shared {
                 std::thread::sleep(STEP);
             }
         }
+    }
+
+    /// Unloads what was not used for longest where models take too much together, but not what is to be
+    /// spared. Their memory is free when their requests have gone.
+    pub(crate) fn evict_excess(&self, spare: Spare<'_>) {
+        let Some(bound) = self.app.options.models_memory else { return };
+        let stays = || self.app.repository.memory().saturating_sub(self.retired_bytes());
+        while stays() > bound && self.evict_one(spare) {}
     }
 
     /// Unloads the version that was not used for longest. `false`: there is none.

@@ -1,6 +1,7 @@
 //! A repository that changes while it is served: on request, by signal, by looking, by memory.
 
 use crate::harness::*;
+use forebay_protocol::oip::{Data, Tensor};
 use forebay_worker::{Options, Worker};
 use http::Method;
 use std::net::SocketAddr;
@@ -294,6 +295,42 @@ async fn callers_of_models_that_drive_each_other_out_are_all_answered() {
         caller.await.unwrap();
     }
     assert!(metric(&worker, "forebay_worker_models_memory_bytes").await <= 100 << 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_grows_forgets_plans_before_others_have_to_go() {
+    let scratch = Scratch::new("grows");
+    for name in ["a", "b"] {
+        scratch.write(&format!("{name}/1/model.onnx"), Scratch::model("embed"));
+    }
+    let total = "forebay_worker_models_memory_bytes";
+    let of =
+        |name: &str| format!("forebay_worker_model_memory_bytes{{model=\"{name}\",version=\"1\"}}");
+    let lengths = |worker: Worker| async move {
+        for length in 1..60 {
+            let tokens =
+                |name: &str| Tensor::new(name, vec![1, length], Data::Int64(vec![1; length]));
+            let inputs = ["input_ids", "attention_mask"].map(|name| tokens(name).unwrap());
+            assert_eq!(infer(&worker, "a", json_body(inputs.to_vec())).await.status, 200);
+        }
+        worker
+    };
+    let worker = start(controlled(scratch.path())).await;
+    let loaded = metric(&worker, total).await;
+    assert_eq!(loaded, metric(&worker, &of("a")).await + metric(&worker, &of("b")).await);
+    let worker = lengths(worker).await;
+    assert!(metric(&worker, &of("a")).await >= metric(&worker, &of("b")).await);
+    let statistics = get(&worker, "/v2/models/a/stats").await.json();
+    let stated = &statistics["model_stats"][0]["memory_usage"][0]["byte_size"];
+    assert_eq!(stated.as_u64().unwrap(), metric(&worker, &of("a")).await);
+    // Room for some more plans than there are after the load, not for all.
+    let bound = loaded + loaded / 4;
+    let options = Options { models_memory: Some(bound), ..controlled(scratch.path()) };
+    let worker = lengths(start(options).await).await;
+    assert!(metric(&worker, total).await <= bound);
+    let evicted = r#"forebay_worker_model_unloads_total{model="b",why="evicted"}"#;
+    assert_eq!(metric(&worker, evicted).await, 0);
+    assert!(metric(&worker, &of("b")).await > 0);
 }
 
 /// Callers of one model until they are told to stop; how many answers, and what was not one.
