@@ -121,7 +121,7 @@ impl ServeHttp for Admin {
                 answer(StatusCode::OK, TEXT, "ready\n")
             }
             (&Method::GET, "/readyz") => {
-                answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, not_ready(&snapshot))
+                answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, self.not_ready(&snapshot))
             }
             (&Method::POST, "/reload") => match self.reloader.reload().await {
                 Ok(generation) => json_answer(StatusCode::OK, &json!({ "generation": generation })),
@@ -210,6 +210,20 @@ impl Admin {
         }
     }
 
+    fn not_ready(&self, snapshot: &Snapshot) -> String {
+        let mut text = "not ready\n".to_owned();
+        for (task, count) in self.lifecycle.tasks.stalled() {
+            text += &format!("task {task}: {count} of its kind stand still\n");
+        }
+        for pool in snapshot.pools.iter().filter(|pool| pool.last_resort) {
+            let name = &pool.config.name;
+            text += &format!(
+                "pool {name}: no endpoint answers probes; as a last resort requests are sent to those that are silent\n"
+            );
+        }
+        text
+    }
+
     fn set_gauges(&self, snapshot: &Snapshot) {
         // Counted where a recorder may be missing: the first lines come before it.
         for (cause, count) in forebay_process::log::lost() {
@@ -218,6 +232,12 @@ impl Admin {
         metrics::counter!(metric::PANICS).absolute(forebay_process::log::panics());
         for (task, count) in self.lifecycle.tasks.restarts() {
             metrics::counter!(metric::TASK_RESTARTS, "task" => task).absolute(count);
+        }
+        let stalled = self.lifecycle.tasks.stalled();
+        for task in ["control", "probe"] {
+            let count = stalled.get(task).copied().unwrap_or_default();
+            #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+            metrics::gauge!(metric::TASKS_STALLED, "task" => task).set(count as f64);
         }
         let lost = self.reloader.access_log().lost().total();
         metrics::counter!(metric::ACCESS_LOG_DROPPED).absolute(lost);
@@ -261,17 +281,6 @@ impl Admin {
 }
 
 /// Why the proxy is not ready, as far as an operator would not expect it.
-fn not_ready(snapshot: &Snapshot) -> String {
-    let mut text = "not ready\n".to_owned();
-    for pool in snapshot.pools.iter().filter(|pool| pool.last_resort) {
-        let name = &pool.config.name;
-        text += &format!(
-            "pool {name}: no endpoint answers probes; as a last resort requests are sent to those that are silent\n"
-        );
-    }
-    text
-}
-
 /// What a path asks for. Its parts are separated first and decoded then, so that a name may contain
 /// anything.
 fn drain_of(path: &str) -> Result<Drain, (StatusCode, String)> {
@@ -410,6 +419,10 @@ fn describe() {
     counter!(metric::ACCESS_LOG_DROPPED, "access log lines that were dropped");
     counter!(metric::EXHAUSTED, "connections that failed for want of descriptors, ports or memory");
     counter!(metric::PANICS, "panics, which are mistakes of this program");
+    gauge!(
+        metric::TASKS_STALLED,
+        "tasks of the process that stand still: it is not ready meanwhile"
+    );
     counter!(metric::TASK_RESTARTS, "tasks of the process that were started again");
     counter!(metric::LOG_DROPPED, "lines of the process log that were not written, by cause");
 }

@@ -84,8 +84,8 @@ impl Lifecycle {
         self.draining.load(Relaxed)
     }
 
-    /// Can requests be served: not draining, all vital tasks run, and every pool has an endpoint in
-    /// rotation?
+    /// Can requests be served: not draining, all vital tasks run and none stands still, and every pool
+    /// has an endpoint in rotation?
     pub fn is_ready(&self, snapshot: &Snapshot) -> bool {
         !self.is_draining()
             && self.tasks.all_up()
@@ -216,6 +216,8 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
         async move { memory::watch(&occupied.takes_memory()).await }
     };
     tasks.spawn("memory", Importance::Helpful, watch);
+    let watched = tasks.clone();
+    tasks.spawn("watchdog", Importance::Helpful, move || watched.clone().watch());
 
     let proxy = Proxy {
         snapshot: Arc::clone(control.snapshot()),

@@ -14,7 +14,7 @@ use super::{Endpoint, EndpointState, Hedges, Pool, PoolState, Snapshot};
 use crate::config::{self, Config, EndpointProtocol, Source};
 use crate::exhausted;
 use arc_swap::ArcSwap;
-use forebay_process::supervise::{Importance, Supervisor, fault_point};
+use forebay_process::supervise::{Importance, Pulse, Supervisor, fault_point, hang_point};
 use forebay_routing::outlier::Judge;
 use forebay_routing::{Health, Models, RetryBudget};
 use pingora::upstreams::peer::HttpPeer;
@@ -156,11 +156,12 @@ pub fn start(config: Config, fleets: Fleets, tasks: &Supervisor) -> ControlHandl
     let handle = ControlHandle { messages: sender, snapshot: Arc::clone(&snapshot) };
     // Both outlive a panic: what is remembered, and what was sent meanwhile.
     let kept = Arc::new(Mutex::new((control, mailbox)));
+    let pulse = tasks.pulse("control", STANDSTILL);
     tasks.spawn("control", Importance::Vital, move || {
-        let (kept, snapshot) = (Arc::clone(&kept), Arc::clone(&snapshot));
+        let (kept, snapshot, pulse) = (Arc::clone(&kept), Arc::clone(&snapshot), pulse.clone());
         async move {
             let (control, mailbox) = &mut *kept.lock().await;
-            control.run(mailbox, &snapshot).await;
+            control.run(mailbox, &snapshot, &pulse).await;
         }
     });
     handle
@@ -184,11 +185,19 @@ struct Control {
     tasks: Supervisor,
 }
 
+/// Time without a sign of life after which this task counts as one that stands still: far more than a busy
+/// machine or a large reload takes.
+pub(super) const STANDSTILL: Duration = Duration::from_secs(10);
 /// How often endpoints are judged if nothing calls for it: how exactly back-offs are kept.
 const LOOK: Duration = Duration::from_millis(100);
 
 impl Control {
-    async fn run(&mut self, mailbox: &mut mpsc::Receiver<Message>, snapshot: &ArcSwap<Snapshot>) {
+    async fn run(
+        &mut self,
+        mailbox: &mut mpsc::Receiver<Message>,
+        snapshot: &ArcSwap<Snapshot>,
+        pulse: &Pulse,
+    ) {
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let alarm = Arc::clone(&self.alarm);
@@ -199,6 +208,8 @@ impl Control {
                 _ = looks.tick() => Some(None),
             };
             fault_point("control");
+            hang_point("control").await;
+            pulse.beat();
             let current = snapshot.load_full();
             match message {
                 None => return,

@@ -5,7 +5,7 @@
 //! them for an attack. So the kernel is asked: it knows whether the other kernel acknowledges what it is
 //! sent, which needs no help from a server, however busy that is.
 
-use super::EndpointState;
+use super::{EndpointState, Pool};
 use crate::config;
 use nix::sys::socket::{Shutdown, SockaddrStorage, getsockname, shutdown};
 use pingora::protocols::TcpKeepalive;
@@ -58,6 +58,8 @@ pub struct Patience {
     since: Instant,
     /// How long it is left there in any case; `None`: it stays.
     at_least: Option<Duration>,
+    /// Whether others must answer probes meanwhile.
+    takes_another: bool,
 }
 
 impl Patience {
@@ -65,17 +67,31 @@ impl Patience {
     /// work on just this one, so that it is left in peace for twice the time that its work is expected to
     /// take.
     pub fn until_overdue(expected: Duration) -> Self {
-        Self { since: Instant::now(), at_least: Some(expected * 2) }
+        Self { since: Instant::now(), at_least: Some(expected * 2), takes_another: false }
+    }
+
+    /// For a request that can't be sent elsewhere, since it may have had its effect. Its caller had better
+    /// know of the silence than wait until its deadline; but if all endpoints are silent, they may well be
+    /// at work.
+    pub fn until_silent_alone(expected: Duration) -> Self {
+        Self { takes_another: true, ..Self::until_overdue(expected) }
     }
 
     /// For a request that stays where it is.
     pub fn endless() -> Self {
-        Self { since: Instant::now(), at_least: None }
+        Self { since: Instant::now(), at_least: None, takes_another: false }
     }
 
     /// Is it over?
     pub fn is_over(&self) -> bool {
         self.at_least.is_some_and(|at_least| self.since.elapsed() >= at_least)
+    }
+
+    /// Is it over with this endpoint, which belongs to this pool?
+    pub fn is_over_with(&self, endpoint: &EndpointState, pool: &Pool) -> bool {
+        endpoint.is_silent()
+            && self.is_over()
+            && (!self.takes_another || pool.is_silent_alone(endpoint))
     }
 }
 
@@ -166,6 +182,32 @@ impl Drop for Watched {
             awaited.remove(&socket);
         }
     }
+}
+
+/// Until a request that waits for an answer on this socket waits in vain.
+pub async fn in_vain(
+    (endpoint, pool): (&EndpointState, &Pool),
+    socket: impl Fn() -> Option<RawFd>,
+    patience: Patience,
+) -> Vain {
+    loop {
+        endpoint.unanswered().await;
+        if socket().is_some_and(is_unreachable) {
+            return Vain::Unreachable;
+        }
+        if patience.is_over_with(endpoint, pool) {
+            return Vain::Silent;
+        }
+    }
+}
+
+/// Why a request waits in vain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vain {
+    /// The other end acknowledges nothing.
+    Unreachable,
+    /// It answers neither the request nor probes.
+    Silent,
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ pub mod probe;
 pub mod report;
 mod rotation;
 
+use crate::clock;
 use crate::config;
 use forebay_routing::outlier::{Record, Tally};
 use forebay_routing::pick::{Ring, identity};
@@ -76,6 +77,17 @@ impl Pool {
         let for_lasting = ready.iter().map(|endpoint| ForLasting(Arc::clone(endpoint))).collect();
         let ring = circle(&config, &ready);
         Self { config, endpoints, ready, for_lasting, panics, last_resort, ring, state }
+    }
+
+    /// Is an endpoint silent alone? Where others answer probes since, it is neither the network nor work
+    /// that keeps all of them busy.
+    pub fn is_silent_alone(&self, silent: &EndpointState) -> bool {
+        let since = silent.silent_since.load(Relaxed);
+        let answers = |other: &Arc<Endpoint>| {
+            !std::ptr::eq(&*other.state, silent)
+                && other.state.answered_probe_at.load(Relaxed) > since
+        };
+        silent.is_silent() && self.endpoints.iter().any(answers)
     }
 
     /// How many of those in rotation are there on their own merits.
@@ -185,6 +197,10 @@ pub struct EndpointState {
     probed: AtomicU8,
     /// Whether its probes took it down only by having no answer in time; written by [`control`] only.
     silent: AtomicBool,
+    /// When its probes had taken it down for that, and when one was answered last, in nanoseconds on the
+    /// clock of [`Time`]; 0: never.
+    silent_since: AtomicU64,
+    answered_probe_at: AtomicU64,
     /// Whether an operator has it drained.
     drained: AtomicBool,
     /// Counts what was heard from it in answers: a number to compare with a later one.
@@ -217,6 +233,8 @@ impl EndpointState {
             ready_since: AtomicU64::new(0),
             probed: AtomicU8::new(Health::Probing as u8),
             silent: AtomicBool::new(false),
+            silent_since: AtomicU64::new(0),
+            answered_probe_at: AtomicU64::new(0),
             drained: AtomicBool::new(false),
             heard: AtomicU64::new(0),
             tally: Tally::default(),
@@ -246,6 +264,16 @@ impl EndpointState {
     /// Is it down only for having given probes no answer in time?
     pub fn is_silent(&self) -> bool {
         self.silent.load(Relaxed)
+    }
+
+    /// Its probes take it down for its silence now.
+    fn falls_silent(&self) {
+        self.silent_since.store(clock::now().nanos(), Relaxed);
+    }
+
+    /// A probe had a good answer now.
+    fn answered_probe(&self) {
+        self.answered_probe_at.store(clock::now().nanos(), Relaxed);
     }
 
     /// Until a probe has no answer.

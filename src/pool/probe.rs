@@ -7,13 +7,13 @@
 
 use super::EndpointState;
 use super::ask::{self, On};
-use super::control::Message;
+use super::control::{Message, STANDSTILL};
 use super::poll::{self, Poller};
 use super::report::{self, Origin};
 use crate::config::{self, ProbeKind};
 use crate::exhausted;
 use forebay_process::resources::Exhausted;
-use forebay_process::supervise::{Importance, Supervisor, fault_point};
+use forebay_process::supervise::{Importance, Pulse, Supervisor, fault_point, hang_point};
 use forebay_protocol::metric::proxy as metric;
 use forebay_routing::{Health, HealthCheck, ProbeOutcome};
 use pingora::ErrorType;
@@ -71,6 +71,7 @@ pub fn start(
         settings: settings.clone(),
         pool: pool.name.clone(),
         refreshes: poller.is_none(),
+        pulse: tasks.pulse("probe", settings.interval + settings.timeout + STANDSTILL),
     };
     let task =
         tasks.spawn("probe", Importance::Helpful, move || run(watch.clone(), changes.clone()));
@@ -85,10 +86,11 @@ struct Watch {
     pool: String,
     /// Whether a stale report is worth a probe: nobody polls, and probes' answers may bear reports.
     refreshes: bool,
+    pulse: Pulse,
 }
 
 async fn run(watch: Watch, changes: mpsc::Sender<Message>) {
-    let Watch { state, settings, pool, refreshes } = watch;
+    let Watch { state, settings, pool, refreshes, pulse } = watch;
     let mut check = HealthCheck::resume(settings.rise, settings.fall, state.probed());
     let mut peer = HttpPeer::new(state.address, false, String::new());
     peer.options.connection_timeout = Some(settings.timeout);
@@ -97,6 +99,8 @@ async fn run(watch: Watch, changes: mpsc::Sender<Message>) {
     let mut silent = state.is_silent();
     loop {
         fault_point("probe");
+        hang_point("probe").await;
+        pulse.beat();
         let heard = state.heard_so_far();
         let outcome = timeout(settings.timeout, probe(&peer, &settings.kind, &labels[0].1, &state))
             .await
@@ -134,6 +138,12 @@ async fn run(watch: Watch, changes: mpsc::Sender<Message>) {
             ProbeOutcome::Working | ProbeOutcome::Ready => silent,
             ProbeOutcome::NotReady | ProbeOutcome::Failed => false,
         };
+        if silent && !state.is_silent() {
+            state.falls_silent();
+        }
+        if outcome == ProbeOutcome::Ready {
+            state.answered_probe();
+        }
         if outcome == ProbeOutcome::Silent {
             state.has_not_answered();
         }

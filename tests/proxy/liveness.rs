@@ -144,6 +144,47 @@ async fn requests_at_an_endpoint_that_goes_silent_are_sent_to_another_one() {
     assert!(moved > 3.0, "{moved}");
 }
 
+/// Sends requests to a pool of which one endpoint goes silent while they wait there; says how many were
+/// answered, and how many had to be given up.
+async fn given_up(path: &str, body: &str) -> (usize, usize) {
+    let stuck = Scripted::start(Answers::Requests, vec![Pause(PATIENCE * 2)]).await;
+    let well = Scripted::start(Answers::Requests, vec![send(OWN)]).await;
+    let pool = pool_of(&[stuck.address, well.address], "policy = \"round_robin\"");
+    let proxy = Proxy::start(&format!("[limits]\nbuffer = \"4KiB\"\n{pool}")).await;
+    proxy.wait_ready(2).await;
+    let started = Instant::now();
+    let mut requests = JoinSet::new();
+    for _ in 0..6 {
+        let (address, path, body) = (proxy.address, path.to_owned(), body.to_owned());
+        requests.spawn(async move {
+            let answer = post_with(address, &path, &[], body).await;
+            (answer.status.as_u16(), answer.reason().to_owned())
+        });
+    }
+    eventually("requests at the stuck one", async || (stuck.connections() == 3).then_some(()))
+        .await;
+    stuck.answers_probes(Probes::Silent);
+    let (mut good, mut bad) = (0, 0);
+    while let Some(answer) = requests.join_next().await {
+        match answer.unwrap() {
+            (200, _) => good += 1,
+            (503, reason) if reason == "endpoint_silent" => bad += 1,
+            other => panic!("{path}: {other:?}"),
+        }
+    }
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(20), "the deadline is 30 s, and it took {took:?}");
+    assert_eq!((stuck.connections(), well.played()), (3, 3), "{path}: sent twice");
+    (good, bad)
+}
+
+#[tokio::test]
+async fn what_can_not_be_sent_twice_is_given_up_where_its_endpoint_alone_is_silent() {
+    let long = "x".repeat(64 * 1024);
+    let (held, streamed) = tokio::join!(given_up("/v1/x", "x"), given_up(INFER, &long));
+    assert_eq!((held, streamed), ((3, 3), (3, 3)));
+}
+
 /// Both endpoints give no sign while they work; asks once and says how often that was sent.
 async fn attempts_of_long_work(path: &str) -> Value {
     let script = vec![Pause(Duration::from_secs(4)), send(OWN)];

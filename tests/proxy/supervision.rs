@@ -115,6 +115,40 @@ async fn a_vital_task_that_keeps_panicking_shows_in_readiness_and_ends_the_proce
 }
 
 #[tokio::test]
+async fn a_task_that_hangs_shows_in_readiness_for_as_long_as_it_does() {
+    let endpoint = Endpoint::start(Behaviour::Echo).await;
+    let faults = Folder::new();
+    let proxy = start(&faults, &pool_of(&[endpoint.address], "")).await;
+    proxy.wait_ready(1).await;
+    for task in ["control", "probe"] {
+        let (file, label) = (faults.0.join(format!("{task}.hang")), format!("task=\"{task}\""));
+        let stalled = async || proxy.metric("forebay_tasks_stalled", &[&label]).await;
+        assert_eq!(stalled().await, 0.0);
+        std::fs::write(&file, "").unwrap();
+        eventually(&format!("{task} to be missed"), async || {
+            let answer = get(proxy.admin, "/readyz").await;
+            (answer.status == 503 && answer.text().contains(&format!("task {task}: 1 ")))
+                .then_some(())
+        })
+        .await;
+        assert_eq!(stalled().await, 1.0);
+        let words = format!("\"task\":\"{task}\"");
+        eventually("a line", async || {
+            let messages = proxy.messages();
+            let mut lines = messages.lines();
+            lines.any(|line| line.contains("stands still") && line.contains(&words)).then_some(())
+        })
+        .await;
+        assert_eq!(post(proxy.address, INFER, "x").await.status, 200, "requests are still served");
+        std::fs::remove_file(&file).unwrap();
+        eventually("readiness", async || {
+            (get(proxy.admin, "/readyz").await.status == 200).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn a_worker_whose_supervisor_panics_is_started_again() {
     let faults = Folder::new();
     let fleet = format!(

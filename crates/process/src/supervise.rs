@@ -4,13 +4,14 @@
 //! missing, and looks healthy. So each task that lives as long as the process runs under a
 //! [`Supervisor`]. A task that panics is started again after a pause, with a count and a line in the
 //! log. While a vital one is down, the process is not ready; one that cannot be kept up ends the
-//! process, in order.
+//! process, in order. A task that hangs does not even panic: those that something depends on have a
+//! [`Pulse`], and a process in which one of them stands still is not ready either.
 
 use futures_util::FutureExt as _;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -23,6 +24,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const STABLE: Duration = Duration::from_secs(30);
 /// Panics in a row after which a vital task is given up: about 20 s.
 const MAX_PANICS: u32 = 10;
+/// How often the watchdog looks for tasks that stand still.
+const WATCH: Duration = Duration::from_secs(1);
 
 /// How much depends on a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,12 +48,88 @@ struct Shared {
     lost: watch::Sender<Option<&'static str>>,
     /// How often tasks were started again, by name.
     restarts: Mutex<BTreeMap<&'static str, u64>>,
+    /// Of tasks that must not stand still.
+    pulses: Mutex<Vec<Weak<Beats>>>,
+}
+
+/// Shows that a task goes on: it beats again before its time is over, or it counts as one that stands
+/// still. Clones are the same pulse, which ends with the last of them.
+#[derive(Debug, Clone)]
+pub struct Pulse(Arc<Beats>);
+
+#[derive(Debug)]
+struct Beats {
+    task: &'static str,
+    /// The longest time between two beats.
+    within: Duration,
+    since: Instant,
+    /// Milliseconds from `since` to the last beat.
+    last: AtomicU64,
+}
+
+impl Pulse {
+    /// The task goes on.
+    pub fn beat(&self) {
+        self.0.last.store(self.0.age(), Relaxed);
+    }
+}
+
+impl Beats {
+    fn age(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn stands_still(&self) -> bool {
+        let silent = self.age().saturating_sub(self.last.load(Relaxed));
+        Duration::from_millis(silent) > self.within
+    }
 }
 
 impl Supervisor {
-    /// Do all vital tasks run?
+    /// Do all vital tasks run, and do all that have a pulse go on?
     pub fn all_up(&self) -> bool {
-        self.0.down.load(Relaxed) == 0
+        self.0.down.load(Relaxed) == 0 && self.stalled().is_empty()
+    }
+
+    /// A pulse for a task, which beats at least once within this time. Pulses of tasks that are gone are
+    /// forgotten.
+    pub fn pulse(&self, task: &'static str, within: Duration) -> Pulse {
+        let beats =
+            Arc::new(Beats { task, within, since: Instant::now(), last: AtomicU64::new(0) });
+        let mut pulses = self.0.pulses.lock().unwrap_or_else(PoisonError::into_inner);
+        // Amortised: as many are looked at as have been added since the last time.
+        if pulses.len() == pulses.capacity() {
+            pulses.retain(|pulse| pulse.strong_count() > 0);
+        }
+        pulses.push(Arc::downgrade(&beats));
+        Pulse(beats)
+    }
+
+    /// How many tasks stand still, by name.
+    pub fn stalled(&self) -> BTreeMap<&'static str, u64> {
+        let pulses = self.0.pulses.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stalled = BTreeMap::new();
+        for beats in pulses.iter().filter_map(Weak::upgrade).filter(|it| it.stands_still()) {
+            *stalled.entry(beats.task).or_default() += 1;
+        }
+        stalled
+    }
+
+    /// Says in the log which tasks stand still, once each time, until it is dropped.
+    pub async fn watch(self) {
+        let mut known = BTreeMap::new();
+        loop {
+            sleep(WATCH).await;
+            let now = self.stalled();
+            for (task, count) in now.iter().filter(|(task, count)| known.get(*task) < Some(*count))
+            {
+                tracing::error!(task, count, "task stands still, the process is not ready");
+            }
+            for task in known.keys().filter(|task| !now.contains_key(*task)) {
+                tracing::info!(task, "task goes on again");
+            }
+            known = now;
+        }
     }
 
     /// How often tasks have failed, by name.
@@ -196,6 +275,22 @@ pub fn fault_point(task: &'static str) {
 #[cfg(not(debug_assertions))]
 pub fn fault_point(_: &'static str) {}
 
+/// Waits while there is a file with the task's name and `.hang` behind it in the directory that
+/// `FOREBAY_TEST_FAULTS` names. Only debug builds look.
+#[cfg(debug_assertions)]
+pub async fn hang_point(task: &'static str) {
+    let Some(faults) = std::env::var_os("FOREBAY_TEST_FAULTS") else { return };
+    let file = std::path::Path::new(&faults).join(format!("{task}.hang"));
+    while file.exists() {
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Nothing in a release build.
+#[cfg(not(debug_assertions))]
+#[allow(clippy::unused_async, reason = "as in a debug build")]
+pub async fn hang_point(_: &'static str) {}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::panic, reason = "tests")]
@@ -245,6 +340,33 @@ mod tests {
         sleep(LONGEST_PAUSE).await;
         assert!(supervisor.all_up());
         assert_eq!(supervisor.restarts(), BTreeMap::from([("failing", 1)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_stands_still_shows_in_readiness_until_it_goes_on_or_is_gone() {
+        let supervisor = Supervisor::default();
+        let limit = Duration::from_secs(10);
+        let (one, other) = (supervisor.pulse("probe", limit), supervisor.pulse("probe", limit));
+        let control = supervisor.pulse("control", limit * 2);
+        sleep(limit).await;
+        assert!(supervisor.all_up());
+        one.beat();
+        sleep(WATCH).await;
+        assert_eq!(supervisor.stalled(), BTreeMap::from([("probe", 1)]));
+        assert!(!supervisor.all_up());
+        other.beat();
+        assert!(supervisor.all_up());
+        sleep(limit * 2).await;
+        assert_eq!(supervisor.stalled(), BTreeMap::from([("control", 1), ("probe", 2)]));
+        drop((one, other));
+        assert_eq!(supervisor.stalled(), BTreeMap::from([("control", 1)]));
+        drop(control);
+        assert!(supervisor.all_up());
+        for _ in 0..1000 {
+            supervisor.pulse("probe", limit);
+        }
+        let kept = supervisor.0.pulses.lock().unwrap_or_else(PoisonError::into_inner).len();
+        assert!(kept < 16, "{kept}");
     }
 
     #[test]

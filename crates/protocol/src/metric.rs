@@ -97,6 +97,8 @@ pub mod proxy {
     pub const PANICS: &str = "forebay_panics_total";
     /// Counter: tasks of the process that failed and were started again, by `task`.
     pub const TASK_RESTARTS: &str = "forebay_task_restarts_total";
+    /// Tasks that stand still; label `task`.
+    pub const TASKS_STALLED: &str = "forebay_tasks_stalled";
     /// Counter: lines of the process log that were not written, by `cause` (`queue_full`; `stalled`:
     /// the reader stood still; `write_error`; `rate_limited`: one line says how many there were).
     pub const LOG_DROPPED: &str = "forebay_log_lines_dropped_total";

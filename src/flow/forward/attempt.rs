@@ -5,7 +5,7 @@
 
 use super::count_unsolicited;
 use super::exchange::{Answer, Message, NO_SOCKET, exchange};
-use crate::pool::liveness::{self, Patience};
+use crate::pool::liveness::{self, Patience, Vain};
 use crate::pool::{Endpoint, Pool};
 use pingora::connectors::http::Connector;
 use pingora::{Error, ErrorType};
@@ -31,6 +31,11 @@ pub(super) struct Attempt {
     pub(super) patience: Patience,
 }
 
+/// The error of a connection whose other end is gone.
+pub(super) fn acknowledges_nothing() -> Box<Error> {
+    Error::explain(ErrorType::ConnectionClosed, "the endpoint acknowledges nothing")
+}
+
 /// How an attempt ended.
 pub(super) enum Ended {
     Answered(Answer),
@@ -53,23 +58,16 @@ impl Attempt {
                 Ok(Err(error)) => Ended::Broke(error),
                 Err(_) => Ended::TooLate,
             },
-            ended = self.in_vain(&socket) => ended,
+            why = self.in_vain(&socket) => match why {
+                Vain::Silent => Ended::InVain,
+                Vain::Unreachable => Ended::Broke(acknowledges_nothing()),
+            },
         }
     }
 
     /// Until it is clear that the endpoint does not answer.
-    async fn in_vain(&self, socket: &AtomicI32) -> Ended {
-        let state = &self.endpoint.state;
-        loop {
-            state.unanswered().await;
-            let socket = socket.load(Relaxed);
-            if socket != NO_SOCKET && liveness::is_unreachable(socket) {
-                let words = "the endpoint acknowledges nothing";
-                return Ended::Broke(Error::explain(ErrorType::ConnectionClosed, words));
-            }
-            if state.is_silent() && self.patience.is_over() {
-                return Ended::InVain;
-            }
-        }
+    async fn in_vain(&self, socket: &AtomicI32) -> Vain {
+        let socket = || Some(socket.load(Relaxed)).filter(|socket| *socket != NO_SOCKET);
+        liveness::in_vain((&self.endpoint.state, &self.pool), socket, self.patience).await
     }
 }

@@ -41,6 +41,9 @@ use tokio::time::timeout;
 /// fault it is.
 const MOST_ACCUSED: usize = 2;
 
+/// Of an endpoint that is silent.
+pub(super) const NO_SIGN: &str = "the endpoint answers neither the request nor probes";
+
 /// The answer that the caller gets, and who gave it.
 pub(super) struct Won {
     pub(super) answer: Answer,
@@ -231,13 +234,17 @@ impl<'a> Attempts<'a> {
     }
 
     /// A request is sent elsewhere for an endpoint's silence but once: if the next one goes silent too, it
-    /// may well be this request that they work on.
+    /// may well be this request that they work on. One that can't be sent elsewhere is given up.
     fn patience(&self, endpoint: &Endpoint) -> Patience {
         let last = self.request.attempts.last();
-        if self.moved || !self.message.is_repeatable || !self.others_can_follow() {
+        let expected = last.map_or(Duration::ZERO, |last| last.expected(endpoint));
+        if !self.message.is_repeatable {
+            return Patience::until_silent_alone(expected);
+        }
+        if self.moved || !self.others_can_follow() {
             return Patience::endless();
         }
-        Patience::until_overdue(last.map_or(Duration::ZERO, |last| last.expected(endpoint)))
+        Patience::until_overdue(expected)
     }
 
     /// Is there anywhere else that the request may be sent?
@@ -400,8 +407,7 @@ impl<'a> Attempts<'a> {
             Ended::InVain => {
                 self.moved = true;
                 self.request.attempts[attempt.index].late();
-                let message = "the endpoint answers neither the request nor probes";
-                let failure = Failure::new(Some(Trouble::Timeout), Reason::EndpointSilent, message);
+                let failure = Failure::new(Some(Trouble::Timeout), Reason::EndpointSilent, NO_SIGN);
                 Err(self.counted(attempt, failure))
             }
             Ended::TooLate => {

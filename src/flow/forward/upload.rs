@@ -6,9 +6,11 @@
 //! not stay in the queue. The request is sent once: only if no connection was made, another endpoint
 //! is tried.
 
-use super::attempts::Won;
+use super::attempt::acknowledges_nothing;
+use super::attempts::{NO_SIGN, Won};
 use super::exchange::{
-    Answer, EARLY_ANSWER, Rest, final_header, message_of, send_piece, trouble_of,
+    Answer, EARLY_ANSWER, NO_SOCKET, Rest, final_header, message_of, send_piece, socket_of,
+    trouble_of,
 };
 use super::{count_answer, count_attempt, note_answer, prepare_request, stamp, stream};
 use super::{fallback, take_in_report};
@@ -23,6 +25,7 @@ use crate::flow::pace::{Pace, TooSlow};
 use crate::flow::receive::{self, broken_off, client_left, too_late};
 use crate::flow::route::Target;
 use crate::pool::Endpoint;
+use crate::pool::liveness::{Patience, Vain, in_vain};
 use crate::request::Request;
 use bytes::Bytes;
 use forebay_protocol::{Reason, metric};
@@ -41,6 +44,8 @@ enum Stopped {
     /// The client is at fault.
     Client(Refusal),
     Endpoint(Box<pingora::Error>),
+    /// The endpoint answers neither it nor probes.
+    Silent,
     Late,
 }
 
@@ -70,12 +75,24 @@ pub(super) async fn upload(
     };
     let index = request.attempts.len() - 1;
     prepare(&mut head, request, deadline, &connection).map_err(|_| broken())?;
+    let pool = Arc::clone(&request.target.as_ref().unwrap_or(target).pool);
+    let expected = request.attempts[index].expected(&endpoint);
+    // It was begun, so it can't be sent elsewhere.
+    let patience = Patience::until_silent_alone(expected);
+    let its_socket = socket_of(&connection);
+    let socket = || Some(its_socket).filter(|socket| *socket != NO_SOCKET);
     let started = Instant::now();
     let sending = Sending { session, limits, pace: Pace::new(limits) };
     let sent = sending.run(request, (head, body), &mut connection);
-    let sent = timeout_at(deadline.into(), sent).await;
+    let sent = tokio::select! {
+        sent = timeout_at(deadline.into(), sent) => sent.unwrap_or(Err(Stopped::Late)),
+        why = in_vain((&endpoint.state, &pool), socket, patience) => Err(match why {
+            Vain::Silent => Stopped::Silent,
+            Vain::Unreachable => Stopped::Endpoint(acknowledges_nothing()),
+        }),
+    };
     request.times.forward += started.elapsed();
-    let Begun { head, keep, unsent } = match sent.unwrap_or(Err(Stopped::Late)) {
+    let Begun { head, keep, unsent } = match sent {
         Ok(begun) => begun,
         Err(stopped) => return Err(failed(request, &endpoint, stopped)),
     };
@@ -210,6 +227,10 @@ fn failed(request: &mut Request, endpoint: &Endpoint, stopped: Stopped) -> Refus
             endpoint.state.note(Outcome::Failed);
             let reason = trouble_of(&error).1;
             Refusal::new(reason, message_of(reason))
+        }
+        Stopped::Silent => {
+            picked.late();
+            Refusal::new(Reason::EndpointSilent, NO_SIGN)
         }
         Stopped::Late => {
             picked.late();
