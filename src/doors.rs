@@ -224,9 +224,10 @@ impl Taker {
         if !Descriptors::of_this_process().allow_client(stream.as_fd()) {
             exhausted::count(Exhausted::Descriptors, "accept");
             self.connections().refused(Reason::ProxyExhausted);
-            // A reset leaves nothing behind; if it cannot be had, closing does.
-            let _ = stream.set_zero_linger();
-            return;
+            return match self {
+                Self::Http(accept) => accept.one_too_many(stream, peer),
+                Self::Tcp(_) => exhausted::reset(&stream),
+            };
         }
         match self {
             Self::Http(accept) => accept.take(stream, peer, stop),

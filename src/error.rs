@@ -28,6 +28,7 @@ impl Refusal {
                 | Reason::QueueFull
                 | Reason::MemoryLimit
                 | Reason::ConnectionLimit
+                | Reason::ProxyExhausted
                 | Reason::Draining
         )
         .then_some(Duration::from_secs(1));

@@ -10,6 +10,7 @@ use pingora::{Error, ErrorType};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -29,6 +30,34 @@ pub fn behind(error: &Error) -> Option<Exhausted> {
 /// The refusal of a request that a lack of `resource` has ended.
 pub fn refusal(resource: Exhausted) -> Refusal {
     Refusal::new(Reason::ProxyExhausted, format!("the proxy has run out of {}", resource.as_str()))
+}
+
+/// Closes a connection so that nothing of it is left behind.
+pub fn reset(stream: &TcpStream) {
+    // If a reset cannot be had, closing will do.
+    let _ = stream.set_zero_linger();
+}
+
+/// A connection that is one too many, and is told so; counted until dropped.
+pub struct LastWords;
+
+/// How many there are now, at all listeners.
+static LAST_WORDS: AtomicU64 = AtomicU64::new(0);
+
+impl LastWords {
+    /// `None`: so many are being told that there is no room for one more.
+    pub fn begin() -> Option<Self> {
+        let most = Descriptors::of_this_process().for_last_words();
+        // Counted out again where it is dropped.
+        let one = Self;
+        (LAST_WORDS.fetch_add(1, Relaxed) < most).then_some(one)
+    }
+}
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        LAST_WORDS.fetch_sub(1, Relaxed);
+    }
 }
 
 type Check = dyn Fn(&TcpSocket) -> pingora::Result<()> + Send + Sync;

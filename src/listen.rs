@@ -3,11 +3,12 @@
 //! Pingora's own loop spins at full speed on most errors of `accept`, waits a second on one, and ends
 //! for good with a panic. A loop that stops accepting takes a listener out of service while the
 //! process looks healthy. This one tells errors of one connection from a lack of resources, pauses
-//! briefly for the latter, and is started again if it panics.
+//! briefly for the latter, and is started again if it panics. It keeps a spare descriptor, so that
+//! where there is none left a client is told so.
 
 use crate::exhausted;
 use forebay_process::limit::CLIENT;
-use forebay_process::resources::{Exhausted, is_about_one_connection};
+use forebay_process::resources::{Exhausted, Spare, is_about_one_connection};
 use forebay_process::supervise;
 use std::io;
 use std::net::{self, SocketAddr};
@@ -40,7 +41,9 @@ pub async fn accept(
     mut stop: watch::Receiver<bool>,
     take: impl Fn(TcpStream, SocketAddr),
 ) {
+    let mut spare = Spare::default();
     loop {
+        spare.take();
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = stop.wait_for(|stop| *stop) => return,
@@ -51,8 +54,13 @@ pub async fn accept(
                 tracing::debug!(listener = name, %error, "a connection ended before it was accepted");
             }
             Err(error) => {
-                if let Some(resource) = Exhausted::of(&error) {
+                let resource = Exhausted::of(&error);
+                if let Some(resource) = resource {
                     exhausted::count(resource, "accept");
+                }
+                // One more can be told that it is one too many.
+                if resource == Some(Exhausted::Descriptors) && spare.give_up() {
+                    continue;
                 }
                 tracing::warn!(target: CLIENT, listener = name, %error, "cannot accept connections");
                 sleep(PAUSE).await;

@@ -10,6 +10,7 @@
 
 use crate::connections::{Connection, Connections};
 use crate::error::Refusal;
+use crate::exhausted::{self, LastWords};
 use crate::flow::caller::{Arrival, Caller};
 use crate::flow::http2::Http2;
 use crate::flow::observe::{Observer, TurnedAway, turned_away};
@@ -20,6 +21,7 @@ use crate::proxy::Proxy;
 use crate::server::Lifecycle;
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
+use forebay_process::resources::Exhausted;
 use forebay_protocol::Reason;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream, ServerApp};
 use pingora::protocols::http::ServerSession;
@@ -44,6 +46,9 @@ const KEEPALIVE_SECONDS: u64 = 60;
 const STALL: Duration = Duration::from_secs(30);
 /// Time in which the rest of what was refused is read.
 const LINGER: Duration = Duration::from_secs(1);
+/// The same, and the time for the whole answer, where there is no descriptor left.
+const SHORT_LINGER: Duration = Duration::from_millis(100);
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Time that an HTTP/2 client gets to answer a GOAWAY where its connection is to make room.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
 /// Time in which a request that came just before the process stops is noticed.
@@ -173,6 +178,22 @@ impl Accept {
         waiting.ends();
         let is_http2 = h2 && matches!(first, Arrival::Http2);
         Some((caller, (!is_http2).then_some(first)))
+    }
+
+    /// There is no descriptor for this connection but the one that it came with, for as long as it takes to
+    /// say so. If too many are told that already, it is reset.
+    pub fn one_too_many(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        // Words in TLS need a handshake.
+        let words = if self.tls().is_none() { LastWords::begin() } else { None };
+        let Some(words) = words else { return exhausted::reset(&stream) };
+        let accept = Arc::clone(self);
+        tokio::spawn(async move {
+            let refusal = exhausted::refusal(Exhausted::Descriptors);
+            let caller = Caller::new(Box::new(socket(stream, peer)), BytesMut::new());
+            let said = accept.refuse(Box::new(caller), &refusal, SHORT_LINGER);
+            let _ = timeout(LAST_WORDS, said).await;
+            drop(words);
+        });
     }
 
     /// There is no room for this connection.

@@ -10,6 +10,7 @@ use crate::flow::caller::Caller;
 use crate::flow::observe::{Observer, TurnedAway, turned_away};
 use bytes::Bytes;
 use forebay_http2guard::{Event, Guarded};
+use forebay_process::limit::CLIENT;
 use forebay_protocol::{Reason, metric};
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use std::io;
@@ -19,9 +20,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
 
-/// Header list that the library decodes. Twice what a request may have, so that a longer one is still
-/// refused in the usual form.
-const MAX_HEADER_LIST: u32 = 128 * 1024;
+/// Header list that the library decodes. Eight times what a request may have, so that a longer one is still
+/// refused in the usual form; the library's own refusal is a status without a word.
+const MAX_HEADER_LIST: u32 = 512 * 1024;
 /// Requests that were cancelled before Pingora took them. The library's own bound of 20 ends the
 /// connection of a client that cancels what it has under way while the proxy is busy; the budget
 /// stops those that do nothing else.
@@ -84,6 +85,8 @@ impl Http2 {
                     "listener" => listener.to_string(), "kind" => kind,
                 )
                 .increment(1);
+                let client = client.as_deref().unwrap_or_default();
+                tracing::warn!(target: CLIENT, %listener, client, kind, "{}", forebay_http2guard::FLOODED);
             }
             if matches!(event, Event::Flood(_) | Event::GoneAway(_) | Event::Late) {
                 // The first is the cause.

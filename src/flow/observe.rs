@@ -87,7 +87,9 @@ pub fn turned_away(observer: &Observer, from: &TurnedAway<'_>, refusal: &Refusal
     .increment(1);
     let identity = Identity::anonymous();
     // A flood of connections must not become a flood of lines: those are counted.
-    if observer.log.is_on() && refusal.reason != Reason::ConnectionLimit {
+    let is_counted_only =
+        matches!(refusal.reason, Reason::ConnectionLimit | Reason::ProxyExhausted);
+    if observer.log.is_on() && !is_counted_only {
         let (method, path) = head::request_line(from.head);
         observer.log.write(&access_log::Line {
             time: access_log::timestamp(std::time::SystemTime::now()),

@@ -2,7 +2,7 @@
 
 use crate::client::{self, post, raw};
 use crate::endpoint::{Behaviour, Endpoint, echo};
-use crate::harness::{PATIENCE, Proxy, pool_of};
+use crate::harness::{PATIENCE, Proxy, eventually, pool_of};
 use bytes::Bytes;
 use http_body_util::StreamBody;
 use hyper::Request;
@@ -55,6 +55,42 @@ async fn a_body_that_finds_the_memory_full_is_streamed() {
         let way = if length <= KIB { "unary" } else { "stream" };
         assert_eq!(proxy.next_line()["way"], way, "{length} bytes");
     }
+}
+
+#[tokio::test]
+async fn a_client_that_holds_its_share_of_the_memory_is_refused_and_others_are_not() {
+    let endpoint = Endpoint::start(Behaviour::Gated).await;
+    let limits = "[limits]\nbody = \"1MiB\"\nbuffer = \"1MiB\"\nmemory = \"8MiB\"\n\
+                  client_memory = \"12%\"\ncaller_header = \"x-client\"\n";
+    let proxy = Proxy::start(&format!("{limits}{}", pool_of(&[endpoint.address], ""))).await;
+    proxy.wait_ready(1).await;
+    let address = proxy.address;
+    let ask = |client: &'static str, length: usize| {
+        let sent = body(length);
+        tokio::spawn(async move {
+            client::post_with(address, INFER, &[("x-client", client)], sent).await
+        })
+    };
+    // A share is one body at least.
+    let holds = ask("greedy", KIB * KIB);
+    eventually("the first body", async || (endpoint.came().len() == 1).then_some(())).await;
+    for length in [1, 70 * KIB] {
+        let answer = ask("greedy", length).await.unwrap();
+        assert_eq!((answer.status.as_u16(), answer.reason()), (503, "memory_limit"), "{length}");
+        assert!(answer.text().contains("its share"), "{}", answer.text());
+        assert_eq!(proxy.next_line()["reason"], "memory_limit");
+    }
+    let other = ask("modest", 70 * KIB);
+    eventually("the other's body", async || (endpoint.came().len() == 2).then_some(())).await;
+    endpoint.let_go(3);
+    assert_eq!(holds.await.unwrap().status, 200);
+    assert_eq!(other.await.unwrap().status, 200);
+    // All of it is given back, if perhaps a moment after the answer.
+    eventually("room for the greedy one", async || {
+        let answer = ask("greedy", 1).await.unwrap();
+        (answer.status == 200).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

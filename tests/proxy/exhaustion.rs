@@ -85,6 +85,35 @@ async fn a_flood_of_connections_leaves_descriptors_for_probes_and_the_operator()
 }
 
 #[tokio::test]
+async fn a_client_that_is_one_too_many_is_told_so() {
+    let endpoint = Endpoint::start(Behaviour::Echo).await;
+    let proxy = start(&[endpoint.address], "").await;
+    let mut held = Vec::new();
+    for _ in 0..80 {
+        held.extend(TcpStream::connect(proxy.address).await);
+    }
+    // A probe or a file may have had the number that is free now, and while some are told, one more may be
+    // reset.
+    let answer = eventually("words", async || {
+        held.extend(TcpStream::connect(proxy.address).await);
+        send(proxy.address, INFER).await.ok().filter(|answer| answer.status != 200)
+    })
+    .await;
+    assert_eq!((answer.status.as_u16(), answer.reason()), (503, "proxy_exhausted"));
+    assert!(!answer.header("retry-after").is_empty());
+    assert_eq!(answer.header("connection"), "close");
+    let counted = ["status=\"503\"", "reason=\"proxy_exhausted\""];
+    assert!(proxy.metric("forebay_requests_total", &counted).await >= 1.0);
+    is_well(&proxy, 1).await;
+    drop(held);
+    eventually("an answer", async || {
+        let answer = send(proxy.address, INFER).await;
+        answer.is_ok_and(|answer| answer.status == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn requests_that_find_no_descriptor_are_the_proxys_fault() {
     let endpoints =
         [Endpoint::start(Behaviour::Silent).await, Endpoint::start(Behaviour::Silent).await];

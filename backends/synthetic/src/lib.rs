@@ -25,11 +25,14 @@ mod rest;
 pub use args::{Args, ServeError, main, serve};
 pub use line::{Line, Load, Refused};
 
+use bytes::Bytes;
 use distribution::Distribution;
+use forebay_http2guard::Guarded;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -167,6 +170,8 @@ impl Backend {
                     let backend = Rc::clone(&guard.0);
                     async move { backend.answer(request).await }
                 });
+                // Its end is all that a flood costs; there is no page of metrics that would count it.
+                let stream = Guarded::new(stream, Bytes::new(), Arc::new(|_| {}));
                 // A client that breaks off is its own business.
                 let _ = builder.serve_connection(TokioIo::new(stream), service).await;
             });

@@ -16,10 +16,10 @@ use bytes::Bytes;
 use forebay_http2guard::{Event, Guarded};
 use forebay_process::limit::CLIENT;
 use forebay_process::memory;
-use forebay_process::resources::{Descriptors, is_about_one_connection};
+use forebay_process::resources::{Descriptors, Exhausted, Spare, is_about_one_connection};
 use forebay_process::supervise::{Importance, fault_point};
-use forebay_protocol::Reason;
 use forebay_protocol::metric::worker as metric;
+use forebay_protocol::{Reason, header as names};
 use http::{Request, header};
 use hyper::body::Incoming;
 use hyper::service::{Service, service_fn};
@@ -32,9 +32,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
 
 /// Longest header of a request, in bytes.
 const MAX_HEADER: u32 = 64 << 10;
@@ -50,6 +52,8 @@ const MAX_FIELDS: usize = 100;
 const SHARE: usize = 4;
 /// Pause after a failed accept, such as when file descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Time that a client gets to read that there is no descriptor for it. Nobody else is accepted meanwhile.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Descriptors that a worker without connections uses.
 const OWN_DESCRIPTORS: usize = 16;
 /// How often histograms are folded and CPU use is sampled.
@@ -181,8 +185,21 @@ async fn serve(app: Arc<App>, listener: TcpListener) {
         places: Arc::new(Semaphore::new(most_connections(app.options.max_connections))),
         app: Arc::clone(&app),
     });
-    let mut tasks = JoinSet::new();
-    server.accept_all(&listener, &mut tasks).await;
+    // They outlive a panic of the loop: connections that are open, and those that wait to be accepted.
+    let kept = Arc::new(Mutex::new((listener, JoinSet::new())));
+    let accept = {
+        let kept = Arc::clone(&kept);
+        move || {
+            let (server, kept) = (Arc::clone(&server), Arc::clone(&kept));
+            async move {
+                let (listener, tasks) = &mut *kept.lock().await;
+                server.accept_all(listener, tasks).await;
+            }
+        }
+    };
+    app.tasks.clone().keep_up("accept", Importance::Vital, accept).await;
+    let Some(kept) = Arc::into_inner(kept) else { return };
+    let (listener, mut tasks) = kept.into_inner();
     drop(listener);
     let connections = tasks.len();
     tracing::info!(connections, "listener closed, finishing what is in flight");
@@ -243,13 +260,14 @@ impl Server {
     async fn accept_all(self: &Arc<Self>, listener: &TcpListener, tasks: &mut JoinSet<()>) {
         let closing = self.app.lifecycle.reached(Phase::Closing);
         tokio::pin!(closing);
+        let mut spare = Spare::default();
         loop {
+            spare.take();
             let accepted = tokio::select! {
                 () = &mut closing => return,
                 accepted = self.accept(listener) => accepted,
             };
             while tasks.try_join_next().is_some() {}
-            fault_point("serve");
             match accepted {
                 Ok((stream, peer, permit)) => {
                     let server = Arc::clone(self);
@@ -262,9 +280,16 @@ impl Server {
                 Err(error) => {
                     self.app.metrics.counter(metric::ACCEPT_ERRORS, &[]).increment(1);
                     tracing::warn!(target: CLIENT, %error, "accept failed");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    // One more can be told that it is one too many.
+                    let is_told = Exhausted::of(&error) == Some(Exhausted::Descriptors)
+                        && spare.give_up()
+                        && one_too_many(listener).await;
+                    if !is_told {
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
                 }
             }
+            fault_point("accept");
         }
     }
 
@@ -281,7 +306,7 @@ impl Server {
         let mut wanted = std::pin::pin!(Arc::clone(&self.places).acquire_owned());
         loop {
             self.app.connections.make_room(Instant::now());
-            let waited = tokio::time::timeout(ACCEPT_PAUSE, &mut wanted).await;
+            let waited = timeout(ACCEPT_PAUSE, &mut wanted).await;
             if let Ok(permit) = waited {
                 return Ok((stream, peer, permit.map_err(io::Error::other)?));
             }
@@ -295,7 +320,7 @@ impl Server {
         // Missing only where the socket is no TCP socket.
         let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, slow);
         let (place, socket) = self.app.connections.enter(stream, peer.ip(), Instant::now());
-        let socket = Guarded::new(socket, Bytes::new(), self.observer());
+        let socket = Guarded::new(socket, Bytes::new(), self.observer(peer));
         let options = &self.app.options;
         let most = (options.max_body_memory / SHARE).max(options.max_body);
         let bodies = OfConnection(Memory::new(most));
@@ -333,12 +358,13 @@ impl Server {
     }
 
     /// Counts what the HTTP/2 library and its guard do without the worker's knowledge.
-    fn observer(&self) -> forebay_http2guard::Observer {
+    fn observer(&self, peer: SocketAddr) -> forebay_http2guard::Observer {
         let app = Arc::clone(&self.app);
         Arc::new(move |event| {
             if let Event::Flood(flood) = event {
-                let labels = [("kind", flood.as_str())];
-                app.metrics.counter(metric::HTTP2_FLOODS, &labels).increment(1);
+                let kind = flood.as_str();
+                app.metrics.counter(metric::HTTP2_FLOODS, &[("kind", kind)]).increment(1);
+                tracing::warn!(target: CLIENT, %peer, kind, "{}", forebay_http2guard::FLOODED);
             }
             tracing::debug!(?event, "HTTP/2");
         })
@@ -372,6 +398,35 @@ impl Server {
         }
         Ok(response.map(|body| Answer::new(body, in_flight, length, share)))
     }
+}
+
+/// Accepts a connection for which there is only the spare descriptor, says why it is refused, and closes
+/// it. `false`: there was none.
+async fn one_too_many(listener: &TcpListener) -> bool {
+    let Ok(Ok((mut stream, _))) = timeout(ACCEPT_PAUSE, listener.accept()).await else {
+        return false;
+    };
+    let reason = Reason::ConnectionLimit;
+    let body = r#"{"error":"expected fewer connections, found no file descriptor for one more"}"#;
+    let answer = format!(
+        "HTTP/1.1 {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n{}: {}\r\n\
+         retry-after: 1\r\nconnection: close\r\n\r\n{body}",
+        reason.status(),
+        body.len(),
+        names::REASON,
+        reason.code(),
+    );
+    let said = async {
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await?;
+        // Closing before its request is read would reset the connection and destroy the answer.
+        let mut rest = [0; 4096];
+        while stream.read(&mut rest).await? > 0 {}
+        Ok::<_, io::Error>(())
+    };
+    // The client may have gone, or sends without end.
+    let _ = timeout(LAST_WORDS, said).await;
+    true
 }
 
 /// Requests that HTTP/2 accepts and HTTP/1 does not.

@@ -11,6 +11,7 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::error::Error;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
@@ -118,6 +119,13 @@ impl Descriptors {
         })
     }
 
+    /// How many connections of clients beyond the bound may be open at once, for as long as it takes to say
+    /// why they are refused.
+    pub const fn for_last_words(self) -> u64 {
+        let room = (self.for_requests - self.for_clients) / 4;
+        if room > 256 { 256 } else { room }
+    }
+
     /// May a client have this one?
     pub fn allow_client(self, socket: BorrowedFd<'_>) -> bool {
         below(socket, self.for_clients)
@@ -133,9 +141,40 @@ fn below(socket: BorrowedFd<'_>, bound: u64) -> bool {
     u64::try_from(socket.as_raw_fd()).is_ok_and(|number| number < bound)
 }
 
+/// A descriptor that is given up where none is left, so that one more connection can be accepted and told
+/// why it is refused. Without it the connection would wait in the kernel until its client gives up.
+#[derive(Debug, Default)]
+pub struct Spare(Option<File>);
+
+impl Spare {
+    /// Takes one, unless it is there.
+    pub fn take(&mut self) {
+        if self.0.is_none() {
+            // If there is none, there will be.
+            self.0 = File::open("/dev/null").ok();
+        }
+    }
+
+    /// Gives it up. `false`: there is none.
+    pub fn give_up(&mut self) -> bool {
+        self.0.take().is_some()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_spare_is_given_up_once_and_taken_again() {
+        let mut spare = Spare::default();
+        assert!(!spare.give_up());
+        spare.take();
+        spare.take();
+        assert_eq!((spare.give_up(), spare.give_up()), (true, false));
+        spare.take();
+        assert!(spare.give_up());
+    }
 
     #[test]
     fn a_lack_of_resources_is_found_behind_other_errors() {
@@ -159,6 +198,7 @@ mod tests {
             let Descriptors { for_clients, for_requests, .. } = Descriptors::of(limit);
             assert!(30 < for_clients && for_clients + 11 < for_requests, "{limit}");
             assert!(for_requests + 16 <= limit, "{limit}");
+            assert!(Descriptors::of(limit).for_last_words() > 1, "{limit}");
         }
     }
 }

@@ -99,6 +99,57 @@ async fn a_gigabyte_that_is_only_announced_is_refused_at_once() {
 }
 
 #[tokio::test]
+async fn bodies_that_are_only_announced_keep_nobody_out() {
+    // Together they announce 64 times what all bodies may hold.
+    let options = Options { max_body: LIMIT, max_body_memory: LIMIT, ..options(fixtures()) };
+    let worker = start(options).await;
+    let head = format!(
+        "POST /v2/models/arith/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {LIMIT}\r\n\r\n{{"
+    );
+    let mut announced = Vec::new();
+    for _ in 0..64 {
+        let mut stream = TcpStream::connect(worker.address()).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        announced.push(stream);
+    }
+    for _ in 0..3 {
+        let answer = infer(&worker, "arith", arith_body(1.0, 1.0)).await;
+        assert_eq!(answer.status, 200, "{}", answer.error());
+    }
+    for stream in &announced {
+        let read = stream.try_read(&mut [0]);
+        assert!(read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock));
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_comes_by_drops_ends_long_before_its_time() {
+    let options = Options {
+        body_timeout: Duration::from_secs(600),
+        min_body_rate: 1 << 10,
+        ..options(fixtures())
+    };
+    let worker = start(options).await;
+    let stream = TcpStream::connect(worker.address()).await.unwrap();
+    let (mut read, mut write) = stream.into_split();
+    let head = "POST /v2/models/arith/infer HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 9999\r\n\r\n";
+    write.write_all(head.as_bytes()).await.unwrap();
+    let drops = tokio::spawn(async move {
+        while write.write_all(b" ").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let mut answer = String::new();
+    let read = read.read_to_string(&mut answer);
+    // All of it would take a quarter of an hour.
+    let ended = tokio::time::timeout(Duration::from_secs(60), read).await;
+    drops.abort();
+    assert!(ended.is_ok(), "it goes on");
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    assert!(answer.contains("request_timeout"), "{answer}");
+}
+
+#[tokio::test]
 async fn a_chunked_body_beyond_the_limit_is_refused() {
     let worker = start_limited().await;
     let mut sent =

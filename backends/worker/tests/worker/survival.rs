@@ -7,6 +7,9 @@ use std::io::{PipeReader, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 /// A stream that takes nothing, and what has to live as long as its writer.
@@ -107,12 +110,81 @@ async fn tasks_that_panic_are_started_again() {
     std::fs::remove_dir_all(faults).unwrap();
 }
 
+/// One more than the highest number of a file descriptor of the process.
+fn descriptors(child: &Child) -> u64 {
+    let folder = format!("/proc/{}/fd", child.id().unwrap());
+    let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+    let numbers = names.filter_map(|name| name.to_str()?.parse::<u64>().ok());
+    numbers.max().unwrap() + 1
+}
+
 #[tokio::test]
-async fn a_panic_where_nothing_can_be_started_again_ends_the_worker_with_a_failure() {
-    let (faults, mut child, address) = faulty("serve").await;
-    std::fs::write(faults.join("serve"), "").unwrap();
-    // The loop looks when a connection comes.
-    let _ = ask(address, "/v2/health/live").await;
+async fn a_client_for_which_no_descriptor_is_left_is_told_so() {
+    let (mut child, address) = spawned(command(&fixtures())).await;
+    infers(address).await;
+    let (pid, most) = (child.id().unwrap().to_string(), descriptors(&child) + 2);
+    // The soft limit, which can be raised again.
+    let limit = format!("--nofile={most}:");
+    let status = Command::new("prlimit").args(["--pid", &pid, &limit]).status().await.unwrap();
+    assert!(status.success());
+    let mut held = Vec::new();
+    let refused = loop {
+        assert!(held.len() < 1000, "it takes as many as come");
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut begun = [0; 4096];
+        let length = stream.read(&mut begun).await.unwrap();
+        let answer = String::from_utf8_lossy(&begun[..length]).into_owned();
+        if !answer.starts_with("HTTP/1.1 200 ") {
+            let mut rest = String::new();
+            stream.read_to_string(&mut rest).await.unwrap();
+            break answer + &rest;
+        }
+        held.push(stream);
+    };
+    assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
+    for words in ["x-forebay-reason: connection_limit", "retry-after: 1", "no file descriptor"] {
+        assert!(refused.contains(words), "{words}: {refused}");
+    }
+    drop(held);
+    // Of those that were held, some may still be open.
+    eventually("it answers again", || async {
+        let infer = request(Method::POST, "/v2/models/arith/infer", arith_body(1.0, 1.0));
+        try_send(address, infer).await.is_ok_and(|answer| answer.status == 200)
+    })
+    .await;
+    let limit = "--nofile=1024:";
+    let status = Command::new("prlimit").args(["--pid", &pid, limit]).status().await.unwrap();
+    assert!(status.success());
+    assert!(metric(address, "forebay_worker_accept_errors_total", "").await >= 1.0);
+    signal(&child, "-TERM").await;
+    assert_eq!(exit_code(&mut child).await, Some(0));
+}
+
+#[tokio::test]
+async fn an_accept_loop_that_panics_goes_on_and_one_that_keeps_panicking_ends_the_worker() {
+    let (faults, mut child, address) = faulty("accept").await;
+    let file = faults.join("accept");
+    std::fs::write(&file, "").unwrap();
+    // The loop looks when a connection comes, which waits until there is a loop again.
+    let label = "task=\"accept\"";
+    eventually("the loop is started again", || async {
+        metric(address, "forebay_worker_task_restarts_total", label).await == 1.0
+    })
+    .await;
+    infers(address).await;
+    assert_eq!(child.try_wait().unwrap(), None);
+    let ended = async {
+        loop {
+            std::fs::write(&file, "").unwrap();
+            let _ = TcpStream::connect(address).await;
+            if child.try_wait().unwrap().is_some() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), ended).await.unwrap();
     assert_eq!(exit_code(&mut child).await, Some(1));
     std::fs::remove_dir_all(faults).unwrap();
 }
