@@ -58,8 +58,8 @@ async fn an_upgrade_and_a_restart_under_load_cost_no_caller_an_answer() {
     assert!(report.faults.iter().all(|fault| fault.problem.is_none()), "{:?}", report.faults);
     let errors: Vec<_> =
         report.fault_windows.iter().map(|stage| (&stage.name, &stage.errors)).collect();
-    assert_eq!(report.ok, report.requests, "{errors:?}");
-    assert!(report.requests > 700, "{}", report.requests);
+    assert_eq!(report.results.ok, report.results.requests, "{errors:?}");
+    assert!(report.results.requests > 700, "{}", report.results.requests);
 }
 
 /// The scenario, with a proxy at `free` before `endpoints`; its files are in `folder`.

@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_not_fit_is_refused_before_it_is_made() {
+    fn bodies_that_would_not_fit_are_refused_before_they_are_made() {
         let huge = r#"{"name":"m","platform":"p","outputs":[],"inputs":[{"name":"a","datatype":"FP32","shape":[-1,4294967296,4294967296]}]}"#;
         let mut room = 1 << 20;
         let made = random(Encoding::Json, huge, &[]).make(1, 1, &HeaderMap::new(), &mut room);

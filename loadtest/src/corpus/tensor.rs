@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_bounds_what_is_drawn() {
+    fn values_are_drawn_within_the_range() {
         let mut rng = fastrand::Rng::with_seed(2);
         let range = Some(Range { low: 5.0, high: 8.0 });
         let Data::Int32(values) = random(Datatype::Int32, 1000, range, &mut rng) else {

@@ -126,7 +126,7 @@ pub fn search(capacity: &CapacityPlan, progress: bool) -> Result<Capacity, Capac
         let step = loop {
             let options = Options { progress, wait: wait.take() };
             let report = run::run(plan.clone(), options)?;
-            interrupted = report.interrupted;
+            interrupted = report.run.interrupted;
             tries += 1;
             let step = Step::new(rate, &report);
             if interrupted || step.met || step.problems.is_empty() || tries == MAX_TRIES {
@@ -219,10 +219,10 @@ impl Step {
         let missed = report.objectives.iter().filter(|judged| !judged.met);
         Self {
             rate,
-            ok_rate: report.ok_rate,
-            p50: report.latency.get("p50"),
-            p99: report.latency.get("p99"),
-            error_share: report.error_share,
+            ok_rate: report.results.ok_rate,
+            p50: report.results.latency.get("p50"),
+            p99: report.results.latency.get("p99"),
+            error_share: report.results.error_share,
             // The generator's own lag is in the latency: a rate that is good in spite of it is good.
             met: report.met(),
             missed: missed.map(|j| format!("{}: {}", j.objective, j.measured)).collect(),

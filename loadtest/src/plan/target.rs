@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_url_is_refused_with_what_was_expected() {
+    fn a_text_that_is_no_url_is_refused_with_the_expected_form() {
         for (url, expected) in [
             ("127.0.0.1:8080", "expected a URL"),
             ("nonsense", "expected a URL"),

@@ -28,14 +28,14 @@ pub fn render(report: &Report, path: &Path) -> Result<String, String> {
 
 /// A log of one histogram for each interval, in nanoseconds; the readable maximum is in ms.
 fn log(report: &Report) -> Result<String, String> {
-    let warm_up = Duration::try_from_secs_f64(report.warm_up_seconds).unwrap_or_default();
+    let warm_up = Duration::try_from_secs_f64(report.run.warm_up_seconds).unwrap_or_default();
     let start = SystemTime::UNIX_EPOCH
-        .checked_add(Duration::from_secs(report.started).saturating_add(warm_up))
+        .checked_add(Duration::from_secs(report.run.started).saturating_add(warm_up))
         .ok_or("expected a start that a clock can show")?;
     let mut out = Vec::new();
     let mut serializer = V2DeflateSerializer::new();
     let mut writer = IntervalLogWriterBuilder::new()
-        .add_comment(&format!("forebay-load {}: {}", report.name, report.load))
+        .add_comment(&format!("forebay-load {}: {}", report.run.name, report.run.load))
         .add_comment("latency of successes from the intended start, nanoseconds")
         .with_start_time(start)
         .with_base_time(start)
@@ -72,7 +72,7 @@ fn distribution(report: &Report) -> String {
             writeln!(out, "{value:>12.3} {quantile:>2.12} {count:>10}")
         };
     }
-    let latency = &report.latency;
+    let latency = &report.results.latency;
     let (mean, deviation, max) = (latency.mean * 1e3, latency.deviation * 1e3, latency.max * 1e3);
     let total = histogram.len();
     let _ = writeln!(out, "#[Mean    = {mean:>12.3}, StdDeviation   = {deviation:>12.3}]");

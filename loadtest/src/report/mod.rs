@@ -36,11 +36,42 @@ pub const MAX_LAG: f64 = 0.001;
 pub const MAX_LAG_SHARE: f64 = 0.1;
 /// Share of CPU time taken by the hypervisor from which a report mentions it.
 const MIN_STOLEN_NOTED: f64 = 0.01;
-/// A run's report.
+/// A run's report. The JSON form is flat: `run` and `results` stand for their fields.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
     /// [`SCHEMA`].
     pub schema: String,
+    /// The run that was made.
+    #[serde(flatten)]
+    pub run: RunInfo,
+    /// The figures of all requests.
+    #[serde(flatten)]
+    pub results: Results,
+    /// The generator's account of itself.
+    pub generator: Generator,
+    /// Objectives and whether they were met.
+    pub objectives: Vec<Judged>,
+    /// Faults of the programs behind the target, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<FaultRecord>,
+    /// The same figures before, during and after each of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fault_windows: Vec<FaultWindowReport>,
+    /// Why this run must not be quoted; empty: it may.
+    pub problems: Vec<String>,
+    /// Reservations that a reader should know.
+    pub notes: Vec<String>,
+    /// Length of one interval of the series.
+    pub interval_seconds: f64,
+    /// The time series, by intended start.
+    pub series: Vec<Point>,
+    /// Latencies of the successes, to [`times::RUN_DIGITS`].
+    pub latency_buckets: Buckets,
+}
+
+/// The run that a report is of.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RunInfo {
     /// The scenario's name.
     pub name: String,
     /// Where requests went.
@@ -63,6 +94,11 @@ pub struct Report {
     pub measured_seconds: f64,
     /// Whether the run was ended before its time.
     pub interrupted: bool,
+}
+
+/// The figures of all measured requests of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Results {
     /// Requests that were measured.
     pub requests: u64,
     /// Requests of the warm-up.
@@ -87,26 +123,6 @@ pub struct Report {
     pub variants: BTreeMap<String, u64>,
     /// Answers by `x-forebay-endpoint`.
     pub endpoints: BTreeMap<String, u64>,
-    /// The generator's account of itself.
-    pub generator: Generator,
-    /// Objectives and whether they were met.
-    pub objectives: Vec<Judged>,
-    /// Faults of the programs behind the target, in order.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub faults: Vec<FaultRecord>,
-    /// The same figures before, during and after each of them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub fault_windows: Vec<FaultWindowReport>,
-    /// Why this run must not be quoted; empty: it may.
-    pub problems: Vec<String>,
-    /// Reservations that a reader should know.
-    pub notes: Vec<String>,
-    /// Length of one interval of the series.
-    pub interval_seconds: f64,
-    /// The time series, by intended start.
-    pub series: Vec<Point>,
-    /// Latencies of the successes, to [`times::RUN_DIGITS`].
-    pub latency_buckets: Buckets,
 }
 
 /// The generator's own figures: its lag, connections and CPU time.
@@ -189,51 +205,18 @@ pub struct Machine {
 }
 
 impl Report {
-    /// Makes a report of what was recorded.
+    /// Makes a report of a record.
     pub fn new(plan: &Plan, record: &Record, circumstances: &Circumstances) -> Self {
-        let kind = if matches!(plan.load, Load::Open(_)) { "open" } else { "closed" };
         // A run that was cut short measured less than was planned.
         let measured = record.last_done.saturating_sub(plan.timeline.warm_up).min(plan.measured);
         let seconds = measured.as_secs_f64();
-        let rate = |count: u64| if seconds > 0.0 { float(count) / seconds } else { 0.0 };
         let sample = record.sample(seconds);
         let verdicts = plan.objectives.iter().map(|objective| sample.judge(*objective));
         Self {
             schema: SCHEMA.to_owned(),
-            name: plan.name.clone(),
-            target: plan.target.to_string(),
-            protocol: plan.target.wire().to_owned(),
-            load: plan.describe(),
-            kind: kind.to_owned(),
-            seed: plan.seed,
-            machine: Machine::here(),
-            started: circumstances.started.as_secs(),
-            warm_up_seconds: plan.timeline.warm_up.as_secs_f64(),
-            measured_seconds: seconds,
-            interrupted: circumstances.interrupted,
-            requests: record.total(),
-            warm_up_requests: record.warm_up,
-            ok: record.ok(),
-            error_share: record.error_share(),
-            offered_rate: rate(record.total()),
-            ok_rate: rate(record.ok()),
-            latency: Quantiles::of(&record.latency),
-            service: Quantiles::of(&record.service),
-            error_latency: Quantiles::of(&record.errors),
-            outcomes: counts(&record.outcomes),
-            variants: record.variants.clone(),
-            endpoints: record.endpoints.clone(),
-            generator: Generator {
-                lag: Quantiles::of(&record.lag),
-                wait: Quantiles::of(&record.wait),
-                connections: record.connections,
-                max_in_flight: record.max_in_flight,
-                threads: plan.threads,
-                cpu_seconds: circumstances.cpu.as_secs_f64(),
-                stolen_share: circumstances.stolen,
-                bytes_out: record.bytes_out,
-                bytes_in: record.bytes_in,
-            },
+            run: RunInfo::new(plan, seconds, circumstances),
+            results: Results::new(record, seconds),
+            generator: Generator::new(plan, record, circumstances),
             objectives: verdicts.map(Judged::from).collect(),
             faults: Vec::new(),
             fault_windows: record.fault_windows.report(plan, seconds),
@@ -263,6 +246,61 @@ impl Report {
     /// Whether the figures are those of the target and not of the generator.
     pub fn is_valid(&self) -> bool {
         self.problems.is_empty()
+    }
+}
+
+impl RunInfo {
+    fn new(plan: &Plan, seconds: f64, circumstances: &Circumstances) -> Self {
+        let kind = if matches!(plan.load, Load::Open(_)) { "open" } else { "closed" };
+        Self {
+            name: plan.name.clone(),
+            target: plan.target.to_string(),
+            protocol: plan.target.wire().to_owned(),
+            load: plan.describe(),
+            kind: kind.to_owned(),
+            seed: plan.seed,
+            machine: Machine::here(),
+            started: circumstances.started.as_secs(),
+            warm_up_seconds: plan.timeline.warm_up.as_secs_f64(),
+            measured_seconds: seconds,
+            interrupted: circumstances.interrupted,
+        }
+    }
+}
+
+impl Results {
+    fn new(record: &Record, seconds: f64) -> Self {
+        let rate = |count: u64| if seconds > 0.0 { float(count) / seconds } else { 0.0 };
+        Self {
+            requests: record.total(),
+            warm_up_requests: record.warm_up,
+            ok: record.ok(),
+            error_share: record.error_share(),
+            offered_rate: rate(record.total()),
+            ok_rate: rate(record.ok()),
+            latency: Quantiles::of(&record.latency),
+            service: Quantiles::of(&record.service),
+            error_latency: Quantiles::of(&record.errors),
+            outcomes: counts(&record.outcomes),
+            variants: record.variants.clone(),
+            endpoints: record.endpoints.clone(),
+        }
+    }
+}
+
+impl Generator {
+    fn new(plan: &Plan, record: &Record, circumstances: &Circumstances) -> Self {
+        Self {
+            lag: Quantiles::of(&record.lag),
+            wait: Quantiles::of(&record.wait),
+            connections: record.connections,
+            max_in_flight: record.max_in_flight,
+            threads: plan.threads,
+            cpu_seconds: circumstances.cpu.as_secs_f64(),
+            stolen_share: circumstances.stolen,
+            bytes_out: record.bytes_out,
+            bytes_in: record.bytes_in,
+        }
     }
 }
 

@@ -26,9 +26,9 @@ impl<'a> Shares<'a> {
 
     /// Requests that did not succeed, by the way in which they ended.
     pub fn of_errors(report: &'a Report, max: usize) -> Self {
-        let errors = report.outcomes.iter().filter(|count| !count.ok);
+        let errors = report.results.outcomes.iter().filter(|count| !count.ok);
         let entries = errors.map(|count| (count.class.as_str(), count.count)).collect();
-        Self::new(entries, report.requests, max)
+        Self::new(entries, report.results.requests, max)
     }
 
     /// Answers by the variant or endpoint that gave them.
@@ -48,11 +48,11 @@ impl<'a> Shares<'a> {
 pub fn headline(report: &Report) -> String {
     format!(
         "{} · {} · {} measured after {} of warm-up · seed {}",
-        report.load,
-        report.protocol,
-        seconds(report.measured_seconds),
-        seconds(report.warm_up_seconds),
-        report.seed
+        report.run.load,
+        report.run.protocol,
+        seconds(report.run.measured_seconds),
+        seconds(report.run.warm_up_seconds),
+        report.run.seed
     )
 }
 

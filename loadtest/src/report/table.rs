@@ -19,25 +19,25 @@ pub fn render(report: &Report, style: Style) -> String {
 }
 
 fn write(out: &mut String, report: &Report, style: Style) -> std::fmt::Result {
-    writeln!(out, "{}  {}", style.bold(&report.name), report.target)?;
+    writeln!(out, "{}  {}", style.bold(&report.run.name), report.run.target)?;
     writeln!(out, "{}\n", style.dim(&summary::headline(report)))?;
-    let errors = report.requests.saturating_sub(report.ok);
+    let errors = report.results.requests.saturating_sub(report.results.ok);
     let errors = if errors == 0 {
         style.good("no errors")
     } else {
         style.bad(&format!(
             "{} errors ({})",
             units::count(errors),
-            units::percent(report.error_share)
+            units::percent(report.results.error_share)
         ))
     };
     writeln!(
         out,
         "  requests   {} offered at {} · {} answered well at {} · {errors}",
-        units::count(report.requests),
-        Rate(report.offered_rate),
-        units::count(report.ok),
-        Rate(report.ok_rate)
+        units::count(report.results.requests),
+        Rate(report.results.offered_rate),
+        units::count(report.results.ok),
+        Rate(report.results.ok_rate)
     )?;
     quantiles(out, report, style)?;
     generator(out, report)?;
@@ -62,18 +62,20 @@ fn quantiles(out: &mut String, report: &Report, style: Style) -> std::fmt::Resul
         }
         writeln!(out, "{:>9}{:>9}  {}", seconds(of.max), seconds(of.mean), style.dim(note))
     };
-    row("latency", &report.latency, "from the intended start")?;
-    if report.kind == "open" {
-        row("service", &report.service, "from when a connection was free")?;
+    row("latency", &report.results.latency, "from the intended start")?;
+    if report.run.kind == "open" {
+        row("service", &report.results.service, "from when a connection was free")?;
         row("own lag", &report.generator.lag, "of the generator")?;
         row("own wait", &report.generator.wait, "for a connection")?;
     }
-    row("errors", &report.error_latency, "until they were known")
+    row("errors", &report.results.error_latency, "until they were known")
 }
 
 fn generator(out: &mut String, report: &Report) -> std::fmt::Result {
     let generator = &report.generator;
-    let requests = units::float(report.requests.saturating_add(report.warm_up_requests).max(1));
+    let requests = units::float(
+        report.results.requests.saturating_add(report.results.warm_up_requests).max(1),
+    );
     writeln!(
         out,
         "\n  generator  {} connections opened · max in flight {} · {} CPU a request · {} out, {} in",
@@ -87,8 +89,8 @@ fn generator(out: &mut String, report: &Report) -> std::fmt::Result {
 
 fn lists(out: &mut String, report: &Report, style: Style) -> std::fmt::Result {
     list(out, "errors", &Shares::of_errors(report, MAX_LINES), style)?;
-    list(out, "variants", &Shares::of(&report.variants, MAX_LINES), style)?;
-    list(out, "endpoints", &Shares::of(&report.endpoints, MAX_LINES), style)
+    list(out, "variants", &Shares::of(&report.results.variants, MAX_LINES), style)?;
+    list(out, "endpoints", &Shares::of(&report.results.endpoints, MAX_LINES), style)
 }
 
 fn list(out: &mut String, title: &str, shares: &Shares<'_>, style: Style) -> std::fmt::Result {

@@ -1,8 +1,8 @@
-//! The impact of a fault or of overload: how soon traffic left the endpoints in
-//! trouble, how soon it came back, and how latency and errors changed for clients.
+//! The impact of a fault or of overload: how soon traffic left the faulty endpoints, how soon it came
+//! back, and how latency and errors changed for clients.
 //!
-//! Quantiles over a whole run hide seconds. The share of requests that went to the
-//! endpoints in trouble is kept in slices of 50 ms.
+//! Quantiles over a whole run hide a few bad seconds. The share of requests that went to the faulty
+//! endpoints is kept in slices of 50 ms.
 
 use crate::report::outcome::Finished;
 use crate::report::times::Times;
@@ -27,7 +27,7 @@ pub struct Impact {
     last_error: Option<u64>,
 }
 
-/// Requests that were sent in a slice: all, and those to the endpoints in trouble.
+/// Requests that were sent in a slice: all, and those to the faulty endpoints.
 #[derive(Debug, Clone, Copy, Default)]
 struct Slice {
     all: u32,
@@ -44,7 +44,7 @@ struct Latencies {
 /// The impact in figures: shares from 0 to 1, times in seconds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Summary {
-    /// Share of the endpoints in trouble before it.
+    /// Share of the faulty endpoints before it.
     pub share_before: f64,
     /// In its first second.
     pub share_first: f64,
@@ -79,7 +79,7 @@ impl Impact {
         }
     }
 
-    /// A request was sent at `now`: to an endpoint in trouble?
+    /// A request was sent at `now`: to a faulty endpoint?
     pub(super) fn bound(&mut self, now: u64, hit: bool) {
         let index = usize::try_from(now / SLICE).unwrap_or(MAX_SLICES).min(MAX_SLICES - 1);
         if self.slices.len() <= index {

@@ -55,14 +55,14 @@ pub fn run(plan: &SimPlan, policy: SimPolicy) -> Report {
 /// where it was made.
 pub fn report(plan: &SimPlan, policy: SimPolicy, found: &SimResult) -> Report {
     let mut report = Report::new(&plan.run, &found.record, &Circumstances::default());
-    report.target = format!(
+    report.run.target = format!(
         "simulated: {} by {}, {} proxies",
         endpoints(plan.endpoints()),
         policy.name(),
         plan.sim.proxies
     );
-    "simulated".clone_into(&mut report.protocol);
-    report.machine =
+    "simulated".clone_into(&mut report.run.protocol);
+    report.run.machine =
         Machine { version: env!("CARGO_PKG_VERSION").to_owned(), ..Machine::default() };
     report.notes.push("simulated: nothing was sent, and time did not pass".to_owned());
     report

@@ -16,7 +16,7 @@ fn search(line: &str) -> Capacity {
 #[test]
 fn the_limit_of_a_backend_with_one_slot_is_its_service_rate() {
     let backend = Backend::slots(1);
-    // 4 ms each: 250/s, beyond which the line grows until the end of the step. Far away from it on
+    // 4 ms each: 250/s, beyond which the queue grows until the end of the step. Far away from it on
     // either side the verdict can't be luck; hence the coarse precision.
     let found = search(&format!(
         "{} --model synthetic --demand constant:4ms --arrivals constant --from 60/s --for 1s \

@@ -57,8 +57,13 @@ fn every_protocol_carries_clients_and_the_report_counts_them() {
              --warm-up 0s",
             backend.url
         ));
-        assert_eq!((report.ok, report.requests), (40, 40), "{protocol}: {:?}", report.outcomes);
-        assert!(report.load.ends_with(", 1,000 clients"), "{}", report.load);
+        assert_eq!(
+            (report.results.ok, report.results.requests),
+            (40, 40),
+            "{protocol}: {:?}",
+            report.results.outcomes
+        );
+        assert!(report.run.load.ends_with(", 1,000 clients"), "{}", report.run.load);
     }
 }
 
@@ -91,12 +96,12 @@ fn in_a_simulation_clients_matter_where_requests_wait_and_nowhere_else() {
         );
         let plan = SimPlan::new(scenario::parse(&text).unwrap()).unwrap();
         let report = sim::run(&plan, SimPolicy::named("least_inflight").unwrap());
-        assert!(report.load.contains(" clients"), "{}", report.load);
-        (report.requests, serde_json::to_string(&report.latency).unwrap())
+        assert!(report.run.load.contains(" clients"), "{}", report.run.load);
+        (report.results.requests, serde_json::to_string(&report.results.latency).unwrap())
     };
     // One request of 10 ms in a second: no request waits for another.
     assert_eq!(report("1/s", 1), report("1/s", 5));
-    // Ten times the capacity fills the line, which takes turns among clients and drops from the one
+    // Ten times the capacity fills the queue, which takes turns among clients and drops from the one
     // that has the most in it.
     assert_ne!(report("1k/s", 1).1, report("1k/s", 5).1);
 }

@@ -68,7 +68,7 @@ fn chance_is_not_taken_for_a_difference() {
 }
 
 #[test]
-fn what_is_slower_or_broken_is_worse_and_what_is_faster_is_better() {
+fn a_slower_or_broken_run_is_worse_and_a_faster_one_is_better() {
     let base = run(1, 20.0, 0.0);
     for (other, quantity, expected) in [
         (run(2, 30.0, 0.0), Quantity::P50, Verdict::Worse),

@@ -83,7 +83,7 @@ fn a_stopped_program_answers_late_and_loses_nothing() {
     let [before, during, after] = report.fault_windows.as_slice() else {
         panic!("{:?}", report.fault_windows)
     };
-    assert_eq!(report.ok, report.requests, "{:?}", report.outcomes);
+    assert_eq!(report.results.ok, report.results.requests, "{:?}", report.results.outcomes);
     // The first of them waits for the whole second, the median for half of it.
     assert!(during.latency.max > 0.9 && during.latency.get("p50") > 0.3, "{during:?}");
     assert!(before.latency.min < 0.3 && after.latency.min < 0.3, "{before:?} {after:?}");
@@ -109,7 +109,7 @@ fn a_program_without_a_word_for_it_is_slowed_by_signals_and_a_reload_is_one() {
     let plan = Plan::new(scenario::parse(&text).unwrap()).unwrap();
     let slowed = run::run(plan, Options::default()).unwrap();
     assert_eq!(slowed.faults[0].problem, None, "{:?}", slowed.faults);
-    assert_eq!(slowed.ok, slowed.requests, "{:?}", slowed.outcomes);
+    assert_eq!(slowed.results.ok, slowed.results.requests, "{:?}", slowed.results.outcomes);
     // SIGHUP ends a program that does not listen to it.
     let reloaded = report("kind = \"reload\"");
     assert!(reloaded.fault_windows[1].error_share > 0.9, "{:?}", reloaded.fault_windows[1]);
@@ -140,7 +140,7 @@ fn a_drained_program_ends_by_itself_and_an_upgrade_replaces_it() {
 }
 
 #[test]
-fn what_can_not_be_done_makes_the_run_one_that_is_not_to_be_quoted() {
+fn a_fault_that_can_not_be_carried_out_makes_the_run_invalid() {
     let port = harness::free_port();
     // It ends by itself before it can be stopped.
     let text = scenario(port, "kind = \"kill\"")

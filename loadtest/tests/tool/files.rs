@@ -41,7 +41,7 @@ fn a_run_without_an_answer_has_a_page_too() {
     let server = Canned::new("", true);
     let report =
         report(&format!("{} -c 1 --requests 5 --for 20s --warm-up 0s --timeout 1s", server.url));
-    assert_eq!(report.ok, 0);
+    assert_eq!(report.results.ok, 0);
     let page = html::render(&report);
     assert!(page.contains("closed") && !page.contains("NaN") && !page.contains("inf"), "{page}");
 }
@@ -68,8 +68,8 @@ fn hdr_files_hold_the_latencies_of_the_report() {
     let last = text.lines().rfind(|line| !line.starts_with('#')).unwrap();
     let max: f64 = last.split_whitespace().next().unwrap().parse().unwrap();
     // Three digits of the histogram, and milliseconds with three decimals.
-    let off = (max / 1e3 - report.latency.max).abs();
-    assert!(off < 0.002 * report.latency.max + 0.5e-6, "{last}");
+    let off = (max / 1e3 - report.results.latency.max).abs();
+    assert!(off < 0.002 * report.results.latency.max + 0.5e-6, "{last}");
     assert_eq!(
         text.lines().rfind(|l| !l.starts_with('#')).unwrap().split_whitespace().nth(2),
         Some("300")
@@ -80,11 +80,12 @@ fn hdr_files_hold_the_latencies_of_the_report() {
 fn a_report_with_absurd_figures_is_shown_all_the_same() {
     let server = Canned::new("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", false);
     let mut report = report(&format!("{} -c 1 --requests 5 --for 20s --warm-up 0s", server.url));
-    (report.ok, report.warm_up_requests, report.started) = (u64::MAX, u64::MAX, u64::MAX);
-    (report.measured_seconds, report.interval_seconds) = (-1.0, 0.0);
+    (report.results.ok, report.results.warm_up_requests, report.run.started) =
+        (u64::MAX, u64::MAX, u64::MAX);
+    (report.run.measured_seconds, report.interval_seconds) = (-1.0, 0.0);
     report.series[0].at = 1e300;
     (report.series[0].ok, report.series[0].errors) = (u64::MAX, u64::MAX);
-    report.endpoints.extend([("a".to_owned(), u64::MAX), ("b".to_owned(), u64::MAX)]);
+    report.results.endpoints.extend([("a".to_owned(), u64::MAX), ("b".to_owned(), u64::MAX)]);
     assert!(!html::render(&report).is_empty());
     assert!(!table::render(&report, Style::Plain).is_empty());
     assert!(hdr::render(&report, Path::new("a.hgrm")).is_ok());

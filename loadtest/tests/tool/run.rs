@@ -40,11 +40,11 @@ fn a_stall_shows_in_full_in_the_open_loop_and_hides_in_the_closed_one() {
     };
     let open = run("--rate 200/s");
     let closed = run("-c 1");
-    assert_eq!((open.ok, closed.ok), (300, 300), "seed {seed}");
+    assert_eq!((open.results.ok, closed.results.ok), (300, 300), "seed {seed}");
     // 80 arrivals fall into the 400 ms, and wait for what is left of them.
-    assert!(open.latency.get("p90") > 0.2, "seed {seed}: {:?}", open.latency);
-    assert!(closed.latency.get("p90") < 0.1, "seed {seed}: {:?}", closed.latency);
-    assert!(closed.latency.max >= 0.4, "seed {seed}: {:?}", closed.latency);
+    assert!(open.results.latency.get("p90") > 0.2, "seed {seed}: {:?}", open.results.latency);
+    assert!(closed.results.latency.get("p90") < 0.1, "seed {seed}: {:?}", closed.results.latency);
+    assert!(closed.results.latency.max >= 0.4, "seed {seed}: {:?}", closed.results.latency);
 }
 
 #[test]
@@ -54,10 +54,10 @@ fn no_latency_is_below_the_service_time_and_quantiles_are_those_of_the_distribut
         "{} --model synthetic --demand bimodal:2ms:60ms:0.2 --rate 200/s --for 2s --warm-up 0s",
         backend.url
     ));
-    assert_eq!((report.ok, report.requests), (400, 400));
-    let (p50, p90) = (report.latency.get("p50"), report.latency.get("p90"));
-    assert!(report.latency.min >= 0.002, "{:?}", report.latency);
-    assert!((0.002..0.06).contains(&p50) && p90 >= 0.06, "{:?}", report.latency);
+    assert_eq!((report.results.ok, report.results.requests), (400, 400));
+    let (p50, p90) = (report.results.latency.get("p50"), report.results.latency.get("p90"));
+    assert!(report.results.latency.min >= 0.002, "{:?}", report.results.latency);
+    assert!((0.002..0.06).contains(&p50) && p90 >= 0.06, "{:?}", report.results.latency);
 }
 
 #[test]
@@ -73,9 +73,9 @@ fn quantiles_are_those_of_the_demands_within_the_histograms_precision() {
         (0..600).map(|index| Mix::new(&plan).draw(index).demand.unwrap().as_secs_f64()).collect();
     demands.sort_by(f64::total_cmp);
     let report = report(&line);
-    assert_eq!(report.ok, 600, "{:?}", report.outcomes);
+    assert_eq!(report.results.ok, 600, "{:?}", report.results.outcomes);
     for (name, rank) in [("p50", 299), ("p90", 539), ("p99", 593)] {
-        let (found, expected) = (report.latency.get(name), demands[rank]);
+        let (found, expected) = (report.results.latency.get(name), demands[rank]);
         // Nothing is faster than its demand; how much slower it is is up to the machine.
         assert!(found > expected * 0.999, "{name}: {found}, {expected}, seed 7");
         assert!(found < expected + 0.1, "{name}: {found}, {expected}, seed 7");
@@ -112,9 +112,9 @@ fn every_way_to_fail_has_its_name() {
             server.url,
             harness::input()
         ));
-        assert_eq!(count(&report, class), 6, "{answer:?}: {:?}", report.outcomes);
-        assert_eq!((report.ok, report.latency.count), (0, 0), "{answer:?}");
-        assert_eq!(report.error_latency.count, 6, "{answer:?}");
+        assert_eq!(count(&report, class), 6, "{answer:?}: {:?}", report.results.outcomes);
+        assert_eq!((report.results.ok, report.results.latency.count), (0, 0), "{answer:?}");
+        assert_eq!(report.results.error_latency.count, 6, "{answer:?}");
     }
 }
 
@@ -123,7 +123,12 @@ fn a_connection_that_the_server_ends_after_each_answer_is_no_error() {
     let answer = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
     let server = Canned::new(answer, true);
     let report = report(&format!("{} -c 2 --requests 40 --for 20s --warm-up 0s", server.url));
-    assert_eq!((report.ok, report.requests), (40, 40), "{:?}", report.outcomes);
+    assert_eq!(
+        (report.results.ok, report.results.requests),
+        (40, 40),
+        "{:?}",
+        report.results.outcomes
+    );
     assert_eq!(report.generator.connections, 40);
 }
 
@@ -133,7 +138,12 @@ fn http_2_shares_a_few_connections() {
     let flags = "--model synthetic --protocol h2c -c 2 --streams 16 --for 20s --warm-up 0s";
     for load in ["--requests 500", "--requests 500 --rate 2k/s"] {
         let report = report(&format!("{} {flags} {load}", backend.url));
-        assert_eq!((report.ok, report.requests), (500, 500), "{load}: {:?}", report.outcomes);
+        assert_eq!(
+            (report.results.ok, report.results.requests),
+            (500, 500),
+            "{load}: {:?}",
+            report.results.outcomes
+        );
         assert!(report.generator.connections <= 2, "{load}: {:?}", report.generator);
     }
 }
@@ -146,7 +156,12 @@ fn json_and_binary_requests_fit_the_models_metadata() {
             "{} --model synthetic {flags} -c 2 --requests 100 --for 20s --warm-up 0s",
             backend.url
         ));
-        assert_eq!((report.ok, report.requests), (100, 100), "{flags}: {:?}", report.outcomes);
+        assert_eq!(
+            (report.results.ok, report.results.requests),
+            (100, 100),
+            "{flags}: {:?}",
+            report.results.outcomes
+        );
     }
     let unknown = plan(&format!("{} --model nobody --rate 1/s", backend.url));
     let error = run::run(unknown, Options::default()).unwrap_err().to_string();
@@ -154,7 +169,7 @@ fn json_and_binary_requests_fit_the_models_metadata() {
 }
 
 #[test]
-fn a_rate_beyond_what_one_thread_can_do_is_not_to_be_quoted() {
+fn a_rate_beyond_one_thread_makes_the_run_invalid() {
     let backend = Backend::slots(1);
     let report = report(&format!(
         "{} --path /v2 --rate 9M/s --for 100ms --warm-up 0s --requests 150000 -c 4 --timeout 1s",
@@ -189,16 +204,16 @@ fn the_same_seed_asks_the_same_questions() {
 fn exit_statuses_are_those_that_help_promises() {
     let backend = Backend::slots(4);
     let base = format!("run {} --model synthetic -c 1 --warm-up 0s --quiet", backend.url);
-    let nobody = harness::nobody();
+    let unused_url = harness::unused_url();
     for (line, status) in [
         (format!("{base} --requests 20 --objective errors<1%"), 0),
         (format!("{base} --requests 20 --objective errors<1% p50<1us"), 1),
         (format!("{base} --objective p99<50"), 2),
         (format!("run {} --model synthetic", backend.url), 2),
         ("run missing.toml".to_owned(), 2),
-        (format!("run {nobody} --rate 1/s"), 3),
-        (format!("capacity {nobody} --objective p99<1s"), 3),
-        (format!("capacity {nobody}"), 2),
+        (format!("run {unused_url} --rate 1/s"), 3),
+        (format!("capacity {unused_url} --objective p99<1s"), 3),
+        (format!("capacity {unused_url}"), 2),
         ("capacity missing.toml --objective p99<1s".to_owned(), 2),
         ("run missing.toml --rate 5/s".to_owned(), 2),
         ("--help".to_owned(), 0),
@@ -231,7 +246,10 @@ fn a_report_survives_its_json_form() {
         .output()
         .unwrap();
     let report: Report = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((report.ok, report.requests, report.kind.as_str()), (30, 30, "closed"));
+    assert_eq!(
+        (report.results.ok, report.results.requests, report.run.kind.as_str()),
+        (30, 30, "closed")
+    );
     assert!(units::float(report.series.iter().map(|point| point.ok).sum()) == 30.0);
 }
 
@@ -253,7 +271,7 @@ fn every_scenario_that_ships_is_read_and_makes_a_plan() {
 }
 
 #[test]
-fn a_replay_sends_what_the_log_recorded_when_it_came_and_leaves_probes_out() {
+fn a_replay_sends_the_requests_of_the_log_at_their_times_and_leaves_probes_out() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/scenarios/replay.toml");
     let scenario = forebay_loadtest::scenario::Scenario::read(file.as_ref()).unwrap();
     let plan = Plan::new(scenario).unwrap();

@@ -156,7 +156,7 @@ fn a_lost_request_is_an_error_where_retries_are_off() {
 }
 
 #[test]
-fn an_endpoint_that_becomes_slow_moves_the_ends_of_what_it_serves() {
+fn an_endpoint_that_becomes_slow_moves_the_ends_of_its_services() {
     let plan = fleet("500/s", &fault("kind = \"slow\"\nfactor = 10.0"));
     let found = simulated(&plan, "oracle");
     let impact = found.faults[0].summary();
@@ -168,13 +168,13 @@ fn an_endpoint_that_becomes_slow_moves_the_ends_of_what_it_serves() {
 }
 
 #[test]
-fn an_endpoint_that_fails_fast_draws_those_who_count_requests() {
+fn an_endpoint_that_fails_fast_attracts_policies_that_count_requests() {
     let rest = fault("kind = \"sinkhole\"\nafter = \"1ms\"");
     let plan = fleet("1000/s", &format!("{rest}\n[sim.retry]\nattempts = 1"));
     let blind = simulated(&plan, "nginx_least_conn").faults[0].summary();
     assert!(blind.share_later > 0.3 && blind.errors_during > 0.3, "{blind:?}");
-    let ours = simulated(&plan, "least_cost").faults[0].summary();
-    assert!(ours.share_later < blind.share_later / 4.0, "{ours:?}");
+    let least_cost = simulated(&plan, "least_cost").faults[0].summary();
+    assert!(least_cost.share_later < blind.share_later / 4.0, "{least_cost:?}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use forebay_loadtest::generate::run::{self, Options};
 const FEW: &str = "--requests 60 -c 2 --for 20s --warm-up 0s --timeout 5s";
 
 #[test]
-fn requests_over_tls_are_answered_whatever_the_protocol() {
+fn requests_over_tls_are_answered_with_every_protocol() {
     let backend = Backend::slots(8);
     let secret = Secret::before(&backend);
     for (protocol, wire) in
@@ -15,14 +15,19 @@ fn requests_over_tls_are_answered_whatever_the_protocol() {
         for trust in [format!("--ca {}", secret.ca), "--insecure".to_owned()] {
             let flags = format!("--model synthetic --protocol {protocol} {trust} {FEW}");
             let report = report(&format!("{} {flags}", secret.url));
-            assert_eq!((report.ok, report.requests), (60, 60), "{flags}: {:?}", report.outcomes);
-            assert_eq!(report.protocol, wire);
+            assert_eq!(
+                (report.results.ok, report.results.requests),
+                (60, 60),
+                "{flags}: {:?}",
+                report.results.outcomes
+            );
+            assert_eq!(report.run.protocol, wire);
         }
     }
 }
 
 #[test]
-fn a_certificate_that_nobody_vouches_for_is_refused_before_the_run() {
+fn a_certificate_without_a_trusted_issuer_is_refused_before_the_run() {
     let backend = Backend::slots(1);
     let secret = Secret::before(&backend);
     let plan = harness::plan(&format!("{} --model synthetic {FEW}", secret.url));
@@ -36,7 +41,7 @@ fn a_certificate_that_nobody_vouches_for_is_refused_before_the_run() {
 }
 
 #[test]
-fn grpc_asks_the_model_what_it_is_like_and_shares_connections() {
+fn grpc_reads_the_metadata_of_the_model_and_shares_connections() {
     let backend = Backend::slots(32);
     for load in ["", "--rate 2k/s"] {
         let report = report(&format!(
@@ -44,7 +49,12 @@ fn grpc_asks_the_model_what_it_is_like_and_shares_connections() {
              --requests 500 -c 2 --for 20s --warm-up 0s {load}",
             backend.url
         ));
-        assert_eq!((report.ok, report.requests), (500, 500), "{load}: {:?}", report.outcomes);
+        assert_eq!(
+            (report.results.ok, report.results.requests),
+            (500, 500),
+            "{load}: {:?}",
+            report.results.outcomes
+        );
         assert!(report.generator.connections <= 2, "{load}: {:?}", report.generator);
     }
     let unknown = harness::plan(&format!("{} --model nobody --protocol grpc {FEW}", backend.url));
@@ -60,10 +70,10 @@ fn deadlines_and_demands_travel_with_a_call_and_refusals_have_names() {
          --requests 4 -c 1 --for 20s --warm-up 0s --timeout 5s",
         backend.url
     ));
-    // The first is in service at once; the others' deadline passes in the line.
-    assert_eq!(report.ok, 1, "{:?}", report.outcomes);
+    // The first is in service at once; the others' deadline passes in the queue.
+    assert_eq!(report.results.ok, 1, "{:?}", report.results.outcomes);
     assert_eq!(count(&report, "grpc DeadlineExceeded deadline_exceeded"), 3);
-    assert!(report.latency.min >= 0.4, "{:?}", report.latency);
+    assert!(report.results.latency.min >= 0.4, "{:?}", report.results.latency);
 }
 
 #[test]
@@ -75,7 +85,12 @@ fn a_file_with_a_request_is_sent_in_the_form_that_is_asked_for() {
             backend.url,
             harness::input()
         ));
-        assert_eq!((report.ok, report.requests), (60, 60), "{flags}: {:?}", report.outcomes);
+        assert_eq!(
+            (report.results.ok, report.results.requests),
+            (60, 60),
+            "{flags}: {:?}",
+            report.results.outcomes
+        );
     }
 }
 
@@ -87,7 +102,7 @@ fn an_answer_to_somebody_elses_request_is_wrong() {
         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
         let server = Canned::new(&(head + &body), false);
         let report = report(&format!("{} --model m --input {named} {FEW}", server.url));
-        assert_eq!(count(&report, class), 60, "{id}: {:?}", report.outcomes);
+        assert_eq!(count(&report, class), 60, "{id}: {:?}", report.results.outcomes);
     }
 }
 

@@ -200,7 +200,7 @@ impl RunArgs {
     pub fn scenario(&self) -> anyhow::Result<Scenario> {
         let load = &self.load;
         let length = load.length.unwrap_or(Span(std::time::Duration::from_secs(10)));
-        let wish = match (load.rate, self.generator.connections) {
+        let requested = match (load.rate, self.generator.connections) {
             (Some(rate), _) => Some(Load::Open {
                 spacing: load.arrivals.unwrap_or(ArrivalsArg::Constant).spacing(),
                 phases: vec![Phase::Constant { rate, length }],
@@ -211,13 +211,13 @@ impl RunArgs {
         if is_file(&self.target) {
             let given = [("--rate", load.rate.is_some()), ("--for", load.length.is_some())];
             refuse_what_a_scenario_says(&given)?;
-        } else if wish.is_none() {
+        } else if requested.is_none() {
             bail!(
                 "expected --rate for an open loop (500/s) or --connections for a closed one (32), \
                  found neither"
             );
         }
-        let mut scenario = scenario_of(&self.target, &self.request, &self.generator, wish)?;
+        let mut scenario = scenario_of(&self.target, &self.request, &self.generator, requested)?;
         scenario.objectives.extend(&self.objective);
         Ok(scenario)
     }

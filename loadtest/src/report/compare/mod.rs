@@ -235,7 +235,7 @@ impl Comparison {
     /// A side without a request, or with too many runs.
     pub fn of(a: &[Report], b: &[Report], args: &CompareArgs) -> Result<Self, CompareError> {
         for (name, side) in [("A", a), ("B", b)] {
-            if side.iter().all(|report| report.requests == 0) {
+            if side.iter().all(|report| report.results.requests == 0) {
                 return Err(CompareError::Empty(name));
             }
             if side.len() > MAX_RUNS {
@@ -264,7 +264,9 @@ impl Group {
     fn of(reports: &[Report]) -> Self {
         let words: BTreeSet<String> = reports
             .iter()
-            .map(|report| format!("{} at {}, {}", report.name, report.target, report.load))
+            .map(|report| {
+                format!("{} at {}, {}", report.run.name, report.run.target, report.run.load)
+            })
             .collect();
         let first = words.first().cloned().unwrap_or_default();
         let more = match words.len() {
@@ -274,8 +276,10 @@ impl Group {
         Self {
             what: first + &more,
             runs: reports.len(),
-            requests: reports.iter().fold(0, |sum, report| sum.saturating_add(report.requests)),
-            seconds: reports.iter().map(|report| report.measured_seconds).sum(),
+            requests: reports
+                .iter()
+                .fold(0, |sum, report| sum.saturating_add(report.results.requests)),
+            seconds: reports.iter().map(|report| report.run.measured_seconds).sum(),
         }
     }
 }
@@ -362,10 +366,10 @@ fn notes(a: &[Report], b: &[Report]) -> Vec<String> {
         a.iter().chain(b).any(|report| Some(what(report)) != first)
     };
     for (setting, differs) in [
-        ("scenario", differs(|report| &report.name)),
-        ("load", differs(|report| &report.load)),
-        ("protocol", differs(|report| &report.protocol)),
-        ("processor", differs(|report| &report.machine.processor)),
+        ("scenario", differs(|report| &report.run.name)),
+        ("load", differs(|report| &report.run.load)),
+        ("protocol", differs(|report| &report.run.protocol)),
+        ("processor", differs(|report| &report.run.machine.processor)),
     ] {
         if differs {
             notes.push(format!("the runs differ in their {setting}"));

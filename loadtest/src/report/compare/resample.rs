@@ -93,7 +93,7 @@ impl Run {
         let cell = |points: &[Point]| {
             let mut cell = Cell::default();
             for point in points {
-                let left = (report.measured_seconds - point.at).max(0.0);
+                let left = (report.run.measured_seconds - point.at).max(0.0);
                 cell.seconds += report.interval_seconds.min(left);
                 cell.ok = cell.ok.saturating_add(point.ok);
                 cell.errors = cell.errors.saturating_add(point.errors);

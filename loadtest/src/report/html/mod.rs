@@ -32,14 +32,14 @@ pub fn render(report: &Report) -> String {
 }
 
 fn page(out: &mut String, report: &Report) -> std::fmt::Result {
-    let name = escape(&report.name);
+    let name = escape(&report.run.name);
     writeln!(out, "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">")?;
     writeln!(out, "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">")?;
     writeln!(
         out,
         "<title>{name} · forebay-load</title>\n<style>\n{STYLE}</style>\n</head>\n<body>"
     )?;
-    let target = escape(&report.target);
+    let target = escape(&report.run.target);
     writeln!(
         out,
         "<h1>{name}</h1>\n<div>{target}</div>\n<div class=\"dim\">{}</div>",
@@ -68,15 +68,15 @@ fn page(out: &mut String, report: &Report) -> std::fmt::Result {
 }
 
 fn figures(out: &mut String, report: &Report) -> std::fmt::Result {
-    let state = if report.error_share > 0.0 { "bad" } else { "good" };
+    let state = if report.results.error_share > 0.0 { "bad" } else { "good" };
     writeln!(out, "<div class=\"figures\">")?;
     for (label, value, class) in [
-        ("median latency", seconds(report.latency.get("p50")), ""),
-        ("99th percentile", seconds(report.latency.get("p99")), ""),
-        ("greatest", seconds(report.latency.max), ""),
-        ("answered well", Rate(report.ok_rate).to_string(), ""),
-        ("requests", units::count(report.requests), ""),
-        ("errors", units::percent(report.error_share), state),
+        ("median latency", seconds(report.results.latency.get("p50")), ""),
+        ("99th percentile", seconds(report.results.latency.get("p99")), ""),
+        ("greatest", seconds(report.results.latency.max), ""),
+        ("answered well", Rate(report.results.ok_rate).to_string(), ""),
+        ("requests", units::count(report.results.requests), ""),
+        ("errors", units::percent(report.results.error_share), state),
     ] {
         writeln!(out, "<div class=\"figure\"><b class=\"{class}\">{value}</b>{label}</div>")?;
     }
@@ -145,11 +145,11 @@ fn quantiles(out: &mut String, report: &Report) -> std::fmt::Result {
         write!(out, "<th>{name}</th>")?;
     }
     writeln!(out, "<th>max</th><th>mean</th><th>values</th></tr>")?;
-    let open = report.kind == "open";
+    let open = report.run.kind == "open";
     for (name, of, shown) in [
-        ("from the intended start", &report.latency, true),
-        ("from when a connection was free", &report.service, open),
-        ("errors, until known", &report.error_latency, true),
+        ("from the intended start", &report.results.latency, true),
+        ("from when a connection was free", &report.results.service, open),
+        ("errors, until known", &report.results.error_latency, true),
         ("the generator's own lag", &report.generator.lag, open),
         ("the generator's wait for a connection", &report.generator.wait, open),
     ] {
@@ -187,7 +187,7 @@ fn percentiles(out: &mut String, report: &Report) -> std::fmt::Result {
     let x = Scale::Log(1.0, count);
     let values = || points.iter().map(|(_, y)| *y);
     // A far tail would press everything else to the ground.
-    let (median, max) = (report.latency.get("p50"), values().fold(0.0, f64::max));
+    let (median, max) = (report.results.latency.get("p50"), values().fold(0.0, f64::max));
     let y = if max > FAR * median { Scale::log(values()) } else { Scale::from_zero(values()) };
     let ticks: Vec<f64> =
         [1.0, 2.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6].into_iter().filter(|t| *t <= count).collect();
@@ -198,11 +198,11 @@ fn percentiles(out: &mut String, report: &Report) -> std::fmt::Result {
     let mut chart = Chart::new("latency by percentile", (x, &ticks, name), (y, seconds));
     let service: Vec<(f64, f64)> = QUANTILES
         .iter()
-        .map(|(name, quantile)| (1.0 / (1.0 - quantile), report.service.get(name)))
+        .map(|(name, quantile)| (1.0 / (1.0 - quantile), report.results.service.get(name)))
         .filter(|(above, _)| *above <= count)
         .collect();
     let mut legend = vec![("one", "from intended start")];
-    if report.kind == "open" {
+    if report.run.kind == "open" {
         // Its quantiles are all that is known of it: no line between them.
         service.iter().for_each(|point| chart.line("three", &[*point]));
         legend.push(("three", "from free connection"));
@@ -240,7 +240,7 @@ fn over_time(out: &mut String, report: &Report) -> std::fmt::Result {
 fn rate(out: &mut String, report: &Report) -> std::fmt::Result {
     // The last interval may be cut short by the end of the run, and would look like a fall.
     let length = |point: &Point| {
-        let left = report.measured_seconds - point.at;
+        let left = report.run.measured_seconds - point.at;
         if left > 0.0 { report.interval_seconds.min(left) } else { report.interval_seconds }
     };
     let all = |point: &Point| (float(point.ok) + float(point.errors)) / length(point);
@@ -271,8 +271,8 @@ fn time_chart(label: &str, report: &Report, y: (Scale, fn(f64) -> String)) -> Ch
 
 fn shares(out: &mut String, report: &Report) -> std::fmt::Result {
     share_table(out, "Errors by reason", Shares::of_errors(report, MAX_ROWS), "bad")?;
-    share_table(out, "Answers by variant", Shares::of(&report.variants, MAX_ROWS), "")?;
-    share_table(out, "Answers by endpoint", Shares::of(&report.endpoints, MAX_ROWS), "")
+    share_table(out, "Answers by variant", Shares::of(&report.results.variants, MAX_ROWS), "")?;
+    share_table(out, "Answers by endpoint", Shares::of(&report.results.endpoints, MAX_ROWS), "")
 }
 
 fn share_table(
@@ -304,10 +304,11 @@ fn share_table(
 
 fn generator(out: &mut String, report: &Report) -> std::fmt::Result {
     let of = &report.generator;
-    let requests = float(report.requests.saturating_add(report.warm_up_requests)).max(1.0);
+    let requests =
+        float(report.results.requests.saturating_add(report.results.warm_up_requests)).max(1.0);
     writeln!(out, "<section><h2>Generator and machine</h2><table>")?;
     for (name, value) in [
-        ("offered", Rate(report.offered_rate).to_string()),
+        ("offered", Rate(report.results.offered_rate).to_string()),
         ("connections opened", units::count(of.connections)),
         ("max in flight", units::count(of.max_in_flight)),
         ("CPU time a request", seconds(of.cpu_seconds / requests)),
@@ -316,9 +317,9 @@ fn generator(out: &mut String, report: &Report) -> std::fmt::Result {
             format!("{}, {}", table::bytes(of.bytes_out), table::bytes(of.bytes_in)),
         ),
         ("CPU time taken by the hypervisor", units::percent(of.stolen_share)),
-        ("processor", format!("{} × {}", report.machine.cores, report.machine.processor)),
+        ("processor", format!("{} × {}", report.run.machine.cores, report.run.machine.processor)),
         ("started", started(report)),
-        ("forebay-load", report.machine.version.clone()),
+        ("forebay-load", report.run.machine.version.clone()),
     ] {
         writeln!(out, "<tr><td>{name}</td><td>{}</td></tr>", escape(&value))?;
     }
@@ -329,7 +330,7 @@ fn generator(out: &mut String, report: &Report) -> std::fmt::Result {
 fn started(report: &Report) -> String {
     // A date has four digits for its year.
     const END_OF_TIME: u64 = 253_402_300_799;
-    let since = Duration::from_secs(report.started.min(END_OF_TIME));
+    let since = Duration::from_secs(report.run.started.min(END_OF_TIME));
     httpdate::fmt_http_date(UNIX_EPOCH + since)
 }
 

@@ -36,7 +36,7 @@ mod tests {
     use super::Latencies;
 
     #[test]
-    fn the_latency_is_that_of_those_who_found_as_many() {
+    fn the_estimate_is_the_latency_of_requests_that_found_as_many_others() {
         let mut latencies = Latencies::default();
         assert_eq!(latencies.at(3), 0);
         for took in 0..20 {

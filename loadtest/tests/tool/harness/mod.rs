@@ -51,7 +51,7 @@ pub(crate) fn report(line: &str) -> Report {
 
 /// How many requests of a run ended so.
 pub(crate) fn count(report: &Report, class: &str) -> u64 {
-    report.outcomes.iter().filter(|outcome| outcome.class == class).map(|o| o.count).sum()
+    report.results.outcomes.iter().filter(|outcome| outcome.class == class).map(|o| o.count).sum()
 }
 
 /// Runs a future on a runtime of its own, of the kind that the generator uses.
@@ -67,7 +67,7 @@ pub(crate) fn free_port() -> u16 {
 }
 
 /// A URL at which no program listens.
-pub(crate) fn nobody() -> String {
+pub(crate) fn unused_url() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     format!("http://{}", listener.local_addr().unwrap())
 }
