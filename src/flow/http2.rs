@@ -27,6 +27,9 @@ const MAX_HEADER_LIST: u32 = 512 * 1024;
 /// connection of a client that cancels what it has under way while the proxy is busy; the budget
 /// stops those that do nothing else.
 const MAX_CANCELLED: usize = 200;
+/// Bytes of a stream that the library takes before they are written to the connection. They are counted no
+/// more as held, so a client with a wide window that reads nothing must not make them many.
+const MAX_SEND_BUFFER: usize = 64 * 1024;
 /// The error code ENHANCE_YOUR_CALM (RFC 9113, section 7).
 const ENHANCE_YOUR_CALM: u32 = 11;
 
@@ -36,6 +39,7 @@ pub fn options() -> H2Options {
     let mut options = default_h2_options();
     options.max_header_list_size(MAX_HEADER_LIST);
     options.max_pending_accept_reset_streams(MAX_CANCELLED);
+    options.max_send_buffer_size(MAX_SEND_BUFFER);
     options
 }
 

@@ -11,7 +11,7 @@
 //! consists of events may last, as long as it is not silent.
 
 use super::attempts::Won;
-use super::exchange::Answer;
+use super::exchange::{Answer, Rest};
 use super::read_ahead::{Bounds, Item, Reader, Room};
 use super::{HOP_BY_HOP, grpc, nominated, prepare_answer, refused, upload};
 use crate::answer;
@@ -22,6 +22,7 @@ use crate::flow::balance::Picked;
 use crate::flow::pace::{Pace, TooSlow};
 use crate::flow::receive::{broken_off, client_left};
 use crate::flow::route::Target;
+use crate::pool::Endpoint;
 use crate::request::Request;
 use bytes::Bytes;
 use forebay_protocol::grpc::Code;
@@ -53,9 +54,6 @@ pub(super) async fn respond(
     for name in HOP_BY_HOP.iter().chain(&nominated(&head.headers)) {
         head.remove_header(name);
     }
-    let bounds = Bounds::new(request, target, &head);
-    let room = Room::new(&head, limits);
-    let status = head.status;
     if is_grpc {
         grpc::note(request, &head.headers);
         if body.is_empty() && rest.is_none() && trailers.is_none() {
@@ -72,36 +70,11 @@ pub(super) async fn respond(
     let mut writer = Writer::new(session, limits, is_grpc);
     let written = match rest {
         None => writer.whole(head, body, trailers.map(|trailers| *trailers), &held).await,
-        Some(mut rest) => {
-            let uploads = rest.unsent.take().map(|pace| {
-                let left = limits.body.saturating_sub(request.bytes_in);
-                writer.goes_on_to_read(pace, left)
-            });
-            let (queue, coming) = unbounded_channel();
-            let length = body.iter().map(Bytes::len).sum();
-            for chunk in body {
-                let _ = queue.send(room.chunk(chunk));
-            }
-            let mut reader = Reader {
-                target,
-                endpoint: &endpoint,
-                connector,
-                is_grpc,
-                succeeds: status.is_success(),
-                picked: &mut request.attempts[index],
-                bounds,
-                uploads,
-                size: room.size(),
-                room: &room,
-                length,
-            };
-            let reading = async {
-                reader.read(rest, queue, &held).await;
-                Ok(())
-            };
-            let writing = writer.as_it_comes(head, coming, &room, &held);
+        Some(rest) => {
+            let answer = Streamed { head, body, rest, held };
+            let from = (target, &*endpoint, index);
             // Most answers are whole, and their requests need not have room for this.
-            Box::pin(try_join(reading, writing)).await.map(|((), written)| written)
+            Box::pin(stream(writer, request, answer, from, (connector, limits))).await
         }
     };
     match written {
@@ -116,6 +89,55 @@ pub(super) async fn respond(
         answer::linger(session, request).await;
     }
     Ok(())
+}
+
+/// An answer of which a part has been read.
+struct Streamed {
+    head: Box<ResponseHeader>,
+    body: Vec<Bytes>,
+    rest: Rest,
+    held: Held,
+}
+
+/// Writes an answer while its rest is read ahead; returns the trailers. `from`: who gives it, and the place
+/// of that attempt.
+async fn stream(
+    mut writer: Writer<'_>,
+    request: &mut Request,
+    answer: Streamed,
+    (target, endpoint, index): (&Target, &Endpoint, usize),
+    (connector, limits): (&Connector, &Limits),
+) -> Result<Option<HeaderMap>, Refusal> {
+    let Streamed { head, body, mut rest, held } = answer;
+    let uploads = rest.unsent.take().map(|pace| {
+        let left = limits.body.saturating_sub(request.bytes_in);
+        writer.goes_on_to_read(pace, left)
+    });
+    let (queue, coming) = unbounded_channel();
+    let room = Room::new(&head, limits);
+    let length = body.iter().map(Bytes::len).sum();
+    for chunk in body {
+        let _ = queue.send(room.chunk(chunk));
+    }
+    let mut reader = Reader {
+        target,
+        endpoint,
+        connector,
+        is_grpc: writer.is_grpc,
+        succeeds: head.status.is_success(),
+        bounds: Bounds::new(request, target, &head),
+        picked: &mut request.attempts[index],
+        uploads,
+        size: room.size(),
+        room: &room,
+        length,
+    };
+    let reading = async {
+        reader.read(rest, queue, &held).await;
+        Ok(())
+    };
+    let writing = writer.as_it_comes(head, coming, &room, &held);
+    try_join(reading, writing).await.map(|((), written)| written)
 }
 
 /// How the answer is framed for the client, whatever it was for the endpoint. `body`: all of it, if it
