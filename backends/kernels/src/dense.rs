@@ -43,6 +43,13 @@ impl Weights {
         Self { values: Arc::new(values), lines, channels }
     }
 
+    fn get(&self, line: usize, channel: usize) -> f32 {
+        let lanes = lanes();
+        let (panel, lane) = (channel / (VECTORS * lanes), channel % (VECTORS * lanes));
+        let width = self.vectors(panel, lanes) * lanes;
+        self.values.as_slice()[panel * VECTORS * lanes * self.lines + line * width + lane]
+    }
+
     fn vectors(&self, panel: usize, lanes: usize) -> usize {
         (self.channels.div_ceil(lanes) - panel * VECTORS).min(VECTORS)
     }
@@ -81,6 +88,20 @@ impl Product {
     /// Lets the weights be shared.
     pub fn share(&mut self, share: Share<'_>) {
         share(&mut self.weights.values);
+    }
+
+    /// Lines and channels.
+    #[must_use]
+    pub fn sizes(&self) -> [usize; 2] {
+        [self.weights.lines, self.weights.channels]
+    }
+
+    /// The weights that it was made of, line by line.
+    #[must_use]
+    pub fn unpack(&self) -> Vec<f32> {
+        let [lines, channels] = self.sizes();
+        let line = |line| (0..channels).map(move |channel| self.weights.get(line, channel));
+        (0..lines).flat_map(line).collect()
     }
 
     /// Bytes of memory that it takes beside its weights.
@@ -251,6 +272,28 @@ impl Convolution {
             length,
             table: if is_plain { Vec::new() } else { windows.collect() },
         })
+    }
+
+    /// Number of weights.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.weights.iter().map(|weights| weights.lines * weights.channels).sum()
+    }
+
+    /// The weights that it was made of, in their order.
+    #[must_use]
+    pub fn unpack(&self) -> Vec<f32> {
+        let taps = self.geometry.kernel.iter().product::<usize>();
+        let mut made = Vec::with_capacity(self.count());
+        for weights in &self.weights {
+            let inner = weights.lines / taps.max(1);
+            for channel in 0..weights.channels {
+                for from in 0..inner {
+                    made.extend((0..taps).map(|tap| weights.get(tap * inner + from, channel)));
+                }
+            }
+        }
+        made
     }
 
     /// Lets the weights be shared.

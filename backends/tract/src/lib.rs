@@ -23,7 +23,8 @@
 //! Modules: [`error`], `graph` (what the ONNX file says of itself), `model` (load and run), `warm_up`
 //! (the first runs, and what they measure), `choice` (which build a model runs in), [`curve`] (what a
 //! batch costs), `batch` (requests joined and split), `rows` (the proof that they may be), `plan`
-//! (compiled forms, bounded), `weights` (one copy of each for all of them), `tensor` (to tract and back), `own` (tract's graph with our kernels in
+//! (compiled forms, bounded), `weights` (one copy of each for all of them), `template` (what
+//! plans are compiled of), `tensor` (to tract and back), `own` (tract's graph with our kernels in
 //! it), `forms` and `operators` (what stands for nodes that the engine would compute wrongly), `sound`
 //! (which rewrites of tract's are right, and the rest kept out), `compare` (the build that is served
 //! beside the graph as it is).
@@ -41,6 +42,7 @@ mod own;
 mod plan;
 mod rows;
 mod sound;
+mod template;
 mod tensor;
 mod warm_up;
 mod weights;

@@ -196,6 +196,7 @@ impl Model {
             runs: Runs::default(),
         };
         warm_up::warm_up(&mut model, options)?;
+        model.plans.settle().map_err(|error| LoadError::Compile(text(&error)))?;
         Ok(model)
     }
 

@@ -12,6 +12,7 @@ use crate::RunError;
 use crate::error::{panic_text, text};
 use crate::own;
 use crate::sound;
+use crate::template::Template;
 use crate::weights::Weights;
 use serde::{Deserialize, Serialize};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,7 +22,6 @@ use std::time::{Duration, Instant};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::TypedSimplePlan;
 use tract_onnx::tract_core::transform::get_transform;
-use tract_onnx::tract_hir::internal::InferenceNode;
 
 /// Plans kept of one model: they are looked through one by one.
 const MAX_PLANS: usize = 64;
@@ -36,7 +36,7 @@ pub(crate) type Plan = Arc<TypedSimplePlan>;
 
 /// The model before compilation, and what was compiled of it.
 pub(crate) struct Plans {
-    template: InferenceModel,
+    template: Template,
     datum_types: Vec<DatumType>,
     build: Build,
     has_convolutions: bool,
@@ -116,8 +116,8 @@ impl Plans {
     ) -> TractResult<Self> {
         let weights = Arc::new(Weights::default());
         weights.adopt(&mut template)?;
-        let is_convolution = |node: &InferenceNode| node.op().name().starts_with("Conv");
-        let has_convolutions = template.nodes().iter().any(is_convolution);
+        let template = Template::new(template);
+        let has_convolutions = template.has_convolutions();
         let build = Build::Plain;
         let (cache, ledger) = (Mutex::default(), Ledger::default());
         Ok(Self { template, datum_types, build, has_convolutions, cache, ledger, weights })
@@ -140,6 +140,17 @@ impl Plans {
 
     pub(crate) fn build(&self) -> Build {
         self.build
+    }
+
+    /// Drops what the kernels of the plans that are kept can give back to a later compilation.
+    pub(crate) fn settle(&mut self) -> TractResult<()> {
+        let cache = self.cache.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for (_, slot) in cache.iter() {
+            if let Some(Ok(chosen)) = slot.own.get() {
+                self.template.drop_known(&chosen.plan)?;
+            }
+        }
+        Ok(())
     }
 
     /// What all plans of the model hold together.
@@ -254,7 +265,7 @@ impl Plans {
 
     /// The graph for these shapes before any rewrite.
     pub(crate) fn typed(&self, shapes: &Shapes) -> TractResult<TypedModel> {
-        let mut model = self.template.clone();
+        let mut model = self.template.whole()?;
         for (index, (shape, &datum_type)) in shapes.iter().zip(&self.datum_types).enumerate() {
             let fact = InferenceFact::dt_shape(datum_type, shape.as_slice());
             model.set_input_fact(index, fact)?;

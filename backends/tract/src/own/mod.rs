@@ -22,6 +22,8 @@ mod product;
 mod tests;
 mod whole;
 
+pub(crate) use op::Source;
+
 use forebay_kernels::packed::Share;
 use forebay_kernels::rows::Reduction;
 use std::collections::{HashMap, HashSet};
@@ -95,6 +97,11 @@ pub(crate) fn share(
     } else {
         Ok(0)
     }
+}
+
+/// The weights that one of our kernels was made of.
+pub(crate) fn source(node: &TypedNode) -> Option<Source> {
+    node.op_as::<op::Fused>().and_then(Source::of)
 }
 
 /// An image in channels-last order.

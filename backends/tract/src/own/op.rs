@@ -61,6 +61,47 @@ impl Fused {
     }
 }
 
+/// The weights that a kernel was made of, in the order in which it has them.
+#[derive(Debug, Clone)]
+pub(crate) enum Source {
+    Product(Arc<Product>),
+    Convolution(Arc<Convolution>),
+}
+
+impl Source {
+    /// Of a kernel, if its weights can be had back.
+    pub(super) fn of(op: &Fused) -> Option<Self> {
+        match &op.kernel {
+            Kernel::Product(kernel) => Some(Self::Product(Arc::clone(kernel))),
+            Kernel::Dense(kernel) => Some(Self::Convolution(Arc::clone(kernel))),
+            Kernel::Depthwise(_) | Kernel::Input => None,
+        }
+    }
+
+    /// Number of weights.
+    pub(crate) fn count(&self) -> usize {
+        match self {
+            Self::Product(kernel) => kernel.sizes().iter().product(),
+            Self::Convolution(kernel) => kernel.count(),
+        }
+    }
+
+    /// Lines and channels of a product; a convolution has its weights in one order only.
+    pub(crate) fn sizes(&self) -> Option<[usize; 2]> {
+        match self {
+            Self::Product(kernel) => Some(kernel.sizes()),
+            Self::Convolution(_) => None,
+        }
+    }
+
+    pub(crate) fn unpack(&self) -> Vec<f32> {
+        match self {
+            Self::Product(kernel) => kernel.unpack(),
+            Self::Convolution(kernel) => kernel.unpack(),
+        }
+    }
+}
+
 // Weights are the same if they are the same memory.
 impl PartialEq for Fused {
     fn eq(&self, other: &Self) -> bool {
