@@ -17,6 +17,7 @@ use rustix::process::Signal;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
 const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
@@ -176,6 +177,48 @@ async fn a_timeout_of_the_callers_ends_the_call_and_is_passed_on() {
 }
 
 #[tokio::test]
+async fn a_call_that_is_cancelled_while_it_waits_is_never_sent() {
+    let gate: &'static Semaphore = Box::leak(Box::new(Semaphore::new(0)));
+    let endpoint = Endpoint::start(Behaviour::Held(gate)).await;
+    let pool = "slots = 1\nqueue = { hop = \"1us\" }";
+    let proxy = Proxy::in_front_of(&[endpoint.address], 1, pool).await;
+    let connection = Connection::open(proxy.address).await;
+    let called = || endpoint.seen.lock().unwrap().len();
+    let waiting = async |count: u64| {
+        let status = proxy.status().await;
+        let pending = status["pools"]["test"]["pending"].as_object().unwrap();
+        (pending.values().map(|count| count.as_u64().unwrap()).sum::<u64>() == count).then_some(())
+    };
+    let running = async {
+        let message = arith(1.0);
+        tokio::join!(
+            connection.call(INFER, &[], framed(&message)),
+            connection.call(INFER, &[], framed(&message)),
+        )
+    };
+    let cancelled = async {
+        eventually("two calls at the endpoint", async || (called() == 2).then_some(())).await;
+        let message = arith(2.0);
+        tokio::select! {
+            ended = connection.call(INFER, &[], framed(&message)) => {
+                panic!("an answer: {}", ended.words());
+            }
+            () = eventually("one that waits", async || waiting(1).await) => {}
+        }
+        eventually("none that waits", async || waiting(0).await).await;
+        gate.add_permits(3);
+    };
+    let ((first, second), ()) = tokio::join!(running, cancelled);
+    assert_eq!((first.code(), second.code()), (Code::Ok, Code::Ok));
+    // Its stream was reset, the connection goes on.
+    assert_eq!(connection.call(INFER, &[], framed(&arith(3.0))).await.code(), Code::Ok);
+    assert_eq!(called(), 3, "the cancelled one was sent");
+    let lines: Vec<_> = (0..4).map(|_| proxy.next_line()).collect();
+    let gone = lines.iter().find(|line| line["reason"] == "client_closed").unwrap();
+    assert_eq!((&gone["attempts"], &gone["endpoint"]), (&0.into(), &serde_json::Value::Null));
+}
+
+#[tokio::test]
 async fn an_endpoint_that_says_unavailable_is_not_asked_again() {
     let busy = Endpoint::start(Behaviour::Unavailable).await;
     let late = Endpoint::start(Behaviour::UnavailableInTrailers).await;
@@ -325,6 +368,8 @@ async fn a_pool_may_be_asked_in_http2() {
 enum Behaviour {
     /// An empty message, and a load report in the trailers.
     Answer,
+    /// The same, each time that it is let.
+    Held(&'static Semaphore),
     /// Says so in the header.
     Unavailable,
     /// Says so behind a message.
@@ -381,8 +426,14 @@ async fn answer(
         return Ok(response.body(Full::default().boxed_unsync()).unwrap());
     }
     seen.lock().unwrap().push(parts.headers);
+    if let Behaviour::Held(gate) = behaviour {
+        gate.acquire().await.unwrap().forget();
+    }
     let mut end = http::HeaderMap::new();
-    let code = if let Behaviour::Answer = behaviour { Code::Ok } else { Code::Unavailable };
+    let code = match behaviour {
+        Behaviour::Answer | Behaviour::Held(_) => Code::Ok,
+        Behaviour::Unavailable | Behaviour::UnavailableInTrailers => Code::Unavailable,
+    };
     end.insert(header::GRPC_STATUS, code.value());
     end.insert(header::GRPC_MESSAGE, "come back later".parse().unwrap());
     let report = LoadReport { rif: Some(1), slots: Some(7), ..LoadReport::default() };

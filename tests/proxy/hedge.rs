@@ -59,16 +59,19 @@ async fn what_hedges_add_is_bounded() {
     let proxy = Proxy::in_front_of(&[stuck.address, well.address], 2, &pool).await;
     learn(&proxy).await;
     stuck.becomes(Behaviour::Silent);
-    let mut late = 0;
-    for _ in 0..40 {
-        let answer = post_with(proxy.address, INFER, &[("x-request-deadline", "60")], "x").await;
+    // However fast this machine is: until the budget is spent, and requests are late for that.
+    let (mut asked, mut late) = (160_u32, 0_u32);
+    let refused =
+        async || proxy.metric("forebay_hedges_refused_total", &["cause=\"budget\""]).await;
+    while late < 3 || refused().await < 1.0 {
+        assert!(asked < 1000, "{late} late, {} refused", refused().await);
+        let answer = post_with(proxy.address, INFER, &[("x-request-deadline", "100")], "x").await;
         late += u32::from(answer.status == 504);
+        asked += 1;
     }
-    // 200 requests, one in twenty of which may have a second attempt.
+    // One in twenty may have a second attempt.
     let made = proxy.metric("forebay_hedges_total", &[]).await;
-    assert!((5.0..=10.0).contains(&made), "{made}");
-    assert!(late >= 10, "{late}");
-    assert!(proxy.metric("forebay_hedges_refused_total", &["cause=\"budget\""]).await >= 1.0);
+    assert!(made >= 1.0 && made <= f64::from(asked) / 20.0, "{made} for {asked}");
 }
 
 #[tokio::test]
