@@ -168,6 +168,9 @@ impl Reader<'_> {
     ) -> Result<Option<HeaderMap>, Refusal> {
         let socket = socket_of(session);
         loop {
+            if self.size <= WINDOW {
+                self.wait_for_room().await;
+            }
             let until = self.bounds.next();
             let read = tokio::select! {
                 read = timeout_at(until.into(), session.read_response_body()) => read,
@@ -195,6 +198,20 @@ impl Reader<'_> {
         }
         let last = timeout_at(self.bounds.next().into(), exchange::trailers(session)).await;
         Ok(self.in_time(last)?.map(|last| *last))
+    }
+
+    /// Waits until there is any room: a piece that was read and waits for some takes memory as well.
+    async fn wait_for_room(&mut self) {
+        if self.room.try_take(1) {
+            return self.room.give_back(1);
+        }
+        let since = Instant::now();
+        // How fast a client reads says nothing of the endpoint.
+        self.succeeds = false;
+        if self.room.take(1).await {
+            self.room.give_back(1);
+        }
+        self.bounds.waited(since.elapsed());
     }
 
     /// Waits until there is room for a piece of so many bytes, and takes it: how much. `None`: nobody
