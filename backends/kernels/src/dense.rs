@@ -43,11 +43,18 @@ impl Weights {
         Self { values: Arc::new(values), lines, channels }
     }
 
-    fn get(&self, line: usize, channel: usize) -> f32 {
+    /// As they were given, line by line.
+    fn unpack(&self) -> Vec<f32> {
         let lanes = lanes();
-        let (panel, lane) = (channel / (VECTORS * lanes), channel % (VECTORS * lanes));
-        let width = self.vectors(panel, lanes) * lanes;
-        self.values.as_slice()[panel * VECTORS * lanes * self.lines + line * width + lane]
+        let mut made = Vec::with_capacity(self.lines * self.channels);
+        for line in 0..self.lines {
+            for panel in 0..self.panels(lanes) {
+                let width = self.vectors(panel, lanes) * lanes;
+                let count = width.min(self.channels - panel * VECTORS * lanes);
+                made.extend_from_slice(&self.panel(panel, lanes)[line * width..][..count]);
+            }
+        }
+        made
     }
 
     fn vectors(&self, panel: usize, lanes: usize) -> usize {
@@ -99,9 +106,7 @@ impl Product {
     /// The weights that it was made of, line by line.
     #[must_use]
     pub fn unpack(&self) -> Vec<f32> {
-        let [lines, channels] = self.sizes();
-        let line = |line| (0..channels).map(move |channel| self.weights.get(line, channel));
-        (0..lines).flat_map(line).collect()
+        self.weights.unpack()
     }
 
     /// Bytes of memory that it takes beside its weights.
@@ -286,10 +291,11 @@ impl Convolution {
         let taps = self.geometry.kernel.iter().product::<usize>();
         let mut made = Vec::with_capacity(self.count());
         for weights in &self.weights {
-            let inner = weights.lines / taps.max(1);
+            let (lines, inner) = (weights.unpack(), weights.lines / taps.max(1));
             for channel in 0..weights.channels {
                 for from in 0..inner {
-                    made.extend((0..taps).map(|tap| weights.get(tap * inner + from, channel)));
+                    let place = |tap| (tap * inner + from) * weights.channels + channel;
+                    made.extend((0..taps).map(|tap| lines[place(tap)]));
                 }
             }
         }

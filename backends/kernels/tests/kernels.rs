@@ -70,7 +70,7 @@ fn every_other_vector_unit_passes_the_same_tests() {
         let output = again.env(WANTED, unit.to_string()).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{unit}: {text}");
-        assert!(text.contains("test result: ok. 9 passed"), "{unit}: {text}");
+        assert!(text.contains("test result: ok. 10 passed"), "{unit}: {text}");
     }
 }
 
@@ -433,4 +433,35 @@ fn pixels_are_repeated_in_both_directions() {
     let line = |a: f32| [a, a + 1.0, a, a + 1.0, a, a + 1.0];
     let expected = [1.0, 3.0, 1.0, 3.0, 5.0, 7.0, 5.0, 7.0].map(line).concat();
     assert_eq!(y.as_slice(), expected);
+}
+
+#[test]
+fn weights_are_had_back_as_they_were_given() {
+    for (lines, channels) in [(1, 1), (3, 16), (5, 33), (7, 64), (2, 100)] {
+        #[allow(clippy::cast_precision_loss, reason = "small numbers")]
+        let weight = |line: usize, channel: usize| (line * channels + channel) as f32;
+        let product = Product::new(lines, channels, weight, &[]);
+        let given: Vec<f32> =
+            (0..lines).flat_map(|line| (0..channels).map(move |c| weight(line, c))).collect();
+        assert_eq!((product.sizes(), product.unpack()), ([lines, channels], given));
+    }
+    for (groups, inner, outer, kernel) in [(1, 3, 40, [3, 2]), (2, 5, 7, [1, 3]), (1, 1, 1, [1, 1])]
+    {
+        let geometry = Geometry {
+            input: [9, 9],
+            kernel,
+            stride: [1, 1],
+            dilation: [1, 1],
+            before: [0, 0],
+            after: [0, 0],
+            channels_in: groups * inner,
+            channels_out: groups * outer,
+            groups,
+        };
+        let count = groups * outer * inner * kernel[0] * kernel[1];
+        #[allow(clippy::cast_precision_loss, reason = "small numbers")]
+        let given: Vec<f32> = (0..count).map(|i| i as f32).collect();
+        let convolution = Convolution::new(geometry, &given, &[]).unwrap();
+        assert_eq!((convolution.count(), convolution.unpack()), (count, given));
+    }
 }
