@@ -210,6 +210,12 @@ impl Geometry {
         Some([size(0)?, size(1)?])
     }
 
+    /// Does it differ from the other in no more than the size of the images and their frames?
+    pub(crate) fn resizes(&self, other: &Self) -> bool {
+        let sized = Self { input: self.input, before: self.before, after: self.after, ..*other };
+        *self == sized
+    }
+
     fn padded(&self) -> [usize; 2] {
         [0, 1].map(|axis| self.input[axis] + self.before[axis] + self.after[axis])
     }
@@ -222,30 +228,28 @@ impl Geometry {
 /// A convolution of images in channels-last order with constant weights.
 #[derive(Debug, Clone)]
 pub struct Convolution {
-    geometry: Geometry,
-    output: [usize; 2],
     /// One for each group.
     weights: Vec<Weights>,
-    bias: Vec<f32>,
+    bias: Arc<[f32]>,
+    layout: Layout,
+}
+
+/// Where the windows of a convolution lie in images of one size.
+#[derive(Debug, Clone)]
+struct Layout {
+    geometry: Geometry,
+    output: [usize; 2],
     segments: Vec<usize>,
     length: usize,
     /// Beginning of each window; empty if windows follow one another.
     table: Vec<usize>,
 }
 
-impl Convolution {
-    /// Weights in the order output channel, input channel of the group, row, column; a bias for
-    /// each output channel, or none. `None` if sizes contradict each other.
-    #[must_use]
-    pub fn new(geometry: Geometry, weights: &[f32], bias: &[f32]) -> Option<Self> {
-        let Geometry { kernel, dilation, stride, channels_in, channels_out, groups, .. } = geometry;
+impl Layout {
+    fn new(geometry: Geometry) -> Option<Self> {
+        let Geometry { kernel, dilation, stride, channels_in, groups, .. } = geometry;
         let output = geometry.output()?;
-        let taps = kernel[0] * kernel[1];
-        let (inner, outer) = (channels_in.checked_div(groups)?, channels_out.checked_div(groups)?);
-        let divides = inner * groups == channels_in && outer * groups == channels_out;
-        if !divides || inner == 0 || outer == 0 || weights.len() != channels_out * inner * taps {
-            return None;
-        }
+        let inner = channels_in.checked_div(groups)?;
         let width = geometry.padded()[1];
         // Neighbours in a row of the kernel are neighbours in memory too.
         let joined = groups == 1 && (dilation[1] == 1 || kernel[1] == 1);
@@ -256,27 +260,47 @@ impl Convolution {
         let segments = (0..kernel[0])
             .flat_map(|row| (0..columns).map(move |column| segment(row, column)))
             .collect();
+        let is_plain = kernel == [1, 1] && stride == [1, 1] && !geometry.is_padded();
+        let base = |row: usize, column: usize| {
+            (row * stride[0] * width + column * stride[1]) * channels_in
+        };
+        let windows =
+            (0..output[0]).flat_map(|row| (0..output[1]).map(move |column| base(row, column)));
+        let table = if is_plain { Vec::new() } else { windows.collect() };
+        Some(Self { geometry, output, segments, length, table })
+    }
+}
+
+impl Convolution {
+    /// Weights in the order output channel, input channel of the group, row, column; a bias for
+    /// each output channel, or none. `None` if sizes contradict each other.
+    #[must_use]
+    pub fn new(geometry: Geometry, weights: &[f32], bias: &[f32]) -> Option<Self> {
+        let Geometry { kernel, channels_in, channels_out, groups, .. } = geometry;
+        let taps = kernel[0] * kernel[1];
+        let (inner, outer) = (channels_in.checked_div(groups)?, channels_out.checked_div(groups)?);
+        let divides = inner * groups == channels_in && outer * groups == channels_out;
+        if !divides || inner == 0 || outer == 0 || weights.len() != channels_out * inner * taps {
+            return None;
+        }
+        let layout = Layout::new(geometry)?;
         let packed = (0..groups).map(|group| {
             Weights::new(taps * inner, outer, |line, channel| {
                 let (tap, from) = (line / inner, line % inner);
                 weights[((group * outer + channel) * inner + from) * taps + tap]
             })
         });
-        let is_plain = taps == 1 && stride == [1, 1] && !geometry.is_padded();
-        let base = |row: usize, column: usize| {
-            (row * stride[0] * width + column * stride[1]) * channels_in
-        };
-        let windows =
-            (0..output[0]).flat_map(|row| (0..output[1]).map(move |column| base(row, column)));
-        Some(Self {
-            geometry,
-            output,
-            weights: packed.collect(),
-            bias: if bias.len() == channels_out { bias.to_vec() } else { vec![0.0; channels_out] },
-            segments,
-            length,
-            table: if is_plain { Vec::new() } else { windows.collect() },
-        })
+        let bias =
+            if bias.len() == channels_out { bias.into() } else { vec![0.0; channels_out].into() };
+        Some(Self { weights: packed.collect(), bias, layout })
+    }
+
+    /// The same convolution of images of another size, with other frames of zeros. It shares the
+    /// weights. `None` if more than that differs, or if no window fits.
+    #[must_use]
+    pub fn resized(&self, geometry: Geometry) -> Option<Self> {
+        let layout = geometry.resizes(&self.layout.geometry).then(|| Layout::new(geometry))??;
+        Some(Self { weights: self.weights.clone(), bias: Arc::clone(&self.bias), layout })
     }
 
     /// Number of weights.
@@ -288,7 +312,7 @@ impl Convolution {
     /// The weights that it was made of, in their order.
     #[must_use]
     pub fn unpack(&self) -> Vec<f32> {
-        let taps = self.geometry.kernel.iter().product::<usize>();
+        let taps = self.layout.geometry.kernel.iter().product::<usize>();
         let mut made = Vec::with_capacity(self.count());
         for weights in &self.weights {
             let (lines, inner) = (weights.unpack(), weights.lines / taps.max(1));
@@ -310,34 +334,31 @@ impl Convolution {
     /// Bytes of memory that it takes beside its weights.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        size_of_val(self.bias.as_slice())
-            + size_of_val(self.segments.as_slice())
-            + size_of_val(self.table.as_slice())
+        size_of_val(&*self.bias)
+            + size_of_val(self.layout.segments.as_slice())
+            + size_of_val(self.layout.table.as_slice())
     }
 
     /// Convolves as many images as `x` holds; the steps go by the rows of `y`.
     pub fn run(&self, x: &[f32], y: &mut [f32], steps: &[Step], tensors: &[Beside<'_>]) {
-        let Geometry { channels_in, channels_out, groups, .. } = self.geometry;
+        let Layout { geometry, segments, length, table, .. } = &self.layout;
+        let Geometry { channels_in, channels_out, groups, .. } = *geometry;
         let padded;
-        let x = if self.geometry.is_padded() {
-            padded = pad(x, &self.geometry);
+        let x = if geometry.is_padded() {
+            padded = pad(x, geometry);
             &padded[..]
         } else {
             x
         };
-        let [height, width] = self.geometry.padded();
-        let windows = Windows {
-            table: &self.table,
-            stride: channels_in,
-            image: height * width * channels_in,
-        };
+        let [height, width] = geometry.padded();
+        let windows = Windows { table, stride: channels_in, image: height * width * channels_in };
         let rows = y.len() / channels_out;
         for (group, weights) in self.weights.iter().enumerate() {
             arch().dispatch(Run {
                 x: &x[group * (channels_in / groups)..],
                 windows,
-                segments: &self.segments,
-                length: self.length,
+                segments,
+                length: *length,
                 weights,
                 bias: &self.bias,
                 steps: Steps { steps, tensors, channels: channels_out },
@@ -352,7 +373,7 @@ impl Convolution {
     /// Height and width of the output.
     #[must_use]
     pub fn output(&self) -> [usize; 2] {
-        self.output
+        self.layout.output
     }
 }
 

@@ -22,7 +22,7 @@ pub struct Depthwise {
     output: [usize; 2],
     /// Channels last.
     weights: Arc<Packed>,
-    bias: Vec<f32>,
+    bias: Arc<[f32]>,
 }
 
 impl Depthwise {
@@ -41,8 +41,17 @@ impl Depthwise {
             geometry,
             output,
             weights: Arc::new((0..taps).flat_map(by_tap).collect()),
-            bias: if bias.len() == channels { bias.to_vec() } else { vec![0.0; channels] },
+            bias: if bias.len() == channels { bias.into() } else { vec![0.0; channels].into() },
         })
+    }
+
+    /// The same convolution of images of another size, with other frames of zeros. It shares the
+    /// weights. `None` if more than that differs, or if no window fits.
+    #[must_use]
+    pub fn resized(&self, geometry: Geometry) -> Option<Self> {
+        let output = geometry.resizes(&self.geometry).then(|| geometry.output())??;
+        let (weights, bias) = (Arc::clone(&self.weights), Arc::clone(&self.bias));
+        Some(Self { geometry, output, weights, bias })
     }
 
     /// Lets the weights be shared.
@@ -53,7 +62,7 @@ impl Depthwise {
     /// Bytes of memory that it takes beside its weights.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        size_of_val(self.bias.as_slice())
+        size_of_val(&*self.bias)
     }
 
     /// Convolves as many images as `x` holds; the steps go by the rows of `y`.

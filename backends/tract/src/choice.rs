@@ -10,8 +10,9 @@
 //! count, in turns, and by the least of several runs. Whether the build that is taken answers as the
 //! file's graph does, in several shapes and batch sizes, is found out next, see `compare`.
 
+use crate::build::{Build, Shapes};
 use crate::model::{Model, Watch};
-use crate::plan::{Build, Plans, Shapes};
+use crate::plan::Plans;
 use crate::warm_up::{agree, values};
 use forebay_protocol::oip::Tensor;
 use rustix::time::{ClockId, clock_gettime};

@@ -8,9 +8,9 @@
 //! Sums in another order differ. Whether a difference is no more than that is found out by changing
 //! the inputs by as little as rounding does: what moves the outputs as far is no fault.
 
+use crate::build::{Plan, Shapes};
 use crate::error::{panic_text, text};
 use crate::model::{Model, Watch, execute, values};
-use crate::plan::{Plan, Shapes};
 use crate::tensor::{datum_type, from_tract};
 use crate::{LoadError, RunError};
 use forebay_protocol::oip::{Data, Datatype, Tensor, TensorMetadata};
@@ -47,18 +47,26 @@ enum Kind {
 
 const KINDS: [Kind; 5] = [Kind::Usual, Kind::Large, Kind::Negative, Kind::Small, Kind::Zero];
 
-/// Compares the build of a model with its graph as it is, in these shapes.
+/// Gives the plan of a model for some shapes.
+pub(crate) type Served<'a> = &'a dyn Fn(&Shapes) -> Result<Plan, RunError>;
+
+/// Compares plans of a model with its graph as it is, in these shapes; says how many runs were compared.
 ///
 /// # Errors
 /// They differ.
-pub(crate) fn compare(model: &Model, shapes: &[Shapes], seed: u64) -> Result<(), LoadError> {
+pub(crate) fn compare(
+    model: &Model,
+    plan: Served<'_>,
+    shapes: &[Shapes],
+    seed: u64,
+) -> Result<usize, LoadError> {
     let started = Instant::now();
-    let mut is_slow = false;
+    let (mut is_slow, mut compared) = (false, 0);
     for (round, shapes) in shapes.iter().enumerate() {
         let Some(mut reference) = reference(model, shapes, is_slow) else { continue };
         for (turn, kind) in KINDS.into_iter().enumerate() {
             if started.elapsed() > TIME && (round, turn) != (0, 0) {
-                return Ok(());
+                return Ok(compared);
             }
             let seed = seed ^ ((round * KINDS.len() + turn) as u64).wrapping_mul(0x9e37_79b9);
             let inputs = inputs(model, shapes, kind, seed);
@@ -72,7 +80,9 @@ pub(crate) fn compare(model: &Model, shapes: &[Shapes], seed: u64) -> Result<(),
             }
             // Inputs that the graph itself does not take tell nothing.
             let Ok(right) = right else { continue };
-            let off = match served(model, shapes, &inputs) {
+            compared += 1;
+            let found = plan(shapes).and_then(|plan| run(model, &plan, &inputs, &|| false));
+            let off = match found {
                 Ok(found) => difference(&found, &right),
                 Err(_) => f64::INFINITY,
             };
@@ -83,10 +93,10 @@ pub(crate) fn compare(model: &Model, shapes: &[Shapes], seed: u64) -> Result<(),
             if moved >= ROUNDED * off && moved > 0.0 {
                 continue;
             }
-            return Err(first_node(model, shapes, &inputs, off, kind));
+            return Err(first_node((model, plan), shapes, &inputs, off, kind));
         }
     }
-    Ok(())
+    Ok(compared)
 }
 
 struct Limit {
@@ -120,11 +130,6 @@ fn run(
         .map(|(output, value)| from_tract(&output.name, output.datatype, value))
         .collect::<Result<_, _>>()
         .map_err(RunError::Engine)
-}
-
-fn served(model: &Model, shapes: &Shapes, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunError> {
-    let plan = model.plans.get(shapes)?.plan;
-    run(model, &plan, inputs, &|| false)
 }
 
 /// How far rounding of the inputs moves the right outputs.
@@ -202,7 +207,7 @@ fn relative(found: &[f64], right: &[f64]) -> f64 {
 
 /// The first node, in the order of the graph, whose output is not what it should be.
 fn first_node(
-    model: &Model,
+    (model, plan): (&Model, Served<'_>),
     shapes: &Shapes,
     inputs: &[Tensor],
     off: f64,
@@ -210,7 +215,7 @@ fn first_node(
 ) -> LoadError {
     let parted = || -> TractResult<Option<(String, String)>> {
         let reference = model.plans.reference(shapes, true)?;
-        let served = model.plans.get(shapes).map_err(|e| TractError::msg(e.to_string()))?.plan;
+        let served = plan(shapes).map_err(|e| TractError::msg(e.to_string()))?;
         let right = nodes(&reference, inputs)?;
         let found: HashMap<_, _> =
             nodes(&served, inputs)?.into_iter().map(|(name, _, value)| (name, value)).collect();

@@ -4,6 +4,7 @@
 //! one that does not, a net that runs backwards becomes one that runs forwards over its input turned
 //! round. What has no such form is refused with its operator, name and attribute.
 
+mod sizes;
 mod trees;
 
 use crate::LoadError;
@@ -52,6 +53,7 @@ impl Forms {
         if depth > MAX_SUBGRAPHS {
             return Err(LoadError::Compile(format!("more than {MAX_SUBGRAPHS} nested subgraphs")));
         }
+        sizes::keep_sizes(graph);
         let mut nodes = Vec::with_capacity(graph.node.len());
         for mut node in std::mem::take(&mut graph.node) {
             for attribute in &mut node.attribute {

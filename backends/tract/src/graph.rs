@@ -16,6 +16,8 @@ pub(crate) struct Interface {
     pub(crate) outputs: Vec<TensorMetadata>,
     /// Places of outputs of which the file gives no shape.
     pub(crate) shapeless: Vec<usize>,
+    /// Names of the sizes of each input; empty where the file gives none.
+    pub(crate) names: Vec<Vec<String>>,
     /// Do the inputs' first dimensions go by one name, as far as they have names?
     pub(crate) is_one_batch: bool,
 }
@@ -31,7 +33,9 @@ pub(crate) fn inspect(
     let weights: HashSet<_> = graph.initializer.iter().map(|weight| weight.name.as_str()).collect();
     let inputs = graph.input.iter().filter(|input| !weights.contains(input.name.as_str()));
     let inputs: Vec<_> = inputs.collect();
-    let rows: HashSet<_> = inputs.iter().filter_map(|input| rows(input)).collect();
+    let names: Vec<_> = inputs.iter().map(|input| names(input)).collect();
+    let rows = names.iter().filter_map(|names| names.first()).filter(|name| !name.is_empty());
+    let rows: HashSet<_> = rows.collect();
     let outputs = graph.output.iter().map(|output| metadata(output, true));
     let shapeless = |(_, output): &(usize, &pb::ValueInfoProto)| dims(output).is_none();
     let mut interface = Interface {
@@ -39,6 +43,7 @@ pub(crate) fn inspect(
         outputs: outputs.collect::<Result<_, _>>()?,
         shapeless: graph.output.iter().enumerate().filter(shapeless).map(|(i, _)| i).collect(),
         is_one_batch: rows.len() <= 1,
+        names,
     };
     for (name, shape) in &options.shapes {
         apply(&mut interface, name, shape)?;
@@ -96,12 +101,13 @@ fn dims(value: &pb::ValueInfoProto) -> Option<&[pb::tensor_shape_proto::Dimensio
     tensor.shape.as_ref().map(|shape| shape.dim.as_slice())
 }
 
-/// The name of the first dimension.
-fn rows(value: &pb::ValueInfoProto) -> Option<&str> {
-    match dims(value)?.first()?.value.as_ref()? {
-        Dim::DimParam(name) if !name.is_empty() => Some(name),
-        _ => None,
-    }
+/// The names of the dimensions.
+fn names(value: &pb::ValueInfoProto) -> Vec<String> {
+    let name = |dim: &pb::tensor_shape_proto::Dimension| match &dim.value {
+        Some(Dim::DimParam(name)) => name.clone(),
+        _ => String::new(),
+    };
+    dims(value).unwrap_or_default().iter().map(name).collect()
 }
 
 fn metadata(value: &pb::ValueInfoProto, may_lack: bool) -> Result<TensorMetadata, LoadError> {

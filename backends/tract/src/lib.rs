@@ -30,6 +30,7 @@
 //! beside the graph as it is).
 
 mod batch;
+mod build;
 mod choice;
 mod compare;
 pub mod curve;
@@ -37,6 +38,7 @@ pub mod error;
 mod forms;
 mod graph;
 mod model;
+mod open;
 mod operators;
 mod own;
 mod plan;
@@ -47,8 +49,9 @@ mod tensor;
 mod warm_up;
 mod weights;
 
+pub use build::Build;
 pub use curve::Curve;
 pub use error::{LoadError, RunError};
 pub use forebay_kernels::Unit as VectorUnit;
 pub use model::{Batching, Form, LoadOptions, Model, NodeTime, Profile, Watch};
-pub use plan::{Build, Fallback};
+pub use plan::Fallback;

@@ -1,10 +1,11 @@
 //! Load a model, run it.
 
 use crate::batch::{Joined, check_rows, concatenate, cut};
-use crate::curve::Curve;
+use crate::build::{Build, Plan, Shapes};
+use crate::curve::{Curve, Piece};
 use crate::error::{panic_text, text};
 use crate::graph::{self, Interface};
-use crate::plan::{Build, Chosen, Fallback, Plan, Plans, Shapes};
+use crate::plan::{Fallback, Plans};
 use crate::tensor::{datum_type, from_tract, to_tract};
 use crate::warm_up;
 use crate::{LoadError, RunError};
@@ -63,6 +64,8 @@ pub struct Profile {
     pub(crate) has_batches: bool,
     /// Why they are not, where they might have been.
     pub(crate) unbatched: Option<String>,
+    /// Why there is no plan for all sizes, where there might have been.
+    pub(crate) closed: Option<String>,
     /// Seconds by bucket of rows.
     pub(crate) seconds: Vec<(usize, f64)>,
     pub(crate) grain: Duration,
@@ -116,6 +119,8 @@ pub struct Model {
     pub(crate) max_batch: Option<usize>,
     /// Why there are no batches, where there might have been.
     pub(crate) unbatched: Option<String>,
+    /// Why there is no plan for all sizes, where there might have been.
+    pub(crate) closed: Option<String>,
     pub(crate) curve: Curve,
     /// The same for requests of other shapes than the usual.
     pub(crate) odd: Curve,
@@ -186,6 +191,7 @@ impl Model {
                 .map_err(|error| LoadError::Compile(text(&error)))?,
             max_batch: None,
             unbatched: None,
+            closed: None,
             curve: Curve::default(),
             odd: Curve::default(),
             usual: Shapes::new(),
@@ -219,6 +225,12 @@ impl Model {
     /// Why requests are not joined, of a model whose first dimensions are all open.
     pub fn unbatched(&self) -> Option<&str> {
         self.unbatched.as_deref()
+    }
+
+    /// Why a plan is compiled for each new shape, of a model that leaves sizes open; `None` if one plan
+    /// runs all of them.
+    pub fn closed(&self) -> Option<&str> {
+        self.closed.as_deref()
     }
 
     /// What batches of the usual shapes cost; of a model without batches, one request.
@@ -258,6 +270,11 @@ impl Model {
         self.plans.compilations()
     }
 
+    /// Rises whenever [`Model::memory`] may have changed.
+    pub fn memory_changes(&self) -> u64 {
+        self.plans.changes()
+    }
+
     /// How often shapes have fallen back to the plain build, because the model's own build has no
     /// plan for them or failed where the plain one did not.
     pub fn fallbacks(&self) -> u64 {
@@ -276,6 +293,7 @@ impl Model {
             compared: self.compared.clone(),
             has_batches: self.max_batch.is_some(),
             unbatched: self.unbatched.clone(),
+            closed: self.closed.clone(),
             seconds: self.curve.known().collect(),
             grain: self.grain,
         }
@@ -358,7 +376,7 @@ impl Model {
         let joined = Joined::new(requests)?;
         let mut parts = Vec::new();
         let mut start = 0;
-        for piece in self.curve.cover(joined.rows(), most) {
+        for piece in self.pieces(&joined, most) {
             let range = start..start + piece.rows;
             let shapes: Shapes =
                 (0..self.interface.inputs.len()).map(|i| joined.shape(i, piece.bucket)).collect();
@@ -383,6 +401,20 @@ impl Model {
             start = range.end;
         }
         joined.split(concatenate(parts)?)
+    }
+
+    /// Cuts a batch; where one plan runs all sizes, nothing is gained by padding to another size.
+    fn pieces(&self, joined: &Joined<'_>, most: usize) -> Vec<Piece> {
+        let (rows, most) = (joined.rows(), most.max(1));
+        let shapes: Shapes = (0..self.interface.inputs.len()).map(|i| joined.shape(i, 1)).collect();
+        let is_usual =
+            shapes.iter().map(|shape| &shape[1..]).eq(self.usual.iter().map(Vec::as_slice));
+        if is_usual || !self.plans.opened().is_some_and(|open| open.dims.take(&shapes)) {
+            return self.curve.cover(rows, most);
+        }
+        let piece =
+            |first: usize| Piece { rows: most.min(rows - first), bucket: most.min(rows - first) };
+        (0..rows).step_by(most).map(piece).collect()
     }
 
     fn run_whole(&self, inputs: &[&Tensor], watch: &dyn Watch) -> Result<Vec<Tensor>, RunError> {
@@ -412,15 +444,34 @@ impl Model {
         values: Values<'_>,
         watch: &dyn Watch,
     ) -> Result<(Vec<Tensor>, f64), RunError> {
-        let Chosen { plan, build } = plans.get(shapes)?;
-        match self.run_once(&plan, values()?, watch) {
+        let chosen = plans.get(shapes)?;
+        match self.run_once(&chosen.plan, values()?, watch) {
+            Err(RunError::Engine(_) | RunError::Panic(_)) if chosen.is_open => {
+                // A plan for these shapes alone may do what one for all shapes can't.
+                let chosen = plans.closed(shapes)?;
+                let ran = self.run_once(&chosen.plan, values()?, watch);
+                self.or_plain(plans, (shapes, chosen.build), ran, values, watch)
+            }
+            ran => self.or_plain(plans, (shapes, chosen.build), ran, values, watch),
+        }
+    }
+
+    fn or_plain(
+        &self,
+        plans: &Plans,
+        (shapes, build): (&Shapes, Build),
+        ran: Result<(Vec<Tensor>, f64), RunError>,
+        values: Values<'_>,
+        watch: &dyn Watch,
+    ) -> Result<(Vec<Tensor>, f64), RunError> {
+        match ran {
             Err(error @ (RunError::Engine(_) | RunError::Panic(_))) if build != Build::Plain => {
                 let ran = self.run_once(&plans.plain(shapes)?, values()?, watch)?;
                 // Where the plain build fails as well, the input is what is wrong.
                 plans.fall_back(shapes, &error);
                 Ok(ran)
             }
-            result => result,
+            ran => ran,
         }
     }
 

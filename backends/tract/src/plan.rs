@@ -9,18 +9,18 @@
 //! runs in the plain build, and its requests are answered like any others.
 
 use crate::RunError;
+use crate::build::{Build, Plan, Shapes};
 use crate::error::{panic_text, text};
+use crate::open::{Dims, Open};
 use crate::own;
 use crate::sound;
 use crate::template::Template;
 use crate::weights::Weights;
-use serde::{Deserialize, Serialize};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tract_onnx::prelude::*;
-use tract_onnx::tract_core::internal::TypedSimplePlan;
 use tract_onnx::tract_core::transform::get_transform;
 
 /// Plans kept of one model: they are looked through one by one.
@@ -30,16 +30,14 @@ const PLANS_BYTES: usize = 8 << 20;
 /// ... or this share of the weights of its file, if that is more.
 const PLANS_SHARE: usize = 8;
 
-/// Shapes of all inputs, in the model's order.
-pub(crate) type Shapes = Vec<Vec<usize>>;
-pub(crate) type Plan = Arc<TypedSimplePlan>;
-
 /// The model before compilation, and what was compiled of it.
 pub(crate) struct Plans {
     template: Template,
     datum_types: Vec<DatumType>,
     build: Build,
     has_convolutions: bool,
+    /// For shapes that no plan was compiled for.
+    open: Option<Open>,
     /// Most recently used last.
     cache: Mutex<Vec<(Shapes, Arc<Slot>)>>,
     ledger: Ledger,
@@ -51,6 +49,8 @@ pub(crate) struct Plans {
 #[derive(Default)]
 struct Ledger {
     compilations: AtomicU64,
+    /// Runs of a plan for all sizes that were larger than those before.
+    growths: AtomicU64,
     nanos: AtomicU64,
     fallbacks: AtomicU64,
     /// The first fallback, until it is taken to be told.
@@ -82,31 +82,8 @@ struct Slot {
 pub(crate) struct Chosen {
     pub(crate) plan: Plan,
     pub(crate) build: Build,
-}
-
-/// What a model is compiled to. Each is faster for some models and slower for others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Build {
-    /// tract's kernels, images as ONNX has them: NCHW.
-    Plain,
-    /// tract's kernels, images transposed around each convolution: NHWC.
-    ChannelsLast,
-    /// Our kernels wherever they can stand in for tract's.
-    Own,
-}
-
-impl Build {
-    /// Every build.
-    pub const ALL: [Self; 3] = [Self::Plain, Self::ChannelsLast, Self::Own];
-
-    /// The word in configurations and metadata.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Plain => "plain",
-            Self::ChannelsLast => "channels-last",
-            Self::Own => "own",
-        }
-    }
+    /// Does it run other shapes as well?
+    pub(crate) is_open: bool,
 }
 
 impl Plans {
@@ -119,8 +96,8 @@ impl Plans {
         let template = Template::new(template);
         let has_convolutions = template.has_convolutions();
         let build = Build::Plain;
-        let (cache, ledger) = (Mutex::default(), Ledger::default());
-        Ok(Self { template, datum_types, build, has_convolutions, cache, ledger, weights })
+        let (open, cache, ledger) = (None, Mutex::default(), Ledger::default());
+        Ok(Self { template, datum_types, build, has_convolutions, open, cache, ledger, weights })
     }
 
     /// The same model in another build, nothing compiled yet; `None` if that changes nothing.
@@ -132,6 +109,7 @@ impl Plans {
             datum_types: self.datum_types.clone(),
             build,
             has_convolutions: self.has_convolutions,
+            open: None,
             cache: Mutex::default(),
             ledger: Ledger::default(),
             weights: Arc::clone(&self.weights),
@@ -183,13 +161,58 @@ impl Plans {
         cache.retain(|(shapes, _)| wanted(shapes));
     }
 
-    /// The plan for these shapes, compiled now if need be.
+    /// Compiles one plan for all shapes that go with these sizes; from then on it runs those that no plan
+    /// of their own was compiled for.
+    ///
+    /// # Errors
+    /// The graph can't be compiled before its sizes are known.
+    pub(crate) fn open(&mut self, dims: Dims) -> Result<(), RunError> {
+        let facts = dims.facts(self.template.symbols());
+        let mut build = self.build;
+        let mut plan = self.compile(&facts, build);
+        if plan.is_err() && build != Build::Plain {
+            build = Build::Plain;
+            plan = self.compile(&facts, build);
+        }
+        self.open = Some(Open::new(plan?, build, dims));
+        Ok(())
+    }
+
+    /// The plan for all shapes, if there is one.
+    pub(crate) fn opened(&self) -> Option<&Open> {
+        self.open.as_ref()
+    }
+
+    /// Plans are compiled for each shape from now on.
+    pub(crate) fn close(&mut self) {
+        self.open = None;
+    }
+
+    /// The plan for these shapes: theirs if there is one, else the one for all, else compiled now.
     pub(crate) fn get(&self, shapes: &Shapes) -> Result<Chosen, RunError> {
+        if let Some(open) = self.open.as_ref().filter(|open| open.dims.take(shapes)) {
+            let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+            if !cache.iter().any(|(known, _)| known == shapes) {
+                drop(cache);
+                let (plan, build) = (Arc::clone(&open.plan), open.build);
+                if open.grows(shapes) {
+                    self.weights.grew(&plan, &open.dims.values(shapes, self.template.symbols()));
+                    self.ledger.growths.fetch_add(1, Relaxed);
+                }
+                return Ok(Chosen { plan, build, is_open: true });
+            }
+        }
+        self.closed(shapes)
+    }
+
+    /// The plan for these shapes alone, compiled now if need be.
+    pub(crate) fn closed(&self, shapes: &Shapes) -> Result<Chosen, RunError> {
         let slot = self.slot(shapes);
         if slot.falls_back.load(Relaxed)
             && let Some(Ok(plan)) = slot.plain.get()
         {
-            return Ok(Chosen { plan: Arc::clone(plan), build: Build::Plain });
+            let plan = Arc::clone(plan);
+            return Ok(Chosen { plan, build: Build::Plain, is_open: false });
         }
         slot.own.get_or_init(|| self.choose(shapes)).clone()
     }
@@ -197,7 +220,7 @@ impl Plans {
     /// The plan in the plain build, after a run in another build has failed.
     pub(crate) fn plain(&self, shapes: &Shapes) -> Result<Plan, RunError> {
         let slot = self.slot(shapes);
-        slot.plain.get_or_init(|| self.compile(shapes, Build::Plain)).clone()
+        slot.plain.get_or_init(|| self.compile(&facts(shapes), Build::Plain)).clone()
     }
 
     /// These shapes run in the plain build from now on: it could do what the other failed on.
@@ -211,6 +234,11 @@ impl Plans {
     pub(crate) fn compilations(&self) -> (u64, Duration) {
         let nanos = self.ledger.nanos.load(Relaxed);
         (self.ledger.compilations.load(Relaxed), Duration::from_nanos(nanos))
+    }
+
+    /// How often what the model holds may have changed.
+    pub(crate) fn changes(&self) -> u64 {
+        self.ledger.compilations.load(Relaxed) + self.ledger.growths.load(Relaxed)
     }
 
     /// How often shapes have fallen back to the plain build.
@@ -229,14 +257,15 @@ impl Plans {
     /// In the model's build, or else in the plain one.
     fn choose(&self, shapes: &Shapes) -> Result<Chosen, RunError> {
         let build = self.build;
-        match self.compile(shapes, build) {
-            Ok(plan) => Ok(Chosen { plan, build }),
+        let facts = facts(shapes);
+        match self.compile(&facts, build) {
+            Ok(plan) => Ok(Chosen { plan, build, is_open: false }),
             Err(error) if build == Build::Plain => Err(error),
             Err(error) => {
                 // If that fails too, its words are about the model and not about a build of ours.
-                let plan = self.compile(shapes, Build::Plain)?;
+                let plan = self.compile(&facts, Build::Plain)?;
                 self.note(shapes, &error);
-                Ok(Chosen { plan, build: Build::Plain })
+                Ok(Chosen { plan, build: Build::Plain, is_open: false })
             }
         }
     }
@@ -265,8 +294,12 @@ impl Plans {
 
     /// The graph for these shapes before any rewrite.
     pub(crate) fn typed(&self, shapes: &Shapes) -> TractResult<TypedModel> {
+        self.typed_with(&facts(shapes))
+    }
+
+    fn typed_with(&self, facts: &[TVec<TDim>]) -> TractResult<TypedModel> {
         let mut model = self.template.whole()?;
-        for (index, (shape, &datum_type)) in shapes.iter().zip(&self.datum_types).enumerate() {
+        for (index, (shape, &datum_type)) in facts.iter().zip(&self.datum_types).enumerate() {
             let fact = InferenceFact::dt_shape(datum_type, shape.as_slice());
             model.set_input_fact(index, fact)?;
         }
@@ -284,9 +317,9 @@ impl Plans {
         self.weights.plan(model)
     }
 
-    fn compile(&self, shapes: &Shapes, build: Build) -> Result<Plan, RunError> {
+    fn compile(&self, facts: &[TVec<TDim>], build: Build) -> Result<Plan, RunError> {
         let started = Instant::now();
-        let compiled = catch_unwind(AssertUnwindSafe(|| self.compiled(shapes, build)));
+        let compiled = catch_unwind(AssertUnwindSafe(|| self.compiled(facts, build)));
         let nanos = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.ledger.compilations.fetch_add(1, Relaxed);
         self.ledger.nanos.fetch_add(nanos, Relaxed);
@@ -298,8 +331,8 @@ impl Plans {
         }
     }
 
-    fn compiled(&self, shapes: &Shapes, build: Build) -> TractResult<Plan> {
-        let mut model = sound::declutter(self.typed(shapes)?)?;
+    fn compiled(&self, facts: &[TVec<TDim>], build: Build) -> TractResult<Plan> {
+        let mut model = sound::declutter(self.typed_with(facts)?)?;
         if build == Build::Own {
             let rewritten = own::rewrite(&model)?;
             let model = rewritten.ok_or_else(|| TractError::msg("no place for a kernel"))?;
@@ -313,5 +346,60 @@ impl Plans {
             model = sound::declutter(model)?;
         }
         self.weights.plan(sound::optimize(sound::declutter(model)?)?)
+    }
+}
+
+/// Shapes as a graph has them.
+fn facts(shapes: &Shapes) -> Vec<TVec<TDim>> {
+    shapes.iter().map(|shape| shape.iter().map(ToDim::to_dim).collect()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::model::{LoadOptions, Model};
+    use forebay_protocol::oip::{Data, Tensor};
+    use std::path::Path;
+
+    /// Inputs of the model `spread`: two numbers and three, of which all pairs are added.
+    fn unequal() -> Vec<Tensor> {
+        let of = |name: &str, shape: [usize; 3], value: f32| {
+            let data = Data::Fp32(vec![value; shape.iter().product()]);
+            Tensor::new(name, shape.to_vec(), data).unwrap()
+        };
+        vec![of("a", [1, 2, 1], 1.5), of("b", [1, 1, 3], 2.0)]
+    }
+
+    #[test]
+    fn a_shape_that_our_kernels_have_no_place_in_runs_without_them_and_is_told_once() {
+        // Both inputs are warmed up with one element, where kernels of ours have a place.
+        let models =
+            Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("worker/tests/models");
+        let onnx = std::fs::read(models.join("spread/1/model.onnx")).unwrap();
+        let options =
+            LoadOptions { build: Some(Build::Own), max_batch: 32, ..LoadOptions::default() };
+        let mut model = Model::load(&onnx, &options).unwrap();
+        model.plans.close();
+        // Other shapes were tried when it was loaded.
+        model.plans.keep(|_| false);
+        drop(model.take_fallback());
+        let before = model.fallbacks();
+        assert_eq!(model.build(), Build::Own);
+        let run = |inputs: &[Tensor]| model.run(&[inputs], 32, &|| false).unwrap().remove(0);
+        let found = run(&unequal());
+        assert_eq!((&found[0].shape, &found[0].data), (&vec![1, 2, 3], &Data::Fp32(vec![3.5; 6])));
+        let fallback = model.take_fallback().unwrap();
+        assert_eq!(fallback.shapes.len(), 2);
+        assert!(fallback.why.contains("no place for a kernel"), "{fallback:?}");
+        // Compiled once, told once, counted for each shape.
+        let (compilations, took) = model.compilations();
+        assert_eq!(run(&unequal()), found);
+        assert_eq!(model.compilations(), (compilations, took));
+        let mut wider = unequal();
+        wider[1] = Tensor::new("b", vec![1, 1, 5], Data::Fp32(vec![2.0; 5])).unwrap();
+        assert_eq!(run(&wider)[0].data, Data::Fp32(vec![3.5; 10]));
+        assert_eq!((model.fallbacks(), model.take_fallback()), (before + 2, None));
+        assert_eq!(model.build(), Build::Own, "of the other shapes");
     }
 }

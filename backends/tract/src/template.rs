@@ -45,6 +45,11 @@ impl Template {
         self.graph.nodes().iter().any(|node| node.op().name().starts_with("Conv"))
     }
 
+    /// Those of sizes that are open.
+    pub(crate) fn symbols(&self) -> &SymbolScope {
+        &self.graph.symbols
+    }
+
     /// The whole graph.
     pub(crate) fn whole(&self) -> TractResult<InferenceModel> {
         let mut graph = self.graph.clone();

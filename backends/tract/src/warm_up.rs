@@ -4,17 +4,19 @@
 //! bounded in time; what there was no time to measure counts as not worth doing.
 
 use crate::batch::concatenate;
+use crate::build::{Build, Shapes};
 use crate::choice;
 use crate::compare;
 use crate::error::panic_text;
 use crate::model::{Batching, LoadOptions, Model, Profile, Watch};
-use crate::plan::{Build, Shapes};
+use crate::open::{Dims, Named};
 use crate::rows::{self, Mixing};
 use crate::tensor::to_tract;
 use crate::{LoadError, RunError};
 use forebay_protocol::oip::{Data, Datatype, Tensor, TensorMetadata, element_count};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tract_onnx::prelude::*;
 
@@ -28,6 +30,8 @@ const RUNS_TIME: Duration = Duration::from_millis(100);
 const MEASURE_TIME: Duration = Duration::from_secs(3);
 /// Elements of an input that is made here: beyond it a file's word for its shape is not believed.
 const MAX_ELEMENTS: usize = 1 << 28;
+/// Sizes in which plans are compared where each size has a plan of its own.
+const CLOSED_SIZES: usize = 3;
 /// So many doublings in a row may fail to pay before larger batches are given up.
 const FAILURES: u32 = 2;
 
@@ -87,7 +91,7 @@ pub(crate) fn warm_up(model: &mut Model, options: &LoadOptions) -> Result<(), Lo
         Some(known) => recall(model, options, known),
         None => measure(model, options, &inputs, started),
     }
-    Ok(())
+    open_sizes(model, known, &inputs.iter().map(|input| input.shape.clone()).collect())
 }
 
 /// Takes over what was measured before, and compiles the batch that will be used most.
@@ -126,15 +130,90 @@ fn compare_builds(
             all.push(shapes);
         }
     }
-    let found = compare::compare(model, &all, model.seed);
+    let found = compare_closed(model, &all);
     if found.is_err()
         && options.build.is_none()
         && let Some(plain) = model.plans.built(Build::Plain)
     {
         model.plans = plain;
-        return compare::compare(model, &all, model.seed);
+        return compare_closed(model, &all);
     }
     found
+}
+
+/// Compares the plans that are made for each of these shapes.
+fn compare_closed(model: &Model, shapes: &[Shapes]) -> Result<(), LoadError> {
+    let plan = |shapes: &Shapes| model.plans.closed(shapes).map(|chosen| chosen.plan);
+    compare::compare(model, &plan, shapes, model.seed).map(drop)
+}
+
+/// Compiles one plan for all sizes, and compares it with the graph as it is in several of them. Where
+/// there is no such plan, plans for some sizes are compared instead, as they will be served.
+fn open_sizes(model: &mut Model, known: Option<&Profile>, usual: &Shapes) -> Result<(), LoadError> {
+    let dims = Dims::new(&model.interface.inputs, &model.interface.names);
+    let Some(dims) = dims.filter(|dims| model.max_batch.is_none() || !dims.is_batch_only()) else {
+        return Ok(());
+    };
+    if let Some(known) = known {
+        model.closed.clone_from(&known.closed);
+        if known.closed.is_none() {
+            model.closed = model.plans.open(dims).err().map(|error| error.to_string());
+        }
+        return Ok(());
+    }
+    let shapes = other_sizes(&dims, usual);
+    let found = match model.plans.open(dims) {
+        Ok(()) => {
+            let open = model.plans.opened();
+            let plan = |_: &Shapes| {
+                let open = open.ok_or_else(|| RunError::Shape("no plan".to_owned()))?;
+                Ok(Arc::clone(&open.plan))
+            };
+            match compare::compare(model, &plan, &shapes, model.seed) {
+                Ok(0) => Err("it could not be compared with the file's graph".to_owned()),
+                Ok(_) => Ok(()),
+                Err(error) => Err(error.to_string()),
+            }
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    if let Err(why) = found {
+        model.closed = Some(why);
+        model.plans.close();
+        compare_closed(model, &shapes[..shapes.len().min(CLOSED_SIZES)])?;
+        model.plans.keep(|shapes| shapes == usual);
+    }
+    Ok(())
+}
+
+/// Shapes to compare one plan for all sizes in: the usual ones, larger and smaller ones. Sizes of
+/// different names differ.
+fn other_sizes(dims: &Dims, usual: &Shapes) -> Vec<Shapes> {
+    let size = |round: usize, place: usize, named: &Named| match (round, named.is_first) {
+        (0, _) => named.size,
+        (_, true) => 1 + round % 3,
+        (1, _) => named.size + 1 + place,
+        (2, _) => 2 * named.size + 3 + 2 * place,
+        (3, _) => 1,
+        _ => named.size.max(7) + 5 * place,
+    };
+    let known = dims.sizes(usual);
+    let round = |round: usize| {
+        let sized = known.iter().enumerate().map(|(place, named)| {
+            let size = size(round, place, named);
+            Named { size, ..named.clone() }
+        });
+        dims.shapes(&sized.collect::<Vec<_>>())
+    };
+    // Not the usual ones first: there may be time for one only.
+    let mut shapes: Vec<Shapes> = [1, 0, 2, 3, 4].map(round).into();
+    let is_small = |shapes: &Shapes| {
+        let count = |shape: &Vec<usize>| element_count(shape).is_some_and(|n| n <= MAX_ELEMENTS);
+        shapes.iter().all(count)
+    };
+    shapes.retain(is_small);
+    shapes.dedup();
+    shapes
 }
 
 /// Why rows of several requests must not run together; `None` if they may.
@@ -389,8 +468,15 @@ mod tests {
         let seconds = vec![(1, 0.5), (2, 0.8), (4, 1.0)];
         let outputs = [Build::Plain, Build::ChannelsLast, Build::Own].map(|build| {
             let (seconds, compared) = (seconds.clone(), vec![(build, 0.5)]);
-            let profile =
-                Profile { build, compared, has_batches: true, unbatched: None, seconds, grain };
+            let profile = Profile {
+                build,
+                compared,
+                has_batches: true,
+                unbatched: None,
+                closed: None,
+                seconds,
+                grain,
+            };
             let model = load(Some(profile));
             assert_eq!((model.profile().build, model.compared()), (build, &[(build, 0.5)][..]));
             assert_eq!((model.curve().best(), model.grain()), (4, grain));

@@ -77,11 +77,21 @@ impl Weights {
     pub(crate) fn plan(&self, mut graph: TypedModel) -> TractResult<Arc<TypedSimplePlan>> {
         let bytes = self.share(&mut graph)?;
         let plan = TypedSimplePlan::new(graph)?;
-        let size = Size { plan: bytes, run: of_run(&plan) };
+        let size = Size { plan: bytes, run: of_run(&plan, &SymbolValues::default()) };
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         plans.retain(|(plan, _)| plan.strong_count() > 0);
         plans.push((Arc::downgrade(&plan), size));
         Ok(plan)
+    }
+
+    /// Takes in that a plan for all sizes runs with these.
+    pub(crate) fn grew(&self, plan: &Arc<TypedSimplePlan>, sizes: &SymbolValues) {
+        let run = of_run(plan, sizes);
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = plans.iter_mut().find(|(known, _)| known.as_ptr() == Arc::as_ptr(plan));
+        if let Some((_, size)) = known {
+            size.run = size.run.max(run);
+        }
     }
 
     /// Bytes that the model holds while so many runs are under way: its constants, each counted once,
@@ -150,9 +160,11 @@ impl Weights {
         } else if let Some(op) = node.op_as_mut::<IfThenElse>() {
             return Ok(self.share(&mut op.then_body)? + self.share(&mut op.else_body)?);
         }
-        own::share(node, &mut |packed| *packed = self.packed.one(Arc::clone(packed)), &mut |plan| {
-            self.share_plan(plan)
-        })
+        own::share::share(
+            node,
+            &mut |packed| *packed = self.packed.one(Arc::clone(packed)),
+            &mut |plan| self.share_plan(plan),
+        )
     }
 
     fn share_plan(&self, plan: &mut Arc<TypedSimplePlan>) -> TractResult<usize> {
@@ -197,7 +209,7 @@ impl Weights {
 
 /// Bytes that a run holds at most at once, as far as the graph gives shapes: each value from the node
 /// that makes it to the last one that reads it.
-fn of_run(plan: &TypedSimplePlan) -> usize {
+fn of_run(plan: &TypedSimplePlan, sizes: &SymbolValues) -> usize {
     let (graph, order) = (plan.model(), plan.order_without_consts());
     let mut last: HashMap<usize, usize> = HashMap::new();
     for (place, &node) in order.iter().enumerate() {
@@ -211,7 +223,7 @@ fn of_run(plan: &TypedSimplePlan) -> usize {
     }
     let size = |node: usize| -> usize {
         let of = |output: &Outlet<TypedFact>| {
-            let shape = output.fact.shape.as_concrete();
+            let shape = output.fact.shape.eval_to_usize(sizes);
             let count = shape.map_or(0, |shape| shape.iter().fold(1, |a, &b| b.saturating_mul(a)));
             count.saturating_mul(output.fact.datum_type.size_of())
         };
@@ -354,8 +366,8 @@ impl<T: Content> Shelf<T> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::build::Build;
     use crate::model::{LoadOptions, Model};
-    use crate::plan::Build;
     use prost::Message;
     use tract_onnx::pb;
     use tract_onnx::pb::tensor_proto::DataType;
@@ -455,7 +467,14 @@ mod tests {
 
     fn load(build: Build) -> Model {
         let options = LoadOptions { build: Some(build), open: 8, ..LoadOptions::default() };
-        Model::load(&onnx(), &options).unwrap()
+        let mut model = Model::load(&onnx(), &options).unwrap();
+        let open = model.plans.weights().constants();
+        model.plans.close();
+        let closed = model.plans.weights().constants();
+        if build == Build::Own {
+            assert!(open <= closed + FILE / 50, "a plan for all sizes: {open} beside {closed}");
+        }
+        model
     }
 
     #[test]
@@ -470,7 +489,7 @@ mod tests {
             let mut plans = Vec::new();
             let mut compile = |lengths: std::ops::Range<usize>| {
                 for (length, rows) in lengths.flat_map(|l| [1, 2, 4, 8, 16].map(|r| (l, r))) {
-                    let chosen = model.plans.get(&vec![vec![rows, length, 64]]).unwrap();
+                    let chosen = model.plans.closed(&vec![vec![rows, length, 64]]).unwrap();
                     assert_eq!(chosen.build, build);
                     plans.push(chosen);
                 }
@@ -519,7 +538,7 @@ mod tests {
         let weights = model.plans.weights();
         let own = model.plans.built(Build::Own).unwrap();
         let before = weights.constants();
-        let chosen = own.get(&vec![vec![1, 8, 64]]).unwrap();
+        let chosen = own.closed(&vec![vec![1, 8, 64]]).unwrap();
         assert_eq!(chosen.build, Build::Own);
         let both = weights.constants();
         assert!((before + FILE / 2..before + FILE * 11 / 10).contains(&both), "{before} {both}");

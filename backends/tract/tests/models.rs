@@ -191,36 +191,34 @@ fn what_the_engine_would_compute_wrongly_is_refused_with_its_attribute() {
     }
 }
 
-/// Inputs of the model `spread`: two numbers and three, of which all pairs are added.
-fn unequal() -> Vec<Tensor> {
-    let of = |name: &str, shape: [usize; 3], value: f32| {
-        let data = Data::Fp32(vec![value; shape.iter().product()]);
-        Tensor::new(name, shape.to_vec(), data).unwrap()
-    };
-    vec![of("a", [1, 2, 1], 1.5), of("b", [1, 1, 3], 2.0)]
+/// Lines of text of so many pixels, each with values of its own.
+fn lines(rows: usize, width: usize) -> Vec<Tensor> {
+    let count = rows * 3 * 48 * width;
+    #[allow(clippy::cast_precision_loss, reason = "any numbers do")]
+    let value = |i: usize| ((i + width) as f32 * 0.37).sin();
+    let data = Data::Fp32((0..count).map(value).collect());
+    vec![Tensor::new("x", vec![rows, 3, 48, width], data).unwrap()]
 }
 
 #[test]
-fn a_shape_that_our_kernels_have_no_place_in_runs_without_them_and_is_told_once() {
-    // Both inputs are warmed up with one element, where kernels of ours have a place.
-    let model = load("spread", &LoadOptions { build: Some(Build::Own), ..batched() });
-    // Other shapes may have been tried when it was loaded.
-    let before = model.fallbacks();
-    assert_eq!(model.build(), Build::Own);
-    let found = run(&model, &unequal());
-    assert_eq!((&found[0].shape, &found[0].data), (&vec![1, 2, 3], &Data::Fp32(vec![3.5; 6])));
-    let fallback = model.take_fallback().unwrap();
-    assert_eq!(fallback.shapes.len(), 2);
-    assert!(fallback.why.contains("no place for a kernel"), "{fallback:?}");
-    // Compiled once, told once, counted for each shape.
-    let (compilations, took) = model.compilations();
-    assert_eq!(run(&model, &unequal()), found);
-    assert_eq!(model.compilations(), (compilations, took));
-    let mut wider = unequal();
-    wider[1] = Tensor::new("b", vec![1, 1, 5], Data::Fp32(vec![2.0; 5])).unwrap();
-    assert_eq!(run(&model, &wider)[0].data, Data::Fp32(vec![3.5; 10]));
-    assert_eq!((model.fallbacks(), model.take_fallback()), (before + 2, None));
-    assert_eq!(model.build(), Build::Own, "of the other shapes");
+fn one_plan_runs_all_sizes_that_a_model_leaves_open() {
+    let warm_up = [("x".to_owned(), vec![1, 3, 48, 192])].into();
+    let shapes = [("x".to_owned(), vec![-1, 3, 48, -1])].into();
+    let model = load("ppocr-cls", &LoadOptions { shapes, warm_up, ..batched() });
+    assert_eq!((model.build(), model.closed()), (Build::Own, None));
+    let compiled = model.compilations();
+    for (rows, width) in [(1, 64), (3, 100), (1, 191), (2, 320), (5, 33)] {
+        let shapes = [("x".to_owned(), vec![-1, 3, 48, i64::try_from(width).unwrap()])].into();
+        let build = Some(Build::Plain);
+        let alone = load("ppocr-cls", &LoadOptions { shapes, build, ..LoadOptions::default() });
+        let what = format!("{rows} x {width}");
+        assert_close(&run(&model, &lines(rows, width)), &run(&alone, &lines(rows, width)), &what);
+    }
+    assert_eq!(model.compilations(), compiled, "nothing is compiled for a request");
+    let changes = model.memory_changes();
+    let small = model.memory();
+    run(&model, &lines(2, 1024));
+    assert!(model.memory() > small && model.memory_changes() > changes, "larger runs are counted");
 }
 
 #[test]

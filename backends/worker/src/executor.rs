@@ -264,10 +264,10 @@ impl Run<'_> {
         };
         let inputs: Vec<&[Tensor]> = jobs.iter().map(|job| job.inputs.as_slice()).collect();
         let engine = &self.version.engine;
-        let before = engine.compilations().0;
+        let before = engine.memory_changes();
         let result = engine.run(&inputs, self.most, &watch);
         let took = watch.took(Instant::now());
-        if engine.compilations().0 != before {
+        if engine.memory_changes() != before {
             self.recount();
         }
         self.tell_of_fallback();

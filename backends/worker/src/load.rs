@@ -201,6 +201,14 @@ impl Shared {
                  batching = \"rows are independent\" in model.toml joins them all the same"
             );
         }
+        if let Some(why) = version.engine.closed() {
+            tracing::warn!(
+                model = version.model,
+                version = version.number,
+                why,
+                "a plan is compiled for each new shape of requests: there is none for all sizes"
+            );
+        }
         let labels = (version.model.as_str(), version.number.as_str());
         let seconds = self.app.metrics.series.gauge(metric::MODEL_LOAD_SECONDS, labels);
         seconds.set(took.as_secs_f64());

@@ -4,12 +4,15 @@
 //! is wrapped in one condition runs ten times as long as without. Here each alternative is compiled
 //! once, with our kernels in it.
 
-use super::{Rewrite, SharePlan, rewrite};
+use super::{Rewrite, rewrite};
 use crate::sound;
 use std::sync::Arc;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::logic::IfThenElse;
+
+/// Shares the plan that it is given; gives the bytes that it takes beside what is shared.
+pub(crate) type SharePlan<'a> = &'a mut dyn FnMut(&mut Arc<TypedSimplePlan>) -> TractResult<usize>;
 
 /// Two compiled graphs, and which of the inputs each takes.
 #[derive(Debug, Clone)]

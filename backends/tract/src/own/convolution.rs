@@ -2,30 +2,42 @@
 
 use super::Rewrite;
 use super::op::Kernel;
-use forebay_kernels::dense::{Convolution, Geometry};
+use super::sizes::Windows;
+use forebay_kernels::dense::Convolution;
 use forebay_kernels::depthwise::Depthwise;
 use forebay_kernels::steps::Step;
 use std::sync::Arc;
 use tract_onnx::prelude::*;
+use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::cnn::{Conv, PoolSpec};
 
 impl Rewrite<'_> {
     /// Makes a convolution one of ours, if it is one that we have.
     pub(super) fn convolution(&mut self, node: &TypedNode) -> TractResult<bool> {
         let Some(op) = node.op_as::<Conv>() else { return Ok(false) };
-        let Some(geometry) = self.geometry(node, op)? else { return Ok(false) };
+        if op.q_params.is_some() || node.inputs.len() != 3 {
+            return Ok(false);
+        }
+        let Some((windows, axis)) = self.windows(node, &op.pool_spec, op.group)? else {
+            return Ok(false);
+        };
         let (Some(mut weights), Some(mut bias)) = (self.weights(node, op)?, self.bias(node, op)?)
         else {
             return Ok(false);
         };
-        let axis = op.pool_spec.data_format.shape(self.shape(node.inputs[0])?)?.c_axis();
         let mut followed = self.follow(node, axis)?;
         let folded = fold(&mut weights, &mut bias, &followed.steps);
         followed.steps.drain(..folded);
+        let shape = self.last_shape(node.inputs[0], axis)?;
+        let geometry = match shape.as_concrete() {
+            Some(shape) => windows.geometry(shape).context("expected images")?,
+            None => windows.least(),
+        };
+        let windows = (!shape.is_concrete()).then_some(windows);
         let kernel = match Depthwise::new(geometry, &weights, &bias) {
-            Some(depthwise) => Kernel::Depthwise(Arc::new(depthwise)),
+            Some(depthwise) => Kernel::Depthwise(Arc::new(depthwise), windows),
             None => match Convolution::new(geometry, &weights, &bias) {
-                Some(dense) => Kernel::Dense(Arc::new(dense)),
+                Some(dense) => Kernel::Dense(Arc::new(dense), windows),
                 None => return Ok(false),
             },
         };
@@ -33,48 +45,32 @@ impl Rewrite<'_> {
         Ok(true)
     }
 
-    /// Sizes, if they are constant and kernels for them are here.
-    fn geometry(&self, node: &TypedNode, op: &Conv) -> TractResult<Option<Geometry>> {
-        if op.q_params.is_some() || node.inputs.len() != 3 {
-            return Ok(None);
-        }
-        self.pool_geometry(node, &op.pool_spec, op.group)
-    }
-
-    /// The same of anything that goes by windows.
-    pub(super) fn pool_geometry(
+    /// Windows over the input of a node, and where that has its channels, if there are kernels for
+    /// them.
+    pub(super) fn windows(
         &self,
         node: &TypedNode,
         spec: &PoolSpec,
         groups: usize,
-    ) -> TractResult<Option<Geometry>> {
+    ) -> TractResult<Option<(Windows, usize)>> {
         let fact = self.source.outlet_fact(node.inputs[0])?;
-        let Some(shape) = fact.shape.as_concrete() else { return Ok(None) };
-        if fact.datum_type != f32::datum_type() || !matches!(spec.rank(), 1 | 2) {
+        let sizes = (self.sizes(&fact.shape), self.sizes(&node.outputs[0].fact.shape));
+        let ((Some(input), Some(output)), Some(windows)) = (sizes, Windows::new(spec, groups))
+        else {
             return Ok(None);
-        }
-        let data = spec.data_format.shape(shape)?;
-        let (sizes, channels) = (data.hw_dims(), *data.c());
-        let padding = spec.computed_padding(sizes);
-        // A convolution over one axis is one over the width of an image that is 1 high.
-        let two = |of: &dyn Fn(usize) -> usize, none: usize| match spec.rank() {
-            1 => [none, of(0)],
-            _ => [of(0), of(1)],
         };
-        let geometry = Geometry {
-            input: two(&|axis| sizes[axis], 1),
-            kernel: two(&|axis| spec.kernel_shape[axis], 1),
-            stride: two(&|axis| spec.stride(axis), 1),
-            dilation: two(&|axis| spec.dilation(axis), 1),
-            before: two(&|axis| padding[axis].pad_before, 0),
-            after: two(&|axis| padding[axis].pad_after, 0),
-            channels_in: spec.input_channels,
-            channels_out: spec.output_channels,
-            groups,
+        let (from, to) = (spec.data_format.shape(input)?, spec.data_format.shape(output)?);
+        let geometry = windows.over(from.hw_dims());
+        // One axis is one over the width, as above.
+        let expected = match *to.hw_dims() {
+            [width] => [1, width],
+            [height, width] => [height, width],
+            _ => return Ok(None),
         };
-        let expected = two(&|axis| padding[axis].convoluted, 1);
-        let fits = channels == geometry.channels_in && geometry.output() == Some(expected);
-        Ok(fits.then_some(geometry))
+        let fits = fact.datum_type == f32::datum_type()
+            && *from.c() == spec.input_channels
+            && geometry.output() == Some(expected);
+        Ok(fits.then(|| (windows, from.c_axis())))
     }
 
     /// In the order output channel, input channel of the group, row, column.

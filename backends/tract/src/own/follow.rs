@@ -3,7 +3,8 @@
 use super::Rewrite;
 use super::formula::Formulas;
 use super::op::Kernel;
-use forebay_kernels::steps::{Pair, Spread, Step};
+use super::sizes::spread;
+use forebay_kernels::steps::{Pair, Step};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::binary::{BinMiniOp, TypedBinOp};
@@ -21,8 +22,8 @@ const MOST_STEPS: usize = 24;
 /// What a kernel takes in besides its sum.
 pub(super) struct Followed {
     pub(super) steps: Vec<Step>,
-    /// Outlets of the source that the steps read, in the order of the steps, and how.
-    pub(super) tensors: Vec<(OutletId, Spread)>,
+    /// Outlets of the source that the steps read, in the order of the steps.
+    pub(super) tensors: Vec<OutletId>,
     /// The outlet of the source that the kernel then stands for.
     pub(super) outlet: OutletId,
     /// Nodes of the source that it stands for beside its own.
@@ -101,7 +102,7 @@ impl Rewrite<'_> {
         let is_ours = (node.op_is::<ElementWiseOp>() || node.op_is::<TypedBinOp>())
             && node.outputs.len() == 1
             && output.datum_type == f32::datum_type()
-            && output.shape.as_concrete().is_some()
+            && self.sizes(&output.shape).is_some()
             && output.rank() > 0;
         if !is_ours {
             return Ok(false);
@@ -166,9 +167,9 @@ impl Rewrite<'_> {
             if let Some(constant) = self.constant(other, followed.outlet, axis)? {
                 with_constant(&*op.0, constant, is_first)
             } else if let Some(pair) = pair(&*op.0, is_first)
-                && let Some(spread) = self.spread(other, beside, axis)?
+                && self.spreads(other, beside, axis)?
             {
-                tensor = Some((other, spread));
+                tensor = Some(other);
                 vec![Step::Tensor(pair)]
             } else {
                 Vec::new()
@@ -186,26 +187,18 @@ impl Rewrite<'_> {
         Ok(true)
     }
 
-    /// How the rows of `other` go with those of a tensor, if they do.
-    fn spread(
-        &self,
-        other: OutletId,
-        beside: &TypedFact,
-        axis: usize,
-    ) -> TractResult<Option<Spread>> {
+    /// Do the rows of `other` go with those of a tensor?
+    fn spreads(&self, other: OutletId, beside: &TypedFact, axis: usize) -> TractResult<bool> {
         // What is computed later might depend on us.
         let fact = self.source.outlet_fact(other)?;
         let is_known = self.first.contains_key(&other)
             || self.last.contains_key(&other)
             || fact.konst.is_some();
-        let (Some(other), Some(shape)) = (fact.shape.as_concrete(), beside.shape.as_concrete())
-        else {
-            return Ok(None);
-        };
-        if !is_known || fact.datum_type != f32::datum_type() || other.len() != shape.len() {
-            return Ok(None);
-        }
-        Ok(spread(other, shape, axis))
+        let sizes = (self.sizes(&fact.shape), self.sizes(&beside.shape));
+        let (Some(other), Some(shape)) = sizes else { return Ok(false) };
+        let is_ours =
+            is_known && fact.datum_type == f32::datum_type() && other.len() == shape.len();
+        Ok(is_ours && spread(&other, &shape, axis).is_some())
     }
 
     fn take_formula(&self, followed: &mut Followed) -> TractResult<bool> {
@@ -308,28 +301,6 @@ impl Rewrite<'_> {
             _ => None,
         })
     }
-}
-
-/// How the rows of a tensor go with those of a larger one; channels are at `axis` of both.
-fn spread(other: &[usize], shape: &[usize], axis: usize) -> Option<Spread> {
-    let has_channels = other[axis] == shape[axis];
-    if !has_channels && other[axis] != 1 {
-        return None;
-    }
-    // Rows that repeat a row, rows of the tensor, and rows after which it begins again.
-    let (mut repeat, mut rows, mut again) = (1, 1, 1);
-    for place in (0..shape.len()).rev().filter(|&place| place != axis && shape[place] > 1) {
-        if other[place] == shape[place] && again == 1 {
-            rows *= shape[place];
-        } else if other[place] != 1 {
-            return None;
-        } else if rows == 1 {
-            repeat *= shape[place];
-        } else {
-            again *= shape[place];
-        }
-    }
-    Some(Spread { repeat, rows, has_channels })
 }
 
 /// The step of an operation that reads nothing else.

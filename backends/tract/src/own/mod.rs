@@ -15,19 +15,18 @@ mod branch;
 mod convolution;
 mod follow;
 mod formula;
-mod op;
+pub(crate) mod op;
 mod paired;
 mod product;
+pub(crate) mod share;
+mod sizes;
 #[cfg(test)]
 mod tests;
 mod whole;
 
 pub(crate) use op::Source;
 
-use forebay_kernels::packed::Share;
-use forebay_kernels::rows::Reduction;
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::array::{Pad, Slice, TypedConcat};
@@ -46,6 +45,7 @@ pub(crate) fn rewrite(source: &TypedModel) -> TractResult<Option<TypedModel>> {
         last: HashMap::new(),
         taken: HashSet::new(),
         kernels: 0,
+        open: examples(source),
     };
     // In the model's order, and also those that nothing reads.
     for &input in source.input_outlets()? {
@@ -75,30 +75,6 @@ pub(crate) fn rewrite(source: &TypedModel) -> TractResult<Option<TypedModel>> {
     Ok(Some(rewrite.target))
 }
 
-/// Does one of our operations look for the greatest of several values?
-pub(crate) fn finds_greatest(op: &dyn TypedOp) -> bool {
-    op.downcast_ref::<op::Reduced>().is_some_and(|op| op.reduction == Reduction::Max)
-}
-
-/// Shares the plan that it is given; gives the bytes that it takes beside what is shared.
-pub(crate) type SharePlan<'a> = &'a mut dyn FnMut(&mut Arc<TypedSimplePlan>) -> TractResult<usize>;
-
-/// Shares the weights and plans of a node, if it holds one of our operations; gives the bytes that
-/// this takes beside them.
-pub(crate) fn share(
-    node: &mut TypedNode,
-    packed: Share<'_>,
-    plan: SharePlan<'_>,
-) -> TractResult<usize> {
-    if let Some(op) = node.op_as_mut::<op::Fused>() {
-        Ok(op.share(packed))
-    } else if let Some(op) = node.op_as_mut::<branch::Branch>() {
-        op.share(plan)
-    } else {
-        Ok(0)
-    }
-}
-
 /// The weights that one of our kernels was made of.
 pub(crate) fn source(node: &TypedNode) -> Option<Source> {
     node.op_as::<op::Fused>().and_then(Source::of)
@@ -122,6 +98,30 @@ struct Rewrite<'a> {
     /// Nodes of the source that a kernel before them has taken in.
     taken: HashSet<usize>,
     kernels: usize,
+    /// What sizes that are known at a run only count as, see [`examples`].
+    open: SymbolValues,
+}
+
+/// An example of each size that is known at a run only.
+///
+/// Whether a kernel fits goes by the sizes of tensors, and by which of them are equal. With primes of
+/// their own for open sizes, sizes come out equal where they always are. The kernels look at the true
+/// sizes again when they run.
+fn examples(source: &TypedModel) -> SymbolValues {
+    let mut symbols: Vec<Symbol> = Vec::new();
+    for fact in source.nodes().iter().flat_map(|node| &node.outputs).map(|output| &output.fact) {
+        if !fact.shape.is_concrete() {
+            symbols.extend(fact.shape.iter().flat_map(TDim::symbols));
+        }
+    }
+    symbols.sort();
+    symbols.dedup();
+    let is_prime = |number: &i64| (2..*number).all(|divisor| number % divisor != 0);
+    let mut examples = SymbolValues::default();
+    for (symbol, prime) in symbols.iter().zip((101..).filter(is_prime)) {
+        examples.set(symbol, prime);
+    }
+    examples
 }
 
 impl Rewrite<'_> {
@@ -196,18 +196,11 @@ impl Rewrite<'_> {
     ) -> TractResult<()> {
         let outlet = followed.outlet;
         let mut inputs = tvec!(self.in_last(input.0, input.1)?);
-        for &(tensor, _) in &followed.tensors {
+        for &tensor in &followed.tensors {
             inputs.push(self.in_last(tensor, axis)?);
         }
-        let mut shape = self.shape(outlet)?;
-        let channels = shape.remove(axis);
-        shape.push(channels);
-        let fused = op::Fused {
-            kernel,
-            steps: followed.steps.clone(),
-            spreads: followed.tensors.iter().map(|&(_, spread)| spread).collect(),
-            shape,
-        };
+        let shape = self.last_shape(outlet, axis)?;
+        let fused = op::Fused { kernel, steps: followed.steps.clone(), shape };
         let name = &self.source.node(outlet.node).name;
         let made = self.target.wire_node(name, fused, &inputs)?[0];
         self.put(outlet, made, axis)?;
@@ -225,9 +218,26 @@ impl Rewrite<'_> {
         Ok(())
     }
 
-    fn shape(&self, outlet: OutletId) -> TractResult<TVec<usize>> {
-        let shape = &self.source.outlet_fact(outlet)?.shape;
-        Ok(shape.as_concrete().context("expected a concrete shape")?.into())
+    /// Sizes of a tensor, with examples of those that are open; `None` if they are no sizes.
+    fn sizes(&self, shape: &ShapeFact) -> Option<TVec<usize>> {
+        let size = |dim: &TDim| usize::try_from(dim.eval_to_i64(&self.open).ok()?).ok();
+        match shape.as_concrete() {
+            Some(shape) => Some(shape.into()),
+            None => shape.iter().map(size).collect(),
+        }
+    }
+
+    /// Sizes of what comes from an outlet, as [`Rewrite::sizes`].
+    fn outlet_sizes(&self, outlet: OutletId) -> TractResult<TVec<usize>> {
+        self.sizes(&self.source.outlet_fact(outlet)?.shape).context("expected sizes")
+    }
+
+    /// Shape of what comes from an outlet, with its channels moved from `axis` to the end.
+    fn last_shape(&self, outlet: OutletId, axis: usize) -> TractResult<ShapeFact> {
+        let mut dims: TVec<TDim> = self.source.outlet_fact(outlet)?.shape.iter().cloned().collect();
+        let channels = dims.remove(axis);
+        dims.push(channels);
+        Ok(ShapeFact::from_dims(dims))
     }
 
     fn rank(&self, outlet: OutletId) -> TractResult<usize> {

@@ -1,10 +1,16 @@
 //! Our kernels as operations of tract's graph.
+//!
+//! Sizes may be symbols of the graph. Then they are known at a run only, and all that depends on them
+//! is worked out from the tensors that come in.
 
-use forebay_kernels::dense::{Convolution, Geometry, Matrices, Product};
+use super::sizes::{Pairing, Products, Windows, spread};
+use forebay_kernels::dense::{Convolution, Geometry, Product};
 use forebay_kernels::depthwise::Depthwise;
 use forebay_kernels::packed::Share;
 use forebay_kernels::rows::{self, Reduction};
-use forebay_kernels::steps::{self, Beside, Spread, Step};
+use forebay_kernels::steps::{self, Beside, Step};
+use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
@@ -15,16 +21,15 @@ pub(super) struct Fused {
     pub(super) kernel: Kernel,
     /// Done to each value of the sum; those that take a tensor take the inputs behind the first.
     pub(super) steps: Vec<Step>,
-    /// How those inputs go with the output.
-    pub(super) spreads: Vec<Spread>,
-    /// Of the output.
-    pub(super) shape: TVec<usize>,
+    /// Of the output, with its channels last.
+    pub(super) shape: ShapeFact,
 }
 
 #[derive(Debug, Clone)]
 pub(super) enum Kernel {
-    Dense(Arc<Convolution>),
-    Depthwise(Arc<Depthwise>),
+    /// With windows if the size of the images is known at a run only.
+    Dense(Arc<Convolution>, Option<Windows>),
+    Depthwise(Arc<Depthwise>, Option<Windows>),
     Product(Arc<Product>),
     /// The input as it is, of the same shape as the output.
     Input,
@@ -34,12 +39,12 @@ impl Fused {
     /// Shares the weights; gives the bytes that the rest takes.
     pub(super) fn share(&mut self, packed: Share<'_>) -> usize {
         let kernel = match &mut self.kernel {
-            Kernel::Dense(kernel) => {
+            Kernel::Dense(kernel, _) => {
                 let kernel = Arc::make_mut(kernel);
                 kernel.share(packed);
                 kernel.bytes()
             }
-            Kernel::Depthwise(kernel) => {
+            Kernel::Depthwise(kernel, _) => {
                 let kernel = Arc::make_mut(kernel);
                 kernel.share(packed);
                 kernel.bytes()
@@ -73,8 +78,8 @@ impl Source {
     pub(super) fn of(op: &Fused) -> Option<Self> {
         match &op.kernel {
             Kernel::Product(kernel) => Some(Self::Product(Arc::clone(kernel))),
-            Kernel::Dense(kernel) => Some(Self::Convolution(Arc::clone(kernel))),
-            Kernel::Depthwise(_) | Kernel::Input => None,
+            Kernel::Dense(kernel, _) => Some(Self::Convolution(Arc::clone(kernel))),
+            Kernel::Depthwise(..) | Kernel::Input => None,
         }
     }
 
@@ -106,15 +111,13 @@ impl Source {
 impl PartialEq for Fused {
     fn eq(&self, other: &Self) -> bool {
         let same = match (&self.kernel, &other.kernel) {
-            (Kernel::Dense(a), Kernel::Dense(b)) => Arc::ptr_eq(a, b),
-            (Kernel::Depthwise(a), Kernel::Depthwise(b)) => Arc::ptr_eq(a, b),
+            (Kernel::Dense(a, _), Kernel::Dense(b, _)) => Arc::ptr_eq(a, b),
+            (Kernel::Depthwise(a, _), Kernel::Depthwise(b, _)) => Arc::ptr_eq(a, b),
             (Kernel::Product(a), Kernel::Product(b)) => Arc::ptr_eq(a, b),
             (Kernel::Input, Kernel::Input) => true,
             _ => false,
         };
-        same && self.steps == other.steps
-            && self.spreads == other.spreads
-            && self.shape == other.shape
+        same && self.steps == other.steps && self.shape == other.shape
     }
 }
 
@@ -123,8 +126,8 @@ impl Eq for Fused {}
 impl Op for Fused {
     fn name(&self) -> StaticName {
         match self.kernel {
-            Kernel::Dense(_) => "ForebayConvolution".into(),
-            Kernel::Depthwise(_) => "ForebayDepthwise".into(),
+            Kernel::Dense(..) => "ForebayConvolution".into(),
+            Kernel::Depthwise(..) => "ForebayDepthwise".into(),
             Kernel::Product(_) => "ForebayProduct".into(),
             Kernel::Input => "ForebaySteps".into(),
         }
@@ -140,28 +143,36 @@ impl Op for Fused {
 impl EvalOp for Fused {
     op_out_of_plan!();
 
-    fn eval(&self, _: &EvalContext, mut inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+    fn eval(&self, context: &EvalContext, mut inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         if inputs.is_empty() {
             bail!("expected an input");
         }
         let x = inputs.remove(0);
-        let others = inputs.iter().map(|i| i.try_as_plain_ram()?.as_slice::<f32>());
-        let others = others.collect::<TractResult<TVec<_>>>()?;
-        let pairs = others.iter().zip(&self.spreads);
-        let tensors: TVec<_> = pairs.map(|(&data, &spread)| Beside { data, spread }).collect();
         if let Kernel::Input = self.kernel {
-            // In place, if nobody else reads the input.
+            // In place, if nothing else reads the input.
             let mut output = x.into_tensor();
-            let channels = self.shape.last().copied().unwrap_or(1);
+            let shape: TVec<usize> = output.shape().into();
+            let channels = shape.last().copied().unwrap_or(1);
+            let tensors = beside(&inputs, &shape)?;
             let mut plain = output.try_as_plain_ram_mut()?;
             steps::run(plain.as_slice_mut::<f32>()?, channels, &self.steps, &tensors);
             return Ok(tvec!(output.into_tvalue()));
         }
+        let shape = self.shape.eval_to_usize(context.symbols)?;
+        let tensors = beside(&inputs, &shape)?;
+        let sizes = x.shape();
         let x = x.try_as_plain_ram()?.as_slice::<f32>()?;
-        made(&self.shape, |y| {
+        let misfit = "expected images that a window fits in";
+        made(&shape, |y| {
             match &self.kernel {
-                Kernel::Dense(kernel) => kernel.run(x, y, &self.steps, &tensors),
-                Kernel::Depthwise(kernel) => kernel.run(x, y, &self.steps, &tensors),
+                Kernel::Dense(kernel, windows) => {
+                    let kernel = sized(&**kernel, windows.as_ref(), sizes, Convolution::resized);
+                    kernel.context(misfit)?.run(x, y, &self.steps, &tensors);
+                }
+                Kernel::Depthwise(kernel, windows) => {
+                    let kernel = sized(&**kernel, windows.as_ref(), sizes, Depthwise::resized);
+                    kernel.context(misfit)?.run(x, y, &self.steps, &tensors);
+                }
                 Kernel::Product(kernel) => kernel.run(x, y, &self.steps, &tensors),
                 Kernel::Input => (),
             }
@@ -170,9 +181,34 @@ impl EvalOp for Fused {
     }
 }
 
+/// The tensors that steps read, each with how its rows go with those of an output of this shape,
+/// channels last.
+fn beside<'a>(inputs: &'a [TValue], shape: &[usize]) -> TractResult<TVec<Beside<'a>>> {
+    let one = |input: &'a TValue| {
+        let data = input.try_as_plain_ram()?.as_slice::<f32>()?;
+        let is_same_rank = input.rank() == shape.len() && !shape.is_empty();
+        let spread = is_same_rank.then(|| spread(input.shape(), shape, shape.len() - 1)).flatten();
+        Ok(Beside { data, spread: spread.context("expected tensors whose rows go together")? })
+    };
+    inputs.iter().map(one).collect()
+}
+
+/// The kernel for images of these sizes, channels last.
+fn sized<'a, K: Clone>(
+    kernel: &'a K,
+    windows: Option<&Windows>,
+    sizes: &[usize],
+    resize: fn(&K, Geometry) -> Option<K>,
+) -> Option<Cow<'a, K>> {
+    match windows {
+        Some(windows) => resize(kernel, windows.geometry(sizes)?).map(Cow::Owned),
+        None => Some(Cow::Borrowed(kernel)),
+    }
+}
+
 impl TypedOp for Fused {
     fn output_facts(&self, _: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        Ok(tvec!(f32::fact(&self.shape)))
+        Ok(tvec!(f32::fact(self.shape.clone())))
     }
 
     as_op!();
@@ -218,22 +254,25 @@ macro_rules! operation {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Reduced {
     pub(super) reduction: Reduction,
-    pub(super) count: usize,
-    pub(super) inner: usize,
+    /// Those of the input, in the order in which its values lie.
+    pub(super) axes: Range<usize>,
     /// Of the output.
-    pub(super) shape: TVec<usize>,
+    pub(super) shape: ShapeFact,
 }
 
-operation!(Reduced, "ForebayReduction", Rounding; self, _ => &self.shape);
+operation!(Reduced, "ForebayReduction", Rounding; self, _ => self.shape.clone());
 
 impl EvalOp for Reduced {
     op_out_of_plan!();
 
-    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+    fn eval(&self, context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let x = args_1!(inputs);
+        let size = |axes: &[usize]| axes.iter().product::<usize>();
+        let axes = x.shape().get(self.axes.clone()).context("expected the axes to reduce")?;
+        let (count, inner) = (size(axes), size(&x.shape()[self.axes.end..]));
         let x = x.try_as_plain_ram()?.as_slice()?;
-        made(&self.shape, |y| {
-            rows::reduce(self.reduction, x, y, self.count, self.inner);
+        made(&self.shape.eval_to_usize(context.symbols)?, |y| {
+            rows::reduce(self.reduction, x, y, count, inner);
             Ok(())
         })
     }
@@ -259,21 +298,22 @@ impl EvalOp for Softmaxed {
 /// The greatest of each window of images in channels-last order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct MaxPooled {
-    pub(super) geometry: Geometry,
+    pub(super) windows: Windows,
     /// Of the output.
-    pub(super) shape: TVec<usize>,
+    pub(super) shape: ShapeFact,
 }
 
-operation!(MaxPooled, "ForebayMaxPool"; self, _ => &self.shape);
+operation!(MaxPooled, "ForebayMaxPool"; self, _ => self.shape.clone());
 
 impl EvalOp for MaxPooled {
     op_out_of_plan!();
 
-    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+    fn eval(&self, context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let x = args_1!(inputs);
+        let geometry = self.windows.geometry(x.shape()).context("expected images")?;
         let x = x.try_as_plain_ram()?.as_slice()?;
-        made(&self.shape, |y| {
-            rows::max_pool(&self.geometry, x, y).context("expected a window that fits")
+        made(&self.shape.eval_to_usize(context.symbols)?, |y| {
+            rows::max_pool(&geometry, x, y).context("expected a window that fits")
         })
     }
 }
@@ -283,19 +323,20 @@ impl EvalOp for MaxPooled {
 pub(super) struct Repeated {
     pub(super) scales: [usize; 2],
     /// Of the output.
-    pub(super) shape: TVec<usize>,
+    pub(super) shape: ShapeFact,
 }
 
-operation!(Repeated, "ForebayRepeat"; self, _ => &self.shape);
+operation!(Repeated, "ForebayRepeat"; self, _ => self.shape.clone());
 
 impl EvalOp for Repeated {
     op_out_of_plan!();
 
-    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+    fn eval(&self, context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let x = args_1!(inputs);
         let x = x.try_as_plain_ram()?.as_slice()?;
-        let &[_, _, width, channels] = self.shape.as_slice() else { bail!("expected images") };
-        made(&self.shape, |y| {
+        let shape = self.shape.eval_to_usize(context.symbols)?;
+        let &[_, _, width, channels] = shape.as_slice() else { bail!("expected images") };
+        made(&shape, |y| {
             rows::repeat(self.scales, width / self.scales[1].max(1), channels, x, y);
             Ok(())
         })
@@ -305,29 +346,40 @@ impl EvalOp for Repeated {
 /// Products of two tensors that are both computed, one for each of several places.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Paired {
-    pub(super) matrices: Matrices,
-    /// Which input is the left side.
-    pub(super) slot: usize,
-    /// Where the left side, the right side and the output of each begin.
-    pub(super) places: Vec<[usize; 3]>,
+    pub(super) pairing: Pairing,
+    /// For these sizes, if they are known before a run.
+    pub(super) products: Option<Products>,
     /// Of the output.
-    pub(super) shape: TVec<usize>,
+    pub(super) shape: ShapeFact,
 }
 
-operation!(Paired, "ForebayPaired", Rounding; self, _ => &self.shape);
+operation!(Paired, "ForebayPaired", Rounding; self, _ => self.shape.clone());
 
 impl EvalOp for Paired {
     op_out_of_plan!();
 
-    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+    fn eval(&self, context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let (a, b) = args_2!(inputs);
-        let (x, w) = if self.slot == 0 { (&a, &b) } else { (&b, &a) };
+        let (x, w) = if self.pairing.slot == 0 { (&a, &b) } else { (&b, &a) };
+        let shape = self.shape.eval_to_usize(context.symbols)?;
+        let products = match &self.products {
+            Some(products) => Cow::Borrowed(products),
+            None => {
+                let products = self.pairing.products(x.shape(), w.shape(), &shape);
+                Cow::Owned(products.context("expected sizes of products")?)
+            }
+        };
         let (x, w) = (x.try_as_plain_ram()?.as_slice()?, w.try_as_plain_ram()?.as_slice()?);
-        made(&self.shape, |y| {
-            for &[from_x, from_w, to] in &self.places {
-                self.matrices.run(&x[from_x..], &w[from_w..], &mut y[to..]);
+        made(&shape, |y| {
+            for &[from_x, from_w, to] in &products.places {
+                products.matrices.run(&x[from_x..], &w[from_w..], &mut y[to..]);
             }
             Ok(())
         })
     }
+}
+
+/// Does one of our operations look for the greatest of several values?
+pub(crate) fn finds_greatest(op: &dyn TypedOp) -> bool {
+    op.downcast_ref::<Reduced>().is_some_and(|op| op.reduction == Reduction::Max)
 }

@@ -72,12 +72,9 @@ impl Rewrite<'_> {
         let is_ours = op.q_params.is_none()
             && [tensor, weights, output].iter().all(|fact| fact.datum_type == float)
             && weights.konst.as_ref().is_some_and(|weights| weights.try_as_plain_ram().is_ok());
-        let shapes = (tensor.shape.as_concrete(), weights.shape.as_concrete());
-        let (true, (Some(x), Some(w)), Some(y)) = (is_ours, shapes, output.shape.as_concrete())
-        else {
-            return Ok(None);
-        };
-        Ok(form(op, slot, x, w, y))
+        let sizes = [&tensor.shape, &weights.shape, &output.shape].map(|shape| self.sizes(shape));
+        let (true, [Some(x), Some(w), Some(y)]) = (is_ours, sizes) else { return Ok(None) };
+        Ok(form(op, slot, &x, &w, &y))
     }
 }
 

@@ -14,7 +14,7 @@ impl Rewrite<'_> {
         let is_ours = node.inputs.len() == 1
             && node.outputs.len() == 1
             && node.outputs[0].fact.datum_type == float
-            && node.outputs[0].fact.shape.as_concrete().is_some()
+            && self.sizes(&node.outputs[0].fact.shape).is_some()
             && self.source.outlet_fact(node.inputs[0])?.datum_type == float;
         if !is_ours {
             return Ok(false);
@@ -34,9 +34,7 @@ impl Rewrite<'_> {
 
     fn upsample(&mut self, node: &TypedNode, op: &NearestUpsample) -> TractResult<bool> {
         let &[1, 1, high, wide] = op.scales.as_slice() else { return Ok(false) };
-        let mut shape = self.shape(node.id.into())?;
-        let channels = shape.remove(1);
-        shape.push(channels);
+        let shape = self.last_shape(node.id.into(), 1)?;
         let input = self.in_last(node.inputs[0], 1)?;
         let repeated = Repeated { scales: [high, wide], shape };
         let made = self.target.wire_node(&node.name, repeated, &[input])?[0];
@@ -57,19 +55,19 @@ impl Rewrite<'_> {
         let axis = self.last.get(&input).map_or(rank - 1, |turned| turned.axis);
         // Sizes in the order in which the values lie, and which of them go.
         let order: TVec<usize> = (0..rank).filter(|&place| place != axis).chain([axis]).collect();
-        let (from, to) = (self.shape(input)?, self.shape(node.id.into())?);
+        let from = self.outlet_sizes(input)?;
         let gone: TVec<usize> = (0..rank)
             .filter(|&place| op.axes.contains(&order[place]) && from[order[place]] > 1)
             .collect();
         let (Some(&start), Some(&end)) = (gone.first(), gone.last()) else { return Ok(false) };
         let size = |places: &[usize]| places.iter().map(|&place| from[place]).product::<usize>();
-        let (count, inner) = (size(&order[start..=end]), size(&order[end + 1..]));
-        if size(&gone.iter().map(|&place| order[place]).collect::<TVec<_>>()) != count {
+        let reduced = size(&gone.iter().map(|&place| order[place]).collect::<TVec<_>>());
+        if reduced != size(&order[start..=end]) {
             return Ok(false);
         }
-        let shape = order.iter().map(|&place| to[place]).collect();
+        let shape = self.last_shape(node.id.into(), axis)?;
         let input = self.in_last(input, axis)?;
-        let reduced = Reduced { reduction, count, inner, shape };
+        let reduced = Reduced { reduction, axes: start..end + 1, shape };
         let made = self.target.wire_node(&node.name, reduced, &[input])?[0];
         self.put(node.id.into(), made, axis)?;
         self.kernels += 1;
@@ -90,15 +88,12 @@ impl Rewrite<'_> {
 
     fn max_pool(&mut self, node: &TypedNode, op: &MaxPool) -> TractResult<bool> {
         let channels = op.pool_spec.input_channels;
-        let Some(geometry) = self.pool_geometry(node, &op.pool_spec, channels)? else {
+        let Some((windows, axis)) = self.windows(node, &op.pool_spec, channels)? else {
             return Ok(false);
         };
-        let axis = op.pool_spec.data_format.shape(self.shape(node.inputs[0])?)?.c_axis();
-        let mut shape = self.shape(node.id.into())?;
-        let channels = shape.remove(axis);
-        shape.push(channels);
+        let shape = self.last_shape(node.id.into(), axis)?;
         let input = self.in_last(node.inputs[0], axis)?;
-        let made = self.target.wire_node(&node.name, MaxPooled { geometry, shape }, &[input])?[0];
+        let made = self.target.wire_node(&node.name, MaxPooled { windows, shape }, &[input])?[0];
         self.put(node.id.into(), made, axis)?;
         self.kernels += 1;
         Ok(true)

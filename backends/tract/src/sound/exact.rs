@@ -79,7 +79,7 @@ pub(crate) fn finish(model: &mut TypedModel) -> TractResult<()> {
             };
             // tract's begins with the least finite number, which is more than minus infinity.
             node.op = Box::new(Extreme { bound, axes: op.axes.clone() });
-        } else if own::finds_greatest(&*node.op) {
+        } else if own::op::finds_greatest(&*node.op) {
             node.op = Box::new(NotHiding { inner: node.op.clone() });
         }
     }
