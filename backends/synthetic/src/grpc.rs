@@ -1,8 +1,7 @@
 //! The same over gRPC: inferences, metadata and health.
 
 use crate::call::{NAME, Refusal, VERSION};
-use crate::reply::Reply;
-use crate::rest::Answer;
+use crate::reply::{Answer, Reply};
 use crate::{Backend, Options};
 use bytes::Bytes;
 use forebay_protocol::Reason;

@@ -2,11 +2,14 @@
 
 use crate::call::Open;
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, Response};
 use http_body::{Body, Frame, SizeHint};
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+
+/// What both protocols answer with.
+pub(crate) type Answer = Response<Reply>;
 
 /// A body that is there already.
 #[derive(Debug, Default)]

@@ -1,7 +1,7 @@
 //! The Open Inference Protocol over REST, as far as a synthetic model needs it.
 
 use crate::call::{NAME, Open, Refusal, number};
-use crate::reply::Reply;
+use crate::reply::{Answer, Reply};
 use crate::{Backend, grpc};
 use bytes::Bytes;
 use forebay_protocol::Reason;
@@ -32,8 +32,6 @@ static FAST_ANSWER: LazyLock<Bytes> = LazyLock::new(|| {
     let padding = FAST_LENGTH.saturating_sub(head.len() + tail.len());
     Bytes::from([head, &"x".repeat(padding), tail].concat())
 });
-
-pub(crate) type Answer = Response<Reply>;
 
 impl Backend {
     pub(crate) async fn answer(

@@ -4,24 +4,21 @@
 //! all bodies and against the connection's share of it. A compressed body counts by what it becomes. A
 //! body that comes by drops ends long before its time is up: each byte that came buys some time.
 
-use crate::connections::OfConnection;
+use crate::config::Options;
+use crate::memory::Share;
 use crate::refusal::Refusal;
 use axum::body::{Body, HttpBody as _};
 use bytes::{Bytes, BytesMut};
 use flate2::bufread::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
-use forebay_process::memory::{Taken, give_back};
+use forebay_process::memory::give_back;
 use forebay_protocol::Reason;
 use http::{HeaderMap, HeaderName, header};
 use http_body_util::BodyExt;
 use std::io::Read;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Taken at once for a body whose length is announced; more only as it arrives.
 const FIRST_ALLOCATION: usize = 16 << 10;
-/// Bytes of each body that are not accounted for: a stream costs as much without a body, and a call
-/// that asks for the worker's health must not fail because others have sent much.
-const FREE: usize = 1 << 10;
 /// Time that a body has before it must have come at the least rate.
 const GRACE: Duration = Duration::from_secs(5);
 /// What is inflated and refused goes back to the system at once if it was this long: a few short requests
@@ -30,96 +27,21 @@ const MUCH: usize = 4 << 20;
 /// Step in which inflated data is read and accounted for.
 const INFLATE_STEP: usize = 64 << 10;
 
-/// Bytes of bodies that all requests together may hold.
-#[derive(Debug)]
-pub(crate) struct Memory {
-    used: Taken,
-    bound: usize,
-}
-
-impl Memory {
-    pub(crate) fn new(bound: usize) -> Arc<Self> {
-        Arc::new(Self { used: Taken::default(), bound })
-    }
-
-    /// What is held, for who gives back what was.
-    pub(crate) fn taken(&self) -> &Taken {
-        &self.used
-    }
-}
-
-/// One request's share of [`Memory`]; given back when dropped.
-#[derive(Debug)]
-pub(crate) struct Share {
-    memory: Arc<Memory>,
-    of_connection: Option<OfConnection>,
-    bytes: usize,
-    free: usize,
-}
-
-impl Share {
-    pub(crate) fn new(memory: &Arc<Memory>) -> Self {
-        Self::of(memory, None)
-    }
-
-    /// The share of a request that came on this connection.
-    pub(crate) fn of(memory: &Arc<Memory>, of_connection: Option<OfConnection>) -> Self {
-        Self { memory: Arc::clone(memory), of_connection, bytes: 0, free: FREE }
-    }
-
-    /// Accounts for so many bytes more.
-    ///
-    /// # Errors
-    /// All requests together, or those of the connection, would hold more than they may.
-    pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
-        let free = self.free.min(bytes);
-        self.free -= free;
-        let bytes = bytes - free;
-        self.bytes += bytes;
-        let of_connection = self.of_connection.as_ref().map(|OfConnection(memory)| memory);
-        let mut is_full = false;
-        for memory in of_connection.into_iter().chain([&self.memory]) {
-            is_full |= memory.used.add(bytes) > memory.bound;
-        }
-        if is_full {
-            let text = format!(
-                "request bodies of all clients, or of this connection, hold all the memory that \
-                 they may ({} bytes in all)",
-                self.memory.bound
-            );
-            return Err(Refusal::new(Reason::QueueFull, text));
-        }
-        Ok(())
-    }
-
-    /// Gives away the account of so many of its bytes.
-    pub(crate) fn split(&mut self, bytes: usize) -> Self {
-        let bytes = bytes.min(self.bytes);
-        self.bytes -= bytes;
-        let (memory, of_connection) = (Arc::clone(&self.memory), self.of_connection.clone());
-        Self { memory, of_connection, bytes, free: 0 }
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.memory.used.remove(self.bytes);
-        if let Some(OfConnection(memory)) = &self.of_connection {
-            memory.used.remove(self.bytes);
-        }
-    }
-}
-
 /// How fast a body has to come.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience {
+pub(crate) struct ReadTimeout {
     /// For the whole body.
     pub(crate) whole: Duration,
     /// Least bytes a second, after the first seconds; 0: no such bound.
     pub(crate) rate: usize,
 }
 
-impl Patience {
+impl ReadTimeout {
+    /// As the operator wants it.
+    pub(crate) fn of(options: &Options) -> Self {
+        Self { whole: options.body_timeout, rate: options.min_body_rate }
+    }
+
     /// By when more must have come of a body that began at `since` and has so many bytes now.
     pub(crate) fn due(&self, since: Instant, bytes: usize) -> Instant {
         let whole = since + self.whole;
@@ -175,11 +97,11 @@ impl Encoding {
 /// Reads the whole body as it is on the wire.
 ///
 /// # Errors
-/// It is longer than `limit`, slower than `patience`, broken off, or one too many for the memory.
+/// It is longer than `limit`, slower than `within`, broken off, or one too many for the memory.
 pub(crate) async fn read(
     mut body: Body,
     limit: usize,
-    patience: Patience,
+    within: ReadTimeout,
     share: &mut Share,
 ) -> Result<Bytes, Refusal> {
     if let Some(length) = body.size_hint().exact()
@@ -191,7 +113,7 @@ pub(crate) async fn read(
     let mut whole = BytesMut::with_capacity(announced.min(FIRST_ALLOCATION));
     let began = Instant::now();
     loop {
-        let due = patience.due(began, whole.len());
+        let due = within.due(began, whole.len());
         let Ok(frame) = tokio::time::timeout_at(due.into(), body.frame()).await else {
             return Err(too_slow(whole.len(), began.elapsed()));
         };

@@ -2,7 +2,7 @@
 //! found, so that the person who wrote the client need not guess.
 
 use crate::refusal::Refusal;
-use crate::repository::Version;
+use crate::version::Version;
 use forebay_protocol::oip::{InferRequest, Tensor, TensorMetadata, can_classify, element_count};
 use forebay_tract::Model;
 

@@ -4,8 +4,8 @@
 //! shrink. So a piece of each body is tried first; a body that does not shrink goes as it is and has
 //! cost the time of that piece alone. What is large is compressed off the I/O threads.
 
+use crate::blocking::{INLINE, off_io};
 use crate::body::Encoding;
-use crate::infer::{INLINE, off_io};
 use crate::refusal::Refusal;
 use axum::body::{Body, HttpBody as _};
 use axum::response::Response;

@@ -4,7 +4,7 @@
 //! file. Both read their values with the same code. Units stand in the value: a bare number where a
 //! unit is due is refused, because nobody remembers whether `drain_delay = 5` was seconds.
 
-use crate::body::Patience;
+use crate::host::machine_memory;
 use forebay_config::file::{self, LoadError};
 use forebay_config::{ByteSize, Diagnostics, Document, FromToml, Table};
 use std::borrow::Cow;
@@ -83,7 +83,7 @@ impl Default for Options {
             // The largest take a minute.
             load_timeout: Duration::from_secs(300),
             // The other half is for what is served meanwhile.
-            load_memory: crate::attempt::machine_memory() / 2,
+            load_memory: machine_memory() / 2,
             // Longer than healthy models take together, shorter than the patience of a rollout.
             ready_timeout: Duration::from_secs(30),
             program: Vec::new(),
@@ -102,13 +102,6 @@ impl Default for Options {
             drain_delay: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(30),
         }
-    }
-}
-
-impl Options {
-    /// How fast a request's body has to come.
-    pub(crate) fn body_patience(&self) -> Patience {
-        Patience { whole: self.body_timeout, rate: self.min_body_rate }
     }
 }
 

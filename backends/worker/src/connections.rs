@@ -18,11 +18,11 @@ mod record;
 mod socket;
 
 pub(crate) use answer::Answer;
-pub(crate) use record::{OfConnection, Record};
+pub(crate) use record::{Record, Timeouts, Why};
 pub(crate) use socket::Socket;
 
-use crate::app::App;
-use crate::lifecycle::Phase;
+use crate::lifecycle::{Lifecycle, Phase};
+use crate::metrics::Metrics;
 use forebay_process::memory::Taken;
 use forebay_protocol::metric::worker as metric;
 use std::collections::HashMap;
@@ -38,44 +38,6 @@ pub(crate) const SLOW_READER: Duration = Duration::from_secs(15);
 /// A connection makes room for another only if it was idle for so long: one that has just been opened
 /// has to get its chance.
 const SETTLED: Duration = Duration::from_secs(1);
-
-/// Why the worker closes a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Why {
-    /// No request, or not the whole header of one, came in time.
-    Header,
-    /// An answer was not read in time.
-    SlowReader,
-    /// It was idle for as long as it may be.
-    Idle,
-    /// The client has left.
-    Left,
-    /// Others need its place.
-    Room,
-}
-
-impl Why {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Header => "header_timeout",
-            Self::SlowReader => "slow_reader",
-            Self::Idle => "idle",
-            Self::Left => "client_left",
-            Self::Room => "room",
-        }
-    }
-}
-
-/// How long clients may take.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience {
-    /// For a request's header, from its first byte or from the beginning of the connection.
-    pub(crate) header: Duration,
-    /// Between two requests.
-    pub(crate) idle: Duration,
-    /// To read a piece of an answer.
-    pub(crate) read: Duration,
-}
 
 /// All connections of a worker.
 #[derive(Debug, Default)]
@@ -149,9 +111,9 @@ impl Connections {
     }
 
     /// Closes those whose clients do less than they should.
-    fn look(&self, now: Instant, patience: &Patience) {
+    fn look(&self, now: Instant, timeouts: &Timeouts) {
         for record in self.all() {
-            if let Some(why) = record.overdue(now, patience) {
+            if let Some(why) = record.overdue(now, timeouts) {
                 record.close(why);
             }
         }
@@ -168,19 +130,17 @@ impl Connections {
 }
 
 /// Counts a connection that the worker closes.
-pub(crate) fn count_closed(app: &App, why: Why) {
+pub(crate) fn count_closed(metrics: &Metrics, why: Why) {
     let labels = [("reason", why.as_str())];
-    app.metrics.counter(metric::CONNECTIONS_CLOSED, &labels).increment(1);
+    metrics.counter(metric::CONNECTIONS_CLOSED, &labels).increment(1);
 }
 
 /// Looks after all connections until the end.
-pub(crate) async fn watch(app: Arc<App>) {
-    let (header, idle) = (app.options.header_timeout, app.options.idle_timeout);
-    let patience = Patience { header, idle, read: SLOW_READER };
+pub(crate) async fn watch(connections: Arc<Connections>, lifecycle: Lifecycle, timeouts: Timeouts) {
     loop {
         tokio::select! {
-            () = app.lifecycle.reached(Phase::Ended) => return,
-            () = tokio::time::sleep(LOOK) => app.connections.look(Instant::now(), &patience),
+            () = lifecycle.reached(Phase::Ended) => return,
+            () = tokio::time::sleep(LOOK) => connections.look(Instant::now(), &timeouts),
         }
     }
 }

@@ -3,13 +3,15 @@
 //! Who may load and unload models can stop the service, so it is off unless the operator says
 //! `models_control = true`. A signal (SIGHUP) or polling serve those who would rather not.
 
-use crate::app::{App, ModelPath};
-use crate::body::{self, Encoding, Share};
-use crate::connections::OfConnection;
+use crate::body::{self, Encoding, ReadTimeout};
+use crate::command::Command;
 use crate::cross_site;
-use crate::loader::Command;
+use crate::memory::OfConnection;
+use crate::memory::Share;
+use crate::model_path::ModelPath;
 use crate::refusal::{Refusal, json};
 use crate::repository::{Entry, State};
+use crate::state::App;
 use axum::extract::{Request, State as Shared};
 use axum::response::Response;
 use forebay_protocol::Reason;
@@ -155,7 +157,7 @@ async fn read(app: &App, request: Request) -> Result<Wish, Refusal> {
     cross_site::refuse(&parts.headers, &parts.uri)?;
     let mut share = Share::of(&app.memory, parts.extensions.get::<OfConnection>().cloned());
     let encoding = Encoding::of(&parts.headers)?;
-    let body = body::read(body, MAX_BODY, app.options.body_patience(), &mut share).await?;
+    let body = body::read(body, MAX_BODY, ReadTimeout::of(&app.options), &mut share).await?;
     let body = body::inflate(body, encoding, MAX_BODY, &mut share)?;
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(Wish::default());

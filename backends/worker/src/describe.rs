@@ -1,12 +1,14 @@
 //! What the worker says of itself and its models: metadata, health, index, configuration, metrics.
 
-use crate::app::{App, ModelPath};
 use crate::control;
 use crate::lifecycle::Phase;
 use crate::model_config::Versions;
+use crate::model_path::ModelPath;
 use crate::refusal::{Refusal, json};
-use crate::repository::{Entry, State, Version};
+use crate::repository::{Entry, State};
+use crate::state::App;
 use crate::stats::Stats;
+use crate::version::Version;
 use axum::extract::State as Shared;
 use axum::response::{IntoResponse, Response};
 use forebay_protocol::Reason;

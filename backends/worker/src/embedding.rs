@@ -16,8 +16,6 @@ use forebay_tract::Model;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokenizers::{Tokenizer, TruncationParams};
 
-/// The length that a model is warmed up and measured with: about a paragraph.
-pub(crate) const USUAL: usize = 64;
 /// Shortest length that texts are padded to; the others are its doublings, up to the model's own.
 const SHORTEST: usize = 16;
 /// A text of more bytes for each token that is allowed is not even tokenized: nobody writes so.

@@ -9,23 +9,24 @@
 //! another. What fails together is tried again alone, once, so that one bad row does not spoil its
 //! neighbours.
 
-use crate::app::App;
-use crate::loader::Command;
-use crate::overseer::{Entry, Seat};
+use crate::command::Command;
+use crate::job::Job;
+use crate::overseer::{Entry, Overseer, Seat};
 use crate::patience::give_back;
-use crate::queue::{Account, Batch, Work};
+use crate::queue::{Account, Batch, Queue};
 use crate::refusal::Refusal;
-use crate::repository::Version;
+use crate::report::Load;
+use crate::repository::Repository;
+use crate::version::Version;
 use forebay_process::limit::CLIENT;
 use forebay_protocol::Reason;
 use forebay_protocol::oip::Tensor;
-use forebay_tract::{Form, RunError, Watch};
+use forebay_tract::{RunError, Watch};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, oneshot};
 
 /// Stack of an executor: tract recurses little, its kernels keep tiles on the stack; a run that is
 /// lent the executor stands on top of another.
@@ -33,96 +34,54 @@ const STACK: usize = 8 << 20;
 /// How often a run asks, at most, whether somebody needs its executor.
 const LEND_PAUSE: Duration = Duration::from_micros(100);
 
-/// One inference that waits or runs.
+/// The pool, and the parts of the worker that its threads use.
 #[derive(Debug)]
-pub(crate) struct Job {
-    pub(crate) version: Arc<Version>,
-    pub(crate) inputs: Vec<Tensor>,
-    pub(crate) rows: usize,
-    pub(crate) form: Form,
-    /// Not to be started after this.
-    pub(crate) deadline: Option<Instant>,
-    /// When it was put in line.
-    pub(crate) queued: Instant,
-    pub(crate) caller: Arc<Caller>,
-    pub(crate) reply: oneshot::Sender<Result<Vec<Tensor>, Refusal>>,
+pub(crate) struct Pool {
+    pub(crate) queue: Arc<Queue<Job>>,
+    pub(crate) overseer: Arc<Overseer>,
+    pub(crate) load: Arc<Load>,
+    pub(crate) repository: Arc<Repository>,
+    /// Threads that it has.
+    pub(crate) executors: usize,
+    /// Does each keep to one core?
+    pub(crate) pin_executors: bool,
+    /// Bytes that all models may take; `None`: no bound.
+    pub(crate) models_memory: Option<u64>,
 }
 
-/// Whoever waits for a job, as it is seen from its executor.
-#[derive(Debug, Default)]
-pub(crate) struct Caller {
-    /// Nobody waits any more.
-    pub(crate) left: AtomicBool,
-    /// The engine has begun.
-    pub(crate) started: AtomicBool,
-    /// Rings when the run is given up.
-    pub(crate) lost: Notify,
-}
+impl Pool {
+    /// Starts all threads, which end when the queue is closed.
+    ///
+    /// # Errors
+    /// A thread can't be started.
+    pub(crate) fn start(self: &Arc<Self>) -> std::io::Result<()> {
+        (0..self.executors).try_for_each(|index| self.start_one(index))
+    }
 
-impl Job {
-    fn is_pointless(&self, now: Instant) -> bool {
-        self.caller.left.load(Relaxed) || self.deadline.is_some_and(|at| now >= at)
-    }
-}
-
-impl Work for Job {
-    fn deadline(&self) -> Option<Instant> {
-        self.deadline
-    }
-    fn rows(&self) -> usize {
-        self.rows
-    }
-    fn joins(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.version, &other.version) && self.form == other.form
-    }
-    fn best(&self) -> usize {
-        self.version.engine.curve().best()
-    }
-    fn limit(&self) -> usize {
-        self.version.engine.curve().limit()
-    }
-    fn expected(&self, rows: usize) -> f64 {
-        self.version.engine.expected(&self.form, rows)
-    }
-    fn careful(&self, rows: usize) -> f64 {
-        self.version.engine.careful(&self.form, rows)
-    }
-    fn grain(&self) -> f64 {
-        self.version.engine.grain().as_secs_f64()
-    }
-}
-
-/// Starts the pool; its threads end when the queue is closed.
-///
-/// # Errors
-/// A thread can't be started.
-pub(crate) fn start(app: &Arc<App>) -> std::io::Result<()> {
-    (0..app.options.executors).try_for_each(|index| start_one(app, index))
-}
-
-/// Starts one thread of the pool.
-///
-/// # Errors
-/// It can't be started.
-pub(crate) fn start_one(app: &Arc<App>, index: usize) -> std::io::Result<()> {
-    let app = Arc::clone(app);
-    let work = move || {
-        if app.options.pin_executors {
-            pin(index);
-        }
-        let seat = Arc::new(Seat::new(index));
-        while !seat.is_lost() {
-            // Only a mistake of ours could panic out here; the thread is worth more than the batch.
-            let turn = || app.queue.pop().map(|batch| serve(&app, &seat, batch, true));
-            match catch_unwind(AssertUnwindSafe(turn)) {
-                Ok(Some(())) => {}
-                Ok(None) => break,
-                Err(_) => tracing::error!(executor = index, "a batch was lost to a panic"),
+    /// Starts one thread.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub(crate) fn start_one(self: &Arc<Self>, index: usize) -> std::io::Result<()> {
+        let pool = Arc::clone(self);
+        let work = move || {
+            if pool.pin_executors {
+                pin(index);
             }
-        }
-    };
-    let thread = std::thread::Builder::new().name(format!("executor-{index}")).stack_size(STACK);
-    thread.spawn(work).map(drop)
+            let seat = Arc::new(Seat::new(index));
+            while !seat.is_lost() {
+                // Only a mistake of ours could panic out here; the thread is worth more than the batch.
+                let turn = || pool.queue.pop().map(|batch| serve(&pool, &seat, batch, true));
+                match catch_unwind(AssertUnwindSafe(turn)) {
+                    Ok(Some(())) => {}
+                    Ok(None) => break,
+                    Err(_) => tracing::error!(executor = index, "a batch was lost to a panic"),
+                }
+            }
+        };
+        let name = format!("executor-{index}");
+        std::thread::Builder::new().name(name).stack_size(STACK).spawn(work).map(drop)
+    }
 }
 
 /// Binds this thread to one of the cores that the process may use.
@@ -142,7 +101,7 @@ fn pin(index: usize) {
 }
 
 /// Runs a batch and answers who waits for it. Time that was lent to others is not its own.
-fn serve(app: &Arc<App>, seat: &Arc<Seat>, batch: Batch<Job>, may_lend: bool) {
+fn serve(pool: &Pool, seat: &Arc<Seat>, batch: Batch<Job>, may_lend: bool) {
     let Batch { mut jobs, most, account } = batch;
     let started = Instant::now();
     let callers = jobs.iter().map(|job| Arc::clone(&job.caller)).collect();
@@ -151,22 +110,22 @@ fn serve(app: &Arc<App>, seat: &Arc<Seat>, batch: Batch<Job>, may_lend: bool) {
         None => return,
     };
     let limit = version.config.max_execution;
-    let entry = app.overseer.enter(seat, callers, account, limit);
+    let entry = pool.overseer.enter(seat, callers, account, limit);
     jobs.retain(|job| !job.is_pointless(started));
     for job in &jobs {
         job.caller.started.store(true, Relaxed);
         version.stats.queued(started.duration_since(job.queued));
     }
-    let run = Run { app, seat, version: &version, entry: &entry, account, may_lend, most };
-    let counts = app.queue.counts();
+    let run = Run { pool, seat, version: &version, entry: &entry, account, may_lend, most };
+    let counts = pool.queue.counts();
     let (results, took) = run.all(&jobs);
     // Before the replies: whoever has the answer finds it counted as done.
-    let mine = app.overseer.leave(&entry);
+    let mine = pool.overseer.leave(&entry);
     if mine {
-        app.queue.finished(&account, took.as_secs_f64());
+        pool.queue.finished(&account, took.as_secs_f64());
         if results.iter().any(Result::is_ok) {
             let best = version.engine.curve().best();
-            app.load.served(took, counts.waiting + counts.executing, best);
+            pool.load.served(took, counts.waiting + counts.executing, best);
         }
     }
     // And finds the model held by nobody, if it was the last.
@@ -180,7 +139,7 @@ fn serve(app: &Arc<App>, seat: &Arc<Seat>, batch: Batch<Job>, may_lend: bool) {
 
 /// One batch on one executor.
 struct Run<'a> {
-    app: &'a Arc<App>,
+    pool: &'a Pool,
     seat: &'a Arc<Seat>,
     version: &'a Arc<Version>,
     entry: &'a Entry,
@@ -234,10 +193,10 @@ impl Run<'_> {
     /// Accounts for plans that were compiled. Where models now take too much together, this one forgets
     /// plans; if that is not enough, others have to go.
     fn recount(&self) {
-        let (app, version) = (self.app, self.version);
+        let (pool, version) = (self.pool, self.version);
         version.recount();
-        let excess = |bound| app.repository.memory().saturating_sub(bound);
-        let excess = || app.options.models_memory.map_or(0, excess);
+        let excess = |bound| pool.repository.memory().saturating_sub(bound);
+        let excess = || pool.models_memory.map_or(0, excess);
         if excess() > 0 {
             version.engine.release(usize::try_from(excess()).unwrap_or(usize::MAX));
             version.recount();
@@ -245,7 +204,7 @@ impl Run<'_> {
         if excess() > 0 {
             let (model, number) = (version.model.clone(), version.number.clone());
             // If the loader has too much to do, the next plan tells it again.
-            drop(app.repository.ask(Command::Grown { model, number }));
+            drop(pool.repository.ask(Command::Grown { model, number }));
         }
         give_back();
     }
@@ -338,12 +297,12 @@ impl BatchWatch<'_> {
             return;
         }
         self.asked.set(Some(now));
-        let Some(batch) = run.app.queue.lend(&run.account) else { return };
+        let Some(batch) = run.pool.queue.lend(&run.account) else { return };
         run.version.stats.lent();
-        serve(run.app, run.seat, batch, false);
+        serve(run.pool, run.seat, batch, false);
         let away = now.elapsed();
         self.lent.set(self.lent.get() + away);
-        run.app.overseer.extend(run.entry, away);
+        run.pool.overseer.extend(run.entry, away);
     }
 }
 

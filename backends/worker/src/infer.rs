@@ -8,15 +8,16 @@
 //! which merely drops this future: [`Ticket`] takes the job out of the line or stops it, and
 //! [`Tally`] counts the outcome.
 
-use crate::app::App;
-use crate::body::Share;
+use crate::blocking::{INLINE, bounded, off_io};
 use crate::check;
-use crate::executor::{Caller, Job};
+use crate::job::{Caller, Job};
+use crate::memory::Share;
 use crate::metrics::NO_MODEL;
 use crate::queue::Rank;
 use crate::refusal::Refusal;
-use crate::repository::Version;
+use crate::state::App;
 use crate::stats::Stage;
+use crate::version::Version;
 use forebay_protocol::oip::{InferRequest, InferResponse, Tensor, Wishes, classify};
 use forebay_protocol::{Priority, Reason};
 use std::sync::Arc;
@@ -24,8 +25,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// Tensors and bodies up to this many bytes are handled on the I/O thread: about 0.3 ms of work.
-pub(crate) const INLINE: usize = 64 << 10;
 /// Longest deadline that is kept; a longer one is as good as none.
 const MAX_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
@@ -277,24 +276,6 @@ async fn classified(
         Ok(response)
     };
     if size <= INLINE { work() } else { off_io(work).await }
-}
-
-/// Runs CPU-heavy work on the runtime's blocking pool.
-pub(crate) async fn off_io<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
-) -> Result<T, Refusal> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| Err(Refusal::new(Reason::Internal, error.to_string())))
-}
-
-/// Does `work` until `deadline`.
-pub(crate) async fn bounded<T>(
-    deadline: Option<Instant>,
-    work: impl Future<Output = Result<T, Refusal>>,
-) -> Result<T, Refusal> {
-    let Some(deadline) = deadline else { return work.await };
-    tokio::time::timeout_at(deadline.into(), work).await.unwrap_or_else(|_| Err(Refusal::late()))
 }
 
 fn queue_full(version: &Version, why: &dyn std::fmt::Display) -> Refusal {

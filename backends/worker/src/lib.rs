@@ -10,27 +10,28 @@
 //! | module | does |
 //! |---|---|
 //! | [`cli`], [`config`] | flags and file become [`Options`] |
-//! | `patience` | the allocator's |
+//! | `patience`, `host` | the allocator's; what the machine has |
 //! | `server`, `connections` | listener; connections, their deadlines, and what they may hold |
 //! | `lifecycle` | serving, draining, closing; signals |
-//! | `app` | routes; what every answer carries: load report, request id |
+//! | `router`, `model_path` | routes; what every answer carries: load report, request id |
+//! | `state` | what all requests share: a handle to each part of the worker |
 //! | `letter` | refuses HTTP/1 that two readers could take for two different requests |
-//! | `body` | reads a body: bounded in bytes, time and memory; gzip and deflate |
+//! | `body`, `memory` | reads a body: bounded in bytes, time and memory; gzip and deflate |
 //! | `compress` | answers compressed for who asks for it |
 //! | `grpc` | the same, and the other calls, over gRPC |
-//! | `rest` | an inference as HTTP request and answer |
+//! | `rest`, `terms` | an inference as HTTP request and answer; deadline and priority |
 //! | `openai`, `embedding` | texts to embeddings, as OpenAI's clients ask for them |
-//! | `infer` | one inference, whatever it came in on: check, queue, wait, answer |
+//! | `infer`, `blocking` | one inference, whatever it came in on: check, queue, wait, answer |
 //! | `check` | do the tensors fit the model? |
 //! | `queue` | a bounded line per model; who runs next, and what runs together |
-//! | `executor` | a fixed pool of threads that runs the engine |
+//! | `job`, `executor` | a fixed pool of threads that runs the engine |
 //! | `overseer` | runs that can't be stopped |
 //! | `describe` | metadata, health, configuration, metrics |
 //! | `cross_site` | what pages of other sites may not ask for |
 //! | `control` | the model repository extension: index, load, unload |
-//! | `repository` | what is served now; a request's way to its version |
-//! | `loader`, `tasks` | the thread that decides what is loaded and unloaded; loads that wait and run |
-//! | `reconcile`, `load`, `trial`, `attempt`, `room` | one load, what may not stop it, and what becomes of it; memory for models |
+//! | `repository`, `version` | what is served now; a request's way to its version |
+//! | `command`, `loader`, `tasks` | the thread that decides what is loaded and unloaded; loads that wait and run |
+//! | `models`, `reconcile`, `load`, `trial`, `attempt`, `room` | one load, what may not stop it, and what becomes of it; memory for models |
 //! | `failure`, `again` | why a version was not loaded, and when that is tried again |
 //! | `disk`, `model_config` | models on disk, read but not believed |
 //! | `golden` | recorded answers, compared when a model is loaded |
@@ -46,11 +47,12 @@
 //! such outputs, so the caller is then asked to take them as binary data.
 
 mod again;
-mod app;
 mod attempt;
+mod blocking;
 mod body;
 mod check;
 pub mod cli;
+mod command;
 mod compress;
 pub mod config;
 mod connections;
@@ -63,13 +65,18 @@ mod executor;
 mod failure;
 mod golden;
 mod grpc;
+mod host;
 mod infer;
+mod job;
 mod letter;
 mod lifecycle;
 mod load;
 mod loader;
+mod memory;
 mod metrics;
 mod model_config;
+mod model_path;
+mod models;
 mod openai;
 mod overseer;
 mod patience;
@@ -80,11 +87,15 @@ mod report;
 mod repository;
 mod rest;
 mod room;
+mod router;
 mod series;
 mod server;
+mod state;
 mod stats;
 mod tasks;
+mod terms;
 mod trial;
+mod version;
 
 pub use cli::main;
 pub use config::Options;

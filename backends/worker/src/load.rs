@@ -1,40 +1,28 @@
 //! One version from disk into service: read, tried, compiled, compared, accounted for.
 
 use crate::attempt::{Attempt, MARGIN};
+use crate::command::{Cancel, Why};
 use crate::embedding::Embedder;
-use crate::executor::Job;
 use crate::failure::Failure;
 use crate::golden;
 use crate::model_config::ModelConfig;
+use crate::models::Shared;
 use crate::patience::give_back;
 use crate::queue::OpenLine;
-use crate::reconcile::Shared;
-use crate::repository::{Known, Labels, MemoryShare, Version};
 use crate::room::{self, Spare};
 use crate::stats::Stats;
-use crate::tasks::Cancel;
+use crate::version::{Known, Labels, MemoryShare, Version};
 use forebay_protocol::metric::worker as metric;
 use forebay_tract as engine;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// Why a version is loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Why {
-    /// It is there, and there may be room.
-    Present,
-    /// Someone asked for the model: other models may have to go.
-    Asked,
-    /// Requests wait for this version: any other may have to go.
-    Fetched,
-}
 
 /// The version that is to be loaded, and how.
 pub(crate) struct Order<'a> {
     pub(crate) name: &'a str,
     pub(crate) number: u64,
     pub(crate) config: &'a Arc<ModelConfig>,
-    pub(crate) line: &'a Arc<OpenLine<Job>>,
+    pub(crate) line: &'a Arc<OpenLine>,
     pub(crate) why: Why,
     pub(crate) cancel: &'a Cancel,
 }
@@ -101,7 +89,7 @@ impl Shared {
             let embedding = embedder(&config, tokenizer, &engine)?;
             Ok::<_, Failure>((engine, embedding))
         };
-        let (engine, embedding) = self.trial.run(self.app.options.load_timeout, work)?;
+        let (engine, embedding) = self.trial.run(self.options.load_timeout, work)?;
         give_back();
         let took = started.elapsed();
         if order.config.memory.is_none() {
@@ -111,7 +99,7 @@ impl Shared {
         drop(self.make_room(0, spare).map_err(Failure::Full)?);
         let stats = before
             .map(|known| Arc::clone(&known.stats))
-            .unwrap_or_else(|| Arc::new(Stats::new(&self.app.metrics, name, &number.to_string())));
+            .unwrap_or_else(|| Arc::new(Stats::new(&self.metrics, name, &number.to_string())));
         let of_model = (Arc::clone(order.config), Arc::clone(order.line));
         let beside = (labels, embedding);
         let version =
@@ -123,8 +111,8 @@ impl Shared {
     /// Accounts for what a model holds; it forgets plans where models take too much together.
     fn release_excess(&self, share: &MemoryShare, engine: &engine::Model) {
         share.resize(engine.memory() as u64);
-        let Some(bound) = self.app.options.models_memory else { return };
-        let excess = self.app.repository.memory().saturating_sub(bound);
+        let Some(bound) = self.options.models_memory else { return };
+        let excess = self.repository.memory().saturating_sub(bound);
         if excess > 0 {
             engine.release(usize::try_from(excess).unwrap_or(usize::MAX));
             share.resize(engine.memory() as u64);
@@ -150,13 +138,13 @@ impl Shared {
     }
 
     fn served_version(&self, name: &str, number: u64) -> Option<Arc<Version>> {
-        let served = self.app.repository.served();
+        let served = self.repository.served();
         served.get(name)?.versions.get(&number)?.version().cloned()
     }
 
     /// What is known of what was loaded last.
     fn known(&self, order: &Order<'_>) -> Option<Arc<Known>> {
-        let served = self.app.repository.served();
+        let served = self.repository.served();
         served.get(order.name)?.versions.get(&order.number)?.known.clone()
     }
 
@@ -167,11 +155,11 @@ impl Shared {
         config: &ModelConfig,
         cancel: &Cancel,
     ) -> Result<Option<engine::Profile>, Failure> {
-        let attempt = Attempt::of(&self.app.options);
+        let attempt = Attempt::of(&self.options);
         let (onnx, options) = (Arc::clone(onnx), config.load_options(None));
         let cancel = cancel.clone();
         // The child is killed at its limit; only one that the kernel holds on to stays longer.
-        let limit = self.app.options.load_timeout.saturating_add(MARGIN);
+        let limit = self.options.load_timeout.saturating_add(MARGIN);
         self.trial.run(limit, move || attempt.profile(&onnx, &options, &cancel))
     }
 
@@ -210,7 +198,7 @@ impl Shared {
             );
         }
         let labels = (version.model.as_str(), version.number.as_str());
-        let seconds = self.app.metrics.series.gauge(metric::MODEL_LOAD_SECONDS, labels);
+        let seconds = self.metrics.series.gauge(metric::MODEL_LOAD_SECONDS, labels);
         seconds.set(took.as_secs_f64());
     }
 

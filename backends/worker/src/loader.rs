@@ -12,13 +12,12 @@
 //! files that are half written. A look at a thousand models costs some milliseconds. What has
 //! changed is loaded once it looks the same twice.
 
-use crate::app::App;
+use crate::command::{Cancel, Command, Reply, TaskId, Why};
 use crate::disk::{Disk, Stamp};
-use crate::load::Why;
-use crate::reconcile::Shared;
+use crate::models::{Parts, Shared};
 use crate::refusal::Refusal;
 use crate::room::Spare;
-use crate::tasks::{Cancel, Reply, TaskId, Tasks, Wish};
+use crate::tasks::{Tasks, Wish};
 use forebay_process::supervise::{Importance, fault_point};
 use forebay_protocol::Reason;
 use std::collections::{BTreeSet, HashMap};
@@ -33,25 +32,6 @@ const DRAIN_STEP: Duration = Duration::from_millis(5);
 /// all others waiting until it counts as long.
 const LEAST_WIDTH: usize = 2;
 const MOST_WIDTH: usize = 4;
-
-/// What the loader is asked to do.
-#[derive(Debug)]
-pub(crate) enum Command {
-    /// Look for what has changed on disk.
-    Scan,
-    /// Load a model, or what is new in it.
-    Load { model: String, reply: Reply },
-    /// Take a model away.
-    Unload { model: String, reply: Reply },
-    /// Load a version that requests wait for.
-    Fetch { model: String, number: u64 },
-    /// Models take too much together since this version has grown: others may have to go.
-    Grown { model: String, number: String },
-    /// A load of this model has ended.
-    Ended { id: TaskId, model: String },
-    /// The worker has ended.
-    End,
-}
 
 /// The thread that decides what is served.
 pub(crate) struct Loader {
@@ -71,15 +51,15 @@ impl Loader {
     ///
     /// # Errors
     /// The repository can't be read.
-    pub(crate) fn new(app: Arc<App>, disk: Disk) -> std::io::Result<Self> {
+    pub(crate) fn new(parts: Parts, disk: Disk) -> std::io::Result<Self> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         // With a bound on memory the order decides which models are loaded and which on demand.
-        let width = match app.options.models_memory {
+        let width = match parts.options.models_memory {
             Some(_) => 1,
             None => (cores / 2).clamp(LEAST_WIDTH, MOST_WIDTH),
         };
         let names = disk.names()?;
-        let shared = Arc::new(Shared::new(app, disk));
+        let shared = Arc::new(Shared::new(parts, disk));
         names.iter().for_each(|name| shared.list(name));
         Ok(Self {
             shared,
@@ -96,14 +76,14 @@ impl Loader {
     /// # Errors
     /// No thread can be started.
     pub(crate) fn start(mut self, commands: Receiver<Command>) -> std::io::Result<()> {
-        let options = &self.shared.app.options;
+        let options = &self.shared.options;
         self.overdue = Some(Instant::now() + options.ready_timeout);
         self.next_look = options.models_poll.map(|poll| Instant::now() + poll);
         for name in self.untried.clone() {
             self.wish(name, Why::Present, None);
         }
         self.settle();
-        let tasks = self.shared.app.tasks.clone();
+        let tasks = self.shared.tasks.clone();
         let work = move || {
             // What is to be loaded and what is being loaded outlives a panic.
             tasks.keep_up_here("loader", Importance::Vital, || while self.turn(&commands) {});
@@ -131,12 +111,12 @@ impl Loader {
         self.try_again(now);
         if self.overdue.is_some_and(|at| now >= at) {
             self.overdue = None;
-            self.shared.app.repository.waited_long();
+            self.shared.repository.waited_long();
             tracing::warn!(models = ?self.untried, "ready without models that still load");
         }
         if self.next_look.is_some_and(|at| now >= at) {
             self.scan(false);
-            self.next_look = self.shared.app.options.models_poll.map(|poll| Instant::now() + poll);
+            self.next_look = self.shared.options.models_poll.map(|poll| Instant::now() + poll);
         }
         true
     }
@@ -184,7 +164,7 @@ impl Loader {
     }
 
     fn start_loads(&mut self) {
-        while !self.shared.app.is_ended()
+        while !self.shared.is_ended()
             && let Some((id, wish, cancel)) = self.tasks.start(Instant::now())
         {
             let (shared, model) = (Arc::clone(&self.shared), wish.model.clone());
@@ -202,7 +182,7 @@ impl Loader {
 
     /// Has everything been tried that was there at the start?
     fn settle(&mut self) {
-        let repository = &self.shared.app.repository;
+        let repository = &self.shared.repository;
         if self.untried.is_empty() && !repository.has_tried_all() {
             self.overdue = None;
             repository.tried_all();
@@ -236,7 +216,7 @@ impl Loader {
                 return;
             }
         };
-        let known: Vec<String> = self.shared.app.repository.served().keys().cloned().collect();
+        let known: Vec<String> = self.shared.repository.served().keys().cloned().collect();
         for name in known.iter().filter(|name| !names.contains(name)) {
             tracing::info!(model = name, "its directory has gone");
             self.cancel(name);
@@ -297,7 +277,7 @@ fn run(shared: &Shared, id: TaskId, wish: Wish, cancel: &Cancel) {
         }
     };
     // Before the replies: whoever has one finds the load counted as ended.
-    shared.app.repository.tell(Command::Ended { id, model });
+    shared.repository.tell(Command::Ended { id, model });
     for reply in replies {
         drop(reply.send(result.clone()));
     }

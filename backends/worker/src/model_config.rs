@@ -1,6 +1,5 @@
 //! `<model>/model.toml`: what the file of a model does not say of itself. All of it is optional.
 
-use crate::embedding::USUAL;
 use forebay_config::{ByteSize, Diagnostics, Document, FromToml, Table};
 use forebay_tract::{Batching, Build, LoadOptions, Profile};
 use std::collections::BTreeMap;
@@ -34,6 +33,8 @@ const DEFAULT_TOLERANCE: f64 = 1e-3;
 
 /// What most sentence encoders were trained on, and the longest that an encoder here takes.
 const DEFAULT_TOKENS: usize = 512;
+/// Tokens that an embedding model is warmed up and measured with: about a paragraph.
+const WARM_UP_TOKENS: usize = 64;
 const MAX_TOKENS: usize = 8192;
 /// No encoder has more numbers.
 const MAX_DIMENSIONS: usize = 1 << 16;
@@ -216,7 +217,7 @@ impl ModelConfig {
             shapes: by_name(&self.tensors, |tensor| tensor.shape.clone()),
             warm_up: by_name(&self.tensors, |tensor| tensor.warm_up.clone()),
             allow_quantized: self.allow_quantized,
-            open: self.embedding.as_ref().map_or(1, |e| USUAL.min(e.max_tokens)),
+            open: self.embedding.as_ref().map_or(1, |e| WARM_UP_TOKENS.min(e.max_tokens)),
             build: self.build,
             profile,
         }

@@ -4,14 +4,15 @@
 //! executors are shared as always, and a caller that leaves stops what has not begun. So many of one
 //! call are in line at once that the executors stay busy, not so many that others find the line full.
 
-use crate::app::App;
-use crate::body::Share;
+use crate::blocking::{INLINE, bounded, off_io};
 use crate::embedding::Embedder;
-use crate::infer::{self, INLINE, Terms, bounded, off_io};
+use crate::infer::{self, Terms};
+use crate::memory::Share;
 use crate::metrics::NO_MODEL;
 use crate::refusal::{Refusal, json};
-use crate::repository::Version;
-use crate::rest;
+use crate::state::App;
+use crate::version::Version;
+use crate::{rest, terms};
 use axum::extract::{Path, Request, State as Shared};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -93,7 +94,7 @@ pub(crate) async fn embeddings(
 ) -> Result<Response, Refused> {
     let (parts, body) = request.into_parts();
     let work = async {
-        let terms = rest::terms(&parts.headers)?;
+        let terms = terms::of(&parts.headers)?;
         bounded(terms.deadline, answer(&app, terms, rest::body(&app, &parts, body))).await
     };
     Ok(work.await?)

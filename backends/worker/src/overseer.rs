@@ -6,12 +6,12 @@
 //! been stopped. When that has passed by a margin the thread is given up: its callers are answered,
 //! and another takes its place. So often a worker may lose one; then it drains, to be started anew.
 
-use crate::app::App;
-use crate::executor::{self, Caller};
-use crate::lifecycle::Phase;
-use crate::queue::Account;
+use crate::job::{Caller, Job};
+use crate::lifecycle::{Lifecycle, Phase};
+use crate::queue::{Account, Queue};
 use forebay_process::supervise::fault_point;
 use std::collections::HashMap;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -114,37 +114,50 @@ impl Overseer {
     }
 }
 
-/// Looks after all runs until the end.
-pub(crate) async fn watch(app: Arc<App>) {
-    loop {
-        tokio::select! {
-            () = app.lifecycle.reached(Phase::Ended) => return,
-            () = tokio::time::sleep(LOOK) => {
-                fault_point("overseer");
-                oversee(&app);
+/// The parts of the worker that overseeing it uses.
+pub(crate) struct Parts<S> {
+    pub(crate) overseer: Arc<Overseer>,
+    pub(crate) queue: Arc<Queue<Job>>,
+    pub(crate) lifecycle: Lifecycle,
+    /// Threads of the pool.
+    pub(crate) executors: usize,
+    /// Starts another thread in the place of this number.
+    pub(crate) start_one: S,
+}
+
+impl<S: Fn(usize) -> io::Result<()>> Parts<S> {
+    /// Looks after all runs until the end.
+    pub(crate) async fn watch(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = self.lifecycle.reached(Phase::Ended) => return,
+                () = tokio::time::sleep(LOOK) => {
+                    fault_point("overseer");
+                    self.oversee();
+                }
             }
         }
     }
-}
 
-/// Gives up the threads of runs that are long overdue.
-fn oversee(app: &Arc<App>) {
-    let now = Instant::now();
-    for run in app.overseer.overdue(now) {
-        let (seat, seconds) = (&run.seat, (now - run.started).as_secs_f64());
-        app.queue.finished(&run.account, seconds);
-        run.callers.iter().for_each(|caller| caller.lost.notify_one());
-        if seat.lost.swap(true, Relaxed) {
-            // Another run on the same thread, which was lent to this one.
-            continue;
-        }
-        let lost = app.overseer.lost.fetch_add(1, Relaxed) + 1;
-        tracing::error!(executor = seat.index, seconds, lost, "a run does not end; given up");
-        if lost >= app.options.executors {
-            tracing::error!(lost, "as many executors were given up as there are: draining");
-            app.lifecycle.advance(Phase::Draining);
-        } else if let Err(error) = executor::start_one(app, seat.index) {
-            tracing::error!(%error, "can't start another executor");
+    /// Gives up the threads of runs that are long overdue.
+    fn oversee(&self) {
+        let now = Instant::now();
+        for run in self.overseer.overdue(now) {
+            let (seat, seconds) = (&run.seat, (now - run.started).as_secs_f64());
+            self.queue.finished(&run.account, seconds);
+            run.callers.iter().for_each(|caller| caller.lost.notify_one());
+            if seat.lost.swap(true, Relaxed) {
+                // Another run on the same thread, which was lent to this one.
+                continue;
+            }
+            let lost = self.overseer.lost.fetch_add(1, Relaxed) + 1;
+            tracing::error!(executor = seat.index, seconds, lost, "a run does not end; given up");
+            if lost >= self.executors {
+                tracing::error!(lost, "as many executors were given up as there are: draining");
+                self.lifecycle.advance(Phase::Draining);
+            } else if let Err(error) = (self.start_one)(seat.index) {
+                tracing::error!(%error, "can't start another executor");
+            }
         }
     }
 }

@@ -19,13 +19,16 @@
 //! executor. Lines come and go with their models.
 
 mod line;
+mod work;
 
 use forebay_protocol::Priority;
 use line::{Line, Waiting};
 pub(crate) use line::{LineConfig, Rank};
+use std::fmt::Debug;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+pub(crate) use work::Work;
 
 /// Which line: see [`OpenLine::id`].
 pub(crate) type LineId = usize;
@@ -36,26 +39,6 @@ const ACTIVE: Duration = Duration::from_secs(1);
 const SHORT: f64 = 0.25;
 /// A model's nodes are too long if one may take more than so many times a shorter model's run.
 const COARSE: f64 = 1.0;
-
-/// What the queue has to know of a job.
-pub(crate) trait Work {
-    /// Not to be started after this.
-    fn deadline(&self) -> Option<Instant>;
-    /// Rows that it has.
-    fn rows(&self) -> usize;
-    /// May both be run as one batch?
-    fn joins(&self, other: &Self) -> bool;
-    /// Rows that are worth joining, as it is known now.
-    fn best(&self) -> usize;
-    /// The same for a batch that is formed now: at times more, to learn.
-    fn limit(&self) -> usize;
-    /// Seconds that so many rows are expected to take.
-    fn expected(&self, rows: usize) -> f64;
-    /// Seconds within which nearly all runs of so many rows end.
-    fn careful(&self, rows: usize) -> f64;
-    /// Seconds that a run may go on before it can lend its executor.
-    fn grain(&self) -> f64;
-}
 
 /// Jobs to be run as one.
 #[derive(Debug)]
@@ -92,19 +75,24 @@ pub(crate) struct Counts {
 /// A line for as long as someone may put jobs in it. What a job holds keeps its line open, so one that
 /// is closed is empty.
 #[derive(Debug)]
-pub(crate) struct OpenLine<T: Work> {
-    queue: Arc<Queue<T>>,
+pub(crate) struct OpenLine {
+    queue: Arc<dyn CloseLine>,
     id: LineId,
 }
 
-impl<T: Work> OpenLine<T> {
+/// The queue as its open lines see it: without the type of its jobs, which may hold lines themselves.
+trait CloseLine: Debug + Send + Sync {
+    fn close_line(&self, id: LineId);
+}
+
+impl OpenLine {
     /// What the queue calls it.
     pub(crate) fn id(&self) -> LineId {
         self.id
     }
 }
 
-impl<T: Work> Drop for OpenLine<T> {
+impl Drop for OpenLine {
     fn drop(&mut self) {
         self.queue.close_line(self.id);
     }
@@ -183,7 +171,10 @@ impl<T: Work> Queue<T> {
     }
 
     /// A new line.
-    pub(crate) fn open(self: &Arc<Self>, config: LineConfig) -> OpenLine<T> {
+    pub(crate) fn open(self: &Arc<Self>, config: LineConfig) -> OpenLine
+    where
+        T: Debug + Send + 'static,
+    {
         let mut state = self.lock();
         let line = Line::new(config);
         let id = match state.free.pop() {
@@ -197,7 +188,8 @@ impl<T: Work> Queue<T> {
             }
         };
         drop(state);
-        OpenLine { queue: Arc::clone(self), id }
+        let queue: Arc<dyn CloseLine> = Arc::<Self>::clone(self);
+        OpenLine { queue, id }
     }
 
     /// Puts a job in its line; gives its rank there, to withdraw it by.
@@ -350,7 +342,9 @@ impl<T: Work> Queue<T> {
         drop(expired);
         self.lock()
     }
+}
 
+impl<T: Work + Debug + Send> CloseLine for Queue<T> {
     fn close_line(&self, id: LineId) {
         let mut state = self.lock();
         state.lines[id].config.bound = 0;

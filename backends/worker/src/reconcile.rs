@@ -5,65 +5,33 @@
 //! what is served now, under the one lock for changes, and a load that was cancelled changes nothing
 //! any more. A load holds no version while it runs, or that version could not be unloaded meanwhile.
 
-use crate::again::Again;
-use crate::app::App;
-use crate::disk::{Disk, Found, Stamp};
-use crate::executor::Job;
+use crate::command::{Cancel, Why};
+use crate::disk::{Found, Stamp};
 use crate::failure::Failure;
-use crate::load::{Order, Outcome, Why};
-use crate::metrics::NO_MODEL;
+use crate::load::{Order, Outcome};
 use crate::model_config::ModelConfig;
+use crate::models::Shared;
 use crate::queue::{LineConfig, OpenLine};
-use crate::repository::{Entry, Model, Served, State, Version};
-use crate::tasks::Cancel;
-use crate::trial::Trial;
-use forebay_protocol::metric::worker as metric;
+use crate::repository::{Entry, Model, Served, State};
+use crate::version::Version;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
-
-/// State that the loader and all loads share.
-pub(crate) struct Shared {
-    pub(crate) app: Arc<App>,
-    pub(crate) disk: Disk,
-    pub(crate) trial: Trial,
-    /// Not served any more, but perhaps still in use.
-    retired: Mutex<Vec<Arc<Version>>>,
-    again: Mutex<Again>,
-}
 
 /// What a model's directory says, once it is decided what to keep of what is served.
 struct Target {
     config: Arc<ModelConfig>,
-    line: Arc<OpenLine<Job>>,
+    line: Arc<OpenLine>,
     numbers: Vec<u64>,
     stamp: Option<Stamp>,
 }
 
 impl Shared {
-    pub(crate) fn new(app: Arc<App>, disk: Disk) -> Self {
-        let (trial, retired, again) = (Trial::default(), Mutex::default(), Mutex::default());
-        Self { app, disk, trial, retired, again }
-    }
-
-    /// Models that are to be loaded again.
-    pub(crate) fn again(&self) -> MutexGuard<'_, Again> {
-        self.again.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Shows a model that is to be loaded.
     pub(crate) fn list(&self, name: &str) {
         if let Ok(found) = self.disk.model(name) {
             drop(self.prepare(name, found, None, &Cancel::new()));
         }
-    }
-
-    /// Is a model served as its files are now, or are they not to be looked at?
-    pub(crate) fn has_seen(&self, name: &str, stamp: &Stamp) -> bool {
-        let served = self.app.repository.served();
-        served
-            .get(name)
-            .is_some_and(|model| model.stamp.as_ref() == Some(stamp) || model.is_unloaded)
     }
 
     /// Loads what is new in a model's directory, and lets go of what is not in it any more.
@@ -98,8 +66,7 @@ impl Shared {
             let beside = (Arc::clone(&model.config), Arc::clone(&model.line));
             Some((Arc::clone(&entry.demand), is_wanted.then_some(beside)))
         };
-        let Some((demand, wanted)) = self.app.repository.served().get(name).and_then(entry_of)
-        else {
+        let Some((demand, wanted)) = self.repository.served().get(name).and_then(entry_of) else {
             return;
         };
         if let Some((config, line)) = wanted {
@@ -113,12 +80,12 @@ impl Shared {
         }
         demand.attempted();
         // Those who wait look again.
-        self.app.repository.change(|_| ());
+        self.repository.change(|_| ());
     }
 
     /// Takes a model out of service on request. `false`: there is none.
     pub(crate) fn unload(&self, name: &str) -> bool {
-        let retired = self.app.repository.change(|served| {
+        let retired = self.repository.change(|served| {
             let model = Arc::make_mut(served.get_mut(name)?);
             (model.is_unloaded, model.failure) = (true, None);
             let mut retired = Vec::new();
@@ -139,7 +106,7 @@ impl Shared {
 
     /// Its directory has gone.
     pub(crate) fn take_away(&self, name: &str) {
-        let gone = self.app.repository.change(|served| served.remove(name));
+        let gone = self.repository.change(|served| served.remove(name));
         self.again().forget(name);
         for entry in gone.iter().flat_map(|model| model.versions.values()) {
             entry.demand.attempted();
@@ -151,7 +118,7 @@ impl Shared {
 
     /// Changes what is served, unless the load that wants it was cancelled.
     fn change<T>(&self, cancel: &Cancel, change: impl FnOnce(&mut Served) -> T) -> Option<T> {
-        self.app.repository.change(|served| (!cancel.is_cancelled()).then(|| change(served)))
+        self.repository.change(|served| (!cancel.is_cancelled()).then(|| change(served)))
     }
 
     /// The directory can't be served as it stands; what was served of it before still is.
@@ -225,7 +192,7 @@ impl Shared {
             (replaced, entry.failure.clone())
         })?;
         if let Some(counted) = counted {
-            self.app.metrics.loads(name, counted).increment(1);
+            self.metrics.loads(name, counted).increment(1);
         }
         replaced.into_iter().for_each(|version| self.retire(version, "replaced"));
         failure
@@ -269,68 +236,18 @@ impl Shared {
 
     fn new_model(&self, config: ModelConfig) -> Model {
         let line = LineConfig {
-            bound: config.queue.unwrap_or(self.app.options.queue),
+            bound: config.queue.unwrap_or(self.options.queue),
             weight: config.weight,
             max_delay: config.max_delay,
         };
         Model {
             config: Arc::new(config),
-            line: Arc::new(self.app.queue.open(line)),
+            line: Arc::new(self.queue.open(line)),
             versions: BTreeMap::new(),
             failure: None,
             is_unloaded: false,
             stamp: None,
         }
-    }
-
-    fn retired(&self) -> MutexGuard<'_, Vec<Arc<Version>>> {
-        self.retired.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Bytes of versions that are only waited for.
-    pub(crate) fn retired_bytes(&self) -> u64 {
-        self.retired().iter().map(|version| version.memory.bytes()).sum()
-    }
-
-    pub(crate) fn has_retired(&self) -> bool {
-        !self.retired().is_empty()
-    }
-
-    /// Lets a version go once its last request has gone.
-    pub(crate) fn retire(&self, version: Arc<Version>, why: &'static str) {
-        let (model, number) = (version.model.as_str(), version.number.as_str());
-        self.app.metrics.series.gauge(metric::MODEL_READY, (model, number)).set(0.0);
-        self.app.metrics.unloads(model, why).increment(1);
-        tracing::info!(model, version = number, digest = version.digest, why, "model retired");
-        self.retired().push(version);
-    }
-
-    /// Frees what nobody uses any more.
-    pub(crate) fn free(&self) {
-        let is_unused = |version: &mut Arc<Version>| Arc::strong_count(version) == 1;
-        let freed: Vec<_> = self.retired().extract_if(.., is_unused).collect();
-        if !freed.is_empty() {
-            // Where no lock is held.
-            drop(freed);
-            self.forget();
-        }
-    }
-
-    /// Forgets the metrics of versions that are neither in the repository nor in use any more.
-    pub(crate) fn forget(&self) {
-        let served = self.app.repository.served();
-        let retired: Vec<_> =
-            self.retired().iter().map(|v| (v.model.clone(), v.number.clone())).collect();
-        self.app.metrics.series.retain(|model, number| {
-            let is_listed = |model: &Arc<Model>| {
-                number.parse().is_ok_and(|number| model.versions.contains_key(&number))
-            };
-            (model, number) == (NO_MODEL, NO_MODEL)
-                || served.get(model).is_some_and(is_listed)
-                || retired
-                    .iter()
-                    .any(|known| (known.0.as_str(), known.1.as_str()) == (model, number))
-        });
     }
 }
 

@@ -6,17 +6,14 @@
 //! [loader](crate::loader) and its loads change it, one change at a time; everybody else reads, or
 //! asks the loader.
 
+use crate::command::Command;
 use crate::disk::Stamp;
-use crate::embedding::Embedder;
-use crate::executor::Job;
-use crate::loader::Command;
 use crate::model_config::ModelConfig;
 use crate::queue::OpenLine;
 use crate::refusal::Refusal;
-use crate::stats::Stats;
+use crate::version::{Known, MemoryShare, Version};
 use arc_swap::ArcSwap;
 use forebay_protocol::Reason;
-use forebay_tract as engine;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{SyncSender, TrySendError};
@@ -58,7 +55,7 @@ pub(crate) struct Repository {
 pub(crate) struct Model {
     pub(crate) config: Arc<ModelConfig>,
     /// Its line in the queue.
-    pub(crate) line: Arc<OpenLine<Job>>,
+    pub(crate) line: Arc<OpenLine>,
     /// The versions that are wanted, or served still, by number.
     pub(crate) versions: BTreeMap<u64, Entry>,
     /// Why the directory can't be served as it stands.
@@ -80,19 +77,6 @@ pub(crate) struct Entry {
     /// What was loaded last.
     pub(crate) known: Option<Arc<Known>>,
     pub(crate) demand: Arc<Demand>,
-}
-
-/// What is known of a content that was loaded once.
-#[derive(Debug)]
-pub(crate) struct Known {
-    pub(crate) digest: String,
-    /// Bytes of memory that it takes.
-    pub(crate) bytes: u64,
-    /// How it was configured when it was measured.
-    pub(crate) config: Arc<ModelConfig>,
-    pub(crate) profile: engine::Profile,
-    /// What it has done so far, each time that it was loaded.
-    pub(crate) stats: Arc<Stats>,
 }
 
 /// Can a version be used?
@@ -117,55 +101,6 @@ pub(crate) struct Demand {
     waiting: AtomicUsize,
     /// Attempts that have ended.
     attempts: AtomicUsize,
-}
-
-/// A version that is loaded and warmed.
-#[derive(Debug)]
-pub(crate) struct Version {
-    pub(crate) model: String,
-    pub(crate) number: String,
-    pub(crate) config: Arc<ModelConfig>,
-    pub(crate) line: Arc<OpenLine<Job>>,
-    pub(crate) engine: engine::Model,
-    /// BLAKE3 of the model file, in hexadecimal.
-    pub(crate) digest: String,
-    /// Names of outputs' elements.
-    pub(crate) labels: Labels,
-    /// From texts to its inputs, where it is said how.
-    pub(crate) embedding: Option<Embedder>,
-    /// Its share of the memory for models.
-    pub(crate) memory: MemoryShare,
-    pub(crate) stats: Arc<Stats>,
-    /// Milliseconds from the repository's birth to the last use.
-    used: AtomicU64,
-}
-
-/// Names of an output's elements, by output.
-pub(crate) type Labels = BTreeMap<String, Vec<String>>;
-
-/// A version's bytes of memory, accounted for as long as it lives.
-#[derive(Debug)]
-pub(crate) struct MemoryShare {
-    total: Arc<AtomicU64>,
-    bytes: AtomicU64,
-}
-
-impl MemoryShare {
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes.load(Relaxed)
-    }
-
-    /// It has turned out to be another number of bytes.
-    pub(crate) fn resize(&self, bytes: u64) {
-        self.total.fetch_add(bytes, Relaxed);
-        self.total.fetch_sub(self.bytes.swap(bytes, Relaxed), Relaxed);
-    }
-}
-
-impl Drop for MemoryShare {
-    fn drop(&mut self) {
-        self.total.fetch_sub(self.bytes(), Relaxed);
-    }
 }
 
 impl Repository {
@@ -300,14 +235,14 @@ impl Repository {
     /// Accounts for a model in memory.
     pub(crate) fn hold(&self, bytes: u64) -> MemoryShare {
         self.memory.fetch_add(bytes, Relaxed);
-        MemoryShare { total: Arc::clone(&self.memory), bytes: AtomicU64::new(bytes) }
+        MemoryShare::new(&self.memory, bytes)
     }
 
     /// The same, if all models together then hold at most `bound` bytes.
     pub(crate) fn try_hold(&self, bytes: u64, bound: u64) -> Option<MemoryShare> {
         let fits = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= bound);
         self.memory.fetch_update(Relaxed, Relaxed, fits).ok()?;
-        Some(MemoryShare { total: Arc::clone(&self.memory), bytes: AtomicU64::new(bytes) })
+        Some(MemoryShare::new(&self.memory, bytes))
     }
 
     /// Bytes of all models in memory.
@@ -318,10 +253,7 @@ impl Repository {
     /// Notes that the version is used now, for the choice of what to unload.
     pub(crate) fn touch(&self, version: Arc<Version>) -> Arc<Version> {
         let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
-        // Written at most once a millisecond: all executors share this line of the cache.
-        if version.used.load(Relaxed) != now {
-            version.used.store(now, Relaxed);
-        }
+        version.touch(now);
         version
     }
 
@@ -473,53 +405,5 @@ struct Place<'a>(&'a Demand);
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Relaxed);
-    }
-}
-
-impl Version {
-    pub(crate) fn new(
-        (model, number): (&str, u64),
-        (config, line): (Arc<ModelConfig>, Arc<OpenLine<Job>>),
-        (engine, digest): (engine::Model, String),
-        (labels, embedding): (Labels, Option<Embedder>),
-        memory: MemoryShare,
-        stats: Arc<Stats>,
-    ) -> Self {
-        Self {
-            config,
-            line,
-            engine,
-            digest,
-            labels,
-            embedding,
-            memory,
-            stats,
-            used: AtomicU64::new(0),
-            model: model.to_owned(),
-            number: number.to_string(),
-        }
-    }
-
-    /// Accounts for what it holds now, unless the operator has said what it takes.
-    pub(crate) fn recount(&self) {
-        if self.config.memory.is_none() {
-            self.memory.resize(self.engine.memory() as u64);
-        }
-    }
-
-    /// What is to be known of it when it is not in memory.
-    pub(crate) fn known(&self) -> Known {
-        Known {
-            digest: self.digest.clone(),
-            bytes: self.memory.bytes(),
-            config: Arc::clone(&self.config),
-            profile: self.engine.profile(),
-            stats: Arc::clone(&self.stats),
-        }
-    }
-
-    /// Milliseconds from the repository's birth to the last use.
-    pub(crate) fn used(&self) -> u64 {
-        self.used.load(Relaxed)
     }
 }

@@ -1,12 +1,15 @@
 //! Inference over REST: from an HTTP request to [`infer`](crate::infer) and back.
 
-use crate::app::{App, ModelPath};
-use crate::body::{self, Encoding, Share};
-use crate::check;
-use crate::connections::OfConnection;
-use crate::infer::{self, Answer, INLINE, Received, Terms, off_io};
+use crate::blocking::{INLINE, off_io};
+use crate::body::{self, Encoding, ReadTimeout};
+use crate::infer::{self, Answer, Received};
+use crate::memory::OfConnection;
+use crate::memory::Share;
+use crate::model_path::ModelPath;
 use crate::refusal::Refusal;
-use crate::repository::Version;
+use crate::state::App;
+use crate::version::Version;
+use crate::{check, terms};
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
@@ -14,10 +17,10 @@ use bytes::Bytes;
 use forebay_protocol::header as names;
 use forebay_protocol::oip::InferRequest;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, header};
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// `POST /v2/models/{model}[/versions/{version}]/infer`.
 pub(crate) async fn infer(
@@ -26,26 +29,10 @@ pub(crate) async fn infer(
     request: Request,
 ) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
-    let terms = terms(&parts.headers);
+    let terms = terms::of(&parts.headers);
     let name = (path.model.as_str(), path.version.as_deref());
     let read = |version| receive(&app, version, parts, body);
     infer::infer(&app, name, terms, read, respond).await
-}
-
-/// What the headers say: until when, and how urgent.
-pub(crate) fn terms(headers: &HeaderMap) -> Result<Terms, Refusal> {
-    let mut terms = Terms::new();
-    if let Some(ms) = number(headers, &names::REQUEST_DEADLINE, "milliseconds")? {
-        terms.within(Duration::from_millis(ms as u64));
-    }
-    if let Some(value) = headers.get(names::REQUEST_PRIORITY) {
-        let word = value.to_str().unwrap_or_default().trim();
-        terms.priority = Some(word.parse().map_err(|expected| {
-            let name = names::REQUEST_PRIORITY;
-            Refusal::request(format!("header {name}: {expected}, found {value:?}"))
-        })?);
-    }
-    Ok(terms)
 }
 
 /// Reads, inflates and parses the request.
@@ -56,10 +43,10 @@ async fn receive(
     body: Body,
 ) -> Result<Received, Refusal> {
     let encoding = Encoding::of(&parts.headers)?;
-    let json_len = number(&parts.headers, &names::INFERENCE_HEADER_CONTENT_LENGTH, "bytes")?;
+    let json_len = terms::number(&parts.headers, &names::INFERENCE_HEADER_CONTENT_LENGTH, "bytes")?;
     let limit = app.options.max_body;
     let mut share = Share::of(&app.memory, parts.extensions.get::<OfConnection>().cloned());
-    let body = body::read(body, limit, app.options.body_patience(), &mut share).await?;
+    let body = body::read(body, limit, ReadTimeout::of(&app.options), &mut share).await?;
     let inline = body.len() <= INLINE && encoding == Encoding::Identity;
     let prepare = move || {
         let begun = Instant::now();
@@ -75,7 +62,7 @@ pub(crate) async fn body(app: &App, parts: &Parts, body: Body) -> Result<(Bytes,
     let encoding = Encoding::of(&parts.headers)?;
     let limit = app.options.max_body;
     let mut share = Share::of(&app.memory, parts.extensions.get::<OfConnection>().cloned());
-    let body = body::read(body, limit, app.options.body_patience(), &mut share).await?;
+    let body = body::read(body, limit, ReadTimeout::of(&app.options), &mut share).await?;
     if encoding == Encoding::Identity {
         return Ok((body, share));
     }
@@ -110,12 +97,4 @@ async fn respond(answer: Answer) -> Result<Response, Refusal> {
         headers.insert(names::INFERENCE_HEADER_CONTENT_LENGTH, HeaderValue::from(length));
     }
     Ok((headers, encoded.body).into_response())
-}
-
-fn number(headers: &HeaderMap, name: &HeaderName, unit: &str) -> Result<Option<usize>, Refusal> {
-    let Some(value) = headers.get(name) else { return Ok(None) };
-    let number = value.to_str().ok().and_then(|text| text.trim().parse().ok());
-    number.map(Some).ok_or_else(|| {
-        Refusal::request(format!("expected header {name} in whole {unit}, found {value:?}"))
-    })
 }

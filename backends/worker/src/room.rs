@@ -10,8 +10,9 @@
 //! models then take too much, the model that has grown forgets plans first, and what was not used for
 //! longest goes next. `memory` in `model.toml` overrules what is counted.
 
-use crate::reconcile::Shared;
-use crate::repository::{MemoryShare, State, Version};
+use crate::models::Shared;
+use crate::repository::State;
+use crate::version::{MemoryShare, Version};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -53,8 +54,8 @@ impl Shared {
     /// # Errors
     /// In words, why there is no room.
     pub(crate) fn make_room(&self, bytes: u64, spare: Spare<'_>) -> Result<MemoryShare, String> {
-        let repository = &self.app.repository;
-        let Some(bound) = self.app.options.models_memory else { return Ok(repository.hold(bytes)) };
+        let repository = &self.repository;
+        let Some(bound) = self.options.models_memory else { return Ok(repository.hold(bytes)) };
         if let Some(share) = repository.try_hold(bytes, bound) {
             return Ok(share);
         }
@@ -76,7 +77,7 @@ impl Shared {
             if let Some(share) = repository.try_hold(bytes, bound) {
                 return Ok(share);
             }
-            if Instant::now() >= until || self.app.is_ended() {
+            if Instant::now() >= until || self.is_ended() {
                 return Err("requests still use what was unloaded to make room".to_owned());
             }
             if self.has_retired() {
@@ -88,14 +89,14 @@ impl Shared {
     /// Unloads what was not used for longest where models take too much together, but not what is to be
     /// spared. Their memory is free when their requests have gone.
     pub(crate) fn evict_excess(&self, spare: Spare<'_>) {
-        let Some(bound) = self.app.options.models_memory else { return };
-        let stays = || self.app.repository.memory().saturating_sub(self.retired_bytes());
+        let Some(bound) = self.options.models_memory else { return };
+        let stays = || self.repository.memory().saturating_sub(self.retired_bytes());
         while stays() > bound && self.evict_one(spare) {}
     }
 
     /// Unloads the version that was not used for longest. `false`: there is none.
     fn evict_one(&self, spare: Spare<'_>) -> bool {
-        let evicted: Option<Arc<Version>> = self.app.repository.change(|served| {
+        let evicted: Option<Arc<Version>> = self.repository.change(|served| {
             let entries = served.iter().flat_map(|(name, model)| {
                 model.versions.iter().map(move |(number, entry)| (name, *number, entry))
             });

@@ -1,15 +1,17 @@
 //! The listener and its connections, each with deadlines for what it sends.
 
-use crate::app::{App, router};
-use crate::body::{Memory, Share};
+use crate::command::Command;
 use crate::config::Options;
-use crate::connections::{self, Answer, OfConnection, Record, SLOW_READER, Why};
+use crate::connections::{self, Answer, Record, SLOW_READER, Timeouts, Why};
 use crate::disk::Disk;
+use crate::grpc;
 use crate::lifecycle::{Lifecycle, Phase};
-use crate::loader::{Command, Loader};
+use crate::loader::Loader;
+use crate::memory::{Memory, OfConnection, Share};
 use crate::refusal::Refusal;
 use crate::report::cpu_time;
-use crate::{executor, grpc, overseer};
+use crate::router::router;
+use crate::state::App;
 use axum::body::HttpBody as _;
 use axum::response::Response;
 use bytes::Bytes;
@@ -109,12 +111,13 @@ impl Worker {
         let disk = Disk::new(&options.models, options.max_model).map_err(unreadable)?;
         let (app, commands) = App::new(options);
         let app = Arc::new(app);
-        let loader = Loader::new(Arc::clone(&app), disk).map_err(unreadable)?;
+        let loader = Loader::new(app.loading(), disk).map_err(unreadable)?;
         let address = app.options.listen;
         let listen = |error| StartError::Listen { address, error };
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
-        executor::start(&app).map_err(StartError::Threads)?;
+        let pool = Arc::new(app.pool());
+        pool.start().map_err(StartError::Threads)?;
         loader.start(commands).map_err(StartError::Threads)?;
         tracing::info!(
             %address,
@@ -124,11 +127,13 @@ impl Worker {
         );
         let shared = Arc::clone(&app);
         app.tasks.spawn("metrics", Importance::Helpful, move || upkeep(Arc::clone(&shared)));
-        let shared = Arc::clone(&app);
-        app.tasks
-            .spawn("overseer", Importance::Vital, move || overseer::watch(Arc::clone(&shared)));
-        let shared = Arc::clone(&app);
-        let watch = move || connections::watch(Arc::clone(&shared));
+        let overseeing = Arc::new(app.overseeing(&pool));
+        app.tasks.spawn("overseer", Importance::Vital, move || Arc::clone(&overseeing).watch());
+        let (connections, lifecycle) = (Arc::clone(&app.connections), app.lifecycle.clone());
+        let (header, idle) = (app.options.header_timeout, app.options.idle_timeout);
+        let timeouts = Timeouts { header, idle, read: SLOW_READER };
+        let watch =
+            move || connections::watch(Arc::clone(&connections), lifecycle.clone(), timeouts);
         app.tasks.spawn("connections", Importance::Helpful, watch);
         let shared = Arc::clone(&app);
         let watch = move || give_back(Arc::clone(&shared));
@@ -342,7 +347,7 @@ impl Server {
                     connection.as_mut().graceful_shutdown();
                 }
                 why = place.record.closed() => {
-                    connections::count_closed(&self.app, why);
+                    connections::count_closed(&self.app.metrics, why);
                     // A request may be on its way: it is answered, and the client told.
                     if !matches!(why, Why::Idle | Why::Room) {
                         return;

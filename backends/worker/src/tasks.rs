@@ -6,19 +6,13 @@
 //! that no repository of healthy models comes near. A model has at most one load that counts: what
 //! is asked of it meanwhile waits, and is merged.
 
-use crate::load::Why;
-use crate::refusal::Refusal;
-use std::sync::Arc;
+use crate::command::{Cancel, Reply, TaskId, Why};
 use std::time::{Duration, Instant};
-use tokio::sync::{oneshot, watch};
 
 /// A load that has taken so long does not keep others from starting.
 const LONG: Duration = Duration::from_secs(5);
 /// Most loads at once, those that take long included.
 const MOST: usize = 8;
-
-/// Where the outcome of a load is told.
-pub(crate) type Reply = oneshot::Sender<Result<(), Refusal>>;
 
 /// The models to load.
 #[derive(Debug)]
@@ -29,33 +23,6 @@ pub(crate) struct Wish {
     pub(crate) number: Option<u64>,
     pub(crate) replies: Vec<Reply>,
 }
-
-/// Tells a load that its outcome is not wanted any more.
-#[derive(Debug, Clone)]
-pub(crate) struct Cancel(Arc<watch::Sender<bool>>);
-
-impl Cancel {
-    pub(crate) fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(false)))
-    }
-
-    fn cancel(&self) {
-        self.0.send_replace(true);
-    }
-
-    pub(crate) fn is_cancelled(&self) -> bool {
-        *self.0.borrow()
-    }
-
-    /// Waits until the load is cancelled.
-    pub(crate) async fn cancelled(&self) {
-        // The sender lives as long as `self`.
-        drop(self.0.subscribe().wait_for(|cancelled| *cancelled).await);
-    }
-}
-
-/// Identity of a load that runs.
-pub(crate) type TaskId = u64;
 
 #[derive(Debug)]
 struct Running {
@@ -149,6 +116,7 @@ impl Tasks {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use tokio::sync::oneshot;
 
     fn wish(model: &str, why: Why) -> Wish {
         Wish { model: model.to_owned(), why, number: None, replies: Vec::new() }

@@ -4,7 +4,7 @@
 //! in the socket: so what a client leaves unread can be told and bounded.
 
 use super::record::InFlight;
-use crate::body::Share;
+use crate::memory::Share;
 use axum::body::Body;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};

@@ -1,7 +1,5 @@
 //! The state that one connection is waiting in.
 
-use super::{Patience, Why};
-use crate::body::Memory;
 use futures_util::FutureExt;
 use http::Version;
 use std::collections::BTreeMap;
@@ -15,6 +13,44 @@ use tokio::sync::Notify;
 /// Bytes of answers that a client may leave unread before no further request of its connection is
 /// begun.
 const MOST_UNREAD: usize = 4 << 20;
+
+/// Why the worker closes a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// No request, or not the whole header of one, came in time.
+    Header,
+    /// An answer was not read in time.
+    SlowReader,
+    /// It was idle for as long as it may be.
+    Idle,
+    /// The client has left.
+    Left,
+    /// Others need its place.
+    Room,
+}
+
+impl Why {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Header => "header_timeout",
+            Self::SlowReader => "slow_reader",
+            Self::Idle => "idle",
+            Self::Left => "client_left",
+            Self::Room => "room",
+        }
+    }
+}
+
+/// How long clients may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timeouts {
+    /// For a request's header, from its first byte or from the beginning of the connection.
+    pub(crate) header: Duration,
+    /// Between two requests.
+    pub(crate) idle: Duration,
+    /// To read a piece of an answer.
+    pub(crate) read: Duration,
+}
 
 /// One connection.
 #[derive(Debug)]
@@ -123,17 +159,17 @@ impl Record {
     }
 
     /// Why the connection is to be closed now, if it is.
-    pub(super) fn overdue(&self, now: Instant, patience: &Patience) -> Option<Why> {
+    pub(super) fn overdue(&self, now: Instant, timeouts: &Timeouts) -> Option<Why> {
         let state = self.lock();
         let is_over =
             |since: Instant, limit: Duration| now.saturating_duration_since(since) > limit;
-        let idle = is_over(state.idle_since, patience.idle);
+        let idle = is_over(state.idle_since, timeouts.idle);
         let unread = state.unread.values().chain(&state.blocked_since).copied();
-        if state.version.is_none() && is_over(state.idle_since, patience.header)
-            || state.header_since.is_some_and(|since| is_over(since, patience.header))
+        if state.version.is_none() && is_over(state.idle_since, timeouts.header)
+            || state.header_since.is_some_and(|since| is_over(since, timeouts.header))
         {
             Some(Why::Header)
-        } else if unread.into_iter().any(|since| is_over(since, patience.read)) {
+        } else if unread.into_iter().any(|since| is_over(since, timeouts.read)) {
             Some(Why::SlowReader)
         } else if state.requests == 0 && idle {
             Some(Why::Idle)
@@ -222,7 +258,3 @@ impl Drop for InFlight {
         }
     }
 }
-
-/// The memory budget for the bodies of one connection, as an extension of each request.
-#[derive(Debug, Clone)]
-pub(crate) struct OfConnection(pub(crate) Arc<Memory>);

@@ -3,10 +3,10 @@
 //! The load report stands in the trailers, where gRPC's clients and proxies read it, and not in the
 //! header too: at the end of a stream it is the present one.
 
-use crate::app::App;
 use crate::body::Encoding;
 use crate::compress;
 use crate::refusal::Refusal;
+use crate::state::App;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;

@@ -1,14 +1,16 @@
 //! What comes in: the terms of a call, and its messages.
 
 use super::answer::frame;
-use crate::app::App;
-use crate::body::{self, Encoding, Share};
+use crate::blocking::{INLINE, bounded, off_io};
+use crate::body::{self, Encoding, ReadTimeout};
 use crate::compress;
-use crate::connections::OfConnection;
-use crate::infer::{INLINE, Terms, bounded, off_io};
+use crate::infer::Terms;
 use crate::lifecycle::Phase;
+use crate::memory::OfConnection;
+use crate::memory::Share;
 use crate::refusal::Refusal;
-use crate::rest;
+use crate::state::App;
+use crate::terms;
 use axum::body::Body;
 use axum::extract::Request;
 use bytes::{Bytes, BytesMut};
@@ -63,7 +65,7 @@ impl Call {
     pub(crate) async fn message(self, limit: usize) -> Result<Received, Refusal> {
         let Self { app, terms, encoding, body, of_connection, .. } = self;
         let mut share = Share::of(&app.memory, of_connection);
-        let patience = app.options.body_patience();
+        let patience = ReadTimeout::of(&app.options);
         let read = body::read(body, limit + PREFIX_BYTES, patience, &mut share);
         let (compressed, message) = grpc::only_message(&bounded(terms.deadline, read).await?)?;
         inflated(compressed, encoding, limit, Received { message, share }).await
@@ -115,7 +117,7 @@ impl Call {
 }
 
 fn terms(headers: &HeaderMap) -> Result<Terms, Refusal> {
-    let mut terms = rest::terms(headers)?;
+    let mut terms = terms::of(headers)?;
     if let Some(value) = headers.get(names::GRPC_TIMEOUT) {
         let timeout = value.to_str().ok().and_then(grpc::parse_timeout);
         terms.within(timeout.ok_or_else(|| {
@@ -204,7 +206,7 @@ impl Messages {
     }
 
     async fn whole(&mut self) -> Result<(bool, Received), Refusal> {
-        let (began, patience) = (Instant::now(), self.app.options.body_patience());
+        let (began, patience) = (Instant::now(), ReadTimeout::of(&self.app.options));
         loop {
             let mut expected = PREFIX_BYTES;
             if let Some(prefix) = Prefix::read(&self.buffer)? {
@@ -251,4 +253,10 @@ impl From<WireError> for Refusal {
     fn from(error: WireError) -> Self {
         Self::request(format!("invalid protobuf: {error}"))
     }
+}
+
+/// There is no such method.
+pub(super) fn no_method(method: &str) -> Refusal {
+    let method: String = method.chars().take(100).collect();
+    Refusal::new(Reason::NotFound, format!("no method \"{}\" here", method.escape_debug()))
 }

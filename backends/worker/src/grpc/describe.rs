@@ -1,10 +1,9 @@
 //! What the worker says of itself and its models, and the calls that change them: the same as over
 //! REST, in other messages.
 
-use super::call::Call;
-use super::no_method;
-use crate::app::App;
+use super::call::{Call, no_method};
 use crate::refusal::Refusal;
+use crate::state::App;
 use crate::{control, describe};
 use bytes::Bytes;
 use forebay_protocol::grpc::pb;

@@ -5,11 +5,11 @@
 
 use super::answer::{self, frame};
 use super::call::Call;
-use crate::app::App;
 use crate::body::Encoding;
 use crate::describe;
 use crate::lifecycle::Phase;
 use crate::refusal::Refusal;
+use crate::state::App;
 use axum::response::Response;
 use bytes::Bytes;
 use forebay_protocol::Reason;

@@ -2,11 +2,12 @@
 
 use super::answer;
 use super::call::{self, Call};
-use crate::app::App;
+use crate::blocking;
 use crate::body::Encoding;
 use crate::infer::{self, Answer, Terms};
 use crate::metrics::NO_MODEL;
 use crate::refusal::Refusal;
+use crate::state::App;
 use axum::response::Response;
 use forebay_protocol::grpc::pb::{self, infer_parameter::ParameterChoice};
 use forebay_protocol::grpc::{infer as wire, text_field};
@@ -87,7 +88,7 @@ async fn run(
         call::work(size, move || Ok(wire::write_response(&response))).await
     };
     let (model, version) = (name.0.as_str(), Some(name.1.as_str()).filter(|v| !v.is_empty()));
-    infer::bounded(terms.deadline, infer::infer(app, (model, version), Ok(terms), read, write))
+    blocking::bounded(terms.deadline, infer::infer(app, (model, version), Ok(terms), read, write))
         .await
 }
 

@@ -17,15 +17,15 @@ mod describe;
 mod health;
 mod infer;
 
-use crate::app::App;
 use crate::describe as rest;
 use crate::refusal::Refusal;
+use crate::state::App;
 use axum::Router;
 use axum::extract::{Path, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use call::Call;
+use call::{Call, no_method};
 use forebay_protocol::Reason;
 use forebay_protocol::grpc::{self, HEALTH_SERVICE, INFERENCE_SERVICE, LOAD_SERVICE};
 use http::{Version, header};
@@ -102,9 +102,4 @@ async fn load_service(
         (method, Ok(_)) => answer::unary(&app, Err(no_method(method))),
         (_, Err(refusal)) => answer::unary(&app, Err(refusal)),
     }
-}
-
-fn no_method(method: &str) -> Refusal {
-    let method: String = method.chars().take(100).collect();
-    Refusal::new(Reason::NotFound, format!("no method \"{}\" here", method.escape_debug()))
 }

@@ -1,6 +1,6 @@
 //! One model's line: its order, its account, and the batch at its head.
 
-use super::Work;
+use super::work::Work;
 use forebay_protocol::Priority;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -62,7 +62,7 @@ const PLAIN: LineConfig = LineConfig { bound: 9, weight: 1, max_delay: Duration:
 fn queue<const N: usize>(
     executors: usize,
     lines: [LineConfig; N],
-) -> (Arc<Queue<Fake>>, [OpenLine<Fake>; N]) {
+) -> (Arc<Queue<Fake>>, [OpenLine; N]) {
     let queue = Queue::new(executors);
     let lines = lines.map(|line| queue.open(line));
     (queue, lines)

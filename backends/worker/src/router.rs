@@ -1,98 +1,22 @@
 //! The routes, and what every answer carries whatever it is an answer to.
 
-use crate::body::{Encoding, Memory};
-use crate::config::Options;
-use crate::connections::Connections;
-use crate::executor::Job;
-use crate::lifecycle::{Lifecycle, Phase};
-use crate::loader::Command;
-use crate::metrics::Metrics;
-use crate::overseer::Overseer;
-use crate::queue::Queue;
-use crate::refusal::Refusal;
-use crate::report::Load;
-use crate::repository::Repository;
+use crate::body::Encoding;
+use crate::lifecycle::Phase;
+use crate::state::App;
 use crate::{compress, control, describe, grpc, letter, openai, rest};
 use axum::Router;
-use axum::extract::{FromRequestParts, Path, Request, State};
+use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
-use forebay_process::supervise::Supervisor;
 use forebay_protocol::grpc::is_grpc;
-use forebay_protocol::{LoadReport, header as names};
-use http::request::Parts;
+use forebay_protocol::header as names;
 use http::{HeaderMap, HeaderValue, Version as HttpVersion, header};
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 use tracing::Instrument;
 
 /// Longest identity of a request that is logged, in bytes.
 const MAX_LOGGED_ID: usize = 128;
-
-/// What all requests share.
-#[derive(Debug)]
-pub(crate) struct App {
-    pub(crate) options: Options,
-    pub(crate) repository: Repository,
-    pub(crate) queue: Arc<Queue<Job>>,
-    pub(crate) load: Load,
-    pub(crate) overseer: Overseer,
-    pub(crate) metrics: Metrics,
-    /// Of request bodies.
-    pub(crate) memory: Arc<Memory>,
-    /// Of answers that clients have not read yet.
-    pub(crate) answers: Arc<Memory>,
-    pub(crate) connections: Arc<Connections>,
-    pub(crate) lifecycle: Lifecycle,
-    /// The tasks that keep the worker going.
-    pub(crate) tasks: Supervisor,
-}
-
-impl App {
-    /// Without models; the receiver is for the loader, which brings them.
-    pub(crate) fn new(options: Options) -> (Self, Receiver<Command>) {
-        let (repository, commands) = Repository::new(options.queue);
-        let app = Self {
-            queue: Queue::new(options.executors),
-            load: Load::new(options.executors),
-            overseer: Overseer::default(),
-            memory: Memory::new(options.max_body_memory),
-            answers: Memory::new(options.max_answer_memory),
-            connections: Arc::default(),
-            lifecycle: Lifecycle::new(),
-            tasks: Supervisor::default(),
-            metrics: Metrics::new(),
-            repository,
-            options,
-        };
-        (app, commands)
-    }
-
-    /// The load now, as it is stated on every answer.
-    pub(crate) fn load_report(&self) -> LoadReport {
-        self.load.report(&self.queue.counts())
-    }
-
-    pub(crate) fn is_ended(&self) -> bool {
-        self.lifecycle.phase() == Phase::Ended
-    }
-}
-
-/// Model and version, as the path names them.
-#[derive(Debug, serde::Deserialize)]
-pub(crate) struct ModelPath {
-    pub(crate) model: String,
-    pub(crate) version: Option<String>,
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for ModelPath {
-    type Rejection = Refusal;
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
-        let path = Path::<Self>::from_request_parts(parts, state).await;
-        path.map(|Path(path)| path).map_err(|error| Refusal::request(error.body_text()))
-    }
-}
 
 /// Everything that the worker answers.
 pub(crate) fn router(app: Arc<App>) -> Router {

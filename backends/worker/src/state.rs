@@ -1,0 +1,108 @@
+//! The state that all requests share: a handle to each part of the worker.
+//!
+//! Only what answers requests takes it whole. The parts themselves are given what they use of each
+//! other, so that none of them knows all the others.
+
+use crate::command::Command;
+use crate::config::Options;
+use crate::connections::Connections;
+use crate::executor::Pool;
+use crate::job::Job;
+use crate::lifecycle::Lifecycle;
+use crate::memory::Memory;
+use crate::metrics::Metrics;
+use crate::models;
+use crate::overseer::{self, Overseer};
+use crate::queue::Queue;
+use crate::report::Load;
+use crate::repository::Repository;
+use forebay_process::supervise::Supervisor;
+use forebay_protocol::LoadReport;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+/// What all requests share.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) options: Options,
+    pub(crate) repository: Arc<Repository>,
+    pub(crate) queue: Arc<Queue<Job>>,
+    pub(crate) load: Arc<Load>,
+    pub(crate) overseer: Arc<Overseer>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Of request bodies.
+    pub(crate) memory: Arc<Memory>,
+    /// Of answers that clients have not read yet.
+    pub(crate) answers: Arc<Memory>,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) lifecycle: Lifecycle,
+    /// The tasks that keep the worker going.
+    pub(crate) tasks: Supervisor,
+}
+
+impl App {
+    /// What the executors use.
+    pub(crate) fn pool(&self) -> Pool {
+        Pool {
+            queue: Arc::clone(&self.queue),
+            overseer: Arc::clone(&self.overseer),
+            load: Arc::clone(&self.load),
+            repository: Arc::clone(&self.repository),
+            executors: self.options.executors,
+            pin_executors: self.options.pin_executors,
+            models_memory: self.options.models_memory,
+        }
+    }
+
+    /// What loading uses.
+    pub(crate) fn loading(&self) -> models::Parts {
+        models::Parts {
+            options: self.options.clone(),
+            repository: Arc::clone(&self.repository),
+            queue: Arc::clone(&self.queue),
+            metrics: Arc::clone(&self.metrics),
+            tasks: self.tasks.clone(),
+            lifecycle: self.lifecycle.clone(),
+        }
+    }
+
+    /// What overseeing `pool` uses.
+    pub(crate) fn overseeing(
+        &self,
+        pool: &Arc<Pool>,
+    ) -> overseer::Parts<impl Fn(usize) -> io::Result<()> + use<>> {
+        let pool = Arc::clone(pool);
+        overseer::Parts {
+            overseer: Arc::clone(&self.overseer),
+            queue: Arc::clone(&self.queue),
+            lifecycle: self.lifecycle.clone(),
+            executors: self.options.executors,
+            start_one: move |index| pool.start_one(index),
+        }
+    }
+
+    /// Without models; the receiver is for the loader, which brings them.
+    pub(crate) fn new(options: Options) -> (Self, Receiver<Command>) {
+        let (repository, commands) = Repository::new(options.queue);
+        let app = Self {
+            queue: Queue::new(options.executors),
+            load: Arc::new(Load::new(options.executors)),
+            overseer: Arc::default(),
+            memory: Memory::new(options.max_body_memory),
+            answers: Memory::new(options.max_answer_memory),
+            connections: Arc::default(),
+            lifecycle: Lifecycle::new(),
+            tasks: Supervisor::default(),
+            metrics: Arc::new(Metrics::new()),
+            repository: Arc::new(repository),
+            options,
+        };
+        (app, commands)
+    }
+
+    /// The load now, as it is stated on every answer.
+    pub(crate) fn load_report(&self) -> LoadReport {
+        self.load.report(&self.queue.counts())
+    }
+}
