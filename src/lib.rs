@@ -24,7 +24,8 @@
 //! [`doors`] are its listeners, [`listen`] accepts on them, [`connections`] bounds what they hold,
 //! [`body_memory`] bounds what bodies and answers do, and [`exhausted`] is about what the
 //! machine lacks.
-//! [`server`] binds, serves, reloads and drains; [`admin`] answers operators, [`status`] is what they
+//! [`server`] binds, serves and drains, and [`lifecycle`] is how far it is; [`reload`] reads the
+//! configuration again; [`admin`] answers operators, [`status`] is what they
 //! see; [`access_log`] writes
 //! a line a request; [`cli`] is the command line, [`operator`] what it says to a running proxy, and [`demo`] what runs without arguments.
 
@@ -43,10 +44,12 @@ pub mod doors;
 pub mod error;
 pub mod exhausted;
 pub mod flow;
+pub mod lifecycle;
 pub mod listen;
 pub mod operator;
 pub mod pool;
 pub mod proxy;
+pub mod reload;
 pub mod request;
 pub mod server;
 pub mod status;

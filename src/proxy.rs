@@ -3,15 +3,15 @@
 use crate::answer;
 use crate::body_memory::Account;
 use crate::error::Refusal;
-use crate::flow::admit::{Way, admit};
+use crate::flow::admit::admit;
 use crate::flow::forward::{self, stream, unary};
 use crate::flow::grpc;
 use crate::flow::observe::{Observer, observe};
 use crate::flow::receive::{self, Received};
-use crate::flow::{accept, head, identify, route::route};
+use crate::flow::{head, identify, route::route};
+use crate::lifecycle::Lifecycle;
 use crate::pool::Snapshot;
-use crate::request::Request;
-use crate::server::Lifecycle;
+use crate::request::{ForwardMode, Request};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -29,6 +29,11 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
+
+/// Seconds that a caller's idle connection is kept.
+pub(crate) const KEEPALIVE_SECONDS: u64 = 60;
+/// Time that one write to the caller's connection may take.
+pub(crate) const MAX_WRITE_STALL: Duration = Duration::from_secs(30);
 
 /// The proxy of one process; every listener has a clone.
 #[derive(Clone)]
@@ -57,7 +62,7 @@ impl ProxyHttp for Proxy {
         request: &mut Request,
     ) -> Result<()> {
         request.counted = Some(self.lifecycle.enter());
-        accept::session(session, &self.lifecycle);
+        prepare(session, &self.lifecycle);
         Ok(())
     }
 
@@ -271,7 +276,7 @@ impl Proxy {
             }
         };
         request.way = Some(way);
-        if way == Way::Stream {
+        if way == ForwardMode::Streamed {
             session.downstream_session.set_read_timeout(Some(limits.body_timeout));
             if request.identity.upgrade {
                 session.downstream_session.set_write_timeout(Some(limits.stall_timeout));
@@ -320,6 +325,19 @@ impl Proxy {
             }
         }
     }
+}
+
+/// Sets what holds for every request.
+fn prepare(session: &mut Session, lifecycle: &Lifecycle) {
+    let downstream = &mut session.downstream_session;
+    if lifecycle.is_draining() {
+        // Each connection is told before it closes: no request is lost on the way out.
+        downstream.set_keepalive(None);
+    } else if downstream.get_keepalive().is_some() {
+        // Pingora takes a caller's wish to be kept for a wish to be kept for ever.
+        downstream.set_keepalive(Some(KEEPALIVE_SECONDS));
+    }
+    downstream.set_write_timeout(Some(MAX_WRITE_STALL));
 }
 
 fn forget_fields(head: &mut RequestHeader) {

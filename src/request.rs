@@ -4,12 +4,11 @@
 
 use crate::body_memory::Held;
 use crate::error::Refusal;
-use crate::flow::admit::Way;
-use crate::flow::balance::Picked;
 use crate::flow::forward::wire::Wire;
 use crate::flow::identify::Identity;
 use crate::flow::route::Target;
-use crate::server::InFlightRequest;
+use crate::lifecycle::InFlightRequest;
+use crate::pool::attempt::EndpointAttempt;
 use forebay_protocol::oip::Wishes;
 use forebay_protocol::{Priority, Reason};
 use std::time::{Duration, Instant};
@@ -31,11 +30,11 @@ pub struct Request {
     /// Where it goes; `None` until routed, and for what the proxy answers itself.
     pub target: Option<Target>,
     /// How it is sent on, once admitted.
-    pub way: Option<Way>,
+    pub way: Option<ForwardMode>,
     /// When an answer must be there.
     pub deadline: Option<Instant>,
     /// Endpoints that were tried, the present one last.
-    pub attempts: Vec<Picked>,
+    pub attempts: Vec<EndpointAttempt>,
     /// Place among the attempts of the one that answered, if it is not the last.
     pub answered_by: Option<usize>,
     /// What became of a second attempt beside a slow first one.
@@ -58,6 +57,26 @@ pub struct Request {
     pub moved: bool,
     /// The present exchange on the stream way, if it is in HTTP/1.
     pub wire: Option<Wire>,
+}
+
+/// How an admitted request is sent on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForwardMode {
+    /// Its body is received before an endpoint is picked.
+    Buffered,
+    /// Passed through as it comes: streams of gRPC, other protocols, and bodies that are longer than may
+    /// be held.
+    Streamed,
+}
+
+impl ForwardMode {
+    /// The word in the access log.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Buffered => "unary",
+            Self::Streamed => "stream",
+        }
+    }
 }
 
 /// What became of a second attempt beside a slow first one.
@@ -143,7 +162,7 @@ impl Request {
     }
 
     /// The attempt that answered, or the last one.
-    pub fn answering(&self) -> Option<&Picked> {
+    pub fn answering(&self) -> Option<&EndpointAttempt> {
         self.answered_by.and_then(|place| self.attempts.get(place)).or(self.attempts.last())
     }
 

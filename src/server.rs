@@ -9,137 +9,34 @@
 use crate::access_log::AccessLogger;
 use crate::admin::Admin;
 use crate::admin_listener::{self, AdminListener};
-use crate::body_memory::Memory;
 use crate::config::{self, Config};
 use crate::connections::Connections;
 use crate::doors::{Door, Sockets};
 use crate::flow::observe::Observer;
+use crate::lifecycle::Lifecycle;
 use crate::listen;
 use crate::pool::Snapshot;
 use crate::pool::control::{self, ControlHandle};
 use crate::pool::fleet::{Fleets, Supervisors, WorkerLog};
 use crate::proxy::Proxy;
+use crate::reload::Reloader;
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
-use forebay_process::memory::{self, Taken};
+use forebay_process::memory;
 use forebay_process::resources::Descriptors;
-use forebay_process::supervise::{Importance, Supervisor, fault_point};
+use forebay_process::supervise::{Importance, Supervisor};
 use futures_util::future::BoxFuture;
 use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Mutex, Notify, watch};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
-
-/// Whether the process takes requests, and how many it has.
-#[derive(Debug, Default)]
-pub struct Lifecycle {
-    /// The tasks that keep the process going.
-    pub tasks: Supervisor,
-    draining: AtomicBool,
-    in_flight: Taken,
-    /// Open connections at Layer 7.
-    open: Taken,
-    /// What bodies and answers hold.
-    memory: Arc<Memory>,
-    /// Whether what is still open has had its time.
-    cut: watch::Sender<bool>,
-}
-
-/// Counts as an open connection until dropped.
-#[derive(Debug)]
-pub struct OpenConnection(Arc<Lifecycle>);
-
-impl Drop for OpenConnection {
-    fn drop(&mut self) {
-        self.0.open.remove(1);
-    }
-}
-
-/// Counts as a request in flight until dropped.
-#[derive(Debug)]
-pub struct InFlightRequest(Arc<Lifecycle>);
-
-impl Lifecycle {
-    /// Counts a request in.
-    pub fn enter(self: &Arc<Self>) -> InFlightRequest {
-        self.in_flight.add(1);
-        InFlightRequest(Arc::clone(self))
-    }
-
-    /// Requests inside the proxy.
-    pub fn in_flight(&self) -> usize {
-        self.in_flight.now()
-    }
-
-    /// Is the process on its way out?
-    pub fn is_draining(&self) -> bool {
-        self.draining.load(Relaxed)
-    }
-
-    /// Can requests be served: not draining, all vital tasks run and none stands still, and every pool
-    /// has an endpoint in rotation?
-    pub fn is_ready(&self, snapshot: &Snapshot) -> bool {
-        !self.is_draining()
-            && self.tasks.all_up()
-            && snapshot.pools.iter().all(|pool| pool.ready_count() > 0)
-    }
-
-    /// Counts a new connection in.
-    pub fn connected(self: &Arc<Self>) -> OpenConnection {
-        self.open.add(1);
-        OpenConnection(Arc::clone(self))
-    }
-
-    /// What takes memory, each with how much of it takes little.
-    fn takes_memory(&self) -> [memory::Watched<'_>; 3] {
-        [(&self.open, 100), (&self.in_flight, 50), (self.memory.taken(), 1024 * 1024)]
-    }
-
-    /// What bodies and answers hold.
-    pub fn memory(&self) -> &Arc<Memory> {
-        &self.memory
-    }
-
-    /// Until what is still open has had its time.
-    pub async fn cut_off(&self) {
-        // The sender is ours: waiting does not fail.
-        let _ = self.cut.subscribe().wait_for(|cut| *cut).await;
-    }
-
-    /// Until nothing is in flight, and nothing that was accepted can still become a request.
-    async fn wait_idle(&self) {
-        let started = Instant::now();
-        let mut quiet = 0;
-        // Between its first byte and its count a connection is seen by neither, for as long as a busy
-        // machine lets its task wait; so look again.
-        while quiet < QUIET {
-            sleep(LOOK).await;
-            let open = self.open.now() > 0 && started.elapsed() < SILENCE;
-            quiet = if open || self.in_flight() > 0 { 0 } else { quiet + 1 };
-        }
-    }
-}
-
-/// How often a draining process looks whether it is idle.
-const LOOK: Duration = Duration::from_millis(10);
-/// How many looks in a row must see nothing.
-const QUIET: u32 = 5;
-/// Time that the last connections get to say something, or to end.
-const SILENCE: Duration = Duration::from_secs(1);
-
-impl Drop for InFlightRequest {
-    fn drop(&mut self) {
-        self.0.in_flight.remove(1);
-    }
-}
 
 /// What the process was started with.
 pub struct Options {
@@ -204,12 +101,7 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
     let observer = Arc::new(Observer::new(log));
     let (fleets, supervisors) = Fleets::start(&config, &worker_log, tasks).await?;
     let control = control::start(config, fleets, tasks);
-    let reloader = Reloader {
-        file,
-        control: control.clone(),
-        observer: Arc::clone(&observer),
-        turn: Arc::default(),
-    };
+    let reloader = Reloader::new(file, control.clone(), Arc::clone(&observer));
     let occupied = Arc::clone(&lifecycle);
     let watch = move || {
         let occupied = Arc::clone(&occupied);
@@ -300,10 +192,12 @@ fn serve_admin(
 async fn wait_ready(lifecycle: Arc<Lifecycle>, snapshot: Arc<ArcSwap<Snapshot>>) {
     let started = Instant::now();
     while !lifecycle.is_ready(&snapshot.load()) && started.elapsed() < WARM_UP {
-        sleep(LOOK).await;
+        sleep(READY_CHECK_INTERVAL).await;
     }
 }
 
+/// How often a starting process looks whether it is ready.
+const READY_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 /// Time that the first probes get before a socket is used that was passed.
 const WARM_UP: Duration = Duration::from_secs(5);
 
@@ -316,7 +210,7 @@ async fn drain(
     services: &mut JoinSet<()>,
     signals: &mut Signals,
 ) -> bool {
-    lifecycle.draining.store(true, Relaxed);
+    lifecycle.begin_drain();
     tracing::info!(in_flight = lifecycle.in_flight(), "draining");
     let orderly = async {
         sleep(server.drain_delay).await;
@@ -327,7 +221,7 @@ async fn drain(
         }
         if timeout(server.drain_timeout, lifecycle.wait_idle()).await.is_err() {
             tracing::warn!(in_flight = lifecycle.in_flight(), "drain timed out, requests are cut");
-            lifecycle.cut.send_replace(true);
+            lifecycle.cut_what_is_open();
             // Connections get to say how they ended; what is left then goes with the runtime.
             let _ = timeout(LAST_WORDS, lifecycle.wait_idle()).await;
         }
@@ -351,58 +245,6 @@ async fn supervisors_stop(supervisors: Supervisors, signals: &mut Signals) {
     tokio::select! {
         () = supervisors.stop() => {}
         () = signals.again() => {}
-    }
-}
-
-/// Reads the file again and runs what it says.
-#[derive(Clone)]
-pub struct Reloader {
-    file: Option<PathBuf>,
-    control: ControlHandle,
-    observer: Arc<Observer>,
-    /// One reload at a time.
-    turn: Arc<Mutex<()>>,
-}
-
-impl Reloader {
-    /// The access log, which a reload opens again.
-    pub fn access_log(&self) -> &AccessLogger {
-        self.observer.log()
-    }
-
-    /// Reloads; answers the new generation.
-    ///
-    /// # Errors
-    /// Why the running configuration stays, as a person reads it.
-    pub async fn reload(&self) -> Result<u64, String> {
-        // In a task of its own: whatever it does, the part that asked for it goes on.
-        let this = self.clone();
-        let task = tokio::spawn(async move { this.try_reload().await });
-        let result = task.await.unwrap_or_else(|error| Err(format!("the reload failed: {error}")));
-        let outcome = if result.is_ok() { "ok" } else { "refused" };
-        metrics::counter!(forebay_protocol::metric::proxy::RELOADS, "outcome" => outcome)
-            .increment(1);
-        match &result {
-            Ok(generation) => tracing::info!(generation, "configuration reloaded"),
-            Err(error) => tracing::error!(error, "reload refused, the running configuration stays"),
-        }
-        result
-    }
-
-    async fn try_reload(&self) -> Result<u64, String> {
-        let _turn = self.turn.lock().await;
-        fault_point("reload");
-        let Some(file) = self.file.clone() else {
-            return Err("this process runs without a configuration file".to_owned());
-        };
-        let config = tokio::task::spawn_blocking(move || Config::load(&file))
-            .await
-            .map_err(|error| error.to_string())?
-            .map_err(|error| error.render())?;
-        config.warn();
-        let generation = self.control.reload(config).await.map_err(|error| error.to_string())?;
-        self.observer.log().reopen();
-        Ok(generation)
     }
 }
 

@@ -4,9 +4,9 @@
 //! HTTP would reach the caller as "unknown", without a word.
 
 use crate::error::Refusal;
+use crate::lifecycle::Lifecycle;
 use crate::pool::Snapshot;
 use crate::request::Request;
-use crate::server::Lifecycle;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use forebay_protocol::grpc::{self, CONTENT_TYPE, Code, INFERENCE_SERVICE, Method, text_field};

@@ -16,9 +16,9 @@ use crate::flow::http2::Http2;
 use crate::flow::observe::{Observer, TurnedAway, turned_away};
 use crate::flow::proxy_protocol;
 use crate::flow::tls::{self, Encrypted};
+use crate::lifecycle::Lifecycle;
 use crate::pool::Snapshot;
-use crate::proxy::Proxy;
-use crate::server::Lifecycle;
+use crate::proxy::{KEEPALIVE_SECONDS, MAX_WRITE_STALL, Proxy};
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use forebay_process::resources::Exhausted;
@@ -27,7 +27,7 @@ use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream, Ser
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::protocols::{ALPN, GetSocketDigest, SocketDigest, Stream};
-use pingora::proxy::{HttpProxy, Session};
+use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
 use rustls::ServerConfig;
 use std::fmt::Write as _;
@@ -40,10 +40,6 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-/// Seconds that a caller's idle connection is kept.
-const KEEPALIVE_SECONDS: u64 = 60;
-/// Time that one write to the caller's connection may take.
-const STALL: Duration = Duration::from_secs(30);
 /// Time in which the rest of what was refused is read.
 const LINGER: Duration = Duration::from_secs(1);
 /// The same, and the time for the whole answer, where there is no descriptor left.
@@ -53,19 +49,6 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
 /// Time in which a request that came just before the process stops is noticed.
 const LAST_LOOK: Duration = Duration::from_millis(10);
-
-/// Sets what holds for every request.
-pub fn session(session: &mut Session, lifecycle: &Lifecycle) {
-    let downstream = &mut session.downstream_session;
-    if lifecycle.is_draining() {
-        // Each connection is told before it closes: no request is lost on the way out.
-        downstream.set_keepalive(None);
-    } else if downstream.get_keepalive().is_some() {
-        // Pingora takes a caller's wish to be kept for a wish to be kept for ever.
-        downstream.set_keepalive(Some(KEEPALIVE_SECONDS));
-    }
-    downstream.set_write_timeout(Some(STALL));
-}
 
 /// A socket as Pingora has it. Without its buffers, which are there for as long as the connection is:
 /// requests bring their own.
@@ -400,7 +383,7 @@ pub async fn say(mut caller: Box<Caller>, refusal: &Refusal, request_id: &str, l
         AsyncWriteExt::shutdown(&mut caller).await
     };
     // The caller may have gone; there is nothing else to do for it.
-    if let Ok(Ok(())) = timeout(STALL, said).await {
+    if let Ok(Ok(())) = timeout(MAX_WRITE_STALL, said).await {
         let _ = timeout(linger, caller.discard()).await;
     }
 }

@@ -4,30 +4,10 @@ use crate::body_memory::{Account, Full};
 use crate::config::Limits;
 use crate::error::Refusal;
 use crate::flow::receive::no_memory;
-use crate::request::Request;
+use crate::request::{ForwardMode, Request};
 use forebay_config::ByteSize;
 use forebay_protocol::{Reason, grpc};
 use std::time::Duration;
-
-/// How an admitted request is sent on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// Its body is received before an endpoint is picked.
-    Unary,
-    /// Passed through as it comes: streams of gRPC, other protocols, and bodies that are longer than may
-    /// be held.
-    Stream,
-}
-
-impl Way {
-    /// The word in the access log.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Unary => "unary",
-            Self::Stream => "stream",
-        }
-    }
-}
 
 /// Checks size, memory and deadline; sets the request's deadline.
 ///
@@ -38,7 +18,7 @@ pub fn admit(
     limits: &Limits,
     route_deadline: Duration,
     account: &Account,
-) -> Result<Way, Refusal> {
+) -> Result<ForwardMode, Refusal> {
     if let Some(length) = request.identity.content_length
         && length > limits.body
     {
@@ -47,17 +27,17 @@ pub fn admit(
     // A stream lasts as long as its caller says, and else as long as it is not silent.
     if request.identity.grpc.is_some_and(grpc::Method::is_stream) {
         request.deadline = request.identity.deadline.map(|asked| request.arrived + asked);
-        return Ok(Way::Stream);
+        return Ok(ForwardMode::Streamed);
     }
     within(request, route_deadline);
     if request.identity.upgrade {
-        return Ok(Way::Stream);
+        return Ok(ForwardMode::Streamed);
     }
     // What is held already is the message of this call.
     if request.held.is_none() && account.is_full() {
         return Err(no_memory(Full::Client));
     }
-    Ok(Way::Unary)
+    Ok(ForwardMode::Buffered)
 }
 
 /// Sets the deadline of what is no stream: the caller's, if that is sooner than the route's.

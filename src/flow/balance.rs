@@ -7,6 +7,7 @@ use crate::clock;
 use crate::error::Refusal;
 use crate::flow::identify;
 use crate::flow::route::Target;
+use crate::pool::attempt::EndpointAttempt;
 use crate::pool::pending::{Asks, Bound, Turned, with_rng};
 use crate::pool::{Endpoint, ForLasting, Pool};
 use crate::request::Request;
@@ -14,95 +15,7 @@ use forebay_protocol::grpc::Method;
 use forebay_protocol::{Reason, metric};
 use forebay_routing::{Asked, Health, Ramp, pick};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// An endpoint that did not answer for this long had time to: a probe is worth its cost.
-const FAIR: Duration = Duration::from_millis(50);
-
-/// An endpoint that was picked for a request.
-pub struct Picked {
-    /// The endpoint.
-    pub endpoint: Arc<Endpoint>,
-    /// Counts as in flight there until dropped.
-    pub guard: Option<Bound>,
-    /// The model that is to work for it, if one is; nothing lasting is known to be for one.
-    pub asked: Option<Asked>,
-    /// When it was picked.
-    pub at: Instant,
-}
-
-impl Picked {
-    fn new(bound: Bound, asked: Option<Asked>) -> Self {
-        let endpoint = Arc::clone(&bound.endpoint);
-        Self { endpoint, guard: Some(bound), asked, at: Instant::now() }
-    }
-
-    /// How long the work is expected to take there; zero if nothing is known.
-    pub fn expected(&self, endpoint: &Endpoint) -> Duration {
-        let mean = endpoint.state.load.service_seconds().unwrap_or_default();
-        let weight = self.asked.as_ref().map_or(1.0, |asked| asked.weight().get());
-        Duration::try_from_secs_f64(mean * weight).unwrap_or_default()
-    }
-
-    /// The attempt is over without an answer.
-    pub fn failed(&mut self) {
-        self.refused();
-        self.endpoint.state.suspect();
-    }
-
-    /// The attempt is over with an answer that says to ask elsewhere.
-    pub fn refused(&mut self) {
-        // Before the guard is gone: whoever is bound next must know.
-        self.endpoint.state.failed(clock::now());
-        self.guard = None;
-    }
-
-    /// The attempt is over since there was no answer in time.
-    pub fn late(&mut self) {
-        let was_fair = self.at.elapsed() >= FAIR;
-        if was_fair {
-            self.endpoint.state.failed(clock::now());
-        }
-        self.abandoned();
-        if was_fair {
-            self.endpoint.state.suspect();
-        }
-    }
-
-    /// The attempt is over since nobody waits for its answer any more, for which nobody is to blame.
-    pub fn abandoned(&mut self) {
-        let waited = self.at.elapsed();
-        let even = self.even(waited);
-        match self.guard.take() {
-            Some(guard) if waited >= FAIR => guard.late(even),
-            // Whether a model worked for it is known of what is bound to one only.
-            Some(guard) if self.asked.is_some() => guard.cut_short(even),
-            _ => {}
-        }
-    }
-
-    /// What it would have taken for the mean of all models.
-    fn even(&self, took: Duration) -> Duration {
-        self.asked.as_ref().map_or(took, |asked| asked.given_up(took))
-    }
-
-    /// The attempt was dropped since another has answered. It took at least so long.
-    pub fn given_up(&mut self) {
-        if let Some(guard) = self.guard.take() {
-            guard.answered(self.even(self.at.elapsed()));
-        }
-    }
-
-    /// The attempt is over with an answer. `counts`: it is what was asked for, so that, where a model
-    /// worked for it, the time since the pick says how fast model and endpoint are.
-    pub fn answered(&mut self, counts: bool) {
-        if let Some(guard) = self.guard.take()
-            && let Some(asked) = self.asked.as_mut().filter(|_| counts)
-        {
-            guard.answered(asked.answered(self.at.elapsed(), clock::now()));
-        }
-    }
-}
+use std::time::Instant;
 
 /// Binds the request to an endpoint that it has not tried yet; waits until one has room for it, unless
 /// it is a stream.
@@ -131,7 +44,7 @@ pub async fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpo
     request.times.balance += started.elapsed();
     let bound = bound.map_err(|turned| refusal(turned, request, &target.pool))?;
     let endpoint = Arc::clone(&bound.endpoint);
-    request.attempts.push(Picked::new(bound, asked));
+    request.attempts.push(EndpointAttempt::new(bound, asked));
     Ok(endpoint)
 }
 
@@ -188,7 +101,11 @@ fn no_endpoint(pool: &Pool, tried: usize) -> Refusal {
 ///
 /// # Errors
 /// No endpoint is in rotation, or all that are were tried.
-pub fn pick_lasting(pool: &Pool, tried: &[Picked], key: Option<u64>) -> Result<Picked, Refusal> {
+pub fn pick_lasting(
+    pool: &Pool,
+    tried: &[EndpointAttempt],
+    key: Option<u64>,
+) -> Result<EndpointAttempt, Refusal> {
     let now = clock::now();
     let context = pick::Context {
         now,
@@ -211,16 +128,16 @@ pub fn pick_lasting(pool: &Pool, tried: &[Picked], key: Option<u64>) -> Result<P
         pick::pick(policy, endpoints, shut, &context, rng)
     });
     let index = chosen.ok_or_else(|| no_endpoint(pool, tried.len()))?;
-    Ok(Picked::new(Bound::lasting(&endpoints[index].0), None))
+    Ok(EndpointAttempt::new(Bound::lasting(&endpoints[index].0), None))
 }
 
 /// Picks an endpoint that the request has not tried and that has room at once, if nobody waits for that.
-pub fn pick_free(pool: &Pool, request: &Request) -> Option<Picked> {
+pub fn pick_free(pool: &Pool, request: &Request) -> Option<EndpointAttempt> {
     let bound = pool.bind_free(|endpoint| was_tried(&request.attempts, endpoint))?;
-    Some(Picked::new(bound, ask(request, pool)))
+    Some(EndpointAttempt::new(bound, ask(request, pool)))
 }
 
-fn was_tried(tried: &[Picked], candidate: &Endpoint) -> bool {
+fn was_tried(tried: &[EndpointAttempt], candidate: &Endpoint) -> bool {
     tried.iter().any(|tried| Arc::ptr_eq(&tried.endpoint.state, &candidate.state))
 }
 
@@ -230,13 +147,13 @@ pub fn may_retry(request: &Request, target: &Target) -> bool {
 }
 
 /// Are more attempts allowed than those `tried`, and is there an endpoint for them?
-pub fn can_try_again(pool: &Pool, tried: &[Picked]) -> bool {
+pub fn can_try_again(pool: &Pool, tried: &[EndpointAttempt]) -> bool {
     tried.len() < pool.config.retry.attempts as usize
         && !pool.ready.iter().all(|endpoint| was_tried(tried, endpoint))
 }
 
 /// May another endpoint than those `tried` be tried? If so, the pool's budget has paid for it.
-pub fn may_try_again(pool: &Pool, tried: &[Picked]) -> bool {
+pub fn may_try_again(pool: &Pool, tried: &[EndpointAttempt]) -> bool {
     let metric = metric::proxy::RETRIES;
     let refused = metric::proxy::RETRIES_REFUSED;
     if !can_try_again(pool, tried) {

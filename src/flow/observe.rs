@@ -4,7 +4,7 @@ use crate::access_log::{self, AccessLogger};
 use crate::error::Refusal;
 use crate::flow::head;
 use crate::flow::identify::Identity;
-use crate::request::Request;
+use crate::request::{ForwardMode, Request};
 use forebay_protocol::{Priority, Reason, header, metric};
 use metrics::{Counter, Histogram};
 use pingora::Error;
@@ -229,7 +229,7 @@ fn write_line(
         model: identity.model.as_deref().map(shortened),
         version: identity.version.as_deref().map(shortened),
         priority: request.priority.as_str(),
-        way: request.way.map(crate::flow::admit::Way::as_str),
+        way: request.way.map(ForwardMode::as_str),
         endpoint: request.answering().map(|picked| &*picked.endpoint.state.name),
         attempts: request.attempts.len(),
         hedged: request.hedged.map(crate::request::Hedged::as_str),

@@ -11,14 +11,15 @@ use crate::config::{self, ProxyVersion};
 use crate::connections::{Connection, Connections};
 use crate::error::Refusal;
 use crate::exhausted;
-use crate::flow::balance::{Picked, may_try_again, pick_lasting};
+use crate::flow::balance::{may_try_again, pick_lasting};
 use crate::flow::identify;
 use crate::flow::observe::Observer;
 use crate::flow::proxy_protocol::{self, Ends};
 use crate::flow::relay::{End, Traffic, relay};
 use crate::flow::tls;
+use crate::lifecycle::{InFlightRequest, Lifecycle};
+use crate::pool::attempt::EndpointAttempt;
 use crate::pool::{EndpointState, Pool, Snapshot, liveness};
-use crate::server::{InFlightRequest, Lifecycle};
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use forebay_process::resources::Exhausted;
@@ -210,7 +211,7 @@ impl Layer4 {
 /// None is in rotation, or none that may be tried took it.
 async fn connect(
     pool: &Pool,
-    attempts: &mut Vec<Picked>,
+    attempts: &mut Vec<EndpointAttempt>,
     key: Option<u64>,
 ) -> Result<TcpStream, Refusal> {
     loop {
@@ -281,7 +282,7 @@ struct Passage {
     _counted: InFlightRequest,
     ends: Ends,
     tls: Option<&'static str>,
-    attempts: Vec<Picked>,
+    attempts: Vec<EndpointAttempt>,
     connected: Option<Duration>,
     traffic: Option<Arc<Traffic>>,
 }

@@ -7,6 +7,7 @@
 //! carried from one snapshot to the next: a reload never resets a counter.
 
 mod ask;
+pub mod attempt;
 pub mod control;
 mod eject;
 pub mod fleet;

@@ -1,7 +1,8 @@
 //! One request to one endpoint, and its answer.
 
+use super::grpc;
+use super::headers::stamp;
 use super::wire::{self, Before, CLOSED_BEFORE, UNSOLICITED};
-use super::{grpc, stamp};
 use crate::body_memory::{Account, Held, cost};
 use crate::config::Trouble;
 use crate::flow::fallback;

@@ -1,12 +1,12 @@
 //! gRPC on its way to an endpoint and back: HTTP/2 on both sides, and a status in the trailers.
 
-use super::{HOP_BY_HOP, nominated, take_in_report};
+use super::headers::{HOP_BY_HOP, nominated};
+use super::take_in_report;
 use crate::request::Request;
-use forebay_protocol::grpc::{Code, Method, format_timeout};
+use forebay_protocol::grpc::{Code, Method};
 use forebay_protocol::{Reason, header};
 use http::{HeaderMap, StatusCode};
 use pingora::http::RequestHeader;
-use std::time::Duration;
 
 /// The header of a held call as it is sent.
 pub(super) fn request_head(received: &RequestHeader) -> pingora::Result<RequestHeader> {
@@ -20,11 +20,6 @@ pub(super) fn request_head(received: &RequestHeader) -> pingora::Result<RequestH
     // Of this connection as well, and without it a server may keep its trailers to itself.
     head.insert_header(http::header::TE, "trailers")?;
     Ok(head)
-}
-
-/// States the time that is left, in gRPC's own header too.
-pub(super) fn stamp(head: &mut RequestHeader, left: Duration) -> pingora::Result<()> {
-    head.insert_header(header::GRPC_TIMEOUT, format_timeout(left))
 }
 
 /// How the call ended, if these headers say it.

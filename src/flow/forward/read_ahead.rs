@@ -5,9 +5,9 @@ use super::{count_attempt, grpc, take_in_report};
 use crate::body_memory::{Held, cost};
 use crate::config::Limits;
 use crate::error::Refusal;
-use crate::flow::balance::Picked;
 use crate::flow::route::Target;
 use crate::pool::Endpoint;
+use crate::pool::attempt::EndpointAttempt;
 use crate::pool::liveness::unreachable;
 use crate::request::Request;
 use bytes::Bytes;
@@ -133,7 +133,7 @@ pub(super) struct Reader<'a> {
     pub(super) is_grpc: bool,
     /// Whether the answer is what was asked for, as far as its header says.
     pub(super) succeeds: bool,
-    pub(super) picked: &'a mut Picked,
+    pub(super) picked: &'a mut EndpointAttempt,
     pub(super) bounds: Bounds,
     /// The rest of the request, if the endpoint answered before all of it was sent.
     pub(super) uploads: Option<Receiver<Bytes>>,

@@ -12,17 +12,18 @@
 
 use super::attempts::Won;
 use super::exchange::{Answer, Rest};
+use super::headers::{HOP_BY_HOP, nominated, prepare_answer};
 use super::read_ahead::{Bounds, Item, Reader, Room};
-use super::{HOP_BY_HOP, grpc, nominated, prepare_answer, refused, upload};
+use super::{grpc, refused, upload};
 use crate::answer;
 use crate::body_memory::{Held, cost};
 use crate::config::Limits;
 use crate::error::Refusal;
-use crate::flow::balance::Picked;
 use crate::flow::pace::{Pace, TooSlow};
 use crate::flow::receive::{broken_off, client_left};
 use crate::flow::route::Target;
 use crate::pool::Endpoint;
+use crate::pool::attempt::EndpointAttempt;
 use crate::request::Request;
 use bytes::Bytes;
 use forebay_protocol::grpc::Code;
@@ -81,7 +82,7 @@ pub(super) async fn respond(
         Ok(Some(trailers)) => grpc::note(request, &trailers),
         Ok(None) => {}
         Err(refusal) => {
-            request.attempts.iter_mut().for_each(Picked::abandoned);
+            request.attempts.iter_mut().for_each(EndpointAttempt::abandoned);
             return Err(refused(request, refusal));
         }
     }

@@ -5,9 +5,11 @@
 //! tried again.
 
 use super::exchange::{closed_while_idle, message_of, trouble_of};
+use super::headers::stamp;
+use super::headers::{prepare_answer, prepare_request};
 use super::wire::{self, Before, UNSOLICITED, Wire};
-use super::{count_answer, count_attempt, note_answer, prepare_answer, prepare_request};
-use super::{is_repeatable, refused, stamp, take_in_report};
+use super::{count_answer, count_attempt, note_answer};
+use super::{is_repeatable, refused, take_in_report};
 use crate::clock;
 use crate::config::Limits;
 use crate::error::Refusal;

@@ -6,16 +6,17 @@
 
 use super::attempts::Attempts;
 use super::exchange::Message;
+use super::headers::{HOP_BY_HOP, nominated, prepare_request};
 use super::respond::respond;
-use super::{HOP_BY_HOP, grpc, is_repeatable, nominated, prepare_request, upload};
+use super::{grpc, is_repeatable, upload};
 use crate::body_memory::Account;
 use crate::config::Limits;
 use crate::error::Refusal;
-use crate::flow::admit::{Way, within};
-use crate::flow::balance::Picked;
+use crate::flow::admit::within;
 use crate::flow::receive::{Received, client_left, receive};
 use crate::flow::route::Target;
-use crate::request::Request;
+use crate::pool::attempt::EndpointAttempt;
+use crate::request::{ForwardMode, Request};
 use bytes::Bytes;
 use forebay_protocol::oip::{Call, Wishes};
 use forebay_protocol::{Reason, header};
@@ -56,7 +57,7 @@ pub async fn forward(
             }
         }
         Ok(Received::Begun(begun)) => {
-            request.way = Some(Way::Stream);
+            request.way = Some(ForwardMode::Streamed);
             take_in_wishes(session.req_header(), request, target, &begun.body);
             let head = request_head(session.req_header(), Length::AsStated)?;
             let upload = (head, begun, account);
@@ -72,7 +73,7 @@ pub async fn forward(
         Ok(won) => respond(session, request, &target, won, (connector, limits)).await,
         Err(refusal) => {
             // Attempts that were under way are over, and nobody is to blame for that.
-            request.attempts.iter_mut().for_each(Picked::abandoned);
+            request.attempts.iter_mut().for_each(EndpointAttempt::abandoned);
             request.refusal = Some(refusal);
             Ok(())
         }

@@ -12,7 +12,8 @@ use super::exchange::{
     Answer, EARLY_ANSWER, NO_SOCKET, Rest, final_header, message_of, send_piece, socket_of,
     trouble_of,
 };
-use super::{count_answer, count_attempt, note_answer, prepare_request, stamp, stream};
+use super::headers::{prepare_request, stamp};
+use super::{count_answer, count_attempt, note_answer, stream};
 use super::{fallback, take_in_report};
 use crate::body_memory::Account;
 use crate::clock;
