@@ -6,7 +6,8 @@ use crate::config::Tls;
 use crate::connections::Connections;
 use crate::flow::identify;
 use crate::lifecycle::Lifecycle;
-use crate::pool::control::{ControlHandle, Drain, Unknown};
+use crate::pool::control::ControlHandle;
+use crate::pool::message::{Drain, Unknown};
 use crate::pool::{Endpoint, Pool, Snapshot};
 use crate::reload::Reloader;
 use crate::status::{Form, Status};
@@ -216,7 +217,7 @@ impl Admin {
         for (task, count) in self.lifecycle.tasks.stalled() {
             text += &format!("task {task}: {count} of its kind stand still\n");
         }
-        for pool in snapshot.pools.iter().filter(|pool| pool.last_resort) {
+        for pool in snapshot.pools.iter().filter(|pool| pool.rotation.last_resort) {
             let name = &pool.config.name;
             text += &format!(
                 "pool {name}: no endpoint answers probes; as a last resort requests are sent to those that are silent\n"
@@ -262,7 +263,7 @@ impl Admin {
         let loaded = snapshot.loaded_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         metrics::gauge!(metric::CONFIG_LOADED).set(loaded.as_secs_f64());
         for pool in &snapshot.pools {
-            for (priority, count) in pool.state.pending.counts() {
+            for (priority, count) in pool.state.queue.counts() {
                 let pool = pool.config.name.clone();
                 #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
                 metrics::gauge!(metric::PENDING, "pool" => pool, "priority" => priority.as_str())
@@ -270,10 +271,10 @@ impl Admin {
             }
             let name = pool.config.name.clone();
             metrics::gauge!(metric::POOL_PANIC, "pool" => name)
-                .set(f64::from(u8::from(pool.panics)));
+                .set(f64::from(u8::from(pool.rotation.panics)));
             let name = pool.config.name.clone();
             metrics::gauge!(metric::POOL_LAST_RESORT, "pool" => name)
-                .set(f64::from(u8::from(pool.last_resort)));
+                .set(f64::from(u8::from(pool.rotation.last_resort)));
             for endpoint in &pool.endpoints {
                 set_endpoint_gauges(pool, endpoint);
             }

@@ -134,7 +134,7 @@ fn run(cli: Cli) -> ExitCode {
 
 fn serve(file: &Path, worker_log: WorkerLog) -> Result<()> {
     let config = Config::load(file).map_err(|error| anyhow::anyhow!(error.render()))?;
-    config.warn();
+    config.log_warnings();
     let started = |started: &server::Started| {
         let listeners: Vec<_> = started.listeners.iter().map(ToString::to_string).collect();
         let admin = started.admin.map(|address| address.to_string());
@@ -149,8 +149,8 @@ fn check(file: &Path) -> ExitCode {
         Ok(config) => {
             let (listeners, pools) = (config.listeners.len(), config.pools.len());
             let routes = config.routes.len();
-            for doubt in config.doubts(SystemTime::now()) {
-                complain(&format!("warning: {doubt}"));
+            for warning in config.warnings(SystemTime::now()) {
+                complain(&format!("warning: {warning}"));
             }
             tell(&format!(
                 "{}: fine ({listeners} listeners, {pools} pools, {routes} routes)",

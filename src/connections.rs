@@ -156,7 +156,7 @@ impl Connections {
         Connection { of: Arc::clone(self), seat, place, outcome: OK }
     }
 
-    /// Asks those to leave that have waited longest, of `client` or of all. `false`: none waits.
+    /// BindRequest those to leave that have waited longest, of `client` or of all. `false`: none waits.
     fn make_room(&self, client: Option<IpAddr>) -> bool {
         let now = self.now();
         if client.is_none() && now < self.no_search.load(Relaxed) {

@@ -8,7 +8,7 @@
 //! | route | [`flow::route`] | first matching route -> pool |
 //! | admit | [`flow::admit`] | size, memory and deadline |
 //! | receive | [`flow::receive`] | the body, as far as it is held in memory |
-//! | balance | [`flow::balance`] | waits for an endpoint with room ([`pool::pending`]) -> in-flight guard |
+//! | balance | [`flow::balance`] | waits for an endpoint with room ([`pool::queue`]) -> in-flight guard |
 //! | forward | [`flow::forward`] | attempts, retries, the answer |
 //! | observe | [`flow::observe`] | metrics and the access log |
 //!

@@ -63,7 +63,7 @@ impl Reloader {
             .await
             .map_err(|error| error.to_string())?
             .map_err(|error| error.render())?;
-        config.warn();
+        config.log_warnings();
         let generation = self.control.reload(config).await.map_err(|error| error.to_string())?;
         self.observer.log().reopen();
         Ok(generation)

@@ -9,7 +9,7 @@ use crate::clock;
 use crate::config;
 use crate::connections::Connections;
 use crate::lifecycle::Lifecycle;
-use crate::pool::report::Origin;
+use crate::pool::report::history::Origin;
 use crate::pool::{Endpoint, Pool, Snapshot};
 use forebay_routing::{Policy, Time, pick};
 use http::{HeaderMap, header};
@@ -166,13 +166,13 @@ impl<'a> PoolStatus<'a> {
     fn of(pool: &'a Pool, now: Time) -> Self {
         let named = Policy::NAMES.iter().find(|(_, policy)| *policy == pool.config.policy);
         let best = pick::best_service(pool.endpoints.iter());
-        let counts = pool.state.pending.counts();
+        let counts = pool.state.queue.counts();
         let endpoint = |endpoint: &'a Arc<Endpoint>| EndpointStatus::of(pool, endpoint, best, now);
         Self {
             policy: named.map_or("", |(name, _)| name),
             ready: pool.ready_count(),
-            panic: pool.panics,
-            last_resort: pool.last_resort,
+            panic: pool.rotation.panics,
+            last_resort: pool.rotation.last_resort,
             report_ttl_ms: millis(pool.config.report_ttl),
             pending: counts.map(|(priority, count)| (priority.as_str(), count)).into(),
             endpoints: pool.endpoints.iter().map(endpoint).collect(),

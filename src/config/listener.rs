@@ -1,8 +1,8 @@
 //! Where callers come in: addresses, what is spoken there, and how much of it.
 
-use super::read::{Names, positive};
-use super::{Pool, Tls, secs, tls};
-use forebay_config::{Span, Table};
+use super::check::{Names, known_pool, positive, secs};
+use super::tls::{self, Tls};
+use forebay_config::Table;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -69,12 +69,12 @@ impl Protocol {
 /// Most that can be asked for: more sockets than a process may have.
 const MAX_CONNECTIONS: usize = 10_000_000;
 /// Enough for a fleet's callers, and what they hold fits a small machine.
-const CONNECTIONS: usize = 20_000;
+const DEFAULT_CONNECTIONS: usize = 20_000;
 
 pub(super) fn read(
     table: &Table<'_, '_>,
     base: &Path,
-    pools: &[Pool],
+    pools: &[String],
     names: &mut Names,
 ) -> Option<Listener> {
     let address = table.required_spanned::<SocketAddr>("address").map(|(address, span)| {
@@ -95,7 +95,7 @@ pub(super) fn read(
         // Whoever ends it inside knows what is spoken.
         Protocol::Tcp(_) => &[],
     };
-    let max_connections = table.within("max_connections", 1..=MAX_CONNECTIONS, CONNECTIONS);
+    let max_connections = table.within("max_connections", 1..=MAX_CONNECTIONS, DEFAULT_CONNECTIONS);
     // The rest is left to others.
     let one_client = (max_connections - max_connections / 4).max(1);
     let listener = Listener {
@@ -141,7 +141,7 @@ fn http(table: &Table<'_, '_>, encrypted: bool) -> Protocol {
     Protocol::Http { h2 }
 }
 
-fn tcp(table: &Table<'_, '_>, pools: &[Pool]) -> Tcp {
+fn tcp(table: &Table<'_, '_>, pools: &[String]) -> Tcp {
     if let Some((_, span)) = table.spanned::<Vec<String>>("protocols") {
         table.note(span, "protocols", "expected protocol = \"http\" beside it");
     }
@@ -155,20 +155,4 @@ fn tcp(table: &Table<'_, '_>, pools: &[Pool]) -> Tcp {
         idle_timeout: positive(table, "idle_timeout", secs(600)),
         send_proxy_protocol: table.choice("send_proxy_protocol", &send, None),
     }
-}
-
-/// Index of the pool with this name; that there is none is noted.
-pub(super) fn known_pool(
-    table: &Table<'_, '_>,
-    pools: &[Pool],
-    name: &str,
-    span: Span,
-) -> Option<usize> {
-    let found = pools.iter().position(|pool| pool.name == name);
-    if found.is_none() {
-        let known: Vec<_> = pools.iter().map(|pool| format!("{:?}", pool.name)).collect();
-        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-        table.note(span, "pool", format!("expected a pool ({known}), found {name:?}"));
-    }
-    found
 }

@@ -1,31 +1,32 @@
 //! What the operator wrote becomes what runs, once.
 //!
 //! A value that is checked here and checked again where it is used is a value that two places
-//! disagree about. [`read`](Config::parse) turns TOML into a [`Config`] that can't be wrong: names
+//! disagree about. [`Config::parse`] turns TOML into a [`Config`] that can't be wrong: names
 //! are resolved, ranges are checked, units are gone. Nothing after it validates. Whatever is wrong
 //! is reported at once, with line and column, by `forebay check`, at start and at reload alike.
 //!
 //! Every key, its default and the reason for it stand in `conf/reference.toml`.
 
+mod check;
 mod listener;
+mod load;
 mod poll;
 mod read;
 mod tls;
 
+pub(crate) use check::MAX_MODEL_NAME;
 pub use listener::{Listener, Protocol, ProxyVersion, Tcp};
+pub use load::ConfigError;
 pub use poll::{Poll, PollSource};
 pub use tls::{Certificate, Tls};
 
-use forebay_config::Diagnostics;
-use forebay_config::file::{self, LoadError};
-use forebay_process::resources::Descriptors;
 use forebay_protocol::Priority;
 use forebay_routing::{Ejection, Policy};
 use http::HeaderName;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// Everything that runs, as one immutable value.
 #[derive(Debug, Clone, PartialEq)]
@@ -341,91 +342,4 @@ impl Pattern {
             Self::Prefix(prefix) => name.starts_with(prefix.as_str()),
         }
     }
-}
-
-/// Why a configuration can't be used.
-#[derive(Debug, thiserror::Error)]
-#[error("{path}: {error}")]
-pub struct ConfigError {
-    /// The file.
-    path: String,
-    /// What the system says, or everything that is wrong.
-    error: LoadError,
-}
-
-/// Time that reading the configuration and the files that it names may take.
-const READING: Duration = secs(30);
-
-impl Config {
-    /// Reads a file. Paths in it that are relative start at the file's own folder. Everything that a
-    /// file can do to its reader stays in a thread of its own.
-    ///
-    /// # Errors
-    /// The file can't be read, or everything that is wrong with it.
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let base = path.parent().unwrap_or(Path::new("")).to_owned();
-        file::load(path, READING, move |source| Self::parse(source, &base))
-            .map_err(|error| ConfigError { path: path.display().to_string(), error })
-    }
-
-    /// Reads `source`; relative paths in it start at `base`.
-    ///
-    /// # Errors
-    /// Everything that is wrong with it.
-    pub fn parse(source: &str, base: &Path) -> Result<Self, Diagnostics> {
-        read::config(source, base)
-    }
-
-    /// What is not wrong, but will not go well: certificates that callers do not believe at `now`, keys
-    /// that everybody can read, and more connections than there are descriptors.
-    pub fn doubts(&self, now: SystemTime) -> Vec<String> {
-        let certificates = self.listeners.iter().filter_map(|listener| listener.tls.as_ref());
-        let certificates = certificates.flat_map(|tls| &tls.certificates);
-        let doubts = certificates.flat_map(|certificate| certificate.doubts(now));
-        doubts.chain(self.doubt_about_descriptors()).chain(self.doubt_about_admin()).collect()
-    }
-
-    /// Can others than this machine's users reload and drain?
-    fn doubt_about_admin(&self) -> Option<String> {
-        let admin = self.server.admin.filter(|admin| !admin.ip().to_canonical().is_loopback())?;
-        Some(format!(
-            "the admin listener {admin} is not on loopback: everybody who reaches it may reload and drain"
-        ))
-    }
-
-    /// Can the listeners hold more connections than the system lets this process have?
-    fn doubt_about_descriptors(&self) -> Option<String> {
-        let wanted: usize = self.listeners.iter().map(|listener| listener.max_connections).sum();
-        let Descriptors { limit, for_clients, .. } = Descriptors::of_this_process();
-        (wanted as u64 > for_clients).then(|| {
-            format!(
-                "the listeners may hold {wanted} connections (max_connections), but of the {limit} \
-                 file descriptors that this process may open (RLIMIT_NOFILE), {for_clients} are for \
-                 clients"
-            )
-        })
-    }
-
-    /// Logs its doubts.
-    pub fn warn(&self) {
-        for doubt in self.doubts(SystemTime::now()) {
-            tracing::warn!("{doubt}");
-        }
-    }
-
-    /// Keys that can be written, but that `source` has nowhere: what keeps the reference complete.
-    pub fn keys_missing_from(source: &str) -> Vec<String> {
-        read::keys_missing_from(source)
-    }
-}
-
-impl ConfigError {
-    /// The whole report, as a person reads it on a terminal.
-    pub fn render(&self) -> String {
-        self.error.render(&self.path)
-    }
-}
-
-const fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
 }

@@ -1,6 +1,6 @@
 //! `[pool.NAME.poll]`: where the load of an endpoint is asked for.
 
-use super::read::{absolute_path, interval, timeout_within};
+use super::check::{absolute_path, interval, timeout_within};
 use forebay_config::Table;
 use forebay_protocol::exposition::{Gauge, QueueMetrics, Running};
 use std::time::Duration;

@@ -1,14 +1,16 @@
 //! From TOML to [`Config`]: one function a section, in the order of the reference file.
 
+use super::check::{
+    MAX_MODEL_NAME, Names, absolute_path, at_least, header_name, interval, known_pool, millis,
+    positive, secs, share, timeout_within,
+};
 use super::{
     AccessLog, Config, EndpointProtocol, Fallback, Fleet, Hedge, Limits, Pattern, Pool, Probe,
-    ProbeKind, Protocol, Queue, Retry, Route, Server, Source, Trouble, listener, secs,
+    ProbeKind, Protocol, Queue, Retry, Route, Server, Source, Trouble, listener,
 };
-use crate::flow::identify::MAX_NAME;
 use forebay_config::{ByteRate, ByteSize, Diagnostics, Document, NameOrTable, Ratio, Span, Table};
 use forebay_protocol::Priority;
 use forebay_routing::{Ejection, Policy};
-use http::HeaderName;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -26,10 +28,6 @@ const PRIORITIES: [(&str, Priority); 3] = [
     (Priority::Normal.as_str(), Priority::Normal),
     (Priority::Batch.as_str(), Priority::Batch),
 ];
-
-const fn millis(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
 
 pub(super) fn config(source: &str, base: &Path) -> Result<Config, Diagnostics> {
     let document = Document::parse(source);
@@ -54,14 +52,15 @@ fn read(root: &Table<'_, '_>, base: &Path) -> Config {
         pool(name, &table, base)
     };
     let pools: Vec<_> = root.named("pool").into_iter().map(pool).collect();
+    let pool_names: Vec<_> = pools.iter().map(|pool| pool.name.clone()).collect();
     let mut names = Names::default();
-    let listener = |table: &Table<'_, '_>| listener::read(table, base, &pools, &mut names);
+    let listener = |table: &Table<'_, '_>| listener::read(table, base, &pool_names, &mut names);
     let listeners: Vec<_> = root.tables("listener").iter().filter_map(listener).collect();
     // A proxy at Layer 4 alone has nothing to route.
     let only_tcp = !listeners.is_empty()
         && listeners.iter().all(|listener| matches!(listener.protocol, Protocol::Tcp(_)));
     let mut names = Names::default();
-    let route = |table: &Table<'_, '_>| route(table, &pools, &mut names);
+    let route = |table: &Table<'_, '_>| route(table, &pool_names, &mut names);
     let routes: Vec<_> = root.tables("route").iter().map(route).collect();
     for (missing, key, form) in [
         (listeners.is_empty(), "listener", "[[listener]]"),
@@ -105,20 +104,6 @@ fn server(table: &Table<'_, '_>, base: &Path) -> Server {
     }
 }
 
-/// Names that may be used once.
-#[derive(Default)]
-pub(super) struct Names(BTreeSet<String>);
-
-impl Names {
-    pub(super) fn take(&mut self, table: &Table<'_, '_>, key: &str, name: &str, span: Span) {
-        if name.is_empty() {
-            table.note(span, key, "expected a name, found \"\"");
-        } else if !self.0.insert(name.to_owned()) {
-            table.note(span, key, format!("expected each once, found {name:?} again"));
-        }
-    }
-}
-
 fn limits(table: &Table<'_, '_>) -> Limits {
     const MIB: u64 = 1024 * 1024;
     let body = table.or("body", ByteSize(64 * MIB)).0;
@@ -145,15 +130,6 @@ fn limits(table: &Table<'_, '_>) -> Limits {
         header_timeout: positive(table, "header_timeout", secs(10)),
         caller_header: header_name(table, "caller_header"),
     }
-}
-
-fn header_name(table: &Table<'_, '_>, key: &str) -> Option<HeaderName> {
-    let (name, span) = table.spanned::<String>(key)?;
-    let header = name.parse().ok();
-    if header.is_none() {
-        table.note(span, key, format!("expected the name of a header, found {name:?}"));
-    }
-    header
 }
 
 fn pool(name: String, table: &Table<'_, '_>, base: &Path) -> Pool {
@@ -311,23 +287,14 @@ fn ejection(table: &Table<'_, '_>) -> Ejection {
     }
 }
 
-/// A part of a whole.
-fn share(table: &Table<'_, '_>, key: &str, default: f64) -> f64 {
-    let Some((Ratio(share), span)) = table.spanned::<Ratio>(key) else { return default };
-    if share > 1.0 {
-        table.note(span, key, format!("expected at most 100%, found {}%", share * 100.0));
-    }
-    share
-}
-
-fn route(table: &Table<'_, '_>, pools: &[Pool], names: &mut Names) -> Route {
+fn route(table: &Table<'_, '_>, pools: &[String], names: &mut Names) -> Route {
     let name = table.required_spanned::<String>("name").map(|(name, span)| {
         names.take(table, "name", &name, span);
         name
     });
     let pool = table
         .required_spanned::<String>("pool")
-        .and_then(|(name, span)| listener::known_pool(table, pools, &name, span));
+        .and_then(|(name, span)| known_pool(table, pools, &name, span));
     let models = table.items::<String>("models").map(|(models, _)| models).unwrap_or_default();
     for (_, span) in models.iter().flatten().filter(|(model, _)| model.is_empty()) {
         table.note(span.clone(), "models", "expected the name of a model, found \"\"");
@@ -352,7 +319,7 @@ fn route(table: &Table<'_, '_>, pools: &[Pool], names: &mut Names) -> Route {
     }
 }
 
-fn fallbacks(table: &Table<'_, '_>, pools: &[Pool], own: Option<usize>) -> Vec<Fallback> {
+fn fallbacks(table: &Table<'_, '_>, pools: &[String], own: Option<usize>) -> Vec<Fallback> {
     let mut fallbacks = Vec::new();
     for item in table.names_or_tables("fallback") {
         let (name, model) = match &item {
@@ -362,14 +329,14 @@ fn fallbacks(table: &Table<'_, '_>, pools: &[Pool], own: Option<usize>) -> Vec<F
             }
         };
         if let Some((model, span)) = &model
-            && (model.is_empty() || model.len() > MAX_NAME)
+            && (model.is_empty() || model.len() > MAX_MODEL_NAME)
         {
-            let expected = format!("expected a name of at most {MAX_NAME} bytes");
+            let expected = format!("expected a name of at most {MAX_MODEL_NAME} bytes");
             table.note(span.clone(), "fallback", format!("{expected}, found {model:?}"));
         }
         let model = model.map(|(model, _)| model);
         let Some((name, span)) = name else { continue };
-        let Some(pool) = listener::known_pool(table, pools, &name, span.clone()) else { continue };
+        let Some(pool) = known_pool(table, pools, &name, span.clone()) else { continue };
         if own == Some(pool) && model.is_none() {
             let message = "expected another pool than the route's own, or another model";
             table.note(span, "fallback", format!("{message}, found {name:?}"));
@@ -383,62 +350,5 @@ fn pattern(text: String) -> Pattern {
     match text.strip_suffix('*') {
         Some(prefix) => Pattern::Prefix(prefix.to_owned()),
         None => Pattern::Exact(text),
-    }
-}
-
-/// A path to ask an endpoint for.
-pub(super) fn absolute_path(table: &Table<'_, '_>, key: &str, default: &str) -> String {
-    let Some((path, span)) = table.spanned::<String>(key) else { return default.to_owned() };
-    if !path.starts_with('/') {
-        table.note(span, key, format!("expected a path that begins with /, found {path:?}"));
-    } else if path.parse::<http::Uri>().is_err() || !path.is_ascii() {
-        table.note(span, key, format!("expected a path as it stands in a URL, found {path:?}"));
-    }
-    path
-}
-
-/// Time between two of something that goes on for ever; less than a millisecond is a flood.
-pub(super) fn interval(table: &Table<'_, '_>, key: &str, default: Duration) -> Duration {
-    let Some((value, span)) = table.spanned::<Duration>(key) else { return default };
-    if value < millis(1) {
-        table.note(span, key, format!("expected 1ms or more, found {value:?}"));
-        return default;
-    }
-    value
-}
-
-/// Time that one of something periodic may take: what takes longer delays the next.
-pub(super) fn timeout_within(
-    table: &Table<'_, '_>,
-    key: &str,
-    default: Duration,
-    interval: Duration,
-) -> Duration {
-    let value = positive(table, key, default);
-    if let Some((found, span)) = table.spanned::<Duration>(key)
-        && found > interval
-    {
-        let expected = format!("expected at most the interval ({interval:?})");
-        table.note(span, key, format!("{expected}, found {found:?}"));
-    }
-    value
-}
-
-fn at_least(table: &Table<'_, '_>, key: &str, least: Duration) -> Option<Duration> {
-    let (value, span) = table.spanned::<Duration>(key)?;
-    if value < least {
-        table.note(span, key, format!("expected {least:?} or more, found {value:?}"));
-    }
-    Some(value.max(least))
-}
-
-pub(super) fn positive(table: &Table<'_, '_>, key: &str, default: Duration) -> Duration {
-    match table.spanned::<Duration>(key) {
-        Some((Duration::ZERO, span)) => {
-            table.note(span, key, "expected more than 0, found 0");
-            default
-        }
-        Some((value, _)) => value,
-        None => default,
     }
 }

@@ -64,7 +64,7 @@ pub struct Certificate {
 
 impl Certificate {
     /// What is not wrong with it at `now`, but will not go well.
-    pub fn doubts(&self, now: SystemTime) -> impl Iterator<Item = String> {
+    pub fn warnings(&self, now: SystemTime) -> impl Iterator<Item = String> {
         let key = self.key.display();
         let open = || format!("{key}: the key may be read by every user of this machine");
         self.out_of_time(now).into_iter().chain(self.key_is_open.then(open))

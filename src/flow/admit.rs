@@ -3,7 +3,6 @@
 use crate::body_memory::{Account, Full};
 use crate::config::Limits;
 use crate::error::Refusal;
-use crate::flow::receive::no_memory;
 use crate::request::{ForwardMode, Request};
 use forebay_config::ByteSize;
 use forebay_protocol::{Reason, grpc};
@@ -55,4 +54,15 @@ pub fn body_too_large(limit: u64, found: Option<u64>) -> Refusal {
         None => format!("expected a body of at most {limit}, found more"),
     };
     Refusal::new(Reason::BodyTooLarge, message)
+}
+
+/// The refusal of what finds no memory.
+pub fn no_memory(full: Full) -> Refusal {
+    Refusal::new(
+        Reason::MemoryLimit,
+        match full {
+            Full::Client => "the bodies and answers of this client hold its share of the memory",
+            Full::Total => "bodies and answers hold all the memory that they may",
+        },
+    )
 }

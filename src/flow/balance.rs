@@ -8,8 +8,8 @@ use crate::error::Refusal;
 use crate::flow::identify;
 use crate::flow::route::Target;
 use crate::pool::attempt::EndpointAttempt;
-use crate::pool::pending::{Asks, Bound, Turned, with_rng};
-use crate::pool::{Endpoint, ForLasting, Pool};
+use crate::pool::queue::{BindRequest, Bound, Rejected, with_rng};
+use crate::pool::{Endpoint, LongLived, Pool};
 use crate::request::Request;
 use forebay_protocol::grpc::Method;
 use forebay_protocol::{Reason, metric};
@@ -32,7 +32,7 @@ pub async fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpo
     }
     let asked = ask(request, &target.pool);
     let tried = request.attempts.iter().map(|tried| Arc::clone(&tried.endpoint.state)).collect();
-    let asks = Asks {
+    let asks = BindRequest {
         priority: request.priority,
         caller: request.identity.caller,
         deadline: request.deadline.unwrap_or(started + target.route.deadline),
@@ -42,7 +42,7 @@ pub async fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpo
     };
     let bound = target.pool.bind(asks).await;
     request.times.balance += started.elapsed();
-    let bound = bound.map_err(|turned| refusal(turned, request, &target.pool))?;
+    let bound = bound.map_err(|rejected| refusal(rejected, request, &target.pool))?;
     let endpoint = Arc::clone(&bound.endpoint);
     request.attempts.push(EndpointAttempt::new(bound, asked));
     Ok(endpoint)
@@ -56,18 +56,18 @@ fn ask(request: &Request, pool: &Pool) -> Option<Asked> {
     request.identity.infers.then(|| pool.state.models.ask(key, clock::now()))
 }
 
-fn refusal(turned: Turned, request: &Request, pool: &Pool) -> Refusal {
-    let (reason, after, message) = match turned {
-        Turned::Nowhere => return no_endpoint(pool, request.attempts.len()),
-        Turned::Full(after) => (Reason::QueueFull, Some(after), "the queue is full"),
-        Turned::Displaced(after) => {
+fn refusal(rejected: Rejected, request: &Request, pool: &Pool) -> Refusal {
+    let (reason, after, message) = match rejected {
+        Rejected::NoEndpoint => return no_endpoint(pool, request.attempts.len()),
+        Rejected::Full(after) => (Reason::QueueFull, Some(after), "the queue is full"),
+        Rejected::Displaced(after) => {
             (Reason::Displaced, Some(after), "the queue is full of what is more urgent")
         }
-        Turned::Hopeless(after) => {
+        Rejected::DeadlineUnreachable(after) => {
             let message = "too many requests wait to answer this one before its deadline";
             (Reason::DeadlineUnreachable, Some(after), message)
         }
-        Turned::Late => {
+        Rejected::DeadlinePassed => {
             (Reason::DeadlineExceeded, None, "no endpoint was free before the deadline")
         }
     };
@@ -110,15 +110,15 @@ pub fn pick_lasting(
     let context = pick::Context {
         now,
         report_ttl: pool.config.report_ttl,
-        turn: &pool.state.turn,
+        turn: &pool.rotation.pick_memory,
         key,
-        ring: Some(&pool.ring),
+        ring: Some(&pool.rotation.ring),
     };
-    let (policy, endpoints) = (pool.config.policy, &pool.for_lasting);
-    let excluded = |candidate: &ForLasting| was_tried(tried, &candidate.0);
+    let (policy, endpoints) = (pool.config.policy, &pool.rotation.long_lived);
+    let excluded = |candidate: &LongLived| was_tried(tried, &candidate.0);
     let chosen = with_rng(|rng| {
         let ramp = Ramp::draw(pool.config.slow_start, now, rng);
-        let shut = |it: &ForLasting| {
+        let shut = |it: &LongLived| {
             excluded(it) || ramp.is_some_and(|ramp| ramp.passes_over(it.0.state.ready_since()))
         };
         // A pick takes a turn, so it is not tried with those that are not there.
@@ -149,7 +149,7 @@ pub fn may_retry(request: &Request, target: &Target) -> bool {
 /// Are more attempts allowed than those `tried`, and is there an endpoint for them?
 pub fn can_try_again(pool: &Pool, tried: &[EndpointAttempt]) -> bool {
     tried.len() < pool.config.retry.attempts as usize
-        && !pool.ready.iter().all(|endpoint| was_tried(tried, endpoint))
+        && !pool.rotation.ready.iter().all(|endpoint| was_tried(tried, endpoint))
 }
 
 /// May another endpoint than those `tried` be tried? If so, the pool's budget has paid for it.

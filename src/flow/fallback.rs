@@ -44,7 +44,7 @@ pub fn next(request: &mut Request, target: &Target, refusal: &Refusal) -> Option
     Some(next)
 }
 
-/// Asks for another model in the path.
+/// BindRequest for another model in the path.
 ///
 /// # Errors
 /// A path that can't be written; it was read before.
@@ -57,7 +57,7 @@ pub fn rename_path(head: &mut RequestHeader, model: &str) -> pingora::Result<()>
     head.set_raw_path(path.as_bytes())
 }
 
-/// Asks for another model in a message of gRPC. `None`: it is compressed, so what it says is between
+/// BindRequest for another model in a message of gRPC. `None`: it is compressed, so what it says is between
 /// the caller and the endpoint.
 pub fn rename_message(body: &Bytes, model: &str) -> Option<Bytes> {
     let (compressed, message) = grpc::only_message(body).ok()?;

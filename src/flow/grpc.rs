@@ -3,8 +3,8 @@
 //! gRPC states no length, and its callers rarely do. So the message is received first, as far as
 //! the limits allow, and is then held and sent on like any other inference that is held.
 
+use crate::config::MAX_MODEL_NAME;
 use crate::error::Refusal;
-use crate::flow::identify::MAX_NAME;
 use crate::request::Request;
 use bytes::Bytes;
 use forebay_protocol::Reason;
@@ -27,8 +27,8 @@ pub fn identify(request: &mut Request, body: &Bytes) -> Result<Bytes, Refusal> {
             Refusal::new(Reason::InvalidRequest, format!("invalid protobuf: {error}"))
         })?;
         let name = name.filter(|name| !name.is_empty());
-        if let Some(found) = name.map(str::len).filter(|&length| length > MAX_NAME) {
-            let expected = format!("expected a {what} name of at most {MAX_NAME} bytes");
+        if let Some(found) = name.map(str::len).filter(|&length| length > MAX_MODEL_NAME) {
+            let expected = format!("expected a {what} name of at most {MAX_MODEL_NAME} bytes");
             return Err(Refusal::new(Reason::InvalidRequest, format!("{expected}, found {found}")));
         }
         let name = name.map(str::to_owned);

@@ -4,7 +4,7 @@
 //! believed only where a lie harms nobody else: an id that is too long or not printable is
 //! replaced, a deadline is only ever shortened.
 
-use crate::config;
+use crate::config::{self, MAX_MODEL_NAME};
 use crate::flow::head::is_h2c;
 use forebay_protocol::grpc::{self, Method};
 use forebay_protocol::header;
@@ -19,8 +19,6 @@ use std::time::Duration;
 
 /// Longest `x-request-id` that is kept: a UUID has 36 bytes, a trace id 32.
 const MAX_ID: usize = 128;
-/// Longest model or version name: they are file names in a repository.
-pub(crate) const MAX_NAME: usize = 255;
 
 /// What a request says of itself.
 #[derive(Debug, Clone, Default)]
@@ -213,9 +211,9 @@ fn hex(number: u128, width: usize) -> String {
 /// # Errors
 /// It is too long, or not encoded in the way of RFC 3986, or not UTF-8; in words for the caller.
 pub(crate) fn decode(what: &str, name: &str) -> Result<String, String> {
-    if name.len() > MAX_NAME {
+    if name.len() > MAX_MODEL_NAME {
         return Err(format!(
-            "expected a {what} name of at most {MAX_NAME} bytes, found {}",
+            "expected a {what} name of at most {MAX_MODEL_NAME} bytes, found {}",
             name.len()
         ));
     }

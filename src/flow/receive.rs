@@ -8,7 +8,7 @@
 use crate::body_memory::{Account, Full, Held};
 use crate::config::Limits;
 use crate::error::Refusal;
-use crate::flow::admit::body_too_large;
+use crate::flow::admit::{body_too_large, no_memory};
 use crate::flow::caller::is_malformed;
 use crate::request::Request;
 use bytes::{Bytes, BytesMut};
@@ -156,17 +156,6 @@ async fn collect(
 pub fn too_late(limits: &Limits) -> Refusal {
     let message = format!("expected the body within {:?}", limits.body_timeout);
     Refusal::new(Reason::RequestTimeout, message)
-}
-
-/// The refusal of what finds no memory.
-pub fn no_memory(full: Full) -> Refusal {
-    Refusal::new(
-        Reason::MemoryLimit,
-        match full {
-            Full::Client => "the bodies and answers of this client hold its share of the memory",
-            Full::Total => "bodies and answers hold all the memory that they may",
-        },
-    )
 }
 
 /// A body that ends too early or is malformed, or a client that is gone.

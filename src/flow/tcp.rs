@@ -19,7 +19,7 @@ use crate::flow::relay::{End, Traffic, relay};
 use crate::flow::tls;
 use crate::lifecycle::{InFlightRequest, Lifecycle};
 use crate::pool::attempt::EndpointAttempt;
-use crate::pool::{EndpointState, Pool, Snapshot, liveness};
+use crate::pool::{EndpointState, Pool, Snapshot, awaited, liveness};
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use forebay_process::resources::Exhausted;
@@ -221,7 +221,7 @@ async fn connect(
         let connected = timeout(pool.config.connect_timeout, connecting).await;
         if let Ok(Ok(stream)) = connected {
             // Without it a machine that is gone is noticed late.
-            let _ = set_tcp_keepalive(&stream, &liveness::keepalive(&pool.config));
+            let _ = set_tcp_keepalive(&stream, &awaited::keepalive(&pool.config));
             count_attempt(pool, &state, "connected");
             pool.state.budget.earn(clock::now());
             attempts.push(picked);

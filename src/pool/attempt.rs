@@ -5,7 +5,7 @@
 //! one that was given up nothing but how long it took at least.
 
 use super::Endpoint;
-use super::pending::Bound;
+use super::queue::Bound;
 use crate::clock;
 use forebay_routing::Asked;
 use std::sync::Arc;

@@ -4,19 +4,20 @@
 //! itself, one would undo the other. They all send messages here; this task applies them one after
 //! the other and publishes the result.
 
+use super::awaited;
+use super::bind;
 use super::eject;
 use super::fleet::Fleets;
-use super::liveness;
-use super::pending::{self, Pending};
+use super::message::{Drain, Drained, Message, ReloadError, Unknown};
 use super::probe::{self, Prober};
-use super::rotation;
-use super::{Endpoint, EndpointState, Hedges, Pool, PoolState, Snapshot};
+use super::queue::Queue;
+use super::{Endpoint, EndpointState, Hedges, Pool, PoolState, STANDSTILL, Snapshot, health};
 use crate::config::{self, Config, EndpointProtocol, Source};
 use crate::exhausted;
 use arc_swap::ArcSwap;
 use forebay_process::supervise::{Importance, Pulse, Supervisor, fault_point, hang_point};
 use forebay_routing::outlier::Judge;
-use forebay_routing::{Health, Models, RetryBudget};
+use forebay_routing::{Models, RetryBudget};
 use pingora::upstreams::peer::HttpPeer;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -28,72 +29,7 @@ use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 
 /// Messages that may wait; senders wait beyond that.
-const MAILBOX: usize = 1024;
-
-/// Something that happened.
-pub enum Message {
-    /// A prober found that what an endpoint says of itself has changed.
-    Probed {
-        /// The endpoint.
-        state: Arc<EndpointState>,
-        /// What its probes say.
-        health: Health,
-        /// Whether it is down only for having said nothing in time.
-        silent: bool,
-    },
-    /// An operator wants an endpoint drained, or used again.
-    Drain(Drain, oneshot::Sender<Result<Drained, Unknown>>),
-    /// Run this configuration from now on.
-    Reload(Box<Config>, oneshot::Sender<Result<u64, ReloadError>>),
-}
-
-/// Which endpoint is drained, or used again.
-#[derive(Debug, Clone)]
-pub struct Drain {
-    /// Name of its pool.
-    pub pool: String,
-    /// Its address.
-    pub address: SocketAddr,
-    /// Whether it gets nothing new from now on.
-    pub drained: bool,
-}
-
-/// What became of an endpoint that was drained, or is used again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Drained {
-    /// Its health now.
-    pub health: Health,
-    /// What it still has of ours.
-    pub in_flight: u32,
-}
-
-/// Why an endpoint can't be drained.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unknown {
-    /// No such pool.
-    #[error("there is no pool {0:?}")]
-    Pool(String),
-    /// No such endpoint.
-    #[error("pool {0:?} has no endpoint {1}")]
-    Endpoint(String, SocketAddr),
-    /// The process is on its way out.
-    #[error("the process is stopping")]
-    Stopping,
-    /// A mistake of this program.
-    #[error("the task that drains endpoints failed")]
-    Failed,
-}
-
-/// Why a valid configuration can't be taken over by the running process.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ReloadError {
-    /// A part that is fixed at start.
-    #[error("{0} changed, which needs a restart: the running configuration stays")]
-    NeedsRestart(&'static str),
-    /// A mistake of this program.
-    #[error("taking it over failed: the running configuration stays")]
-    Failed,
-}
+const MAX_MESSAGES: usize = 1024;
 
 /// Talks to the control task.
 #[derive(Clone)]
@@ -134,13 +70,13 @@ impl ControlHandle {
 
 /// Starts the control task and the probers on the present runtime.
 pub fn start(config: Config, fleets: Fleets, tasks: &Supervisor) -> ControlHandle {
-    let (sender, mailbox) = mpsc::channel(MAILBOX);
+    let (sender, mailbox) = mpsc::channel(MAX_MESSAGES);
     let mut control = Control {
         fleets,
         probers: HashMap::new(),
         pools: HashMap::new(),
         judges: HashMap::new(),
-        alarm: Arc::new(Notify::new()),
+        outlier_wakeup: Arc::new(Notify::new()),
         changes: sender.clone(),
         joined: Arc::new(Notify::new()),
         tasks: tasks.clone(),
@@ -151,7 +87,7 @@ pub fn start(config: Config, fleets: Fleets, tasks: &Supervisor) -> ControlHandl
     let joined = Arc::clone(&control.joined);
     tasks.spawn("queue", Importance::Vital, move || {
         let pools = Arc::clone(&pools);
-        pending::tick(Arc::clone(&joined), move || pools.load().pools.clone())
+        bind::tick(Arc::clone(&joined), move || pools.load().pools.clone())
     });
     let handle = ControlHandle { messages: sender, snapshot: Arc::clone(&snapshot) };
     // Both outlive a panic: what is remembered, and what was sent meanwhile.
@@ -177,7 +113,7 @@ struct Control {
     /// Who judges the endpoints of each pool.
     judges: HashMap<String, Judge>,
     /// Wakes this task: an endpoint's answers should be looked at.
-    alarm: Arc<Notify>,
+    outlier_wakeup: Arc<Notify>,
     changes: mpsc::Sender<Message>,
     /// Told when a request waits where none did.
     joined: Arc<Notify>,
@@ -185,11 +121,8 @@ struct Control {
     tasks: Supervisor,
 }
 
-/// Time without a sign of life after which this task counts as one that stands still: far more than a busy
-/// machine or a large reload takes.
-pub(super) const STANDSTILL: Duration = Duration::from_secs(10);
 /// How often endpoints are judged if nothing calls for it: how exactly back-offs are kept.
-const LOOK: Duration = Duration::from_millis(100);
+const OUTLIER_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Control {
     async fn run(
@@ -198,13 +131,13 @@ impl Control {
         snapshot: &ArcSwap<Snapshot>,
         pulse: &Pulse,
     ) {
-        let mut looks = interval(LOOK);
+        let mut looks = interval(OUTLIER_CHECK_INTERVAL);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let alarm = Arc::clone(&self.alarm);
+        let outlier_wakeup = Arc::clone(&self.outlier_wakeup);
         loop {
             let message = tokio::select! {
                 message = mailbox.recv() => message.map(Some),
-                () = alarm.notified() => Some(None),
+                () = outlier_wakeup.notified() => Some(None),
                 _ = looks.tick() => Some(None),
             };
             fault_point("control");
@@ -226,12 +159,12 @@ impl Control {
     fn take(&mut self, message: Message, current: &Snapshot, snapshot: &ArcSwap<Snapshot>) {
         match message {
             Message::Probed { state, health, silent } => {
-                if rotation::probed(current, &state, health, silent) {
+                if health::apply_probe(current, &state, health, silent) {
                     publish(snapshot, &Arc::new(refreshed(current)));
                 }
             }
             Message::Drain(wanted, reply) => {
-                let result = rotation::drain(current, &wanted);
+                let result = health::drain(current, &wanted);
                 if result.is_ok() {
                     publish(snapshot, &Arc::new(refreshed(current)));
                 }
@@ -258,7 +191,7 @@ impl Control {
         let mut changed = false;
         for pool in &current.pools {
             let judge = self.judges.entry(pool.config.name.clone()).or_default();
-            changed |= eject::look(judge, pool);
+            changed |= eject::apply_outlier_detection(judge, pool);
         }
         changed
     }
@@ -291,9 +224,11 @@ impl Control {
                     prober.state().load.assume_slots(config.slots);
                     Arc::clone(prober.state())
                 }
-                None => {
-                    Arc::new(EndpointState::new(address, config.slots, Arc::clone(&self.alarm)))
-                }
+                None => Arc::new(EndpointState::new(
+                    address,
+                    config.slots,
+                    Arc::clone(&self.outlier_wakeup),
+                )),
             };
             endpoints.push(Arc::new(Endpoint {
                 state: Arc::clone(&state),
@@ -321,14 +256,14 @@ impl Control {
         let retry = config.retry.clone();
         let budget = RetryBudget::new(retry.budget, retry.min_per_second);
         // Requests that wait go on waiting, whatever is allowed from now on.
-        let pending = known.map(|known| Arc::clone(&known.pending));
-        let new = || Arc::new(Pending::new(Arc::clone(&self.joined)));
-        let turn = known.map(|known| Arc::clone(&known.turn));
+        let queue = known.map(|known| Arc::clone(&known.queue));
+        let new = || Arc::new(Queue::new(Arc::clone(&self.joined)));
+        let pick_memory = known.map(|known| Arc::clone(&known.pick_memory));
         Arc::new(PoolState {
             // Endpoints tell what they learn to this one.
-            turn: turn.unwrap_or_default(),
+            pick_memory: pick_memory.unwrap_or_default(),
             looked_for_stale: AtomicU64::new(0),
-            pending: pending.unwrap_or_else(new),
+            queue: queue.unwrap_or_else(new),
             budget,
             retry,
             hedges: config.hedge.as_ref().map(Hedges::new),
@@ -364,8 +299,8 @@ fn refreshed(current: &Snapshot) -> Snapshot {
 fn publish(snapshot: &ArcSwap<Snapshot>, next: &Arc<Snapshot>) {
     snapshot.store(Arc::clone(next));
     for pool in &next.pools {
-        pool.state.pending.renew(pool);
-        pool.state.pending.changed(None);
+        pool.state.queue.renew(&pool.rotation);
+        pool.state.queue.changed(None);
     }
 }
 
@@ -385,7 +320,7 @@ fn peer(address: SocketAddr, config: &config::Pool, protocol: EndpointProtocol) 
     peer.options.connection_timeout = Some(config.connect_timeout);
     peer.options.total_connection_timeout = Some(config.connect_timeout);
     peer.options.idle_timeout = Some(config.idle_timeout);
-    peer.options.tcp_keepalive = Some(liveness::keepalive(config));
+    peer.options.tcp_keepalive = Some(awaited::keepalive(config));
     if protocol == EndpointProtocol::H2 {
         peer.options.set_http_version(2, 2);
         peer.options.max_h2_streams = MAX_STREAMS;

@@ -3,13 +3,13 @@
 //! The judging itself is pure ([`forebay_routing::outlier`]). This is called by the control task alone,
 //! so that ejections, probes and operators never overrule each other half way.
 
-use super::{EndpointState, Pool, rotation};
+use super::{EndpointState, Pool};
 use crate::clock;
 use forebay_protocol::metric::proxy as metric;
 use forebay_routing::outlier::{Cause, Judge, Member, Verdict};
 
 /// Judges a pool's endpoints. Did anybody's health change?
-pub(super) fn look(judge: &mut Judge, pool: &Pool) -> bool {
+pub(super) fn apply_outlier_detection(judge: &mut Judge, pool: &Pool) -> bool {
     let rules = &pool.config.ejection;
     let mut records: Vec<_> = pool.endpoints.iter().map(|e| e.state.record()).collect();
     let mut members: Vec<_> = records
@@ -33,13 +33,13 @@ pub(super) fn look(judge: &mut Judge, pool: &Pool) -> bool {
             Verdict::Spared(cause) => count(metric::EJECTIONS_REFUSED, pool, state, cause),
             Verdict::Returned => {}
         }
-        changed |= rotation::settle(state);
+        changed |= state.update_health();
     }
     changed
 }
 
 /// The probes of an endpoint took it out of rotation.
-pub(super) fn fell(pool: &Pool, state: &EndpointState) {
+pub(super) fn probe_failed(pool: &Pool, state: &EndpointState) {
     let held = state.record().fell(&pool.config.ejection, clock::now());
     if let Some(cause) = held {
         count(metric::EJECTIONS, pool, state, cause);

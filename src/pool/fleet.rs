@@ -106,7 +106,7 @@ impl Fleets {
 }
 
 impl Supervisors {
-    /// Asks every worker to finish what it has, and waits for them; those that do not are killed.
+    /// BindRequest every worker to finish what it has, and waits for them; those that do not are killed.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
         while self.tasks.join_next().await.is_some() {}

@@ -6,8 +6,8 @@
 //! said once in the log and counted each time.
 
 use super::EndpointState;
-use super::ask::{self, On};
-use super::report::{self, Origin};
+use super::report::{self, history::Origin};
+use super::side_request::{self, Connection};
 use crate::config::{Poll, PollSource};
 use forebay_process::supervise::{Importance, Supervisor, fault_point};
 use forebay_protocol::LoadReport;
@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 /// However many requests meet a stale report, polls of an endpoint keep this distance, or that of
 /// the interval if it is less.
-const LEAST_PAUSE: Duration = Duration::from_millis(50);
+const MIN_PAUSE: Duration = Duration::from_millis(50);
 
 /// A running poller; dropping it stops it.
 pub(super) struct Poller(AbortHandle);
@@ -86,7 +86,7 @@ async fn run(state: Arc<EndpointState>, poll: Poll, pool: String) {
         say_once(&mut failing, trouble, &state.name, &poll);
         // Pollers that were started together must not stay in step.
         let pause = poll.interval.mul_f64(0.9 + 0.1 * fastrand::f64());
-        sleep_until(asked + pause.min(LEAST_PAUSE)).await;
+        sleep_until(asked + pause.min(MIN_PAUSE)).await;
         tokio::select! {
             () = sleep_until(asked + pause) => {}
             () = state.reports.wanted() => {}
@@ -113,9 +113,15 @@ fn say_once(failing: &mut bool, trouble: Option<String>, endpoint: &str, poll: &
 }
 
 async fn ask(peer: &HttpPeer, address: SocketAddr, poll: &Poll) -> Result<LoadReport, Trouble> {
-    let asked = ask::get(peer, &poll.path, &address.to_string(), MAX_PAGE_BYTES, On::Kept)
-        .await
-        .map_err(|error| Trouble::Failed(error.to_string().trim().to_owned()))?;
+    let asked = side_request::get(
+        peer,
+        &poll.path,
+        &address.to_string(),
+        MAX_PAGE_BYTES,
+        Connection::Pooled,
+    )
+    .await
+    .map_err(|error| Trouble::Failed(error.to_string().trim().to_owned()))?;
     if !asked.is_ok() {
         return Err(Trouble::Failed(format!("expected status 200, found {}", asked.head.status)));
     }

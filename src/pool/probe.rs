@@ -5,11 +5,11 @@
 //! probe comes at once and then at short intervals, so that an endpoint that died leaves rotation
 //! within a fraction of the interval, while a settled fleet is left alone.
 
-use super::EndpointState;
-use super::ask::{self, On};
-use super::control::{Message, STANDSTILL};
+use super::message::Message;
 use super::poll::{self, Poller};
-use super::report::{self, Origin};
+use super::report::{self, history::Origin};
+use super::side_request::{self, Connection};
+use super::{EndpointState, STANDSTILL};
 use crate::config::{self, ProbeKind};
 use crate::exhausted;
 use forebay_process::resources::Exhausted;
@@ -34,7 +34,7 @@ pub struct Prober {
     settings: config::Probe,
     poll: Option<config::Poll>,
     task: AbortHandle,
-    /// Asks for its load beside its health, if the pool says so.
+    /// BindRequest for its load beside its health, if the pool says so.
     _poller: Option<Poller>,
 }
 
@@ -201,7 +201,7 @@ async fn get(
     pool: &str,
     state: &EndpointState,
 ) -> Result<ProbeOutcome, Exhausted> {
-    match ask::get(peer, path, &state.name, MAX_ANSWER, On::Fresh).await {
+    match side_request::get(peer, path, &state.name, MAX_ANSWER, Connection::New).await {
         Ok(asked) => {
             report::take_in(&asked.head.headers, pool, state, Origin::Probe, 0);
             Ok(if asked.is_ok() { ProbeOutcome::Ready } else { ProbeOutcome::NotReady })

@@ -5,7 +5,8 @@
 
 use super::count_unsolicited;
 use super::exchange::{Answer, Message, NO_SOCKET, exchange};
-use crate::pool::liveness::{self, Patience, Vain};
+use crate::pool::awaited::Patience;
+use crate::pool::liveness::{self, Vain};
 use crate::pool::{Endpoint, Pool};
 use pingora::connectors::http::Connector;
 use pingora::{Error, ErrorType};

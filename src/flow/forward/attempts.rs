@@ -25,7 +25,7 @@ use crate::exhausted;
 use crate::flow::balance::{balance, can_try_again, may_try_again, pick_free};
 use crate::flow::fallback;
 use crate::flow::route::Target;
-use crate::pool::liveness::Patience;
+use crate::pool::awaited::Patience;
 use crate::pool::{Endpoint, Pool};
 use crate::request::{Hedged, Request};
 use forebay_protocol::Reason;

@@ -16,7 +16,7 @@ use crate::error::Refusal;
 use crate::flow::fallback;
 use crate::flow::route::Target;
 use crate::pool::EndpointState;
-use crate::pool::report::{self, Origin};
+use crate::pool::report::{self, history::Origin};
 use crate::request::Request;
 use forebay_protocol::oip::Call;
 use forebay_protocol::{header, metric};

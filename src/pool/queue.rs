@@ -7,9 +7,9 @@
 //! when it is dropped), whoever joins it looks once more after that, and while anybody waits a ticker
 //! looks for what comes about by time alone, such as a report that grew old.
 
-use super::{Endpoint, EndpointState, Pool, report};
+use super::endpoint::{Endpoint, EndpointState};
+use super::rotation::Rotation;
 use crate::clock;
-use forebay_process::supervise::fault_point;
 use forebay_protocol::{Priority, metric};
 use forebay_routing::pick::Context;
 use forebay_routing::{Binding, Claim, InFlight, Joined, Line, Next, Place, Rng, View, Weight};
@@ -18,9 +18,6 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst, fence}
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
-
-/// How often the ticker looks while anybody waits.
-const TICK: Duration = Duration::from_millis(5);
 
 thread_local! {
     static RNG: RefCell<Rng> = RefCell::new(Rng::new(fastrand::u64(..)));
@@ -33,12 +30,12 @@ pub fn with_rng<T>(f: impl FnOnce(&mut Rng) -> T) -> T {
 
 /// The line of one pool. Outlives snapshots.
 #[derive(Debug)]
-pub struct Pending {
+pub struct Queue {
     line: Mutex<Line<Ticket>>,
     /// As many as are in the line, to be read without the lock.
     count: AtomicUsize,
-    /// The pool as it is now, for whoever frees an endpoint.
-    current: Mutex<Weak<Pool>>,
+    /// The endpoints as they are now, for whoever frees an endpoint.
+    current: Mutex<Weak<Rotation>>,
     /// Wakes the ticker.
     joined: Arc<Notify>,
 }
@@ -46,10 +43,11 @@ pub struct Pending {
 /// What is kept of a request that waits.
 #[derive(Debug)]
 struct Ticket {
-    reply: oneshot::Sender<Result<Bound, Turned>>,
+    reply: oneshot::Sender<Result<Bound, Rejected>>,
     tried: Vec<Arc<EndpointState>>,
-    /// The pool as it was when the request was routed, in case that it is in no snapshot any more.
-    pool: Arc<Pool>,
+    /// The endpoints as they were when the request was routed, in case that its pool is in no snapshot
+    /// any more.
+    rotation: Arc<Rotation>,
 }
 
 /// A request that is bound to an endpoint: it counts as in flight there until this is dropped.
@@ -58,12 +56,12 @@ pub struct Bound {
     /// Where it goes.
     pub endpoint: Arc<Endpoint>,
     guard: Option<InFlight>,
-    pending: Option<Arc<Pending>>,
+    queue: Option<Arc<Queue>>,
 }
 
 /// What a request asks of a pool.
 #[derive(Debug)]
-pub struct Asks {
+pub struct BindRequest {
     /// How urgent it is.
     pub priority: Priority,
     /// Whose it is, as a number.
@@ -80,20 +78,20 @@ pub struct Asks {
 
 /// Why a request is not bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turned {
+pub enum Rejected {
     /// No endpoint is in rotation that it was not sent to already.
-    Nowhere,
+    NoEndpoint,
     /// As many wait as may, and they are at least as urgent.
     Full(Duration),
     /// It made way for one that is more urgent.
     Displaced(Duration),
     /// It can't be answered in time: too many wait before it.
-    Hopeless(Duration),
+    DeadlineUnreachable(Duration),
     /// Its deadline came while it waited.
-    Late,
+    DeadlinePassed,
 }
 
-impl Pending {
+impl Queue {
     pub(super) fn new(joined: Arc<Notify>) -> Self {
         Self {
             line: Mutex::new(Line::new(0)),
@@ -114,9 +112,9 @@ impl Pending {
         Priority::ALL.map(|priority| (priority, line.len_of(class(priority))))
     }
 
-    /// The pool is this from now on.
-    pub(super) fn renew(&self, pool: &Arc<Pool>) {
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(pool);
+    /// These are the endpoints from now on.
+    pub(super) fn renew(&self, rotation: &Arc<Rotation>) {
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(rotation);
     }
 
     fn lock(&self) -> MutexGuard<'_, Line<Ticket>> {
@@ -124,7 +122,7 @@ impl Pending {
     }
 
     /// Something has changed: `freed` has room, or anything else if `None`. Binds who can be bound.
-    pub fn changed(&self, freed: Option<&EndpointState>) {
+    pub fn changed(self: &Arc<Self>, freed: Option<&EndpointState>) {
         // Whoever joins counts itself before it looks for room, and room is made before this looks
         // for who waits: one of both sees the other.
         fence(SeqCst);
@@ -132,31 +130,31 @@ impl Pending {
             return;
         }
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
-        let left_over = || self.lock().first().map(|(_, ticket)| Arc::clone(&ticket.pool));
-        let Some(pool) = current.or_else(left_over) else { return };
-        let mut freed = freed.and_then(|freed| pool.place(freed));
-        while let Some((ticket, outcome)) = self.next(&pool, freed.take()) {
+        let left_over = || self.lock().first().map(|(_, ticket)| Arc::clone(&ticket.rotation));
+        let Some(rotation) = current.or_else(left_over) else { return };
+        let mut freed = freed.and_then(|freed| rotation.place(freed));
+        while let Some((ticket, outcome)) = self.next(&rotation, freed.take()) {
             // One that nobody waits for any more gives its place to the next.
             if let Err(Ok(mut bound)) = ticket.reply.send(outcome) {
-                bound.pending = None;
+                bound.queue = None;
             }
         }
     }
 
     /// Takes one out of the line whose wait is over, and what becomes of it.
     fn next(
-        &self,
-        pool: &Arc<Pool>,
+        self: &Arc<Self>,
+        rotation: &Rotation,
         freed: Option<usize>,
-    ) -> Option<(Ticket, Result<Bound, Turned>)> {
+    ) -> Option<(Ticket, Result<Bound, Rejected>)> {
         let mut line = self.lock();
-        let view = pool.view(freed);
+        let view = rotation.view(freed);
         let (place, next) = with_rng(|rng| view.next(&line, Ticket::has_tried, rng))?;
         let outcome = match next {
             // Who took the room meanwhile looks here again when it leaves.
-            Next::Goes(index) => Ok(Bound::claim(pool, &view, index)?),
-            Next::Nowhere => Err(Turned::Nowhere),
-            Next::TooLate => Err(Turned::Late),
+            Next::Goes(index) => Ok(Bound::claim(self, &view, index)?),
+            Next::Nowhere => Err(Rejected::NoEndpoint),
+            Next::TooLate => Err(Rejected::DeadlinePassed),
         };
         let ticket = match outcome {
             Err(_) => line.leave(&place),
@@ -181,48 +179,47 @@ impl Ticket {
     }
 }
 
-impl Pool {
+impl Rotation {
     /// The pool as the routing core sees it now.
     fn view(&self, freed: Option<usize>) -> View<'_, Arc<Endpoint>> {
         let context = Context {
             now: clock::now(),
             report_ttl: self.config.report_ttl,
-            turn: &self.state.turn,
+            turn: &self.pick_memory,
             key: None,
             ring: Some(&self.ring),
         };
         let (policy, hop) = (self.config.policy, self.config.queue.hop);
         View { policy, endpoints: &self.ready, freed, hop, context, terms: None }
     }
+}
 
-    /// Where an endpoint stands among those in rotation.
-    fn place(&self, endpoint: &EndpointState) -> Option<usize> {
-        let place = endpoint.place.load(Relaxed);
-        self.ready.get(place).filter(|it| std::ptr::eq(&*it.state, endpoint)).map(|_| place)
-    }
-
-    /// Binds a request to an endpoint: at once if one is free, else as soon as one is. A caller that
+impl Queue {
+    /// Binds a request to an endpoint of `rotation`: at once if one is free, else as soon as one is. A caller that
     /// goes away (drops this) leaves the line.
     ///
     /// # Errors
     /// Why it is not bound.
-    pub async fn bind(self: &Arc<Self>, asks: Asks) -> Result<Bound, Turned> {
-        report::refresh_stale(self, clock::now());
-        let pending = &self.state.pending;
-        if pending.count() == 0
-            && let Some(outcome) = self.bind_now(&asks)
+    pub async fn bind(
+        self: &Arc<Self>,
+        rotation: &Arc<Rotation>,
+        asks: BindRequest,
+    ) -> Result<Bound, Rejected> {
+        if self.count() == 0
+            && let Some(outcome) = self.bind_now(rotation, &asks)
         {
             return outcome;
         }
         let deadline = asks.deadline;
-        let (place, answer) = self.join(asks)?;
-        let waiting = Waiting { pending, place, pool: self, since: Instant::now() };
+        let (place, answer) = self.join(rotation, asks)?;
+        let waiting =
+            Waiting { queue: self, place, pool: &rotation.config.name, since: Instant::now() };
         // Room may have been made between the look at it and the count.
-        pending.changed(None);
+        self.changed(None);
         let outcome = tokio::select! {
             biased;
-            outcome = answer => outcome.unwrap_or(Err(Turned::Nowhere)),
-            () = tokio::time::sleep_until(deadline.into()) => Err(Turned::Late),
+            outcome = answer => outcome.unwrap_or(Err(Rejected::NoEndpoint)),
+            () = tokio::time::sleep_until(deadline.into()) => Err(Rejected::DeadlinePassed),
         };
         drop(waiting);
         outcome
@@ -230,34 +227,42 @@ impl Pool {
 
     /// Binds to an endpoint that is free and not among those `tried`, if there is one and nobody waits
     /// for it.
-    pub fn bind_free(&self, tried: impl Fn(&Arc<Endpoint>) -> bool) -> Option<Bound> {
-        let (view, waiting) = (self.view(None), self.state.pending.count());
+    pub fn bind_free(
+        self: &Arc<Self>,
+        rotation: &Rotation,
+        tried: impl Fn(&Arc<Endpoint>) -> bool,
+    ) -> Option<Bound> {
+        let (view, waiting) = (rotation.view(None), self.count());
         let index = with_rng(|rng| view.beside(waiting, tried, rng))?;
         Bound::claim(self, &view, index)
     }
 
     /// Binds a request before which nobody waits, if that is the best for it.
-    fn bind_now(self: &Arc<Self>, asks: &Asks) -> Option<Result<Bound, Turned>> {
+    fn bind_now(
+        self: &Arc<Self>,
+        rotation: &Rotation,
+        asks: &BindRequest,
+    ) -> Option<Result<Bound, Rejected>> {
         let tried = |endpoint: &Arc<Endpoint>| {
             asks.tried.iter().any(|tried| Arc::ptr_eq(tried, &endpoint.state))
         };
-        let view = self.view(None).keyed(asks.key);
+        let view = rotation.view(None).keyed(asks.key);
         let terms = (clock::at(asks.deadline), asks.weight);
-        let gently = (self.config.slow_start, |it: &Arc<Endpoint>| it.state.ready_since());
+        let gently = (rotation.config.slow_start, |it: &Arc<Endpoint>| it.state.ready_since());
         let binding = with_rng(|rng| view.at_once_gently(gently, terms, tried, rng));
         match binding {
             Binding::Bind(index) => Bound::claim(self, &view, index).map(Ok),
-            Binding::Nowhere => Some(Err(Turned::Nowhere)),
+            Binding::Nowhere => Some(Err(Rejected::NoEndpoint)),
             Binding::Wait => None,
         }
     }
 
     /// Joins the line, if there is hope.
     fn join(
-        self: &Arc<Self>,
-        asks: Asks,
-    ) -> Result<(Place, oneshot::Receiver<Result<Bound, Turned>>), Turned> {
-        let pending = &self.state.pending;
+        &self,
+        rotation: &Arc<Rotation>,
+        asks: BindRequest,
+    ) -> Result<(Place, oneshot::Receiver<Result<Bound, Rejected>>), Rejected> {
         let class = class(asks.priority);
         let claim = Claim {
             class,
@@ -267,27 +272,28 @@ impl Pool {
             key: asks.key,
             weight: asks.weight,
         };
-        let view = self.view(None);
+        let view = rotation.view(None);
         let (reply, answer) = oneshot::channel();
-        let mut line = pending.lock();
-        line.resize(self.config.queue.size);
+        let mut line = self.lock();
+        line.resize(rotation.config.queue.size);
         // One that was sent already has waited before, and nothing else is known to be faster.
         if asks.tried.is_empty() {
-            with_rng(|rng| view.hope(&line, &claim, rng)).map_err(Turned::Hopeless)?;
+            with_rng(|rng| view.hope(&line, &claim, rng)).map_err(Rejected::DeadlineUnreachable)?;
         }
         let after = with_rng(|rng| view.outlook(rng)).drained_in(line.len());
-        let joined = line.join(&claim, Ticket { reply, tried: asks.tried, pool: Arc::clone(self) });
-        let before = pending.count.swap(line.len(), SeqCst);
+        let joined =
+            line.join(&claim, Ticket { reply, tried: asks.tried, rotation: Arc::clone(rotation) });
+        let before = self.count.swap(line.len(), SeqCst);
         drop(line);
         if before == 0 {
-            pending.joined.notify_one();
+            self.joined.notify_one();
         }
         match joined {
-            Joined::Full(_) => Err(Turned::Full(after)),
+            Joined::Full(_) => Err(Rejected::Full(after)),
             Joined::Waits(place) => Ok((place, answer)),
             Joined::Displaced(place, other) => {
                 // It may have left meanwhile.
-                let _ = other.reply.send(Err(Turned::Displaced(after)));
+                let _ = other.reply.send(Err(Rejected::Displaced(after)));
                 Ok((place, answer))
             }
         }
@@ -305,16 +311,16 @@ const fn class(priority: Priority) -> u8 {
 
 /// A request in the line; dropping it takes it out.
 struct Waiting<'a> {
-    pending: &'a Pending,
+    queue: &'a Queue,
     place: Place,
-    pool: &'a Pool,
+    pool: &'a str,
     since: Instant,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.pending.leave(&self.place);
-        let name = self.pool.config.name.clone();
+        self.queue.leave(&self.place);
+        let name = self.pool.to_owned();
         metrics::histogram!(metric::proxy::PENDING_SECONDS, "pool" => name)
             .record(self.since.elapsed());
     }
@@ -322,22 +328,22 @@ impl Drop for Waiting<'_> {
 
 impl Bound {
     /// Counts a request in at an endpoint in rotation, if the room that was found there is left.
-    fn claim(pool: &Pool, view: &View<'_, Arc<Endpoint>>, index: usize) -> Option<Self> {
-        let endpoint = Arc::clone(pool.ready.get(index)?);
+    fn claim(queue: &Arc<Queue>, view: &View<'_, Arc<Endpoint>>, index: usize) -> Option<Self> {
+        let endpoint = Arc::clone(view.endpoints.get(index)?);
         let guard = Some(view.enter(&endpoint.state.load)?);
-        Some(Self { endpoint, guard, pending: Some(Arc::clone(&pool.state.pending)) })
+        Some(Self { endpoint, guard, queue: Some(Arc::clone(queue)) })
     }
 
     /// Counts in what lasts, such as a connection: it waits for nobody, and nobody waits for it.
     pub fn lasting(endpoint: &Arc<Endpoint>) -> Self {
         let guard = Some(endpoint.state.lasting.enter());
-        Self { endpoint: Arc::clone(endpoint), guard, pending: None }
+        Self { endpoint: Arc::clone(endpoint), guard, queue: None }
     }
 
     /// Ends with an answer that came after `took` and tells how fast the endpoint is; how long
     /// something lasts tells nothing.
     pub fn answered(mut self, took: Duration) {
-        if self.pending.is_some()
+        if self.queue.is_some()
             && let Some(guard) = self.guard.take()
         {
             guard.answered(took, clock::now());
@@ -346,7 +352,7 @@ impl Bound {
 
     /// Ends `after` it began, which was too soon to say anything of how much the endpoint can take.
     pub fn cut_short(mut self, after: Duration) {
-        if self.pending.is_some()
+        if self.queue.is_some()
             && let Some(guard) = self.guard.take()
         {
             guard.cut_short(after, clock::now());
@@ -355,7 +361,7 @@ impl Bound {
 
     /// Ends `after` it began without an answer, since nobody waits for one any more.
     pub fn late(mut self, after: Duration) {
-        if self.pending.is_some()
+        if self.queue.is_some()
             && let Some(guard) = self.guard.take()
         {
             guard.late(after, clock::now());
@@ -366,28 +372,8 @@ impl Bound {
 impl Drop for Bound {
     fn drop(&mut self) {
         self.guard = None;
-        if let Some(pending) = self.pending.take() {
-            pending.changed(Some(&self.endpoint.state));
-        }
-    }
-}
-
-/// Looks at the lines of all pools while anybody waits.
-pub(super) async fn tick(joined: Arc<Notify>, pools: impl Fn() -> Vec<Arc<Pool>>) {
-    loop {
-        joined.notified().await;
-        loop {
-            tokio::time::sleep(TICK).await;
-            fault_point("queue");
-            let waiting = pools().into_iter().filter(|pool| pool.state.pending.count() > 0);
-            let waiting: Vec<_> = waiting.collect();
-            if waiting.is_empty() {
-                break;
-            }
-            for pool in waiting {
-                report::refresh_stale(&pool, clock::now());
-                pool.state.pending.changed(None);
-            }
+        if let Some(queue) = self.queue.take() {
+            queue.changed(Some(&self.endpoint.state));
         }
     }
 }

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 use super::*;
 use crate::config::Config;
-use crate::pool::PoolState;
+use crate::pool::{Pool, PoolState};
 use forebay_routing::{Health, Models, RetryBudget};
 use pingora::upstreams::peer::HttpPeer;
 use std::path::Path;
@@ -30,21 +30,21 @@ fn pool_with(more: &str) -> Arc<Pool> {
     };
     let endpoints: Vec<_> = (0..4).map(endpoint).collect();
     let state = Arc::new(PoolState {
-        turn: Arc::default(),
+        pick_memory: Arc::default(),
         looked_for_stale: AtomicU64::new(0),
-        pending: Arc::new(Pending::new(Arc::default())),
+        queue: Arc::new(Queue::new(Arc::default())),
         budget: RetryBudget::new(0.0, 0.0),
         retry: config.retry.clone(),
         hedges: None,
         models: Arc::new(Models::new(None)),
     });
     let pool = Arc::new(Pool::new(config, endpoints, state));
-    pool.state.pending.renew(&pool);
+    pool.state.queue.renew(&pool.rotation);
     pool
 }
 
-fn asks(number: usize) -> Asks {
-    Asks {
+fn asks(number: usize) -> BindRequest {
+    BindRequest {
         priority: Priority::ALL[number % 3],
         caller: number as u64 % 5,
         deadline: Instant::now() + Duration::from_secs(3600),
@@ -81,7 +81,7 @@ async fn nobody_is_forgotten_and_no_slot_is_used_twice_however_all_meet() {
         });
     }
     callers.join_all().await;
-    assert_eq!(pool.state.pending.count(), 0);
+    assert_eq!(pool.state.queue.count(), 0);
     for endpoint in &pool.endpoints {
         assert_eq!(endpoint.state.load.in_flight(), 0);
     }
@@ -98,12 +98,12 @@ async fn who_is_bound_and_gone_before_it_knows_gives_its_place_to_the_next() {
     let mut second = Box::pin(pool.bind(asks(0)));
     assert!(futures_util::poll!(&mut first).is_pending());
     assert!(futures_util::poll!(&mut second).is_pending());
-    assert_eq!(pool.state.pending.count(), 2);
+    assert_eq!(pool.state.queue.count(), 2);
     // The first is bound by this, and leaves without having looked.
     held.pop();
     drop(first);
     assert!(futures_util::poll!(&mut second).is_ready());
-    assert_eq!(pool.state.pending.count(), 0);
+    assert_eq!(pool.state.queue.count(), 0);
 }
 
 #[tokio::test]
@@ -125,11 +125,11 @@ async fn the_deadline_of_a_light_model_is_not_judged_by_what_a_heavy_one_takes()
     // A slot frees every 25.5 s / 8, after which one would take 1 s and the other 50.
     let hurried = |weight| {
         let deadline = Instant::now() + Duration::from_secs(5);
-        pool.bind(Asks { deadline, weight, ..asks(0) })
+        pool.bind(BindRequest { deadline, weight, ..asks(0) })
     };
     let mut light = Box::pin(hurried(ask(1).weight()));
     assert!(futures_util::poll!(&mut light).is_pending(), "there is hope");
     drop(light);
     let heavy = hurried(ask(2).weight()).await;
-    assert!(matches!(heavy, Err(Turned::Hopeless(_))), "{heavy:?}");
+    assert!(matches!(heavy, Err(Rejected::DeadlineUnreachable(_))), "{heavy:?}");
 }

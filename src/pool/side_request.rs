@@ -10,10 +10,10 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 /// Idle connections that are kept, over all endpoints; those beyond are opened anew each time.
-const KEPT: usize = 4096;
+const MAX_IDLE_CONNECTIONS: usize = 4096;
 /// Time that an idle connection is kept: longer than most intervals, shorter than most servers keep
 /// theirs.
-const IDLE: Duration = Duration::from_secs(4);
+const MAX_IDLE_TIME: Duration = Duration::from_secs(4);
 
 /// An answer in whole.
 pub(super) struct Asked {
@@ -22,33 +22,33 @@ pub(super) struct Asked {
     pub(super) body: Option<Vec<u8>>,
 }
 
-/// On which connection to ask.
+/// Connection which connection to ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum On {
+pub(super) enum Connection {
     /// One of its own: it shows whether anybody listens.
-    Fresh,
+    New,
     /// One that is kept, if there is one: it costs the endpoint less.
-    Kept,
+    Pooled,
 }
 
-/// Asks `path`; reads at most `limit` bytes of the body.
+/// BindRequest `path`; reads at most `limit` bytes of the body.
 pub(super) async fn get(
     peer: &HttpPeer,
     path: &str,
     host: &str,
     limit: usize,
-    on: On,
+    connection: Connection,
 ) -> pingora::Result<Asked> {
     static CONNECTOR: LazyLock<Connector> =
-        LazyLock::new(|| Connector::new(Some(ConnectorOptions::new(KEPT))));
+        LazyLock::new(|| Connector::new(Some(ConnectorOptions::new(MAX_IDLE_CONNECTIONS))));
     let mut fresh = peer.clone();
     // A key of its own: no kept connection has it.
     fresh.group_key = u64::MAX;
-    let chosen = if on == On::Fresh { &fresh } else { peer };
-    let mut asked = exchange(&CONNECTOR, chosen, path, host, limit, on).await;
+    let chosen = if connection == Connection::New { &fresh } else { peer };
+    let mut asked = exchange(&CONNECTOR, chosen, path, host, limit, connection).await;
     if let Err((_, true)) = asked {
         // The endpoint closed a connection that was idle, which is its right.
-        asked = exchange(&CONNECTOR, &fresh, path, host, limit, On::Fresh).await;
+        asked = exchange(&CONNECTOR, &fresh, path, host, limit, Connection::New).await;
     }
     asked.map_err(|(error, _)| error)
 }
@@ -60,14 +60,14 @@ async fn exchange(
     path: &str,
     host: &str,
     limit: usize,
-    on: On,
+    connection: Connection,
 ) -> Result<Asked, (Box<Error>, bool)> {
     let (mut session, kept) =
         connector.get_http_session(peer).await.map_err(|error| (error, false))?;
     let exchange = async {
         let mut request = RequestHeader::build("GET", path.as_bytes(), Some(2))?;
         request.insert_header("host", host)?;
-        if on == On::Fresh {
+        if connection == Connection::New {
             request.insert_header("connection", "close")?;
         }
         session.write_request_header(Box::new(request)).await?;
@@ -85,8 +85,8 @@ async fn exchange(
         Ok(Asked { head, body })
     };
     let asked = exchange.await.map_err(|error| (error, kept))?;
-    if on == On::Kept && asked.body.is_some() {
-        connector.release_http_session(session, peer, Some(IDLE)).await;
+    if connection == Connection::Pooled && asked.body.is_some() {
+        connector.release_http_session(session, peer, Some(MAX_IDLE_TIME)).await;
     } else {
         session.shutdown().await;
     }

@@ -1,0 +1,111 @@
+//! What is remembered of an endpoint's load reports: where they came from, and in which order.
+
+use forebay_routing::Time;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// Reports that cross on the way do so within this time. One whose number is lower later than that
+/// comes from an endpoint that was started again, and counts anew.
+const CROSSING: Duration = Duration::from_secs(1);
+
+/// How a report reached the proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Origin {
+    /// On the answer to a request.
+    InBand = 1,
+    /// On the answer to a health probe.
+    Probe = 2,
+    /// By asking for it.
+    Polled = 3,
+}
+
+impl Origin {
+    const ALL: [Self; 3] = [Self::InBand, Self::Probe, Self::Polled];
+
+    /// The word in status and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InBand => "in_band",
+            Self::Probe => "probe",
+            Self::Polled => "polled",
+        }
+    }
+}
+
+/// What is remembered of an endpoint's reports beside the load that they state.
+#[derive(Debug, Default)]
+pub struct ReportHistory {
+    /// [`Origin`] of the last one; 0: there was none.
+    pub(super) origin: AtomicU8,
+    /// Number of the last one that had a number.
+    seq: AtomicU64,
+    /// When it came, in nanoseconds on the clock of [`Time`].
+    numbered_at: AtomicU64,
+    /// Wakes whoever can ask the endpoint: its last report is stale and requests come.
+    pub(super) wanted: Notify,
+}
+
+impl ReportHistory {
+    /// Where the last report came from.
+    pub fn origin(&self) -> Option<Origin> {
+        let number = self.origin.load(Relaxed);
+        Origin::ALL.into_iter().find(|origin| *origin as u8 == number)
+    }
+
+    /// Until a fresh report is wanted.
+    pub(crate) async fn wanted(&self) {
+        self.wanted.notified().await;
+    }
+
+    /// Numbers may begin again: the endpoint failed, and may have been started anew.
+    pub(crate) fn forget_order(&self) {
+        self.seq.store(0, Relaxed);
+    }
+
+    pub(super) fn in_order(&self, seq: Option<u64>, now: Time) -> bool {
+        let Some(seq) = seq else { return true };
+        let last = self.seq.fetch_max(seq, Relaxed);
+        let at = Time::new(Duration::from_nanos(self.numbered_at.load(Relaxed)));
+        if seq <= last {
+            if now.since(at) < CROSSING {
+                return false;
+            }
+            self.seq.store(seq, Relaxed);
+        }
+        self.numbered_at.store(now.nanos(), Relaxed);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Time {
+        Time::new(Duration::from_millis(millis))
+    }
+
+    #[test]
+    fn an_older_report_is_not_believed_over_a_newer_one() {
+        let reports = ReportHistory::default();
+        assert!(reports.in_order(Some(7), at(0)));
+        assert!(reports.in_order(None, at(0)), "one without a number is as new as it is");
+        assert!(!reports.in_order(Some(6), at(10)));
+        assert!(!reports.in_order(Some(7), at(10)), "twice the same");
+        assert!(reports.in_order(Some(8), at(20)));
+    }
+
+    #[test]
+    fn numbers_that_begin_again_are_believed_after_a_restart() {
+        let reports = ReportHistory::default();
+        assert!(reports.in_order(Some(900), at(0)));
+        assert!(!reports.in_order(Some(1), at(999)));
+        assert!(reports.in_order(Some(2), at(1000)), "nothing newer came for a second");
+        assert!(reports.in_order(Some(3), at(1001)));
+        reports.forget_order();
+        assert!(reports.in_order(Some(1), at(1002)), "it failed meanwhile");
+        assert!(reports.in_order(Some(2), at(1003)));
+    }
+}
