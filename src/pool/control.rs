@@ -16,7 +16,7 @@ use crate::config::{self, Config, EndpointProtocol, Source};
 use crate::exhausted;
 use arc_swap::ArcSwap;
 use forebay_process::supervise::{Importance, Pulse, Supervisor, fault_point, hang_point};
-use forebay_routing::outlier::Judge;
+use forebay_routing::health::outlier::Judge;
 use forebay_routing::{Models, RetryBudget};
 use pingora::upstreams::peer::HttpPeer;
 use std::collections::{HashMap, HashSet};

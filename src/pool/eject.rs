@@ -1,12 +1,12 @@
 //! What requests met at the endpoints of a pool, brought before the judge.
 //!
-//! The judging itself is pure ([`forebay_routing::outlier`]). This is called by the control task alone,
+//! The judging itself is pure ([`forebay_routing::health::outlier`]). This is called by the control task alone,
 //! so that ejections, probes and operators never overrule each other half way.
 
 use super::{EndpointState, Pool};
 use crate::clock;
 use forebay_protocol::metric::proxy as metric;
-use forebay_routing::outlier::{Cause, Judge, Member, Verdict};
+use forebay_routing::health::outlier::{Cause, Judge, Member, Verdict};
 
 /// Judges a pool's endpoints. Did anybody's health change?
 pub(super) fn apply_outlier_detection(judge: &mut Judge, pool: &Pool) -> bool {

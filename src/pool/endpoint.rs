@@ -6,7 +6,7 @@
 use super::awaited::Awaited;
 use super::report::history::ReportHistory;
 use crate::clock;
-use forebay_routing::outlier::{Record, Tally};
+use forebay_routing::health::outlier::{Record, Tally};
 use forebay_routing::{Candidate, Health, Load, Outcome, Time};
 use pingora::upstreams::peer::HttpPeer;
 use std::net::SocketAddr;

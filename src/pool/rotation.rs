@@ -2,8 +2,9 @@
 
 use super::endpoint::{Endpoint, EndpointState, LongLived};
 use crate::config;
+use forebay_routing::health::outlier;
 use forebay_routing::pick::{Ring, identity};
-use forebay_routing::{Health, Picks, Policy, outlier};
+use forebay_routing::{Health, Picks, Policy};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 

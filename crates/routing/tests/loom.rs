@@ -5,7 +5,7 @@
 #![cfg(loom)]
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test stops at the first surprise")]
 
-use forebay_routing::outlier::Tally;
+use forebay_routing::health::outlier::Tally;
 use forebay_routing::pick::Context;
 use forebay_routing::{Candidate, Load, Outcome, Policy, RetryBudget, Time, View};
 use loom::model::Builder;

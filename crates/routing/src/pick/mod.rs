@@ -2,32 +2,28 @@
 //!
 //! Policies differ in what they know. [`Policy::Adaptive`], the default, sends a request where it is
 //! expected to finish first; the others are what people know from elsewhere, kept as baselines in the
-//! same benchmark and for those who ask for them. Each is a [`Choose`](policy::Choose); the enum
+//! same benchmark and for those who ask for them. Each is a [`Choose`](policies::Choose); the enum
 //! [`Policy`] is their names. A pick allocates nothing, and beyond [`FULL_SCAN`] endpoints none looks at
 //! more than a few, so that the cost of a pick does not grow with the fleet.
 
-mod looked;
-mod policy;
+pub(crate) mod candidates;
+mod policies;
+pub(crate) mod recent;
 mod ring;
 
-pub use looked::FULL_SCAN;
-pub(crate) use looked::Looked;
+pub use candidates::{Candidate, Context, FULL_SCAN, best_service};
+pub use recent::Picks;
 pub use ring::{Ring, identity};
 
-use crate::{Load, Picks, Rng, Time};
-use policy::{Choose, Expected, Fewest, InTurn, PeakEwma, Random, Sticky, Weighted};
-use std::sync::Arc;
-use std::time::Duration;
-
-/// Service time in seconds if no endpoint has one yet; any value does, since it is common to all.
-const UNKNOWN_SERVICE: f64 = 0.001;
+use crate::Rng;
+use policies::{Choose, Expected, Fewest, Field, InTurn, PeakEwma, Random, Sticky, Weighted};
 
 /// How a pool chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Policy {
     /// The endpoint where the request is expected to finish first, with what it costs others to wait
     /// behind it; a request waits in the proxy as long as that is much better than the best endpoint
-    /// that is free, see [`bind`](crate::bind).
+    /// that is free, see [`bind`](crate::queue::bind).
     #[default]
     Adaptive,
     /// The endpoint where the request is expected to finish first.
@@ -63,33 +59,6 @@ impl Policy {
     ];
 }
 
-/// Something that can be picked.
-pub trait Candidate {
-    /// What is known of its load.
-    fn load(&self) -> &Load;
-}
-
-impl<C: Candidate + ?Sized> Candidate for Arc<C> {
-    fn load(&self) -> &Load {
-        (**self).load()
-    }
-}
-
-/// What a pick needs to know beside the endpoints.
-#[derive(Debug, Clone, Copy)]
-pub struct Context<'a> {
-    /// The time of the pick.
-    pub now: Time,
-    /// A report older than this is not believed.
-    pub report_ttl: Duration,
-    /// What the pool's picks share.
-    pub turn: &'a Arc<Picks>,
-    /// For [`Policy::Sticky`]: what is to go to the same endpoint, as a number.
-    pub key: Option<u64>,
-    /// For the same: the endpoints in a circle.
-    pub ring: Option<&'a Ring>,
-}
-
 /// Index of the endpoint that gets the next request; `None` if all are `excluded`.
 ///
 /// `endpoints` are those that may be used at all (ready, not draining); `excluded` says which
@@ -115,45 +84,12 @@ pub fn pick<C: Candidate>(
     }
 }
 
-/// What a policy chooses from.
-struct Field<'a, C, X> {
-    endpoints: &'a [C],
-    excluded: &'a X,
-    context: &'a Context<'a>,
-}
-
-/// The least service time, in seconds, among endpoints that have one.
-pub fn best_service<'a, C: Candidate + 'a>(endpoints: impl Iterator<Item = &'a C>) -> f64 {
-    let known = endpoints.filter_map(|endpoint| endpoint.load().service_seconds());
-    known.reduce(f64::min).unwrap_or(UNKNOWN_SERVICE)
-}
-
-/// Position of the least of `costs`; among equal ones chance decides.
-pub(crate) fn least(costs: impl Iterator<Item = f64>, rng: &mut Rng) -> Option<usize> {
-    let (mut best, mut least, mut ties) = (None, f64::INFINITY, 0);
-    for (at, cost) in costs.enumerate() {
-        if cost < least || best.is_none() {
-            (best, least, ties) = (Some(at), cost, 1);
-        } else if cost == least {
-            ties += 1;
-            if rng.below(ties) == 0 {
-                best = Some(at);
-            }
-        }
-    }
-    best
-}
-
-/// The first allowed endpoint, counted from `first`.
-fn allowed_from<C>(first: usize, endpoints: &[C], excluded: impl Fn(&C) -> bool) -> Option<usize> {
-    let first = first.checked_rem(endpoints.len())?;
-    (first..endpoints.len()).chain(0..first).find(|&index| !excluded(&endpoints[index]))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Report;
+    use crate::{Load, Report, Time};
+    use std::sync::Arc;
+    use std::time::Duration;
 
     struct Endpoint(Arc<Load>);
     impl Candidate for Endpoint {

@@ -4,7 +4,7 @@ use crate::report::outcome::Finished;
 use crate::report::record::Record;
 use crate::sim::impact::Impact;
 use crate::sim::plan::SimPlan;
-use forebay_routing::line::CLASSES;
+use forebay_routing::queue::fair_queue::CLASSES;
 
 /// The figures of a whole simulation.
 #[derive(Debug)]

@@ -5,8 +5,7 @@
 //! that make the tail. The estimate keeps counts in buckets, not samples, so its memory is bounded, and
 //! forgets what is old by halves.
 
-use crate::bind::Visits;
-use crate::{Binding, Candidate, Policy, Rng, Time, View};
+use crate::Time;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -105,32 +104,6 @@ impl Latencies {
             below >= rank
         });
         self.estimate.store(end_of(at.unwrap_or(BUCKETS - 1)), Relaxed);
-    }
-}
-
-impl<C: Candidate> View<'_, C> {
-    /// Where a second attempt goes that may not wait: to what is free and not `excluded`, unless some are
-    /// `waiting` for it.
-    pub fn beside(
-        &self,
-        waiting: usize,
-        excluded: impl Fn(&C) -> bool,
-        rng: &mut Rng,
-    ) -> Option<usize> {
-        if waiting > 0 {
-            return None;
-        }
-        // What is best may be worth waiting for, and what is avoided worth a visit; this one is late.
-        let binding = match self.policy {
-            Policy::Adaptive | Policy::LeastCost => {
-                self.with(Policy::LeastCost).compare(&excluded, 0, Visits::Unwelcome, rng)
-            }
-            _ => self.bind(excluded, 0, rng),
-        };
-        match binding {
-            Binding::Bind(index) => Some(index),
-            Binding::Wait | Binding::Nowhere => None,
-        }
     }
 }
 

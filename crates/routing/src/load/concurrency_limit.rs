@@ -9,9 +9,9 @@
 //!
 //! What is known of numbers that don't come up any more may be out of date. That is mended by what is
 //! heard of others: too high a limit brings news of the steps above, too low a limit of those below, and
-//! [the limit](crate::bind::limit) leaves room for more than is known.
+//! [the limit](crate::queue::bind::limit) leaves room for more than is known.
 
-use crate::speed::Float;
+use crate::float::Float;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// Steps in the number of requests, two for each doubling: up to 8,191, and what is beyond that.

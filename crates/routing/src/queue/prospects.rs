@@ -7,8 +7,8 @@
 //! suffered from waiting; if there is none, the one with the best chance goes. Those that have lost
 //! most of theirs are refused while others want the slot.
 
-use crate::bind::FRESH;
-use crate::odds::Odds;
+use super::capacity::FRESH;
+use super::odds::{Odds, Terms};
 use crate::{Candidate, Line, Load, Outlook, Place, Rng, Time, View, Weight};
 use std::time::Duration;
 
@@ -22,22 +22,6 @@ const NONE: f64 = 0.05;
 /// and from the latest one back.
 const LOOKED_AT: usize = 64;
 const LATEST: usize = 8;
-
-/// How much time a request has for its service, where it is known what that means.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Terms {
-    left: f64,
-    weight: f64,
-    /// The least chance at an endpoint with which it is worth a slot.
-    floor: f64,
-}
-
-impl Terms {
-    /// Of a request that any endpoint is good for.
-    pub(crate) fn new(left: Duration, weight: Weight) -> Self {
-        Self { left: left.as_secs_f64(), weight: weight.get(), floor: 0.0 }
-    }
-}
 
 /// What is known of a pool's speed at a moment.
 #[derive(Debug)]

@@ -9,7 +9,7 @@
 //!
 //! All fields are relaxed atomics. Two answers at once may lose one of the two: one sample less.
 
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use crate::float::Float;
 
 /// Answers that the mean is made of, at most: it is then within 7% for exponential times.
 const MEMORY: f32 = 200.0;
@@ -27,28 +27,6 @@ const CERTAIN_EACH: f32 = 0.5;
 const PROMISING: f32 = 0.5;
 /// The most that one answer can say: one that hangs is no change of speed.
 const MOST_SURPRISE: f32 = 6.0;
-
-/// A number that many read and write, each alone.
-#[derive(Debug, Default)]
-pub(crate) struct Float(AtomicU32);
-
-impl Float {
-    #[inline]
-    pub(crate) fn get(&self) -> f32 {
-        f32::from_bits(self.0.load(Relaxed))
-    }
-
-    #[inline]
-    pub(crate) fn set(&self, value: f32) {
-        self.0.store(value.to_bits(), Relaxed);
-    }
-
-    /// Draws it towards `value` with this weight.
-    pub(crate) fn draw(&self, value: f32, weight: f32) {
-        let old = self.get();
-        self.set(old + weight * (value - old));
-    }
-}
 
 /// Seconds that one request takes: what a pick reads.
 #[derive(Debug, Default)]
@@ -147,10 +125,4 @@ impl Since {
     fn mean(&self) -> f32 {
         self.sum.get() / self.count.get().max(1.0)
     }
-}
-
-/// Seconds with six digits, which is more than anybody knows of a service time.
-#[allow(clippy::cast_possible_truncation, reason = "a service time needs no more than six digits")]
-pub(crate) fn narrow(seconds: f64) -> f32 {
-    seconds as f32
 }

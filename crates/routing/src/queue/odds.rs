@@ -11,9 +11,10 @@
 //! so it stands for what longer ones take. Without those, only what fits a deadline would ever be
 //! seen, and every estimate would say that everything fits.
 
-use crate::Time;
-use crate::speed::{Float, narrow};
+use crate::float::{Float, narrow};
+use crate::{Time, Weight};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 /// Buckets: 32 to a doubling, so each is 2% wide, from an eighth of the mean to sixteen times it.
 const PER_DOUBLING: f32 = 32.0;
@@ -181,6 +182,22 @@ impl Odds {
     }
 }
 
+/// How much time a request has for its service, where it is known what that means.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Terms {
+    pub(super) left: f64,
+    pub(super) weight: f64,
+    /// The least chance at an endpoint with which it is worth a slot.
+    pub(super) floor: f64,
+}
+
+impl Terms {
+    /// Of a request that any endpoint is good for.
+    pub(crate) fn new(left: Duration, weight: Weight) -> Self {
+        Self { left: left.as_secs_f64(), weight: weight.get(), floor: 0.0 }
+    }
+}
+
 /// Seconds from `at`, in nanoseconds, until now.
 #[allow(clippy::cast_precision_loss, reason = "an age needs no more than fifteen digits")]
 fn since(now: Time, at: u64) -> f64 {
@@ -208,7 +225,6 @@ fn end_of(bucket: usize) -> f32 {
 mod tests {
     use super::*;
     use crate::Rng;
-    use std::time::Duration;
 
     #[allow(clippy::cast_precision_loss, reason = "a test")]
     fn exponential(rng: &mut Rng) -> f32 {

@@ -1,12 +1,14 @@
 //! Which endpoints are looked at for one decision.
 //!
 //! All of a small pool. Of a larger one a few, or a pick would cost more the larger the fleet is: the
-//! cheapest of those where a request of ours just ended (see [`Picks`](crate::Picks)), and some by
+//! cheapest of those where a request of ours just ended (see [`Picks`]), and some by
 //! chance.
 
-use super::{Candidate, Context, allowed_from, best_service};
-use crate::picks::Freed;
-use crate::{Load, Rng};
+use super::recent::{Freed, Picks};
+use super::ring::Ring;
+use crate::{Load, Rng, Time};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Up to this many endpoints are all looked at.
 pub const FULL_SCAN: usize = 8;
@@ -21,6 +23,36 @@ pub(crate) const LOOKED: usize = FULL_SCAN + 1;
 /// others take a third of the time.
 const VISIT: usize = 500;
 const VISIT_UNSURE: usize = 100;
+
+/// Service time in seconds if no endpoint has one yet; any value does, since it is common to all.
+const UNKNOWN_SERVICE: f64 = 0.001;
+
+/// Something that can be picked.
+pub trait Candidate {
+    /// What is known of its load.
+    fn load(&self) -> &Load;
+}
+
+impl<C: Candidate + ?Sized> Candidate for Arc<C> {
+    fn load(&self) -> &Load {
+        (**self).load()
+    }
+}
+
+/// What a pick needs to know beside the endpoints.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// The time of the pick.
+    pub now: Time,
+    /// A report older than this is not believed.
+    pub report_ttl: Duration,
+    /// What the pool's picks share.
+    pub turn: &'a Arc<Picks>,
+    /// For [`Policy::Sticky`]: what is to go to the same endpoint, as a number.
+    pub key: Option<u64>,
+    /// For the same: the endpoints in a circle.
+    pub ring: Option<&'a Ring>,
+}
 
 /// See above.
 #[derive(Debug)]
@@ -191,4 +223,36 @@ pub(crate) fn choose<'b, C>(
 #[allow(clippy::cast_possible_truncation, reason = "the result is below n")]
 const fn scale(chance: u64, n: usize) -> usize {
     (((chance >> 32) * n as u64) >> 32) as usize
+}
+
+/// The least service time, in seconds, among endpoints that have one.
+pub fn best_service<'a, C: Candidate + 'a>(endpoints: impl Iterator<Item = &'a C>) -> f64 {
+    let known = endpoints.filter_map(|endpoint| endpoint.load().service_seconds());
+    known.reduce(f64::min).unwrap_or(UNKNOWN_SERVICE)
+}
+
+/// Position of the least of `costs`; among equal ones chance decides.
+pub(crate) fn least(costs: impl Iterator<Item = f64>, rng: &mut Rng) -> Option<usize> {
+    let (mut best, mut least, mut ties) = (None, f64::INFINITY, 0);
+    for (at, cost) in costs.enumerate() {
+        if cost < least || best.is_none() {
+            (best, least, ties) = (Some(at), cost, 1);
+        } else if cost == least {
+            ties += 1;
+            if rng.below(ties) == 0 {
+                best = Some(at);
+            }
+        }
+    }
+    best
+}
+
+/// The first allowed endpoint, counted from `first`.
+pub(super) fn allowed_from<C>(
+    first: usize,
+    endpoints: &[C],
+    excluded: impl Fn(&C) -> bool,
+) -> Option<usize> {
+    let first = first.checked_rem(endpoints.len())?;
+    (first..endpoints.len()).chain(0..first).find(|&index| !excluded(&endpoints[index]))
 }

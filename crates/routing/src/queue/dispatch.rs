@@ -4,8 +4,9 @@
 //! proxy and the simulator do the same: whether one that comes joins the line, and whose wait is over
 //! when something has changed.
 
-use crate::prospects::Terms;
-use crate::{Binding, Candidate, Claim, Line, Place, Policy, Rng, Time, View, Weight};
+use super::bind::Visits;
+use super::odds::Terms;
+use crate::{Binding, Candidate, Claim, Line, Place, Policy, Ramp, Rng, Time, View, Weight};
 use std::time::Duration;
 
 /// How many of those that are first are looked at for one that may go to what is free: the others
@@ -56,6 +57,52 @@ impl<C: Candidate> View<'_, C> {
             return binding;
         }
         view.with(Policy::LeastCost).bind(excluded, 0, rng)
+    }
+
+    /// [`View::at_once`] with a slow start over this `window`; `began` says since when an endpoint has been
+    /// in rotation.
+    pub fn at_once_gently(
+        &self,
+        (window, began): (Duration, impl Fn(&C) -> Time),
+        terms: (Time, Weight),
+        excluded: impl Fn(&C) -> bool,
+        rng: &mut Rng,
+    ) -> Binding {
+        if let Some(ramp) = Ramp::draw(window, self.context.now, rng) {
+            let shut = |it: &C| excluded(it) || ramp.passes_over(began(it));
+            // A decision takes a turn, so it is not tried with those that are not there. With nobody
+            // else free, the one that has just come does better than a wait.
+            if !self.endpoints.iter().all(shut)
+                && let Binding::Bind(index) = self.at_once(terms, shut, rng)
+            {
+                return Binding::Bind(index);
+            }
+        }
+        self.at_once(terms, excluded, rng)
+    }
+
+    /// Where a second attempt goes that may not wait: to what is free and not `excluded`, unless some are
+    /// `waiting` for it.
+    pub fn beside(
+        &self,
+        waiting: usize,
+        excluded: impl Fn(&C) -> bool,
+        rng: &mut Rng,
+    ) -> Option<usize> {
+        if waiting > 0 {
+            return None;
+        }
+        // What is best may be worth waiting for, and what is avoided worth a visit; this one is late.
+        let binding = match self.policy {
+            Policy::Adaptive | Policy::LeastCost => {
+                self.with(Policy::LeastCost).compare(&excluded, 0, Visits::Unwelcome, rng)
+            }
+            _ => self.bind(excluded, 0, rng),
+        };
+        match binding {
+            Binding::Bind(index) => Some(index),
+            Binding::Wait | Binding::Nowhere => None,
+        }
     }
 
     /// Is there hope that a request is done in time that joins the line now?

@@ -10,16 +10,20 @@
 //! All fields are relaxed atomics: a torn read mixes two reports of the same endpoint, milliseconds
 //! apart, and costs no more than reading a moment later.
 
+mod concurrency_limit;
 mod cost;
+mod estimate;
+mod explore;
+mod service_time;
 #[cfg(test)]
 mod tests;
-mod visit;
 
-use self::cost::Outline;
+use self::concurrency_limit::Saturation;
+use self::estimate::Outline;
+use self::service_time::{Speed, Watch};
 use crate::Time;
-use crate::picks::{NOWHERE, Picks};
-use crate::saturation::Saturation;
-use crate::speed::{Float, Speed, Watch};
+use crate::float::Float;
+use crate::pick::recent::{NOWHERE, Picks};
 use crate::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;

@@ -5,14 +5,12 @@
 //! the slots that it reports, and a request is bound when a slot frees. In a mixed fleet not even a
 //! free slot must always be taken: a slow endpoint may be free because it is slow. [`View::bind`]
 //! holds a request back exactly as long as waiting for a better endpoint is expected to end sooner.
-//!
-//! What is held back may be too late already. [`Outlook`] says how fast slots free and how long
-//! services take, so that a request whose deadline can't be met is refused when it comes, not when
-//! it is late, and so that the refusal can say when it is worth asking again.
 
-use crate::pick::{self, Candidate, Context, Looked, Policy, least};
-use crate::prospects::Terms;
-use crate::{InFlight, Load, Rng, Time, Weight};
+use super::capacity::Outlook;
+use super::odds::Terms;
+use crate::pick::candidates::{Looked, least};
+use crate::pick::{self, Candidate, Context, Policy};
+use crate::{InFlight, Load, Rng};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,11 +20,6 @@ const WORTH_WAITING: f64 = 2.0;
 /// Share of the time that a faster endpoint is expected to save for which a request waits at most.
 /// Less gives up some of the tail of a lightly loaded fleet, more that of a busy one.
 const PATIENCE: f64 = 0.7;
-/// Mean deviations above the mean within which a service is promised to end: 99% of an exponential
-/// distribution do.
-const PROMISE: f64 = 5.0;
-/// Part of its time that one must have left to count as fresh.
-pub(crate) const FRESH: f64 = 0.9;
 /// Share of a slot's time that may pass idle until the next request is there. If it would be more,
 /// an endpoint gets requests beyond its slots, so that it can go on at once.
 const IDLE: f64 = 0.05;
@@ -70,19 +63,6 @@ pub struct View<'a, C> {
     pub context: Context<'a>,
     /// The time that the request has, if it is judged by that.
     pub terms: Option<Terms>,
-}
-
-/// How fast a pool works.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Outlook {
-    /// Slots that become free in a second, when all are busy.
-    pub per_second: f64,
-    /// Seconds that a service takes on average.
-    pub service: f64,
-    /// How far from the average it is, on average.
-    pub deviation: f64,
-    /// Seconds that it takes at the fastest endpoint.
-    pub fastest: f64,
 }
 
 impl<C: Candidate> View<'_, C> {
@@ -244,50 +224,6 @@ impl<C: Candidate> View<'_, C> {
     }
 }
 
-impl Outlook {
-    /// The same for a request of this weight: those before it are of any.
-    #[must_use = "the outlook itself is for a request of the mean"]
-    pub fn weighing(self, weight: Weight) -> Self {
-        let [service, deviation] =
-            [self.service, self.deviation].map(|seconds| seconds * weight.get());
-        Self { service, deviation, ..self }
-    }
-
-    /// Until so many requests that wait have been bound, and one more.
-    pub fn wait(&self, ahead: usize) -> Duration {
-        let seconds = (ahead as f64 + 1.0) / self.per_second;
-        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
-    }
-
-    /// Until so many requests that wait have been bound.
-    pub fn drained_in(&self, waiting: usize) -> Duration {
-        Duration::try_from_secs_f64(waiting as f64 / self.per_second).unwrap_or_default()
-    }
-
-    /// Of the time that a request has, what must be left when it begins: as much as nearly all services
-    /// take. Who has less than that from the start would never be begun, so half of what it has will do
-    /// where a common service fits into that, and else most of it.
-    pub fn reserve(&self, patience: Duration) -> Duration {
-        let seconds = |means: f64| {
-            let seconds = self.service + means * self.deviation;
-            Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
-        };
-        let most = (patience / 2).max(seconds(1.0).min(patience.mul_f64(FRESH)));
-        seconds(PROMISE).min(most)
-    }
-
-    /// Will a request be done in time before which so many wait, almost certainly?
-    pub fn can_meet(&self, deadline: Time, now: Time, ahead: usize) -> bool {
-        let patience = deadline.since(now);
-        self.wait(ahead).saturating_add(self.reserve(patience)) <= patience
-    }
-
-    /// Is there so little time left to one that came `since` then that others had better go first?
-    pub fn is_too_late(&self, since: Time, deadline: Time, now: Time) -> bool {
-        deadline.since(now) < self.reserve(deadline.since(since))
-    }
-}
-
 /// How many requests an endpoint may have at once; `None`: nobody knows what it can take.
 pub fn limit(load: &Load, hop: Duration) -> Option<u32> {
     let stated = load.stated_slots();
@@ -312,7 +248,7 @@ pub fn limit(load: &Load, hop: Duration) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Picks, Report};
+    use crate::{Picks, Report, Time, Weight};
 
     struct Endpoint(Arc<Load>);
     impl Candidate for Endpoint {

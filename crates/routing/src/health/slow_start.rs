@@ -4,7 +4,7 @@
 //! while it is considered for a growing part of the requests only, whatever the policy: it is passed
 //! over by chance, and of all endpoints that are in the same state none is.
 
-use crate::{Binding, Candidate, Rng, Time, View, Weight};
+use crate::{Rng, Time};
 use std::time::Duration;
 
 /// Share that it begins with: enough to warm up by.
@@ -31,30 +31,6 @@ impl Ramp {
     /// Is an endpoint passed over that has been in rotation since `began`?
     pub fn passes_over(&self, began: Time) -> bool {
         self.chance >= share(self.now.since(began), self.window)
-    }
-}
-
-impl<C: Candidate> View<'_, C> {
-    /// [`View::at_once`] with a slow start over this `window`; `began` says since when an endpoint has been
-    /// in rotation.
-    pub fn at_once_gently(
-        &self,
-        (window, began): (Duration, impl Fn(&C) -> Time),
-        terms: (Time, Weight),
-        excluded: impl Fn(&C) -> bool,
-        rng: &mut Rng,
-    ) -> Binding {
-        if let Some(ramp) = Ramp::draw(window, self.context.now, rng) {
-            let shut = |it: &C| excluded(it) || ramp.passes_over(began(it));
-            // A decision takes a turn, so it is not tried with those that are not there. With nobody
-            // else free, the one that has just come does better than a wait.
-            if !self.endpoints.iter().all(shut)
-                && let Binding::Bind(index) = self.at_once(terms, shut, rng)
-            {
-                return Binding::Bind(index);
-            }
-        }
-        self.at_once(terms, excluded, rng)
     }
 }
 

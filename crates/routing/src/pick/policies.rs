@@ -1,7 +1,6 @@
 //! The ways of choosing, each a small type.
 
-use super::looked::{Looked, choose};
-use super::{Candidate, Field, allowed_from, least};
+use super::candidates::{Candidate, Context, Looked, allowed_from, choose, least};
 use crate::{Load, Rng};
 use std::time::Duration;
 
@@ -10,6 +9,13 @@ use std::time::Duration;
 const MOST_ABOVE_MEAN: f64 = 1.25;
 /// Endpoints from whose counts that mean is taken.
 const POLLED: usize = 8;
+
+/// What a policy chooses from.
+pub(super) struct Field<'a, C, X> {
+    pub(super) endpoints: &'a [C],
+    pub(super) excluded: &'a X,
+    pub(super) context: &'a Context<'a>,
+}
 
 /// A way of choosing.
 pub(super) trait Choose {

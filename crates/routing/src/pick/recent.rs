@@ -7,8 +7,8 @@
 //! remembered, each with what it cost then, and the cheapest are among those that the next pick looks
 //! at, however large the pool.
 
-use crate::odds::Odds;
-use crate::speed::{Float, narrow};
+use crate::float::{Float, narrow};
+use crate::queue::odds::Odds;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 /// Endpoints that are remembered: a pick reads them all, which is a walk through two lines of the

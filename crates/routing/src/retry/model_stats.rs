@@ -8,8 +8,9 @@
 //! Names come from requests. So only models that have answered are remembered, and no more than
 //! [`MOST`]: whoever was asked for longest ago makes way.
 
-use crate::speed::{Float, narrow};
-use crate::{Latencies, Time};
+use super::hedge::Latencies;
+use crate::float::{Float, narrow};
+use crate::{Time, Weight};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -21,42 +22,6 @@ pub const MOST: usize = 256;
 const EXACT: u64 = 1_000_000_000;
 /// Answers that a mean is made of, at most.
 const MEMORY: f32 = 500.0;
-/// What no model is beyond: so much lighter or heavier than the mean.
-const LIGHTEST: f32 = 1e-4;
-const HEAVIEST: f32 = 1e4;
-
-/// The work that a model is, in requests of the pool's mean: 1 if all are alike. Multiplied with what
-/// a request takes on average, it says what one for this model does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Weight {
-    /// An `f32` above 0, whose bits order as the number does.
-    bits: u32,
-}
-
-impl Default for Weight {
-    fn default() -> Self {
-        Self::new(1.0)
-    }
-}
-
-impl Weight {
-    /// Not a number counts as 1; others are brought within bounds.
-    pub fn new(weight: f32) -> Self {
-        let weight = if weight.is_nan() { 1.0 } else { weight.clamp(LIGHTEST, HEAVIEST) };
-        Self { bits: weight.to_bits() }
-    }
-
-    /// The number itself.
-    pub fn get(self) -> f64 {
-        f64::from(f32::from_bits(self.bits))
-    }
-
-    /// What a mean request would have taken where one of this weight took so long.
-    fn even(self, took: Duration) -> Duration {
-        Duration::try_from_secs_f64(took.as_secs_f64() / self.get()).unwrap_or(Duration::MAX)
-    }
-}
-
 /// The models of one pool. Shared; locked for writing only when a model is new.
 #[derive(Debug)]
 pub struct Models {

@@ -1,0 +1,71 @@
+//! How fast a pool works, and what can be promised by that.
+//!
+//! What is held back may be too late already. [`Outlook`] says how fast slots free and how long
+//! services take, so that a request whose deadline can't be met is refused when it comes, not when
+//! it is late, and so that the refusal can say when it is worth asking again.
+
+use crate::{Time, Weight};
+use std::time::Duration;
+
+/// Mean deviations above the mean within which a service is promised to end: 99% of an exponential
+/// distribution do.
+const PROMISE: f64 = 5.0;
+/// Part of its time that one must have left to count as fresh.
+pub(crate) const FRESH: f64 = 0.9;
+
+/// How fast a pool works.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Outlook {
+    /// Slots that become free in a second, when all are busy.
+    pub per_second: f64,
+    /// Seconds that a service takes on average.
+    pub service: f64,
+    /// How far from the average it is, on average.
+    pub deviation: f64,
+    /// Seconds that it takes at the fastest endpoint.
+    pub fastest: f64,
+}
+
+impl Outlook {
+    /// The same for a request of this weight: those before it are of any.
+    #[must_use = "the outlook itself is for a request of the mean"]
+    pub fn weighing(self, weight: Weight) -> Self {
+        let [service, deviation] =
+            [self.service, self.deviation].map(|seconds| seconds * weight.get());
+        Self { service, deviation, ..self }
+    }
+
+    /// Until so many requests that wait have been bound, and one more.
+    pub fn wait(&self, ahead: usize) -> Duration {
+        let seconds = (ahead as f64 + 1.0) / self.per_second;
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+    }
+
+    /// Until so many requests that wait have been bound.
+    pub fn drained_in(&self, waiting: usize) -> Duration {
+        Duration::try_from_secs_f64(waiting as f64 / self.per_second).unwrap_or_default()
+    }
+
+    /// Of the time that a request has, what must be left when it begins: as much as nearly all services
+    /// take. Who has less than that from the start would never be begun, so half of what it has will do
+    /// where a common service fits into that, and else most of it.
+    pub fn reserve(&self, patience: Duration) -> Duration {
+        let seconds = |means: f64| {
+            let seconds = self.service + means * self.deviation;
+            Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+        };
+        let most = (patience / 2).max(seconds(1.0).min(patience.mul_f64(FRESH)));
+        seconds(PROMISE).min(most)
+    }
+
+    /// Will a request be done in time before which so many wait, almost certainly?
+    pub fn can_meet(&self, deadline: Time, now: Time, ahead: usize) -> bool {
+        let patience = deadline.since(now);
+        self.wait(ahead).saturating_add(self.reserve(patience)) <= patience
+    }
+
+    /// Is there so little time left to one that came `since` then that others had better go first?
+    pub fn is_too_late(&self, since: Time, deadline: Time, now: Time) -> bool {
+        deadline.since(now) < self.reserve(deadline.since(since))
+    }
+}

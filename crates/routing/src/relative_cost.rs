@@ -1,0 +1,39 @@
+//! The work that a request is beside that of others.
+
+use std::time::Duration;
+
+/// What no model is beyond: so much lighter or heavier than the mean.
+const LIGHTEST: f32 = 1e-4;
+const HEAVIEST: f32 = 1e4;
+
+/// The work that a model is, in requests of the pool's mean: 1 if all are alike. Multiplied with what
+/// a request takes on average, it says what one for this model does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Weight {
+    /// An `f32` above 0, whose bits order as the number does.
+    bits: u32,
+}
+
+impl Default for Weight {
+    fn default() -> Self {
+        Self::new(1.0)
+    }
+}
+
+impl Weight {
+    /// Not a number counts as 1; others are brought within bounds.
+    pub fn new(weight: f32) -> Self {
+        let weight = if weight.is_nan() { 1.0 } else { weight.clamp(LIGHTEST, HEAVIEST) };
+        Self { bits: weight.to_bits() }
+    }
+
+    /// The number itself.
+    pub fn get(self) -> f64 {
+        f64::from(f32::from_bits(self.bits))
+    }
+
+    /// What a mean request would have taken where one of this weight took so long.
+    pub(crate) fn even(self, took: Duration) -> Duration {
+        Duration::try_from_secs_f64(took.as_secs_f64() / self.get()).unwrap_or(Duration::MAX)
+    }
+}
