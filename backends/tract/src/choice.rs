@@ -11,9 +11,9 @@
 //! file's graph does, in several shapes and batch sizes, is found out next, see `compare`.
 
 use crate::build::{Build, Shapes};
+use crate::compare::{agree, values};
 use crate::model::{Model, Watch};
 use crate::plan::Plans;
-use crate::warm_up::{agree, values};
 use forebay_protocol::oip::Tensor;
 use rustix::time::{ClockId, clock_gettime};
 use std::time::{Duration, Instant};
@@ -106,7 +106,7 @@ fn thread_seconds() -> f64 {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::model::LoadOptions;
+    use crate::options::LoadOptions;
     use crate::warm_up;
     use forebay_protocol::oip::Data;
     use std::path::Path;

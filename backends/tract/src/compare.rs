@@ -10,7 +10,7 @@
 
 use crate::build::{Plan, Shapes};
 use crate::error::{panic_text, text};
-use crate::model::{Model, Watch, execute, values};
+use crate::model::{Model, Watch, execute, values as borrowed};
 use crate::tensor::{datum_type, from_tract};
 use crate::{LoadError, RunError};
 use forebay_protocol::oip::{Data, Datatype, Tensor, TensorMetadata};
@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The kind of values that generated inputs hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     Usual,
     Small,
     Large,
@@ -122,7 +122,7 @@ fn run(
     watch: &dyn Watch,
 ) -> Result<Vec<Tensor>, RunError> {
     let inputs: Vec<&Tensor> = inputs.iter().collect();
-    let values = values(&inputs)?;
+    let values = borrowed(&inputs)?;
     let outputs = catch_unwind(AssertUnwindSafe(|| execute(plan, values, watch)))
         .unwrap_or_else(|payload| Err(RunError::Panic(panic_text(&*payload))))?;
     let outputs = model.interface.outputs.iter().zip(&outputs);
@@ -239,7 +239,7 @@ fn first_node(
 /// The output of each node of a plan.
 fn nodes(plan: &Plan, inputs: &[Tensor]) -> TractResult<Vec<(String, String, TValue)>> {
     let inputs: Vec<&Tensor> = inputs.iter().collect();
-    let values = values(&inputs).map_err(|error| TractError::msg(text(&error)))?;
+    let values = borrowed(&inputs).map_err(|error| TractError::msg(text(&error)))?;
     let mut found = Vec::new();
     plan.spawn()?.run_plan_with_eval(values, |context, state, node, inputs| {
         let outputs: TVec<TValue> = eval(context, state, node, inputs)?;
@@ -251,7 +251,8 @@ fn nodes(plan: &Plan, inputs: &[Tensor]) -> TractResult<Vec<(String, String, TVa
     Ok(found)
 }
 
-fn inputs(model: &Model, shapes: &Shapes, kind: Kind, seed: u64) -> Vec<Tensor> {
+/// Inputs of these shapes, the same for the same seed.
+pub(crate) fn inputs(model: &Model, shapes: &Shapes, kind: Kind, seed: u64) -> Vec<Tensor> {
     let made = |(place, (input, shape)): (usize, (&TensorMetadata, &Vec<usize>))| {
         let mut random = Random(seed.wrapping_add(place as u64) | 1);
         let count = shape.iter().product();
@@ -313,6 +314,19 @@ impl Random {
         self.0 ^= self.0 << 17;
         (self.0 >> 11) as f64 / (1_u64 << 53) as f64
     }
+}
+
+/// Inputs in the model's order, as the engine takes them.
+pub(crate) fn values(inputs: &[Tensor]) -> Result<TVec<TValue>, RunError> {
+    borrowed(&inputs.iter().collect::<Vec<_>>())
+}
+
+/// Are outputs the same, within a tolerance that is relative where numbers are larger than 1?
+pub(crate) fn agree(found: &[Tensor], expected: &[Tensor], tolerance: f64) -> bool {
+    let agree = |(a, b): (&Tensor, &Tensor)| {
+        a.shape == b.shape && a.data.max_difference(&b.data).is_some_and(|d| d <= tolerance)
+    };
+    found.len() == expected.len() && found.iter().zip(expected).all(agree)
 }
 
 /// Does a model take inputs of such shapes at all? What its file rules out is not tried.

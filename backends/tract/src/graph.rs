@@ -1,6 +1,7 @@
 //! What an ONNX file says of itself, read before tract compiles anything.
 
-use crate::{LoadError, LoadOptions};
+use crate::LoadError;
+use crate::options::LoadOptions;
 use forebay_protocol::oip::{Datatype, TensorMetadata};
 use std::collections::HashSet;
 use tract_onnx::pb;
@@ -18,6 +19,8 @@ pub(crate) struct Interface {
     pub(crate) shapeless: Vec<usize>,
     /// Names of the sizes of each input; empty where the file gives none.
     pub(crate) names: Vec<Vec<String>>,
+    /// The same of each output.
+    pub(crate) output_names: Vec<Vec<String>>,
     /// Do the inputs' first dimensions go by one name, as far as they have names?
     pub(crate) is_one_batch: bool,
 }
@@ -43,6 +46,7 @@ pub(crate) fn inspect(
         outputs: outputs.collect::<Result<_, _>>()?,
         shapeless: graph.output.iter().enumerate().filter(shapeless).map(|(i, _)| i).collect(),
         is_one_batch: rows.len() <= 1,
+        output_names: graph.output.iter().map(self::names).collect(),
         names,
     };
     for (name, shape) in &options.shapes {

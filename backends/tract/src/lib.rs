@@ -20,9 +20,9 @@
 //!   Whether they agree for a model, and whether they are worth it, is found out at load too; a shape
 //!   that they can't do runs without them.
 //!
-//! Modules: [`error`], `graph` (what the ONNX file says of itself), `model` (load and run), `warm_up`
+//! Modules: [`error`], `graph` (what the ONNX file says of itself), `options`, `load`, `model` (loaded, to be run), `warm_up`
 //! (the first runs, and what they measure), `choice` (which build a model runs in), [`curve`] (what a
-//! batch costs), `batch` (requests joined and split), `rows` (the proof that they may be), `plan`
+//! batch costs), `batch` (requests joined and split), `pad` (those of near lengths), `rows` (the proof that they may be), `plan`
 //! (compiled forms, bounded), `weights` (one copy of each for all of them), `template` (what
 //! plans are compiled of), `tensor` (to tract and back), `own` (tract's graph with our kernels in
 //! it), `forms` and `operators` (what stands for nodes that the engine would compute wrongly), `sound`
@@ -37,10 +37,13 @@ pub mod curve;
 pub mod error;
 mod forms;
 mod graph;
+mod load;
 mod model;
 mod open;
 mod operators;
+mod options;
 mod own;
+mod pad;
 mod plan;
 mod rows;
 mod sound;
@@ -53,5 +56,6 @@ pub use build::Build;
 pub use curve::Curve;
 pub use error::{LoadError, RunError};
 pub use forebay_kernels::Unit as VectorUnit;
-pub use model::{Batching, Form, LoadOptions, Model, NodeTime, Profile, Watch};
+pub use model::{Form, Model, NodeTime, Watch};
+pub use options::{Batching, LoadOptions, Profile};
 pub use plan::Fallback;

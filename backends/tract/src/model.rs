@@ -1,75 +1,21 @@
-//! Load a model, run it.
+//! A model that is loaded, and its runs.
 
+use crate::RunError;
 use crate::batch::{Joined, check_rows, concatenate, cut};
 use crate::build::{Build, Plan, Shapes};
 use crate::curve::{Curve, Piece};
 use crate::error::{panic_text, text};
-use crate::graph::{self, Interface};
+use crate::graph::Interface;
+use crate::options::Profile;
+use crate::pad::Padding;
 use crate::plan::{Fallback, Plans};
-use crate::tensor::{datum_type, from_tract, to_tract};
-use crate::warm_up;
-use crate::{LoadError, RunError};
-use crate::{forms, operators};
+use crate::tensor::{from_tract, to_tract};
 use forebay_protocol::oip::{Tensor, TensorMetadata};
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::plan::eval;
-use tract_onnx::tract_hir::infer::Factoid;
-
-/// How a model is to be loaded.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct LoadOptions {
-    /// Most rows in one request, for a model whose rows are independent; 0 and 1: no batching.
-    pub max_batch: usize,
-    /// Shapes by tensor name that narrow what the file declares; -1 stays open.
-    pub shapes: BTreeMap<String, Vec<i64>>,
-    /// Input shapes by name to compile and warm up with.
-    pub warm_up: BTreeMap<String, Vec<usize>>,
-    /// What open dimensions other than the first count as where no shape is given; 0: 1.
-    pub open: usize,
-    /// When rows of several requests are run together.
-    pub batching: Batching,
-    /// Load graphs with QuantizeLinear and DequantizeLinear nodes.
-    pub allow_quantized: bool,
-    /// What to compile to; the fastest of those that agree, if none is given.
-    pub build: Option<Build>,
-    /// What was found out when the same model was loaded before with the same options: it is not
-    /// measured again.
-    pub profile: Option<Profile>,
-}
-
-/// When the rows of a model are taken to be independent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum Batching {
-    /// If that is proved from the graph.
-    #[default]
-    Proved,
-    /// On the operator's word.
-    Trusted,
-    /// Never.
-    Off,
-}
-
-/// What the first runs of a model have shown of it on this machine.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Profile {
-    pub(crate) build: Build,
-    /// Least seconds of one row in each build that was compared.
-    pub(crate) compared: Vec<(Build, f64)>,
-    /// Are its rows independent?
-    pub(crate) has_batches: bool,
-    /// Why they are not, where they might have been.
-    pub(crate) unbatched: Option<String>,
-    /// Why there is no plan for all sizes, where there might have been.
-    pub(crate) closed: Option<String>,
-    /// Seconds by bucket of rows.
-    pub(crate) seconds: Vec<(usize, f64)>,
-    pub(crate) grain: Duration,
-}
 
 /// Looks after a run, on its thread, between the nodes of its graph.
 pub trait Watch {
@@ -121,6 +67,8 @@ pub struct Model {
     pub(crate) unbatched: Option<String>,
     /// Why there is no plan for all sizes, where there might have been.
     pub(crate) closed: Option<String>,
+    /// How requests of near lengths are joined.
+    pub(crate) padding: Option<Padding>,
     pub(crate) curve: Curve,
     /// The same for requests of other shapes than the usual.
     pub(crate) odd: Curve,
@@ -134,12 +82,12 @@ pub struct Model {
     pub(crate) avoids_zero: bool,
     /// Of the file, for inputs that are made here.
     pub(crate) seed: u64,
-    runs: Runs,
+    pub(crate) runs: Runs,
 }
 
 /// Runs that are under way.
 #[derive(Default)]
-struct Runs {
+pub(crate) struct Runs {
     now: AtomicUsize,
     most: AtomicUsize,
 }
@@ -168,44 +116,6 @@ impl Drop for Running<'_> {
 }
 
 impl Model {
-    /// Reads, compiles, warms up and measures a model. Takes from milliseconds to seconds.
-    ///
-    /// # Errors
-    /// The bytes are no model, the model is one that this engine can't run, or it would run wrongly.
-    pub fn load(onnx: &[u8], options: &LoadOptions) -> Result<Self, LoadError> {
-        let parsed = catch_unwind(AssertUnwindSafe(|| parse(onnx, options)));
-        let (interface, template) =
-            parsed.unwrap_or_else(|payload| Err(LoadError::Panic(panic_text(&*payload))))?;
-        let datum_types = interface
-            .inputs
-            .iter()
-            .map(|input| {
-                let found = input.datatype.to_string();
-                let name = input.name.clone();
-                datum_type(input.datatype).ok_or(LoadError::Unsupported { name, found })
-            })
-            .collect::<Result<_, _>>()?;
-        let mut model = Self {
-            interface,
-            plans: Plans::new(template, datum_types)
-                .map_err(|error| LoadError::Compile(text(&error)))?,
-            max_batch: None,
-            unbatched: None,
-            closed: None,
-            curve: Curve::default(),
-            odd: Curve::default(),
-            usual: Shapes::new(),
-            grain: Duration::ZERO,
-            compared: Vec::new(),
-            avoids_zero: false,
-            seed: seed(onnx),
-            runs: Runs::default(),
-        };
-        warm_up::warm_up(&mut model, options)?;
-        model.plans.settle().map_err(|error| LoadError::Compile(text(&error)))?;
-        Ok(model)
-    }
-
     /// Inputs in the model's order; -1 for a dimension that may vary.
     pub fn inputs(&self) -> &[TensorMetadata] {
         &self.interface.inputs
@@ -309,8 +219,12 @@ impl Model {
         let batched = self.max_batch.is_some();
         let rows = if batched { Joined::new(vec![inputs.clone()])?.rows() } else { 1 };
         let shape = |input: &&Tensor| input.shape[usize::from(batched)..].to_vec();
-        let shapes: Shapes = inputs.iter().map(shape).collect();
-        Ok((rows, Form { is_usual: shapes == self.usual, shapes }))
+        let mut shapes: Shapes = inputs.iter().map(shape).collect();
+        let is_usual = shapes == self.usual;
+        if let Some(padding) = self.padding.as_ref().filter(|_| batched) {
+            padding.round(&mut shapes, 1);
+        }
+        Ok((rows, Form { is_usual, shapes }))
     }
 
     /// Mean seconds that so many rows of this form are expected to take.
@@ -373,6 +287,42 @@ impl Model {
         if self.max_batch.is_none() {
             return requests.iter().map(|inputs| self.run_whole(inputs, watch)).collect();
         }
+        match &self.padding {
+            Some(padding) => self.run_padded(padding, requests, most, watch),
+            None => self.run_joined(requests, most, watch),
+        }
+    }
+
+    /// Requests of near lengths, at the greatest of their lengths.
+    fn run_padded(
+        &self,
+        padding: &Padding,
+        requests: Vec<Vec<&Tensor>>,
+        most: usize,
+        watch: &dyn Watch,
+    ) -> Result<Vec<Vec<Tensor>>, RunError> {
+        let lengths: Vec<usize> = requests.iter().map(|inputs| padding.length(inputs)).collect();
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        if lengths.iter().all(|&length| length == longest) {
+            return self.run_joined(requests, most, watch);
+        }
+        let filled = requests.iter().map(|inputs| padding.fill(inputs, longest));
+        let filled = filled.collect::<Result<Vec<_>, _>>()?;
+        let filled = filled.iter().map(|inputs| inputs.iter().collect()).collect();
+        let outputs = self.run_joined(filled, most, watch)?;
+        outputs
+            .into_iter()
+            .zip(lengths)
+            .map(|(outputs, length)| padding.cut(outputs, length))
+            .collect()
+    }
+
+    pub(crate) fn run_joined(
+        &self,
+        requests: Vec<Vec<&Tensor>>,
+        most: usize,
+        watch: &dyn Watch,
+    ) -> Result<Vec<Vec<Tensor>>, RunError> {
         let joined = Joined::new(requests)?;
         let mut parts = Vec::new();
         let mut start = 0;
@@ -545,56 +495,6 @@ impl std::fmt::Debug for Model {
             .field("max_batch", &self.max_batch)
             .finish_non_exhaustive()
     }
-}
-
-/// The same for the same file.
-fn seed(onnx: &[u8]) -> u64 {
-    let mut hasher = std::hash::DefaultHasher::new();
-    std::hash::Hasher::write(&mut hasher, onnx);
-    std::hash::Hasher::finish(&hasher)
-}
-
-fn parse(onnx: &[u8], options: &LoadOptions) -> Result<(Interface, InferenceModel), LoadError> {
-    let framework = operators::framework();
-    let mut proto = framework
-        .proto_model_for_read(&mut &*onnx)
-        .map_err(|error| LoadError::NotOnnx(text(&error)))?;
-    let interface = graph::inspect(&proto, options)?;
-    forms::stabilise(&mut proto)?;
-    proto.graph.iter_mut().for_each(graph::name_nodes);
-    // Without a directory to resolve paths in: a model can't name files.
-    let template =
-        framework.model_for_proto_model(&proto).map_err(|e| LoadError::Compile(text(&e)))?;
-    let interface = find_shapes(interface, &template)?;
-    Ok((interface, template))
-}
-
-/// Shapes of the outputs of which the file gives none.
-fn find_shapes(
-    mut interface: Interface,
-    template: &InferenceModel,
-) -> Result<Interface, LoadError> {
-    if interface.shapeless.is_empty() {
-        return Ok(interface);
-    }
-    let compile = |error: TractError| LoadError::Compile(text(&error));
-    let mut template = template.clone();
-    template.analyse(true).map_err(compile)?;
-    for place in std::mem::take(&mut interface.shapeless) {
-        let fact = template.output_fact(place).map_err(compile)?;
-        let output = &mut interface.outputs[place];
-        let name = output.name.clone();
-        let Some(rank) = fact.shape.rank().concretize() else {
-            let found = "no shape, in the file or by inference".to_owned();
-            return Err(LoadError::Unsupported { name, found });
-        };
-        let dim = |place: usize| {
-            let dim = fact.shape.dim(place).and_then(|dim| dim.concretize());
-            dim.and_then(|dim| dim.to_i64().ok()).unwrap_or(-1)
-        };
-        output.shape = (0..usize::try_from(rank).unwrap_or(0)).map(dim).collect();
-    }
-    Ok(interface)
 }
 
 pub(crate) fn values(inputs: &[&Tensor]) -> Result<TVec<TValue>, RunError> {

@@ -358,7 +358,8 @@ fn facts(shapes: &Shapes) -> Vec<TVec<TDim>> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::model::{LoadOptions, Model};
+    use crate::model::Model;
+    use crate::options::LoadOptions;
     use forebay_protocol::oip::{Data, Tensor};
     use std::path::Path;
 

@@ -6,12 +6,13 @@
 use crate::batch::concatenate;
 use crate::build::{Build, Shapes};
 use crate::choice;
-use crate::compare;
+use crate::compare::{self, agree, values};
 use crate::error::panic_text;
-use crate::model::{Batching, LoadOptions, Model, Profile, Watch};
+use crate::model::{Model, Watch};
 use crate::open::{Dims, Named};
+use crate::options::{Batching, LoadOptions, Profile};
+use crate::pad::Padding;
 use crate::rows::{self, Mixing};
-use crate::tensor::to_tract;
 use crate::{LoadError, RunError};
 use forebay_protocol::oip::{Data, Datatype, Tensor, TensorMetadata, element_count};
 use std::cell::Cell;
@@ -91,7 +92,58 @@ pub(crate) fn warm_up(model: &mut Model, options: &LoadOptions) -> Result<(), Lo
         Some(known) => recall(model, options, known),
         None => measure(model, options, &inputs, started),
     }
-    open_sizes(model, known, &inputs.iter().map(|input| input.shape.clone()).collect())
+    let usual = inputs.iter().map(|input| input.shape.clone()).collect();
+    open_sizes(model, known, &usual)?;
+    pad(model, options, known.is_some(), &usual)
+}
+
+/// Finds out whether requests that are filled up are answered as without.
+fn pad(
+    model: &mut Model,
+    options: &LoadOptions,
+    is_known: bool,
+    usual: &Shapes,
+) -> Result<(), LoadError> {
+    let name = || options.pad.keys().next().cloned().unwrap_or_default();
+    let wrong = |expected: String, found: &str| LoadError::Override {
+        name: name(),
+        expected,
+        found: found.to_owned(),
+    };
+    let padding = Padding::new(&model.interface, &options.pad);
+    let Some(padding) = padding.map_err(|expected| wrong(expected, "pad"))? else { return Ok(()) };
+    let dims = Dims::new(&model.interface.inputs, &model.interface.names);
+    if model.max_batch.is_some()
+        && !is_known
+        && let Some(dims) = dims
+    {
+        let mut sizes = dims.sizes(usual);
+        for (length, longer) in [(2, 3), (5, 9), (16, 17)] {
+            let sized = sizes.iter_mut().filter(|named| named.name == padding.name);
+            sized.for_each(|named| named.size = length);
+            let shapes = dims.shapes(&sizes);
+            let mut made = compare::inputs(model, &shapes, compare::Kind::Usual, model.seed);
+            // A mask of nothing but zeros may be answered with what is no number.
+            made.iter_mut().for_each(|input| input.data = without_zeros(input.data.clone()));
+            let made: Vec<&Tensor> = made.iter().collect();
+            let never = || false;
+            let Ok(alone) = model.run_joined(vec![made.clone()], 1, &never) else { continue };
+            let filled = padding.fill(&made, longer);
+            let filled = filled.and_then(|filled| {
+                let outputs = model.run_joined(vec![filled.iter().collect()], 1, &never)?;
+                outputs.into_iter().map(|outputs| padding.cut(outputs, length)).collect()
+            });
+            let is_same = filled.is_ok_and(|filled: Vec<Vec<Tensor>>| {
+                filled.iter().zip(&alone).all(|(a, b)| agree(a, b, ROW_TOLERANCE))
+            });
+            if !is_same {
+                let expected = "inputs that can be filled up without changing answers".to_owned();
+                return Err(wrong(expected, &format!("others of {length} filled up to {longer}")));
+            }
+        }
+    }
+    model.padding = Some(padding);
+    Ok(())
 }
 
 /// Takes over what was measured before, and compiles the batch that will be used most.
@@ -316,15 +368,6 @@ fn run(
     model.run_plan(&shapes, &|| values(inputs), watch)
 }
 
-/// Inputs in the model's order, as the engine takes them.
-pub(crate) fn values(inputs: &[Tensor]) -> Result<TVec<TValue>, RunError> {
-    let value = |input: &Tensor| {
-        let tensor = to_tract(&input.data, 0..input.data.len(), &input.shape);
-        Ok(tensor.map_err(RunError::Input)?.into_tvalue())
-    };
-    inputs.iter().map(value).collect()
-}
-
 /// Finds the longest time between two questions.
 #[derive(Default)]
 struct Grain {
@@ -438,14 +481,6 @@ fn without_zeros(data: Data) -> Data {
     let one: Vec<u8> = (0..size).map(|place| u8::from(place == 0)).collect();
     let count = data.len();
     Data::from_binary(datatype, count, &one.repeat(count)).unwrap_or(data)
-}
-
-/// Are outputs the same, within a tolerance that is relative where numbers are larger than 1?
-pub(crate) fn agree(found: &[Tensor], expected: &[Tensor], tolerance: f64) -> bool {
-    let agree = |(a, b): (&Tensor, &Tensor)| {
-        a.shape == b.shape && a.data.max_difference(&b.data).is_some_and(|d| d <= tolerance)
-    };
-    found.len() == expected.len() && found.iter().zip(expected).all(agree)
 }
 
 #[cfg(test)]

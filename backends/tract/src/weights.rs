@@ -367,7 +367,8 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::build::Build;
-    use crate::model::{LoadOptions, Model};
+    use crate::model::Model;
+    use crate::options::LoadOptions;
     use prost::Message;
     use tract_onnx::pb;
     use tract_onnx::pb::tensor_proto::DataType;

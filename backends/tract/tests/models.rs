@@ -221,6 +221,55 @@ fn one_plan_runs_all_sizes_that_a_model_leaves_open() {
     assert!(model.memory() > small && model.memory_changes() > changes, "larger runs are counted");
 }
 
+/// Token ids of a text of so many tokens, and a mask that hides none.
+fn text(length: usize) -> Vec<Tensor> {
+    let tokens = (0..length).map(|i| i64::from(i % 3 == 0)).collect();
+    let of = |name: &str, data| Tensor::new(name, vec![1, length], Data::Int64(data)).unwrap();
+    vec![of("input_ids", tokens), of("attention_mask", vec![1; length])]
+}
+
+fn padded(names: &[&str]) -> LoadOptions {
+    let pad = names.iter().map(|name| ((*name).to_owned(), 0)).collect();
+    LoadOptions { pad, ..batched() }
+}
+
+#[test]
+fn requests_of_near_lengths_run_together_and_each_gets_its_own_length() {
+    let model = load("embed", &padded(&["input_ids", "attention_mask"]));
+    let form = |length| model.form(&text(length)).unwrap().1;
+    assert_eq!(form(17), form(20));
+    assert_ne!(form(20), form(21), "too far apart to be filled up");
+    let texts = [17, 20, 18].map(text);
+    let requests: Vec<&[Tensor]> = texts.iter().map(Vec::as_slice).collect();
+    let together = model.run(&requests, 32, &|| false).unwrap();
+    for (text, found) in texts.iter().zip(&together) {
+        assert_close(found, &run(&model, text), "filled up");
+    }
+    // Without the operator's word requests of other lengths are not joined.
+    let model = load("embed", &batched());
+    assert_ne!(model.form(&text(17)).unwrap().1, model.form(&text(20)).unwrap().1);
+}
+
+#[test]
+fn filling_up_that_changes_answers_is_refused() {
+    let refused = |name: &str, pad: &[&str]| {
+        let refused = Model::load(&onnx(name), &padded(pad));
+        refused.err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    let found = refused("embed", &["input_ids"]);
+    assert!(found.contains("pad for all inputs of that size: \"attention_mask\""), "{found}");
+    let found = refused("embed", &["tokens"]);
+    assert!(found.contains("expected the name of an input: \"tokens\""), "{found}");
+    let mut options = padded(&["input_ids", "attention_mask"]);
+    // A mask of ones says that what stands behind the text is part of it.
+    options.pad.insert("attention_mask".to_owned(), 1);
+    let found = Model::load(&onnx("embed"), &options).err().map(|error| error.to_string());
+    assert!(
+        found.as_ref().is_some_and(|text| text.contains("without changing answers")),
+        "{found:?}"
+    );
+}
+
 #[test]
 fn the_same_file_is_always_served_in_the_same_build() {
     for name in ["spread", "arith", "log", "lstm", "silero-vad"] {

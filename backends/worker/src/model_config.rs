@@ -116,6 +116,8 @@ pub(crate) struct TensorConfig {
     pub(crate) shape: Option<Vec<i64>>,
     /// Input shape to warm up with, where 1 for each open dimension does not fit.
     pub(crate) warm_up: Option<Vec<usize>>,
+    /// What an input may be filled up with, so that requests of near lengths can be joined.
+    pub(crate) pad: Option<i64>,
     pub(crate) description: String,
     /// File beside the versions with the names of an output's elements, a line each.
     pub(crate) label_file: Option<String>,
@@ -165,12 +167,17 @@ impl ModelConfig {
             let queue = file.within("queue", 1..=MAX_QUEUE, 0);
             let mut tensors = Vec::new();
             for input in file.tables("input") {
-                let warm_up = input.get("warm_up");
-                tensors.extend(TensorConfig::read(&input, warm_up, None));
+                let own = TensorConfig {
+                    warm_up: input.get("warm_up"),
+                    pad: input.get("pad").map(|Integer(pad)| pad),
+                    ..TensorConfig::default()
+                };
+                tensors.extend(TensorConfig::read(&input, own));
             }
             for output in file.tables("output") {
                 let label_file = output.get("label_file").map(|FileName(name)| name);
-                tensors.extend(TensorConfig::read(&output, None, label_file));
+                let own = TensorConfig { label_file, ..TensorConfig::default() };
+                tensors.extend(TensorConfig::read(&output, own));
             }
             Self {
                 description: file.or("description", default.description),
@@ -216,6 +223,7 @@ impl ModelConfig {
             batching: self.batching,
             shapes: by_name(&self.tensors, |tensor| tensor.shape.clone()),
             warm_up: by_name(&self.tensors, |tensor| tensor.warm_up.clone()),
+            pad: by_name(&self.tensors, |tensor| tensor.pad),
             allow_quantized: self.allow_quantized,
             open: self.embedding.as_ref().map_or(1, |e| WARM_UP_TOKENS.min(e.max_tokens)),
             build: self.build,
@@ -264,16 +272,13 @@ impl EmbeddingConfig {
 }
 
 impl TensorConfig {
-    fn read(
-        table: &Table<'_, '_>,
-        warm_up: Option<Vec<usize>>,
-        label_file: Option<String>,
-    ) -> Option<Self> {
+    /// What inputs and outputs have in common; the rest is in `own`.
+    fn read(table: &Table<'_, '_>, own: Self) -> Option<Self> {
         let shape = table.get::<Vec<Dimension>>("shape");
         let description = table.or("description", String::new());
         let name = table.required("name")?;
         let shape = shape.map(|shape| shape.into_iter().map(|Dimension(dim)| dim).collect());
-        Some(Self { name, shape, warm_up, description, label_file })
+        Some(Self { name, shape, description, ..own })
     }
 }
 
@@ -289,13 +294,22 @@ impl FromToml for FileName {
     }
 }
 
+struct Integer(i64);
+
+impl FromToml for Integer {
+    const EXPECTED: &'static str = "an integer";
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, Option<String>> {
+        let integer = value.as_integer().ok_or(None)?;
+        i64::from_str_radix(integer.as_str(), integer.radix()).map(Self).map_err(|_| None)
+    }
+}
+
 struct Dimension(i64);
 
 impl FromToml for Dimension {
     const EXPECTED: &'static str = "a dimension of 1 or more, or -1 for an open one";
     fn from_toml(value: &DeValue<'_>) -> Result<Self, Option<String>> {
-        let integer = value.as_integer().ok_or(None)?;
-        let dim = i64::from_str_radix(integer.as_str(), integer.radix()).map_err(|_| None)?;
+        let Integer(dim) = Integer::from_toml(value)?;
         if dim == -1 || dim > 0 { Ok(Self(dim)) } else { Err(None) }
     }
 }

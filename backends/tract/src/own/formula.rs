@@ -4,7 +4,7 @@
 //! times. tract keeps a tensor for each; here the value stays in a register.
 
 use super::Rewrite;
-use super::follow::{alone, pair, with_number};
+use super::steps::{alone, pair, with_number};
 use forebay_kernels::steps::{Formula, Line, Pair, REGISTERS};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;

@@ -20,6 +20,7 @@ mod paired;
 mod product;
 pub(crate) mod share;
 mod sizes;
+mod steps;
 #[cfg(test)]
 mod tests;
 mod whole;
@@ -191,7 +192,7 @@ impl Rewrite<'_> {
         &mut self,
         kernel: op::Kernel,
         input: (OutletId, usize),
-        followed: &follow::Followed,
+        followed: &op::Followed,
         axis: usize,
     ) -> TractResult<()> {
         let outlet = followed.outlet;

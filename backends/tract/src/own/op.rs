@@ -15,6 +15,17 @@ use std::sync::Arc;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 
+/// What a kernel takes in besides its sum.
+pub(super) struct Followed {
+    pub(super) steps: Vec<Step>,
+    /// Outlets of the source that the steps read, in the order of the steps.
+    pub(super) tensors: Vec<OutletId>,
+    /// The outlet of the source that the kernel then stands for.
+    pub(super) outlet: OutletId,
+    /// Nodes of the source that it stands for beside its own.
+    pub(super) taken: Vec<usize>,
+}
+
 /// One of our kernels with all that follows it.
 #[derive(Debug, Clone)]
 pub(super) struct Fused {

@@ -1,0 +1,107 @@
+//! From the bytes of a file to a model that has run.
+
+use crate::build::Shapes;
+use crate::curve::Curve;
+use crate::error::{panic_text, text};
+use crate::graph::{self, Interface};
+use crate::model::{Model, Runs};
+use crate::options::LoadOptions;
+use crate::plan::Plans;
+use crate::tensor::datum_type;
+use crate::warm_up;
+use crate::{LoadError, forms, operators};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+use tract_onnx::prelude::*;
+use tract_onnx::tract_hir::infer::Factoid;
+
+impl Model {
+    /// Reads, compiles, warms up and measures a model. Takes from milliseconds to seconds.
+    ///
+    /// # Errors
+    /// The bytes are no model, the model is one that this engine can't run, or it would run wrongly.
+    pub fn load(onnx: &[u8], options: &LoadOptions) -> Result<Self, LoadError> {
+        let parsed = catch_unwind(AssertUnwindSafe(|| parse(onnx, options)));
+        let (interface, template) =
+            parsed.unwrap_or_else(|payload| Err(LoadError::Panic(panic_text(&*payload))))?;
+        let datum_types = interface
+            .inputs
+            .iter()
+            .map(|input| {
+                let found = input.datatype.to_string();
+                let name = input.name.clone();
+                datum_type(input.datatype).ok_or(LoadError::Unsupported { name, found })
+            })
+            .collect::<Result<_, _>>()?;
+        let mut model = Self {
+            interface,
+            plans: Plans::new(template, datum_types)
+                .map_err(|error| LoadError::Compile(text(&error)))?,
+            max_batch: None,
+            unbatched: None,
+            closed: None,
+            padding: None,
+            curve: Curve::default(),
+            odd: Curve::default(),
+            usual: Shapes::new(),
+            grain: Duration::ZERO,
+            compared: Vec::new(),
+            avoids_zero: false,
+            seed: seed(onnx),
+            runs: Runs::default(),
+        };
+        warm_up::warm_up(&mut model, options)?;
+        model.plans.settle().map_err(|error| LoadError::Compile(text(&error)))?;
+        Ok(model)
+    }
+}
+
+/// The same for the same file.
+fn seed(onnx: &[u8]) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    std::hash::Hasher::write(&mut hasher, onnx);
+    std::hash::Hasher::finish(&hasher)
+}
+
+fn parse(onnx: &[u8], options: &LoadOptions) -> Result<(Interface, InferenceModel), LoadError> {
+    let framework = operators::framework();
+    let mut proto = framework
+        .proto_model_for_read(&mut &*onnx)
+        .map_err(|error| LoadError::NotOnnx(text(&error)))?;
+    let interface = graph::inspect(&proto, options)?;
+    forms::stabilise(&mut proto)?;
+    proto.graph.iter_mut().for_each(graph::name_nodes);
+    // Without a directory to resolve paths in: a model can't name files.
+    let template =
+        framework.model_for_proto_model(&proto).map_err(|e| LoadError::Compile(text(&e)))?;
+    let interface = find_shapes(interface, &template)?;
+    Ok((interface, template))
+}
+
+/// Shapes of the outputs of which the file gives none.
+fn find_shapes(
+    mut interface: Interface,
+    template: &InferenceModel,
+) -> Result<Interface, LoadError> {
+    if interface.shapeless.is_empty() {
+        return Ok(interface);
+    }
+    let compile = |error: TractError| LoadError::Compile(text(&error));
+    let mut template = template.clone();
+    template.analyse(true).map_err(compile)?;
+    for place in std::mem::take(&mut interface.shapeless) {
+        let fact = template.output_fact(place).map_err(compile)?;
+        let output = &mut interface.outputs[place];
+        let name = output.name.clone();
+        let Some(rank) = fact.shape.rank().concretize() else {
+            let found = "no shape, in the file or by inference".to_owned();
+            return Err(LoadError::Unsupported { name, found });
+        };
+        let dim = |place: usize| {
+            let dim = fact.shape.dim(place).and_then(|dim| dim.concretize());
+            dim.and_then(|dim| dim.to_i64().ok()).unwrap_or(-1)
+        };
+        output.shape = (0..usize::try_from(rank).unwrap_or(0)).map(dim).collect();
+    }
+    Ok(interface)
+}
