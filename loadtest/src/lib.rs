@@ -19,7 +19,7 @@
 //! | [`sim`] | the same on a virtual clock, with the proxy's routing core |
 //! | [`cli`] | the command line |
 //!
-//! [`synthetic`] is a backend with known service times, to measure against; [`pace`] is its clock, which
+//! [`synthetic`] is a backend with known service times, to measure against; [`timer`] is its clock, which
 //! the generator shares. It needs Linux: the clock is a timerfd.
 
 pub mod cli;
@@ -34,4 +34,4 @@ pub mod sim;
 
 pub use forebay_config::units;
 pub use forebay_synthetic as synthetic;
-pub use forebay_synthetic::{distribution, pace};
+pub use forebay_synthetic::{distribution, timer};

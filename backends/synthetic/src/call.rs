@@ -75,7 +75,7 @@ impl Backend {
     ) -> Result<(), Refusal> {
         let demand = self.demand(service, headers)?;
         let deadline = patience.and_then(|patience| arrived.checked_add(patience));
-        self.line.serve(demand, deadline).await.map_err(|refused| match refused {
+        self.slot_queue.serve(demand, deadline).await.map_err(|refused| match refused {
             Refused::Full => {
                 (Reason::QueueFull, format!("{} requests wait already", service.queue))
             }
@@ -124,7 +124,7 @@ impl Backend {
     /// What is running and what waits, at this moment.
     pub(crate) fn report(&self) -> Option<LoadReport> {
         let service = self.options.service?;
-        let load = self.line.load();
+        let load = self.slot_queue.load();
         let sequence = self.reports.get() + 1;
         self.reports.set(sequence);
         let count = |n: usize| u32::try_from(n).ok();

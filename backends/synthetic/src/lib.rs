@@ -1,14 +1,14 @@
 //! A backend whose service times are known.
 //!
 //! Whether a balancer is any good can't be seen on a backend that one does not understand. This one
-//! has `k` slots, a line before them, service times from a stated distribution (or from each request,
+//! has `k` slots, a queue before them, service times from a stated distribution (or from each request,
 //! so that every balancer under comparison is given the same demands), speaks the Open Inference
 //! Protocol over REST and gRPC, and reports its load as our workers do.
 //!
 //! | module | does |
 //! |---|---|
 //! | [`args`] | the command line: `forebay-worker --synthetic`, `forebay-load backend` |
-//! | `line` | the slots and the line before them, in exact time; [`pace`] is its timer |
+//! | `slot_queue` | the slots and the queue before them, in exact time; [`timer`] is its timer |
 //! | `call` | what both protocols share: one inference from its demand to its digest |
 //! | `rest`, `grpc` | the protocols |
 //! | [`distribution`] | how long a service takes |
@@ -17,13 +17,13 @@ pub mod args;
 mod call;
 pub mod distribution;
 mod grpc;
-mod line;
-pub mod pace;
 mod reply;
 mod rest;
+mod slot_queue;
+pub mod timer;
 
 pub use args::{Args, ServeError, main, serve};
-pub use line::{Line, Load, Refused};
+pub use slot_queue::{Load, Refused, SlotQueue};
 
 use bytes::Bytes;
 use distribution::Distribution;
@@ -73,7 +73,7 @@ pub struct Service {
 #[derive(Debug)]
 pub struct Backend {
     options: Options,
-    line: Line,
+    slot_queue: SlotQueue,
     rng: RefCell<fastrand::Rng>,
     /// And so many times on top, as `POST /slow` said.
     slow: Cell<f64>,
@@ -96,7 +96,7 @@ impl Backend {
             .service
             .map_or((1, 0, 0), |service| (service.slots as usize, service.queue, service.seed));
         Self {
-            line: Line::new(slots, queue),
+            slot_queue: SlotQueue::new(slots, queue),
             rng: RefCell::new(fastrand::Rng::with_seed(seed)),
             slow: Cell::new(1.0),
             reports: Cell::new(0),
@@ -115,15 +115,15 @@ impl Backend {
     /// Runs on a [`tokio::runtime::LocalRuntime`].
     ///
     /// # Errors
-    /// The line's timer can't be made.
+    /// The queue's timer can't be made.
     pub async fn accept(self: Rc<Self>, listener: TcpListener) -> std::io::Result<()> {
         let accepting = async {
             self.accept_until_closed(listener).await;
-            // The line works on for those that are in it.
+            // The queue works on for those that are in it.
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            result = self.line.run() => result,
+            result = self.slot_queue.run() => result,
             () = accepting => Ok(()),
         }
     }

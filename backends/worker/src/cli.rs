@@ -1,9 +1,9 @@
 //! The command line. The proxy's demo runs workers by calling [`main`] in a child of its own.
 
-use crate::attempt;
+use crate::allocator::delay_purging;
 use crate::config::{ConfigError, LogForm, Options, Settings};
 use crate::lifecycle;
-use crate::patience::be_patient;
+use crate::repository::sandbox;
 use crate::server::Worker;
 use clap::Parser;
 use forebay_process::{log, memory};
@@ -63,8 +63,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         return forebay_synthetic::main(args);
     }
     // As the worker starts it, and in no other place: the same word may be a flag's value.
-    if args.len() == 2 && args[1] == attempt::FLAG {
-        return attempt::main();
+    if args.len() == 2 && args[1] == sandbox::FLAG {
+        return sandbox::main();
     }
     let program = program(args.len());
     let cli = match Cli::try_parse_from(args) {
@@ -79,7 +79,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok((options, log)) => (Options { program, ..options }, log),
         Err(error) => return complain(USAGE, &error),
     };
-    be_patient();
+    delay_purging();
     init_log(log);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -5,38 +5,39 @@
 //! refuses early and in words, never starts what nobody waits for any more, and states its load on
 //! every answer.
 //!
-//! Modules, in the order in which a request flows:
+//! The way of a request, by files:
 //!
-//! | module | does |
+//! | file | does |
 //! |---|---|
-//! | [`cli`], [`config`] | flags and file become [`Options`] |
-//! | `patience`, `host` | the allocator's; what the machine has |
+//! | [`cli`], [`config`], `config/model` | flags, the file and each `model.toml` become options |
 //! | `server`, `connections` | listener; connections, their deadlines, and what they may hold |
-//! | `lifecycle` | serving, draining, closing; signals |
-//! | `router`, `model_path` | routes; what every answer carries: load report, request id |
-//! | `state` | what all requests share: a handle to each part of the worker |
-//! | `letter` | refuses HTTP/1 that two readers could take for two different requests |
-//! | `body`, `memory` | reads a body: bounded in bytes, time and memory; gzip and deflate |
-//! | `compress` | answers compressed for who asks for it |
-//! | `grpc` | the same, and the other calls, over gRPC |
-//! | `rest`, `terms` | an inference as HTTP request and answer; deadline and priority |
-//! | `openai`, `embedding` | texts to embeddings, as OpenAI's clients ask for them |
-//! | `infer`, `blocking` | one inference, whatever it came in on: check, queue, wait, answer |
-//! | `check` | do the tensors fit the model? |
-//! | `queue` | a bounded line per model; who runs next, and what runs together |
-//! | `job`, `executor` | a fixed pool of threads that runs the engine |
-//! | `overseer` | runs that can't be stopped |
-//! | `describe` | metadata, health, configuration, metrics |
-//! | `cross_site` | what pages of other sites may not ask for |
-//! | `control` | the model repository extension: index, load, unload |
-//! | `repository`, `version` | what is served now; a request's way to its version |
-//! | `command`, `loader`, `tasks` | the thread that decides what is loaded and unloaded; loads that wait and run |
-//! | `models`, `reconcile`, `load`, `trial`, `attempt`, `room` | one load, what may not stop it, and what becomes of it; memory for models |
-//! | `failure`, `again` | why a version was not loaded, and when that is tried again |
-//! | `disk`, `model_config` | models on disk, read but not believed |
-//! | `golden` | recorded answers, compared when a model is loaded |
-//! | `report`, `metrics`, `series`, `stats` | what the worker says of itself |
+//! | `api/router`, `state` | routes, and what every answer carries; a handle to each part of the worker |
+//! | `api/ambiguous_framing`, `api/cross_site` | requests that two readers could take for two different ones; calls that pages of other sites may not make |
+//! | `api/body`, `memory`, `api/compress` | a body: bounded in bytes, time and memory, inflated; answers compressed |
+//! | `api/rest`, `api/grpc`, `api/openai`, `api/terms` | a request in its protocol; its deadline and priority |
+//! | `inference` | one inference, whatever it came in on: check, queue, wait, answer |
+//! | `inference/validate`, `inference/embedding` | do the tensors fit the model? texts to tokens, outputs to embeddings |
+//! | `repository`, `repository/version` | what is served now; a request's way to its version |
+//! | `scheduler/queue`, `scheduler/job` | a bounded line per model; who runs next, and what runs together |
+//! | `scheduler/executor`, `scheduler/watchdog` | a fixed pool of threads that runs the engine; runs that can't be stopped |
 //! | `refusal` | every error, with its reason |
+//!
+//! The way of a model, and what the worker says:
+//!
+//! | file | does |
+//! |---|---|
+//! | `api/repository_api`, `api/metadata` | the calls that load and unload; metadata, health, configuration |
+//! | `repository/command`, `loader`, `load_queue` | the thread that decides what is loaded and unloaded; loads that wait and run |
+//! | `repository/models`, `reconcile`, `load` | what all loads share; one model made to be what its directory says; one version loaded |
+//! | `repository/model_files` | models on disk, read but not believed |
+//! | `repository/sandbox`, `guard`, `self_test` | a first load in a process of its own; loads that do not end; recorded answers compared |
+//! | `repository/memory_budget` | memory for models, and which have to go |
+//! | `repository/error`, `backoff` | why a version was not loaded, and when that is tried again |
+//! | `telemetry` | load reports, metrics, statistics |
+//! | `lifecycle`, `host`, `allocator` | serving, draining, closing; what the machine has; the allocator's settings |
+//!
+//! The api calls inference and the repository; inference calls the scheduler; the scheduler runs versions.
+//! Telemetry and configuration know none of them. No two files import each other: `.ci/circles.py` sees to it.
 //!
 //! Threads: the runtime's I/O threads never run a model, the executors never touch a socket; large
 //! bodies are parsed on the runtime's blocking pool.
@@ -46,56 +47,21 @@
 //! binary alike. `allow_non_finite = true` in a model's `model.toml` lifts both; JSON can't carry
 //! such outputs, so the caller is then asked to take them as binary data.
 
-mod again;
-mod attempt;
-mod blocking;
-mod body;
-mod check;
+mod allocator;
+mod api;
 pub mod cli;
-mod command;
-mod compress;
 pub mod config;
 mod connections;
-mod control;
-mod cross_site;
-mod describe;
-mod disk;
-mod embedding;
-mod executor;
-mod failure;
-mod golden;
-mod grpc;
 mod host;
-mod infer;
-mod job;
-mod letter;
+mod inference;
 mod lifecycle;
-mod load;
-mod loader;
 mod memory;
-mod metrics;
-mod model_config;
-mod model_path;
-mod models;
-mod openai;
-mod overseer;
-mod patience;
-mod queue;
-mod reconcile;
 mod refusal;
-mod report;
 mod repository;
-mod rest;
-mod room;
-mod router;
-mod series;
+mod scheduler;
 mod server;
 mod state;
-mod stats;
-mod tasks;
-mod terms;
-mod trial;
-mod version;
+mod telemetry;
 
 pub use cli::main;
 pub use config::Options;

@@ -1,17 +1,17 @@
 //! The listener and its connections, each with deadlines for what it sends.
 
-use crate::command::Command;
+use crate::api::grpc;
+use crate::api::router::router;
 use crate::config::Options;
 use crate::connections::{self, Answer, Record, SLOW_READER, Timeouts, Why};
-use crate::disk::Disk;
-use crate::grpc;
 use crate::lifecycle::{Lifecycle, Phase};
-use crate::loader::Loader;
 use crate::memory::{Memory, OfConnection, Share};
 use crate::refusal::Refusal;
-use crate::report::cpu_time;
-use crate::router::router;
+use crate::repository::command::Command;
+use crate::repository::loader::Loader;
+use crate::repository::model_files::ModelFiles;
 use crate::state::App;
+use crate::telemetry::load_report::cpu_time;
 use axum::body::HttpBody as _;
 use axum::response::Response;
 use bytes::Bytes;
@@ -108,10 +108,10 @@ impl Worker {
     pub async fn start(options: Options) -> Result<Self, StartError> {
         let path = options.models.clone();
         let unreadable = |error| StartError::Repository { path: path.clone(), error };
-        let disk = Disk::new(&options.models, options.max_model).map_err(unreadable)?;
+        let files = ModelFiles::new(&options.models, options.max_model).map_err(unreadable)?;
         let (app, commands) = App::new(options);
         let app = Arc::new(app);
-        let loader = Loader::new(app.loading(), disk).map_err(unreadable)?;
+        let loader = Loader::new(app.loading(), files).map_err(unreadable)?;
         let address = app.options.listen;
         let listen = |error| StartError::Listen { address, error };
         let listener = TcpListener::bind(address).await.map_err(listen)?;
@@ -127,8 +127,8 @@ impl Worker {
         );
         let shared = Arc::clone(&app);
         app.tasks.spawn("metrics", Importance::Helpful, move || upkeep(Arc::clone(&shared)));
-        let overseeing = Arc::new(app.overseeing(&pool));
-        app.tasks.spawn("overseer", Importance::Vital, move || Arc::clone(&overseeing).watch());
+        let watching = Arc::new(app.watching(&pool));
+        app.tasks.spawn("overseer", Importance::Vital, move || Arc::clone(&watching).watch());
         let (connections, lifecycle) = (Arc::clone(&app.connections), app.lifecycle.clone());
         let (header, idle) = (app.options.header_timeout, app.options.idle_timeout);
         let timeouts = Timeouts { header, idle, read: SLOW_READER };

@@ -3,19 +3,19 @@
 //! Only what answers requests takes it whole. The parts themselves are given what they use of each
 //! other, so that none of them knows all the others.
 
-use crate::command::Command;
 use crate::config::Options;
 use crate::connections::Connections;
-use crate::executor::Pool;
-use crate::job::Job;
 use crate::lifecycle::Lifecycle;
 use crate::memory::Memory;
-use crate::metrics::Metrics;
-use crate::models;
-use crate::overseer::{self, Overseer};
-use crate::queue::Queue;
-use crate::report::Load;
 use crate::repository::Repository;
+use crate::repository::command::Command;
+use crate::repository::models;
+use crate::scheduler::executor::Pool;
+use crate::scheduler::job::Job;
+use crate::scheduler::queue::Queue;
+use crate::scheduler::watchdog::{self, Watchdog};
+use crate::telemetry::load_report::LoadMonitor;
+use crate::telemetry::metrics::Metrics;
 use forebay_process::supervise::Supervisor;
 use forebay_protocol::LoadReport;
 use std::io;
@@ -28,8 +28,8 @@ pub(crate) struct App {
     pub(crate) options: Options,
     pub(crate) repository: Arc<Repository>,
     pub(crate) queue: Arc<Queue<Job>>,
-    pub(crate) load: Arc<Load>,
-    pub(crate) overseer: Arc<Overseer>,
+    pub(crate) load: Arc<LoadMonitor>,
+    pub(crate) watchdog: Arc<Watchdog>,
     pub(crate) metrics: Arc<Metrics>,
     /// Of request bodies.
     pub(crate) memory: Arc<Memory>,
@@ -46,7 +46,7 @@ impl App {
     pub(crate) fn pool(&self) -> Pool {
         Pool {
             queue: Arc::clone(&self.queue),
-            overseer: Arc::clone(&self.overseer),
+            watchdog: Arc::clone(&self.watchdog),
             load: Arc::clone(&self.load),
             repository: Arc::clone(&self.repository),
             executors: self.options.executors,
@@ -67,14 +67,14 @@ impl App {
         }
     }
 
-    /// What overseeing `pool` uses.
-    pub(crate) fn overseeing(
+    /// What the watchdog of `pool` uses.
+    pub(crate) fn watching(
         &self,
         pool: &Arc<Pool>,
-    ) -> overseer::Parts<impl Fn(usize) -> io::Result<()> + use<>> {
+    ) -> watchdog::Parts<impl Fn(usize) -> io::Result<()> + use<>> {
         let pool = Arc::clone(pool);
-        overseer::Parts {
-            overseer: Arc::clone(&self.overseer),
+        watchdog::Parts {
+            watchdog: Arc::clone(&self.watchdog),
             queue: Arc::clone(&self.queue),
             lifecycle: self.lifecycle.clone(),
             executors: self.options.executors,
@@ -87,8 +87,8 @@ impl App {
         let (repository, commands) = Repository::new(options.queue);
         let app = Self {
             queue: Queue::new(options.executors),
-            load: Arc::new(Load::new(options.executors)),
-            overseer: Arc::default(),
+            load: Arc::new(LoadMonitor::new(options.executors)),
+            watchdog: Arc::default(),
             memory: Memory::new(options.max_body_memory),
             answers: Memory::new(options.max_answer_memory),
             connections: Arc::default(),

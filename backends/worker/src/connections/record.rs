@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 /// Bytes of answers that a client may leave unread before no further request of its connection is
 /// begun.
-const MOST_UNREAD: usize = 4 << 20;
+const MAX_UNREAD: usize = 4 << 20;
 
 /// Why the worker closes a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,7 +121,7 @@ impl Record {
             tokio::pin!(read);
             // Before the look, or what happens in between would not ring.
             read.as_mut().enable();
-            if self.lock().unread_bytes <= MOST_UNREAD {
+            if self.lock().unread_bytes <= MAX_UNREAD {
                 return;
             }
             read.await;

@@ -1,0 +1,327 @@
+//! What the worker says of itself and its models: metadata, health, index, configuration, metrics.
+
+use crate::api::model_path::ModelPath;
+use crate::api::repository_api;
+use crate::config::model::Versions;
+use crate::lifecycle::Phase;
+use crate::refusal::{Refusal, json};
+use crate::repository::version::Version;
+use crate::repository::{Entry, State};
+use crate::state::App;
+use crate::telemetry::stats::Stats;
+use axum::extract::State as Shared;
+use axum::response::{IntoResponse, Response};
+use forebay_protocol::Reason;
+use forebay_protocol::metric::worker as metric;
+use forebay_protocol::oip::{
+    Datatype, ModelMetadata, ModelStatistics, Ready, ServerMetadata, Statistics, TensorMetadata,
+};
+use forebay_tract::VectorUnit;
+use http::{StatusCode, header};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::Arc;
+
+/// `GET /`: for the person who opens it in a browser.
+pub(crate) async fn welcome(Shared(app): Shared<Arc<App>>) -> String {
+    let mut text = format!(
+        "forebay-worker {}: Open Inference Protocol v2\n\n\
+         GET  /v2                              this server\n\
+         GET  /v2/health/live, /v2/health/ready\n\
+         GET  /v2/models/MODEL                 inputs and outputs\n\
+         GET  /v2/models/MODEL/ready, /config, /stats\n\
+         POST /v2/models/MODEL/infer           run it\n\
+         POST /v2/repository/index             all models and their states\n\
+         POST /v2/repository/models/MODEL/load, /unload\n\
+         POST /v1/embeddings, GET /v1/models   as OpenAI's clients ask\n\
+         GET  /metrics                         for Prometheus\n\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    for entry in repository_api::index(&app, false) {
+        let version = entry.version.unwrap_or_default();
+        // Writing to a string can't fail.
+        let _ = writeln!(text, "{:12} {} {version}  {}", entry.state, entry.name, entry.reason);
+    }
+    text
+}
+
+/// `GET /v2`.
+pub(crate) async fn server() -> Response {
+    json(StatusCode::OK, &server_metadata())
+}
+
+/// Name, version and what is spoken beside the protocol itself.
+pub(crate) fn server_metadata() -> ServerMetadata {
+    let extensions = [
+        "binary_tensor_data",
+        "classification",
+        "model_configuration",
+        "model_repository",
+        "statistics",
+    ];
+    ServerMetadata {
+        name: "forebay-worker".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        extensions: extensions.map(str::to_owned).to_vec(),
+    }
+}
+
+/// `GET /v2/health/live`.
+pub(crate) async fn live() -> Response {
+    json(StatusCode::OK, &Ready { live: Some(true), ready: None })
+}
+
+/// `GET /v2/health/ready`: 200 once every model has settled and one is ready, until draining.
+pub(crate) async fn ready(Shared(app): Shared<Arc<App>>) -> Result<Response, Refusal> {
+    readiness(&app)?;
+    Ok(json(StatusCode::OK, &Ready { live: None, ready: Some(true) }))
+}
+
+/// Can models be used, and does the worker want to go on?
+///
+/// # Errors
+/// Why not.
+pub(crate) fn readiness(app: &App) -> Result<(), Refusal> {
+    if app.lifecycle.phase() >= Phase::Draining {
+        return Err(Refusal::new(Reason::Draining, "the worker is on its way out"));
+    }
+    if !app.tasks.all_up() {
+        return Err(Refusal::new(
+            Reason::Internal,
+            "a part of the worker has failed and is being started again",
+        ));
+    }
+    if !app.repository.is_ready() {
+        return Err(Refusal::new(Reason::ModelNotReady, not_ready(app)));
+    }
+    Ok(())
+}
+
+fn not_ready(app: &App) -> String {
+    let served = app.repository.served();
+    let entries = || served.values().flat_map(|model| model.versions.values());
+    let loading = entries().filter(|entry| matches!(entry.state, State::Loading)).count();
+    match (loading, entries().count()) {
+        (_, 0) => "no model in the repository can be served".to_owned(),
+        (1.., all) => format!("{} of {all} models have loaded", all - loading),
+        _ => "no model could be loaded, see POST /v2/repository/index".to_owned(),
+    }
+}
+
+/// `GET /v2/models/{model}[/versions/{version}]`.
+pub(crate) async fn model(
+    Shared(app): Shared<Arc<App>>,
+    path: ModelPath,
+) -> Result<Response, Refusal> {
+    Ok(json(StatusCode::OK, &metadata(&app, &path.model, path.version.as_deref()).await?))
+}
+
+/// Inputs and outputs of a version, which is loaded for it if need be.
+pub(crate) async fn metadata(
+    app: &App,
+    model: &str,
+    version: Option<&str>,
+) -> Result<ModelMetadata, Refusal> {
+    let version = app.repository.acquire(model, version).await?;
+    let served = app.repository.served();
+    let versions = served.get(model).map(|model| {
+        let answering = model.versions.iter().filter(|(_, entry)| entry.state.can_answer());
+        answering.map(|(number, _)| number.to_string()).collect()
+    });
+    Ok(ModelMetadata {
+        name: version.model.clone(),
+        versions: versions.unwrap_or_default(),
+        platform: "onnx".to_owned(),
+        inputs: version.engine.inputs().to_vec(),
+        outputs: version.engine.outputs().to_vec(),
+        properties: properties(&version),
+    })
+}
+
+fn properties(version: &Version) -> BTreeMap<String, String> {
+    let mut properties = BTreeMap::new();
+    let mut put = |key: &str, value: &str| properties.insert(key.to_owned(), value.to_owned());
+    put("version", &version.number);
+    put("digest", &format!("blake3:{}", version.digest));
+    match (version.engine.max_batch(), version.engine.unbatched()) {
+        (Some(_), _) => put("batching", "rows of several requests run together"),
+        (None, Some(why)) => put("batching", &format!("each request runs alone: {why}")),
+        (None, None) => None,
+    };
+    // Replicas of one model are to show the same.
+    put("build", version.engine.build().as_str());
+    for (label, number) in &version.config.labels {
+        put(&format!("label.{label}"), &number.to_string());
+    }
+    properties
+}
+
+/// `GET /v2/models/{model}[/versions/{version}]/ready`: what is loaded on demand is ready.
+pub(crate) async fn model_ready(
+    Shared(app): Shared<Arc<App>>,
+    path: ModelPath,
+) -> Result<Response, Refusal> {
+    app.repository.ready(&path.model, path.version.as_deref())?;
+    Ok(json(StatusCode::OK, &Ready { live: None, ready: Some(true) }))
+}
+
+/// `GET /v2/models/{model}[/versions/{version}]/config`, in Triton's form as far as it applies.
+pub(crate) async fn model_config(
+    Shared(app): Shared<Arc<App>>,
+    path: ModelPath,
+) -> Result<Response, Refusal> {
+    Ok(json(StatusCode::OK, &config(&app, &path.model, path.version.as_deref()).await?))
+}
+
+/// The configuration of a version, which is loaded for it if need be.
+pub(crate) async fn config(
+    app: &App,
+    model: &str,
+    version: Option<&str>,
+) -> Result<serde_json::Value, Refusal> {
+    let version = app.repository.acquire(model, version).await?;
+    let engine = &version.engine;
+    let batched = engine.max_batch().is_some();
+    let tensors = |tensors: &[TensorMetadata]| -> Vec<_> {
+        tensors.iter().map(|tensor| tensor_config(tensor, &version, batched)).collect()
+    };
+    let policy = match &version.config.versions {
+        Versions::Latest(count) => serde_json::json!({"latest": {"num_versions": count}}),
+        Versions::All => serde_json::json!({"all": {}}),
+        Versions::Specific(versions) => serde_json::json!({"specific": {"versions": versions}}),
+    };
+    Ok(serde_json::json!({
+        "name": version.model,
+        "platform": "onnx",
+        "backend": "tract",
+        "version_policy": policy,
+        "max_batch_size": engine.max_batch().unwrap_or(0),
+        "input": tensors(engine.inputs()),
+        "output": tensors(engine.outputs()),
+        "instance_group": [{"kind": "KIND_CPU", "count": app.options.executors}],
+        "parameters": {"description": {"string_value": version.config.description}},
+    }))
+}
+
+/// Triton leaves the batch out of `dims` where it has a maximal size.
+fn tensor_config(tensor: &TensorMetadata, version: &Version, batched: bool) -> serde_json::Value {
+    let datatype = match tensor.datatype {
+        Datatype::Bytes => "STRING",
+        datatype => datatype.as_str(),
+    };
+    let described = version.config.tensors.iter().find(|t| t.name == tensor.name);
+    serde_json::json!({
+        "name": tensor.name,
+        "data_type": format!("TYPE_{datatype}"),
+        "dims": tensor.shape[usize::from(batched)..],
+        "description": described.map(|t| t.description.as_str()).unwrap_or_default(),
+        "label_filename": described.and_then(|t| t.label_file.as_deref()).unwrap_or_default(),
+    })
+}
+
+/// `GET /v2/models/stats`.
+pub(crate) async fn models_statistics(Shared(app): Shared<Arc<App>>) -> Response {
+    json(StatusCode::OK, &all_statistics(&app))
+}
+
+/// What all models have done.
+pub(crate) fn all_statistics(app: &App) -> Statistics {
+    let served = app.repository.served();
+    let model_stats = served.iter().flat_map(|(name, model)| numbers(name, &model.versions));
+    Statistics { model_stats: model_stats.collect() }
+}
+
+/// `GET /v2/models/{model}[/versions/{version}]/stats`.
+pub(crate) async fn model_statistics(
+    Shared(app): Shared<Arc<App>>,
+    path: ModelPath,
+) -> Result<Response, Refusal> {
+    Ok(json(StatusCode::OK, &statistics(&app, &path.model, path.version.as_deref())?))
+}
+
+/// What a model has done, all versions of it unless one is named. Nothing is loaded for that.
+///
+/// # Errors
+/// It is not there, or can't be loaded.
+pub(crate) fn statistics(
+    app: &App,
+    name: &str,
+    version: Option<&str>,
+) -> Result<Statistics, Refusal> {
+    // Refuses in the words that an inference would be refused in.
+    app.repository.ready(name, version)?;
+    let served = app.repository.served();
+    let model_stats = match (served.get(name), version) {
+        (None, _) => Vec::new(),
+        (Some(model), None) => numbers(name, &model.versions).collect(),
+        (Some(model), Some(wanted)) => numbers(name, model.named(wanted)).collect(),
+    };
+    Ok(Statistics { model_stats })
+}
+
+/// Of those versions that can answer; one that never was in memory has done nothing yet.
+fn numbers<'a>(
+    name: &'a str,
+    versions: impl IntoIterator<Item = (&'a u64, &'a Entry)>,
+) -> impl Iterator<Item = ModelStatistics> {
+    let answering = versions.into_iter().filter(|(_, entry)| entry.state.can_answer());
+    answering.map(move |(number, entry)| {
+        let (number, bytes) = (number.to_string(), entry.version().map_or(0, |v| v.memory.bytes()));
+        match &entry.known {
+            Some(known) => known.stats.statistics(name, &number, bytes),
+            None => {
+                ModelStatistics { name: name.to_owned(), version: number, ..Default::default() }
+            }
+        }
+    })
+}
+
+/// `GET /metrics`. Gauges are read off their sources now, so that they can't be out of date.
+pub(crate) async fn metrics(Shared(app): Shared<Arc<App>>) -> Response {
+    #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+    let set = |name, labels: &[(&'static str, &str)], value: usize| {
+        app.metrics.gauge(name, labels).set(value as f64);
+    };
+    #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+    let set_bytes = |gauge: metrics::Gauge, bytes: u64| gauge.set(bytes as f64);
+    let counts = app.queue.counts();
+    set(metric::IN_FLIGHT, &[], counts.waiting + counts.executing);
+    set(metric::SLOTS, &[], app.load.slots());
+    for (task, count) in app.tasks.restarts() {
+        app.metrics.counter(metric::TASK_RESTARTS, &[("task", task)]).absolute(count);
+    }
+    set(metric::CONNECTIONS, &[], app.connections.count());
+    set(metric::EXECUTORS_LOST, &[], app.watchdog.lost());
+    set_bytes(app.metrics.gauge(metric::MODELS_MEMORY, &[]), app.repository.memory());
+    let (version, unit) = (env!("CARGO_PKG_VERSION"), VectorUnit::in_use().to_string());
+    set(metric::INFO, &[("version", version), ("vector_unit", &unit)], 1);
+    for (name, model) in app.repository.served().iter() {
+        set(metric::QUEUE_DEPTH, &[("model", name)], app.queue.depth(model.line.id()));
+        for (number, entry) in &model.versions {
+            let number = number.to_string();
+            let labels = (name.as_str(), number.as_str());
+            let version = entry.version();
+            let gauge = |name| app.metrics.by_version.gauge(name, labels);
+            gauge(metric::MODEL_READY).set(f64::from(u8::from(version.is_some())));
+            set_bytes(gauge(metric::MODEL_MEMORY), version.map_or(0, |v| v.memory.bytes()));
+            if let Some(version) = version {
+                Stats::show_engine(&app.metrics, labels, &version.engine);
+            }
+        }
+    }
+    let text = "text/plain; version=0.0.4; charset=utf-8";
+    ([(header::CONTENT_TYPE, text)], app.metrics.render()).into_response()
+}
+
+/// What is not there.
+pub(crate) fn nothing(uri: &http::Uri) -> Refusal {
+    let path: String = uri.path().chars().take(200).collect();
+    let path = path.escape_debug();
+    Refusal::new(Reason::NotFound, format!("nothing at \"{path}\", see GET /"))
+}
+
+/// What is there, but not with this method.
+pub(crate) async fn not_so(method: http::Method) -> Refusal {
+    let text = format!("not with {method} here, see GET /");
+    Refusal::new(Reason::MethodNotAllowed, text)
+}

@@ -1,0 +1,101 @@
+//! Inference over REST: from an HTTP request to [`infer`](crate::inference) and back.
+
+use crate::api::body::{self, Encoding, ReadTimeout};
+use crate::api::model_path::ModelPath;
+use crate::api::terms;
+use crate::inference::blocking::{INLINE, off_io};
+use crate::inference::validate;
+use crate::inference::{self, Answer, Received};
+use crate::memory::OfConnection;
+use crate::memory::Share;
+use crate::refusal::Refusal;
+use crate::repository::version::Version;
+use crate::state::App;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use forebay_protocol::header as names;
+use forebay_protocol::oip::InferRequest;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, header};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// `POST /v2/models/{model}[/versions/{version}]/infer`.
+pub(crate) async fn infer(
+    State(app): State<Arc<App>>,
+    path: ModelPath,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let (parts, body) = request.into_parts();
+    let terms = terms::of(&parts.headers);
+    let name = (path.model.as_str(), path.version.as_deref());
+    let read = |version| receive(&app, version, parts, body);
+    inference::infer(&app, name, terms, read, respond).await
+}
+
+/// Reads, inflates and parses the request.
+async fn receive(
+    app: &Arc<App>,
+    version: Arc<Version>,
+    parts: Parts,
+    body: Body,
+) -> Result<Received, Refusal> {
+    let encoding = Encoding::of(&parts.headers)?;
+    let json_len = terms::number(&parts.headers, &names::INFERENCE_HEADER_CONTENT_LENGTH, "bytes")?;
+    let limit = app.options.max_body;
+    let mut share = Share::of(&app.memory, parts.extensions.get::<OfConnection>().cloned());
+    let body = body::read(body, limit, ReadTimeout::of(&app.options), &mut share).await?;
+    let inline = body.len() <= INLINE && encoding == Encoding::Identity;
+    let prepare = move || {
+        let begun = Instant::now();
+        let body = body::inflate(body, encoding, limit, &mut share)?;
+        let request = parse(&body, json_len, &version)?;
+        Ok(Received { request, share, took: begun.elapsed() })
+    };
+    if inline { prepare() } else { off_io(prepare).await }
+}
+
+/// Reads and inflates a body that is not to be parsed at once.
+pub(crate) async fn body(app: &App, parts: &Parts, body: Body) -> Result<(Bytes, Share), Refusal> {
+    let encoding = Encoding::of(&parts.headers)?;
+    let limit = app.options.max_body;
+    let mut share = Share::of(&app.memory, parts.extensions.get::<OfConnection>().cloned());
+    let body = body::read(body, limit, ReadTimeout::of(&app.options), &mut share).await?;
+    if encoding == Encoding::Identity {
+        return Ok((body, share));
+    }
+    off_io(move || Ok((body::inflate(body, encoding, limit, &mut share)?, share))).await
+}
+
+fn parse(
+    body: &Bytes,
+    json_len: Option<usize>,
+    version: &Version,
+) -> Result<InferRequest, Refusal> {
+    match json_len {
+        Some(0) => validate::raw_request(&version.engine, body),
+        _ => Ok(InferRequest::parse(body, json_len)?),
+    }
+}
+
+async fn respond(answer: Answer) -> Result<Response, Refusal> {
+    let Answer { request, response } = answer;
+    let mut binary = HashSet::new();
+    for output in &response.outputs {
+        if request.wants_binary(&output.name)? {
+            binary.insert(output.name.clone());
+        }
+    }
+    let size: usize = response.outputs.iter().map(|output| output.data.binary_len()).sum();
+    let encode = move || Ok(response.encode(|output| binary.contains(&output.name))?);
+    let encoded = if size <= INLINE { encode() } else { off_io(encode).await }?;
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(encoded.content_type()));
+    if let Some(length) = encoded.json_len {
+        headers.insert(names::INFERENCE_HEADER_CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    Ok((headers, encoded.body).into_response())
+}

@@ -1,0 +1,140 @@
+//! Do the tensors fit the model? Every refusal names the tensor, what was expected and what was
+//! found, so that the person who wrote the client need not guess.
+
+use crate::refusal::Refusal;
+use crate::repository::version::Version;
+use forebay_protocol::oip::{InferRequest, Tensor, TensorMetadata, can_classify, element_count};
+use forebay_tract::Model;
+
+/// Checks names, datatypes, shapes and values of a request.
+pub(crate) fn request(
+    request: &InferRequest,
+    engine: &Model,
+    version: &Version,
+) -> Result<(), Refusal> {
+    for (index, input) in request.inputs.iter().enumerate() {
+        if request.inputs[..index].iter().any(|other| other.name == input.name) {
+            return Err(Refusal::input(format!(
+                "expected input {} once, found twice",
+                quoted(&input.name)
+            )));
+        }
+        let Some(wanted) = engine.inputs().iter().find(|wanted| wanted.name == input.name) else {
+            let names = names(engine.inputs());
+            let text = format!("expected inputs {names}, found {}", quoted(&input.name));
+            return Err(Refusal::input(text));
+        };
+        check_input(input, wanted, engine)?;
+        if let Some(index) = input.data.first_non_finite()
+            && !version.config.allow_non_finite
+        {
+            let name = quoted(&input.name);
+            let text = format!(
+                "input {name}: expected finite numbers, found NaN or an infinity at element {index}"
+            );
+            return Err(Refusal::input(text));
+        }
+    }
+    for wanted in engine.inputs() {
+        if !request.inputs.iter().any(|input| input.name == wanted.name) {
+            return Err(Refusal::input(format!(
+                "expected inputs {}, found no {}",
+                names(engine.inputs()),
+                quoted(&wanted.name)
+            )));
+        }
+    }
+    check_outputs(request, engine)
+}
+
+/// The tensor of a raw request: the body is the one input's data, with a batch of 1.
+pub(crate) fn raw_request(engine: &Model, body: &[u8]) -> Result<InferRequest, Refusal> {
+    let [input] = engine.inputs() else {
+        let found = engine.inputs().len();
+        let text =
+            format!("expected a model with one input for a raw request, found {found} inputs");
+        return Err(Refusal::input(text));
+    };
+    let mut shape: Vec<i64> = input.shape.clone();
+    if let (Some(_), Some(batch)) = (engine.max_batch(), shape.first_mut()) {
+        *batch = 1;
+    }
+    // One open dimension follows from the length.
+    let known: Vec<_> = shape.iter().filter_map(|&dim| usize::try_from(dim).ok()).collect();
+    let row = element_count(&known).unwrap_or(0).saturating_mul(input.datatype.size().unwrap_or(0));
+    let mut open = shape.iter_mut().filter(|dim| **dim == -1);
+    if let (Some(dim), None, true) = (open.next(), open.next(), row > 0) {
+        *dim = i64::try_from(body.len() / row).unwrap_or(i64::MAX);
+    }
+    let shape = shape.into_iter().map(usize::try_from).collect::<Result<Vec<_>, _>>();
+    let shape = shape.map_err(|_| {
+        let shape = &input.shape;
+        Refusal::input(format!("expected a shape that follows from the body, found {shape:?}"))
+    })?;
+    let tensor = Tensor::from_binary(&input.name, input.datatype, shape, body)
+        .map_err(|problem| Refusal::input(format!("input {}: {problem}", quoted(&input.name))))?;
+    Ok(InferRequest { inputs: vec![tensor], ..InferRequest::default() })
+}
+
+fn check_input(input: &Tensor, wanted: &TensorMetadata, engine: &Model) -> Result<(), Refusal> {
+    let name = quoted(&input.name);
+    let found = input.data.datatype();
+    if found != wanted.datatype {
+        let wanted = wanted.datatype;
+        return Err(Refusal::input(format!(
+            "input {name}: expected datatype {wanted}, found {found}"
+        )));
+    }
+    let fits = |(&dim, &wanted): (&usize, &i64)| {
+        dim > 0 && (wanted == -1 || usize::try_from(wanted) == Ok(dim))
+    };
+    let dims = input.shape.iter().zip(&wanted.shape);
+    if input.shape.len() != wanted.shape.len() || !dims.clone().all(fits) {
+        let (wanted, found) = (&wanted.shape, &input.shape);
+        return Err(Refusal::input(format!(
+            "input {name}: expected shape {wanted:?}, found {found:?}"
+        )));
+    }
+    if let (Some(most), Some(&rows)) = (engine.max_batch(), input.shape.first())
+        && rows > most
+    {
+        return Err(Refusal::input(format!(
+            "input {name}: expected at most {most} rows, found {rows}"
+        )));
+    }
+    Ok(())
+}
+
+fn check_outputs(request: &InferRequest, engine: &Model) -> Result<(), Refusal> {
+    for (index, output) in request.outputs.iter().enumerate() {
+        let known = engine.outputs().iter().find(|known| known.name == output.name);
+        let known = known.ok_or_else(|| {
+            let names = names(engine.outputs());
+            Refusal::input(format!("expected outputs {names}, found {}", quoted(&output.name)))
+        })?;
+        if request.outputs[..index].iter().any(|other| other.name == output.name) {
+            let name = quoted(&output.name);
+            return Err(Refusal::input(format!("expected output {name} once, found twice")));
+        }
+        request.wants_binary(&output.name)?;
+        let datatype = known.datatype;
+        if request.classes(&output.name)?.is_some() && !can_classify(datatype) {
+            let name = quoted(&output.name);
+            return Err(Refusal::input(format!(
+                "expected an output of numbers for \"classification\", found {name} of {datatype}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn quoted(name: &str) -> String {
+    /// A name longer than this is the caller's joke, not ours to repeat.
+    const MAX_QUOTED: usize = 200;
+    let short: String = name.chars().take(MAX_QUOTED).collect();
+    format!("\"{}\"", short.escape_debug())
+}
+
+fn names(tensors: &[TensorMetadata]) -> String {
+    tensors.iter().map(|tensor| quoted(&tensor.name)).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,245 @@
+//! One version from disk into service: read, tried, compiled, compared, accounted for.
+
+use crate::allocator::give_back;
+use crate::config::model::ModelConfig;
+use crate::inference::embedding::Embedder;
+use crate::repository::command::{Cancel, Why};
+use crate::repository::error::LoadError;
+use crate::repository::memory_budget::{self, Spare};
+use crate::repository::models::Models;
+use crate::repository::sandbox::{MARGIN, Sandbox};
+use crate::repository::self_test;
+use crate::repository::version::{Known, Labels, MemoryShare, Version};
+use crate::scheduler::queue::LineHandle;
+use crate::telemetry::stats::Stats;
+use forebay_protocol::metric::worker as metric;
+use forebay_tract as engine;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The version that is to be loaded, and how.
+pub(crate) struct Order<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) number: u64,
+    pub(crate) config: &'a Arc<ModelConfig>,
+    pub(crate) line: &'a Arc<LineHandle>,
+    pub(crate) why: Why,
+    pub(crate) cancel: &'a Cancel,
+}
+
+/// The outcome.
+pub(crate) enum Outcome {
+    /// It is what is served already.
+    Same,
+    Loaded(Box<Version>),
+    Failed(LoadError),
+}
+
+/// The files beside a version's model.
+struct Beside {
+    labels: Labels,
+    tokenizer: Option<Vec<u8>>,
+}
+
+impl Models {
+    /// Loads one version. Holds no version that is served while it does.
+    pub(crate) fn load(&self, order: &Order<'_>) -> Outcome {
+        match self.try_load(order) {
+            Ok(None) => Outcome::Same,
+            Ok(Some(version)) => Outcome::Loaded(Box::new(version)),
+            Err(failure) => Outcome::Failed(failure),
+        }
+    }
+
+    /// `None`: it is what is served already.
+    fn try_load(&self, order: &Order<'_>) -> Result<Option<Version>, LoadError> {
+        let (name, number) = (order.name, order.number);
+        // Before anything of it is read: it may be too long, or no file.
+        let length = self.files.onnx_length(name, number)?;
+        let beside = self.beside(name, order.config)?;
+        if self.is_served(order, &beside)? {
+            return Ok(None);
+        }
+        let before = self.known(order);
+        let bytes = order.config.memory.or(before.as_ref().map(|known| known.bytes));
+        let spare = match order.why {
+            Why::Present => Spare::All,
+            Why::Asked => Spare::Model(name),
+            Why::Fetched => Spare::Version(name, number),
+        };
+        let room = bytes.unwrap_or_else(|| memory_budget::estimate(length));
+        let share = self.make_room(room, spare).map_err(LoadError::Full)?;
+        let started = Instant::now();
+        let onnx = self.files.onnx(name, number)?;
+        let digest = blake3::hash(&onnx).to_hex().to_string();
+        let before = before.filter(|known| known.digest == digest);
+        let examples = self.files.examples(name)?;
+        let compared = examples.len();
+        let (onnx, config) = (Arc::new(onnx), Arc::clone(order.config));
+        let profile = before.as_ref().filter(|known| Arc::ptr_eq(&known.config, &config));
+        let mut profile = profile.map(|known| known.profile.clone());
+        if profile.is_none() {
+            profile = self.profile_in_sandbox(&onnx, &config, order.cancel)?;
+        }
+        let Beside { labels, tokenizer } = beside;
+        let work = move || {
+            let options = config.load_options(profile);
+            let engine = engine::Model::load(&onnx, &options).map_err(|error| error.to_string())?;
+            self_test::run(&engine, &examples, config.tolerance)?;
+            let embedding = embedder(&config, tokenizer, &engine)?;
+            Ok::<_, LoadError>((engine, embedding))
+        };
+        let (engine, embedding) = self.guard.run(self.options.load_timeout, work)?;
+        give_back();
+        let took = started.elapsed();
+        if order.config.memory.is_none() {
+            self.release_excess(&share, &engine);
+        }
+        // It may be larger than it looked.
+        drop(self.make_room(0, spare).map_err(LoadError::Full)?);
+        let stats = before
+            .map(|known| Arc::clone(&known.stats))
+            .unwrap_or_else(|| Arc::new(Stats::new(&self.metrics, name, &number.to_string())));
+        let of_model = (Arc::clone(order.config), Arc::clone(order.line));
+        let beside = (labels, embedding);
+        let version =
+            Version::new((name, number), of_model, (engine, digest), beside, share, stats);
+        self.announce(&version, took, compared);
+        Ok(Some(version))
+    }
+
+    /// Accounts for what a model holds; it forgets plans where models take too much together.
+    fn release_excess(&self, share: &MemoryShare, engine: &engine::Model) {
+        share.resize(engine.memory() as u64);
+        let Some(bound) = self.options.models_memory else { return };
+        let excess = self.repository.memory().saturating_sub(bound);
+        if excess > 0 {
+            engine.release(usize::try_from(excess).unwrap_or(usize::MAX));
+            share.resize(engine.memory() as u64);
+        }
+    }
+
+    /// Is what is served of the version what lies on disk, configured in the same way?
+    fn is_served(&self, order: &Order<'_>, beside: &Beside) -> Result<bool, LoadError> {
+        let (name, number) = (order.name, order.number);
+        let served = self.served_version(name, number);
+        let looks_so = served.is_some_and(|version| {
+            let tokenizer = version.embedding.as_ref().map(|embedding| embedding.digest);
+            version.labels == beside.labels
+                && tokenizer == beside.tokenizer.as_deref().map(blake3::hash)
+                && Arc::ptr_eq(&version.config, order.config)
+        });
+        if !looks_so {
+            return Ok(false);
+        }
+        // Looked up once more: reading the file may take long, and nothing is held meanwhile.
+        let digest = self.files.onnx_digest(name, number)?;
+        Ok(self.served_version(name, number).is_some_and(|version| version.digest == digest))
+    }
+
+    fn served_version(&self, name: &str, number: u64) -> Option<Arc<Version>> {
+        let served = self.repository.served();
+        served.get(name)?.versions.get(&number)?.version().cloned()
+    }
+
+    /// What is known of what was loaded last.
+    fn known(&self, order: &Order<'_>) -> Option<Arc<Known>> {
+        let served = self.repository.served();
+        served.get(order.name)?.versions.get(&order.number)?.known.clone()
+    }
+
+    /// What a child finds out of a model that was never loaded before, if there can be one.
+    fn profile_in_sandbox(
+        &self,
+        onnx: &Arc<Vec<u8>>,
+        config: &ModelConfig,
+        cancel: &Cancel,
+    ) -> Result<Option<engine::Profile>, LoadError> {
+        let sandbox = Sandbox::of(&self.options);
+        let (onnx, options) = (Arc::clone(onnx), config.load_options(None));
+        let cancel = cancel.clone();
+        // The child is killed at its limit; only one that the kernel holds on to stays longer.
+        let limit = self.options.load_timeout.saturating_add(MARGIN);
+        self.guard.run(limit, move || sandbox.profile(&onnx, &options, &cancel))
+    }
+
+    /// Says that a version is ready, after so long and so many examples.
+    fn announce(&self, version: &Version, took: Duration, examples: usize) {
+        tracing::info!(
+            model = version.model,
+            version = version.number,
+            digest = version.digest,
+            memory_bytes = version.memory.bytes(),
+            took_ms = took.as_millis(),
+            max_batch = version.engine.max_batch().unwrap_or(1),
+            best_batch = version.engine.curve().best(),
+            examples,
+            build = ?version.engine.build(),
+            builds = compared(version.engine.compared()),
+            "model ready"
+        );
+        if let Some(why) = version.engine.unbatched()
+            && version.config.batching != engine::Batching::Off
+        {
+            tracing::warn!(
+                model = version.model,
+                version = version.number,
+                why,
+                "each request runs alone: its rows are not proved to be independent; \
+                 batching = \"rows are independent\" in model.toml joins them all the same"
+            );
+        }
+        if let Some(why) = version.engine.closed() {
+            tracing::warn!(
+                model = version.model,
+                version = version.number,
+                why,
+                "a plan is compiled for each new shape of requests: there is none for all sizes"
+            );
+        }
+        let labels = (version.model.as_str(), version.number.as_str());
+        let seconds = self.metrics.by_version.gauge(metric::MODEL_LOAD_SECONDS, labels);
+        seconds.set(took.as_secs_f64());
+    }
+
+    fn beside(&self, name: &str, config: &ModelConfig) -> Result<Beside, LoadError> {
+        let (labels, tokenizer) = (self.labels(name, config)?, self.tokenizer(name, config)?);
+        Ok(Beside { labels, tokenizer })
+    }
+
+    /// Names of the outputs' elements.
+    fn labels(&self, name: &str, config: &ModelConfig) -> Result<Labels, LoadError> {
+        let files = config.tensors.iter().filter_map(|t| Some((&t.name, t.label_file.as_ref()?)));
+        files.map(|(output, file)| Ok((output.clone(), self.files.labels(name, file)?))).collect()
+    }
+
+    /// The tokenizer's file, where embeddings are wanted.
+    fn tokenizer(&self, name: &str, config: &ModelConfig) -> Result<Option<Vec<u8>>, LoadError> {
+        let embedding = config.embedding.as_ref();
+        embedding.map(|embedding| self.files.tokenizer(name, &embedding.tokenizer)).transpose()
+    }
+}
+
+/// What was measured of each build, such as `Plain 1.9 ms, Own 0.8 ms`.
+fn compared(builds: &[(engine::Build, f64)]) -> String {
+    let each = builds.iter().map(|(build, seconds)| format!("{build:?} {:.3} ms", seconds * 1e3));
+    each.collect::<Vec<_>>().join(", ")
+}
+
+/// From texts to the model's inputs; each length is run once, so that no caller waits for its plan.
+fn embedder(
+    config: &ModelConfig,
+    tokenizer: Option<Vec<u8>>,
+    engine: &engine::Model,
+) -> Result<Option<Embedder>, String> {
+    let (Some(config), Some(tokenizer)) = (&config.embedding, tokenizer) else { return Ok(None) };
+    let embedder = Embedder::new(config, &tokenizer, engine)?;
+    for length in embedder.lengths() {
+        let request = embedder.request(&vec![0; length]);
+        let outputs = engine.run(&[&request.inputs], 1, &|| false);
+        let outputs = outputs.map_err(|error| format!("{length} tokens: {error}"))?;
+        let outputs = outputs.first().map(Vec::as_slice).unwrap_or_default();
+        embedder.pool(outputs, length, None).map_err(|refusal| refusal.message)?;
+    }
+    Ok(Some(embedder))
+}

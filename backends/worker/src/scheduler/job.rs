@@ -1,0 +1,71 @@
+//! One inference on its way through the queue to an executor.
+
+use crate::refusal::Refusal;
+use crate::repository::version::Version;
+use crate::scheduler::queue::Work;
+use forebay_protocol::oip::Tensor;
+use forebay_tract::Form;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Instant;
+use tokio::sync::{Notify, oneshot};
+
+/// One inference that waits or runs.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) version: Arc<Version>,
+    pub(crate) inputs: Vec<Tensor>,
+    pub(crate) rows: usize,
+    pub(crate) form: Form,
+    /// Not to be started after this.
+    pub(crate) deadline: Option<Instant>,
+    /// When it was put in line.
+    pub(crate) queued: Instant,
+    pub(crate) caller: Arc<Caller>,
+    pub(crate) reply: oneshot::Sender<Result<Vec<Tensor>, Refusal>>,
+}
+
+/// Whoever waits for a job, as it is seen from its executor.
+#[derive(Debug, Default)]
+pub(crate) struct Caller {
+    /// Nobody waits any more.
+    pub(crate) left: AtomicBool,
+    /// The engine has begun.
+    pub(crate) started: AtomicBool,
+    /// Rings when the run is given up.
+    pub(crate) lost: Notify,
+}
+
+impl Job {
+    /// Does nobody wait for it any more, or would it be too late?
+    pub(crate) fn is_pointless(&self, now: Instant) -> bool {
+        self.caller.left.load(Relaxed) || self.deadline.is_some_and(|at| now >= at)
+    }
+}
+
+impl Work for Job {
+    fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+    fn rows(&self) -> usize {
+        self.rows
+    }
+    fn joins(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.version, &other.version) && self.form == other.form
+    }
+    fn best(&self) -> usize {
+        self.version.engine.curve().best()
+    }
+    fn limit(&self) -> usize {
+        self.version.engine.curve().limit()
+    }
+    fn expected(&self, rows: usize) -> f64 {
+        self.version.engine.expected(&self.form, rows)
+    }
+    fn high_estimate(&self, rows: usize) -> f64 {
+        self.version.engine.careful(&self.form, rows)
+    }
+    fn preemption_delay(&self) -> f64 {
+        self.version.engine.grain().as_secs_f64()
+    }
+}
