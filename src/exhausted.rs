@@ -2,7 +2,7 @@
 //!
 //! They say nothing about the endpoint: they get a reason and a count of their own.
 
-use crate::error::Refusal;
+use crate::refusal::Refusal;
 use forebay_process::resources::{Descriptors, Exhausted};
 use forebay_protocol::{Reason, metric};
 use pingora::upstreams::peer::HttpPeer;

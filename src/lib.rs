@@ -1,38 +1,38 @@
 //! Forebay: a load-balancing proxy that knows how deep every worker's queue is.
 //!
 //! # The way of a request
-//! | stage | module | does |
+//! | stage | file | does |
 //! |---|---|---|
-//! | accept | [`flow::accept`] | TLS, which protocol a connection speaks, what holds for every request |
-//! | identify | [`flow::identify`] | model, version, deadline and identities, from path and headers |
-//! | route | [`flow::route`] | first matching route -> pool |
-//! | admit | [`flow::admit`] | size, memory and deadline |
-//! | receive | [`flow::receive`] | the body, as far as it is held in memory |
-//! | balance | [`flow::balance`] | waits for an endpoint with room ([`pool::queue`]) -> in-flight guard |
-//! | forward | [`flow::forward`] | attempts, retries, the answer |
-//! | observe | [`flow::observe`] | metrics and the access log |
+//! | accept | [`downstream/accept_loop.rs`](downstream::accept_loop) | takes connections from a listener's socket |
+//! | | [`downstream/accept.rs`](downstream::accept) | PROXY header, TLS, which protocol a connection speaks |
+//! | | [`downstream/http1_reader.rs`](downstream::http1_reader) | one request after the other, by the letter and in time |
+//! | identify | [`http/identify.rs`](http::identify) | model, version, deadline and identities, from path and headers |
+//! | route | [`http/route.rs`](http::route) | first matching route -> pool |
+//! | admit | [`http/admit.rs`](http::admit) | size, memory and deadline |
+//! | receive | [`http/receive.rs`](http::receive) | the body, as far as it is held in memory |
+//! | balance | [`http/balance.rs`](http::balance) | waits for an endpoint with room ([`pool/queue.rs`](pool::queue)) -> in-flight guard |
+//! | forward | [`http/forward/`](http::forward) | attempts, retries, the endpoint's answer |
+//! | respond | [`http/respond/`](http::respond) | what the proxy answers itself: refusals and its health |
+//! | observe | [`telemetry/observe.rs`](telemetry::observe) | metrics and the access log |
 //!
-//! [`proxy`] puts the stages on Pingora's phases, [`request`] carries what they found out, and
-//! [`answer`] is what the proxy says itself.
+//! [`http/proxy.rs`](http::proxy) puts the stages on Pingora's phases, [`http/request.rs`](http::request)
+//! carries what they found out, and [`refusal.rs`](refusal) is how one says no. A connection at Layer 4 has
+//! no requests: [`tcp/`](tcp) balances it as a whole and then relays it.
 //!
 //! # What they work on
-//! [`config`] is what the operator wrote, parsed once. [`pool`] is what is known of the endpoints:
-//! one immutable snapshot, loaded once a request, replaced by one control task. The decisions
+//! [`config/`](config) is what the operator wrote, parsed once. [`pool/`](pool) is what is known of the
+//! endpoints: one immutable snapshot, loaded once a request, replaced by one control task. The decisions
 //! themselves are pure and live in `forebay-routing`; the words on the wire in `forebay-protocol`.
 //!
 //! # The process
-//! [`doors`] are its listeners, [`listen`] accepts on them, [`connections`] bounds what they hold,
-//! [`body_memory`] bounds what bodies and answers do, and [`exhausted`] is about what the
-//! machine lacks.
-//! [`server`] binds, serves and drains, and [`lifecycle`] is how far it is; [`reload`] reads the
-//! configuration again; [`admin`] answers operators, [`status`] is what they
-//! see; [`access_log`] writes
-//! a line a request; [`cli`] is the command line, [`operator`] what it says to a running proxy, and [`demo`] what runs without arguments.
+//! [`cli/`](cli) is the command line and what it says to a running proxy, and `demo.rs` what runs without
+//! arguments. [`server.rs`](server) binds, serves and drains; [`lifecycle.rs`](lifecycle) is how far it
+//! is, [`reload.rs`](reload) reads the configuration again. [`listeners.rs`](listeners) are its sockets,
+//! [`connections.rs`](connections) bounds what they hold, [`body_memory.rs`](body_memory) bounds what
+//! bodies and answers do, and [`exhausted.rs`](exhausted) is about what the machine lacks.
+//! [`admin/`](admin) answers operators; [`telemetry/`](telemetry) has the metrics and the access log.
 
-pub mod access_log;
 pub mod admin;
-pub mod admin_listener;
-pub mod answer;
 pub mod body_memory;
 pub mod cli;
 pub mod clock;
@@ -40,16 +40,14 @@ pub mod config;
 pub mod connections;
 #[cfg(feature = "demo")]
 pub mod demo;
-pub mod doors;
-pub mod error;
+pub mod downstream;
 pub mod exhausted;
-pub mod flow;
+pub mod http;
 pub mod lifecycle;
-pub mod listen;
-pub mod operator;
+pub mod listeners;
 pub mod pool;
-pub mod proxy;
+pub mod refusal;
 pub mod reload;
-pub mod request;
 pub mod server;
-pub mod status;
+pub mod tcp;
+pub mod telemetry;

@@ -4,10 +4,10 @@
 //! and the answer to the one that asked say why. A reload that panics takes down neither the signal
 //! handler nor the admin listener, each of which may ask for one.
 
-use crate::access_log::AccessLogger;
 use crate::config::Config;
-use crate::flow::observe::Observer;
 use crate::pool::control::ControlHandle;
+use crate::telemetry::access_log::AccessLogger;
+use crate::telemetry::observe::Observer;
 use forebay_process::supervise::fault_point;
 use std::path::PathBuf;
 use std::sync::Arc;

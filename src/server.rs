@@ -6,20 +6,21 @@
 //! answer; listeners are closed after that; and the process leaves as soon as nothing is in flight.
 //! Its services are run as they are, on a runtime of ours.
 
-use crate::access_log::AccessLogger;
 use crate::admin::Admin;
-use crate::admin_listener::{self, AdminListener};
+use crate::admin::listener::{self, AdminListener};
 use crate::config::{self, Config};
 use crate::connections::Connections;
-use crate::doors::{Door, Sockets};
-use crate::flow::observe::Observer;
+use crate::downstream::accept_loop;
+use crate::http::proxy::Proxy;
 use crate::lifecycle::Lifecycle;
-use crate::listen;
+use crate::listeners::{Door, Sockets};
 use crate::pool::Snapshot;
 use crate::pool::control::{self, ControlHandle};
 use crate::pool::fleet::{Fleets, Supervisors, WorkerLog};
-use crate::proxy::Proxy;
 use crate::reload::Reloader;
+use crate::telemetry::access_log::AccessLogger;
+use crate::telemetry::metrics;
+use crate::telemetry::observe::Observer;
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use forebay_process::memory;
@@ -89,7 +90,7 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
     let mut signals = Signals::new()?;
     let lifecycle = Arc::new(Lifecycle::default());
     let tasks = &lifecycle.tasks;
-    let prometheus = crate::admin::install_metrics(tasks)?;
+    let prometheus = metrics::install(tasks)?;
     let listeners: Vec<_> = config
         .listeners
         .iter()
@@ -140,9 +141,9 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
             bound: bound.ip(),
             hosts: server.admin_hosts.clone(),
         };
-        let connections = Connections::of_operators(bound, admin_listener::MAX_CONNECTIONS);
+        let connections = Connections::of_operators(bound, listener::MAX_CONNECTIONS);
         let admin = AdminListener { admin: Arc::new(admin), connections: Arc::new(connections) };
-        let socket = listen::listener(&sockets.hold(bound)?)?;
+        let socket = accept_loop::listener(&sockets.hold(bound)?)?;
         services.spawn(tasks.clone().keep_up(
             "admin",
             Importance::Vital,
@@ -183,7 +184,7 @@ fn serve_admin(
         let (admin, socket, stopping) = (Arc::clone(&admin), Arc::clone(&socket), stopping.clone());
         Box::pin(async move {
             let take = |stream, peer| admin.take(stream, peer, &stopping);
-            listen::accept(&socket, "admin", stopping.clone(), take).await;
+            accept_loop::accept(&socket, "admin", stopping.clone(), take).await;
         })
     }
 }

@@ -49,7 +49,8 @@ pub struct EndpointState {
     pub reports: ReportHistory,
     /// Counts its answers; resolved when the first comes.
     pub answers: OnceLock<metrics::Counter>,
-    /// Whether it may be picked, all in all; written by [`control`](super::control) only, like what it is made from.
+    /// Whether it may be picked, all in all; written by [`control`](super::control) only, like what it is
+    /// made from.
     pub(super) health: AtomicU8,
     /// Where it stands among those in rotation, if it is; written by [`control`](super::control) only.
     pub(super) place: AtomicUsize,

@@ -195,8 +195,8 @@ impl Rotation {
 }
 
 impl Queue {
-    /// Binds a request to an endpoint of `rotation`: at once if one is free, else as soon as one is. A caller that
-    /// goes away (drops this) leaves the line.
+    /// Binds a request to an endpoint of `rotation`: at once if one is free, else as soon as one is. A
+    /// client that goes away (drops this) leaves the line.
     ///
     /// # Errors
     /// Why it is not bound.

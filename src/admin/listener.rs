@@ -1,0 +1,99 @@
+//! Connections of the admin listener.
+//!
+//! It must answer when the listeners of clients can't: it has places of its own, and descriptors are
+//! kept for it. Clients can often reach it, too, so its requests are read by the letter and in time as
+//! theirs are, and its connections are bounded and make room for each other.
+
+use crate::admin::Admin;
+use crate::connections::{Connection, Connections};
+use crate::downstream::accept::{say, socket};
+use crate::downstream::http1_reader::{Arrival, Caller};
+use crate::refusal::Refusal;
+use bytes::BytesMut;
+use forebay_protocol::Reason;
+use pingora::apps::HttpServerApp;
+use pingora::protocols::http::ServerSession;
+use pingora::server::ShutdownWatch;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// Connections that may be open at once: scrapers, probes and some operators.
+pub const MAX_CONNECTIONS: usize = 128;
+/// Time that a header may take to arrive.
+const HEADER: Duration = Duration::from_secs(10);
+/// Time that a connection is kept without a request.
+const IDLE: Duration = Duration::from_secs(60);
+/// Time that a request may take with its answer. A reload reads files, and resolves nothing.
+const IN_ALL: Duration = Duration::from_secs(60);
+/// Time that one read or write may take.
+const STALL: Duration = Duration::from_secs(10);
+
+/// Takes the connections of operators.
+pub struct AdminListener {
+    /// What answers.
+    pub admin: Arc<Admin>,
+    /// What is open.
+    pub connections: Arc<Connections>,
+}
+
+impl AdminListener {
+    /// Takes one connection, unless all that are open are busy.
+    pub fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, stop: &ShutdownWatch) {
+        let (listener, stop) = (Arc::clone(self), stop.clone());
+        tokio::spawn(async move { listener.connection(stream, peer, stop).await });
+    }
+
+    async fn connection(&self, stream: TcpStream, peer: SocketAddr, stop: ShutdownWatch) {
+        let Some(mut connection) = self.connections.enter() else { return };
+        let caller = Caller::new(Box::new(socket(stream, peer)), BytesMut::new());
+        self.requests(Box::new(caller), &mut connection, stop).await;
+    }
+
+    /// One request after the other.
+    async fn requests(
+        &self,
+        mut caller: Box<Caller>,
+        connection: &mut Connection,
+        mut stop: ShutdownWatch,
+    ) {
+        let waiting = connection.waiting();
+        let mut idle = HEADER;
+        loop {
+            waiting.begins();
+            let arrival = tokio::select! {
+                biased;
+                arrival = caller.next(idle, HEADER) => arrival,
+                _ = stop.wait_for(|stop| *stop) => Arrival::Ended,
+                () = connection.room_is_wanted() => Arrival::Ended,
+            };
+            waiting.ends();
+            let begun = match arrival {
+                Arrival::Request(begun) => begun,
+                Arrival::Ended => return caller.farewell().await,
+                Arrival::Http2 => {
+                    let words = "expected HTTP/1.1, found HTTP/2, which is not spoken here";
+                    let refusal = Refusal::new(Reason::InvalidRequest, words);
+                    return say(caller, &refusal, "", Duration::ZERO).await;
+                }
+                Arrival::Refused(refusal) => {
+                    return say(caller, &refusal, "", Duration::from_secs(1)).await;
+                }
+            };
+            let mut session = ServerSession::new_http1(caller);
+            session.set_read_timeout(Some(STALL));
+            session.set_write_timeout(Some(STALL));
+            session.set_pipelined_prefix(begun);
+            let answered = timeout(IN_ALL, self.admin.process_new_http(session, &stop)).await;
+            let Ok(Some(next)) = answered else { return };
+            let (stream, _) = next.consume();
+            // What was given is given back.
+            let Ok(same) = stream.into_any().downcast::<Caller>() else { return };
+            caller = same;
+            caller.rests();
+            idle = IDLE;
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! The admin listener: metrics, status, reload. Off the callers' listeners, and on loopback unless
+//! the operator says otherwise, since whoever reaches it may reload.
+
+pub mod listener;
+pub mod status;
+
+use crate::admin::status::{Form, Status};
+use crate::clock;
+use crate::config::Tls;
+use crate::connections::Connections;
+use crate::http::identify;
+use crate::lifecycle::Lifecycle;
+use crate::pool::control::ControlHandle;
+use crate::pool::message::{Drain, Unknown};
+use crate::pool::{Endpoint, Pool, Snapshot};
+use crate::reload::Reloader;
+use async_trait::async_trait;
+use forebay_protocol::browser::{self, Foreign};
+use forebay_protocol::metric::proxy as metric;
+use forebay_routing::{Health, pick};
+use http::{Method, Response, StatusCode, header};
+use metrics_exporter_prometheus::PrometheusHandle;
+use pingora::apps::http_app::ServeHttp;
+use pingora::protocols::http::ServerSession;
+use serde::Serialize;
+use serde_json::json;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// What the admin listener answers from.
+pub struct Admin {
+    /// The fleet.
+    pub control: ControlHandle,
+    /// What is in flight.
+    pub lifecycle: Arc<Lifecycle>,
+    /// The callers' connections, listener by listener.
+    pub listeners: Vec<Arc<Connections>>,
+    /// Reloads.
+    pub reloader: Reloader,
+    /// Metrics.
+    pub prometheus: PrometheusHandle,
+    /// The address that it is bound to.
+    pub bound: IpAddr,
+    /// Hosts that it is known by.
+    pub hosts: Vec<String>,
+}
+
+const HELP: &str = "\
+forebay admin
+GET  /metrics  Prometheus metrics
+GET  /status   who is how busy, as a table; ?format=json for programs
+GET  /livez    200 as long as the process runs
+GET  /readyz   200 if requests can be served
+POST /reload   read the configuration file again
+POST /pools/POOL/endpoints/ADDRESS/drain    it gets nothing new and finishes what it has
+POST /pools/POOL/endpoints/ADDRESS/undrain  it is used again
+";
+
+#[async_trait]
+impl ServeHttp for Admin {
+    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        if session.req_header().headers.get(header::TRANSFER_ENCODING).is_some()
+            || session.req_header().headers.get(header::CONTENT_LENGTH).is_some_and(|l| l != "0")
+        {
+            // Nothing here has a body; one that drips would hold the connection.
+            session.set_keepalive(None);
+        }
+        if let Some(foreign) = self.foreign(session) {
+            return refuse_foreign(foreign);
+        }
+        let head = session.req_header();
+        let (method, path) = (head.method.clone(), head.uri.path().to_owned());
+        let form = Form::wanted(head.uri.query(), &head.headers);
+        let snapshot = self.control.snapshot().load_full();
+        match (&method, path.as_str()) {
+            (&Method::GET, "/metrics") => {
+                self.set_gauges(&snapshot);
+                let text = self.prometheus.render();
+                answer(StatusCode::OK, "text/plain; version=0.0.4", text)
+            }
+            (&Method::GET, "/status") => self.status(&snapshot, form),
+            (&Method::GET, "/livez") => answer(StatusCode::OK, TEXT, "live\n"),
+            (&Method::GET, "/readyz") if self.lifecycle.is_ready(&snapshot) => {
+                answer(StatusCode::OK, TEXT, "ready\n")
+            }
+            (&Method::GET, "/readyz") => {
+                answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, self.not_ready(&snapshot))
+            }
+            (&Method::POST, "/reload") => match self.reloader.reload().await {
+                Ok(generation) => json_answer(StatusCode::OK, &json!({ "generation": generation })),
+                Err(error) => {
+                    json_answer(StatusCode::UNPROCESSABLE_ENTITY, &json!({ "error": error }))
+                }
+            },
+            (_, "/metrics" | "/status" | "/livez" | "/readyz" | "/reload") => {
+                let error = format!("{method} is not understood here; GET / lists what is");
+                json_answer(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": error }))
+            }
+            (&Method::GET, "/") => answer(StatusCode::OK, TEXT, HELP),
+            (_, path) if path.starts_with("/pools/") => self.drain(&method, path).await,
+            _ => {
+                let error = "nothing here; GET / lists what there is";
+                json_answer(StatusCode::NOT_FOUND, &json!({ "error": error }))
+            }
+        }
+    }
+}
+
+const TEXT: &str = "text/plain; charset=utf-8";
+
+/// Refuses what a page in a browser may have sent, and counts it.
+fn refuse_foreign(foreign: Foreign) -> Response<Vec<u8>> {
+    metrics::counter!(metric::ADMIN_REFUSED, "cause" => foreign.as_str()).increment(1);
+    let (status, error) = match foreign {
+        Foreign::CrossSite => {
+            (StatusCode::FORBIDDEN, "expected a request of a program or of this site's own page")
+        }
+        Foreign::UnknownHost => (
+            StatusCode::MISDIRECTED_REQUEST,
+            "expected a host that this listener is known by, see server.admin_hosts",
+        ),
+    };
+    json_answer(status, &json!({ "error": error }))
+}
+
+impl Admin {
+    fn foreign(&self, session: &ServerSession) -> Option<Foreign> {
+        let local = session.server_addr().and_then(|address| address.as_inet()).map(SocketAddr::ip);
+        let is_own = |host: &str| {
+            let address = host.parse::<IpAddr>().ok().map(|address| address.to_canonical());
+            let is = |own: IpAddr| address == Some(own.to_canonical());
+            is(self.bound)
+                || local.is_some_and(is)
+                || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(host))
+        };
+        browser::foreign(&session.req_header().headers, is_own)
+    }
+
+    fn status(&self, snapshot: &Snapshot, form: Form) -> Response<Vec<u8>> {
+        let status = Status::of(snapshot, &self.lifecycle, &self.listeners);
+        match form {
+            Form::Text => answer(StatusCode::OK, TEXT, status.to_string()),
+            Form::Json => json_answer(StatusCode::OK, &status),
+        }
+    }
+
+    /// `/pools/POOL/endpoints/ADDRESS/drain` and `/undrain`.
+    async fn drain(&self, method: &Method, path: &str) -> Response<Vec<u8>> {
+        let refused = |status, error: String| json_answer(status, &json!({ "error": error }));
+        let drain = match drain_of(path) {
+            Ok(drain) => drain,
+            Err((status, error)) => return refused(status, error),
+        };
+        if *method != Method::POST {
+            let error = format!("expected POST, found {method}");
+            return refused(StatusCode::METHOD_NOT_ALLOWED, error);
+        }
+        let (pool, address) = (drain.pool.clone(), drain.address);
+        match self.control.drain(drain).await {
+            Ok(drained) => {
+                let said = json!({
+                    "pool": pool,
+                    "endpoint": address.to_string(),
+                    "health": drained.health.as_str(),
+                    "in_flight": drained.in_flight,
+                });
+                json_answer(StatusCode::OK, &said)
+            }
+            Err(error @ (Unknown::Stopping | Unknown::Failed)) => {
+                refused(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+            }
+            Err(error) => refused(StatusCode::NOT_FOUND, error.to_string()),
+        }
+    }
+
+    fn not_ready(&self, snapshot: &Snapshot) -> String {
+        let mut text = "not ready\n".to_owned();
+        for (task, count) in self.lifecycle.tasks.stalled() {
+            text += &format!("task {task}: {count} of its kind stand still\n");
+        }
+        for pool in snapshot.pools.iter().filter(|pool| pool.rotation.last_resort) {
+            let name = &pool.config.name;
+            text += &format!(
+                "pool {name}: no endpoint answers probes; as a last resort requests are sent to those that are silent\n"
+            );
+        }
+        text
+    }
+
+    fn set_gauges(&self, snapshot: &Snapshot) {
+        // Counted where a recorder may be missing: the first lines come before it.
+        for (cause, count) in forebay_process::log::lost() {
+            metrics::counter!(metric::LOG_DROPPED, "cause" => cause).absolute(count);
+        }
+        metrics::counter!(metric::PANICS).absolute(forebay_process::log::panics());
+        for (task, count) in self.lifecycle.tasks.restarts() {
+            metrics::counter!(metric::TASK_RESTARTS, "task" => task).absolute(count);
+        }
+        let stalled = self.lifecycle.tasks.stalled();
+        for task in ["control", "probe"] {
+            let count = stalled.get(task).copied().unwrap_or_default();
+            #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+            metrics::gauge!(metric::TASKS_STALLED, "task" => task).set(count as f64);
+        }
+        let lost = self.reloader.access_log().lost().total();
+        metrics::counter!(metric::ACCESS_LOG_DROPPED).absolute(lost);
+        #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+        metrics::gauge!(metric::IN_FLIGHT).set(self.lifecycle.in_flight() as f64);
+        #[allow(clippy::cast_precision_loss, reason = "bytes in memory are far below 2^52")]
+        metrics::gauge!(metric::MEMORY_HELD).set(self.lifecycle.memory().held() as f64);
+        // A reload changes no listener, but may have brought other certificates.
+        for (connections, listener) in self.listeners.iter().zip(&snapshot.config.listeners) {
+            if let Some(ends) = listener.tls.as_ref().and_then(Tls::first_end) {
+                let ends = ends.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                metrics::gauge!(metric::TLS_EXPIRY, "listener" => connections.listener.to_string())
+                    .set(ends.as_secs_f64());
+            }
+            #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+            metrics::gauge!(
+                metric::CONNECTIONS_OPEN, "listener" => connections.listener.to_string(),
+            )
+            .set(connections.open() as f64);
+        }
+        let loaded = snapshot.loaded_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        metrics::gauge!(metric::CONFIG_LOADED).set(loaded.as_secs_f64());
+        for pool in &snapshot.pools {
+            for (priority, count) in pool.state.queue.counts() {
+                let pool = pool.config.name.clone();
+                #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+                metrics::gauge!(metric::PENDING, "pool" => pool, "priority" => priority.as_str())
+                    .set(count as f64);
+            }
+            let name = pool.config.name.clone();
+            metrics::gauge!(metric::POOL_PANIC, "pool" => name)
+                .set(f64::from(u8::from(pool.rotation.panics)));
+            let name = pool.config.name.clone();
+            metrics::gauge!(metric::POOL_LAST_RESORT, "pool" => name)
+                .set(f64::from(u8::from(pool.rotation.last_resort)));
+            for endpoint in &pool.endpoints {
+                set_endpoint_gauges(pool, endpoint);
+            }
+        }
+    }
+}
+
+/// What a path asks for. Its parts are separated first and decoded then, so that a name may contain
+/// anything.
+fn drain_of(path: &str) -> Result<Drain, (StatusCode, String)> {
+    let parts: Vec<_> = path.split('/').collect();
+    let (pool, address, drained) = match parts[..] {
+        ["", "pools", pool, "endpoints", address, "drain"] => (pool, address, true),
+        ["", "pools", pool, "endpoints", address, "undrain"] => (pool, address, false),
+        _ => {
+            let form = "/pools/POOL/endpoints/ADDRESS/drain or /undrain";
+            let error = format!("expected {form} with names percent-encoded, found {path:?}");
+            return Err((StatusCode::NOT_FOUND, error));
+        }
+    };
+    let malformed = |error| (StatusCode::BAD_REQUEST, error);
+    let pool = identify::decode("pool", pool).map_err(malformed)?;
+    let address = identify::decode("endpoint", address).map_err(malformed)?;
+    let address = address.parse().map_err(|_| {
+        let form = "an endpoint's address such as 127.0.0.1:8001";
+        malformed(format!("expected {form}, found {address:?}"))
+    })?;
+    Ok(Drain { pool, address, drained })
+}
+
+fn set_endpoint_gauges(pool: &Pool, endpoint: &Endpoint) {
+    let (state, load) = (&endpoint.state, &endpoint.state.load);
+    let labels = [("pool", pool.config.name.clone()), ("endpoint", state.name.to_string())];
+    metrics::gauge!(metric::ENDPOINT_IN_FLIGHT, &labels).set(state.in_flight());
+    metrics::gauge!(metric::ENDPOINT_COST, &labels).set(cost(pool, endpoint));
+    if let Some(queue) = load.reported_queue() {
+        metrics::gauge!(metric::ENDPOINT_QUEUE, &labels).set(queue);
+    }
+    if let Some(at) = load.reported_at() {
+        let age = clock::now().since(at).as_secs_f64();
+        metrics::gauge!(metric::ENDPOINT_REPORT_AGE, &labels).set(age);
+    }
+    let health = state.health();
+    for one in Health::ALL {
+        let [pool, endpoint] = labels.clone();
+        metrics::gauge!(
+            metric::ENDPOINT_HEALTH,
+            "pool" => pool.1, "endpoint" => endpoint.1, "health" => one.as_str(),
+        )
+        .set(if one == health { 1.0 } else { 0.0 });
+    }
+}
+
+fn cost(pool: &Pool, endpoint: &Endpoint) -> f64 {
+    let best = pick::best_service(pool.endpoints.iter());
+    endpoint.state.load.cost(clock::now(), pool.config.report_ttl, best)
+}
+
+fn answer(status: StatusCode, kind: &str, body: impl Into<Vec<u8>>) -> Response<Vec<u8>> {
+    let body = body.into();
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let length = response.body().len();
+    let headers = response.headers_mut();
+    if let Ok(kind) = kind.parse() {
+        headers.insert(header::CONTENT_TYPE, kind);
+    }
+    headers.insert(header::CONTENT_LENGTH, length.into());
+    response
+}
+
+fn json_answer(status: StatusCode, value: &impl Serialize) -> Response<Vec<u8>> {
+    // What is written here has no maps with odd keys, which is all that could fail.
+    let mut body = serde_json::to_vec_pretty(value).unwrap_or_default();
+    body.push(b'\n');
+    answer(status, "application/json", body)
+}

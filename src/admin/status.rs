@@ -1,0 +1,443 @@
+//! What the proxy knows right now: `/status`, as a table for people and as JSON for programs.
+//!
+//! When requests are slow, the first question is who is busy and how one knows. Every number that
+//! pick looks at stands here, with the age and the origin of the report behind it: a queue depth
+//! that is ten seconds old looks like one that is fresh everywhere else.
+
+use crate::clock;
+use crate::config;
+use crate::connections::Connections;
+use crate::lifecycle::Lifecycle;
+use crate::pool::report::history::Origin;
+use crate::pool::{Endpoint, Pool, Snapshot};
+use crate::telemetry::access_log::timestamp;
+use forebay_routing::{Policy, Time, pick};
+use http::{HeaderMap, header};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The whole of it. Times are milliseconds where their names say so.
+#[derive(Debug, Serialize)]
+pub struct Status<'a> {
+    version: &'static str,
+    uptime_seconds: u64,
+    ready: bool,
+    draining: bool,
+    /// Requests inside the proxy.
+    in_flight: usize,
+    /// How many configurations this process has run.
+    generation: u64,
+    config_loaded: String,
+    listeners: Vec<ListenerStatus<'a>>,
+    pools: BTreeMap<&'a str, PoolStatus<'a>>,
+    routes: Vec<RouteStatus<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct ListenerStatus<'a> {
+    address: &'a str,
+    protocol: &'static str,
+    /// Open now.
+    connections: usize,
+    max_connections: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct PoolStatus<'a> {
+    policy: &'static str,
+    /// In rotation.
+    ready: usize,
+    /// So few are ready that those that are ejected are in rotation too.
+    panic: bool,
+    /// Whether none is ready, so that those are tried that do not answer probes.
+    last_resort: bool,
+    report_ttl_ms: f64,
+    /// Requests that wait for an endpoint, by priority.
+    pending: BTreeMap<&'static str, usize>,
+    endpoints: Vec<EndpointStatus<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct EndpointStatus<'a> {
+    address: &'a str,
+    health: &'static str,
+    /// Why it is ejected.
+    ejected_for: Option<&'static str>,
+    /// Until it is back on trial.
+    ejected_ms: Option<f64>,
+    /// How often it was ejected, less what it has made good since.
+    strikes: u32,
+    /// Sent by this proxy and unfinished.
+    in_flight: u32,
+    /// Believed to be there, from everyone: the last report, corrected by what was done since.
+    occupancy: u32,
+    /// What it can run at once, if that is known.
+    slots: Option<u32>,
+    /// Whether that is what its latencies say, since nobody states it.
+    slots_learnt: bool,
+    /// In flight there by the last report, from everyone.
+    reported_in_flight: Option<u32>,
+    /// Waiting there by the last report.
+    queue: Option<u32>,
+    report_age_ms: Option<f64>,
+    /// How the last report came.
+    origin: Option<&'static str>,
+    /// Whether it is too old to be believed.
+    stale: bool,
+    service_ms: Option<f64>,
+    cost_ms: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct RouteStatus<'a> {
+    name: &'a str,
+    pool: &'a str,
+    deadline_ms: f64,
+}
+
+/// In which form a status is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// A table.
+    Text,
+    /// For programs.
+    Json,
+}
+
+impl Form {
+    /// What `?format=` says, else what `Accept` says: JSON for whoever names it, or says nothing at
+    /// all, as small clients do; the table for curl and browsers.
+    pub fn wanted(query: Option<&str>, headers: &HeaderMap) -> Self {
+        let stated =
+            query.and_then(|query| query.split('&').find_map(|q| q.strip_prefix("format=")));
+        match stated {
+            Some("json") => return Self::Json,
+            Some("text") => return Self::Text,
+            _ => {}
+        }
+        let mut accepted = headers.get_all(header::ACCEPT).iter().peekable();
+        let silent = accepted.peek().is_none();
+        let json = |value: &http::HeaderValue| {
+            value.to_str().is_ok_and(|value| value.contains("application/json"))
+        };
+        if silent || accepted.any(json) { Self::Json } else { Self::Text }
+    }
+}
+
+impl<'a> Status<'a> {
+    /// The status at this moment.
+    pub fn of(
+        snapshot: &'a Snapshot,
+        lifecycle: &Lifecycle,
+        listeners: &'a [Arc<Connections>],
+    ) -> Self {
+        let now = clock::now();
+        let pool = |pool: &'a Arc<Pool>| (pool.config.name.as_str(), PoolStatus::of(pool, now));
+        let route = |route: &'a Arc<config::Route>| RouteStatus {
+            name: &route.name,
+            pool: snapshot.pools.get(route.pool).map_or("", |pool| &pool.config.name),
+            deadline_ms: millis(route.deadline),
+        };
+        let listener = |listener: &'a Arc<Connections>| ListenerStatus {
+            address: &listener.listener,
+            protocol: listener.protocol,
+            connections: listener.open(),
+            max_connections: listener.most(),
+        };
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_seconds: now.since(Time::default()).as_secs(),
+            ready: lifecycle.is_ready(snapshot),
+            draining: lifecycle.is_draining(),
+            in_flight: lifecycle.in_flight(),
+            generation: snapshot.generation,
+            config_loaded: timestamp(snapshot.loaded_at),
+            listeners: listeners.iter().map(listener).collect(),
+            pools: snapshot.pools.iter().map(pool).collect(),
+            routes: snapshot.config.routes.iter().map(route).collect(),
+        }
+    }
+}
+
+impl<'a> PoolStatus<'a> {
+    fn of(pool: &'a Pool, now: Time) -> Self {
+        let named = Policy::NAMES.iter().find(|(_, policy)| *policy == pool.config.policy);
+        let best = pick::best_service(pool.endpoints.iter());
+        let counts = pool.state.queue.counts();
+        let endpoint = |endpoint: &'a Arc<Endpoint>| EndpointStatus::of(pool, endpoint, best, now);
+        Self {
+            policy: named.map_or("", |(name, _)| name),
+            ready: pool.ready_count(),
+            panic: pool.rotation.panics,
+            last_resort: pool.rotation.last_resort,
+            report_ttl_ms: millis(pool.config.report_ttl),
+            pending: counts.map(|(priority, count)| (priority.as_str(), count)).into(),
+            endpoints: pool.endpoints.iter().map(endpoint).collect(),
+        }
+    }
+}
+
+impl<'a> EndpointStatus<'a> {
+    fn of(pool: &Pool, endpoint: &'a Endpoint, best: f64, now: Time) -> Self {
+        let (state, load, ttl) = (&endpoint.state, &endpoint.state.load, pool.config.report_ttl);
+        let age = load.reported_at().map(|at| now.since(at));
+        let record = state.record().clone();
+        Self {
+            address: &state.name,
+            health: state.health().as_str(),
+            ejected_for: record.out().map(|(cause, _)| cause.as_str()),
+            ejected_ms: record.out().map(|(_, until)| millis(until.since(now))),
+            strikes: record.strikes(),
+            in_flight: state.in_flight(),
+            occupancy: load.occupancy(now, ttl),
+            slots: load.known_slots(),
+            slots_learnt: load.stated_slots().is_none() && load.learnt_slots().is_some(),
+            reported_in_flight: load.reported_in_flight(),
+            queue: load.reported_queue(),
+            report_age_ms: age.map(millis),
+            origin: age.and(state.reports.origin()).map(Origin::as_str),
+            stale: age.is_some_and(|age| age > ttl),
+            service_ms: load.service_seconds().map(|seconds| round(seconds * 1e3)),
+            cost_ms: round(load.cost(now, ttl, best) * 1e3),
+        }
+    }
+
+    /// The cells of its line in the table.
+    fn cells(&self) -> [String; 9] {
+        let or_none = |cell: Option<String>| cell.unwrap_or_else(|| "-".to_owned());
+        let report = self.report_age_ms.map(|age| {
+            let stale = if self.stale { ", stale" } else { "" };
+            format!("{} ago, {}{stale}", short(age), self.origin.unwrap_or("-"))
+        });
+        [
+            self.address.to_owned(),
+            match (self.ejected_for, self.ejected_ms) {
+                (Some(cause), Some(left)) => format!("{}, {cause}, {}", self.health, short(left)),
+                _ => self.health.to_owned(),
+            },
+            self.in_flight.to_string(),
+            self.occupancy.to_string(),
+            or_none(self.slots.map(|slots| {
+                let about = if self.slots_learnt { "~" } else { "" };
+                format!("{about}{slots}")
+            })),
+            or_none(self.queue.map(|queue| queue.to_string())),
+            or_none(self.service_ms.map(short)),
+            short(self.cost_ms),
+            report.unwrap_or_else(|| "none".to_owned()),
+        ]
+    }
+}
+
+/// The table.
+impl fmt::Display for Status<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match (self.draining, self.ready) {
+            (true, _) => "draining",
+            (false, true) => "ready",
+            (false, false) => "not ready",
+        };
+        writeln!(
+            f,
+            "forebay {}, {state}, {} in flight, up {}",
+            self.version,
+            self.in_flight,
+            long(self.uptime_seconds)
+        )?;
+        writeln!(f, "configuration {}, loaded {}", self.generation, self.config_loaded)?;
+        for listener in &self.listeners {
+            let ListenerStatus { address, protocol, connections, max_connections } = listener;
+            writeln!(
+                f,
+                "listener {address} ({protocol}): {connections} of {max_connections} open"
+            )?;
+        }
+        for (name, pool) in &self.pools {
+            let (ready, all) = (pool.ready, pool.endpoints.len());
+            let pending: usize = pool.pending.values().sum();
+            let policy = pool.policy;
+            let panic = match (pool.panic, pool.last_resort) {
+                (true, _) => ", panic: ejected endpoints are used",
+                (_, true) => ", last resort: endpoints that do not answer probes are used",
+                _ => "",
+            };
+            writeln!(
+                f,
+                "\npool {name}: {policy}, {ready} of {all} ready, {pending} pending{panic}"
+            )?;
+            let heads = [
+                "endpoint",
+                "health",
+                "in flight",
+                "there",
+                "slots",
+                "queue",
+                "service",
+                "cost",
+                "report",
+            ];
+            let mut lines = vec![heads.map(str::to_owned)];
+            lines.extend(pool.endpoints.iter().map(EndpointStatus::cells));
+            table(f, &lines)?;
+        }
+        f.write_char('\n')?;
+        for route in &self.routes {
+            let deadline = short(route.deadline_ms);
+            writeln!(f, "route {} -> pool {}, deadline {deadline}", route.name, route.pool)?;
+        }
+        Ok(())
+    }
+}
+
+/// Columns as wide as their widest cell; numbers to the right.
+fn table<const N: usize>(f: &mut fmt::Formatter<'_>, lines: &[[String; N]]) -> fmt::Result {
+    /// Columns from here to here hold numbers.
+    const NUMBERS: std::ops::Range<usize> = 2..8;
+    let width = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    for line in lines {
+        let mut text = String::new();
+        for (column, (cell, width)) in line.iter().zip(widths).enumerate() {
+            if NUMBERS.contains(&column) {
+                write!(text, "  {cell:>width$}")?;
+            } else {
+                write!(text, "  {cell:<width$}")?;
+            }
+        }
+        writeln!(f, "{}", text.trim_end())?;
+    }
+    Ok(())
+}
+
+fn millis(duration: Duration) -> f64 {
+    round(duration.as_secs_f64() * 1e3)
+}
+
+/// To microseconds: what is beyond that is noise on a page for people.
+fn round(millis: f64) -> f64 {
+    (millis * 1e3).round() / 1e3
+}
+
+/// Three digits and a unit.
+fn short(millis: f64) -> String {
+    match millis {
+        ms if ms >= 100_000.0 || (ms >= 1000.0 && ms % 1000.0 == 0.0) => {
+            format!("{:.0} s", ms / 1e3)
+        }
+        ms if ms >= 1000.0 => format!("{:.1} s", ms / 1e3),
+        ms if ms >= 100.0 => format!("{ms:.0} ms"),
+        ms if ms >= 10.0 => format!("{ms:.1} ms"),
+        ms => format!("{ms:.2} ms"),
+    }
+}
+
+/// The two largest units.
+fn long(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
+        (0, ..) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+    use super::*;
+
+    #[test]
+    fn people_get_a_table_and_programs_json() {
+        let form = |query: Option<&str>, accept: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            if let Some(accept) = accept {
+                headers.insert(header::ACCEPT, accept.parse().unwrap());
+            }
+            Form::wanted(query, &headers)
+        };
+        assert_eq!(form(None, Some("*/*")), Form::Text, "curl");
+        assert_eq!(form(None, Some("text/html,application/xhtml+xml,*/*;q=0.8")), Form::Text);
+        assert_eq!(form(None, Some("application/json, text/plain, */*")), Form::Json);
+        assert_eq!(form(None, None), Form::Json, "urllib");
+        assert_eq!(form(Some("a=b&format=json"), Some("*/*")), Form::Json);
+        assert_eq!(form(Some("format=text"), None), Form::Text);
+    }
+
+    #[test]
+    fn the_table_shows_who_is_busy_and_how_one_knows() {
+        let endpoint = |address, queue: Option<u32>, report_age_ms| EndpointStatus {
+            address,
+            health: if queue.is_some() { "ready" } else { "ejected" },
+            ejected_for: queue.is_none().then_some("recovery"),
+            ejected_ms: queue.is_none().then_some(5900.0),
+            strikes: 0,
+            in_flight: 3,
+            occupancy: 12,
+            slots: Some(4),
+            slots_learnt: queue.is_none(),
+            reported_in_flight: Some(11),
+            queue,
+            report_age_ms,
+            origin: report_age_ms.map(|_| "polled"),
+            stale: report_age_ms.is_some_and(|age: f64| age > 2000.0),
+            service_ms: report_age_ms.map(|_| 19.245),
+            cost_ms: 123.456,
+        };
+        let pool = PoolStatus {
+            policy: "least_cost",
+            ready: 2,
+            panic: false,
+            last_resort: false,
+            report_ttl_ms: 2000.0,
+            pending: [("high", 1), ("normal", 4)].into(),
+            endpoints: vec![
+                endpoint("10.0.0.1:8000", Some(8), Some(0.4)),
+                endpoint("10.0.0.2:8000", Some(8), Some(4200.0)),
+                endpoint("[fd00::1]:8000", None, None),
+            ],
+        };
+        let status = Status {
+            version: "1.2.3",
+            uptime_seconds: 93_784,
+            ready: true,
+            draining: false,
+            in_flight: 9,
+            generation: 2,
+            config_loaded: "2026-01-31T12:00:00.000Z".to_owned(),
+            listeners: vec![ListenerStatus {
+                address: "0.0.0.0:8080",
+                protocol: "http",
+                connections: 17,
+                max_connections: 20_000,
+            }],
+            pools: [("models", pool)].into(),
+            routes: vec![RouteStatus { name: "all", pool: "models", deadline_ms: 1500.0 }],
+        };
+        let expected = "\
+forebay 1.2.3, ready, 9 in flight, up 1 d 2 h
+configuration 2, loaded 2026-01-31T12:00:00.000Z
+listener 0.0.0.0:8080 (http): 17 of 20000 open
+
+pool models: least_cost, 2 of 3 ready, 5 pending
+  endpoint        health                    in flight  there  slots  queue  service    cost  report
+  10.0.0.1:8000   ready                             3     12      4      8  19.2 ms  123 ms  0.40 ms ago, polled
+  10.0.0.2:8000   ready                             3     12      4      8  19.2 ms  123 ms  4.2 s ago, polled, stale
+  [fd00::1]:8000  ejected, recovery, 5.9 s          3     12     ~4      -        -  123 ms  none
+
+route all -> pool models, deadline 1.5 s
+";
+        assert_eq!(status.to_string(), expected);
+    }
+
+    #[test]
+    fn times_are_short() {
+        let shown: Vec<_> = [0.0, 9.999, 45.67, 999.4, 1000.0, 250_000.0].map(short).into();
+        assert_eq!(shown, ["0.00 ms", "10.00 ms", "45.7 ms", "999 ms", "1 s", "250 s"]);
+        let shown: Vec<_> = [59, 61, 7320, 180_000].map(long).into();
+        assert_eq!(shown, ["59 s", "1 min 1 s", "2 h 2 min", "2 d 2 h"]);
+    }
+}

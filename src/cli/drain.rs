@@ -1,0 +1,112 @@
+//! `forebay drain` and `forebay undrain`: a word to the admin listener of a running proxy.
+//!
+//! What an operator types while something is wrong must need no documentation of paths, and a script
+//! must be able to wait until an endpoint has nothing left to do before it stops it.
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+/// Time that the proxy gets to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest answer that is read; it is a few lines.
+const MAX_ANSWER: u64 = 64 * 1024;
+/// Time between two looks at what is still in flight.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Which endpoint of which proxy.
+#[derive(clap::Args)]
+pub(super) struct Endpoint {
+    /// Admin listener of the proxy.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9090", env = "FOREBAY_ADMIN")]
+    admin: SocketAddr,
+    /// Name of the pool.
+    pool: String,
+    /// Address of the endpoint, as in the configuration.
+    address: SocketAddr,
+}
+
+/// Drains an endpoint; with `wait`, until it has nothing in flight. Returns what to tell.
+///
+/// # Errors
+/// The proxy does not answer or knows no such endpoint, or something is in flight after `wait`.
+pub(super) fn drain(endpoint: &Endpoint, wait: Option<Duration>) -> Result<String> {
+    let started = Instant::now();
+    loop {
+        let said = endpoint.ask("drain")?;
+        let left = said["in_flight"].as_u64().unwrap_or(0);
+        let Some(wait) = wait.filter(|_| left > 0) else { return Ok(told(&said)) };
+        if started.elapsed() >= wait {
+            bail!("{} after {} s", told(&said), wait.as_secs());
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Has an endpoint used again. Returns what to tell.
+///
+/// # Errors
+/// The proxy does not answer or knows no such endpoint.
+pub(super) fn undrain(endpoint: &Endpoint) -> Result<String> {
+    endpoint.ask("undrain").map(|said| told(&said))
+}
+
+fn told(said: &Value) -> String {
+    let text = |key: &str| said[key].as_str().unwrap_or("?").to_owned();
+    format!(
+        "{} {}: {}, {} in flight",
+        text("pool"),
+        text("endpoint"),
+        text("health"),
+        said["in_flight"]
+    )
+}
+
+impl Endpoint {
+    /// One POST to the admin listener, and its answer.
+    fn ask(&self, verb: &str) -> Result<Value> {
+        let admin = self.admin;
+        let connect = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect_timeout(&admin, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            let address = self.address.to_string();
+            let path =
+                format!("/pools/{}/endpoints/{}/{verb}", encode(&self.pool), encode(&address));
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nhost: {admin}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            );
+            stream.write_all(head.as_bytes())?;
+            let mut answer = String::new();
+            stream.take(MAX_ANSWER).read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        let answer =
+            connect().with_context(|| format!("no answer from the admin listener {admin}"))?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("an answer that is not HTTP")?;
+        let said: Value = serde_json::from_str(body).context("an answer that is not JSON")?;
+        if let Some(error) = said["error"].as_str() {
+            bail!("{error}");
+        }
+        if head.split(' ').nth(1) != Some("200") {
+            bail!("unexpected answer: {}", head.lines().next().unwrap_or_default());
+        }
+        Ok(said)
+    }
+}
+
+/// A name as one part of a path: all is percent-encoded that RFC 3986 does not leave to anybody.
+fn encode(name: &str) -> String {
+    let mut text = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            // Writing to a string does not fail.
+            let _ = std::fmt::Write::write_fmt(&mut text, format_args!("%{byte:02X}"));
+        }
+    }
+    text
+}

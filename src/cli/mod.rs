@@ -1,0 +1,195 @@
+//! The command line.
+
+mod drain;
+
+use crate::config::Config;
+use crate::pool::fleet::WorkerLog;
+use crate::server::{self, Options};
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+use forebay_process::log;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+/// A load-balancing proxy for model inference.
+///
+/// Without a command, a demo runs: the proxy on 127.0.0.1:8080 in front of three workers with the
+/// bundled models.
+#[derive(Parser)]
+#[command(name = "forebay", version, after_help = EXIT_CODES, max_term_width = 100)]
+struct Cli {
+    /// Which log messages to show: error, warn, info, debug, trace, or a filter such as
+    /// `info,forebay::pool=debug`.
+    #[arg(long, global = true, value_name = "FILTER", env = "FOREBAY_LOG", default_value = "info")]
+    log_level: String,
+    /// Form of log messages, which go to standard error.
+    #[arg(long, global = true, value_name = "FORM", default_value = "auto")]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done; after SIGTERM or Ctrl-C: everything in flight was finished
+  1  it failed, or the configuration is wrong; the reason is on standard error
+  2  the command line can't be understood";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve as a configuration file says.
+    ///
+    /// SIGHUP or `POST /reload` on the admin listener reads the file again. SIGTERM and SIGINT
+    /// drain: readiness first, then the listeners, then what is in flight; a second signal stops at
+    /// once.
+    Serve {
+        /// The configuration file; conf/reference.toml explains every key.
+        #[arg(long, short, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Check a configuration file and report every error in it.
+    Check {
+        /// The configuration file.
+        #[arg(value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Give an endpoint nothing new; it finishes what it has.
+    Drain {
+        #[command(flatten)]
+        endpoint: drain::Endpoint,
+        /// Return only when nothing is in flight there any more, but fail after this many seconds.
+        #[arg(long, value_name = "SECONDS")]
+        wait: Option<u32>,
+    },
+    /// Use an endpoint again that was drained.
+    Undrain {
+        #[command(flatten)]
+        endpoint: drain::Endpoint,
+    },
+    /// Run a worker: what `forebay-worker` does, in the same program.
+    #[cfg(feature = "demo")]
+    #[command(disable_help_flag = true)]
+    Worker {
+        /// Its arguments; see `forebay worker --help`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        arguments: Vec<std::ffi::OsString>,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Runs the command line; returns the exit code.
+pub fn main() -> ExitCode {
+    let status = run(Cli::parse());
+    log::finish();
+    status
+}
+
+fn run(cli: Cli) -> ExitCode {
+    // A worker sets up its own logging.
+    #[cfg(feature = "demo")]
+    if let Some(Command::Worker { arguments }) = cli.command {
+        forebay_process::memory::with_huge_pages();
+        let name = std::ffi::OsString::from("forebay worker");
+        return forebay_worker::main(std::iter::once(name).chain(arguments));
+    }
+    if let Err(error) = start_logging(&cli) {
+        log::say(&format!("forebay: --log-level: {error}"));
+        return ExitCode::from(2);
+    }
+    let worker_log = WorkerLog { json: logs_json(&cli), level: cli.log_level.clone() };
+    let result = match cli.command {
+        Some(Command::Check { config }) => return check(&config),
+        Some(Command::Serve { config }) => serve(&config, worker_log),
+        Some(Command::Drain { endpoint, wait }) => {
+            let wait = wait.map(|seconds| Duration::from_secs(seconds.into()));
+            drain::drain(&endpoint, wait).map(|told| tell(&told))
+        }
+        Some(Command::Undrain { endpoint }) => drain::undrain(&endpoint).map(|told| tell(&told)),
+        #[cfg(feature = "demo")]
+        _ => crate::demo::run(),
+        #[cfg(not(feature = "demo"))]
+        None => {
+            complain("a command is needed (this build has no demo): see forebay --help");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(file: &Path, worker_log: WorkerLog) -> Result<()> {
+    let config = Config::load(file).map_err(|error| anyhow::anyhow!(error.render()))?;
+    config.log_warnings();
+    let started = |started: &server::Started| {
+        let listeners: Vec<_> = started.listeners.iter().map(ToString::to_string).collect();
+        let admin = started.admin.map(|address| address.to_string());
+        tracing::info!(listeners = listeners.join(","), admin, "serving");
+    };
+    let file = Some(file.to_owned());
+    server::run(Options { config, file, worker_log, started: Box::new(started) })
+}
+
+fn check(file: &Path) -> ExitCode {
+    match Config::load(file) {
+        Ok(config) => {
+            let (listeners, pools) = (config.listeners.len(), config.pools.len());
+            let routes = config.routes.len();
+            for warning in config.warnings(SystemTime::now()) {
+                complain(&format!("warning: {warning}"));
+            }
+            tell(&format!(
+                "{}: fine ({listeners} listeners, {pools} pools, {routes} routes)",
+                file.display()
+            ));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            let _ = std::io::stderr().write_all(error.render().as_bytes());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn tell(line: &str) {
+    // Whoever closed standard output does not want the line.
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+fn complain(message: &str) {
+    log::say(&format!("forebay: {}", message.trim_end()));
+}
+
+fn start_logging(cli: &Cli) -> Result<()> {
+    use tracing_subscriber::EnvFilter;
+    // Pingora reports every caller that leaves as an error; the access log has it as what it is.
+    let base = if cli.command.is_none() { "warn" } else { cli.log_level.as_str() };
+    let filter = EnvFilter::try_new(format!("warn,pingora_proxy=off,pingora_core=error,{base}"))?;
+    // A command that is not a server logs nothing, and waits for its reader as any other does.
+    if matches!(cli.command, None | Some(Command::Serve { .. })) {
+        log::init(log::Form { json: logs_json(cli), target: false, spans: false }, filter)?;
+    }
+    Ok(())
+}
+
+fn logs_json(cli: &Cli) -> bool {
+    match cli.log_format {
+        LogFormat::Auto => !std::io::stderr().is_terminal() && cli.command.is_some(),
+        form => form == LogFormat::Json,
+    }
+}

@@ -1,0 +1,389 @@
+//! The edge towards the callers: which protocol a new connection speaks, and what holds for every
+//! request before anything is known of it.
+//!
+//! Pingora tells h2c from HTTP/1.1 by waiting for as many bytes as HTTP/2 begins with. A whole
+//! HTTP/1.0 request can be shorter than that (HAProxy's health check is), and would wait for ever.
+//! Here a connection is HTTP/1.1 as soon as a byte differs, and [`Caller`] reads the head of each of
+//! its requests: whole, in time, and by the letter. Only then does Pingora see it. What is refused
+//! gets words, a count and a line in the log, as any refusal. What comes before HTTP, a PROXY header
+//! and a TLS handshake, has no such words: a connection that fails there is counted and closed.
+
+use crate::connections::{Connection, Connections};
+use crate::downstream::http1_reader::{Arrival, Caller};
+use crate::downstream::http2::Http2;
+use crate::downstream::proxy_protocol;
+use crate::downstream::tls::{self, Encrypted};
+use crate::exhausted::{self, LastWords};
+use crate::http::proxy::{KEEPALIVE_SECONDS, MAX_WRITE_STALL, Proxy};
+use crate::lifecycle::Lifecycle;
+use crate::pool::Snapshot;
+use crate::refusal::Refusal;
+use crate::telemetry::observe::{Observer, TurnedAway, turned_away};
+use arc_swap::ArcSwap;
+use bytes::BytesMut;
+use forebay_process::resources::Exhausted;
+use forebay_protocol::Reason;
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream, ServerApp};
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::l4::stream::Stream as L4Stream;
+use pingora::protocols::{ALPN, GetSocketDigest, SocketDigest, Stream};
+use pingora::proxy::HttpProxy;
+use pingora::server::ShutdownWatch;
+use rustls::ServerConfig;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+
+/// Time in which the rest of what was refused is read.
+const LINGER: Duration = Duration::from_secs(1);
+/// The same, and the time for the whole answer, where there is no descriptor left.
+const SHORT_LINGER: Duration = Duration::from_millis(100);
+const LAST_WORDS: Duration = Duration::from_millis(500);
+/// Time that an HTTP/2 client gets to answer a GOAWAY where its connection is to make room.
+const LAST_REQUESTS: Duration = Duration::from_secs(1);
+/// Time in which a request that came just before the process stops is noticed.
+const LAST_LOOK: Duration = Duration::from_millis(10);
+
+/// A socket as Pingora has it. Without its buffers, which are there for as long as the connection is:
+/// requests bring their own.
+pub fn socket(stream: TcpStream, peer: SocketAddr) -> L4Stream {
+    // Without it an answer may be late, but not wrong.
+    let _ = stream.set_nodelay(true);
+    let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
+    let _ = digest.peer_addr.set(Some(peer.into()));
+    let mut socket = L4Stream::from(stream);
+    socket.set_socket_digest(digest);
+    socket
+}
+
+/// Takes the connections of one listener.
+pub struct Accept {
+    /// What takes their requests.
+    pub proxy: Arc<HttpProxy<Proxy>>,
+    /// The listener's place in the configuration.
+    pub place: usize,
+    /// Whether HTTP/2 is spoken here: without TLS by its first bytes, within it by agreement.
+    pub h2: bool,
+    /// Whether every connection must begin with a PROXY header.
+    pub proxy_protocol: bool,
+    /// The listener's open connections.
+    pub connections: Arc<Connections>,
+    /// The present picture, for its limits.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Where new connections are counted.
+    pub lifecycle: Arc<Lifecycle>,
+    /// Metrics and access log.
+    pub observer: Arc<Observer>,
+}
+
+impl Accept {
+    /// Takes one connection, unless there are too many.
+    pub fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, stop: &ShutdownWatch) {
+        let (accept, stop) = (Arc::clone(self), stop.clone());
+        tokio::spawn(async move { accept.connection(stream, peer, stop).await });
+    }
+
+    /// From the first byte to the last. Thousands of connections may say nothing at a time: what is
+    /// held for each while it is silent is the socket and this future, so the rest is boxed.
+    async fn connection(&self, stream: TcpStream, peer: SocketAddr, stop: ShutdownWatch) {
+        let Some(mut connection) = self.connections.enter() else {
+            return Box::pin(self.turn_away(stream, peer)).await;
+        };
+        if !self.proxy_protocol && !connection.belongs_to(peer.ip()) {
+            connection.ended(Reason::ConnectionLimit);
+            return Box::pin(self.turn_away(stream, peer)).await;
+        }
+        let _open = self.lifecycle.connected();
+        let began = Instant::now();
+        let in_all = self.header_timeout();
+        let patience = if self.proxy_protocol { proxy_protocol::PATIENCE } else { in_all };
+        let waiting = connection.waiting();
+        waiting.begins();
+        let mut first = [0];
+        tokio::select! {
+            // What comes of a connection that stays silent is the same as of one that says too little. A
+            // socket that was just accepted passes for readable, so it is looked whether there is anything.
+            _ = timeout(patience, stream.peek(&mut first)) => {}
+            () = connection.room_is_wanted() => return connection.ended(Reason::Evicted),
+        }
+        waiting.ends();
+        let begun = self.begun(socket(stream, peer), (began, in_all), &mut connection);
+        match Box::pin(begun).await {
+            Some((caller, None)) => Box::pin(self.http2(caller, &mut connection, &stop)).await,
+            Some((caller, Some(first))) => {
+                Box::pin(self.http1(caller, first, &mut connection, &stop)).await;
+            }
+            None => {}
+        }
+    }
+
+    /// A connection that has said something. Returns it with what comes first of HTTP/1, unless it speaks
+    /// HTTP/2 from here on.
+    async fn begun(
+        &self,
+        socket: L4Stream,
+        (began, in_all): (Instant, Duration),
+        connection: &mut Connection,
+    ) -> Option<(Box<Caller>, Option<Arrival>)> {
+        let begun = Box::pin(self.begin(socket, (began, in_all), connection)).await;
+        let (stream, ahead) = match begun {
+            Ok(begun) => begun,
+            Err(refusal) => {
+                let (listener, error) = (&*self.connections.listener, &*refusal.message);
+                tracing::debug!(listener, error, "connection refused");
+                connection.ended(refusal.reason);
+                return None;
+            }
+        };
+        let h2 = match stream.get_ssl_digest() {
+            Some(_) => stream.selected_alpn_proto() == Some(ALPN::H2),
+            None => self.h2,
+        };
+        let mut caller = Box::new(Caller::new(stream, ahead));
+        let left = (began + in_all).saturating_duration_since(Instant::now());
+        let waiting = connection.waiting();
+        waiting.begins();
+        let first = tokio::select! {
+            biased;
+            first = caller.next(left, in_all) => first,
+            () = connection.room_is_wanted() => {
+                connection.ended(Reason::Evicted);
+                caller.farewell().await;
+                return None;
+            }
+        };
+        waiting.ends();
+        let is_http2 = h2 && matches!(first, Arrival::Http2);
+        Some((caller, (!is_http2).then_some(first)))
+    }
+
+    /// There is no descriptor for this connection but the one that it came with, for as long as it takes to
+    /// say so. If too many are told that already, it is reset.
+    pub fn one_too_many(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        // Words in TLS need a handshake.
+        let words = if self.tls().is_none() { LastWords::begin() } else { None };
+        let Some(words) = words else { return exhausted::reset(&stream) };
+        let accept = Arc::clone(self);
+        tokio::spawn(async move {
+            let refusal = exhausted::refusal(Exhausted::Descriptors);
+            let caller = Caller::new(Box::new(socket(stream, peer)), BytesMut::new());
+            let said = accept.refuse(Box::new(caller), &refusal, SHORT_LINGER);
+            let _ = timeout(LAST_WORDS, said).await;
+            drop(words);
+        });
+    }
+
+    /// There is no room for this connection.
+    async fn turn_away(&self, stream: TcpStream, peer: SocketAddr) {
+        if self.tls().is_some() {
+            // Words need a handshake, which is what there is no room for.
+            return;
+        }
+        let words = "expected fewer connections, found as many as may be open";
+        let refusal = Refusal::new(Reason::ConnectionLimit, words);
+        let stream = Box::new(socket(stream, peer));
+        let caller = Box::new(Caller::new(stream, BytesMut::new()));
+        // Nobody lingers where there is no room.
+        self.refuse(caller, &refusal, Duration::ZERO).await;
+    }
+
+    /// What comes before HTTP, `in_all` from its beginning at most. From then on the connection is the
+    /// client's; what was read of HTTP already is beside it.
+    async fn begin(
+        &self,
+        mut socket: L4Stream,
+        time: (Instant, Duration),
+        connection: &mut Connection,
+    ) -> Result<(Stream, BytesMut), Refusal> {
+        let rest = self.origin(&mut socket, connection).await?;
+        let Some(tls) = self.tls() else {
+            return Ok((Box::new(socket), rest));
+        };
+        socket.rewind(&rest);
+        let shaken = tls::handshake(tls, socket, time, &self.connections).await;
+        let stream =
+            shaken.map_err(|error| Refusal::new(Reason::TlsHandshakeFailed, error.to_string()))?;
+        Ok((Box::new(Encrypted::new(stream)), BytesMut::new()))
+    }
+
+    /// Reads the PROXY header, if there must be one; from then on the connection is the client's
+    /// that it names.
+    async fn origin(
+        &self,
+        socket: &mut L4Stream,
+        connection: &mut Connection,
+    ) -> Result<BytesMut, Refusal> {
+        if !self.proxy_protocol {
+            return Ok(BytesMut::new());
+        }
+        let (ends, rest) = proxy_protocol::read(socket)
+            .await
+            .map_err(|error| Refusal::new(Reason::InvalidProxyHeader, error.to_string()))?;
+        if let Some(ends) = ends {
+            let origin = SocketDigest::from_raw_fd(socket.as_raw_fd());
+            // A digest that was just made has no addresses yet.
+            let _ = origin.peer_addr.set(Some(ends.source.into()));
+            socket.set_socket_digest(origin);
+            // Only what the header names is a client: without one it is the balancer's own probe.
+            if !connection.belongs_to(ends.source.ip()) {
+                let words =
+                    "expected fewer connections of this client, found as many as it may have";
+                return Err(Refusal::new(Reason::ConnectionLimit, words));
+            }
+        }
+        Ok(rest)
+    }
+
+    /// HTTP/2, until the client leaves, the process stops, or the connection is to make room.
+    async fn http2(&self, caller: Box<Caller>, connection: &mut Connection, stop: &ShutdownWatch) {
+        let observer = Arc::clone(&self.observer);
+        let (stream, ended) = Http2::new(caller, connection, observer, self.header_timeout());
+        let waiting = connection.waiting();
+        let (leave, leaving) = watch::channel(*stop.borrow());
+        let mut serving = ServerApp::process_new(&self.proxy, Box::new(stream), &leaving);
+        let mut stopping = stop.clone();
+        let is_evicted = tokio::select! {
+            _ = &mut serving => return ended.note(connection),
+            _ = stopping.wait_for(|stop| *stop) => false,
+            () = connection.room_is_wanted() => true,
+        };
+        leave.send_replace(true);
+        if !is_evicted {
+            serving.await;
+            return ended.note(connection);
+        }
+        // A client that does not answer the GOAWAY does not get to keep its place.
+        while timeout(LAST_REQUESTS, &mut serving).await.is_err() {
+            if waiting.is_on() {
+                break;
+            }
+        }
+        connection.ended(Reason::Evicted);
+        ended.note(connection);
+    }
+
+    /// One request after the other, as long as the connection is kept.
+    async fn http1(
+        &self,
+        mut caller: Box<Caller>,
+        first: Arrival,
+        connection: &mut Connection,
+        stop: &ShutdownWatch,
+    ) {
+        let (mut arrival, mut settings) = (first, None);
+        loop {
+            let begun = match arrival {
+                Arrival::Request(begun) => begun,
+                Arrival::Ended => return caller.farewell().await,
+                Arrival::Http2 => {
+                    let words = "expected HTTP/1.1, found HTTP/2, which is not spoken here";
+                    let refusal = Refusal::new(Reason::InvalidRequest, words);
+                    connection.ended(refusal.reason);
+                    return Box::pin(self.refuse(caller, &refusal, LINGER)).await;
+                }
+                Arrival::Refused(refusal) => {
+                    connection.ended(refusal.reason);
+                    return Box::pin(self.refuse(caller, &refusal, LINGER)).await;
+                }
+            };
+            let mut session = ServerSession::new_http1(caller);
+            match settings {
+                Some(settings) => HttpPersistentSettings::apply_to_session(settings, &mut session),
+                None => session.set_keepalive(Some(KEEPALIVE_SECONDS)),
+            }
+            if connection.is_leaving() {
+                session.set_keepalive(None);
+            }
+            session.set_pipelined_prefix(begun);
+            let next = self.proxy.process_new_http(session, stop).await;
+            let Some((stream, kept)) = next.map(ReusedHttpStream::consume) else { return };
+            // What was given is given back.
+            let Ok(same) = stream.into_any().downcast::<Caller>() else { return };
+            (caller, settings) = (same, kept);
+            caller.rests();
+            let Some(next) = self.next(&mut caller, connection, stop).await else {
+                return caller.farewell().await;
+            };
+            arrival = next;
+        }
+    }
+
+    /// Waits for a further request. `None`: the process stops, or the connection is to make room, and
+    /// the client has nothing to say. Were its connection kept until the process ends, a request could
+    /// come just then.
+    async fn next(
+        &self,
+        caller: &mut Caller,
+        connection: &mut Connection,
+        stop: &ShutdownWatch,
+    ) -> Option<Arrival> {
+        let idle = Duration::from_secs(KEEPALIVE_SECONDS);
+        let mut stopping = stop.clone();
+        let waiting = connection.waiting();
+        waiting.begins();
+        let arrival = tokio::select! {
+            // What is there already comes first.
+            biased;
+            arrival = caller.next(idle, self.header_timeout()) => Some(arrival),
+            _ = stopping.wait_for(|stop| *stop) => None,
+            () = connection.room_is_wanted() => None,
+        };
+        waiting.ends();
+        if arrival.is_some() {
+            return arrival;
+        }
+        if connection.is_leaving() {
+            connection.ended(Reason::Evicted);
+        }
+        let in_all = self.header_timeout();
+        match timeout(LAST_LOOK, caller.next(in_all, in_all)).await {
+            Ok(arrival) => Some(arrival),
+            Err(_) if caller.ahead().is_empty() => None,
+            Err(_) => Some(caller.next(in_all, in_all).await),
+        }
+    }
+
+    fn tls(&self) -> Option<Arc<ServerConfig>> {
+        tls::current(&self.snapshot.load().config, self.place)
+    }
+
+    fn header_timeout(&self) -> Duration {
+        self.snapshot.load().config.limits.header_timeout
+    }
+
+    /// There is no request that could be refused in the usual way.
+    async fn refuse(&self, caller: Box<Caller>, refusal: &Refusal, linger: Duration) {
+        let tls = caller.tls();
+        let (client, head) = (caller.address(), caller.ahead());
+        let from = TurnedAway { client, tls: tls.as_deref(), head };
+        let request_id = turned_away(&self.observer, &from, refusal);
+        say(caller, refusal, &request_id, linger).await;
+    }
+}
+
+/// Answers with a refusal and closes. What the client still sends is read for as long as `linger`:
+/// closing before would reset the connection and destroy the answer.
+pub async fn say(mut caller: Box<Caller>, refusal: &Refusal, request_id: &str, linger: Duration) {
+    let Ok((head, body)) = refusal.answer(request_id) else { return };
+    let mut answer = format!("HTTP/1.1 {}\r\n", refusal.reason.status());
+    for (name, value) in &head.headers {
+        // Writing to a string does not fail.
+        let _ = write!(answer, "{name}: {}\r\n", value.to_str().unwrap_or_default());
+    }
+    answer.push_str("connection: close\r\n\r\n");
+    let answer = [answer.as_bytes(), &body].concat();
+    let said = async {
+        caller.write_all(&answer).await?;
+        AsyncWriteExt::shutdown(&mut caller).await
+    };
+    // The caller may have gone; there is nothing else to do for it.
+    if let Ok(Ok(())) = timeout(MAX_WRITE_STALL, said).await {
+        let _ = timeout(linger, caller.discard()).await;
+    }
+}

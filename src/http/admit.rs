@@ -1,0 +1,68 @@
+//! May the request go on? Its size and its time are checked before anything is spent on it.
+
+use crate::body_memory::{Account, Full};
+use crate::config::Limits;
+use crate::http::request::{ForwardMode, Request};
+use crate::refusal::Refusal;
+use forebay_config::ByteSize;
+use forebay_protocol::{Reason, grpc};
+use std::time::Duration;
+
+/// Checks size, memory and deadline; sets the request's deadline.
+///
+/// # Errors
+/// The body is too large, or the client holds its whole share of the memory.
+pub fn admit(
+    request: &mut Request,
+    limits: &Limits,
+    route_deadline: Duration,
+    account: &Account,
+) -> Result<ForwardMode, Refusal> {
+    if let Some(length) = request.identity.content_length
+        && length > limits.body
+    {
+        return Err(body_too_large(limits.body, Some(length)));
+    }
+    // A stream lasts as long as its caller says, and else as long as it is not silent.
+    if request.identity.grpc.is_some_and(grpc::Method::is_stream) {
+        request.deadline = request.identity.deadline.map(|asked| request.arrived + asked);
+        return Ok(ForwardMode::Streamed);
+    }
+    within(request, route_deadline);
+    if request.identity.upgrade {
+        return Ok(ForwardMode::Streamed);
+    }
+    // What is held already is the message of this call.
+    if request.held.is_none() && account.is_full() {
+        return Err(no_memory(Full::Client));
+    }
+    Ok(ForwardMode::Buffered)
+}
+
+/// Sets the deadline of what is no stream: the caller's, if that is sooner than the route's.
+pub fn within(request: &mut Request, route_deadline: Duration) {
+    let asked = request.identity.deadline.unwrap_or(route_deadline);
+    request.deadline = Some(request.arrived + asked.min(route_deadline));
+}
+
+/// The refusal of a body that is too large, whether the header says so or the bytes do.
+pub fn body_too_large(limit: u64, found: Option<u64>) -> Refusal {
+    let limit = ByteSize(limit).to_string();
+    let limit = limit.trim_matches('"');
+    let message = match found {
+        Some(found) => format!("expected a body of at most {limit}, found {found} bytes"),
+        None => format!("expected a body of at most {limit}, found more"),
+    };
+    Refusal::new(Reason::BodyTooLarge, message)
+}
+
+/// The refusal of what finds no memory.
+pub fn no_memory(full: Full) -> Refusal {
+    Refusal::new(
+        Reason::MemoryLimit,
+        match full {
+            Full::Client => "the bodies and answers of this client hold its share of the memory",
+            Full::Total => "bodies and answers hold all the memory that they may",
+        },
+    )
+}

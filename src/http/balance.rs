@@ -1,0 +1,166 @@
+//! Which endpoint of the pool gets the request, and the count that goes with it.
+//!
+//! A request is bound when an endpoint has room for it and waits in the pool's queue until then; a
+//! connection at Layer 4 lasts, so it is picked an endpoint at once, however many others are there.
+
+use crate::clock;
+use crate::http::identify;
+use crate::http::request::Request;
+use crate::http::route::Target;
+use crate::pool::attempt::EndpointAttempt;
+use crate::pool::queue::{BindRequest, Bound, Rejected, with_rng};
+use crate::pool::{Endpoint, LongLived, Pool};
+use crate::refusal::Refusal;
+use forebay_protocol::grpc::Method;
+use forebay_protocol::{Reason, metric};
+use forebay_routing::{Asked, Health, Ramp, pick};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Binds the request to an endpoint that it has not tried yet; waits until one has room for it, unless
+/// it is a stream.
+///
+/// # Errors
+/// No endpoint is in rotation, all that are were tried, or too much waits before it.
+pub async fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpoint>, Refusal> {
+    let started = Instant::now();
+    if request.identity.grpc.is_some_and(Method::is_stream) {
+        let picked = pick_lasting(&target.pool, &request.attempts, request.key)?;
+        let endpoint = Arc::clone(&picked.endpoint);
+        request.attempts.push(picked);
+        return Ok(endpoint);
+    }
+    let asked = ask(request, &target.pool);
+    let tried = request.attempts.iter().map(|tried| Arc::clone(&tried.endpoint.state)).collect();
+    let asks = BindRequest {
+        priority: request.priority,
+        caller: request.identity.caller,
+        deadline: request.deadline.unwrap_or(started + target.route.deadline),
+        key: request.key,
+        weight: asked.as_ref().map(Asked::weight).unwrap_or_default(),
+        tried,
+    };
+    let bound = target.pool.bind(asks).await;
+    request.times.balance += started.elapsed();
+    let bound = bound.map_err(|rejected| refusal(rejected, request, &target.pool))?;
+    let endpoint = Arc::clone(&bound.endpoint);
+    request.attempts.push(EndpointAttempt::new(bound, asked));
+    Ok(endpoint)
+}
+
+/// What the pool knows of the model that is to work for the request, if one is. How soon its metadata
+/// are told says nothing of what it weighs, nor of how many inferences an endpoint can run at once.
+fn ask(request: &Request, pool: &Pool) -> Option<Asked> {
+    let model = request.model_instead().or(request.identity.model.as_deref());
+    let key = identify::model(model, request.identity.version.as_deref());
+    request.identity.infers.then(|| pool.state.models.ask(key, clock::now()))
+}
+
+fn refusal(rejected: Rejected, request: &Request, pool: &Pool) -> Refusal {
+    let (reason, after, message) = match rejected {
+        Rejected::NoEndpoint => return no_endpoint(pool, request.attempts.len()),
+        Rejected::Full(after) => (Reason::QueueFull, Some(after), "the queue is full"),
+        Rejected::Displaced(after) => {
+            (Reason::Displaced, Some(after), "the queue is full of what is more urgent")
+        }
+        Rejected::DeadlineUnreachable(after) => {
+            let message = "too many requests wait to answer this one before its deadline";
+            (Reason::DeadlineUnreachable, Some(after), message)
+        }
+        Rejected::DeadlinePassed => {
+            (Reason::DeadlineExceeded, None, "no endpoint was free before the deadline")
+        }
+    };
+    metrics::counter!(
+        metric::proxy::SHED,
+        "pool" => pool.config.name.clone(),
+        "priority" => request.priority.as_str(),
+        "reason" => reason.code(),
+    )
+    .increment(1);
+    Refusal { retry_after: after, ..Refusal::new(reason, message) }
+}
+
+fn no_endpoint(pool: &Pool, tried: usize) -> Refusal {
+    let (all, ready) = (pool.endpoints.len(), pool.ready_count());
+    for endpoint in pool.endpoints.iter().filter(|it| it.state.health() == Health::Down) {
+        // It may be back: a probe says so sooner than its turn would.
+        endpoint.state.suspect();
+    }
+    let name = &pool.config.name;
+    let message = match tried {
+        0 => format!("no endpoint of pool {name} is ready ({ready} of {all})"),
+        tried => format!("no endpoint of pool {name} answered ({tried} of {ready} were tried)"),
+    };
+    Refusal::new(Reason::NoEndpoint, message)
+}
+
+/// Picks an endpoint that is not among those `tried` for something that lasts, such as a connection or
+/// a stream: it is counted in there at once, however many others are there. What has the same `key` goes
+/// to the same endpoint, if the pool has it so.
+///
+/// # Errors
+/// No endpoint is in rotation, or all that are were tried.
+pub fn pick_lasting(
+    pool: &Pool,
+    tried: &[EndpointAttempt],
+    key: Option<u64>,
+) -> Result<EndpointAttempt, Refusal> {
+    let now = clock::now();
+    let context = pick::Context {
+        now,
+        report_ttl: pool.config.report_ttl,
+        turn: &pool.rotation.pick_memory,
+        key,
+        ring: Some(&pool.rotation.ring),
+    };
+    let (policy, endpoints) = (pool.config.policy, &pool.rotation.long_lived);
+    let excluded = |candidate: &LongLived| was_tried(tried, &candidate.0);
+    let chosen = with_rng(|rng| {
+        let ramp = Ramp::draw(pool.config.slow_start, now, rng);
+        let shut = |it: &LongLived| {
+            excluded(it) || ramp.is_some_and(|ramp| ramp.passes_over(it.0.state.ready_since()))
+        };
+        // A pick takes a turn, so it is not tried with those that are not there.
+        if endpoints.iter().all(shut) {
+            return pick::pick(policy, endpoints, excluded, &context, rng);
+        }
+        pick::pick(policy, endpoints, shut, &context, rng)
+    });
+    let index = chosen.ok_or_else(|| no_endpoint(pool, tried.len()))?;
+    Ok(EndpointAttempt::new(Bound::lasting(&endpoints[index].0), None))
+}
+
+/// Picks an endpoint that the request has not tried and that has room at once, if nobody waits for that.
+pub fn pick_free(pool: &Pool, request: &Request) -> Option<EndpointAttempt> {
+    let bound = pool.bind_free(|endpoint| was_tried(&request.attempts, endpoint))?;
+    Some(EndpointAttempt::new(bound, ask(request, pool)))
+}
+
+fn was_tried(tried: &[EndpointAttempt], candidate: &Endpoint) -> bool {
+    tried.iter().any(|tried| Arc::ptr_eq(&tried.endpoint.state, &candidate.state))
+}
+
+/// May the request be sent once more? If so, the pool's budget has paid for it.
+pub fn may_retry(request: &Request, target: &Target) -> bool {
+    may_try_again(&target.pool, &request.attempts)
+}
+
+/// Are more attempts allowed than those `tried`, and is there an endpoint for them?
+pub fn can_try_again(pool: &Pool, tried: &[EndpointAttempt]) -> bool {
+    tried.len() < pool.config.retry.attempts as usize
+        && !pool.rotation.ready.iter().all(|endpoint| was_tried(tried, endpoint))
+}
+
+/// May another endpoint than those `tried` be tried? If so, the pool's budget has paid for it.
+pub fn may_try_again(pool: &Pool, tried: &[EndpointAttempt]) -> bool {
+    let metric = metric::proxy::RETRIES;
+    let refused = metric::proxy::RETRIES_REFUSED;
+    if !can_try_again(pool, tried) {
+        return false;
+    }
+    let allowed = pool.state.budget.try_retry(clock::now());
+    let name = if allowed { metric } else { refused };
+    metrics::counter!(name, "pool" => pool.config.name.clone()).increment(1);
+    allowed
+}

@@ -1,0 +1,339 @@
+//! One request to one endpoint, and its answer.
+
+use super::grpc;
+use super::headers::stamp;
+use super::wire::{self, Before, CLOSED_BEFORE, UNSOLICITED};
+use crate::body_memory::{Account, Held, cost};
+use crate::config::Trouble;
+use crate::http::fallback;
+use crate::http::pace::Pace;
+use crate::pool::EndpointState;
+use bytes::Bytes;
+use forebay_protocol::grpc::Code;
+use forebay_protocol::{Reason, header};
+use http::{HeaderMap, StatusCode};
+use pingora::connectors::http::Connector;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::UniqueID;
+use pingora::protocols::http::client::HttpSession as EndpointSession;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorType};
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+use tokio::time::timeout;
+
+/// Most bytes of an answer that are held before any of it is passed on, so that one that breaks off
+/// can be replaced.
+pub(super) const HELD_ANSWER: usize = 256 * 1024;
+
+/// Time that an endpoint gets to say why it stopped reading a request.
+pub(super) const EARLY_ANSWER: Duration = Duration::from_millis(200);
+
+/// What is sent, to whichever endpoint.
+pub(super) struct Message {
+    /// Its header, as far as it is the same for all attempts.
+    pub head: RequestHeader,
+    /// Its body.
+    pub body: Bytes,
+    /// Whether it is a call of gRPC.
+    pub is_grpc: bool,
+    /// When nobody waits for its answer any more.
+    pub deadline: Option<Instant>,
+    /// Whether it is an inference: its answer is held, and is replaced by another endpoint's where that may
+    /// be better.
+    pub is_replayable: bool,
+    /// Whether it has no effect but its answer, so that it may be sent again although an endpoint may
+    /// have received it.
+    pub is_repeatable: bool,
+    /// Whose memory its answers take.
+    pub account: Account,
+}
+
+impl Message {
+    /// Whether an answer with this header is held until it is complete or too long for that. Any other
+    /// is passed on as it comes.
+    fn holds(&self, head: &ResponseHeader) -> bool {
+        self.is_replayable && !is_event_stream(head)
+    }
+
+    /// The same for another model; `None` if it can't be said there.
+    pub(super) fn asking_for(&self, model: &str) -> Option<Self> {
+        let (mut head, mut body) = (self.head.clone(), self.body.clone());
+        if self.is_grpc {
+            body = fallback::rename_message(&body, model)?;
+            if head.headers.contains_key(http::header::CONTENT_LENGTH) {
+                head.insert_header(http::header::CONTENT_LENGTH, body.len()).ok()?;
+            }
+        } else {
+            fallback::rename_path(&mut head, model).ok()?;
+        }
+        Some(Self { head, body, account: self.account.clone(), ..*self })
+    }
+}
+
+/// An answer that is ready to be given to the caller.
+pub(super) struct Answer {
+    /// Its header.
+    pub head: Box<ResponseHeader>,
+    /// What has been read of its body.
+    pub body: Vec<Bytes>,
+    /// What stands behind the body, if that was read to its end.
+    pub trailers: Option<Box<HeaderMap>>,
+    /// What has not been read yet, if the answer is longer than is held, or is passed on as it comes.
+    pub rest: Option<Rest>,
+    /// The memory that its body takes.
+    pub held: Held,
+}
+
+/// The part of an answer that has not been read yet.
+pub(super) struct Rest {
+    /// Where it comes from.
+    pub session: Box<EndpointSession>,
+    /// Whether the connection can be used again: the whole request was sent before its answer came.
+    pub keep: bool,
+    /// How the client keeps pace, if the endpoint answered while the request is still being sent.
+    pub unsent: Option<Pace>,
+}
+
+/// Whether an answer consists of events that come as they happen, for as long as they happen.
+pub(super) fn is_event_stream(head: &ResponseHeader) -> bool {
+    const STREAMS: [&str; 4] = [
+        "text/event-stream",
+        "application/x-ndjson",
+        "application/jsonl",
+        "application/stream+json",
+    ];
+    let kind = head.headers.get(http::header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let kind = kind.and_then(|kind| kind.split(';').next()).unwrap_or_default().trim();
+    STREAMS.iter().any(|stream| kind.eq_ignore_ascii_case(stream))
+}
+
+impl Answer {
+    /// Its status; of gRPC the one that stands for its code.
+    pub(super) fn status(&self) -> u16 {
+        let status = match self.code() {
+            Some(code) => grpc::status_of(code),
+            None => self.head.status,
+        };
+        status.as_u16()
+    }
+
+    /// Does it refuse because there is too much to do, or not yet, or no more?
+    pub(super) fn is_busy(&self) -> bool {
+        let says_when = self.head.headers.contains_key(http::header::RETRY_AFTER);
+        says_when || self.reason().is_some_and(|reason| reason.retryable())
+    }
+
+    /// Is it what was asked for?
+    pub(super) fn is_success(&self) -> bool {
+        self.head.status.is_success() && matches!(self.code(), None | Some(Code::Ok))
+    }
+
+    /// The reason that it states.
+    pub(super) fn reason(&self) -> Option<Reason> {
+        let value = self.last_headers().get(header::REASON)?;
+        value.to_str().ok().and_then(Reason::from_code)
+    }
+
+    fn code(&self) -> Option<Code> {
+        grpc::code(self.last_headers())
+    }
+
+    fn last_headers(&self) -> &HeaderMap {
+        self.trailers.as_deref().unwrap_or(&self.head.headers)
+    }
+}
+
+/// What stands behind a body that was read to its end; only HTTP/2 has it here.
+pub(super) async fn trailers(
+    session: &mut EndpointSession,
+) -> pingora::Result<Option<Box<HeaderMap>>> {
+    match session {
+        EndpointSession::H2(session) => Ok(session.read_trailers().await?.map(Box::new)),
+        _ => Ok(None),
+    }
+}
+
+/// Sends the request and reads the answer, up to the bound that is held. If the connection was a
+/// kept one that closed before it answered, the endpoint gets the request once more on a new one:
+/// it had done nothing wrong but to be idle for longer than it keeps connections. But a request that may
+/// have an effect is repeated only if nothing of it was sent. The `socket` is noted while it is in use.
+/// `unsolicited` is told
+/// if the endpoint had sent bytes on the connection before that.
+pub(super) async fn exchange(
+    peer: &HttpPeer,
+    message: &Message,
+    connector: &Connector,
+    (endpoint, socket): (&EndpointState, &AtomicI32),
+    unsolicited: impl Fn(),
+) -> pingora::Result<Answer> {
+    let (session, reused) = connector.get_http_session(peer).await?;
+    let mut begun = begin(session, message, socket).await;
+    if begun.as_ref().is_err_and(|error| *error.etype() == UNSOLICITED) {
+        unsolicited();
+    }
+    if let Err(error) = &begun
+        && reused
+        && (is_unsent(error) || (message.is_repeatable && closed_while_idle(error)))
+    {
+        let mut fresh = peer.clone();
+        // A key of its own: no kept connection has it.
+        fresh.group_key = u64::MAX;
+        let (session, _) = connector.get_http_session(&fresh).await?;
+        begun = begin(session, message, socket).await;
+    }
+    let Begun { mut session, head, keep } = begun?;
+    endpoint.heard();
+    let (mut body, mut length) = (Vec::with_capacity(1), 0);
+    let held = message.account.hold();
+    let mut holds = message.holds(&head);
+    loop {
+        if !holds && !session.response_done() {
+            let rest = Some(Rest { session: Box::new(session), keep, unsent: None });
+            return Ok(Answer { head, body, trailers: None, rest, held });
+        }
+        let Some(chunk) = session.read_response_body().await? else { break };
+        endpoint.heard();
+        length += chunk.len();
+        holds = held.grow(cost(chunk.len())).is_ok() && length <= HELD_ANSWER;
+        body.push(chunk);
+    }
+    let trailers = trailers(&mut session).await?;
+    socket.store(NO_SOCKET, Relaxed);
+    if keep {
+        let idle = peer.options.idle_timeout;
+        connector.release_http_session(session, peer, idle).await;
+    }
+    Ok(Answer { head, body, trailers, rest: None, held })
+}
+
+/// Is it certain that nothing of the request was sent?
+fn is_unsent(error: &Error) -> bool {
+    *error.etype() == UNSOLICITED || *error.etype() == CLOSED_BEFORE
+}
+
+/// May a kept connection that breaks so have been closed by the endpoint before the request came?
+pub(super) fn closed_while_idle(error: &Error) -> bool {
+    use ErrorType::{ConnectionClosed, ReadError, WriteError};
+    matches!(error.etype(), ConnectionClosed | ReadError | WriteError)
+}
+
+/// An exchange whose answer has begun.
+struct Begun {
+    session: EndpointSession,
+    head: Box<ResponseHeader>,
+    /// Whether the connection can be used again: the whole request was sent before its answer came.
+    keep: bool,
+}
+
+/// Stands where no socket is known.
+pub(super) const NO_SOCKET: RawFd = -1;
+
+/// The socket of a connection.
+pub(super) fn socket_of(session: &EndpointSession) -> RawFd {
+    match session {
+        EndpointSession::H2(session) => session.fd(),
+        _ => session.as_http1().map_or(NO_SOCKET, UniqueID::id),
+    }
+}
+
+async fn begin(
+    mut session: EndpointSession,
+    message: &Message,
+    present: &AtomicI32,
+) -> pingora::Result<Begun> {
+    let socket = session.as_http1().map(UniqueID::id);
+    present.store(socket_of(&session), Relaxed);
+    match socket.map_or(Before::Quiet, wire::look) {
+        Before::Quiet => {}
+        Before::Closed => {
+            return Error::e_explain(CLOSED_BEFORE, "closed while idle");
+        }
+        Before::Unsolicited => return Error::e_explain(UNSOLICITED, "an answer to no request"),
+    }
+    let Err(error) = send(&mut session, message).await else {
+        // An endpoint that answers before it has the whole body may read the rest as another request.
+        let early = !message.body.is_empty()
+            && socket.is_some_and(|socket| wire::look(socket) == Before::Unsolicited);
+        let head = final_header(&mut session).await?;
+        return Ok(Begun { session, head, keep: !early });
+    };
+    // It may have answered without reading all of the request.
+    match timeout(EARLY_ANSWER, final_header(&mut session)).await {
+        Ok(Ok(head)) => Ok(Begun { session, head, keep: false }),
+        _ => Err(error),
+    }
+}
+
+/// Sends a piece of a body. An empty one says nothing, and would end a body in chunks: Pingora reads one
+/// where a chunk's header has come and its content has not.
+pub(super) async fn send_piece(session: &mut EndpointSession, piece: Bytes) -> pingora::Result<()> {
+    if piece.is_empty() { Ok(()) } else { session.write_request_body(piece, false).await }
+}
+
+async fn send(session: &mut EndpointSession, message: &Message) -> pingora::Result<()> {
+    let mut head = Box::new(message.head.clone());
+    // Now, not before a connection was there: waiting for one took of the time.
+    if let Some(deadline) = message.deadline {
+        stamp(&mut head, deadline, message.is_grpc)?;
+    }
+    session.write_request_header(head).await?;
+    if !message.body.is_empty() {
+        session.write_request_body(message.body.clone(), true).await?;
+    }
+    session.finish_request_body().await
+}
+
+/// The header of the answer itself, after any that only say to wait. May be dropped and begun anew.
+pub(super) async fn final_header(
+    session: &mut EndpointSession,
+) -> pingora::Result<Box<ResponseHeader>> {
+    let mut interim = 0;
+    loop {
+        session.read_response_header().await?;
+        if let EndpointSession::H1(session) = session {
+            wire::check_raw(&session.get_headers_raw_bytes())?;
+        }
+        match session.response_header() {
+            Some(head) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
+                return wire::invalid("a switch of protocols that was not asked for");
+            }
+            Some(head) if head.status.is_informational() => wire::count_interim(&mut interim)?,
+            Some(head) => {
+                wire::check(head)?;
+                return Ok(Box::new(head.clone()));
+            }
+            None => return Error::e_explain(ErrorType::ReadError, "no response header"),
+        }
+    }
+}
+
+/// Pingora's name for a chunked body that breaks the rules; its constant is not public.
+const INVALID_CHUNK: ErrorType = ErrorType::new("InvalidChunk");
+
+/// What went wrong in an exchange with an endpoint, and why as the caller is told.
+pub(super) fn trouble_of(error: &Error) -> (Trouble, Reason) {
+    use ErrorType::{
+        BindError, ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout,
+        InvalidHTTPHeader, SocketError,
+    };
+    match error.etype() {
+        ConnectError | ConnectRefused | ConnectTimedout | ConnectNoRoute | BindError
+        | SocketError => (Trouble::Connect, Reason::ConnectFailed),
+        InvalidHTTPHeader => (Trouble::Invalid, Reason::InvalidResponse),
+        kind if *kind == UNSOLICITED || *kind == INVALID_CHUNK => {
+            (Trouble::Invalid, Reason::InvalidResponse)
+        }
+        _ => (Trouble::Reset, Reason::EndpointReset),
+    }
+}
+
+/// Words for the caller: what happened, without addresses or causes from inside.
+pub(super) fn message_of(reason: Reason) -> &'static str {
+    match reason {
+        Reason::ConnectFailed => "no connection to an endpoint",
+        Reason::InvalidResponse => "the endpoint's answer is not HTTP",
+        _ => "the connection to the endpoint broke before the answer was complete",
+    }
+}

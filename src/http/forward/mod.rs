@@ -1,0 +1,94 @@
+//! Sending a request on and bringing the answer back.
+
+mod attempt;
+mod attempts;
+pub mod buffered;
+mod exchange;
+pub mod grpc;
+mod headers;
+mod read_ahead;
+mod respond;
+pub mod streamed;
+mod upload;
+pub mod wire;
+
+use crate::http::fallback;
+use crate::http::request::Request;
+use crate::http::route::Target;
+use crate::pool::EndpointState;
+use crate::pool::report::{self, history::Origin};
+use crate::refusal::Refusal;
+use forebay_protocol::oip::Call;
+use forebay_protocol::{header, metric};
+use forebay_routing::Outcome;
+use http::{HeaderMap, Method};
+use metrics::Counter;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::{Error, ErrorType};
+
+/// Takes in the load report of an answer, whoever gets the answer. It must still be counted as in
+/// flight; `complete`: the endpoint has done its work and does not count it any more.
+fn take_in_report(headers: &HeaderMap, target: &Target, endpoint: &EndpointState, complete: bool) {
+    let pool = &target.pool.config.name;
+    report::take_in(headers, pool, endpoint, Origin::InBand, u32::from(complete));
+}
+
+/// Inferences of OpenAI's interface, which have no effect but their answer either.
+const OPENAI: [&str; 3] = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"];
+
+/// Has the request no effect but its answer, by all that is known of it?
+fn is_repeatable(request: &Request, head: &RequestHeader) -> bool {
+    let infers = matches!(request.identity.call, Some(Call::Infer | Call::ModelOther))
+        || OPENAI.contains(&head.uri.path());
+    head.method.is_idempotent() || (head.method == Method::POST && infers)
+}
+
+/// Takes in what the header of an answer says of the endpoint. When it comes says nothing: it may be
+/// the beginning of a long answer, or the end of long work. An error that states its reason speaks of
+/// this request, such as a model that can't be loaded; nobody else is asked what it says of it.
+fn note_answer(endpoint: &EndpointState, head: &ResponseHeader) {
+    endpoint.note(match head.status.as_u16() {
+        500 | 502 if head.headers.contains_key(header::REASON) => Outcome::Understood,
+        500 | 502 => Outcome::Failed,
+        429 => Outcome::Busy,
+        503 if head.headers.contains_key(http::header::RETRY_AFTER) => Outcome::Busy,
+        503 => Outcome::Failed,
+        _ => Outcome::Understood,
+    });
+}
+
+/// An error that stands for a refusal: the text is in the request.
+fn refused(request: &mut Request, refusal: Refusal) -> Box<Error> {
+    let status = refusal.reason.status().as_u16();
+    request.refusal = Some(refusal);
+    Error::new(ErrorType::HTTPStatus(status))
+}
+
+/// Counts an attempt that was answered; resolved once an endpoint, since it is every request.
+fn count_answer(target: &Target, endpoint: &EndpointState) {
+    endpoint.answers.get_or_init(|| attempts(target, endpoint, "answered")).increment(1);
+}
+
+/// Counts how any other attempt ended.
+fn count_attempt(target: &Target, endpoint: &EndpointState, outcome: &'static str) {
+    attempts(target, endpoint, outcome).increment(1);
+}
+
+/// Counts a connection that is closed since the endpoint sent bytes on it that answer no request.
+fn count_unsolicited(pool: &str, endpoint: &EndpointState) {
+    metrics::counter!(
+        metric::proxy::UNSOLICITED,
+        "pool" => pool.to_owned(),
+        "endpoint" => endpoint.name.to_string(),
+    )
+    .increment(1);
+}
+
+fn attempts(target: &Target, endpoint: &EndpointState, outcome: &'static str) -> Counter {
+    metrics::counter!(
+        metric::proxy::ATTEMPTS,
+        "pool" => target.pool.config.name.clone(),
+        "endpoint" => endpoint.name.to_string(),
+        "outcome" => outcome,
+    )
+}

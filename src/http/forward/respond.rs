@@ -1,0 +1,343 @@
+//! Giving the client its answer, without an endpoint waiting for the client.
+//!
+//! If each piece of an answer were read from the endpoint once the client has taken the one before, a
+//! client that does not read would keep a slot of the pool for as long as writes may take, and a
+//! hundred streams with a window of zero would keep a hundred. So an answer of up to `limits.read_ahead`
+//! is read to its end whatever the client does, as far as the client's share of the memory goes, and
+//! the slot is given back when the endpoint's answer is complete. Of a longer one only little is read
+//! ahead: its endpoint has to wait, and then the client has to keep a pace ([`Pace`]).
+//!
+//! Each piece is passed on when it comes. An answer has the request's deadline in all; one that
+//! consists of events may last, as long as it is not silent.
+
+use super::attempts::Won;
+use super::exchange::{Answer, Rest};
+use super::headers::{HOP_BY_HOP, nominated, prepare_answer};
+use super::read_ahead::{Bounds, Item, Reader, Room};
+use super::{grpc, refused, upload};
+use crate::body_memory::{Held, cost};
+use crate::config::Limits;
+use crate::http::pace::{Pace, TooSlow};
+use crate::http::receive::{broken_off, client_left};
+use crate::http::request::Request;
+use crate::http::respond;
+use crate::http::route::Target;
+use crate::pool::Endpoint;
+use crate::pool::attempt::EndpointAttempt;
+use crate::refusal::Refusal;
+use bytes::Bytes;
+use forebay_protocol::grpc::Code;
+use forebay_protocol::{Reason, header, metric};
+use futures_util::future::try_join;
+use http::{HeaderMap, Method, StatusCode, Version};
+use pingora::ErrorType;
+use pingora::connectors::http::Connector;
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::ServerSession;
+use pingora::proxy::Session;
+use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, channel, unbounded_channel};
+
+/// Gives the client the answer; from here on it can't be taken back.
+///
+/// # Errors
+/// The answer could not be given whole. Why is in `request.refusal`.
+pub(super) async fn respond(
+    session: &mut Session,
+    request: &mut Request,
+    target: &Target,
+    won: Won,
+    (connector, limits): (&Connector, &Limits),
+) -> pingora::Result<()> {
+    let Won { answer, endpoint, index } = won;
+    let Answer { mut head, body, rest, trailers, held } = answer;
+    let is_grpc = request.identity.grpc.is_some();
+    prepare_answer(&mut head, request, target, &endpoint.state)?;
+    for name in HOP_BY_HOP.iter().chain(&nominated(&head.headers)) {
+        head.remove_header(name);
+    }
+    if is_grpc {
+        grpc::note(request, &head.headers);
+        if body.is_empty() && rest.is_none() && trailers.is_none() {
+            return respond::grpc::header_alone(session, head).await;
+        }
+    } else {
+        frame(&mut head, session, rest.is_none().then_some(&body[..]))?;
+    }
+    let unread = !session.downstream_session.is_body_done();
+    if unread {
+        // The endpoint answered before it had read all of the request.
+        session.downstream_session.set_keepalive(None);
+    }
+    let mut writer = Writer::new(session, limits, is_grpc);
+    let written = match rest {
+        None => writer.whole(head, body, trailers.map(|trailers| *trailers), &held).await,
+        Some(rest) => {
+            let answer = Streamed { head, body, rest, held };
+            let from = (target, &*endpoint, index);
+            // Most answers are whole, and their requests need not have room for this.
+            Box::pin(stream(writer, request, answer, from, (connector, limits))).await
+        }
+    };
+    match written {
+        Ok(Some(trailers)) => grpc::note(request, &trailers),
+        Ok(None) => {}
+        Err(refusal) => {
+            request.attempts.iter_mut().for_each(EndpointAttempt::abandoned);
+            return Err(refused(request, refusal));
+        }
+    }
+    if !session.downstream_session.is_body_done() {
+        respond::linger(session, request).await;
+    }
+    Ok(())
+}
+
+/// An answer of which a part has been read.
+struct Streamed {
+    head: Box<ResponseHeader>,
+    body: Vec<Bytes>,
+    rest: Rest,
+    held: Held,
+}
+
+/// Writes an answer while its rest is read ahead; returns the trailers. `from`: who gives it, and the place
+/// of that attempt.
+async fn stream(
+    mut writer: Writer<'_>,
+    request: &mut Request,
+    answer: Streamed,
+    (target, endpoint, index): (&Target, &Endpoint, usize),
+    (connector, limits): (&Connector, &Limits),
+) -> Result<Option<HeaderMap>, Refusal> {
+    let Streamed { head, body, mut rest, held } = answer;
+    let uploads = rest.unsent.take().map(|pace| {
+        let left = limits.body.saturating_sub(request.bytes_in);
+        writer.goes_on_to_read(pace, left)
+    });
+    let (queue, coming) = unbounded_channel();
+    let room = Room::new(&head, limits);
+    let length = body.iter().map(Bytes::len).sum();
+    for chunk in body {
+        let _ = queue.send(room.chunk(chunk));
+    }
+    let mut reader = Reader {
+        target,
+        endpoint,
+        connector,
+        is_grpc: writer.is_grpc,
+        succeeds: head.status.is_success(),
+        bounds: Bounds::new(request, target, &head),
+        picked: &mut request.attempts[index],
+        uploads,
+        size: room.size(),
+        room: &room,
+        length,
+    };
+    let reading = async {
+        reader.read(rest, queue, &held).await;
+        Ok(())
+    };
+    let writing = writer.as_it_comes(head, coming, &room, &held);
+    try_join(reading, writing).await.map(|((), written)| written)
+}
+
+/// How the answer is framed for the client, whatever it was for the endpoint. `body`: all of it, if it
+/// was read to its end.
+fn frame(
+    head: &mut ResponseHeader,
+    session: &Session,
+    body: Option<&[Bytes]>,
+) -> pingora::Result<()> {
+    let asked = session.req_header();
+    // What the endpoint speaks is between it and us.
+    head.set_version(Version::HTTP_11);
+    if head.status == StatusCode::NO_CONTENT {
+        head.remove_header(&http::header::CONTENT_LENGTH);
+        return Ok(());
+    }
+    let has_no_body = asked.method == Method::HEAD || head.status == StatusCode::NOT_MODIFIED;
+    if has_no_body || head.headers.contains_key(http::header::CONTENT_LENGTH) && body.is_none() {
+        return Ok(());
+    }
+    match body {
+        Some(body) => {
+            let length: usize = body.iter().map(Bytes::len).sum();
+            head.insert_header(http::header::CONTENT_LENGTH, length)
+        }
+        // A client that knows no chunks reads until the connection closes.
+        None if asked.version == Version::HTTP_10 => Ok(()),
+        None => head.insert_header(http::header::TRANSFER_ENCODING, "chunked"),
+    }
+}
+
+/// The rest of a request that is read while its answer is written.
+struct Uploading {
+    pieces: Sender<Bytes>,
+    pace: Pace,
+    /// Bytes that may still come.
+    left: u64,
+}
+
+/// Writes an answer to the client as it comes.
+struct Writer<'a> {
+    session: &'a mut Session,
+    pace: Pace,
+    is_grpc: bool,
+    uploading: Option<Uploading>,
+}
+
+impl<'a> Writer<'a> {
+    fn new(session: &'a mut Session, limits: &Limits, is_grpc: bool) -> Self {
+        Self { session, pace: Pace::new(limits), is_grpc, uploading: None }
+    }
+
+    /// Has the rest of the request read, too; it comes through the channel.
+    fn goes_on_to_read(&mut self, pace: Pace, left: u64) -> Receiver<Bytes> {
+        let (pieces, uploads) = channel(1);
+        self.uploading = Some(Uploading { pieces, pace, left });
+        uploads
+    }
+
+    /// Writes an answer that is complete; returns the trailers.
+    async fn whole(
+        &mut self,
+        head: Box<ResponseHeader>,
+        body: Vec<Bytes>,
+        trailers: Option<HeaderMap>,
+        held: &Held,
+    ) -> Result<Option<HeaderMap>, Refusal> {
+        self.header(head).await?;
+        let ends = !self.is_grpc && trailers.is_none() && !body.is_empty();
+        let last = if ends { body.len() } else { usize::MAX };
+        for (number, bytes) in body.into_iter().enumerate() {
+            self.chunk(bytes, number + 1 == last, held).await?;
+        }
+        if ends { Ok(None) } else { self.end(trailers).await }
+    }
+
+    /// Writes an answer while it is read; returns the trailers.
+    async fn as_it_comes(
+        &mut self,
+        head: Box<ResponseHeader>,
+        mut coming: UnboundedReceiver<Item>,
+        room: &Room,
+        held: &Held,
+    ) -> Result<Option<HeaderMap>, Refusal> {
+        self.header(head).await?;
+        let mut next = None;
+        loop {
+            let item = match next.take() {
+                Some(item) => item,
+                None => self.next(&mut coming).await?,
+            };
+            match item {
+                Item::Chunk(bytes, takes) => {
+                    next = coming.try_recv().ok();
+                    let is_last = !self.is_grpc && matches!(next, Some(Item::End(None)));
+                    self.chunk(bytes, is_last, held).await?;
+                    room.give_back(takes);
+                    if is_last {
+                        return Ok(None);
+                    }
+                }
+                Item::End(trailers) => return self.end(trailers).await,
+                Item::Failed(refusal) => return Err(refusal),
+            }
+        }
+    }
+
+    /// The next item. While there is none, what was written is flushed, the rest of the request is read,
+    /// and it is watched if the client leaves.
+    async fn next(&mut self, coming: &mut UnboundedReceiver<Item>) -> Result<Item, Refusal> {
+        let gone = || Refusal::new(Reason::Internal, "the reader of an answer is gone");
+        while let Some(uploading) = &mut self.uploading {
+            let downstream = &mut self.session.downstream_session;
+            let goes_on = tokio::select! {
+                biased;
+                item = coming.recv() => return item.ok_or_else(gone),
+                goes_on = uploading.piece(downstream) => goes_on?,
+            };
+            if !goes_on {
+                self.uploading = None;
+            }
+        }
+        if !self.session.downstream_session.is_body_done() {
+            return coming.recv().await.ok_or_else(gone);
+        }
+        tokio::select! {
+            biased;
+            item = coming.recv() => item.ok_or_else(gone),
+            left = self.session.downstream_session.read_body_or_idle(true) => Err(match left {
+                Err(error) => client_left(&error),
+                Ok(_) => Refusal::new(Reason::ClientClosed, "the client sent what is no request"),
+            }),
+        }
+    }
+
+    async fn header(&mut self, head: Box<ResponseHeader>) -> Result<(), Refusal> {
+        let written = self.session.write_response_header(head, false);
+        taken(self.pace.wait(written).await)
+    }
+
+    async fn chunk(&mut self, bytes: Bytes, is_last: bool, held: &Held) -> Result<(), Refusal> {
+        let length = bytes.len();
+        let written = self.session.write_response_body(Some(bytes), is_last);
+        taken(self.pace.wait(written).await)?;
+        self.pace.moved(length);
+        held.shrink(cost(length));
+        Ok(())
+    }
+
+    async fn end(&mut self, trailers: Option<HeaderMap>) -> Result<Option<HeaderMap>, Refusal> {
+        let unknown = || HeaderMap::from_iter([(header::GRPC_STATUS, Code::Unknown.value())]);
+        let downstream = &mut self.session.downstream_session;
+        let mut trailers = match trailers {
+            // Without them the client would not know whether it has all.
+            None if self.is_grpc => unknown(),
+            Some(trailers) if downstream.is_http2() => trailers,
+            _ => {
+                let written = self.session.write_response_body(None, true);
+                taken(self.pace.wait(written).await)?;
+                return Ok(None);
+            }
+        };
+        // The report speaks to this proxy, which has taken it in.
+        trailers.remove(header::LOAD_REPORT);
+        trailers.remove(header::LOAD_REPORT_BIN);
+        taken(self.pace.wait(downstream.write_response_trailers(trailers.clone())).await)?;
+        Ok(Some(trailers))
+    }
+}
+
+impl Uploading {
+    /// Reads one piece; whether more is to come.
+    async fn piece(&mut self, downstream: &mut ServerSession) -> Result<bool, Refusal> {
+        let Ok(permit) = self.pieces.reserve().await else {
+            // The endpoint wants no more.
+            return Ok(false);
+        };
+        let read = self.pace.wait(downstream.read_request_body()).await;
+        let read = read.map_err(|TooSlow| upload::too_slow())?.map_err(broken_off)?;
+        let Some(piece) = read else { return Ok(false) };
+        let length = piece.len() as u64;
+        self.left = self.left.checked_sub(length).ok_or_else(|| {
+            Refusal::new(Reason::BodyTooLarge, "the rest of the body is longer than it may be")
+        })?;
+        self.pace.moved(piece.len());
+        permit.send(piece);
+        Ok(true)
+    }
+}
+
+/// What became of a write to the client.
+fn taken(written: Result<pingora::Result<()>, TooSlow>) -> Result<(), Refusal> {
+    match written {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) if *error.etype() != ErrorType::WriteTimedout => Err(client_left(&error)),
+        Ok(Err(_)) | Err(TooSlow) => {
+            metrics::counter!(metric::proxy::SLOW_CLIENTS, "side" => "answer").increment(1);
+            let message = "the client did not read its answer, or too slowly";
+            Err(Refusal::new(Reason::ClientTooSlow, message))
+        }
+    }
+}

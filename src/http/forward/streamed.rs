@@ -1,0 +1,443 @@
+//! The pipe: what Pingora's own proxying needs to know to carry what is neither one request nor one
+//! answer: streams of gRPC, and connections that switch to another protocol.
+//!
+//! They pass through without being held, so only a connection that failed before anything was sent is
+//! tried again.
+
+use super::exchange::{closed_while_idle, message_of, trouble_of};
+use super::headers::stamp;
+use super::headers::{prepare_answer, prepare_request};
+use super::wire::{self, Before, UNSOLICITED, Wire};
+use super::{count_answer, count_attempt, note_answer};
+use super::{is_repeatable, refused, take_in_report};
+use crate::clock;
+use crate::config::Limits;
+use crate::downstream::http1_reader::is_malformed;
+use crate::exhausted;
+use crate::http::admit::body_too_large;
+use crate::http::balance::{balance, can_try_again, may_retry};
+use crate::http::fallback;
+use crate::http::receive::client_left;
+use crate::http::request::Request;
+use crate::http::route::Target;
+use crate::pool::Endpoint;
+use crate::pool::awaited::Patience;
+use crate::pool::liveness::Watched;
+use crate::pool::queue::Bound;
+use crate::refusal::Refusal;
+use forebay_protocol::grpc;
+use forebay_protocol::{Reason, metric};
+use forebay_routing::Outcome;
+use http::StatusCode;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::proxy::Session;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorSource, ErrorType};
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Bytes of a body that Pingora keeps, to send them again.
+const SENT_AGAIN: u64 = 64 * 1024;
+
+/// Picks the endpoint that Pingora connects to next.
+///
+/// # Errors
+/// No endpoint, no time left, or the client left while it waited.
+pub async fn peer(
+    session: &mut Session,
+    request: &mut Request,
+    limits: &Limits,
+) -> pingora::Result<Box<HttpPeer>> {
+    // A kept connection had closed: the endpoint itself is not at fault, and gets another one.
+    if let Some(endpoint) = again(request) {
+        let left = request.time_left().unwrap_or(limits.stream_idle);
+        let mut peer = endpoint_peer(request, &endpoint, left);
+        // A key of its own: no kept connection has it, and this one is not kept.
+        peer.group_key = fastrand::u64(1..);
+        peer.options.idle_timeout = Some(Duration::ZERO);
+        return Ok(peer);
+    }
+    let downstream = &mut session.downstream_session;
+    // A read of HTTP/1 would take bytes of a body; but only requests without one queue here.
+    let watches = downstream.is_http2() || downstream.is_body_done();
+    let bound = tokio::select! {
+        biased;
+        bound = bind(request) => bound,
+        left = downstream.read_body_or_idle(true), if watches => Err(match left {
+            Err(error) => client_left(&error),
+            Ok(_) => Refusal::new(Reason::InvalidRequest, "the request is longer than it says"),
+        }),
+    };
+    let endpoint = bound.map_err(|refusal| refused(request, refusal))?;
+    // The wait for an endpoint took of the time.
+    let left = request.time_left().unwrap_or(limits.stream_idle);
+    Ok(endpoint_peer(request, &endpoint, left))
+}
+
+fn endpoint_peer(request: &Request, endpoint: &Endpoint, left: Duration) -> Box<HttpPeer> {
+    let mut peer = Box::new(endpoint.peer(request.identity.grpc.is_some()).clone());
+    // Per read: a stream may last longer than the deadline as long as it moves.
+    peer.options.read_timeout = Some(left);
+    peer.options.write_timeout = Some(left);
+    peer
+}
+
+/// Picks the endpoint for the next attempt of a request that can't be sent again, at the first variant
+/// that has one for it.
+///
+/// # Errors
+/// No endpoint, or no time left.
+pub(super) async fn bind(request: &mut Request) -> Result<Arc<Endpoint>, Refusal> {
+    let Some(mut target) = request.target.clone() else {
+        return Err(Refusal::new(Reason::Internal, "a request without a route"));
+    };
+    if request.time_left().is_some_and(|left| left.is_zero()) {
+        return Err(Refusal::new(Reason::DeadlineExceeded, "no answer before the deadline"));
+    }
+    let mut first = None;
+    loop {
+        let refusal = match balance(request, &target).await {
+            Ok(endpoint) => return Ok(endpoint),
+            Err(refusal) => refusal,
+        };
+        let next = stand_in(request, &target, &refusal);
+        // What was wrong with the variant that was asked for says more than what a lesser one lacked.
+        let (asked, refusal) = first.get_or_insert_with(|| (target.clone(), refusal)).clone();
+        let Some(next) = next else {
+            (request.degraded, request.target) = (None, Some(asked));
+            return Err(refusal);
+        };
+        target = next;
+    }
+}
+
+/// The next variant that may stand in. The model of a call that is piped can't be exchanged if it
+/// stands in its messages.
+fn stand_in(request: &mut Request, target: &Target, refusal: &Refusal) -> Option<Target> {
+    loop {
+        let next = fallback::next(request, target, refusal)?;
+        if request.identity.grpc.is_none() || request.model_instead().is_none() {
+            return Some(next);
+        }
+    }
+}
+
+/// The endpoint that was tried last, if the attempt did not fail there.
+fn again(request: &mut Request) -> Option<Arc<Endpoint>> {
+    let last = request.attempts.last_mut().filter(|last| last.guard.is_some())?;
+    Some(Arc::clone(&last.endpoint))
+}
+
+/// Looks at a connection before the request is written to it.
+///
+/// # Errors
+/// It can't be used; the error says whether another attempt may follow.
+pub fn connected(
+    session: &Session,
+    request: &mut Request,
+    reused: bool,
+    peer: &HttpPeer,
+    socket: RawFd,
+) -> pingora::Result<()> {
+    request.wire = None;
+    // In HTTP/2 an endpoint may speak first, and each answer names its request.
+    if peer.options.alpn.get_max_http_version() > 1 {
+        return Ok(());
+    }
+    let before = wire::look(socket);
+    if before == Before::Unsolicited
+        && let (Some(target), Some(picked)) = (&request.target, request.attempts.last())
+    {
+        super::count_unsolicited(&target.pool.config.name, &picked.endpoint.state);
+    }
+    if before == Before::Quiet || (before == Before::Closed && !reused) {
+        request.wire = watch(session, request, socket).map(|it| Wire::new(socket, it));
+        return Ok(());
+    }
+    let mut error = Error::explain(UNSOLICITED, "the connection can't be used");
+    error.as_up();
+    if reused {
+        error.set_retry(true);
+        return Err(error);
+    }
+    // What is sent before any request is no way to begin: as if there were no connection.
+    Err(connect_failed(request, error))
+}
+
+/// Decides whether the request may be sent again after an exchange that failed.
+pub fn broke_off(
+    session: &Session,
+    request: &mut Request,
+    mut error: Box<Error>,
+    reused: bool,
+) -> Box<Error> {
+    let was_cut = request.wire.take().is_some_and(|wire| wire.was_cut());
+    if *error.etype() == UNSOLICITED {
+        return error;
+    }
+    if was_cut {
+        let again = moves(session, request);
+        error.set_retry(again);
+        return error;
+    }
+    let again = error.esource() == &ErrorSource::Upstream
+        && !has_answered(session)
+        && reused
+        && closed_while_idle(&error)
+        && may_be_sent_again(session, request);
+    error.set_retry(again);
+    error
+}
+
+/// Has the exchange watched, to be ended if the endpoint goes silent.
+fn watch(session: &Session, request: &Request, socket: RawFd) -> Option<Watched> {
+    let (target, picked) = (request.target.as_ref()?, request.attempts.last()?);
+    let may_move = !request.moved
+        && may_be_sent_again(session, request)
+        && can_try_again(&target.pool, &request.attempts);
+    let patience = if may_move {
+        Patience::until_overdue(picked.expected(&picked.endpoint))
+    } else {
+        Patience::endless()
+    };
+    Some(Watched::new(&picked.endpoint.state, socket, patience))
+}
+
+/// Takes in that the endpoint answers neither the request nor probes. May the request be sent to another
+/// one?
+fn moves(session: &Session, request: &mut Request) -> bool {
+    let Some(target) = request.target.clone() else { return false };
+    let Some(picked) = request.attempts.last_mut() else { return false };
+    picked.late();
+    count_attempt(&target, &picked.endpoint.state, Reason::EndpointSilent.code());
+    request.moved = true;
+    let again = may_be_sent_again(session, request) && may_retry(request, &target);
+    if !again {
+        let message = "the endpoint answers neither the request nor probes";
+        request.refusal = Some(Refusal::new(Reason::EndpointSilent, message));
+    }
+    again
+}
+
+/// Has the final answer begun on its way to the client?
+pub fn has_answered(session: &Session) -> bool {
+    session.response_written().is_some_and(|head| !head.status.is_informational())
+}
+
+/// Has the request no effect but its answer, and is its body at hand?
+fn may_be_sent_again(session: &Session, request: &Request) -> bool {
+    is_repeatable(request, session.req_header())
+        && !request.identity.upgrade
+        && !session.as_ref().retry_buffer_truncated()
+}
+
+/// Notes that an endpoint could not be reached, and lets Pingora try another if that is allowed.
+pub fn connect_failed(request: &mut Request, mut error: Box<Error>) -> Box<Error> {
+    let Some(target) = request.target.clone() else { return error };
+    let lacking = exhausted::behind(&error);
+    if let Some(picked) = request.attempts.last_mut() {
+        let endpoint = Arc::clone(&picked.endpoint);
+        if let Some(resource) = lacking {
+            // The endpoint has done nothing wrong, and another would fare no better.
+            picked.answered(false);
+            exhausted::count(resource, "connect");
+            count_attempt(&target, &endpoint.state, Reason::ProxyExhausted.code());
+            request.refusal = Some(exhausted::refusal(resource));
+            error.set_retry(false);
+            return error;
+        }
+        picked.failed();
+        endpoint.state.note(Outcome::Failed);
+        count_attempt(&target, &endpoint.state, Reason::ConnectFailed.code());
+    }
+    if request.attempts.len() > 1 {
+        target.pool.state.budget.retry_failed();
+    }
+    error.set_retry(may_retry(request, &target));
+    error
+}
+
+/// Prepares the header that is sent to the endpoint.
+///
+/// # Errors
+/// A header that can't be written.
+pub fn request_header(request: &Request, head: &mut RequestHeader) -> pingora::Result<()> {
+    prepare_request(head, request)?;
+    if let Some(model) = request.model_instead() {
+        fallback::rename_path(head, model)?;
+    }
+    match request.deadline {
+        Some(deadline) => stamp(head, deadline, request.identity.grpc.is_some()),
+        None => Ok(()),
+    }
+}
+
+/// Counts the bytes of the body that passes, and the time that it takes.
+///
+/// # Errors
+/// More bytes than the limit, or more time.
+pub fn request_body(
+    request: &mut Request,
+    bytes: usize,
+    end: bool,
+    limits: &Limits,
+) -> pingora::Result<()> {
+    request.bytes_in += bytes as u64;
+    if let Some(wire) = &mut request.wire {
+        if end {
+            wire.request_sent();
+        }
+        if request.bytes_in > SENT_AGAIN {
+            wire.stays();
+        }
+    }
+    // Messages of a stream are bounded one by one, by the endpoint, and it may last.
+    if request.identity.grpc.is_some_and(grpc::Method::is_stream) {
+        return in_time(request);
+    }
+    if request.bytes_in > limits.body {
+        return Err(refused(request, body_too_large(limits.body, None)));
+    }
+    if !end && request.arrived.elapsed() > limits.body_timeout {
+        let message = format!("expected the body within {:?}", limits.body_timeout);
+        return Err(refused(request, Refusal::new(Reason::RequestTimeout, message)));
+    }
+    Ok(())
+}
+
+/// Takes in that a piece of an answer has come from the endpoint, which may be the last one.
+///
+/// # Errors
+/// It came after the deadline.
+pub fn response_body(request: &mut Request, end: bool) -> pingora::Result<()> {
+    if let Some(picked) = request.attempts.last() {
+        picked.endpoint.state.heard();
+    }
+    if end && let Some(wire) = &request.wire {
+        wire.answer_ended();
+    }
+    if request.identity.grpc.is_some_and(grpc::Method::is_stream) {
+        return in_time(request);
+    }
+    if end && let Some(picked) = request.attempts.last_mut() {
+        // How fast the client reads it is nothing to the endpoint's slot.
+        picked.answered(false);
+    }
+    Ok(())
+}
+
+/// The deadline of a stream is one for all of it, however often something moves.
+fn in_time(request: &mut Request) -> pingora::Result<()> {
+    if request.time_left().is_some_and(|left| left.is_zero()) {
+        let refusal = Refusal::new(Reason::DeadlineExceeded, "the stream was not over in time");
+        return Err(refused(request, refusal));
+    }
+    Ok(())
+}
+
+/// Notes that an answer has begun and prepares its header for the caller.
+///
+/// # Errors
+/// A header that can't be written.
+pub fn response_header(
+    request: &mut Request,
+    head: &mut ResponseHeader,
+    is_head: bool,
+) -> pingora::Result<()> {
+    if let Some(picked) = request.attempts.last() {
+        picked.endpoint.state.heard();
+    }
+    if let Some(wire) = &mut request.wire {
+        wire::check(head)?;
+        wire.answer_began(head, is_head)?;
+    }
+    if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(());
+    }
+    let Some(target) = request.target.clone() else { return Ok(()) };
+    let Some(picked) = request.attempts.last() else { return Ok(()) };
+    if head.status == StatusCode::SWITCHING_PROTOCOLS && !request.identity.upgrade {
+        return Error::e_explain(ErrorType::InvalidHTTPHeader, "a switch that nobody asked for");
+    }
+    request.times.forward = picked.at.elapsed();
+    if request.identity.grpc.is_some() {
+        super::grpc::note(request, &head.headers);
+    }
+    let Some(picked) = request.attempts.last_mut() else { return Ok(()) };
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        // From here on it is a connection, which takes no slot.
+        picked.guard = Some(Bound::lasting(&picked.endpoint));
+    }
+    count_answer(&target, &picked.endpoint.state);
+    if !head.status.is_server_error() {
+        target.pool.state.budget.earn(clock::now());
+    }
+    note_answer(&picked.endpoint.state, head);
+    // One whose length is known when it begins has been made; any other is still being made.
+    let complete = head.headers.contains_key(http::header::CONTENT_LENGTH);
+    take_in_report(&head.headers, &target, &picked.endpoint.state, complete);
+    let endpoint = Arc::clone(&picked.endpoint);
+    prepare_answer(head, request, &target, &endpoint.state)
+}
+
+/// The refusal that an error of the pipe means to the caller; `None` if the caller is gone.
+pub fn refusal(request: &mut Request, error: &Error) -> Option<Refusal> {
+    if let Some(refusal) = request.refusal.take() {
+        return Some(refusal);
+    }
+    if is_malformed(error) {
+        if let Some(picked) = request.attempts.last_mut() {
+            picked.answered(false);
+        }
+        return Some(Refusal::new(Reason::InvalidRequest, "the body's chunks can't be understood"));
+    }
+    let timed_out = matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
+    if let Some(picked) = request.attempts.last_mut() {
+        match error.esource() {
+            ErrorSource::Upstream => {
+                picked.failed();
+                // A stream that its caller's deadline ends says nothing about the endpoint.
+                if !timed_out {
+                    picked.endpoint.state.note(Outcome::Failed);
+                }
+                if let Some(target) = &request.target {
+                    let reason = trouble_of(error).1.code();
+                    count_attempt(target, &picked.endpoint.state, reason);
+                }
+            }
+            _ => picked.answered(false),
+        }
+    }
+    Some(match error.esource() {
+        ErrorSource::Upstream if timed_out => {
+            Refusal::new(Reason::DeadlineExceeded, "no answer before the deadline")
+        }
+        ErrorSource::Upstream => {
+            let reason = trouble_of(error).1;
+            Refusal::new(reason, message_of(reason))
+        }
+        ErrorSource::Downstream if *error.etype() == ErrorType::WriteTimedout => {
+            metrics::counter!(metric::proxy::SLOW_CLIENTS, "side" => "answer").increment(1);
+            Refusal::new(Reason::ClientTooSlow, "the client did not read its answer")
+        }
+        ErrorSource::Downstream if timed_out => {
+            Refusal::new(Reason::RequestTimeout, "the request did not arrive in time")
+        }
+        ErrorSource::Downstream => match error.etype() {
+            ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed => {
+                request.refusal = Some(Refusal::new(Reason::ClientClosed, "the caller left"));
+                return None;
+            }
+            _ => Refusal::new(Reason::InvalidRequest, "the request can't be understood"),
+        },
+        // Pingora does not say whose fault a body is that breaks off; without an attempt it can
+        // only be the caller's.
+        ErrorSource::Unset if request.attempts.is_empty() => {
+            Refusal::new(Reason::InvalidRequest, "the request is not complete")
+        }
+        ErrorSource::Internal | ErrorSource::Unset => {
+            Refusal::new(Reason::Internal, "a fault of the proxy")
+        }
+    })
+}

@@ -1,0 +1,43 @@
+//! What gRPC needs before a request can be routed: an inference names its model in its message.
+//!
+//! gRPC states no length, and its callers rarely do. So the message is received first, as far as
+//! the limits allow, and is then held and sent on like any other inference that is held.
+
+use crate::config::MAX_MODEL_NAME;
+use crate::http::request::Request;
+use crate::refusal::Refusal;
+use bytes::Bytes;
+use forebay_protocol::Reason;
+use forebay_protocol::grpc::{self, Method, text_field};
+
+/// The message in its frame; of an inference, the model and the version that it names are noted, and how
+/// urgent it says that it is.
+///
+/// # Errors
+/// Its frame is broken, or its fields.
+pub fn identify(request: &mut Request, body: &Bytes) -> Result<Bytes, Refusal> {
+    let (compressed, message) = grpc::only_message(body)
+        .map_err(|error| Refusal::new(error.reason(), error.to_string()))?;
+    // What is inside is the endpoint's to find out: such a call is routed by its path alone.
+    if compressed || !request.identity.grpc.is_some_and(Method::is_infer) {
+        return Ok(message);
+    }
+    for (field, what) in [(1, "model"), (2, "version")] {
+        let name = text_field(&message, field).map_err(|error| {
+            Refusal::new(Reason::InvalidRequest, format!("invalid protobuf: {error}"))
+        })?;
+        let name = name.filter(|name| !name.is_empty());
+        if let Some(found) = name.map(str::len).filter(|&length| length > MAX_MODEL_NAME) {
+            let expected = format!("expected a {what} name of at most {MAX_MODEL_NAME} bytes");
+            return Err(Refusal::new(Reason::InvalidRequest, format!("{expected}, found {found}")));
+        }
+        let name = name.map(str::to_owned);
+        if field == 1 {
+            request.identity.model = name;
+        } else {
+            request.identity.version = name;
+        }
+    }
+    request.wishes(grpc::wishes(&message));
+    Ok(message)
+}

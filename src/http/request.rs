@@ -1,0 +1,185 @@
+//! One request on its way through the stages: what each stage found out, and when.
+//!
+//! Each stage writes its own part and reads those before it. Nothing here decides anything.
+
+use crate::body_memory::Held;
+use crate::http::forward::wire::Wire;
+use crate::http::identify::Identity;
+use crate::http::route::Target;
+use crate::lifecycle::InFlightRequest;
+use crate::pool::attempt::EndpointAttempt;
+use crate::refusal::Refusal;
+use forebay_protocol::oip::Wishes;
+use forebay_protocol::{Priority, Reason};
+use std::time::{Duration, Instant};
+
+/// The state of one request.
+pub struct Request {
+    /// When its header had arrived.
+    pub arrived: Instant,
+    /// Counts as in flight until dropped.
+    pub counted: Option<InFlightRequest>,
+    /// Room for its body, if it is held in memory.
+    pub held: Option<Held>,
+    /// What the caller asks for.
+    pub identity: Identity,
+    /// How urgent it is, by its own word or its route's.
+    pub priority: Priority,
+    /// What is to go to the same endpoint, as a number, if the pool has it so.
+    pub key: Option<u64>,
+    /// Where it goes; `None` until routed, and for what the proxy answers itself.
+    pub target: Option<Target>,
+    /// How it is sent on, once admitted.
+    pub way: Option<ForwardMode>,
+    /// When an answer must be there.
+    pub deadline: Option<Instant>,
+    /// Endpoints that were tried, the present one last.
+    pub attempts: Vec<EndpointAttempt>,
+    /// Place among the attempts of the one that answered, if it is not the last.
+    pub answered_by: Option<usize>,
+    /// What became of a second attempt beside a slow first one.
+    pub hedged: Option<Hedged>,
+    /// Why a cheaper variant answers, and how far down the route's list it is.
+    pub degraded: Option<Degraded>,
+    /// Why it was refused, if it was.
+    pub refusal: Option<Refusal>,
+    /// How the endpoint ended it, if it is a gRPC call: a number.
+    pub grpc_status: Option<u8>,
+    /// Why, in our words.
+    pub stated: Option<Reason>,
+    /// How long it took, if its answer was complete before its end.
+    pub answered_after: Option<Duration>,
+    /// How long the stages took.
+    pub times: Times,
+    /// Bytes of the body that came in.
+    pub bytes_in: u64,
+    /// Whether it was sent elsewhere on the stream way since an endpoint was silent.
+    pub moved: bool,
+    /// The present exchange on the stream way, if it is in HTTP/1.
+    pub wire: Option<Wire>,
+}
+
+/// How an admitted request is sent on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForwardMode {
+    /// Its body is received before an endpoint is picked.
+    Buffered,
+    /// Passed through as it comes: streams of gRPC, other protocols, and bodies that are longer than may
+    /// be held.
+    Streamed,
+}
+
+impl ForwardMode {
+    /// The word in the access log.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Buffered => "unary",
+            Self::Streamed => "stream",
+        }
+    }
+}
+
+/// What became of a second attempt beside a slow first one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hedged {
+    /// It answered first.
+    Won,
+    /// The first one did.
+    Lost,
+    /// It failed, or both did.
+    Failed,
+}
+
+impl Hedged {
+    /// The word in the log and in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Won => "won",
+            Self::Lost => "lost",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// That a cheaper variant stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Degraded {
+    /// What was wrong with the one that was asked for.
+    pub reason: Reason,
+    /// Place among the route's fallbacks.
+    pub fallback: usize,
+}
+
+/// How long the stages of a request took; zero for a stage that it did not pass.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Times {
+    /// Receiving the body.
+    pub receive: Duration,
+    /// Until it was bound to an endpoint, the wait in the queue included, all attempts.
+    pub balance: Duration,
+    /// From sending to the first byte of the answer, all attempts.
+    pub forward: Duration,
+}
+
+impl Request {
+    /// A request of which nothing is known but that it is here.
+    pub fn new() -> Self {
+        Self {
+            arrived: Instant::now(),
+            counted: None,
+            held: None,
+            identity: Identity::default(),
+            priority: Priority::default(),
+            key: None,
+            target: None,
+            way: None,
+            deadline: None,
+            attempts: Vec::new(),
+            answered_by: None,
+            hedged: None,
+            degraded: None,
+            refusal: None,
+            grpc_status: None,
+            stated: None,
+            answered_after: None,
+            times: Times::default(),
+            bytes_in: 0,
+            moved: false,
+            wire: None,
+        }
+    }
+
+    /// Takes in what its body says of its urgency, as far as its headers say nothing.
+    pub fn wishes(&mut self, wishes: Wishes) {
+        let identity = &mut self.identity;
+        identity.priority = identity.priority.or(wishes.priority);
+        identity.deadline = identity.deadline.or(wishes.timeout);
+    }
+
+    /// From its arrival to the end of its answer, or until now.
+    pub fn took(&self) -> Duration {
+        self.answered_after.unwrap_or_else(|| self.arrived.elapsed())
+    }
+
+    /// The attempt that answered, or the last one.
+    pub fn answering(&self) -> Option<&EndpointAttempt> {
+        self.answered_by.and_then(|place| self.attempts.get(place)).or(self.attempts.last())
+    }
+
+    /// The model that the present variant is asked for, if it is another than the caller's.
+    pub fn model_instead(&self) -> Option<&str> {
+        let target = self.target.as_ref()?;
+        target.route.fallback.get(self.degraded?.fallback)?.model.as_deref()
+    }
+
+    /// Time until the deadline; `None` without one, zero if it has passed.
+    pub fn time_left(&self) -> Option<Duration> {
+        self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self::new()
+    }
+}

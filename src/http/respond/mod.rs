@@ -1,0 +1,89 @@
+//! The answers that the proxy gives itself: refusals, and its own health.
+
+pub mod grpc;
+
+use crate::http::request::Request;
+use crate::refusal::Refusal;
+use bytes::Bytes;
+use forebay_protocol::oip::Call;
+use forebay_protocol::{Reason, header};
+use http::StatusCode;
+use pingora::Result;
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// What is still read of a body that was refused: closing while the caller sends would reset the
+/// connection and destroy the answer that says why.
+const LINGER_BYTES: usize = 4 * 1024 * 1024;
+const LINGER_TIME: Duration = Duration::from_secs(2);
+
+/// Answers with a refusal.
+///
+/// # Errors
+/// The connection to the caller broke.
+pub async fn refuse(session: &mut Session, request: &mut Request, refusal: &Refusal) -> Result<()> {
+    if refusal.reason == Reason::ClientClosed {
+        session.downstream_session.set_keepalive(None);
+        return Ok(());
+    }
+    if request.identity.grpc.is_some() {
+        grpc::refuse(session, request, refusal).await?;
+        // A stream that is dropped before its caller has said all is reset, and clients may forget
+        // the answer over that.
+        if !session.downstream_session.is_body_done() {
+            linger(session, request).await;
+        }
+        return Ok(());
+    }
+    let unread = !session.downstream_session.is_body_done();
+    if unread {
+        session.downstream_session.set_keepalive(None);
+    }
+    let (head, body) = refusal.answer(&request.identity.request_id)?;
+    session.write_response_header(Box::new(head), false).await?;
+    session.write_response_body(Some(body), true).await?;
+    if unread {
+        linger(session, request).await;
+    }
+    Ok(())
+}
+
+/// Answers the protocol's health calls for the proxy itself.
+///
+/// # Errors
+/// The connection to the caller broke.
+pub async fn health(session: &mut Session, request: &Request, ready: bool) -> Result<()> {
+    let (word, good) = match request.identity.call {
+        Some(Call::ServerReady) => ("ready", ready),
+        _ => ("live", true),
+    };
+    let status = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = Bytes::from(format!("{{\"{word}\":{good}}}"));
+    let mut head = ResponseHeader::build(status, Some(3))?;
+    head.insert_header(http::header::CONTENT_TYPE, "application/json")?;
+    head.insert_header(http::header::CONTENT_LENGTH, body.len())?;
+    head.insert_header(header::REQUEST_ID, request.identity.request_id.as_str())?;
+    session.write_response_header(Box::new(head), false).await?;
+    session.write_response_body(Some(body), true).await
+}
+
+/// Reads what the client still sends of a body that nobody wants, for a while.
+pub(crate) async fn linger(session: &mut Session, request: &mut Request) {
+    // It is answered; what is waited for now is only the caller's last words.
+    request.answered_after = Some(request.arrived.elapsed());
+    request.attempts.iter_mut().for_each(|attempt| attempt.answered(false));
+    let downstream = &mut session.downstream_session;
+    let discard = async {
+        let mut left = LINGER_BYTES;
+        while let Ok(Some(chunk)) = downstream.read_request_body().await {
+            left = left.saturating_sub(chunk.len());
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    // Running out of time is one of the ways to be done with it.
+    let _ = timeout(LINGER_TIME, discard).await;
+}

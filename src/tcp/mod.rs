@@ -1,0 +1,384 @@
+//! Layer 4: a whole connection goes to one endpoint, whatever is spoken on it.
+//!
+//! The pools, their health and their counts are those of Layer 7: a connection is picked an endpoint
+//! as a request is, and counts there as one in flight until it ends. What an endpoint does with it
+//! can't be seen from here. So nothing is tried twice but connecting: once an endpoint has taken a
+//! connection, it stays there.
+
+pub mod relay;
+
+use crate::clock;
+use crate::config::{self, ProxyVersion};
+use crate::connections::{Connection, Connections};
+use crate::downstream::proxy_protocol::{self, Ends};
+use crate::downstream::tls;
+use crate::exhausted;
+use crate::http::balance::{may_try_again, pick_lasting};
+use crate::http::identify;
+use crate::lifecycle::{InFlightRequest, Lifecycle};
+use crate::pool::attempt::EndpointAttempt;
+use crate::pool::{EndpointState, Pool, Snapshot, awaited, liveness};
+use crate::refusal::Refusal;
+use crate::tcp::relay::{End, Traffic, relay};
+use crate::telemetry::access_log::{ConnectionLine, timestamp};
+use crate::telemetry::observe::Observer;
+use arc_swap::ArcSwap;
+use bytes::BytesMut;
+use forebay_process::resources::Exhausted;
+use forebay_protocol::{Reason, metric};
+use forebay_routing::Outcome;
+use metrics::Counter;
+use pingora::protocols::l4::ext::set_tcp_keepalive;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, join};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+/// A listener at Layer 4.
+pub struct Layer4 {
+    /// The listener's place in the configuration.
+    pub place: usize,
+    /// What the file says.
+    pub settings: config::Tcp,
+    /// Whether every connection must begin with a PROXY header.
+    pub proxy_protocol: bool,
+    /// Its open connections.
+    pub connections: Arc<Connections>,
+    /// The present picture of the fleet.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Whether the process is on its way out, and what is in flight.
+    pub lifecycle: Arc<Lifecycle>,
+    /// Metrics and access log.
+    pub observer: Arc<Observer>,
+}
+
+impl Layer4 {
+    /// Takes one connection, unless there are too many.
+    pub fn take(self: &Arc<Self>, caller: TcpStream, peer: SocketAddr) {
+        let Some(mut connection) = self.connections.enter() else {
+            return reset(&caller);
+        };
+        if !self.proxy_protocol && !connection.belongs_to(peer.ip()) {
+            connection.ended(Reason::ConnectionLimit);
+            return reset(&caller);
+        }
+        let counted = self.lifecycle.enter();
+        let passage = Passage::new(connection, counted, peer);
+        let layer4 = Arc::clone(self);
+        tokio::spawn(async move { layer4.pass(caller, passage).await });
+    }
+
+    async fn pass(&self, mut caller: TcpStream, mut passage: Passage) {
+        let ended = tokio::select! {
+            ended = self.forward(&mut caller, &mut passage) => ended,
+            () = self.lifecycle.cut_off() => Err(Refusal::new(Reason::Draining, "the proxy stops")),
+        };
+        let refusal = ended.err();
+        // An end in the middle must not look like an end in order.
+        if refusal.as_ref().is_some_and(|refusal| refusal.reason != Reason::IdleTimeout) {
+            reset(&caller);
+        }
+        drop(caller);
+        passage.over(&self.observer, &self.settings.pool, refusal.as_ref());
+    }
+
+    /// From the first byte to the last.
+    ///
+    /// # Errors
+    /// Why it did not end in order.
+    async fn forward(&self, caller: &mut TcpStream, passage: &mut Passage) -> Result<(), Refusal> {
+        // Without it an answer may be late, but not wrong.
+        let _ = caller.set_nodelay(true);
+        let began = Instant::now();
+        let early = self.begin(caller, passage).await?;
+        let config = Arc::clone(&self.snapshot.load().config);
+        let Some(server) = tls::current(&config, self.place) else {
+            return self.through(caller, &early, passage).await;
+        };
+        let (read, write) = caller.split();
+        let socket = join(early.chain(read), write);
+        let in_all = config.limits.header_timeout;
+        let shaken = tls::handshake(server, socket, (began, in_all), &self.connections).await;
+        let mut stream =
+            shaken.map_err(|error| Refusal::new(Reason::TlsHandshakeFailed, error.to_string()))?;
+        passage.tls = Some(tls::version(&stream));
+        self.through(&mut stream, &[], passage).await
+    }
+
+    /// To an endpoint and back, until either is done; `early` was read from the caller already.
+    ///
+    /// # Errors
+    /// Why it did not end in order.
+    async fn through<C>(
+        &self,
+        caller: &mut C,
+        early: &[u8],
+        passage: &mut Passage,
+    ) -> Result<(), Refusal>
+    where
+        C: AsyncRead + AsyncWrite + Unpin,
+    {
+        let snapshot = self.snapshot.load_full();
+        let pool = snapshot.pools.iter().find(|pool| pool.config.name == self.settings.pool);
+        let Some(pool) = pool else {
+            let message = format!("there is no pool {}", self.settings.pool);
+            return Err(Refusal::new(Reason::NoEndpoint, message));
+        };
+        let key = identify::key_of_address(&pool.config, passage.ends.source);
+        let mut endpoint = connect(pool, &mut passage.attempts, key).await?;
+        let _ = endpoint.set_nodelay(true);
+        passage.connected = Some(passage.arrived.elapsed());
+        let traffic = passage.traffic(pool);
+        traffic.read_before(early.len());
+        let idle = self.settings.idle_timeout;
+        let opening = self.opening(passage.ends, early);
+        if !opening.is_empty() {
+            let written = timeout(idle, endpoint.write_all(&opening)).await;
+            if !matches!(written, Ok(Ok(()))) {
+                passage.suspect();
+                return Err(broke(Reason::EndpointReset));
+            }
+        }
+        let socket = endpoint.as_raw_fd();
+        let end = match passage.attempts.last().map(|picked| Arc::clone(&picked.endpoint.state)) {
+            None => End::EndpointBroke,
+            Some(state) => tokio::select! {
+                end = relay(caller, &mut endpoint, &traffic, idle) => end,
+                () = liveness::unreachable(&state, socket) => End::EndpointBroke,
+            },
+        };
+        if end == End::CallerBroke {
+            reset(&endpoint);
+        }
+        match end {
+            End::Orderly => {
+                passage.went_well();
+                Ok(())
+            }
+            End::Idle => {
+                let message = format!("nothing was said for {idle:?}");
+                Err(Refusal::new(Reason::IdleTimeout, message))
+            }
+            End::CallerBroke => Err(broke(Reason::ClientClosed)),
+            End::EndpointBroke => {
+                passage.suspect();
+                Err(broke(Reason::EndpointReset))
+            }
+        }
+    }
+
+    /// Reads the PROXY header if there must be one. What came behind it is the first of the
+    /// caller's own bytes.
+    async fn begin(
+        &self,
+        caller: &mut TcpStream,
+        passage: &mut Passage,
+    ) -> Result<BytesMut, Refusal> {
+        if let Ok(destination) = caller.local_addr() {
+            passage.ends.destination = destination;
+        }
+        if !self.proxy_protocol {
+            return Ok(BytesMut::new());
+        }
+        match proxy_protocol::read(caller).await {
+            Ok((ends, rest)) => {
+                if let Some(ends) = ends {
+                    passage.ends = ends;
+                    if !passage.connection.belongs_to(ends.source.ip()) {
+                        let words = "expected fewer connections of this client, found as many as it may have";
+                        return Err(Refusal::new(Reason::ConnectionLimit, words));
+                    }
+                }
+                Ok(rest)
+            }
+            Err(error) => Err(Refusal::new(Reason::InvalidProxyHeader, error.to_string())),
+        }
+    }
+
+    /// What an endpoint gets before anything else.
+    fn opening(&self, ends: Ends, early: &[u8]) -> Vec<u8> {
+        let header = |version: ProxyVersion| proxy_protocol::write(version, ends).ok();
+        let mut opening = self.settings.send_proxy_protocol.and_then(header).unwrap_or_default();
+        opening.extend_from_slice(early);
+        opening
+    }
+}
+
+/// A connection to an endpoint, of the first that takes one.
+///
+/// # Errors
+/// None is in rotation, or none that may be tried took it.
+async fn connect(
+    pool: &Pool,
+    attempts: &mut Vec<EndpointAttempt>,
+    key: Option<u64>,
+) -> Result<TcpStream, Refusal> {
+    loop {
+        let mut picked = pick_lasting(pool, attempts, key)?;
+        let state = Arc::clone(&picked.endpoint.state);
+        let connecting = exhausted::connect(state.address);
+        let connected = timeout(pool.config.connect_timeout, connecting).await;
+        if let Ok(Ok(stream)) = connected {
+            // Without it a machine that is gone is noticed late.
+            let _ = set_tcp_keepalive(&stream, &awaited::keepalive(&pool.config));
+            count_attempt(pool, &state, "connected");
+            pool.state.budget.earn(clock::now());
+            attempts.push(picked);
+            return Ok(stream);
+        }
+        if let Ok(Err(error)) = &connected
+            && let Some(resource) = Exhausted::of(error)
+        {
+            // The endpoint has done nothing wrong, and another would fare no better.
+            picked.answered(false);
+            exhausted::count(resource, "connect");
+            count_attempt(pool, &state, Reason::ProxyExhausted.code());
+            attempts.push(picked);
+            return Err(exhausted::refusal(resource));
+        }
+        picked.failed();
+        state.note(Outcome::Failed);
+        count_attempt(pool, &state, Reason::ConnectFailed.code());
+        if !attempts.is_empty() {
+            pool.state.budget.retry_failed();
+        }
+        attempts.push(picked);
+        if !may_try_again(pool, attempts) {
+            return Err(Refusal::new(Reason::ConnectFailed, "no connection to an endpoint"));
+        }
+    }
+}
+
+fn count_attempt(pool: &Pool, endpoint: &EndpointState, outcome: &'static str) {
+    metrics::counter!(
+        metric::proxy::ATTEMPTS,
+        "pool" => pool.config.name.clone(),
+        "endpoint" => endpoint.name.to_string(),
+        "outcome" => outcome,
+    )
+    .increment(1);
+}
+
+fn broke(reason: Reason) -> Refusal {
+    let message = match reason {
+        Reason::ClientClosed => "the caller's connection broke",
+        _ => "the endpoint's connection broke",
+    };
+    Refusal::new(reason, message)
+}
+
+/// Has the connection reset when it is closed, instead of ended.
+fn reset(stream: &TcpStream) {
+    // One that is gone already needs no reset.
+    let _ = stream.set_zero_linger();
+}
+
+/// One connection on its way: what is known of it, for the log.
+struct Passage {
+    arrived: Instant,
+    connection: Connection,
+    /// Lets a draining process wait for it.
+    _counted: InFlightRequest,
+    ends: Ends,
+    tls: Option<&'static str>,
+    attempts: Vec<EndpointAttempt>,
+    connected: Option<Duration>,
+    traffic: Option<Arc<Traffic>>,
+}
+
+impl Passage {
+    fn new(connection: Connection, counted: InFlightRequest, peer: SocketAddr) -> Self {
+        Self {
+            arrived: Instant::now(),
+            connection,
+            _counted: counted,
+            // Both are put right before anyone asks.
+            ends: Ends { source: peer, destination: peer },
+            tls: None,
+            attempts: Vec::with_capacity(1),
+            connected: None,
+            traffic: None,
+        }
+    }
+
+    /// Begins to count what passes to the endpoint that took it.
+    fn traffic(&mut self, pool: &Pool) -> Arc<Traffic> {
+        let taken = self.attempts.last().map(|picked| Arc::clone(&picked.endpoint));
+        let endpoint = taken.as_ref().map(|endpoint| endpoint.state.name.to_string());
+        let counter = |direction: &'static str| -> Counter {
+            metrics::counter!(
+                metric::proxy::CONNECTION_BYTES,
+                "listener" => self.connection.listener().listener.to_string(),
+                "pool" => pool.config.name.clone(),
+                "endpoint" => endpoint.clone().unwrap_or_default(),
+                "direction" => direction,
+            )
+        };
+        let traffic = Arc::new(Traffic::new(counter("in"), counter("out"), taken));
+        self.traffic = Some(Arc::clone(&traffic));
+        traffic
+    }
+
+    /// It ended in order; one that was closed without a word says nothing.
+    fn went_well(&self) {
+        if self.traffic.as_ref().is_some_and(|t| t.from_endpoint.bytes() > 0)
+            && let Some(picked) = self.attempts.last()
+        {
+            picked.endpoint.state.note(Outcome::Understood);
+        }
+    }
+
+    /// The endpoint's connection broke: a probe finds out why. If nothing came back at all, it
+    /// also counts as a failure there.
+    fn suspect(&mut self) {
+        let silent = self.traffic.as_ref().is_none_or(|t| t.from_endpoint.bytes() == 0);
+        let Some(picked) = self.attempts.last_mut() else { return };
+        if silent {
+            picked.failed();
+            picked.endpoint.state.note(Outcome::Failed);
+        } else {
+            picked.endpoint.state.suspect();
+        }
+    }
+
+    /// The end: counts, and a line in the access log.
+    fn over(mut self, observer: &Observer, pool: &str, refusal: Option<&Refusal>) {
+        if let Some(refusal) = refusal {
+            self.connection.ended(refusal.reason);
+        }
+        let listener = &self.connection.listener().listener;
+        let total = self.arrived.elapsed();
+        metrics::histogram!(
+            metric::proxy::CONNECTION_SECONDS,
+            "listener" => listener.to_string(), "pool" => pool.to_owned(),
+        )
+        .record(total);
+        if !observer.log().is_on() {
+            return;
+        }
+        let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+        let (bytes_in, bytes_out) = self
+            .traffic
+            .as_ref()
+            .map_or((0, 0), |traffic| (traffic.from_caller.bytes(), traffic.from_endpoint.bytes()));
+        observer.log().write(&ConnectionLine {
+            time: timestamp(SystemTime::now()),
+            protocol: self.connection.listener().protocol,
+            listener,
+            client: self.ends.source.to_string(),
+            tls: self.tls,
+            reason: self.connection.outcome(),
+            pool,
+            endpoint: self.attempts.last().map(|picked| &*picked.endpoint.state.name),
+            attempts: self.attempts.len(),
+            bytes_in,
+            bytes_out,
+            total_us: micros(total),
+            connect_us: micros(self.connected.unwrap_or(total)),
+            error: refusal.map(|refusal| &*refusal.message),
+        });
+    }
+}

@@ -1,0 +1,5 @@
+//! What is left behind by requests, connections and the process: metrics and the access log.
+
+pub mod access_log;
+pub mod metrics;
+pub mod observe;

@@ -1,0 +1,260 @@
+//! What is left behind by a request: counts, times, and one line in the access log.
+
+use crate::downstream::request_head;
+use crate::http::identify::Identity;
+use crate::http::request::{ForwardMode, Request};
+use crate::refusal::Refusal;
+use crate::telemetry::access_log::{self, AccessLogger};
+use forebay_protocol::{Priority, Reason, header, metric};
+use metrics::{Counter, Histogram};
+use pingora::Error;
+use pingora::proxy::Session;
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+/// Longest model name or path in a log line.
+const MAX_FIELD: usize = 256;
+
+/// Metrics and access log of a process.
+pub struct Observer {
+    log: AccessLogger,
+    /// Resolving a metric by its labels costs more than counting it: the common outcome of each
+    /// route is resolved once.
+    answered: Mutex<HashMap<(String, String), Answered>>,
+}
+
+/// The metrics of requests that were answered with 200.
+#[derive(Clone)]
+struct Answered {
+    count: Counter,
+    seconds: Histogram,
+}
+
+impl Observer {
+    /// An observer that writes its lines to `log`.
+    pub fn new(log: AccessLogger) -> Self {
+        Self { log, answered: Mutex::default() }
+    }
+
+    /// The log, to reopen or flush it.
+    pub fn log(&self) -> &AccessLogger {
+        &self.log
+    }
+}
+
+/// Records the end of a request.
+pub fn observe(
+    observer: &Observer,
+    session: &mut Session,
+    request: &mut Request,
+    error: Option<&Error>,
+) {
+    let status = session.response_written().map_or(0, |head| head.status.as_u16());
+    for attempt in &mut request.attempts {
+        // A streamed answer ends here; one that was held has ended before.
+        let well = (200..300).contains(&status) && request.grpc_status.is_none_or(|code| code == 0);
+        attempt.answered(error.is_none() && well);
+    }
+    if error.is_some() && request.refusal.is_none() {
+        let left = Refusal::new(Reason::ClientClosed, "the caller left");
+        request.refusal = Some(left);
+    }
+    let reason = reason(session, request);
+    count(observer, request, status, reason);
+    write_line(observer, session, request, status, reason);
+    request.counted = None;
+}
+
+/// The connection of something that is not a request, or not yet.
+pub struct TurnedAway<'a> {
+    /// Address of the client.
+    pub client: Option<String>,
+    /// Version of TLS that it speaks.
+    pub tls: Option<&'a str>,
+    /// What there is of a request's header, as HTTP/1.1 has it.
+    pub head: &'a [u8],
+}
+
+/// Records a request that was refused before it was one: its head is not complete, or wrong. Returns
+/// the id that it is given.
+pub fn turned_away(observer: &Observer, from: &TurnedAway<'_>, refusal: &Refusal) -> String {
+    let status = refusal.reason.status().as_u16();
+    metrics::counter!(
+        metric::proxy::REQUESTS,
+        "route" => "", "variant" => "",
+        "status" => status.to_string(), "reason" => refusal.reason.code(),
+    )
+    .increment(1);
+    let identity = Identity::anonymous();
+    // A flood of connections must not become a flood of lines: those are counted.
+    let is_counted_only =
+        matches!(refusal.reason, Reason::ConnectionLimit | Reason::ProxyExhausted);
+    if observer.log.is_on() && !is_counted_only {
+        let (method, path) = request_head::request_line(from.head);
+        observer.log.write(&access_log::Line {
+            time: access_log::timestamp(std::time::SystemTime::now()),
+            request_id: &identity.request_id,
+            trace_id: identity.trace_id(),
+            client: from.client.clone(),
+            tls: from.tls,
+            method: shortened(&method),
+            path: shortened(&path),
+            grpc_status: None,
+            status,
+            reason: refusal.reason.code(),
+            route: None,
+            variant: None,
+            model: None,
+            version: None,
+            priority: Priority::default().as_str(),
+            way: None,
+            endpoint: None,
+            attempts: 0,
+            hedged: None,
+            degraded: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            total_us: 0,
+            receive_us: 0,
+            balance_us: 0,
+            forward_us: 0,
+            error: Some(&refusal.message),
+        });
+    }
+    identity.request_id
+}
+
+/// The refusal's reason, or the one that the endpoint gave; `ok` without either.
+fn reason(session: &Session, request: &Request) -> &'static str {
+    if let Some(refusal) = &request.refusal {
+        return refusal.reason.code();
+    }
+    if let Some(stated) = request.stated {
+        return stated.code();
+    }
+    let stated = session.response_written().and_then(|head| head.headers.get(header::REASON));
+    let stated = stated.and_then(|value| value.to_str().ok()).and_then(Reason::from_code);
+    stated.map_or("ok", Reason::code)
+}
+
+fn count(observer: &Observer, request: &Request, status: u16, reason: &'static str) {
+    let elapsed = request.took();
+    let Some(target) = &request.target else {
+        metrics::counter!(
+            metric::proxy::REQUESTS,
+            "route" => "", "variant" => "", "status" => status.to_string(), "reason" => reason,
+        )
+        .increment(1);
+        return;
+    };
+    let (route, variant) = (target.route.name.as_str(), target.variant());
+    if status == 200 && reason == "ok" {
+        let answered = answered(observer, route, variant);
+        answered.count.increment(1);
+        answered.seconds.record(elapsed);
+        return;
+    }
+    let labels = [("route", route.to_owned()), ("variant", variant.to_owned())];
+    metrics::histogram!(metric::proxy::REQUEST_SECONDS, &labels).record(elapsed);
+    let [route, variant] = labels;
+    metrics::counter!(
+        metric::proxy::REQUESTS,
+        "route" => route.1, "variant" => variant.1,
+        "status" => status.to_string(), "reason" => reason,
+    )
+    .increment(1);
+}
+
+thread_local! {
+    /// Handles that this thread has resolved, so that threads do not meet in a lock.
+    static RESOLVED: std::cell::RefCell<Vec<(String, String, Answered)>> =
+        const { std::cell::RefCell::new(Vec::new()) };
+}
+
+fn answered(observer: &Observer, route: &str, variant: &str) -> Answered {
+    RESOLVED.with_borrow_mut(|resolved| {
+        if let Some((_, _, found)) = resolved.iter().find(|(r, v, _)| r == route && v == variant) {
+            return found.clone();
+        }
+        let key = (route.to_owned(), variant.to_owned());
+        let mut shared =
+            observer.answered.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let found = shared.entry(key).or_insert_with(|| resolve(route, variant)).clone();
+        resolved.push((route.to_owned(), variant.to_owned(), found.clone()));
+        found
+    })
+}
+
+fn resolve(route: &str, variant: &str) -> Answered {
+    let (route, variant) = (route.to_owned(), variant.to_owned());
+    Answered {
+        seconds: metrics::histogram!(
+            metric::proxy::REQUEST_SECONDS,
+            "route" => route.clone(), "variant" => variant.clone(),
+        ),
+        count: metrics::counter!(
+            metric::proxy::REQUESTS,
+            "route" => route, "variant" => variant, "status" => "200", "reason" => "ok",
+        ),
+    }
+}
+
+fn write_line(
+    observer: &Observer,
+    session: &Session,
+    request: &Request,
+    status: u16,
+    reason: &'static str,
+) {
+    if !observer.log.is_on() {
+        return;
+    }
+    let head = session.req_header();
+    let identity = &request.identity;
+    let target = request.target.as_ref();
+    let micros = |d: std::time::Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+    observer.log.write(&access_log::Line {
+        time: access_log::timestamp(std::time::SystemTime::now()),
+        request_id: &identity.request_id,
+        trace_id: identity.trace_id(),
+        client: session.client_addr().map(ToString::to_string),
+        tls: session.digest().and_then(|digest| Some(&*digest.ssl_digest.as_ref()?.version)),
+        method: head.method.as_str(),
+        path: shortened(head.uri.path()),
+        status,
+        grpc_status: grpc_status(request),
+        reason,
+        route: target.map(|target| target.route.name.as_str()),
+        variant: target.map(|target| target.variant()),
+        model: identity.model.as_deref().map(shortened),
+        version: identity.version.as_deref().map(shortened),
+        priority: request.priority.as_str(),
+        way: request.way.map(ForwardMode::as_str),
+        endpoint: request.answering().map(|picked| &*picked.endpoint.state.name),
+        attempts: request.attempts.len(),
+        hedged: request.hedged.map(crate::http::request::Hedged::as_str),
+        degraded: request.degraded.map(|degraded| degraded.reason.code()),
+        bytes_in: request.bytes_in.max(session.body_bytes_read() as u64),
+        bytes_out: session.body_bytes_sent() as u64,
+        total_us: micros(request.took()),
+        receive_us: micros(request.times.receive),
+        balance_us: micros(request.times.balance),
+        forward_us: micros(request.times.forward),
+        error: request.refusal.as_ref().map(|refusal| &*refusal.message),
+    });
+}
+
+/// As the caller saw it.
+fn grpc_status(request: &Request) -> Option<u8> {
+    request.identity.grpc?;
+    let refused = request.refusal.as_ref().map(|refusal| refusal.reason.grpc().number());
+    refused.or(request.grpc_status)
+}
+
+fn shortened(text: &str) -> &str {
+    let mut end = text.len().min(MAX_FIELD);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
