@@ -190,7 +190,7 @@ impl<'a> EndpointStatus<'a> {
             health: state.health().as_str(),
             ejected_for: record.out().map(|(cause, _)| cause.as_str()),
             ejected_ms: record.out().map(|(_, until)| millis(until.since(now))),
-            strikes: record.strikes(),
+            strikes: record.multiplier(),
             in_flight: state.in_flight(),
             occupancy: load.occupancy(now, ttl),
             slots: load.known_slots(),

@@ -13,7 +13,7 @@ use crate::pool::{Endpoint, LongLived, Pool};
 use crate::refusal::Refusal;
 use forebay_protocol::grpc::Method;
 use forebay_protocol::{Reason, metric};
-use forebay_routing::{Asked, Health, Ramp, pick};
+use forebay_routing::{Health, ModelHandle, SlowStart, pick};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -37,7 +37,7 @@ pub async fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpo
         caller: request.identity.caller,
         deadline: request.deadline.unwrap_or(started + target.route.deadline),
         key: request.key,
-        weight: asked.as_ref().map(Asked::weight).unwrap_or_default(),
+        relative_cost: asked.as_ref().map(ModelHandle::relative_cost).unwrap_or_default(),
         tried,
     };
     let bound = target.pool.bind(asks).await;
@@ -50,10 +50,10 @@ pub async fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpo
 
 /// What the pool knows of the model that is to work for the request, if one is. How soon its metadata
 /// are told says nothing of what it weighs, nor of how many inferences an endpoint can run at once.
-fn ask(request: &Request, pool: &Pool) -> Option<Asked> {
+fn ask(request: &Request, pool: &Pool) -> Option<ModelHandle> {
     let model = request.model_instead().or(request.identity.model.as_deref());
     let key = identify::model(model, request.identity.version.as_deref());
-    request.identity.infers.then(|| pool.state.models.ask(key, clock::now()))
+    request.identity.infers.then(|| pool.state.models.handle(key, clock::now()))
 }
 
 fn refusal(rejected: Rejected, request: &Request, pool: &Pool) -> Refusal {
@@ -110,16 +110,18 @@ pub fn pick_lasting(
     let context = pick::Context {
         now,
         report_ttl: pool.config.report_ttl,
-        turn: &pool.rotation.pick_memory,
+        memory: &pool.rotation.pick_memory,
         key,
         ring: Some(&pool.rotation.ring),
     };
     let (policy, endpoints) = (pool.config.policy, &pool.rotation.long_lived);
     let excluded = |candidate: &LongLived| was_tried(tried, &candidate.0);
     let chosen = with_rng(|rng| {
-        let ramp = Ramp::draw(pool.config.slow_start, now, rng);
+        let slow_start = SlowStart::draw(pool.config.slow_start, now, rng);
         let shut = |it: &LongLived| {
-            excluded(it) || ramp.is_some_and(|ramp| ramp.passes_over(it.0.state.ready_since()))
+            excluded(it)
+                || slow_start
+                    .is_some_and(|slow_start| slow_start.passes_over(it.0.state.ready_since()))
         };
         // A pick takes a turn, so it is not tried with those that are not there.
         if endpoints.iter().all(shut) {

@@ -7,7 +7,7 @@
 use super::Endpoint;
 use super::queue::Bound;
 use crate::clock;
-use forebay_routing::Asked;
+use forebay_routing::ModelHandle;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,14 +21,14 @@ pub struct EndpointAttempt {
     /// Counts as in flight there until dropped.
     pub guard: Option<Bound>,
     /// The model that is to work for it, if one is; nothing lasting is known to be for one.
-    pub asked: Option<Asked>,
+    pub asked: Option<ModelHandle>,
     /// When it was picked.
     pub at: Instant,
 }
 
 impl EndpointAttempt {
     /// Begins now.
-    pub fn new(bound: Bound, asked: Option<Asked>) -> Self {
+    pub fn new(bound: Bound, asked: Option<ModelHandle>) -> Self {
         let endpoint = Arc::clone(&bound.endpoint);
         Self { endpoint, guard: Some(bound), asked, at: Instant::now() }
     }
@@ -36,7 +36,7 @@ impl EndpointAttempt {
     /// How long the work is expected to take there; zero if nothing is known.
     pub fn expected(&self, endpoint: &Endpoint) -> Duration {
         let mean = endpoint.state.load.service_seconds().unwrap_or_default();
-        let weight = self.asked.as_ref().map_or(1.0, |asked| asked.weight().get());
+        let weight = self.asked.as_ref().map_or(1.0, |asked| asked.relative_cost().get());
         Duration::try_from_secs_f64(mean * weight).unwrap_or_default()
     }
 

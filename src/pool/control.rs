@@ -16,8 +16,8 @@ use crate::config::{self, Config, EndpointProtocol, Source};
 use crate::exhausted;
 use arc_swap::ArcSwap;
 use forebay_process::supervise::{Importance, Pulse, Supervisor, fault_point, hang_point};
-use forebay_routing::health::outlier::Judge;
-use forebay_routing::{Models, RetryBudget};
+use forebay_routing::health::outlier::OutlierDetector;
+use forebay_routing::{ModelStats, RetryBudget};
 use pingora::upstreams::peer::HttpPeer;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -75,7 +75,7 @@ pub fn start(config: Config, fleets: Fleets, tasks: &Supervisor) -> ControlHandl
         fleets,
         probers: HashMap::new(),
         pools: HashMap::new(),
-        judges: HashMap::new(),
+        detectors: HashMap::new(),
         outlier_wakeup: Arc::new(Notify::new()),
         changes: sender.clone(),
         joined: Arc::new(Notify::new()),
@@ -111,7 +111,7 @@ struct Control {
     probers: HashMap<Key, Prober>,
     pools: HashMap<String, Arc<PoolState>>,
     /// Who judges the endpoints of each pool.
-    judges: HashMap<String, Judge>,
+    detectors: HashMap<String, OutlierDetector>,
     /// Wakes this task: an endpoint's answers should be looked at.
     outlier_wakeup: Arc<Notify>,
     changes: mpsc::Sender<Message>,
@@ -148,7 +148,7 @@ impl Control {
                 None => return,
                 Some(Some(message)) => self.take(message, &current, snapshot),
                 Some(None) => {
-                    if self.judge(&current) {
+                    if self.detect_outliers(&current) {
                         publish(snapshot, &Arc::new(refreshed(&current)));
                     }
                 }
@@ -187,11 +187,11 @@ impl Control {
     }
 
     /// Looks at what requests met everywhere; did that change anybody's health?
-    fn judge(&mut self, current: &Snapshot) -> bool {
+    fn detect_outliers(&mut self, current: &Snapshot) -> bool {
         let mut changed = false;
         for pool in &current.pools {
-            let judge = self.judges.entry(pool.config.name.clone()).or_default();
-            changed |= eject::apply_outlier_detection(judge, pool);
+            let detector = self.detectors.entry(pool.config.name.clone()).or_default();
+            changed |= eject::apply_outlier_detection(detector, pool);
         }
         changed
     }
@@ -206,7 +206,7 @@ impl Control {
         self.probers.retain(|key, _| next.kept.contains(key));
         self.probers.extend(next.started);
         self.pools = next.pools;
-        self.judges.retain(|name, _| config.pools.iter().any(|pool| pool.name == *name));
+        self.detectors.retain(|name, _| config.pools.iter().any(|pool| pool.name == *name));
         Snapshot { config: Arc::new(config), pools, generation, loaded_at: SystemTime::now() }
     }
 
@@ -267,7 +267,7 @@ impl Control {
             budget,
             retry,
             hedges: config.hedge.as_ref().map(Hedges::new),
-            models: Arc::new(Models::new(config.hedge.as_ref().map(|it| it.quantile))),
+            models: Arc::new(ModelStats::new(config.hedge.as_ref().map(|it| it.quantile))),
         })
     }
 }

@@ -6,23 +6,23 @@
 use super::{EndpointState, Pool};
 use crate::clock;
 use forebay_protocol::metric::proxy as metric;
-use forebay_routing::health::outlier::{Cause, Judge, Member, Verdict};
+use forebay_routing::health::outlier::{Cause, Member, OutlierDetector, Verdict};
 
 /// Judges a pool's endpoints. Did anybody's health change?
-pub(super) fn apply_outlier_detection(judge: &mut Judge, pool: &Pool) -> bool {
+pub(super) fn apply_outlier_detection(detector: &mut OutlierDetector, pool: &Pool) -> bool {
     let rules = &pool.config.ejection;
     let mut records: Vec<_> = pool.endpoints.iter().map(|e| e.state.record()).collect();
     let mut members: Vec<_> = records
         .iter_mut()
         .zip(&pool.endpoints)
         .map(|(record, endpoint)| Member {
-            tally: &endpoint.state.tally,
-            record,
+            counts: &endpoint.state.counts,
+            history: record,
             probed: endpoint.state.probed(),
             draining: endpoint.state.is_drained(),
         })
         .collect();
-    let verdicts = judge.look(rules, &mut members, clock::now());
+    let verdicts = detector.evaluate(rules, &mut members, clock::now());
     drop(members);
     drop(records);
     let mut changed = false;
@@ -40,7 +40,7 @@ pub(super) fn apply_outlier_detection(judge: &mut Judge, pool: &Pool) -> bool {
 
 /// The probes of an endpoint took it out of rotation.
 pub(super) fn probe_failed(pool: &Pool, state: &EndpointState) {
-    let held = state.record().fell(&pool.config.ejection, clock::now());
+    let held = state.record().probe_failed(&pool.config.ejection, clock::now());
     if let Some(cause) = held {
         count(metric::EJECTIONS, pool, state, cause);
     }

@@ -6,7 +6,7 @@
 use super::awaited::Awaited;
 use super::report::history::ReportHistory;
 use crate::clock;
-use forebay_routing::health::outlier::{Record, Tally};
+use forebay_routing::health::outlier::{EjectionHistory, OutcomeCounts};
 use forebay_routing::{Candidate, Health, Load, Outcome, Time};
 use pingora::upstreams::peer::HttpPeer;
 use std::net::SocketAddr;
@@ -70,10 +70,10 @@ pub struct EndpointState {
     /// Counts what was heard from it in answers: a number to compare with a later one.
     heard: AtomicU64,
     /// What requests met here.
-    pub(super) tally: Tally,
+    pub(super) counts: OutcomeCounts,
     /// What is held against it; only [`control`](super::control) writes, and no request on its way waits
     /// for it.
-    record: Mutex<Record>,
+    record: Mutex<EjectionHistory>,
     /// Wakes [`control`](super::control): the tally should be looked at.
     outlier_wakeup: Arc<Notify>,
     /// Wakes the prober: a request met trouble here.
@@ -102,7 +102,7 @@ impl EndpointState {
             answered_probe_at: AtomicU64::new(0),
             drained: AtomicBool::new(false),
             heard: AtomicU64::new(0),
-            tally: Tally::default(),
+            counts: OutcomeCounts::default(),
             record: Mutex::default(),
             outlier_wakeup,
             suspected: Notify::new(),
@@ -129,7 +129,7 @@ impl EndpointState {
             return false;
         }
         if to == Health::Ready {
-            self.load.came_back();
+            self.load.rejoined();
             self.ready_since.store(clock::now().nanos(), Relaxed);
         }
         let cause = self.record().out().map(|(cause, _)| cause.as_str());
@@ -200,7 +200,7 @@ impl EndpointState {
     }
 
     /// What is held against it.
-    pub fn record(&self) -> MutexGuard<'_, Record> {
+    pub fn record(&self) -> MutexGuard<'_, EjectionHistory> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -217,14 +217,14 @@ impl EndpointState {
 
     /// Takes in how a request ended here, as far as that speaks of the endpoint.
     pub fn note(&self, outcome: Outcome) {
-        if self.tally.note(outcome) {
+        if self.counts.note(outcome) {
             self.outlier_wakeup.notify_one();
         }
     }
 
     /// How often it has answered: a number to compare with a later one.
     pub fn answers_so_far(&self) -> u32 {
-        self.tally.answers()
+        self.counts.answers()
     }
 
     /// A request met trouble here: have it probed now instead of at the next turn.

@@ -26,7 +26,7 @@ mod side_request;
 pub use endpoint::{Endpoint, EndpointState, LongLived};
 
 use crate::config;
-use forebay_routing::{Asked, Models, Picks, RetryBudget};
+use forebay_routing::{ModelHandle, ModelStats, PickMemory, RetryBudget};
 use queue::Queue;
 use rotation::Rotation;
 use std::sync::Arc;
@@ -92,7 +92,7 @@ impl Pool {
 #[derive(Debug)]
 pub struct PoolState {
     /// What its picks share.
-    pub pick_memory: Arc<Picks>,
+    pub pick_memory: Arc<PickMemory>,
     /// When its reports were last looked at for stale ones; see [`report::refresh_stale`].
     pub looked_for_stale: AtomicU64,
     /// Requests that wait for an endpoint.
@@ -104,7 +104,7 @@ pub struct PoolState {
     /// Second attempts, if there are any.
     pub hedges: Option<Hedges>,
     /// What is known of each model.
-    pub models: Arc<Models>,
+    pub models: Arc<ModelStats>,
 }
 
 impl PoolState {
@@ -131,7 +131,7 @@ impl Hedges {
 
     /// The time after which a second attempt is worth its cost; `None` while nothing is known of what the
     /// model takes.
-    pub fn after(&self, asked: &Asked) -> Option<Duration> {
+    pub fn after(&self, asked: &ModelHandle) -> Option<Duration> {
         asked.estimate().map(|usual| usual.max(self.settings.min_delay))
     }
 }

@@ -1,6 +1,6 @@
 //! Late binding: requests wait here, in the proxy, until an endpoint can take them.
 //!
-//! What decides lives in `forebay_routing` ([`View::bind`], [`Line`]); this file brings it together
+//! Decisions live in `forebay_routing` ([`PoolView::bind`], [`FairQueue`]); this file brings them together
 //! with what happens: a request comes, an endpoint becomes free, a caller leaves, health changes. Each
 //! of these may change who can be bound, and none may be missed, or a request would wait beside a
 //! free endpoint. So whoever frees an endpoint looks at the line at once (the guard [`Bound`] does so
@@ -12,7 +12,9 @@ use super::rotation::Rotation;
 use crate::clock;
 use forebay_protocol::{Priority, metric};
 use forebay_routing::pick::Context;
-use forebay_routing::{Binding, Claim, InFlight, Joined, Line, Next, Place, Rng, View, Weight};
+use forebay_routing::{
+    Binding, Dispatch, Enqueued, Entry, FairQueue, InFlight, PoolView, Position, RelativeCost, Rng,
+};
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -31,7 +33,7 @@ pub fn with_rng<T>(f: impl FnOnce(&mut Rng) -> T) -> T {
 /// The line of one pool. Outlives snapshots.
 #[derive(Debug)]
 pub struct Queue {
-    line: Mutex<Line<Ticket>>,
+    line: Mutex<FairQueue<Ticket>>,
     /// As many as are in the line, to be read without the lock.
     count: AtomicUsize,
     /// The endpoints as they are now, for whoever frees an endpoint.
@@ -71,7 +73,7 @@ pub struct BindRequest {
     /// What is to go to the same endpoint, as a number, if anything is.
     pub key: Option<u64>,
     /// The work that it is.
-    pub weight: Weight,
+    pub relative_cost: RelativeCost,
     /// Where it was sent already.
     pub tried: Vec<Arc<EndpointState>>,
 }
@@ -94,7 +96,7 @@ pub enum Rejected {
 impl Queue {
     pub(super) fn new(joined: Arc<Notify>) -> Self {
         Self {
-            line: Mutex::new(Line::new(0)),
+            line: Mutex::new(FairQueue::new(0)),
             count: AtomicUsize::new(0),
             current: Mutex::default(),
             joined,
@@ -117,7 +119,7 @@ impl Queue {
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(rotation);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Line<Ticket>> {
+    fn lock(&self) -> MutexGuard<'_, FairQueue<Ticket>> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -152,12 +154,12 @@ impl Queue {
         let (place, next) = with_rng(|rng| view.next(&line, Ticket::has_tried, rng))?;
         let outcome = match next {
             // Who took the room meanwhile looks here again when it leaves.
-            Next::Goes(index) => Ok(Bound::claim(self, &view, index)?),
-            Next::Nowhere => Err(Rejected::NoEndpoint),
-            Next::TooLate => Err(Rejected::DeadlinePassed),
+            Dispatch::Bind(index) => Ok(Bound::claim(self, &view, index)?),
+            Dispatch::NoEndpoint => Err(Rejected::NoEndpoint),
+            Dispatch::TooLate => Err(Rejected::DeadlinePassed),
         };
         let ticket = match outcome {
-            Err(_) => line.leave(&place),
+            Err(_) => line.remove(&place),
             Ok(_) => line.serve(&place),
         }?;
         self.count.store(line.len(), Relaxed);
@@ -165,9 +167,9 @@ impl Queue {
     }
 
     /// Leaves the line, if it is still there.
-    fn leave(&self, place: &Place) -> bool {
+    fn leave(&self, place: &Position) -> bool {
         let mut line = self.lock();
-        let was_there = line.leave(place).is_some();
+        let was_there = line.remove(place).is_some();
         self.count.store(line.len(), Relaxed);
         was_there
     }
@@ -181,16 +183,23 @@ impl Ticket {
 
 impl Rotation {
     /// The pool as the routing core sees it now.
-    fn view(&self, freed: Option<usize>) -> View<'_, Arc<Endpoint>> {
+    fn view(&self, freed: Option<usize>) -> PoolView<'_, Arc<Endpoint>> {
         let context = Context {
             now: clock::now(),
             report_ttl: self.config.report_ttl,
-            turn: &self.pick_memory,
+            memory: &self.pick_memory,
             key: None,
             ring: Some(&self.ring),
         };
-        let (policy, hop) = (self.config.policy, self.config.queue.hop);
-        View { policy, endpoints: &self.ready, freed, hop, context, terms: None }
+        let (policy, handoff_delay) = (self.config.policy, self.config.queue.hop);
+        PoolView {
+            policy,
+            endpoints: &self.ready,
+            freed,
+            handoff_delay,
+            context,
+            time_budget: None,
+        }
     }
 }
 
@@ -233,7 +242,7 @@ impl Queue {
         tried: impl Fn(&Arc<Endpoint>) -> bool,
     ) -> Option<Bound> {
         let (view, waiting) = (rotation.view(None), self.count());
-        let index = with_rng(|rng| view.beside(waiting, tried, rng))?;
+        let index = with_rng(|rng| view.bind_hedge(waiting, tried, rng))?;
         Bound::claim(self, &view, index)
     }
 
@@ -246,13 +255,13 @@ impl Queue {
         let tried = |endpoint: &Arc<Endpoint>| {
             asks.tried.iter().any(|tried| Arc::ptr_eq(tried, &endpoint.state))
         };
-        let view = rotation.view(None).keyed(asks.key);
-        let terms = (clock::at(asks.deadline), asks.weight);
+        let view = rotation.view(None).with_key(asks.key);
+        let terms = (clock::at(asks.deadline), asks.relative_cost);
         let gently = (rotation.config.slow_start, |it: &Arc<Endpoint>| it.state.ready_since());
-        let binding = with_rng(|rng| view.at_once_gently(gently, terms, tried, rng));
+        let binding = with_rng(|rng| view.bind_now_with_slow_start(gently, terms, tried, rng));
         match binding {
             Binding::Bind(index) => Bound::claim(self, &view, index).map(Ok),
-            Binding::Nowhere => Some(Err(Rejected::NoEndpoint)),
+            Binding::NoEndpoint => Some(Err(Rejected::NoEndpoint)),
             Binding::Wait => None,
         }
     }
@@ -262,15 +271,15 @@ impl Queue {
         &self,
         rotation: &Arc<Rotation>,
         asks: BindRequest,
-    ) -> Result<(Place, oneshot::Receiver<Result<Bound, Rejected>>), Rejected> {
+    ) -> Result<(Position, oneshot::Receiver<Result<Bound, Rejected>>), Rejected> {
         let class = class(asks.priority);
-        let claim = Claim {
+        let entry = Entry {
             class,
             since: clock::now(),
             deadline: clock::at(asks.deadline),
-            caller: asks.caller,
+            client: asks.caller,
             key: asks.key,
-            weight: asks.weight,
+            relative_cost: asks.relative_cost,
         };
         let view = rotation.view(None);
         let (reply, answer) = oneshot::channel();
@@ -278,20 +287,21 @@ impl Queue {
         line.resize(rotation.config.queue.size);
         // One that was sent already has waited before, and nothing else is known to be faster.
         if asks.tried.is_empty() {
-            with_rng(|rng| view.hope(&line, &claim, rng)).map_err(Rejected::DeadlineUnreachable)?;
+            with_rng(|rng| view.can_meet_deadline(&line, &entry, rng))
+                .map_err(Rejected::DeadlineUnreachable)?;
         }
-        let after = with_rng(|rng| view.outlook(rng)).drained_in(line.len());
-        let joined =
-            line.join(&claim, Ticket { reply, tried: asks.tried, rotation: Arc::clone(rotation) });
+        let after = with_rng(|rng| view.capacity(rng)).drained_in(line.len());
+        let joined = line
+            .enqueue(&entry, Ticket { reply, tried: asks.tried, rotation: Arc::clone(rotation) });
         let before = self.count.swap(line.len(), SeqCst);
         drop(line);
         if before == 0 {
             self.joined.notify_one();
         }
         match joined {
-            Joined::Full(_) => Err(Rejected::Full(after)),
-            Joined::Waits(place) => Ok((place, answer)),
-            Joined::Displaced(place, other) => {
+            Enqueued::Full(_) => Err(Rejected::Full(after)),
+            Enqueued::Queued(place) => Ok((place, answer)),
+            Enqueued::Displaced(place, other) => {
                 // It may have left meanwhile.
                 let _ = other.reply.send(Err(Rejected::Displaced(after)));
                 Ok((place, answer))
@@ -312,7 +322,7 @@ const fn class(priority: Priority) -> u8 {
 /// A request in the line; dropping it takes it out.
 struct Waiting<'a> {
     queue: &'a Queue,
-    place: Place,
+    place: Position,
     pool: &'a str,
     since: Instant,
 }
@@ -328,7 +338,7 @@ impl Drop for Waiting<'_> {
 
 impl Bound {
     /// Counts a request in at an endpoint in rotation, if the room that was found there is left.
-    fn claim(queue: &Arc<Queue>, view: &View<'_, Arc<Endpoint>>, index: usize) -> Option<Self> {
+    fn claim(queue: &Arc<Queue>, view: &PoolView<'_, Arc<Endpoint>>, index: usize) -> Option<Self> {
         let endpoint = Arc::clone(view.endpoints.get(index)?);
         let guard = Some(view.enter(&endpoint.state.load)?);
         Some(Self { endpoint, guard, queue: Some(Arc::clone(queue)) })

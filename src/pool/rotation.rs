@@ -4,7 +4,7 @@ use super::endpoint::{Endpoint, EndpointState, LongLived};
 use crate::config;
 use forebay_routing::health::outlier;
 use forebay_routing::pick::{Ring, identity};
-use forebay_routing::{Health, Picks, Policy};
+use forebay_routing::{Health, PickMemory, Policy};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -24,7 +24,7 @@ pub struct Rotation {
     /// Those in rotation in a circle, if the policy wants it.
     pub ring: Ring,
     /// What the pool's picks share, across snapshots.
-    pub pick_memory: Arc<Picks>,
+    pub pick_memory: Arc<PickMemory>,
 }
 
 impl Rotation {
@@ -32,7 +32,7 @@ impl Rotation {
     pub(super) fn new(
         config: Arc<config::Pool>,
         endpoints: &[Arc<Endpoint>],
-        pick_memory: Arc<Picks>,
+        pick_memory: Arc<PickMemory>,
     ) -> Self {
         let ReadySet { used: ready, panics, last_resort } = ready_set(&config, endpoints);
         let long_lived = ready.iter().map(|endpoint| LongLived(Arc::clone(endpoint))).collect();

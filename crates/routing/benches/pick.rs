@@ -9,7 +9,7 @@
     reason = "a benchmark prints and measures"
 )]
 
-use forebay_routing::{Candidate, InFlight, Load, Picks, Policy, Report, Rng, Time, pick};
+use forebay_routing::{Candidate, InFlight, Load, PickMemory, Policy, Report, Rng, Time, pick};
 use std::collections::VecDeque;
 use std::hint::black_box;
 use std::sync::Arc;
@@ -37,16 +37,16 @@ fn main() {
 
 fn least(policy: Policy, size: usize) -> f64 {
     let fleet = fleet(size);
-    let (turn, mut rng) = (Arc::default(), Rng::new(1));
+    let (memory, mut rng) = (Arc::default(), Rng::new(1));
     let mut held: VecDeque<InFlight> = VecDeque::new();
-    let rounds = (0..ROUNDS).map(|_| round(policy, &fleet, &turn, &mut rng, &mut held));
+    let rounds = (0..ROUNDS).map(|_| round(policy, &fleet, &memory, &mut rng, &mut held));
     rounds.fold(f64::INFINITY, f64::min)
 }
 
 fn round(
     policy: Policy,
     fleet: &[Endpoint],
-    turn: &Arc<Picks>,
+    memory: &Arc<PickMemory>,
     rng: &mut Rng,
     held: &mut VecDeque<InFlight>,
 ) -> f64 {
@@ -56,7 +56,7 @@ fn round(
         let context = pick::Context {
             now: Time::new(Duration::from_millis(1)),
             report_ttl: Duration::from_secs(1),
-            turn,
+            memory,
             key: Some(u64::from(number)),
             ring: Some(&ring),
         };

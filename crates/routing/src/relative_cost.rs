@@ -3,28 +3,32 @@
 use std::time::Duration;
 
 /// What no model is beyond: so much lighter or heavier than the mean.
-const LIGHTEST: f32 = 1e-4;
-const HEAVIEST: f32 = 1e4;
+const MIN_RELATIVE_COST: f32 = 1e-4;
+const MAX_RELATIVE_COST: f32 = 1e4;
 
 /// The work that a model is, in requests of the pool's mean: 1 if all are alike. Multiplied with what
 /// a request takes on average, it says what one for this model does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Weight {
+pub struct RelativeCost {
     /// An `f32` above 0, whose bits order as the number does.
     bits: u32,
 }
 
-impl Default for Weight {
+impl Default for RelativeCost {
     fn default() -> Self {
         Self::new(1.0)
     }
 }
 
-impl Weight {
+impl RelativeCost {
     /// Not a number counts as 1; others are brought within bounds.
-    pub fn new(weight: f32) -> Self {
-        let weight = if weight.is_nan() { 1.0 } else { weight.clamp(LIGHTEST, HEAVIEST) };
-        Self { bits: weight.to_bits() }
+    pub fn new(relative_cost: f32) -> Self {
+        let relative_cost = if relative_cost.is_nan() {
+            1.0
+        } else {
+            relative_cost.clamp(MIN_RELATIVE_COST, MAX_RELATIVE_COST)
+        };
+        Self { bits: relative_cost.to_bits() }
     }
 
     /// The number itself.
@@ -33,7 +37,7 @@ impl Weight {
     }
 
     /// What a mean request would have taken where one of this weight took so long.
-    pub(crate) fn even(self, took: Duration) -> Duration {
+    pub(crate) fn normalize(self, took: Duration) -> Duration {
         Duration::try_from_secs_f64(took.as_secs_f64() / self.get()).unwrap_or(Duration::MAX)
     }
 }

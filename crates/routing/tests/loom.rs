@@ -5,9 +5,9 @@
 #![cfg(loom)]
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test stops at the first surprise")]
 
-use forebay_routing::health::outlier::Tally;
+use forebay_routing::health::outlier::OutcomeCounts;
 use forebay_routing::pick::Context;
-use forebay_routing::{Candidate, Load, Outcome, Policy, RetryBudget, Time, View};
+use forebay_routing::{Candidate, Load, Outcome, Policy, PoolView, RetryBudget, Time};
 use loom::model::Builder;
 use loom::thread;
 use std::sync::Arc;
@@ -79,12 +79,18 @@ fn of_those_that_meet_at_an_endpoint_no_more_stay_than_it_has_room_for() {
         let load = Arc::new(Load::new(1));
         let shared = Arc::clone(&load);
         let stay = thrice(move || {
-            let (endpoints, turn) = ([Endpoint(Arc::clone(&shared))], Arc::default());
+            let (endpoints, memory) = ([Endpoint(Arc::clone(&shared))], Arc::default());
             let now = Time::default();
-            let context = Context { now, report_ttl: TTL, turn: &turn, key: None, ring: None };
-            let (policy, hop) = (Policy::RoundRobin, Duration::ZERO);
-            let view =
-                View { policy, endpoints: &endpoints, freed: None, hop, context, terms: None };
+            let context = Context { now, report_ttl: TTL, memory: &memory, key: None, ring: None };
+            let (policy, handoff_delay) = (Policy::RoundRobin, Duration::ZERO);
+            let view = PoolView {
+                policy,
+                endpoints: &endpoints,
+                freed: None,
+                handoff_delay,
+                context,
+                time_budget: None,
+            };
             view.enter(&shared)
         });
         let stay = stay.iter().flatten().count();
@@ -125,12 +131,12 @@ fn time_earns_a_retry_once() {
 #[test]
 fn no_answer_is_lost_among_failures() {
     every_order(Some(3), || {
-        let tally = Arc::new(Tally::default());
-        let shared = Arc::clone(&tally);
+        let counts = Arc::new(OutcomeCounts::default());
+        let shared = Arc::clone(&counts);
         thrice(move || {
             let _ = shared.note(Outcome::Failed);
             let _ = shared.note(Outcome::Understood);
         });
-        assert_eq!(tally.answers(), 3);
+        assert_eq!(counts.answers(), 3);
     });
 }

@@ -9,12 +9,14 @@
 )]
 
 use forebay_routing::pick::{self, Context, Ring};
-use forebay_routing::{Binding, Candidate, InFlight, Load, Picks, Policy, Report, Rng, Time, View};
+use forebay_routing::{
+    Binding, Candidate, InFlight, Load, PickMemory, Policy, PoolView, Report, Rng, Time,
+};
 use std::sync::Arc;
 use std::time::Duration;
 
 const TTL: Duration = Duration::from_secs(2);
-const HOP: Duration = Duration::from_micros(500);
+const HANDOFF_DELAY: Duration = Duration::from_micros(500);
 
 struct Endpoint {
     load: Arc<Load>,
@@ -30,7 +32,7 @@ impl Candidate for Endpoint {
 /// A pool as a proxy has it.
 struct Pool {
     fleet: Vec<Endpoint>,
-    picks: Arc<Picks>,
+    picks: Arc<PickMemory>,
     ring: Ring,
 }
 
@@ -42,7 +44,7 @@ impl Pool {
     }
 
     fn context(&self, now: Time, key: Option<u64>) -> Context<'_> {
-        Context { now, report_ttl: TTL, turn: &self.picks, key, ring: Some(&self.ring) }
+        Context { now, report_ttl: TTL, memory: &self.picks, key, ring: Some(&self.ring) }
     }
 
     /// Picks among those that were not tried.
@@ -138,8 +140,14 @@ fn nothing_is_picked_that_was_tried_and_something_is_if_there_is_anything() {
 fn no_policy_binds_beyond_the_limit() {
     worlds(1000, |pool, policy, now, rng, what| {
         let context = pool.context(now, Some(rng.next_u64()));
-        let view =
-            View { policy, endpoints: &pool.fleet, freed: None, hop: HOP, context, terms: None };
+        let view = PoolView {
+            policy,
+            endpoints: &pool.fleet,
+            freed: None,
+            handoff_delay: HANDOFF_DELAY,
+            context,
+            time_budget: None,
+        };
         let Binding::Bind(at) = view.bind(|it| it.tried, 0, rng) else { return None };
         let load = &pool.fleet[at].load;
         assert!(view.is_free(load), "{what}");

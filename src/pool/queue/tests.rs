@@ -2,7 +2,7 @@
 use super::*;
 use crate::config::Config;
 use crate::pool::{Pool, PoolState};
-use forebay_routing::{Health, Models, RetryBudget};
+use forebay_routing::{Health, ModelStats, RetryBudget};
 use pingora::upstreams::peer::HttpPeer;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
@@ -36,7 +36,7 @@ fn pool_with(more: &str) -> Arc<Pool> {
         budget: RetryBudget::new(0.0, 0.0),
         retry: config.retry.clone(),
         hedges: None,
-        models: Arc::new(Models::new(None)),
+        models: Arc::new(ModelStats::new(None)),
     });
     let pool = Arc::new(Pool::new(config, endpoints, state));
     pool.state.queue.renew(&pool.rotation);
@@ -49,7 +49,7 @@ fn asks(number: usize) -> BindRequest {
         caller: number as u64 % 5,
         deadline: Instant::now() + Duration::from_secs(3600),
         key: None,
-        weight: Weight::default(),
+        relative_cost: RelativeCost::default(),
         tried: Vec::new(),
     }
 }
@@ -109,7 +109,7 @@ async fn who_is_bound_and_gone_before_it_knows_gives_its_place_to_the_next() {
 #[tokio::test]
 async fn the_deadline_of_a_light_model_is_not_judged_by_what_a_heavy_one_takes() {
     let pool = pool_with("policy = \"round_robin\"");
-    let ask = |model| pool.state.models.ask(model, clock::now());
+    let ask = |model| pool.state.models.handle(model, clock::now());
     for _ in 0..200 {
         for (model, took) in [(1, 1), (2, 50)] {
             let bound = pool.bind(asks(0)).await.unwrap();
@@ -123,13 +123,13 @@ async fn the_deadline_of_a_light_model_is_not_judged_by_what_a_heavy_one_takes()
     let mut waits = Box::pin(pool.bind(asks(0)));
     assert!(futures_util::poll!(&mut waits).is_pending());
     // A slot frees every 25.5 s / 8, after which one would take 1 s and the other 50.
-    let hurried = |weight| {
+    let hurried = |relative_cost| {
         let deadline = Instant::now() + Duration::from_secs(5);
-        pool.bind(BindRequest { deadline, weight, ..asks(0) })
+        pool.bind(BindRequest { deadline, relative_cost, ..asks(0) })
     };
-    let mut light = Box::pin(hurried(ask(1).weight()));
+    let mut light = Box::pin(hurried(ask(1).relative_cost()));
     assert!(futures_util::poll!(&mut light).is_pending(), "there is hope");
     drop(light);
-    let heavy = hurried(ask(2).weight()).await;
+    let heavy = hurried(ask(2).relative_cost()).await;
     assert!(matches!(heavy, Err(Rejected::DeadlineUnreachable(_))), "{heavy:?}");
 }

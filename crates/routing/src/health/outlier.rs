@@ -48,9 +48,9 @@ impl Ejection {
         self.max_share > 0.0
     }
 
-    /// Time out after so many strikes.
-    fn back_off(&self, strikes: u32) -> Duration {
-        let doublings = strikes.saturating_sub(1).min(30);
+    /// Time out at this multiplier.
+    fn back_off(&self, multiplier: u32) -> Duration {
+        let doublings = multiplier.saturating_sub(1).min(30);
         self.base_time.saturating_mul(1 << doublings).min(self.max_time)
     }
 }
@@ -73,9 +73,9 @@ pub enum Outcome {
     Failed,
 }
 
-/// What requests met at one endpoint since the last look. Shared and never locked.
+/// Outcomes of requests at one endpoint since the last evaluation. Shared and never locked.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct OutcomeCounts {
     in_a_row: AtomicU32,
     /// So many in a row have the endpoint looked at; 0: nobody looks.
     limit: AtomicU32,
@@ -98,7 +98,7 @@ struct Window {
     seconds: Option<f64>,
 }
 
-impl Tally {
+impl OutcomeCounts {
     /// Takes in how a request ended. `true`: the endpoint should be looked at now.
     #[must_use = "an endpoint that fails should be looked at"]
     pub fn note(&self, outcome: Outcome) -> bool {
@@ -213,15 +213,15 @@ enum Standing {
 
 /// What is held against one endpoint.
 #[derive(Debug, Clone, Default)]
-pub struct Record {
+pub struct EjectionHistory {
     standing: Standing,
-    /// How often it was taken out, less what it has made good.
-    strikes: u32,
+    /// How often it was taken out, less what it has made good: it multiplies the time out.
+    multiplier: u32,
     /// Since when nothing was to be said against it, nor made good by it.
     good_since: Time,
 }
 
-impl Record {
+impl EjectionHistory {
     /// Is it out, why, and until when?
     pub fn out(&self) -> Option<(Cause, Time)> {
         match self.standing {
@@ -231,33 +231,33 @@ impl Record {
     }
 
     /// How often it was taken out, less what it has made good since.
-    pub fn strikes(&self) -> u32 {
-        self.strikes
+    pub fn multiplier(&self) -> u32 {
+        self.multiplier
     }
 
     /// Its probes took it out of rotation. One fall is a restart; from the second on it is held back.
-    pub fn fell(&mut self, rules: &Ejection, now: Time) -> Option<Cause> {
+    pub fn probe_failed(&mut self, rules: &Ejection, now: Time) -> Option<Cause> {
         if !rules.is_on() || self.out().is_some() {
             return None;
         }
-        self.strikes = self.strikes.saturating_add(1);
+        self.multiplier = self.multiplier.saturating_add(1);
         self.good_since = now;
-        let held = rules.back_off(self.strikes.saturating_sub(1));
-        (self.strikes > 1).then(|| {
+        let held = rules.back_off(self.multiplier.saturating_sub(1));
+        (self.multiplier > 1).then(|| {
             self.standing = Standing::Out(Cause::Flapping, now + held);
             Cause::Flapping
         })
     }
 
     fn eject(&mut self, cause: Cause, rules: &Ejection, now: Time) {
-        self.strikes = self.strikes.saturating_add(1);
-        self.standing = Standing::Out(cause, now + rules.back_off(self.strikes));
+        self.multiplier = self.multiplier.saturating_add(1);
+        self.standing = Standing::Out(cause, now + rules.back_off(self.multiplier));
     }
 
-    /// Forgets a strike for each back-off that passes without another.
+    /// Lowers the multiplier by one for each back-off that passes without another.
     fn forgive(&mut self, rules: &Ejection, now: Time) {
-        if self.strikes > 0 && now.since(self.good_since) >= rules.back_off(self.strikes) {
-            self.strikes -= 1;
+        if self.multiplier > 0 && now.since(self.good_since) >= rules.back_off(self.multiplier) {
+            self.multiplier -= 1;
             self.good_since = now;
         }
     }
@@ -267,9 +267,9 @@ impl Record {
 #[derive(Debug)]
 pub struct Member<'a> {
     /// What requests met there.
-    pub tally: &'a Tally,
+    pub counts: &'a OutcomeCounts,
     /// What is held against it.
-    pub record: &'a mut Record,
+    pub history: &'a mut EjectionHistory,
     /// What its probes say.
     pub probed: Health,
     /// Whether it is kept out by hand.
@@ -278,7 +278,7 @@ pub struct Member<'a> {
 
 impl Member<'_> {
     fn is_in(&self) -> bool {
-        self.probed == Health::Ready && !self.draining && self.record.out().is_none()
+        self.probed == Health::Ready && !self.draining && self.history.out().is_none()
     }
 }
 
@@ -293,15 +293,15 @@ pub enum Verdict {
     Returned,
 }
 
-/// Judges the endpoints of one pool.
+/// Detects the outliers among the endpoints of one pool.
 #[derive(Debug, Clone, Default)]
-pub struct Judge {
+pub struct OutlierDetector {
     window_began: Time,
 }
 
-impl Judge {
-    /// Looks at all of them at `now`; what changed, each with its place among `members`.
-    pub fn look(
+impl OutlierDetector {
+    /// Looks at all of them at `now`; what changed, each with its index among `members`.
+    pub fn evaluate(
         &mut self,
         rules: &Ejection,
         members: &mut [Member<'_>],
@@ -310,30 +310,32 @@ impl Judge {
         let mut verdicts = Vec::new();
         if !rules.is_on() {
             // As after a reload that switched it off.
-            let out = |record: &Record| record.standing != Standing::Good || record.strikes > 0;
-            for (place, member) in members.iter_mut().enumerate().filter(|(_, m)| out(m.record)) {
-                *member.record = Record::default();
-                verdicts.push((place, Verdict::Returned));
+            let out = |history: &EjectionHistory| {
+                history.standing != Standing::Good || history.multiplier > 0
+            };
+            for (index, member) in members.iter_mut().enumerate().filter(|(_, m)| out(m.history)) {
+                *member.history = EjectionHistory::default();
+                verdicts.push((index, Verdict::Returned));
             }
             return verdicts;
         }
-        for (place, member) in members.iter_mut().enumerate() {
-            if member.record.out().is_some_and(|(_, until)| until <= now) {
-                member.record.standing = Standing::Trial;
-                member.record.good_since = now;
-                member.tally.in_a_row.store(0, Relaxed);
-                verdicts.push((place, Verdict::Returned));
+        for (index, member) in members.iter_mut().enumerate() {
+            if member.history.out().is_some_and(|(_, until)| until <= now) {
+                member.history.standing = Standing::Trial;
+                member.history.good_since = now;
+                member.counts.in_a_row.store(0, Relaxed);
+                verdicts.push((index, Verdict::Returned));
             }
-            let on_trial = member.record.standing == Standing::Trial;
+            let on_trial = member.history.standing == Standing::Trial;
             let limit = if on_trial { 1 } else { rules.consecutive_failures };
-            member.tally.watch_for(limit, on_trial);
+            member.counts.watch_for(limit, on_trial);
         }
-        for place in 0..members.len() {
-            if members[place].is_in() && members[place].tally.is_over() {
-                members[place].tally.in_a_row.store(0, Relaxed);
-                let on_trial = members[place].record.standing == Standing::Trial;
+        for index in 0..members.len() {
+            if members[index].is_in() && members[index].counts.is_over() {
+                members[index].counts.in_a_row.store(0, Relaxed);
+                let on_trial = members[index].history.standing == Standing::Trial;
                 let cause = if on_trial { Cause::Recovery } else { Cause::ConsecutiveFailures };
-                verdicts.push((place, eject(rules, members, place, cause, now)));
+                verdicts.push((index, eject(rules, members, index, cause, now)));
             }
         }
         if now.since(self.window_began) >= rules.interval {
@@ -351,7 +353,7 @@ fn end_of_window(
     now: Time,
     verdicts: &mut Vec<(usize, Verdict)>,
 ) {
-    let windows: Vec<_> = members.iter().map(|member| member.tally.take()).collect();
+    let windows: Vec<_> = members.iter().map(|member| member.counts.take()).collect();
     let enough = |window: &&Window| {
         window.answered.saturating_add(window.failed) >= rules.min_requests.max(1)
     };
@@ -359,8 +361,8 @@ fn end_of_window(
     let others_do_well = better_median(shares.map(|share| -share).collect())
         .is_some_and(|median| -median >= rules.success_rate);
     let typical = better_median(windows.iter().filter(enough).filter_map(|w| w.seconds).collect());
-    for (place, window) in windows.iter().enumerate() {
-        if !members[place].is_in() {
+    for (index, window) in windows.iter().enumerate() {
+        if !members[index].is_in() {
             continue;
         }
         let late = rules.latency_factor.zip(typical).zip(window.seconds);
@@ -371,15 +373,15 @@ fn end_of_window(
             late.then_some(Cause::Latency)
         };
         if let Some(cause) = cause.filter(|_| enough(&window)) {
-            verdicts.push((place, eject(rules, members, place, cause, now)));
+            verdicts.push((index, eject(rules, members, index, cause, now)));
             continue;
         }
-        let record = &mut *members[place].record;
-        if record.standing == Standing::Trial && window.answered > 0 && window.failed == 0 {
-            record.standing = Standing::Good;
-            members[place].tally.watch_for(rules.consecutive_failures, false);
+        let history = &mut *members[index].history;
+        if history.standing == Standing::Trial && window.answered > 0 && window.failed == 0 {
+            history.standing = Standing::Good;
+            members[index].counts.watch_for(rules.consecutive_failures, false);
         }
-        members[place].record.forgive(rules, now);
+        members[index].history.forgive(rules, now);
     }
 }
 
@@ -403,12 +405,12 @@ fn better_median(mut values: Vec<f64>) -> Option<f64> {
 fn eject(
     rules: &Ejection,
     members: &mut [Member<'_>],
-    place: usize,
+    index: usize,
     cause: Cause,
     now: Time,
 ) -> Verdict {
     let all = members.iter().filter(|member| !member.draining).count();
-    let out = members.iter().filter(|member| !member.draining && member.record.out().is_some());
+    let out = members.iter().filter(|member| !member.draining && member.history.out().is_some());
     let left = members.iter().filter(|member| member.is_in()).count();
     #[allow(
         clippy::cast_possible_truncation,
@@ -420,7 +422,7 @@ fn eject(
     if out.count() >= most || left < 2 {
         return Verdict::Spared(cause);
     }
-    members[place].record.eject(cause, rules, now);
+    members[index].history.eject(cause, rules, now);
     Verdict::Ejected(cause)
 }
 

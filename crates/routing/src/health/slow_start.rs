@@ -8,19 +8,19 @@ use crate::{Rng, Time};
 use std::time::Duration;
 
 /// Share that it begins with: enough to warm up by.
-const LEAST: f64 = 0.1;
+const MIN_SHARE: f64 = 0.1;
 /// Steps of chance.
 const STEPS: usize = 1 << 20;
 
 /// What chance has in store for one request.
 #[derive(Debug, Clone, Copy)]
-pub struct Ramp {
+pub struct SlowStart {
     window: Duration,
     now: Time,
     chance: f64,
 }
 
-impl Ramp {
+impl SlowStart {
     /// Draws for a request at `now`; `None` if there is no slow start, which is no time for one.
     #[allow(clippy::cast_precision_loss, reason = "below 2^52")]
     pub fn draw(window: Duration, now: Time, rng: &mut Rng) -> Option<Self> {
@@ -39,7 +39,7 @@ pub fn share(since: Duration, window: Duration) -> f64 {
     if since >= window {
         return 1.0;
     }
-    LEAST + (1.0 - LEAST) * since.as_secs_f64() / window.as_secs_f64()
+    MIN_SHARE + (1.0 - MIN_SHARE) * since.as_secs_f64() / window.as_secs_f64()
 }
 
 #[cfg(test)]
@@ -64,7 +64,8 @@ mod tests {
         for (millis, expected) in [(0, 1000), (5000, 5500), (10_000, 10_000)] {
             let now = Time::new(Duration::from_millis(millis));
             let mut considered = || {
-                Ramp::draw(WINDOW, now, &mut rng).is_some_and(|it| !it.passes_over(Time::default()))
+                SlowStart::draw(WINDOW, now, &mut rng)
+                    .is_some_and(|it| !it.passes_over(Time::default()))
             };
             let count = (0..10_000).filter(|_| considered()).count();
             assert!(count.abs_diff(expected) < 200, "{millis}: {count}");
@@ -74,6 +75,6 @@ mod tests {
     #[test]
     fn without_a_window_there_is_nothing_to_draw() {
         let mut rng = Rng::new(1);
-        assert!(Ramp::draw(Duration::ZERO, Time::default(), &mut rng).is_none());
+        assert!(SlowStart::draw(Duration::ZERO, Time::default(), &mut rng).is_none());
     }
 }

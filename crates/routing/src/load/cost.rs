@@ -3,8 +3,8 @@
 //! The number that pick compares. It has to be right on average and honest about what it can't see: how
 //! many others are there at this moment, and how fast an endpoint is that has hardly answered.
 
-use super::estimate::Outline;
-use super::{Load, SCATTER, UNKNOWN, fading, float, nanos, seconds};
+use super::estimate::LoadEstimate;
+use super::{Load, SCATTER_SHARE, UNKNOWN, fading, float, nanos, seconds};
 use crate::Time;
 use crate::float::narrow;
 use crate::sync::Ordering::Relaxed;
@@ -12,21 +12,21 @@ use std::time::Duration;
 
 /// Seconds in which the endpoint's own word on its speed loses half its worth: one slow answer must not
 /// keep it out of use for ever.
-const WORD_HALF_LIFE: f32 = 10.0;
+const REPORTED_HALF_LIFE: f32 = 10.0;
 /// Worth of the endpoint's own word on its speed, in answers: it decides where we know nothing. More
 /// would be worse: all proxies hear the same word, and would all follow its errors.
-const WORD: f32 = 1.0;
+const REPORTED_ANSWERS: f32 = 1.0;
 /// Answers beside which its word does not count any more.
-const PLENTY: f32 = 30.0;
+const MAX_ANSWERS_BESIDE_REPORT: f32 = 30.0;
 /// For how many service times the last report says more than the mean of all.
-const NEWS: f32 = 0.2;
+const REPORT_SERVICE_TIMES: f32 = 0.2;
 impl Load {
     /// Requests that are there now, from everyone: ours, and what others are likely to have there. A
     /// report older than `ttl` is not believed.
     pub fn occupancy(&self, now: Time, ttl: Duration) -> u32 {
-        let outline = self.outline(now.nanos(), nanos(ttl), 0.0);
+        let estimate = self.estimate(now.nanos(), nanos(ttl), 0.0);
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
-        let others = outline.others.round() as u32;
+        let others = estimate.others.round() as u32;
         self.in_flight().saturating_add(others)
     }
 
@@ -37,8 +37,8 @@ impl Load {
     /// endpoint is tried again at times.
     #[inline]
     pub fn completion(&self, now: Time, ttl: Duration, best: f64) -> f64 {
-        let outline = self.outline(now.nanos(), nanos(ttl), narrow(best));
-        f64::from(outline.completion()) + self.penalty(now)
+        let estimate = self.estimate(now.nanos(), nanos(ttl), narrow(best));
+        f64::from(estimate.completion()) + self.penalty(now)
     }
 
     /// The cost that pick compares, in seconds: what [`Self::completion`] says, with what it costs
@@ -51,7 +51,7 @@ impl Load {
     /// The same with times in nanoseconds.
     #[inline]
     pub(crate) fn cost_at(&self, now: u64, ttl: u64, best: f32) -> f64 {
-        f64::from(self.outline(now, ttl, best).cost()) + self.penalty_at(now)
+        f64::from(self.estimate(now, ttl, best).cost()) + self.penalty_at(now)
     }
 
     /// Seconds that a request is expected to take here once it runs; `best` as for [`Self::cost`].
@@ -60,11 +60,11 @@ impl Load {
     }
 
     #[inline]
-    pub(super) fn outline(&self, now: u64, ttl: u64, best: f32) -> Outline {
+    pub(super) fn estimate(&self, now: u64, ttl: u64, best: f32) -> LoadEstimate {
         let service = self.service_at(now, best);
         let (others, variance) = self.others_at(now, ttl, service);
         let slots = float(self.slots());
-        Outline { ours: float(self.in_flight()), others, variance, slots, service }
+        LoadEstimate { ours: float(self.in_flight()), others, variance, slots, service }
     }
 
     /// What others have there now, and how wrong that may be.
@@ -77,32 +77,32 @@ impl Load {
         if self.scatter.get() == 0.0 {
             return (self.others.get().max(0.0), 0.0);
         }
-        let ages = seconds(now, at) / (NEWS * service).max(1e-9);
+        let ages = seconds(now, at) / (REPORT_SERVICE_TIMES * service).max(1e-9);
         // Close to the exponential, and cheaper.
         let weight = 1.0 / (1.0 + ages + 0.5 * ages * ages);
         let mean = self.others.get();
         let others = mean + weight * (self.last_others.get() - mean);
-        (others.max(0.0), self.scatter.get() * SCATTER * (1.0 - weight * weight))
+        (others.max(0.0), self.scatter.get() * SCATTER_SHARE * (1.0 - weight * weight))
     }
 
     /// Seconds that a service takes: our own answers first, then the endpoint's word, then the best.
     #[inline]
     fn service_at(&self, now: u64, best: f32) -> f32 {
-        let (own, answers) = self.speed.mean();
+        let (own, answers) = self.service_time.mean();
         let fresh = self.freshness(now);
         let samples = answers * fresh;
-        if samples > PLENTY {
+        if samples > MAX_ANSWERS_BESIDE_REPORT {
             return own;
         }
-        let word = self.reported_service.get();
-        let (word, weight) = if word > 0.0 {
-            let heard = fading(seconds(now, self.reported_at.load(Relaxed)), WORD_HALF_LIFE);
-            (best + (word - best) * heard, WORD)
+        let reported = self.reported_service.get();
+        let (reported, weight) = if reported > 0.0 {
+            let heard = fading(seconds(now, self.reported_at.load(Relaxed)), REPORTED_HALF_LIFE);
+            (best + (reported - best) * heard, REPORTED_ANSWERS)
         } else if answers > 0.0 {
-            (best, WORD * (1.0 - fresh))
+            (best, REPORTED_ANSWERS * (1.0 - fresh))
         } else {
-            (best, WORD)
+            (best, REPORTED_ANSWERS)
         };
-        (own * samples + word * weight) / (samples + weight)
+        (own * samples + reported * weight) / (samples + weight)
     }
 }

@@ -1,16 +1,16 @@
-//! What a request takes at an endpoint of which so much is known.
+//! An estimate of the load at one endpoint, and what a request takes beside it.
 
 /// What waiting costs beside the time that it takes: who waits keeps others waiting who come later.
-const PATIENCE: f32 = 1.3;
+const QUEUE_COST_FACTOR: f32 = 1.3;
 /// What a full house costs, as a share of the service time: the fuller one of two endpoints is not
 /// preferred because it seems a little faster, which may be noise.
-const CROWD: f32 = 0.7;
+const IN_FLIGHT_COST_SHARE: f32 = 0.7;
 /// Our own requests stand for so many of each of the others': who sees what we see acts as we do.
-const ALIKE: f32 = 0.5;
+const OTHERS_COST_SHARE: f32 = 0.5;
 
 /// An endpoint at one moment, in requests and seconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Outline {
+pub(super) struct LoadEstimate {
     pub(super) ours: f32,
     pub(super) others: f32,
     pub(super) variance: f32,
@@ -18,7 +18,7 @@ pub(super) struct Outline {
     pub(super) service: f32,
 }
 
-impl Outline {
+impl LoadEstimate {
     /// The same endpoint without the requests of others.
     pub(super) fn of_ours_alone(self) -> Self {
         Self { others: 0.0, variance: 0.0, ..self }
@@ -43,7 +43,8 @@ impl Outline {
 
     #[inline]
     pub(super) fn cost(&self) -> f32 {
-        let crowd = self.ours * (1.0 + ALIKE * self.others);
-        self.service * (1.0 + (PATIENCE * self.queue() + CROWD * crowd) / self.slots)
+        let crowd = self.ours * (1.0 + OTHERS_COST_SHARE * self.others);
+        self.service
+            * (1.0 + (QUEUE_COST_FACTOR * self.queue() + IN_FLIGHT_COST_SHARE * crowd) / self.slots)
     }
 }

@@ -1,4 +1,4 @@
-//! When an endpoint that is avoided is worth a visit: a request that finds out how it is.
+//! Exploration: when an endpoint that is avoided is worth a request that finds out how it is.
 //!
 //! What is not asked does not answer, so that an endpoint that was slow once would never be found to have
 //! recovered. How often picks are spent on that is for [`pick`](mod@crate::pick) to say.
@@ -7,32 +7,32 @@ use super::{Load, UNKNOWN, seconds};
 use crate::sync::Ordering::Relaxed;
 
 /// Answers below which an endpoint's speed is hardly known.
-const FEW: f32 = 1.0;
+const MIN_ANSWERS: f32 = 1.0;
 /// An endpoint that is avoided is tried again after a pause of so many of its service times, in
-/// seconds at least and at most: visits take a small share of what it can do, and it is found soon
+/// seconds at least and at most: exploration takes a small share of what it can do, and it is found soon
 /// that it has recovered.
-const VISIT_PAUSE: f32 = 10.0;
-const SHORTEST_PAUSE: f32 = 0.05;
-const LONGEST_PAUSE: f32 = 0.2;
+const PAUSE_SERVICE_TIMES: f32 = 10.0;
+const MIN_PAUSE: f32 = 0.05;
+const MAX_PAUSE: f32 = 0.2;
 /// Part of a service time that a penalty may be to count for nothing.
-const FORGIVEN: f64 = 0.01;
+const MAX_PENALTY_SHARE: f64 = 0.01;
 
 impl Load {
     /// May a request be sent there to learn how it is? Not while one of ours is there, nor as long as
     /// its failures count for anything: it may be dead, and the request may be a second attempt.
-    pub(crate) fn may_be_visited(&self, now: u64) -> bool {
-        let service = f64::from(self.speed.mean().0);
-        self.in_flight() == 0 && self.penalty_at(now) <= service * FORGIVEN
+    pub(crate) fn may_explore(&self, now: u64) -> bool {
+        let service = f64::from(self.service_time.mean().0);
+        self.in_flight() == 0 && self.penalty_at(now) <= service * MAX_PENALTY_SHARE
     }
 
     /// Is hardly anything known of its speed, or do the last answers hint that it got faster?
     pub(crate) fn is_unsure(&self) -> bool {
-        self.speed.mean().1 < FEW || self.speed.is_promising()
+        self.service_time.mean().1 < MIN_ANSWERS || self.service_time.is_promising()
     }
 
     /// The same, or has it not been used for long?
-    pub(crate) fn is_due_for_visit(&self, now: u64) -> bool {
-        let pause = (self.speed.mean().0 * VISIT_PAUSE).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+    pub(crate) fn is_due_for_exploration(&self, now: u64) -> bool {
+        let pause = (self.service_time.mean().0 * PAUSE_SERVICE_TIMES).clamp(MIN_PAUSE, MAX_PAUSE);
         self.is_unsure() || seconds(now, self.answered_at.load(Relaxed)) > pause
     }
 

@@ -18,37 +18,37 @@ mod service_time;
 #[cfg(test)]
 mod tests;
 
-use self::concurrency_limit::Saturation;
-use self::estimate::Outline;
-use self::service_time::{Speed, Watch};
+use self::concurrency_limit::ConcurrencyLimit;
+use self::estimate::LoadEstimate;
+use self::service_time::{ChangeDetector, ServiceTime};
 use crate::Time;
 use crate::float::Float;
-use crate::pick::recent::{NOWHERE, Picks};
+use crate::pick::recent::{NO_INDEX, PickMemory};
 use crate::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Seconds in which what was learnt of an endpoint's speed loses half its worth while no answer
 /// confirms it: one slow answer must not keep it out of use for ever.
-const HALF_LIFE: f32 = 10.0;
+const ANSWER_HALF_LIFE: f32 = 10.0;
 /// Seconds in which a peak of the response time fades to a half: 10 s of decay, as Finagle has it.
 const PEAK_HALF_LIFE: f32 = 7.0;
-/// What is left, in answers, of what was known of one that comes back.
-const HINT: f32 = 0.5;
+/// Sample weight, in answers, that is kept when an endpoint rejoins rotation.
+const REJOINED_ANSWERS: f32 = 0.5;
 /// Weight of a report in the mean of what others have there, at least, and the seconds after which
 /// one weighs as much as all before it.
 const REPORT_WEIGHT: f32 = 0.02;
 const REPORT_MEMORY: f32 = 8.0;
 /// Share of the scatter of reports that is taken for that of the load. The rest is how they come
 /// about: at moments when a request of ours ends.
-const SCATTER: f32 = 0.25;
+const SCATTER_SHARE: f32 = 0.25;
 /// Penalty in seconds after one failure, its half-life in seconds, and how often it doubles: up to
 /// some seconds, after which the endpoint gets a request to prove itself.
 const FIRST_PENALTY: f64 = 0.05;
 const PENALTY_HALF_LIFE: f64 = 0.5;
-const MOST_DOUBLINGS: u32 = 8;
+const MAX_PENALTY_DOUBLINGS: u32 = 8;
 /// Answers after which an endpoint's mean is one that others can be compared with.
-const KNOWN: f32 = 5.0;
+const MIN_ANSWERS: f32 = 5.0;
 /// No sample yet.
 const UNKNOWN: u64 = u64::MAX;
 
@@ -80,7 +80,7 @@ pub struct Load {
     /// As reported; 0: not reported.
     slots: AtomicU32,
     assumed_slots: AtomicU32,
-    speed: Speed,
+    service_time: ServiceTime,
     /// Nanoseconds on the clock of [`Time`]: when the last answer came.
     answered_at: AtomicU64,
     /// The mean of what others have there by all reports, its variance, and by the last one.
@@ -93,22 +93,22 @@ pub struct Load {
     reported_at: AtomicU64,
     /// Failures in a row, and when the last one was, in nanoseconds on the clock of [`Time`].
     failures: AtomicU32,
-    /// Where it was in the pool when it was last picked.
-    place: AtomicU32,
+    /// Its index in the pool when it was last picked.
+    index: AtomicU32,
     failed_at: AtomicU64,
     reports: AtomicU32,
     reported_in_flight: AtomicU32,
     reported_queue: AtomicU32,
     /// As reported; 0: not reported.
     batch: AtomicU32,
-    watch: Watch,
+    change: ChangeDetector,
     /// The highest response time of late, in seconds; 0: none.
     peak: Float,
-    picks: OnceLock<Arc<Picks>>,
+    memory: OnceLock<Arc<PickMemory>>,
     /// Of the pool that it serves, however large that is.
-    pool: OnceLock<Arc<Picks>>,
+    pool: OnceLock<Arc<PickMemory>>,
     /// Where nobody states slots.
-    saturation: OnceLock<Box<Saturation>>,
+    concurrency_limit: OnceLock<Box<ConcurrencyLimit>>,
 }
 
 impl Load {
@@ -119,7 +119,7 @@ impl Load {
             in_flight: AtomicU32::new(0),
             slots: AtomicU32::new(0),
             assumed_slots: AtomicU32::new(slots),
-            speed: Speed::default(),
+            service_time: ServiceTime::default(),
             answered_at: AtomicU64::new(UNKNOWN),
             others: Float::default(),
             scatter: Float::default(),
@@ -127,17 +127,17 @@ impl Load {
             reported_service: Float::default(),
             reported_at: AtomicU64::new(UNKNOWN),
             failures: AtomicU32::new(0),
-            place: AtomicU32::new(NOWHERE),
+            index: AtomicU32::new(NO_INDEX),
             failed_at: AtomicU64::new(UNKNOWN),
             reports: AtomicU32::new(0),
             reported_in_flight: AtomicU32::new(0),
             reported_queue: AtomicU32::new(0),
             batch: AtomicU32::new(0),
-            watch: Watch::default(),
+            change: ChangeDetector::default(),
             peak: Float::default(),
-            picks: OnceLock::new(),
+            memory: OnceLock::new(),
             pool: OnceLock::new(),
-            saturation: OnceLock::new(),
+            concurrency_limit: OnceLock::new(),
         }
     }
 
@@ -176,7 +176,7 @@ impl Load {
     /// What the endpoint can run at once by the look of its latencies.
     #[inline]
     pub fn learnt_slots(&self) -> Option<u32> {
-        self.saturation.get()?.slots()
+        self.concurrency_limit.get()?.slots()
     }
 
     /// Does the endpoint say that it runs several requests as one?
@@ -241,22 +241,22 @@ impl Load {
         let samples = self.confidence(now.nanos());
         self.peak.set(self.peak_at(now.nanos()).max(took.as_secs_f32()));
         self.answered_at.store(now.nanos().min(UNKNOWN - 1), Relaxed);
-        let outline = self.outline_for(others);
+        let estimate = self.estimate_for(others);
         if self.stated_slots().is_none() {
-            self.saturation.get_or_init(Box::default).learn(others + 1, took.as_secs_f32());
+            self.concurrency_limit.get_or_init(Box::default).learn(others + 1, took.as_secs_f32());
         }
-        let sample = took.as_secs_f32() / outline.completion();
+        let sample = took.as_secs_f32() / estimate.completion();
         if samples == 0.0
-            && let Some(picks) = self.picks.get()
+            && let Some(memory) = self.memory.get()
         {
-            picks.met(sample);
+            memory.learn_first_answer(sample);
         }
-        let (mean, _) = self.speed.mean();
-        if let Some(picks) = self.pool.get().filter(|_| samples >= KNOWN && mean > 0.0) {
-            let alone = outline.of_ours_alone();
-            self.learn_odds(picks, took.as_secs_f32() / alone.completion() / mean, &outline);
+        let (mean, _) = self.service_time.mean();
+        if let Some(memory) = self.pool.get().filter(|_| samples >= MIN_ANSWERS && mean > 0.0) {
+            let alone = estimate.of_ours_alone();
+            self.learn_odds(memory, took.as_secs_f32() / alone.completion() / mean, &estimate);
         }
-        self.speed.learn(&self.watch, sample, samples);
+        self.service_time.learn(&self.change, sample, samples);
     }
 
     /// The highest response time of late, in seconds: a new highest counts at once, and fades from then
@@ -274,7 +274,7 @@ impl Load {
     /// a promise about one request must allow for: of an exponential distribution with mean 1 it is
     /// 0.74, of a constant 0.
     pub fn deviation_seconds(&self) -> f64 {
-        f64::from(self.watch.deviation())
+        f64::from(self.change.deviation())
     }
 
     /// Takes in that an attempt failed at `now`.
@@ -296,45 +296,45 @@ impl Load {
             return 0.0;
         }
         let since = f64::from(seconds(now, self.failed_at.load(Relaxed)));
-        let doublings = f64::from(failures.min(MOST_DOUBLINGS) - 1);
+        let doublings = f64::from(failures.min(MAX_PENALTY_DOUBLINGS) - 1);
         FIRST_PENALTY * (doublings - since / PENALTY_HALF_LIFE).exp2()
     }
 
     /// Mean service time in seconds, measured by us; the endpoint's word where we have no answer yet.
     #[inline]
     pub fn service_seconds(&self) -> Option<f64> {
-        let (mean, samples) = self.speed.mean();
+        let (mean, samples) = self.service_time.mean();
         let word = self.reported_service.get();
         let known = if samples > 0.0 { mean } else { word };
         (samples > 0.0 || word > 0.0).then_some(f64::from(known))
     }
 
-    /// It has come back, maybe as another process: its failures are over, and of what was known of its
+    /// It rejoins rotation, maybe as another process: its failures are over, and of what was known of its
     /// speed only a hint remains. Learnt slots stay: maybe it was away because of a flood.
-    pub fn came_back(&self) {
+    pub fn rejoined(&self) {
         self.failures.store(0, Relaxed);
-        self.speed.forget(HINT);
+        self.service_time.forget(REJOINED_ANSWERS);
     }
 
     /// It serves the pool whose picks share this.
-    pub(crate) fn serves(&self, picks: &Arc<Picks>) {
-        self.pool.get_or_init(|| Arc::clone(picks));
+    pub(crate) fn serves(&self, memory: &Arc<PickMemory>) {
+        self.pool.get_or_init(|| Arc::clone(memory));
     }
 
     /// Takes in that a request was cut short `after` it was sent, of which therefore only is known that it
     /// takes longer: it counts for what is to be expected of such a one.
     fn cut_short(&self, after: Duration, others: u32, now: Time) {
         let samples = self.confidence(now.nanos());
-        let (mean, _) = self.speed.mean();
-        let Some(picks) = self.pool.get().filter(|_| samples >= KNOWN && mean > 0.0) else {
+        let (mean, _) = self.service_time.mean();
+        let Some(memory) = self.pool.get().filter(|_| samples >= MIN_ANSWERS && mean > 0.0) else {
             return;
         };
-        let outline = self.outline_for(others);
-        let (seconds, alone) = (after.as_secs_f32(), outline.of_ours_alone());
-        let ratio = picks.odds.beyond(seconds / alone.completion() / mean);
-        self.learn_odds(picks, ratio, &outline);
+        let estimate = self.estimate_for(others);
+        let (seconds, alone) = (after.as_secs_f32(), estimate.of_ours_alone());
+        let ratio = memory.odds.beyond(seconds / alone.completion() / mean);
+        self.learn_odds(memory, ratio, &estimate);
         let took = ratio * mean * alone.completion();
-        self.speed.learn(&self.watch, took / outline.completion(), samples);
+        self.service_time.learn(&self.change, took / estimate.completion(), samples);
     }
 
     /// Ratios are of the time that passed until the answer was here, not of what is left of it without
@@ -342,51 +342,51 @@ impl Load {
     /// is met in the time that really passes, and so the odds put right what the mean has wrong.
     ///
     /// What comes behind others says less of how long services take, but better that than nothing.
-    fn learn_odds(&self, picks: &Picks, ratio: f32, outline: &Outline) {
-        if outline.queue() < 0.5 || !picks.odds.is_known() {
-            picks.odds.learn(ratio);
+    fn learn_odds(&self, memory: &PickMemory, ratio: f32, estimate: &LoadEstimate) {
+        if estimate.queue() < 0.5 || !memory.odds.is_known() {
+            memory.odds.learn(ratio);
         }
     }
 
     /// The endpoint as a request found it that was sent beside so many `others` of ours.
-    fn outline_for(&self, others: u32) -> Outline {
-        Outline {
+    fn estimate_for(&self, others: u32) -> LoadEstimate {
+        LoadEstimate {
             ours: float(others),
             others: self.others.get().max(0.0),
-            variance: self.scatter.get() * SCATTER,
+            variance: self.scatter.get() * SCATTER_SHARE,
             slots: float(self.slots()),
             service: 1.0,
         }
     }
 
-    /// It was picked, and is in this place among those that were to be had.
-    pub(crate) fn picked(&self, picks: &Arc<Picks>, place: u32) {
-        self.picks.get_or_init(|| Arc::clone(picks));
-        self.place.store(place, Relaxed);
+    /// It was picked, and has this index among those that were to be had.
+    pub(crate) fn picked(&self, memory: &Arc<PickMemory>, index: u32) {
+        self.memory.get_or_init(|| Arc::clone(memory));
+        self.index.store(index, Relaxed);
     }
 
     /// One of our requests there is over: it may take the next.
     fn freed(&self, now: Time) {
-        let place = self.place.load(Relaxed);
-        if place == NOWHERE {
+        let index = self.index.load(Relaxed);
+        if index == NO_INDEX {
             return;
         }
-        let Some(picks) = self.picks.get() else { return };
-        let mut outline = self.outline(now.nanos(), UNKNOWN, 0.0);
-        outline.ours = (outline.ours - 1.0).max(0.0);
-        picks.freed(place, outline.cost());
+        let Some(memory) = self.memory.get() else { return };
+        let mut estimate = self.estimate(now.nanos(), UNKNOWN, 0.0);
+        estimate.ours = (estimate.ours - 1.0).max(0.0);
+        memory.remember(index, estimate.cost());
     }
 
     /// Worth of what is known of the speed, in answers.
     #[inline]
     fn confidence(&self, now: u64) -> f32 {
-        self.speed.mean().1 * self.freshness(now)
+        self.service_time.mean().1 * self.freshness(now)
     }
 
-    /// What is left of what was learnt: halved with every [`HALF_LIFE`] without an answer.
+    /// What is left of what was learnt: halved with every [`ANSWER_HALF_LIFE`] without an answer.
     #[inline]
     fn freshness(&self, now: u64) -> f32 {
-        fading(seconds(now, self.answered_at.load(Relaxed)), HALF_LIFE)
+        fading(seconds(now, self.answered_at.load(Relaxed)), ANSWER_HALF_LIFE)
     }
 }
 
@@ -444,8 +444,8 @@ impl InFlight {
     pub fn late(self, after: Duration, now: Time) {
         self.cut_short(after, now);
         if self.load.stated_slots().is_none() {
-            let saturation = self.load.saturation.get_or_init(Box::default);
-            saturation.learn_late(self.others + 1, after.as_secs_f32());
+            let concurrency_limit = self.load.concurrency_limit.get_or_init(Box::default);
+            concurrency_limit.learn_late(self.others + 1, after.as_secs_f32());
         }
     }
 }

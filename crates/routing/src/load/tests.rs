@@ -87,7 +87,7 @@ fn waiting_behind_others_does_not_make_an_endpoint_slow() {
 #[test]
 fn time_that_must_be_left_is_that_which_passes_whatever_others_are_thought_to_be_there() {
     // Reports count requests that we have given up already as if they were those of others.
-    let (load, picks) = (Arc::new(Load::new(2)), Arc::<Picks>::default());
+    let (load, picks) = (Arc::new(Load::new(2)), Arc::<PickMemory>::default());
     load.serves(&picks);
     for millis in (0..200).map(|number| number * 50) {
         load.report(&Report { in_flight: Some(2), ..Report::default() }, at(millis));

@@ -1,10 +1,10 @@
-//! Which endpoints are looked at for one decision.
+//! The candidates of a decision: a sample of the endpoints in rotation.
 //!
 //! All of a small pool. Of a larger one a few, or a pick would cost more the larger the fleet is: the
-//! cheapest of those where a request of ours just ended (see [`Picks`]), and some by
+//! cheapest of those where a request of ours just ended (see [`PickMemory`]), and some by
 //! chance.
 
-use super::recent::{Freed, Picks};
+use super::recent::{PickMemory, RecentEndpoint};
 use super::ring::Ring;
 use crate::{Load, Rng, Time};
 use std::sync::Arc;
@@ -13,16 +13,16 @@ use std::time::Duration;
 /// Up to this many endpoints are all looked at.
 pub const FULL_SCAN: usize = 8;
 /// How many are looked at in a larger pool, and how many of them just became free.
-const SAMPLE: usize = 6;
-const FREED: usize = 3;
+const SAMPLE_SIZE: usize = 6;
+const MAX_RECENT: usize = 3;
 /// Most endpoints that are looked at for one decision: one that has just become free comes on top.
-pub(crate) const LOOKED: usize = FULL_SCAN + 1;
+pub(crate) const MAX_SAMPLE: usize = FULL_SCAN + 1;
 /// One pick in so many goes to an endpoint that has been avoided for a while, if there is one, and one
 /// in so many to one of which hardly anything is known or that seems to have got faster: what is
 /// avoided would never be found to have recovered. Seldom enough not to be seen in a p99 where all
 /// others take a third of the time.
-const VISIT: usize = 500;
-const VISIT_UNSURE: usize = 100;
+const EXPLORATION_PERIOD: usize = 500;
+const UNSURE_PERIOD: usize = 100;
 
 /// Service time in seconds if no endpoint has one yet; any value does, since it is common to all.
 const UNKNOWN_SERVICE: f64 = 0.001;
@@ -46,26 +46,26 @@ pub struct Context<'a> {
     pub now: Time,
     /// A report older than this is not believed.
     pub report_ttl: Duration,
-    /// What the pool's picks share.
-    pub turn: &'a Arc<Picks>,
+    /// The memory that the pool's picks share.
+    pub memory: &'a Arc<PickMemory>,
     /// For [`Policy::Sticky`]: what is to go to the same endpoint, as a number.
     pub key: Option<u64>,
     /// For the same: the endpoints in a circle.
     pub ring: Option<&'a Ring>,
 }
 
-/// See above.
+/// The endpoints that are looked at for one decision.
 #[derive(Debug)]
-pub(crate) struct Looked {
-    places: [usize; LOOKED],
+pub(crate) struct Sample {
+    indices: [usize; MAX_SAMPLE],
     len: usize,
-    freed: [Freed; FREED],
+    recent: [RecentEndpoint; MAX_RECENT],
     known: usize,
     is_part: bool,
 }
 
-impl Looked {
-    /// Looks, and in any case at `freed` if that is given.
+impl Sample {
+    /// Draws a sample; `freed` is in it in any case, if it is given.
     pub(crate) fn at<C: Candidate>(
         endpoints: &[C],
         excluded: &impl Fn(&C) -> bool,
@@ -73,56 +73,56 @@ impl Looked {
         context: &Context<'_>,
         rng: &mut Rng,
     ) -> Self {
-        let mut looked = Self {
-            places: [0; LOOKED],
+        let mut sample = Self {
+            indices: [0; MAX_SAMPLE],
             len: 0,
-            freed: [Freed::VACANT; FREED],
+            recent: [RecentEndpoint::VACANT; MAX_RECENT],
             known: 0,
             is_part: endpoints.len() > FULL_SCAN,
         };
-        if looked.is_part {
-            let out = |place: usize| endpoints.get(place).is_none_or(excluded);
-            looked.known = context.turn.cheapest(&mut looked.freed, out);
-            for (place, freed) in looked.places.iter_mut().zip(&looked.freed[..looked.known]) {
-                *place = freed.place();
+        if sample.is_part {
+            let out = |index: usize| endpoints.get(index).is_none_or(excluded);
+            sample.known = context.memory.cheapest(&mut sample.recent, out);
+            for (index, freed) in sample.indices.iter_mut().zip(&sample.recent[..sample.known]) {
+                *index = freed.index();
             }
         }
-        let buffer = &mut looked.places[..if looked.is_part { SAMPLE } else { FULL_SCAN }];
-        looked.len = choose(buffer, looked.known, endpoints, excluded, rng).len();
-        let is_new = |place: &usize| {
-            endpoints.get(*place).is_some_and(|endpoint| !excluded(endpoint))
-                && !looked.places().contains(place)
+        let buffer = &mut sample.indices[..if sample.is_part { SAMPLE_SIZE } else { FULL_SCAN }];
+        sample.len = choose(buffer, sample.known, endpoints, excluded, rng).len();
+        let is_new = |index: &usize| {
+            endpoints.get(*index).is_some_and(|endpoint| !excluded(endpoint))
+                && !sample.indices().contains(index)
         };
         if let Some(freed) = freed.filter(is_new) {
-            looked.places[looked.len] = freed;
-            looked.len += 1;
+            sample.indices[sample.len] = freed;
+            sample.len += 1;
         }
-        if looked.is_part {
-            looked.fetch(endpoints);
+        if sample.is_part {
+            sample.fetch(endpoints);
         }
-        looked
+        sample
     }
 
     /// Reads something of each at once. Of a large pool most are not in the cache, and a cost is computed
     /// from so much that the processor would wait for one after the other.
     fn fetch<C: Candidate>(&self, endpoints: &[C]) {
-        let loads = self.places().iter().map(|place| endpoints[*place].load());
+        let loads = self.indices().iter().map(|index| endpoints[*index].load());
         std::hint::black_box(loads.fold(0, |all, load| all ^ load.in_flight()));
     }
 
     /// What is to be expected of one that has not answered yet, in seconds.
-    pub(crate) fn stranger_service<C: Candidate>(
+    pub(crate) fn new_endpoint_service<C: Candidate>(
         &self,
         endpoints: &[C],
         context: &Context<'_>,
     ) -> f64 {
-        let best = || best_service(self.places().iter().map(|place| &endpoints[*place]));
-        context.turn.stranger().unwrap_or_else(best)
+        let best = || best_service(self.indices().iter().map(|index| &endpoints[*index]));
+        context.memory.first_answer_seconds().unwrap_or_else(best)
     }
 
-    /// Where they are.
-    pub(crate) fn places(&self) -> &[usize] {
-        &self.places[..self.len]
+    /// Their indices in the pool.
+    pub(crate) fn indices(&self) -> &[usize] {
+        &self.indices[..self.len]
     }
 
     /// What each of them costs.
@@ -130,38 +130,38 @@ impl Looked {
         &self,
         endpoints: &[C],
         cost: impl Fn(&Load) -> f64,
-    ) -> [f64; LOOKED] {
-        let mut costs = [f64::INFINITY; LOOKED];
-        for (number, place) in costs.iter_mut().zip(self.places()) {
-            *number = cost(endpoints[*place].load());
+    ) -> [f64; MAX_SAMPLE] {
+        let mut costs = [f64::INFINITY; MAX_SAMPLE];
+        for (number, index) in costs.iter_mut().zip(self.indices()) {
+            *number = cost(endpoints[*index].load());
         }
         costs
     }
 
-    /// At times one that is due for a visit: the one that has not answered for the longest.
-    pub(crate) fn revisit<C: Candidate>(
+    /// At times one that is due for exploration: the one that has not answered for the longest.
+    pub(crate) fn explore<C: Candidate>(
         &self,
         endpoints: &[C],
         may: impl Fn(&Load) -> bool,
         context: &Context<'_>,
         rng: &mut Rng,
     ) -> Option<usize> {
-        let chance = rng.below(VISIT);
-        if chance >= VISIT / VISIT_UNSURE {
+        let chance = rng.below(EXPLORATION_PERIOD);
+        if chance >= EXPLORATION_PERIOD / UNSURE_PERIOD {
             return None;
         }
         let now = context.now.nanos();
-        let load = |at: usize| endpoints[self.places[at]].load();
+        let load = |at: usize| endpoints[self.indices[at]].load();
         let wanted = |load: &Load| match chance {
-            0 => load.is_due_for_visit(now),
+            0 => load.is_due_for_exploration(now),
             _ => load.is_unsure(),
         };
         let due = (0..self.len)
-            .filter(|at| may(load(*at)) && load(*at).may_be_visited(now) && wanted(load(*at)));
+            .filter(|at| may(load(*at)) && load(*at).may_explore(now) && wanted(load(*at)));
         due.max_by_key(|at| load(*at).silence(now))
     }
 
-    /// Number `at` was chosen: its place in the pool. `costs` is what each of them costs.
+    /// Number `at` was chosen: its index in the pool. `costs` is what each of them costs.
     pub(crate) fn take<C: Candidate>(
         &self,
         at: usize,
@@ -169,18 +169,20 @@ impl Looked {
         endpoints: &[C],
         context: &Context<'_>,
     ) -> usize {
-        let place = self.places[at];
+        let index = self.indices[at];
         if self.is_part {
-            endpoints[place].load().picked(context.turn, u32::try_from(place).unwrap_or(u32::MAX));
-            for (number, (freed, cost)) in self.freed[..self.known].iter().zip(costs).enumerate() {
+            endpoints[index]
+                .load()
+                .picked(context.memory, u32::try_from(index).unwrap_or(u32::MAX));
+            for (number, (freed, cost)) in self.recent[..self.known].iter().zip(costs).enumerate() {
                 if number == at {
-                    context.turn.taken(*freed);
+                    context.memory.forget(*freed);
                 } else {
-                    context.turn.left(*freed, *cost);
+                    context.memory.update(*freed, *cost);
                 }
             }
         }
-        place
+        index
     }
 }
 

@@ -12,11 +12,13 @@ pub(crate) mod recent;
 mod ring;
 
 pub use candidates::{Candidate, Context, FULL_SCAN, best_service};
-pub use recent::Picks;
+pub use recent::PickMemory;
 pub use ring::{Ring, identity};
 
 use crate::Rng;
-use policies::{Choose, Expected, Fewest, Field, InTurn, PeakEwma, Random, Sticky, Weighted};
+use policies::{
+    Choose, Field, LeastCost, LeastInFlight, PeakEwma, Random, RoundRobin, Sticky, Weighted,
+};
 
 /// How a pool chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -72,13 +74,13 @@ pub fn pick<C: Candidate>(
 ) -> Option<usize> {
     let field = Field { endpoints, excluded: &excluded, context };
     match policy {
-        Policy::Adaptive => Expected { adaptive: true }.choose(&field, rng),
-        Policy::LeastCost => Expected { adaptive: false }.choose(&field, rng),
-        Policy::LeastInFlight => Fewest { of_two: false }.choose(&field, rng),
-        Policy::P2c => Fewest { of_two: true }.choose(&field, rng),
+        Policy::Adaptive => LeastCost { adaptive: true }.choose(&field, rng),
+        Policy::LeastCost => LeastCost { adaptive: false }.choose(&field, rng),
+        Policy::LeastInFlight => LeastInFlight { of_two: false }.choose(&field, rng),
+        Policy::P2c => LeastInFlight { of_two: true }.choose(&field, rng),
         Policy::PeakEwma => PeakEwma.choose(&field, rng),
         Policy::Weighted => Weighted.choose(&field, rng),
-        Policy::RoundRobin => InTurn.choose(&field, rng),
+        Policy::RoundRobin => RoundRobin.choose(&field, rng),
         Policy::Random => Random.choose(&field, rng),
         Policy::Sticky => Sticky.choose(&field, rng),
     }
@@ -102,8 +104,8 @@ mod tests {
         (0..n).map(|_| Endpoint(Arc::new(Load::new(4)))).collect()
     }
 
-    fn context(now: Time, turn: &Arc<Picks>) -> Context<'_> {
-        Context { now, report_ttl: Duration::from_secs(1), turn, key: None, ring: None }
+    fn context(now: Time, memory: &Arc<PickMemory>) -> Context<'_> {
+        Context { now, report_ttl: Duration::from_secs(1), memory, key: None, ring: None }
     }
 
     fn serves_in(endpoint: &Endpoint, millis: u64) {
@@ -112,20 +114,25 @@ mod tests {
         endpoint.0.report(&report, Time::default());
     }
 
-    fn run(policy: Policy, fleet: &[Endpoint], turn: &Arc<Picks>, rng: &mut Rng) -> Option<usize> {
-        let context = context(Time::default(), turn);
+    fn run(
+        policy: Policy,
+        fleet: &[Endpoint],
+        memory: &Arc<PickMemory>,
+        rng: &mut Rng,
+    ) -> Option<usize> {
+        let context = context(Time::default(), memory);
         pick(policy, fleet, |_| false, &context, rng)
     }
 
     #[test]
     fn least_cost_prefers_the_faster_and_fills_by_completion_time() {
-        let (fleet, turn, mut rng) = (fleet(2), Arc::default(), Rng::new(1));
+        let (fleet, memory, mut rng) = (fleet(2), Arc::default(), Rng::new(1));
         serves_in(&fleet[0], 10);
         serves_in(&fleet[1], 30);
         let mut held = Vec::new();
         let mut shares = [0; 2];
         for _ in 0..12 {
-            let chosen = run(Policy::LeastCost, &fleet, &turn, &mut rng).unwrap_or(usize::MAX);
+            let chosen = run(Policy::LeastCost, &fleet, &memory, &mut rng).unwrap_or(usize::MAX);
             shares[chosen] += 1;
             held.push(fleet[chosen].0.enter());
         }
@@ -134,14 +141,14 @@ mod tests {
 
     #[test]
     fn one_slow_answer_does_not_starve_an_endpoint() {
-        let (fleet, turn, mut rng) = (fleet(3), Arc::default(), Rng::new(5));
+        let (fleet, memory, mut rng) = (fleet(3), Arc::default(), Rng::new(5));
         let at = |millis: u64| Time::new(Duration::from_millis(millis));
         // Cold: the first answer of one takes thirty times as long as all that follow.
         fleet[0].0.enter().answered(Duration::from_millis(300), at(0));
         let mut shares = [0; 3];
         for number in 0..600 {
             let now = at(number * 50);
-            let context = context(now, &turn);
+            let context = context(now, &memory);
             let chosen = pick(Policy::LeastCost, &fleet, |_| false, &context, &mut rng);
             let chosen = chosen.unwrap_or(usize::MAX);
             shares[chosen] += 1;
@@ -153,7 +160,7 @@ mod tests {
     /// Picks until the first of three endpoints has had ten of them, 500 a second of 10 ms each, after
     /// `episode` happened to it.
     fn picks_until_back(seed: u64, episode: impl Fn(&Load)) -> usize {
-        let (fleet, turn, mut rng) = (fleet(3), Arc::default(), Rng::new(seed));
+        let (fleet, memory, mut rng) = (fleet(3), Arc::default(), Rng::new(seed));
         let at = |number: usize| Time::new(Duration::from_millis(2 * number as u64));
         for number in 0..600 {
             let millis = if number % 3 == 0 { 300 } else { 10 };
@@ -164,7 +171,7 @@ mod tests {
         (600..60_000)
             .find(|number| {
                 let now = at(*number);
-                let context = context(now, &turn);
+                let context = context(now, &memory);
                 let chosen = pick(Policy::Adaptive, &fleet, |_| false, &context, &mut rng);
                 let chosen = chosen.unwrap_or(usize::MAX);
                 held.push_back(fleet[chosen].0.enter());
@@ -192,7 +199,7 @@ mod tests {
         for seed in 0..20 {
             let picks = picks_until_back(seed, |load| {
                 (0..9).for_each(|_| load.failed(Time::new(Duration::from_millis(1200))));
-                load.came_back();
+                load.rejoined();
             });
             assert!(picks < 1500, "seed {seed}: ten requests after {picks} picks");
         }
@@ -200,10 +207,10 @@ mod tests {
 
     #[test]
     fn ties_are_spread() {
-        let (fleet, turn, mut rng) = (fleet(4), Arc::default(), Rng::new(7));
+        let (fleet, memory, mut rng) = (fleet(4), Arc::default(), Rng::new(7));
         let mut shares = [0; 4];
         for _ in 0..4000 {
-            shares[run(Policy::LeastCost, &fleet, &turn, &mut rng).unwrap_or(0)] += 1;
+            shares[run(Policy::LeastCost, &fleet, &memory, &mut rng).unwrap_or(0)] += 1;
         }
         assert!(shares.iter().all(|&n| (850..1150).contains(&n)), "{shares:?}");
     }
@@ -211,8 +218,9 @@ mod tests {
     #[test]
     fn no_policy_picks_what_is_excluded_and_each_finds_what_is_left() {
         for n in [1, 2, 5, 33, 200] {
-            let (fleet, turn, mut rng) = (fleet(n), Arc::default(), Rng::new(3));
-            let context = Context { report_ttl: Duration::ZERO, ..context(Time::default(), &turn) };
+            let (fleet, memory, mut rng) = (fleet(n), Arc::default(), Rng::new(3));
+            let context =
+                Context { report_ttl: Duration::ZERO, ..context(Time::default(), &memory) };
             for &(name, policy) in Policy::NAMES {
                 let only: *const Endpoint = &raw const fleet[n / 2];
                 let chosen = pick(policy, &fleet, |e| !std::ptr::eq(e, only), &context, &mut rng);
@@ -225,20 +233,20 @@ mod tests {
 
     #[test]
     fn round_robin_takes_turns() {
-        let (fleet, turn, mut rng) = (fleet(3), Arc::default(), Rng::new(3));
+        let (fleet, memory, mut rng) = (fleet(3), Arc::default(), Rng::new(3));
         let mut shares = [0; 3];
         for _ in 0..300 {
-            shares[run(Policy::RoundRobin, &fleet, &turn, &mut rng).unwrap_or(0)] += 1;
+            shares[run(Policy::RoundRobin, &fleet, &memory, &mut rng).unwrap_or(0)] += 1;
         }
         assert!(shares.iter().all(|n| (98..=102).contains(n)), "{shares:?}");
     }
 
     #[test]
     fn every_endpoint_of_a_large_pool_is_reached() {
-        let (fleet, turn, mut rng) = (fleet(100), Arc::default(), Rng::new(11));
+        let (fleet, memory, mut rng) = (fleet(100), Arc::default(), Rng::new(11));
         let mut shares = vec![0; 100];
         for _ in 0..10_000 {
-            shares[run(Policy::LeastCost, &fleet, &turn, &mut rng).unwrap_or(0)] += 1;
+            shares[run(Policy::LeastCost, &fleet, &memory, &mut rng).unwrap_or(0)] += 1;
         }
         assert!(shares.iter().all(|&n| n > 30), "{shares:?}");
     }

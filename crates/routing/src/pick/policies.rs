@@ -1,14 +1,14 @@
 //! The ways of choosing, each a small type.
 
-use super::candidates::{Candidate, Context, Looked, allowed_from, choose, least};
+use super::candidates::{Candidate, Context, Sample, allowed_from, choose, least};
 use crate::{Load, Rng};
 use std::time::Duration;
 
 /// Requests in flight that an endpoint may have before others are asked in its place, as a multiple of
 /// the mean: the bound of Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing with bounded loads".
-const MOST_ABOVE_MEAN: f64 = 1.25;
+const MAX_LOAD_FACTOR: f64 = 1.25;
 /// Endpoints from whose counts that mean is taken.
-const POLLED: usize = 8;
+const MAX_POLLED: usize = 8;
 
 /// What a policy chooses from.
 pub(super) struct Field<'a, C, X> {
@@ -28,8 +28,8 @@ pub(super) trait Choose {
 }
 
 impl<C: Candidate, X: Fn(&C) -> bool> Field<'_, C, X> {
-    fn load(&self, place: usize) -> &Load {
-        self.endpoints[place].load()
+    fn load(&self, index: usize) -> &Load {
+        self.endpoints[index].load()
     }
 
     /// The one that costs least of so many random ones.
@@ -45,46 +45,46 @@ impl<C: Candidate, X: Fn(&C) -> bool> Field<'_, C, X> {
                 found = 2;
             }
         }
-        let places = &buffer[..found];
-        least(places.iter().map(|place| cost(self.load(*place))), rng).map(|at| places[at])
+        let indices = &buffer[..found];
+        least(indices.iter().map(|index| cost(self.load(*index))), rng).map(|at| indices[at])
     }
 }
 
 /// Where a request is expected to finish first.
-pub(super) struct Expected {
+pub(super) struct LeastCost {
     /// With what it costs others to wait behind it.
     pub adaptive: bool,
 }
 
-impl Choose for Expected {
+impl Choose for LeastCost {
     fn choose<C: Candidate, X: Fn(&C) -> bool>(
         &self,
         field: &Field<'_, C, X>,
         rng: &mut Rng,
     ) -> Option<usize> {
         let Field { endpoints, excluded, context } = *field;
-        let looked = Looked::at(endpoints, excluded, None, context, rng);
-        let best = looked.stranger_service(endpoints, context);
+        let sample = Sample::at(endpoints, excluded, None, context, rng);
+        let best = sample.new_endpoint_service(endpoints, context);
         let (now, ttl) = (context.now, context.report_ttl);
-        let costs = looked.costs(endpoints, |load| match self.adaptive {
+        let costs = sample.costs(endpoints, |load| match self.adaptive {
             true => load.cost(now, ttl, best),
             false => load.completion(now, ttl, best),
         });
-        let costs = &costs[..looked.places().len()];
-        let at = looked
-            .revisit(endpoints, |_| true, context, rng)
+        let costs = &costs[..sample.indices().len()];
+        let at = sample
+            .explore(endpoints, |_| true, context, rng)
             .or_else(|| least(costs.iter().copied(), rng))?;
-        Some(looked.take(at, costs, endpoints, context))
+        Some(sample.take(at, costs, endpoints, context))
     }
 }
 
 /// The fewest requests of ours in flight.
-pub(super) struct Fewest {
+pub(super) struct LeastInFlight {
     /// Of two random ones, or of all that are looked at.
     pub of_two: bool,
 }
 
-impl Choose for Fewest {
+impl Choose for LeastInFlight {
     fn choose<C: Candidate, X: Fn(&C) -> bool>(
         &self,
         field: &Field<'_, C, X>,
@@ -93,7 +93,7 @@ impl Choose for Fewest {
         let count = |load: &Load| f64::from(load.in_flight());
         match self.of_two {
             true => field.best_of::<2>(count, rng),
-            false => field.best_of::<POLLED>(count, rng),
+            false => field.best_of::<MAX_POLLED>(count, rng),
         }
     }
 }
@@ -129,10 +129,10 @@ impl Choose for Weighted {
         field: &Field<'_, C, X>,
         rng: &mut Rng,
     ) -> Option<usize> {
-        let mut buffer = [0; POLLED];
-        let places = choose(&mut buffer, 0, field.endpoints, field.excluded, rng);
-        let weight = |place: &usize| {
-            let load = field.load(*place);
+        let mut buffer = [0; MAX_POLLED];
+        let indices = choose(&mut buffer, 0, field.endpoints, field.excluded, rng);
+        let weight = |index: &usize| {
+            let load = field.load(*index);
             let is_fresh = |at| field.context.now.since(at) <= field.context.report_ttl;
             let fresh = load.reported_at().is_some_and(is_fresh);
             // Who says nothing has at least what we sent beyond its slots.
@@ -140,27 +140,27 @@ impl Choose for Weighted {
             let queue = load.reported_queue().filter(|_| fresh).unwrap_or(ours);
             f64::from(load.slots()) / (1.0 + f64::from(queue))
         };
-        let total: f64 = places.iter().map(weight).sum();
+        let total: f64 = indices.iter().map(weight).sum();
         let mut left = rng.share() * total;
-        let drawn = places.iter().find(|place| {
-            left -= weight(place);
+        let drawn = indices.iter().find(|index| {
+            left -= weight(index);
             left < 0.0
         });
         // The last one if rounding left a little over.
-        drawn.or(places.last()).copied()
+        drawn.or(indices.last()).copied()
     }
 }
 
 /// One after the other.
-pub(super) struct InTurn;
+pub(super) struct RoundRobin;
 
-impl Choose for InTurn {
+impl Choose for RoundRobin {
     fn choose<C: Candidate, X: Fn(&C) -> bool>(
         &self,
         field: &Field<'_, C, X>,
         _: &mut Rng,
     ) -> Option<usize> {
-        allowed_from(field.context.turn.turn(), field.endpoints, field.excluded)
+        allowed_from(field.context.memory.next_turn(), field.endpoints, field.excluded)
     }
 }
 
@@ -189,27 +189,28 @@ impl Choose for Sticky {
     ) -> Option<usize> {
         let context = field.context;
         let (Some(key), Some(ring)) = (context.key, context.ring) else {
-            return Expected { adaptive: true }.choose(field, rng);
+            return LeastCost { adaptive: true }.choose(field, rng);
         };
-        let mut buffer = [0; POLLED];
+        let mut buffer = [0; MAX_POLLED];
         let polled = choose(&mut buffer, 0, field.endpoints, field.excluded, rng);
-        let total: u32 = polled.iter().map(|place| field.load(*place).in_flight()).sum();
+        let total: u32 = polled.iter().map(|index| field.load(*index).in_flight()).sum();
         let mean = f64::from(total + 1) / (polled.len().max(1) as f64);
-        let most = (mean * MOST_ABOVE_MEAN).ceil();
-        let allowed = |place: usize| {
-            let endpoint = field.endpoints.get(place).filter(|it| !(field.excluded)(it))?;
+        let max = (mean * MAX_LOAD_FACTOR).ceil();
+        let allowed = |index: usize| {
+            let endpoint = field.endpoints.get(index).filter(|it| !(field.excluded)(it))?;
             Some(endpoint.load())
         };
         // One that fails keeps no keys while it does.
         let fits = |load: &Load| {
-            let room = most.max(f64::from(load.slots()));
-            f64::from(load.in_flight()) < room && load.penalty(context.now) < GRACE.as_secs_f64()
+            let room = max.max(f64::from(load.slots()));
+            f64::from(load.in_flight()) < room
+                && load.penalty(context.now) < MAX_STICKY_PENALTY.as_secs_f64()
         };
         let mut first = None;
-        for place in ring.from(key) {
-            match allowed(place) {
-                Some(load) if fits(load) => return Some(place),
-                Some(_) => first = first.or(Some(place)),
+        for index in ring.from(key) {
+            match allowed(index) {
+                Some(load) if fits(load) => return Some(index),
+                Some(_) => first = first.or(Some(index)),
                 None => {}
             }
         }
@@ -220,4 +221,4 @@ impl Choose for Sticky {
 }
 
 /// A penalty for failures above this sends keys elsewhere.
-const GRACE: Duration = Duration::from_millis(20);
+const MAX_STICKY_PENALTY: Duration = Duration::from_millis(20);

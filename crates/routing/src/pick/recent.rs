@@ -1,4 +1,4 @@
-//! What the picks of one pool share: whose turn it is, and where a request of ours just ended.
+//! The memory that the picks of one pool share: the next turn, and where a request of ours just ended.
 //!
 //! A pick that looks at a few endpoints out of thousands sees mostly strangers: what it knows of them
 //! is old, and with every pick the load goes somewhere else, so that no report is true for long. An
@@ -13,87 +13,91 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 /// Endpoints that are remembered: a pick reads them all, which is a walk through two lines of the
 /// cache.
-const REMEMBERED: usize = 16;
+const MAX_RECENT: usize = 16;
 /// Weight of a first answer in the mean of them.
-const FIRST_WEIGHT: f32 = 0.02;
-/// No place in a pool.
-pub(crate) const NOWHERE: u32 = u32::MAX;
+const FIRST_ANSWER_WEIGHT: f32 = 0.02;
+/// No index in a pool.
+pub(crate) const NO_INDEX: u32 = u32::MAX;
 /// Nothing is remembered here.
 const NONE: u64 = u64::MAX;
 
-/// See above. Nothing in it is believed: a place may be another endpoint's by now.
+/// See above. Nothing in it is believed: an index may be another endpoint's by now.
 #[derive(Debug)]
-pub struct Picks {
-    turn: AtomicUsize,
+pub struct PickMemory {
+    next_turn: AtomicUsize,
     newest: AtomicUsize,
     /// Mean of what first answers took, in seconds; 0: there was none.
     first: Float,
-    /// Cost as the bits of an `f32`, which order as the numbers do, and place.
-    freed: [AtomicU64; REMEMBERED],
+    /// Cost as the bits of an `f32`, which order as the numbers do, and index in the pool.
+    recent: [AtomicU64; MAX_RECENT],
     /// How service times are distributed.
     pub(crate) odds: Odds,
 }
 
-impl Default for Picks {
+impl Default for PickMemory {
     fn default() -> Self {
         Self {
-            turn: AtomicUsize::new(0),
+            next_turn: AtomicUsize::new(0),
             newest: AtomicUsize::new(0),
             first: Float::default(),
-            freed: [const { AtomicU64::new(NONE) }; REMEMBERED],
+            recent: [const { AtomicU64::new(NONE) }; MAX_RECENT],
             odds: Odds::default(),
         }
     }
 }
 
-/// One that was remembered.
+/// An endpoint where a request of ours ended of late.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Freed {
+pub(crate) struct RecentEndpoint {
     entry: u64,
     slot: usize,
 }
 
-impl Picks {
+impl PickMemory {
     /// The next turn.
-    pub(crate) fn turn(&self) -> usize {
-        self.turn.fetch_add(1, Relaxed)
+    pub(crate) fn next_turn(&self) -> usize {
+        self.next_turn.fetch_add(1, Relaxed)
     }
 
     /// An endpoint's first answer took so long to serve.
-    pub(crate) fn met(&self, seconds: f32) {
-        let weight = if self.first.get() > 0.0 { FIRST_WEIGHT } else { 1.0 };
+    pub(crate) fn learn_first_answer(&self, seconds: f32) {
+        let weight = if self.first.get() > 0.0 { FIRST_ANSWER_WEIGHT } else { 1.0 };
         self.first.draw(seconds, weight);
     }
 
     /// What is to be expected of an endpoint that has not answered yet, in seconds. Not the best: where
     /// most are strangers, every request would go to one, and a third of them may be slow.
-    pub(crate) fn stranger(&self) -> Option<f64> {
+    pub(crate) fn first_answer_seconds(&self) -> Option<f64> {
         let first = self.first.get();
         (first > 0.0).then_some(f64::from(first))
     }
 
-    /// A request ended at the endpoint in this place, which costs so much now.
-    pub(crate) fn freed(&self, place: u32, cost: f32) {
-        let entry = u64::from(cost.to_bits()) << 32 | u64::from(place);
+    /// A request ended at the endpoint with this index, which costs so much now.
+    pub(crate) fn remember(&self, index: u32, cost: f32) {
+        let entry = u64::from(cost.to_bits()) << 32 | u64::from(index);
         // The worse of two makes way: the good ones stay longer than all others.
-        let first = self.newest.fetch_add(1, Relaxed) % REMEMBERED;
-        let second = (first + REMEMBERED / 2 - 1) % REMEMBERED;
-        let [one, other] = [first, second].map(|slot| &self.freed[slot]);
+        let first = self.newest.fetch_add(1, Relaxed) % MAX_RECENT;
+        let second = (first + MAX_RECENT / 2 - 1) % MAX_RECENT;
+        let [one, other] = [first, second].map(|slot| &self.recent[slot]);
         let worse = if other.load(Relaxed) > one.load(Relaxed) { other } else { one };
         worse.store(entry, Relaxed);
     }
 
     /// The cheapest that are remembered and not `excluded`, different ones, as many as fit.
-    pub(crate) fn cheapest(&self, best: &mut [Freed], excluded: impl Fn(usize) -> bool) -> usize {
+    pub(crate) fn cheapest(
+        &self,
+        best: &mut [RecentEndpoint],
+        excluded: impl Fn(usize) -> bool,
+    ) -> usize {
         let mut found = 0;
-        for (slot, entry) in self.freed.iter().enumerate() {
+        for (slot, entry) in self.recent.iter().enumerate() {
             let entry = entry.load(Relaxed);
-            let freed = Freed { entry, slot };
+            let freed = RecentEndpoint { entry, slot };
             let too_much = found == best.len() && entry >= best[found - 1].entry;
-            if entry == NONE || too_much || excluded(freed.place()) {
+            if entry == NONE || too_much || excluded(freed.index()) {
                 continue;
             }
-            if let Some(same) = best[..found].iter().position(|it| it.place() == freed.place()) {
+            if let Some(same) = best[..found].iter().position(|it| it.index() == freed.index()) {
                 // The cheaper of two statements is the one with fewer of ours: the later one.
                 if entry >= best[same].entry {
                     continue;
@@ -110,24 +114,24 @@ impl Picks {
     }
 
     /// It was picked: somebody else may be next.
-    pub(crate) fn taken(&self, freed: Freed) {
-        self.freed[freed.slot].store(NONE, Relaxed);
+    pub(crate) fn forget(&self, freed: RecentEndpoint) {
+        self.recent[freed.slot].store(NONE, Relaxed);
     }
 
     /// It was not picked, and costs so much by now.
-    pub(crate) fn left(&self, freed: Freed, cost: f64) {
+    pub(crate) fn update(&self, freed: RecentEndpoint, cost: f64) {
         let cost = narrow(cost);
-        let entry = u64::from(cost.to_bits()) << 32 | freed.place() as u64;
-        self.freed[freed.slot].store(entry, Relaxed);
+        let entry = u64::from(cost.to_bits()) << 32 | freed.index() as u64;
+        self.recent[freed.slot].store(entry, Relaxed);
     }
 }
 
-impl Freed {
-    /// A place to write one into.
+impl RecentEndpoint {
+    /// A slot to write one into.
     pub(crate) const VACANT: Self = Self { entry: NONE, slot: 0 };
 
-    #[allow(clippy::cast_possible_truncation, reason = "the lower half is the place")]
-    pub(crate) fn place(self) -> usize {
+    #[allow(clippy::cast_possible_truncation, reason = "the lower half is the index")]
+    pub(crate) fn index(self) -> usize {
         self.entry as u32 as usize
     }
 }

@@ -7,16 +7,16 @@
 /// Points of one endpoint, at most: shares are then within some 10% of each other. In large pools it has
 /// fewer, so that the circle stays small enough to be made anew whenever an endpoint comes or goes;
 /// the bound on loads evens out what is uneven then.
-const MOST_POINTS: usize = 128;
-const LEAST_POINTS: usize = 8;
-const ALL_POINTS: usize = 65_536;
+const MAX_POINTS: usize = 128;
+const MIN_POINTS: usize = 8;
+const MAX_RING_POINTS: usize = 65_536;
 /// Points that are looked at for one key: who finds no room by then takes what there is.
-const MOST_LOOKED_AT: usize = 64;
+const MAX_POINTS_SCANNED: usize = 64;
 
 /// See above. Made once for a set of endpoints.
 #[derive(Debug, Clone, Default)]
 pub struct Ring {
-    /// Point and place, ordered.
+    /// Point and index in the pool, ordered.
     points: Vec<(u64, u32)>,
 }
 
@@ -25,22 +25,22 @@ impl Ring {
     /// they are picked from.
     pub fn new(identities: impl IntoIterator<Item = u64>) -> Self {
         let identities: Vec<u64> = identities.into_iter().collect();
-        let each = (ALL_POINTS / identities.len().max(1)).clamp(LEAST_POINTS, MOST_POINTS);
+        let each = (MAX_RING_POINTS / identities.len().max(1)).clamp(MIN_POINTS, MAX_POINTS);
         let mut points = Vec::with_capacity(each * identities.len());
-        for (place, identity) in identities.into_iter().enumerate() {
-            let place = u32::try_from(place).unwrap_or(u32::MAX);
-            points.extend((0..each as u64).map(|number| (mix(identity ^ mix(number)), place)));
+        for (index, identity) in identities.into_iter().enumerate() {
+            let index = u32::try_from(index).unwrap_or(u32::MAX);
+            points.extend((0..each as u64).map(|number| (mix(identity ^ mix(number)), index)));
         }
         points.sort_unstable();
         Self { points }
     }
 
-    /// Places in the order in which a key prefers them, some more than once.
+    /// Indices in the order in which a key prefers them, some more than once.
     pub(super) fn from(&self, key: u64) -> impl Iterator<Item = usize> {
         let key = mix(key);
         let first = self.points.partition_point(|(point, _)| *point < key);
         let (before, after) = self.points.split_at(first);
-        after.iter().chain(before).take(MOST_LOOKED_AT).map(|(_, place)| *place as usize)
+        after.iter().chain(before).take(MAX_POINTS_SCANNED).map(|(_, index)| *index as usize)
     }
 }
 

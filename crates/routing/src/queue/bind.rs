@@ -3,12 +3,12 @@
 //! An endpoint that runs as much as it can gains nothing from one more request, and the request
 //! loses: it can't go anywhere else any more. So an endpoint has a limit of requests at once, from
 //! the slots that it reports, and a request is bound when a slot frees. In a mixed fleet not even a
-//! free slot must always be taken: a slow endpoint may be free because it is slow. [`View::bind`]
+//! free slot must always be taken: a slow endpoint may be free because it is slow. [`PoolView::bind`]
 //! holds a request back exactly as long as waiting for a better endpoint is expected to end sooner.
 
-use super::capacity::Outlook;
-use super::odds::Terms;
-use crate::pick::candidates::{Looked, least};
+use super::capacity::CapacityEstimate;
+use super::odds::TimeBudget;
+use crate::pick::candidates::{Sample, least};
 use crate::pick::{self, Candidate, Context, Policy};
 use crate::{InFlight, Load, Rng};
 use std::sync::Arc;
@@ -16,18 +16,18 @@ use std::time::Duration;
 
 /// An endpoint must be so many times as fast as the best that is free to be worth waiting for: what is
 /// known of their speeds is not more exact than that.
-const WORTH_WAITING: f64 = 2.0;
+const MIN_SPEEDUP: f64 = 2.0;
 /// Share of the time that a faster endpoint is expected to save for which a request waits at most.
 /// Less gives up some of the tail of a lightly loaded fleet, more that of a busy one.
-const PATIENCE: f64 = 0.7;
+const MAX_WAIT_SHARE: f64 = 0.7;
 /// Share of a slot's time that may pass idle until the next request is there. If it would be more,
 /// an endpoint gets requests beyond its slots, so that it can go on at once.
-const IDLE: f64 = 0.05;
+const MAX_IDLE_SHARE: f64 = 0.05;
 
 /// Part of the slots that were learnt that an endpoint may have beyond them, and one more; or as many as
 /// it does in so many seconds, which nobody need wait for in the proxy.
-const ROOM: u32 = 8;
-const SLACK: f64 = 0.002;
+const LEARNED_SLOTS_PER_EXTRA: u32 = 8;
+const MAX_EXTRA_SECONDS: f64 = 0.002;
 
 /// What is to be done with a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,19 +37,19 @@ pub enum Binding {
     /// It waits until an endpoint is free, or a better one.
     Wait,
     /// There is no endpoint that it may go to.
-    Nowhere,
+    NoEndpoint,
 }
 
 /// May a request be used to learn how an endpoint is that has been avoided?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Visits {
-    Welcome,
-    Unwelcome,
+pub(crate) enum Exploration {
+    Allowed,
+    Forbidden,
 }
 
 /// A pool as a decision sees it.
 #[derive(Debug)]
-pub struct View<'a, C> {
+pub struct PoolView<'a, C> {
     /// How an endpoint is chosen among those that are free.
     pub policy: Policy,
     /// Those that may be used at all: ready, not draining.
@@ -58,33 +58,33 @@ pub struct View<'a, C> {
     /// many there are.
     pub freed: Option<usize>,
     /// From the moment when an endpoint is done with a request until the next one is there.
-    pub hop: Duration,
+    pub handoff_delay: Duration,
     /// Time and beliefs.
     pub context: Context<'a>,
     /// The time that the request has, if it is judged by that.
-    pub terms: Option<Terms>,
+    pub time_budget: Option<TimeBudget>,
 }
 
-impl<C: Candidate> View<'_, C> {
+impl<C: Candidate> PoolView<'_, C> {
     /// Where a request goes that is not to be sent to those `excluded`, and before which `ahead`
     /// others wait in the proxy.
     pub fn bind(&self, excluded: impl Fn(&C) -> bool, ahead: usize, rng: &mut Rng) -> Binding {
         let full = |endpoint: &C| !self.is_free(endpoint.load());
         let binding = match self.policy {
             Policy::Adaptive | Policy::LeastCost => {
-                self.compare(&excluded, ahead, Visits::Welcome, rng)
+                self.compare(&excluded, ahead, Exploration::Allowed, rng)
             }
             policy => {
                 let shut = |endpoint: &C| excluded(endpoint) || full(endpoint);
                 match pick::pick(policy, self.endpoints, shut, &self.context, rng) {
                     Some(index) => Binding::Bind(index),
-                    None if self.endpoints.iter().all(excluded) => Binding::Nowhere,
+                    None if self.endpoints.iter().all(excluded) => Binding::NoEndpoint,
                     None => Binding::Wait,
                 }
             }
         };
         if let Binding::Bind(index) = binding {
-            self.endpoints[index].load().serves(self.context.turn);
+            self.endpoints[index].load().serves(self.context.memory);
         }
         binding
     }
@@ -96,7 +96,7 @@ impl<C: Candidate> View<'_, C> {
 
     /// The same for a request that is to go where others with this `key` go.
     #[must_use = "the view itself is for requests without a key"]
-    pub fn keyed(&self, key: Option<u64>) -> Self {
+    pub fn with_key(&self, key: Option<u64>) -> Self {
         Self { context: Context { key, ..self.context }, ..*self }
     }
 
@@ -105,37 +105,37 @@ impl<C: Candidate> View<'_, C> {
         &self,
         excluded: &impl Fn(&C) -> bool,
         ahead: usize,
-        visits: Visits,
+        exploration: Exploration,
         rng: &mut Rng,
     ) -> Binding {
-        let looked = Looked::at(self.endpoints, excluded, self.freed, &self.context, rng);
-        if looked.places().is_empty() {
-            return Binding::Nowhere;
+        let sampled = Sample::at(self.endpoints, excluded, self.freed, &self.context, rng);
+        if sampled.indices().is_empty() {
+            return Binding::NoEndpoint;
         }
         let (now, ttl) = (self.context.now, self.context.report_ttl);
-        let best = looked.stranger_service(self.endpoints, &self.context);
+        let best = sampled.new_endpoint_service(self.endpoints, &self.context);
         let adaptive = self.policy == Policy::Adaptive;
-        let costs = looked.costs(self.endpoints, |load| match adaptive {
+        let costs = sampled.costs(self.endpoints, |load| match adaptive {
             _ if !self.is_free(load) => f64::INFINITY,
             true => load.cost(now, ttl, best),
             false => load.completion(now, ttl, best),
         });
-        let costs = &costs[..looked.places().len()];
-        // It is visited to be known better, so what is known does not count.
+        let costs = &costs[..sampled.indices().len()];
+        // It is explored to be known better, so what is known does not count.
         let free = |load: &Load| self.has_room(load);
-        let visit = match visits {
-            Visits::Welcome => looked.revisit(self.endpoints, free, &self.context, rng),
-            Visits::Unwelcome => None,
+        let explored = match exploration {
+            Exploration::Allowed => sampled.explore(self.endpoints, free, &self.context, rng),
+            Exploration::Forbidden => None,
         };
-        let at = visit.or_else(|| {
+        let at = explored.or_else(|| {
             let at = least(costs.iter().copied(), rng).filter(|at| costs[*at] < f64::INFINITY)?;
-            let load = self.endpoints[looked.places()[at]].load();
+            let load = self.endpoints[sampled.indices()[at]].load();
             let done = load.completion(now, ttl, best);
-            let waits = adaptive && self.is_worth_waiting(looked.places(), best, done, ahead);
+            let waits = adaptive && self.is_worth_waiting(sampled.indices(), best, done, ahead);
             (!waits).then_some(at)
         });
         match at {
-            Some(at) => Binding::Bind(looked.take(at, costs, self.endpoints, &self.context)),
+            Some(at) => Binding::Bind(sampled.take(at, costs, self.endpoints, &self.context)),
             None => Binding::Wait,
         }
     }
@@ -152,7 +152,7 @@ impl<C: Candidate> View<'_, C> {
             }
             let service = load.expected_service(now, best);
             let done = service + load.penalty(now);
-            if done * WORTH_WAITING < cost {
+            if done * MIN_SPEEDUP < cost {
                 per_second += f64::from(load.slots()) / service.max(f64::MIN_POSITIVE);
                 least = least.min(done);
             }
@@ -160,7 +160,7 @@ impl<C: Candidate> View<'_, C> {
         // What was looked at is a part of the pool, and so is what waits for that part.
         let part = sample.len() as f64 / self.endpoints.len().max(1) as f64;
         let wait = (ahead as f64 * part + 1.0) / per_second;
-        wait < (cost - least) * PATIENCE
+        wait < (cost - least) * MAX_WAIT_SHARE
     }
 
     /// May this request be sent there?
@@ -171,7 +171,7 @@ impl<C: Candidate> View<'_, C> {
     /// May one more request be sent there? One that has none of ours may always get one: what is
     /// known of the others' may be out of date.
     fn has_room(&self, load: &Load) -> bool {
-        let Some(limit) = limit(load, self.hop) else { return true };
+        let Some(limit) = limit(load, self.handoff_delay) else { return true };
         let (now, ttl) = (self.context.now, self.context.report_ttl);
         load.in_flight() == 0 || load.occupancy(now, ttl) < limit
     }
@@ -182,20 +182,20 @@ impl<C: Candidate> View<'_, C> {
         let guard = load.enter();
         let (now, ttl) = (self.context.now, self.context.report_ttl);
         let fits = |limit| guard.others() == 0 || load.occupancy(now, ttl) <= limit;
-        limit(load, self.hop).is_none_or(fits).then_some(guard)
+        limit(load, self.handoff_delay).is_none_or(fits).then_some(guard)
     }
 
     /// How fast the pool works, by what is known of some or all of its endpoints.
-    pub fn outlook(&self, rng: &mut Rng) -> Outlook {
-        self.outlook_for(None, rng)
+    pub fn capacity(&self, rng: &mut Rng) -> CapacityEstimate {
+        self.capacity_for(None, rng)
     }
 
     /// The same by those endpoints alone that may be done within so many seconds.
-    pub(crate) fn outlook_for(&self, seconds: Option<f64>, rng: &mut Rng) -> Outlook {
-        let looked = Looked::at(self.endpoints, &|_| false, self.freed, &self.context, rng);
-        let sample = looked.places();
-        let best = looked.stranger_service(self.endpoints, &self.context);
-        let odds = &self.context.turn.odds;
+    pub(crate) fn capacity_for(&self, seconds: Option<f64>, rng: &mut Rng) -> CapacityEstimate {
+        let sampled = Sample::at(self.endpoints, &|_| false, self.freed, &self.context, rng);
+        let sample = sampled.indices();
+        let best = sampled.new_endpoint_service(self.endpoints, &self.context);
+        let odds = &self.context.memory.odds;
         let service = |index: &usize| {
             let load = self.endpoints[*index].load();
             load.expected_service(self.context.now, best).max(f64::MIN_POSITIVE)
@@ -216,27 +216,33 @@ impl<C: Candidate> View<'_, C> {
             deviation += speed * load.deviation_seconds();
         }
         if per_second == 0.0 {
-            return Outlook { per_second: 0.0, service: best, deviation: 0.0, fastest: best };
+            return CapacityEstimate {
+                per_second: 0.0,
+                service: best,
+                deviation: 0.0,
+                fastest: best,
+            };
         }
         let part = sample.len() as f64 / self.endpoints.len() as f64;
         let (service, deviation) = (slots / per_second, deviation / per_second);
-        Outlook { per_second: per_second / part, service, deviation, fastest }
+        CapacityEstimate { per_second: per_second / part, service, deviation, fastest }
     }
 }
 
 /// How many requests an endpoint may have at once; `None`: nobody knows what it can take.
-pub fn limit(load: &Load, hop: Duration) -> Option<u32> {
+pub fn limit(load: &Load, handoff_delay: Duration) -> Option<u32> {
     let stated = load.stated_slots();
     let slots = stated.or_else(|| load.learnt_slots())?;
     // The next batch forms there while one runs; held back here, its requests would come one by one.
     let slots = if load.joins() { slots.saturating_mul(2) } else { slots };
     let Some(service) = load.service_seconds() else { return Some(slots.saturating_add(1)) };
     let services = |seconds: f64| seconds / service.max(1e-9);
-    let idle = services(hop.as_secs_f64());
+    let idle = services(handoff_delay.as_secs_f64());
     let beyond = if stated.is_none() {
         // What was learnt is not exact, and it may be able to do more by now.
-        (f64::from(slots) * services(SLACK)).max(f64::from(slots / ROOM + 1))
-    } else if idle < IDLE {
+        (f64::from(slots) * services(MAX_EXTRA_SECONDS))
+            .max(f64::from(slots / LEARNED_SLOTS_PER_EXTRA + 1))
+    } else if idle < MAX_IDLE_SHARE {
         0.0
     } else {
         f64::from(slots) * idle.min(1.0)
@@ -248,7 +254,7 @@ pub fn limit(load: &Load, hop: Duration) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Picks, Report, Time, Weight};
+    use crate::{PickMemory, RelativeCost, Report, Time};
 
     struct Endpoint(Arc<Load>);
     impl Candidate for Endpoint {
@@ -273,37 +279,48 @@ mod tests {
         (0..4).map(|_| endpoint.0.enter()).collect()
     }
 
-    fn view<'a>(policy: Policy, fleet: &'a [Endpoint], turn: &'a Arc<Picks>) -> View<'a, Endpoint> {
+    fn view<'a>(
+        policy: Policy,
+        fleet: &'a [Endpoint],
+        memory: &'a Arc<PickMemory>,
+    ) -> PoolView<'a, Endpoint> {
         let context =
-            Context { now: Time::default(), report_ttl: TTL, turn, key: None, ring: None };
-        let hop = Duration::from_micros(100);
-        View { policy, endpoints: fleet, freed: None, hop, context, terms: None }
+            Context { now: Time::default(), report_ttl: TTL, memory, key: None, ring: None };
+        let handoff_delay = Duration::from_micros(100);
+        PoolView {
+            policy,
+            endpoints: fleet,
+            freed: None,
+            handoff_delay,
+            context,
+            time_budget: None,
+        }
     }
 
     #[test]
     fn a_request_waits_for_a_fast_endpoint_as_long_as_that_is_sooner() {
-        let (fleet, turn, mut rng) = (fleet(&[20, 20, 60]), Arc::default(), Rng::new(1));
-        let view = view(Policy::Adaptive, &fleet, &turn);
+        let (fleet, memory, mut rng) = (fleet(&[20, 20, 60]), Arc::default(), Rng::new(1));
+        let view = view(Policy::Adaptive, &fleet, &memory);
         let _full = [fill(&fleet[0]), fill(&fleet[1])];
         // Eight slots of 20 ms free every 2.5 ms: 28 ms, of the 40 that they save, pass behind 10.
         for (ahead, expected) in [(0, Binding::Wait), (9, Binding::Wait), (11, Binding::Bind(2))] {
             assert_eq!(view.bind(|_| false, ahead, &mut rng), expected, "{ahead}");
         }
-        let least_cost = View { policy: Policy::LeastCost, ..view };
+        let least_cost = PoolView { policy: Policy::LeastCost, ..view };
         assert_eq!(least_cost.bind(|_| false, 0, &mut rng), Binding::Bind(2));
     }
 
     #[test]
     fn no_policy_binds_to_what_is_full_or_excluded() {
         for &(name, policy) in Policy::NAMES {
-            let (fleet, turn, mut rng) = (fleet(&[20, 20, 20]), Arc::default(), Rng::new(2));
-            let view = view(policy, &fleet, &turn);
+            let (fleet, memory, mut rng) = (fleet(&[20, 20, 20]), Arc::default(), Rng::new(2));
+            let view = view(policy, &fleet, &memory);
             let full = fill(&fleet[0]);
             let not_1 = |endpoint: &Endpoint| Arc::ptr_eq(&endpoint.0, &fleet[1].0);
             for _ in 0..50 {
                 assert_eq!(view.bind(not_1, 0, &mut rng), Binding::Bind(2), "{name}");
             }
-            assert_eq!(view.bind(|_| true, 0, &mut rng), Binding::Nowhere, "{name}");
+            assert_eq!(view.bind(|_| true, 0, &mut rng), Binding::NoEndpoint, "{name}");
             let _all = [fill(&fleet[1]), fill(&fleet[2])];
             assert_eq!(view.bind(|_| false, 0, &mut rng), Binding::Wait, "{name}");
             drop(full);
@@ -313,8 +330,8 @@ mod tests {
 
     #[test]
     fn an_endpoint_of_unknown_size_takes_what_comes() {
-        let (fleet, turn) = ([Endpoint(Arc::new(Load::new(0)))], Arc::default());
-        let view = view(Policy::Adaptive, &fleet, &turn);
+        let (fleet, memory) = ([Endpoint(Arc::new(Load::new(0)))], Arc::default());
+        let view = view(Policy::Adaptive, &fleet, &memory);
         let _held: Vec<_> = (0..1000).map(|_| fleet[0].0.enter()).collect();
         assert_eq!(view.bind(|_| false, 0, &mut Rng::new(3)), Binding::Bind(0));
     }
@@ -322,17 +339,17 @@ mod tests {
     #[test]
     fn one_that_just_became_free_is_found_among_thousands() {
         let millis = vec![20; 5000];
-        let (fleet, turn, mut rng) = (fleet(&millis), Arc::default(), Rng::new(4));
+        let (fleet, memory, mut rng) = (fleet(&millis), Arc::default(), Rng::new(4));
         let mut full: Vec<_> = fleet.iter().map(fill).collect();
         full[4321].pop();
-        let view = View { freed: Some(4321), ..view(Policy::Adaptive, &fleet, &turn) };
+        let view = PoolView { freed: Some(4321), ..view(Policy::Adaptive, &fleet, &memory) };
         assert_eq!(view.bind(|_| false, 0, &mut rng), Binding::Bind(4321));
     }
 
     #[test]
     fn others_requests_count_but_never_keep_an_endpoint_from_us_altogether() {
-        let (fleet, turn) = (fleet(&[20]), Arc::default());
-        let view = view(Policy::Adaptive, &fleet, &turn);
+        let (fleet, memory) = (fleet(&[20]), Arc::default());
+        let view = view(Policy::Adaptive, &fleet, &memory);
         fleet[0].0.report(&Report { in_flight: Some(9), ..Report::default() }, Time::default());
         let bind = || view.bind(|_| false, 0, &mut Rng::new(5));
         assert_eq!(bind(), Binding::Bind(0));
@@ -342,8 +359,8 @@ mod tests {
 
     #[test]
     fn of_those_that_meet_at_the_last_slot_no_two_stay() {
-        let (fleet, turn) = (fleet(&[20]), Arc::default());
-        let view = view(Policy::Adaptive, &fleet, &turn);
+        let (fleet, memory) = (fleet(&[20]), Arc::default());
+        let view = view(Policy::Adaptive, &fleet, &memory);
         let mut held: Vec<_> = (0..4).filter_map(|_| view.enter(&fleet[0].0)).collect();
         assert_eq!((held.len(), view.enter(&fleet[0].0).is_some()), (4, false));
         held.pop();
@@ -353,9 +370,9 @@ mod tests {
 
     #[test]
     fn the_limit_leaves_room_for_the_way_where_services_are_short() {
-        let hop = Duration::from_millis(1);
+        let handoff_delay = Duration::from_millis(1);
         for (millis, expected) in [(100, 4), (10, 5), (2, 6), (1, 8)] {
-            assert_eq!(limit(&fleet(&[millis])[0].0, hop), Some(expected), "{millis}");
+            assert_eq!(limit(&fleet(&[millis])[0].0, handoff_delay), Some(expected), "{millis}");
         }
     }
 
@@ -372,23 +389,23 @@ mod tests {
 
     #[test]
     fn the_outlook_tells_what_can_be_done_in_time() {
-        let (fleet, turn, mut rng) = (fleet(&[20, 40]), Arc::default(), Rng::new(6));
-        let outlook = view(Policy::Adaptive, &fleet, &turn).outlook(&mut rng);
-        assert_eq!(outlook.per_second.round(), 300.0);
-        assert_eq!((outlook.service * 1e5).round(), 2667.0);
+        let (fleet, memory, mut rng) = (fleet(&[20, 40]), Arc::default(), Rng::new(6));
+        let capacity = view(Policy::Adaptive, &fleet, &memory).capacity(&mut rng);
+        assert_eq!(capacity.per_second.round(), 300.0);
+        assert_eq!((capacity.service * 1e5).round(), 2667.0);
         let at = |millis| Time::new(Duration::from_millis(millis));
-        assert_eq!((outlook.wait(29).as_secs_f64() * 1e3).round(), 100.0);
-        assert!(outlook.can_meet(at(127), at(0), 29));
-        assert!(!outlook.can_meet(at(126), at(0), 29));
-        assert!(outlook.weighing(Weight::new(0.1)).can_meet(at(103), at(0), 29));
-        assert!(!outlook.weighing(Weight::new(3.0)).can_meet(at(150), at(0), 29));
-        assert!(outlook.is_too_late(at(0), at(126), at(100)));
-        assert!(!outlook.is_too_late(at(0), at(127), at(100)));
-        assert!(!outlook.is_too_late(at(0), at(60), at(30)), "half of its time must do");
+        assert_eq!((capacity.wait(29).as_secs_f64() * 1e3).round(), 100.0);
+        assert!(capacity.can_meet(at(127), at(0), 29));
+        assert!(!capacity.can_meet(at(126), at(0), 29));
+        assert!(capacity.for_relative_cost(RelativeCost::new(0.1)).can_meet(at(103), at(0), 29));
+        assert!(!capacity.for_relative_cost(RelativeCost::new(3.0)).can_meet(at(150), at(0), 29));
+        assert!(capacity.is_too_late(at(0), at(126), at(100)));
+        assert!(!capacity.is_too_late(at(0), at(127), at(100)));
+        assert!(!capacity.is_too_late(at(0), at(60), at(30)), "half of its time must do");
         assert!(
-            !outlook.is_too_late(at(0), at(20), at(2)),
+            !capacity.is_too_late(at(0), at(20), at(2)),
             "what has no time at all must be fresh"
         );
-        assert!(outlook.is_too_late(at(0), at(20), at(3)));
+        assert!(capacity.is_too_late(at(0), at(20), at(3)));
     }
 }

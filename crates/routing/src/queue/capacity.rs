@@ -1,21 +1,21 @@
 //! How fast a pool works, and what can be promised by that.
 //!
-//! What is held back may be too late already. [`Outlook`] says how fast slots free and how long
+//! What is held back may be too late already. [`CapacityEstimate`] says how fast slots free and how long
 //! services take, so that a request whose deadline can't be met is refused when it comes, not when
 //! it is late, and so that the refusal can say when it is worth asking again.
 
-use crate::{Time, Weight};
+use crate::{RelativeCost, Time};
 use std::time::Duration;
 
 /// Mean deviations above the mean within which a service is promised to end: 99% of an exponential
 /// distribution do.
-const PROMISE: f64 = 5.0;
+const PROMISE_DEVIATIONS: f64 = 5.0;
 /// Part of its time that one must have left to count as fresh.
-pub(crate) const FRESH: f64 = 0.9;
+pub(crate) const FRESH_SHARE: f64 = 0.9;
 
 /// How fast a pool works.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Outlook {
+pub struct CapacityEstimate {
     /// Slots that become free in a second, when all are busy.
     pub per_second: f64,
     /// Seconds that a service takes on average.
@@ -26,12 +26,12 @@ pub struct Outlook {
     pub fastest: f64,
 }
 
-impl Outlook {
+impl CapacityEstimate {
     /// The same for a request of this weight: those before it are of any.
     #[must_use = "the outlook itself is for a request of the mean"]
-    pub fn weighing(self, weight: Weight) -> Self {
+    pub fn for_relative_cost(self, relative_cost: RelativeCost) -> Self {
         let [service, deviation] =
-            [self.service, self.deviation].map(|seconds| seconds * weight.get());
+            [self.service, self.deviation].map(|seconds| seconds * relative_cost.get());
         Self { service, deviation, ..self }
     }
 
@@ -54,8 +54,8 @@ impl Outlook {
             let seconds = self.service + means * self.deviation;
             Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
         };
-        let most = (patience / 2).max(seconds(1.0).min(patience.mul_f64(FRESH)));
-        seconds(PROMISE).min(most)
+        let most = (patience / 2).max(seconds(1.0).min(patience.mul_f64(FRESH_SHARE)));
+        seconds(PROMISE_DEVIATIONS).min(most)
     }
 
     /// Will a request be done in time before which so many wait, almost certainly?

@@ -1,56 +1,61 @@
-//! Who of those that wait goes next, and who need not wait at all.
+//! Which of the requests that wait goes next, and which need not wait at all.
 //!
-//! [`View::bind`] decides about one request; here stands what follows for a whole [`Line`], so that the
-//! proxy and the simulator do the same: whether one that comes joins the line, and whose wait is over
+//! [`PoolView::bind`] decides about one request; here stands what follows for a whole [`FairQueue`], so that the
+//! proxy and the simulator do the same: whether one that comes joins the queue, and whose wait is over
 //! when something has changed.
 
-use super::bind::Visits;
-use super::odds::Terms;
-use crate::{Binding, Candidate, Claim, Line, Place, Policy, Ramp, Rng, Time, View, Weight};
+use super::bind::Exploration;
+use super::odds::TimeBudget;
+use crate::{
+    Binding, Candidate, Entry, FairQueue, Policy, PoolView, Position, RelativeCost, Rng, SlowStart,
+    Time,
+};
 use std::time::Duration;
 
 /// How many of those that are first are looked at for one that may go to what is free: the others
 /// have tried it already.
-const LOOKED_AT: usize = 8;
+const MAX_SCANNED: usize = 8;
 
-/// What becomes of a request whose wait is over.
+/// The end of a request's wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Next {
+pub enum Dispatch {
     /// It goes to the endpoint with this index.
-    Goes(usize),
+    Bind(usize),
     /// There is no endpoint any more that it may go to.
-    Nowhere,
+    NoEndpoint,
     /// It would most likely be late.
     TooLate,
 }
 
-impl<C: Candidate> View<'_, C> {
+impl<C: Candidate> PoolView<'_, C> {
     /// Where a request goes at once that comes when nobody waits: if there is too little time to wait
     /// for what is better, to the best that is free.
-    pub fn at_once(
+    pub fn bind_now(
         &self,
-        (deadline, weight): (Time, Weight),
+        (deadline, relative_cost): (Time, RelativeCost),
         excluded: impl Fn(&C) -> bool,
         rng: &mut Rng,
     ) -> Binding {
         let now = self.context.now;
-        let odds = &self.context.turn.odds;
+        let odds = &self.context.memory.odds;
         // Without time to spare it does not go behind others, wherever there is room for that.
-        let terms = odds.is_known().then(|| Terms::new(deadline.since(now), weight));
-        let mut view = self.on(terms);
+        let time_budget =
+            odds.is_known().then(|| TimeBudget::new(deadline.since(now), relative_cost));
+        let mut view = self.on(time_budget);
         // Where waiting has cost nobody anything, nothing else is to be judged: that would take time.
         if odds.is_known() && odds.has_been_strained() {
             let prospects = self.prospects(None, rng);
-            if prospects.are_known() && prospects.is_outclassed(deadline.since(now), weight) {
+            if prospects.are_known() && prospects.is_outclassed(deadline.since(now), relative_cost)
+            {
                 return Binding::Wait;
             }
-            view.terms = prospects.terms(deadline, now, weight);
+            view.time_budget = prospects.time_budget(deadline, now, relative_cost);
         }
         let binding = view.bind(&excluded, 0, rng);
         let can_wait = |rng: &mut Rng| {
             let prospects = view.prospects(None, rng);
             let patience = deadline.since(now);
-            prospects.outlook().wait(0).saturating_add(prospects.reserve(patience, weight))
+            prospects.capacity().wait(0).saturating_add(prospects.reserve(patience, relative_cost))
                 <= patience
         };
         if binding != Binding::Wait || self.policy != Policy::Adaptive || can_wait(rng) {
@@ -59,31 +64,31 @@ impl<C: Candidate> View<'_, C> {
         view.with(Policy::LeastCost).bind(excluded, 0, rng)
     }
 
-    /// [`View::at_once`] with a slow start over this `window`; `began` says since when an endpoint has been
+    /// [`PoolView::bind_now`] with a slow start over this `window`; `began` says since when an endpoint has been
     /// in rotation.
-    pub fn at_once_gently(
+    pub fn bind_now_with_slow_start(
         &self,
         (window, began): (Duration, impl Fn(&C) -> Time),
-        terms: (Time, Weight),
+        time_budget: (Time, RelativeCost),
         excluded: impl Fn(&C) -> bool,
         rng: &mut Rng,
     ) -> Binding {
-        if let Some(ramp) = Ramp::draw(window, self.context.now, rng) {
-            let shut = |it: &C| excluded(it) || ramp.passes_over(began(it));
+        if let Some(slow_start) = SlowStart::draw(window, self.context.now, rng) {
+            let shut = |it: &C| excluded(it) || slow_start.passes_over(began(it));
             // A decision takes a turn, so it is not tried with those that are not there. With nobody
             // else free, the one that has just come does better than a wait.
             if !self.endpoints.iter().all(shut)
-                && let Binding::Bind(index) = self.at_once(terms, shut, rng)
+                && let Binding::Bind(index) = self.bind_now(time_budget, shut, rng)
             {
                 return Binding::Bind(index);
             }
         }
-        self.at_once(terms, excluded, rng)
+        self.bind_now(time_budget, excluded, rng)
     }
 
     /// Where a second attempt goes that may not wait: to what is free and not `excluded`, unless some are
     /// `waiting` for it.
-    pub fn beside(
+    pub fn bind_hedge(
         &self,
         waiting: usize,
         excluded: impl Fn(&C) -> bool,
@@ -92,66 +97,76 @@ impl<C: Candidate> View<'_, C> {
         if waiting > 0 {
             return None;
         }
-        // What is best may be worth waiting for, and what is avoided worth a visit; this one is late.
+        // What is best may be worth waiting for, and what is avoided worth exploring; this one is late.
         let binding = match self.policy {
             Policy::Adaptive | Policy::LeastCost => {
-                self.with(Policy::LeastCost).compare(&excluded, 0, Visits::Unwelcome, rng)
+                self.with(Policy::LeastCost).compare(&excluded, 0, Exploration::Forbidden, rng)
             }
             _ => self.bind(excluded, 0, rng),
         };
         match binding {
             Binding::Bind(index) => Some(index),
-            Binding::Wait | Binding::Nowhere => None,
+            Binding::Wait | Binding::NoEndpoint => None,
         }
     }
 
-    /// Is there hope that a request is done in time that joins the line now?
+    /// Can a request be done in time that joins the queue now?
     ///
     /// # Errors
-    /// There is none; it may be worth coming back after this time.
-    pub fn hope<T>(&self, line: &Line<T>, claim: &Claim, rng: &mut Rng) -> Result<(), Duration> {
-        let patience = claim.deadline.since(self.context.now);
-        let seconds = patience.as_secs_f64() / claim.weight.get();
+    /// It can't; it may be worth coming back after this time.
+    pub fn can_meet_deadline<T>(
+        &self,
+        queue: &FairQueue<T>,
+        entry: &Entry,
+        rng: &mut Rng,
+    ) -> Result<(), Duration> {
+        let patience = entry.deadline.since(self.context.now);
+        let seconds = patience.as_secs_f64() / entry.relative_cost.get();
         let prospects = self.prospects(Some(seconds), rng);
-        let outlook = prospects.outlook();
-        if prospects.are_known() && prospects.is_outclassed(patience, claim.weight) {
-            return Err(outlook.drained_in(line.len().max(1)));
+        let capacity = prospects.capacity();
+        if prospects.are_known() && prospects.is_outclassed(patience, entry.relative_cost) {
+            return Err(capacity.drained_in(queue.len().max(1)));
         }
-        if line.is_empty() {
+        if queue.is_empty() {
             return Ok(());
         }
-        let reserve = prospects.reserve(patience, claim.weight);
-        let is_in_time = |ahead: usize| outlook.wait(ahead).saturating_add(reserve) <= patience;
-        // Where not even the first in line can be sure, its place says nothing: one that comes later and
+        let reserve = prospects.reserve(patience, entry.relative_cost);
+        let is_in_time = |ahead: usize| capacity.wait(ahead).saturating_add(reserve) <= patience;
+        // Where not even the first in the queue can be sure, its position says nothing: one that comes later and
         // has more time left goes before it.
-        let has_chance = || prospects.has_chance(patience, claim.weight) || prospects.may_doubt();
-        if is_in_time(line.ahead_of(claim))
+        let has_chance =
+            || prospects.has_chance(patience, entry.relative_cost) || prospects.may_doubt();
+        if is_in_time(queue.ahead_of(entry))
             || (prospects.are_known() && !is_in_time(0) && has_chance())
         {
             return Ok(());
         }
         prospects.strain();
-        Err(outlook.drained_in(line.len()))
+        Err(capacity.drained_in(queue.len()))
     }
 
     /// Whose wait is over, if anybody's is; `tried` says where each was sent already.
     pub fn next<T>(
         &self,
-        line: &Line<T>,
+        queue: &FairQueue<T>,
         tried: impl Fn(&T, &C) -> bool,
         rng: &mut Rng,
-    ) -> Option<(Place, Next)> {
-        let first = line.first()?;
+    ) -> Option<(Position, Dispatch)> {
+        let first = queue.first()?;
         let prospects = self.prospects(None, rng);
-        if prospects.is_lost(&first.0, line.len() > 1) {
+        if prospects.is_lost(&first.0, queue.len() > 1) {
             prospects.strain();
-            return Some((first.0, Next::TooLate));
+            return Some((first.0, Dispatch::TooLate));
         }
-        let first = prospects.choose(line, first);
-        let bind = |place: &Place, item: &T, ahead: usize, rng: &mut Rng| {
-            let terms = prospects.terms(place.deadline(), place.since(), place.weight());
-            let view = self.keyed(place.key());
-            let binding = view.on(terms).bind(|endpoint| tried(item, endpoint), ahead, rng);
+        let first = prospects.choose(queue, first);
+        let bind = |position: &Position, item: &T, ahead: usize, rng: &mut Rng| {
+            let time_budget = prospects.time_budget(
+                position.deadline(),
+                position.since(),
+                position.relative_cost(),
+            );
+            let view = self.with_key(position.key());
+            let binding = view.on(time_budget).bind(|endpoint| tried(item, endpoint), ahead, rng);
             // An endpoint that seems too slow for all that come would never be found to be faster.
             if binding != Binding::Wait || !prospects.may_be_wrong() {
                 return binding;
@@ -162,11 +177,11 @@ impl<C: Candidate> View<'_, C> {
             }
             anyway
         };
-        let others = line.iter().take(LOOKED_AT).filter(|(place, _)| *place != first.0);
-        for (place, item) in std::iter::once(first).chain(others) {
-            match bind(&place, item, 0, rng) {
-                Binding::Bind(index) => return Some((place, Next::Goes(index))),
-                Binding::Nowhere => return Some((place, Next::Nowhere)),
+        let others = queue.iter().take(MAX_SCANNED).filter(|(position, _)| *position != first.0);
+        for (position, item) in std::iter::once(first).chain(others) {
+            match bind(&position, item, 0, rng) {
+                Binding::Bind(index) => return Some((position, Dispatch::Bind(index))),
+                Binding::NoEndpoint => return Some((position, Dispatch::NoEndpoint)),
                 // What is free it has tried, or it is of no use to it; the next one may take it.
                 Binding::Wait if prospects.is_strained() => {}
                 Binding::Wait if self.endpoints.iter().any(|it| tried(item, it)) => {}
@@ -174,13 +189,13 @@ impl<C: Candidate> View<'_, C> {
             }
         }
         // Who is first does better to wait; who is last may do better to take what is free.
-        let (place, item) = line.last().filter(|_| line.len() > 1)?;
+        let (position, item) = queue.last().filter(|_| queue.len() > 1)?;
         if self.policy != Policy::Adaptive {
             return None;
         }
-        match bind(&place, item, line.len() - 1, rng) {
-            Binding::Bind(index) => Some((place, Next::Goes(index))),
-            Binding::Wait | Binding::Nowhere => None,
+        match bind(&position, item, queue.len() - 1, rng) {
+            Binding::Bind(index) => Some((position, Dispatch::Bind(index))),
+            Binding::Wait | Binding::NoEndpoint => None,
         }
     }
 }

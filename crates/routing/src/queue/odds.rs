@@ -12,7 +12,7 @@
 //! seen, and every estimate would say that everything fits.
 
 use crate::float::{Float, narrow};
-use crate::{Time, Weight};
+use crate::{RelativeCost, Time};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -21,22 +21,22 @@ const PER_DOUBLING: f32 = 32.0;
 const DOUBLINGS_BELOW: f32 = 3.0;
 const BUCKETS: usize = 32 * 7;
 /// Answers without which nothing is believed.
-const ENOUGH: u32 = 8;
+const MIN_SAMPLES: u32 = 8;
 /// After so many the older ones count half: a few hundred tell a quantile of 99%.
-const MEMORY: u32 = 512;
+const MAX_SAMPLES: u32 = 512;
 /// The distribution is summed up anew after so many answers; with each one while there are few.
-const RENEW: u32 = 16;
-const FEW: u32 = 64;
+const RENEWAL_PERIOD: u32 = 16;
+const FEW_SAMPLES: u32 = 64;
 /// What a service that was cut short is taken for where none longer is known, as a multiple.
-const LONGER: f32 = 1.25;
+const CUT_SHORT_FACTOR: f32 = 1.25;
 /// The most that one service can say, in means: one that hangs says nothing of the others.
-const MOST: f32 = 4.0;
+const MAX_RATIO: f32 = 4.0;
 /// Weight of the newest request in the mean chance of those that come.
-const NEWEST: f32 = 1.0 / 64.0;
+const NEWEST_WEIGHT: f32 = 1.0 / 64.0;
 /// For so many mean services a pool counts as strained after waiting has cost a request its chance.
-const STRAINED: f64 = 10.0;
+const STRAINED_SERVICES: f64 = 10.0;
 /// One of so many services may be given to a request that seems to have no chance.
-const DOUBTS: f64 = 32.0;
+const DOUBT_PERIOD: f64 = 32.0;
 const NEVER: u64 = u64::MAX;
 
 /// See above. Shared and never locked; of two answers at once one may be lost.
@@ -74,10 +74,10 @@ impl Odds {
     pub(crate) fn learn(&self, ratio: f32) {
         self.counts[bucket(ratio)].fetch_add(1, Relaxed);
         let all = self.all.fetch_add(1, Relaxed) + 1;
-        if all >= MEMORY {
+        if all >= MAX_SAMPLES {
             self.forget_half();
         }
-        if all >= ENOUGH && (all < FEW || all.is_multiple_of(RENEW)) {
+        if all >= MIN_SAMPLES && (all < FEW_SAMPLES || all.is_multiple_of(RENEWAL_PERIOD)) {
             self.renew();
         }
     }
@@ -91,13 +91,13 @@ impl Odds {
             let here = narrow(f64::from(here.load(Relaxed)));
             (count + here, sum + here * end_of(at))
         });
-        let expected = if count > 0.0 { sum / count } else { ratio.max(1.0) * LONGER };
-        expected.min(MOST.max(ratio))
+        let expected = if count > 0.0 { sum / count } else { ratio.max(1.0) * CUT_SHORT_FACTOR };
+        expected.min(MAX_RATIO.max(ratio))
     }
 
     /// Is enough known?
     pub(crate) fn is_known(&self) -> bool {
-        self.believed.load(Relaxed) >= ENOUGH
+        self.believed.load(Relaxed) >= MIN_SAMPLES
     }
 
     /// The share of services that take at most so many means; all, while too little is known.
@@ -124,7 +124,7 @@ impl Odds {
 
     /// A request came that has this chance.
     pub(crate) fn came(&self, chance: f64) {
-        self.usual.draw(narrow(chance), NEWEST);
+        self.usual.draw(narrow(chance), NEWEST_WEIGHT);
     }
 
     /// The mean chance of those that come.
@@ -145,19 +145,19 @@ impl Odds {
     /// Did that happen of late, where a service takes so many seconds?
     pub(crate) fn is_strained(&self, now: Time, service: f64) -> bool {
         let at = self.strained_at.load(Relaxed);
-        at != NEVER && since(now, at) < STRAINED * service
+        at != NEVER && since(now, at) < STRAINED_SERVICES * service
     }
 
     /// Was the last time that a request without a chance was given one long ago?
     pub(crate) fn is_doubt_due(&self, now: Time, per_second: f64) -> bool {
-        since(now, self.doubted_at.load(Relaxed)) * per_second >= DOUBTS
+        since(now, self.doubted_at.load(Relaxed)) * per_second >= DOUBT_PERIOD
     }
 
     /// May a request that seems to have no chance be given one? An estimate that refuses everything
     /// would never be put right.
     pub(crate) fn may_doubt(&self, now: Time, per_second: f64) -> bool {
         let at = self.doubted_at.load(Relaxed);
-        since(now, at) * per_second >= DOUBTS
+        since(now, at) * per_second >= DOUBT_PERIOD
             && self.doubted_at.compare_exchange(at, now.nanos(), Relaxed, Relaxed).is_ok()
     }
 
@@ -184,17 +184,17 @@ impl Odds {
 
 /// How much time a request has for its service, where it is known what that means.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Terms {
+pub struct TimeBudget {
     pub(super) left: f64,
-    pub(super) weight: f64,
+    pub(super) relative_cost: f64,
     /// The least chance at an endpoint with which it is worth a slot.
     pub(super) floor: f64,
 }
 
-impl Terms {
+impl TimeBudget {
     /// Of a request that any endpoint is good for.
-    pub(crate) fn new(left: Duration, weight: Weight) -> Self {
-        Self { left: left.as_secs_f64(), weight: weight.get(), floor: 0.0 }
+    pub(crate) fn new(left: Duration, relative_cost: RelativeCost) -> Self {
+        Self { left: left.as_secs_f64(), relative_cost: relative_cost.get(), floor: 0.0 }
     }
 }
 
@@ -234,7 +234,7 @@ mod tests {
     #[test]
     fn nothing_is_believed_before_enough_is_known() {
         let odds = Odds::default();
-        for _ in 0..ENOUGH - 1 {
+        for _ in 0..MIN_SAMPLES - 1 {
             assert!(!odds.is_known());
             assert_eq!(odds.within(0.1), 1.0);
             odds.learn(1.0);

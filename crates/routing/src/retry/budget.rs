@@ -21,7 +21,7 @@ const RETRY: i64 = 1000;
 /// that can be saved up.
 const WINDOW_SECONDS: f64 = 10.0;
 /// Nanoseconds between two settlements of the account for the time that has passed.
-const SETTLED_EVERY: u64 = 50_000_000;
+const MIN_SETTLE_INTERVAL: u64 = 50_000_000;
 /// Retries that are saved up from the start: the requests that one endpoint of a quiet pool takes
 /// with it when it is killed.
 const RESERVE: i64 = 10 * RETRY;
@@ -39,7 +39,7 @@ pub struct RetryBudget {
     per_answer: i64,
     per_second: f64,
     reserve: i64,
-    most: i64,
+    max_balance: i64,
 }
 
 impl RetryBudget {
@@ -58,7 +58,7 @@ impl RetryBudget {
             per_answer: (ratio * RETRY as f64) as i64,
             per_second,
             reserve,
-            most: i64::MAX,
+            max_balance: i64::MAX,
         }
     }
 
@@ -66,8 +66,8 @@ impl RetryBudget {
     /// earn.
     pub fn for_hedges(ratio: f64) -> Self {
         let budget = Self::new(ratio, 0.0);
-        let most = HEDGED_REQUESTS * budget.per_answer;
-        Self { balance: AtomicI64::new(0), reserve: most, most, ..budget }
+        let max_balance = HEDGED_REQUESTS * budget.per_answer;
+        Self { balance: AtomicI64::new(0), reserve: max_balance, max_balance, ..budget }
     }
 
     /// Takes in a good answer at `now`: it earns its share of a retry.
@@ -76,7 +76,7 @@ impl RetryBudget {
             self.failed.store(0, Relaxed);
         }
         self.settle(now);
-        if self.balance.load(Relaxed) < self.most {
+        if self.balance.load(Relaxed) < self.max_balance {
             self.balance.fetch_add(self.per_answer, Relaxed);
         }
     }
@@ -105,7 +105,7 @@ impl RetryBudget {
         let before = self.settled_at.load(Relaxed);
         let elapsed = now.nanos().saturating_sub(before);
         // Time that another thread has settled is not ours.
-        if elapsed < SETTLED_EVERY
+        if elapsed < MIN_SETTLE_INTERVAL
             || self.settled_at.compare_exchange(before, now.nanos(), Relaxed, Relaxed).is_err()
         {
             return;

@@ -13,14 +13,14 @@ use std::time::Duration;
 const PER_DOUBLING: u32 = 8;
 const BUCKETS: usize = 32 * PER_DOUBLING as usize;
 /// What the first bucket ends at, in nanoseconds; the last one is hours.
-const FIRST: f64 = 10_000.0;
+const FIRST_BUCKET_END: f64 = 10_000.0;
 /// Time after which the present half becomes the old one, if it holds enough to stand alone.
-const HALF: Duration = Duration::from_secs(10);
+const HALF_LENGTH: Duration = Duration::from_secs(10);
 /// Requests without which nothing is estimated: with fewer, a high quantile is the slowest one seen.
-const ENOUGH: u32 = 100;
+const MIN_SAMPLES: u32 = 100;
 /// The estimate is made anew after so many requests.
-const RENEW: u32 = 32;
-const NONE: u64 = u64::MAX;
+const RENEWAL_PERIOD: u32 = 32;
+const NO_ESTIMATE: u64 = u64::MAX;
 
 /// What requests took lately. Shared and never locked.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl Latencies {
             present: AtomicU64::new(0),
             began: AtomicU64::new(0),
             quantile,
-            estimate: AtomicU64::new(NONE),
+            estimate: AtomicU64::new(NO_ESTIMATE),
         }
     }
 
@@ -53,7 +53,7 @@ impl Latencies {
         let half = self.half(now);
         self.halves[half][bucket(took)].fetch_add(1, Relaxed);
         let count = self.counts[half].fetch_add(1, Relaxed).saturating_add(1);
-        if count.is_multiple_of(RENEW) {
+        if count.is_multiple_of(RENEWAL_PERIOD) {
             self.renew();
         }
     }
@@ -61,7 +61,7 @@ impl Latencies {
     /// The quantile of what requests took lately; `None` while too few are known.
     pub fn estimate(&self) -> Option<Duration> {
         let nanos = self.estimate.load(Relaxed);
-        (nanos != NONE).then(|| Duration::from_nanos(nanos))
+        (nanos != NO_ESTIMATE).then(|| Duration::from_nanos(nanos))
     }
 
     /// Which half counts now.
@@ -69,8 +69,8 @@ impl Latencies {
         let present = self.present.load(Relaxed);
         let half = usize::from(present % 2 == 1);
         let began = self.began.load(Relaxed);
-        let due = now.since(Time::new(Duration::from_nanos(began))) >= HALF
-            && self.counts[half].load(Relaxed) >= ENOUGH;
+        let due = now.since(Time::new(Duration::from_nanos(began))) >= HALF_LENGTH
+            && self.counts[half].load(Relaxed) >= MIN_SAMPLES;
         if !due || self.began.compare_exchange(began, now.nanos(), Relaxed, Relaxed).is_err() {
             return half;
         }
@@ -88,7 +88,7 @@ impl Latencies {
             u64::from(one[at].load(Relaxed)) + u64::from(other[at].load(Relaxed))
         };
         let all: u64 = (0..BUCKETS).map(count).sum();
-        if all < u64::from(ENOUGH) {
+        if all < u64::from(MIN_SAMPLES) {
             return;
         }
         #[allow(
@@ -113,7 +113,7 @@ impl Latencies {
     reason = "bounded by the number of buckets"
 )]
 fn bucket(took: Duration) -> usize {
-    let doublings = (took.as_secs_f64() * 1e9 / FIRST).log2();
+    let doublings = (took.as_secs_f64() * 1e9 / FIRST_BUCKET_END).log2();
     let at = (doublings * f64::from(PER_DOUBLING)).ceil().max(0.0);
     (at as usize).min(BUCKETS - 1)
 }
@@ -126,7 +126,7 @@ fn bucket(took: Duration) -> usize {
     reason = "the last one is hours"
 )]
 fn end_of(bucket: usize) -> u64 {
-    (FIRST * (bucket as f64 / f64::from(PER_DOUBLING)).exp2()) as u64
+    (FIRST_BUCKET_END * (bucket as f64 / f64::from(PER_DOUBLING)).exp2()) as u64
 }
 
 #[cfg(test)]
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn too_few_requests_say_nothing() {
         let latencies = Latencies::new(0.95);
-        for _ in 0..ENOUGH - 1 {
+        for _ in 0..MIN_SAMPLES - 1 {
             latencies.observe(Duration::from_millis(1), seconds(1));
         }
         assert_eq!(latencies.estimate(), None);

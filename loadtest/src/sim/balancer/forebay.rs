@@ -9,8 +9,8 @@ use crate::units::nanos;
 use forebay_protocol::Reason;
 use forebay_routing::pick::{Context, Ring};
 use forebay_routing::{
-    Binding, Candidate, Claim, InFlight, Joined, Latencies, Line, Load, Next, Picks, Place, Policy,
-    Report, RetryBudget, Rng, Time, View, Weight,
+    Binding, Candidate, Dispatch, Enqueued, Entry, FairQueue, InFlight, Latencies, Load,
+    PickMemory, Policy, PoolView, Position, RelativeCost, Report, RetryBudget, Rng, Time,
 };
 use slotmap::SecondaryMap;
 use std::sync::Arc;
@@ -25,21 +25,21 @@ pub(super) struct Forebay {
     report_ttl: Duration,
     slow_start: Duration,
     handoff_delay: Duration,
-    recent: Arc<Picks>,
+    recent: Arc<PickMemory>,
     /// Of those in rotation, if the policy needs it.
     ring: Ring,
     rng: Rng,
     /// When anything last happened here.
     now: u64,
     /// Requests that wait, and where each was sent already.
-    queue: Line<(RequestKey, Vec<u32>)>,
+    queue: FairQueue<(RequestKey, Vec<u32>)>,
     hedges: Option<Hedges>,
     states: SecondaryMap<RequestKey, State>,
 }
 
 /// The state of a request.
 enum State {
-    Queued(Place),
+    Queued(Position),
     Running(Attempts),
 }
 
@@ -96,27 +96,27 @@ impl Forebay {
             ring: Ring::new(0..keyed),
             rng: Rng::new(seed),
             now: 0,
-            queue: Line::new(plan.sim.queue.size),
+            queue: FairQueue::new(plan.sim.queue.size),
             hedges: plan.sim.hedge.as_ref().map(Hedges::new),
             states: SecondaryMap::new(),
         }
     }
 
-    fn view<'a>(&'a self, freed: Option<usize>, now: u64) -> View<'a, ReadyEndpoint> {
+    fn view<'a>(&'a self, freed: Option<usize>, now: u64) -> PoolView<'a, ReadyEndpoint> {
         let context = Context {
             now: time(now),
             report_ttl: self.report_ttl,
-            turn: &self.recent,
+            memory: &self.recent,
             key: None,
             ring: Some(&self.ring),
         };
-        View {
+        PoolView {
             policy: self.policy,
             endpoints: &self.ready,
             freed,
-            hop: self.handoff_delay,
+            handoff_delay: self.handoff_delay,
             context,
-            terms: None,
+            time_budget: None,
         }
     }
 
@@ -140,25 +140,27 @@ impl Forebay {
     }
 
     fn join(&mut self, ask: &RequestView<'_>, out: &mut Vec<Decision>) {
-        let claim = Claim {
+        let entry = Entry {
             class: ask.class,
             since: time(ask.now),
             deadline: time(ask.deadline),
-            caller: u64::from(ask.client),
+            client: u64::from(ask.client),
             key: Some(ask.key),
-            weight: Weight::default(),
+            relative_cost: RelativeCost::default(),
         };
         let mut rng = self.rng.clone();
-        let hope = self.view(None, ask.now).hope(&self.queue, &claim, &mut rng);
+        let promised = self.view(None, ask.now).can_meet_deadline(&self.queue, &entry, &mut rng);
         self.rng = rng;
-        if ask.tried.is_empty() && hope.is_err() {
+        if ask.tried.is_empty() && promised.is_err() {
             return self.refuse(ask.request, Reason::DeadlineUnreachable, out);
         }
-        match self.queue.join(&claim, (ask.request, ask.tried.to_vec())) {
-            Joined::Full(_) => self.refuse(ask.request, Reason::QueueFull, out),
-            Joined::Waits(place) => drop(self.states.insert(ask.request, State::Queued(place))),
-            Joined::Displaced(place, (other, _)) => {
-                self.states.insert(ask.request, State::Queued(place));
+        match self.queue.enqueue(&entry, (ask.request, ask.tried.to_vec())) {
+            Enqueued::Full(_) => self.refuse(ask.request, Reason::QueueFull, out),
+            Enqueued::Queued(position) => {
+                self.states.insert(ask.request, State::Queued(position));
+            }
+            Enqueued::Displaced(position, (other, _)) => {
+                self.states.insert(ask.request, State::Queued(position));
                 self.refuse(other, Reason::Displaced, out);
             }
         }
@@ -171,16 +173,16 @@ impl Forebay {
             let tried =
                 |waits: &(RequestKey, Vec<u32>), known: &ReadyEndpoint| known.is_among(&waits.1);
             let next = self.view(freed.take(), now).next(&self.queue, tried, &mut rng);
-            let Some((place, next)) = next else { break };
+            let Some((position, next)) = next else { break };
             let taken = match next {
-                Next::Goes(_) => self.queue.serve(&place),
-                Next::Nowhere | Next::TooLate => self.queue.leave(&place),
+                Dispatch::Bind(_) => self.queue.serve(&position),
+                Dispatch::NoEndpoint | Dispatch::TooLate => self.queue.remove(&position),
             };
             let Some((request, _)) = taken else { break };
             match next {
-                Next::Goes(index) => self.send(request, index, out),
-                Next::Nowhere => self.refuse(request, Reason::NoEndpoint, out),
-                Next::TooLate => self.refuse(request, Reason::DeadlineExceeded, out),
+                Dispatch::Bind(index) => self.send(request, index, out),
+                Dispatch::NoEndpoint => self.refuse(request, Reason::NoEndpoint, out),
+                Dispatch::TooLate => self.refuse(request, Reason::DeadlineExceeded, out),
             }
         }
         self.rng = rng;
@@ -200,16 +202,17 @@ impl Balancer for Forebay {
         if self.queue.is_empty() {
             let mut rng = self.rng.clone();
             let tried = |known: &ReadyEndpoint| known.is_among(ask.tried);
-            let binding = self.view(None, ask.now).keyed(Some(ask.key)).at_once_gently(
-                (self.slow_start, |known: &ReadyEndpoint| known.since),
-                (time(ask.deadline), Weight::default()),
-                tried,
-                &mut rng,
-            );
+            let binding =
+                self.view(None, ask.now).with_key(Some(ask.key)).bind_now_with_slow_start(
+                    (self.slow_start, |known: &ReadyEndpoint| known.since),
+                    (time(ask.deadline), RelativeCost::default()),
+                    tried,
+                    &mut rng,
+                );
             self.rng = rng;
             match binding {
                 Binding::Bind(index) => return self.send(ask.request, index, out),
-                Binding::Nowhere => return self.refuse(ask.request, Reason::NoEndpoint, out),
+                Binding::NoEndpoint => return self.refuse(ask.request, Reason::NoEndpoint, out),
                 Binding::Wait => {}
             }
         }
@@ -259,7 +262,7 @@ impl Balancer for Forebay {
         let first = run.first.0;
         let mut rng = self.rng.clone();
         let tried = |known: &ReadyEndpoint| known.endpoint == first || known.is_among(ask.tried);
-        let index = self.view(None, ask.now).beside(self.queue.len(), tried, &mut rng);
+        let index = self.view(None, ask.now).bind_hedge(self.queue.len(), tried, &mut rng);
         self.rng = rng;
         let Some(known) = index.map(|index| &self.ready[index]) else { return };
         let (endpoint, load) = (known.endpoint, Arc::clone(&known.load));
@@ -274,8 +277,8 @@ impl Balancer for Forebay {
     }
 
     fn abandoned(&mut self, request: RequestKey, _: &mut Vec<Decision>) {
-        if let Some(State::Queued(place)) = self.states.remove(request) {
-            self.queue.leave(&place);
+        if let Some(State::Queued(position)) = self.states.remove(request) {
+            self.queue.remove(&position);
         }
     }
 
@@ -284,7 +287,7 @@ impl Balancer for Forebay {
             (Ok(at), false) => drop(self.ready.remove(at)),
             (Err(at), true) => {
                 let since = time(self.now);
-                self.loads[endpoint].came_back();
+                self.loads[endpoint].rejoined();
                 self.ready.insert(at, ReadyEndpoint::new(endpoint, &self.loads[endpoint], since));
             }
             _ => {}

@@ -20,9 +20,9 @@ fn at(millis: u64) -> Time {
 
 struct Fleet {
     rules: Ejection,
-    judge: Judge,
-    tallies: Vec<Tally>,
-    records: Vec<Record>,
+    detector: OutlierDetector,
+    counts: Vec<OutcomeCounts>,
+    histories: Vec<EjectionHistory>,
     probed: Vec<Health>,
     draining: Vec<bool>,
 }
@@ -31,37 +31,37 @@ impl Fleet {
     fn new(n: usize) -> Self {
         let mut fleet = Self {
             rules: RULES,
-            judge: Judge::default(),
-            tallies: (0..n).map(|_| Tally::default()).collect(),
-            records: vec![Record::default(); n],
+            detector: OutlierDetector::default(),
+            counts: (0..n).map(|_| OutcomeCounts::default()).collect(),
+            histories: vec![EjectionHistory::default(); n],
             probed: vec![Health::Ready; n],
             draining: vec![false; n],
         };
-        assert_eq!(fleet.look(0), []);
+        assert_eq!(fleet.evaluate(0), []);
         fleet
     }
 
-    fn look(&mut self, millis: u64) -> Vec<(usize, Verdict)> {
-        let records = self.records.iter_mut().zip(&self.tallies);
-        let mut members: Vec<_> = records
+    fn evaluate(&mut self, millis: u64) -> Vec<(usize, Verdict)> {
+        let histories = self.histories.iter_mut().zip(&self.counts);
+        let mut members: Vec<_> = histories
             .zip(self.probed.iter().zip(&self.draining))
-            .map(|((record, tally), (&probed, &draining))| Member {
-                tally,
-                record,
+            .map(|((history, counts), (&probed, &draining))| Member {
+                counts,
+                history,
                 probed,
                 draining,
             })
             .collect();
-        self.judge.look(&self.rules, &mut members, at(millis))
+        self.detector.evaluate(&self.rules, &mut members, at(millis))
     }
 
     /// Whether any of them had the endpoint looked at.
-    fn ends(&self, place: usize, outcome: Outcome, times: usize) -> bool {
-        (0..times).filter(|_| self.tallies[place].note(outcome)).count() > 0
+    fn ends(&self, index: usize, outcome: Outcome, times: usize) -> bool {
+        (0..times).filter(|_| self.counts[index].note(outcome)).count() > 0
     }
 
-    fn answers(&self, place: usize, millis: u64, times: usize) {
-        self.ends(place, Outcome::Answered(Duration::from_millis(millis)), times);
+    fn answers(&self, index: usize, millis: u64, times: usize) {
+        self.ends(index, Outcome::Answered(Duration::from_millis(millis)), times);
     }
 }
 
@@ -73,12 +73,12 @@ fn failures_in_a_row_take_an_endpoint_out_at_once() {
     assert!(!fleet.ends(1, Outcome::Failed, 4));
     fleet.answers(1, 1, 1);
     assert!(!fleet.ends(1, Outcome::Failed, 4), "an answer between begins anew");
-    assert_eq!(fleet.look(10), []);
+    assert_eq!(fleet.evaluate(10), []);
     assert!(fleet.ends(1, Outcome::Failed, 1), "whoever judges is woken");
-    assert_eq!(fleet.look(11), [(1, OUT)]);
-    assert_eq!(fleet.records[1].out(), Some((Cause::ConsecutiveFailures, at(3011))));
-    assert_eq!(fleet.look(3010), []);
-    assert_eq!(fleet.look(3011), [(1, Verdict::Returned)]);
+    assert_eq!(fleet.evaluate(11), [(1, OUT)]);
+    assert_eq!(fleet.histories[1].out(), Some((Cause::ConsecutiveFailures, at(3011))));
+    assert_eq!(fleet.evaluate(3010), []);
+    assert_eq!(fleet.evaluate(3011), [(1, Verdict::Returned)]);
 }
 
 #[test]
@@ -87,64 +87,64 @@ fn what_is_not_the_endpoints_fault_never_counts() {
     assert!(!fleet.ends(0, Outcome::Understood, 100));
     assert!(!fleet.ends(0, Outcome::Busy, 100));
     fleet.answers(1, 1, 100);
-    assert_eq!(fleet.look(2500), []);
+    assert_eq!(fleet.evaluate(2500), []);
 }
 
 #[test]
 fn who_comes_back_is_on_trial_and_goes_for_longer_each_time() {
     let mut fleet = Fleet::new(2);
     fleet.ends(0, Outcome::Failed, 5);
-    assert_eq!(fleet.look(0), [(0, OUT)]);
+    assert_eq!(fleet.evaluate(0), [(0, OUT)]);
     let mut now = 0;
     for (time, sign) in [(3000, Outcome::Busy), (6000, Outcome::Failed), (12_000, Outcome::Busy)] {
         now += time;
-        assert_eq!(fleet.look(now), [(0, Verdict::Returned)]);
+        assert_eq!(fleet.evaluate(now), [(0, Verdict::Returned)]);
         assert!(fleet.ends(0, sign, 1), "one is enough, even the word that it is busy");
-        assert_eq!(fleet.look(now), [(0, Verdict::Ejected(Cause::Recovery))]);
+        assert_eq!(fleet.evaluate(now), [(0, Verdict::Ejected(Cause::Recovery))]);
     }
-    assert_eq!(fleet.records[0].out(), Some((Cause::Recovery, at(now + 24_000))));
+    assert_eq!(fleet.histories[0].out(), Some((Cause::Recovery, at(now + 24_000))));
     for _ in 0..20 {
-        fleet.records[0].eject(Cause::Recovery, &RULES, at(now));
+        fleet.histories[0].eject(Cause::Recovery, &RULES, at(now));
     }
-    assert_eq!(fleet.records[0].out(), Some((Cause::Recovery, at(now + 60_000))), "at most");
+    assert_eq!(fleet.histories[0].out(), Some((Cause::Recovery, at(now + 60_000))), "at most");
 }
 
 #[test]
 fn good_behaviour_shortens_the_next_time_out() {
     let mut fleet = Fleet::new(2);
-    fleet.records[0].strikes = 2;
-    let strikes = |fleet: &mut Fleet, millis| {
+    fleet.histories[0].multiplier = 2;
+    let multiplier = |fleet: &mut Fleet, millis| {
         fleet.answers(0, 1, 30);
         fleet.answers(1, 1, 30);
-        assert_eq!(fleet.look(millis), []);
-        fleet.records[0].strikes
+        assert_eq!(fleet.evaluate(millis), []);
+        fleet.histories[0].multiplier
     };
-    assert_eq!(strikes(&mut fleet, 4000), 2, "the next time would be 6 s");
-    assert_eq!(strikes(&mut fleet, 6000), 1);
-    assert_eq!(strikes(&mut fleet, 8000), 1);
-    assert_eq!(strikes(&mut fleet, 10_000), 0);
+    assert_eq!(multiplier(&mut fleet, 4000), 2, "the next time would be 6 s");
+    assert_eq!(multiplier(&mut fleet, 6000), 1);
+    assert_eq!(multiplier(&mut fleet, 8000), 1);
+    assert_eq!(multiplier(&mut fleet, 10_000), 0);
 }
 
 #[test]
 fn the_trial_ends_with_a_window_without_failures() {
     let mut fleet = Fleet::new(2);
     fleet.ends(0, Outcome::Failed, 5);
-    fleet.look(0);
-    fleet.look(3000);
+    fleet.evaluate(0);
+    fleet.evaluate(3000);
     fleet.answers(0, 1, 1);
-    fleet.look(5000);
+    fleet.evaluate(5000);
     assert!(!fleet.ends(0, Outcome::Busy, 9) && !fleet.ends(0, Outcome::Failed, 4));
-    assert_eq!(fleet.look(5001), []);
+    assert_eq!(fleet.evaluate(5001), []);
 }
 
 #[test]
 fn at_most_a_share_of_the_pool_is_out_and_one_always_stays() {
     for (n, most) in [(1, 0), (2, 1), (3, 1), (4, 2), (9, 4)] {
         let mut fleet = Fleet::new(n);
-        for place in 0..n {
-            fleet.ends(place, Outcome::Failed, 5);
+        for index in 0..n {
+            fleet.ends(index, Outcome::Failed, 5);
         }
-        let verdicts = fleet.look(1);
+        let verdicts = fleet.evaluate(1);
         let out = verdicts.iter().filter(|(_, verdict)| *verdict == OUT).count();
         let spared = Verdict::Spared(Cause::ConsecutiveFailures);
         assert_eq!(out, most, "{n}");
@@ -154,26 +154,26 @@ fn at_most_a_share_of_the_pool_is_out_and_one_always_stays() {
     fleet.probed[1..].fill(Health::Down);
     fleet.ends(0, Outcome::Failed, 5);
     let spared = [(0, Verdict::Spared(Cause::ConsecutiveFailures))];
-    assert_eq!(fleet.look(1), spared, "the last one in rotation");
+    assert_eq!(fleet.evaluate(1), spared, "the last one in rotation");
     fleet.probed[1] = Health::Ready;
     fleet.draining[1] = true;
     fleet.ends(0, Outcome::Failed, 5);
-    assert_eq!(fleet.look(2), spared, "one that drains is no help");
+    assert_eq!(fleet.evaluate(2), spared, "one that drains is no help");
 }
 
 #[test]
 fn a_low_share_of_answers_counts_only_against_the_rest_of_the_pool() {
     let window = |shares: &[usize]| {
         let mut fleet = Fleet::new(shares.len());
-        for (place, &well) in shares.iter().enumerate() {
+        for (index, &well) in shares.iter().enumerate() {
             for number in 0..30 {
                 // Spread, so that no run of failures is long enough by itself.
                 let good = number * well / 30 != (number + 1) * well / 30;
                 let outcome = if good { Outcome::Understood } else { Outcome::Failed };
-                fleet.ends(place, outcome, 1);
+                fleet.ends(index, outcome, 1);
             }
         }
-        fleet.look(2000)
+        fleet.evaluate(2000)
     };
     let bad = Verdict::Ejected(Cause::SuccessRate);
     assert_eq!(window(&[30, 20, 30]), [(1, bad)]);
@@ -187,16 +187,16 @@ fn too_few_requests_say_nothing() {
     let mut fleet = Fleet::new(2);
     fleet.answers(0, 1, 30);
     fleet.answers(1, 100, 19);
-    assert_eq!(fleet.look(2000), []);
+    assert_eq!(fleet.evaluate(2000), []);
 }
 
 #[test]
 fn one_that_answers_much_later_than_the_others_is_out() {
     let mut fleet = Fleet::new(3);
-    for (place, millis) in [(0, 10), (1, 31), (2, 10)] {
-        fleet.answers(place, millis, 20);
+    for (index, millis) in [(0, 10), (1, 31), (2, 10)] {
+        fleet.answers(index, millis, 20);
     }
-    assert_eq!(fleet.look(2000), [(1, Verdict::Ejected(Cause::Latency))]);
+    assert_eq!(fleet.evaluate(2000), [(1, Verdict::Ejected(Cause::Latency))]);
 }
 
 #[test]
@@ -209,11 +209,11 @@ fn one_that_flaps_changes_rotation_once_in_a_back_off() {
         let now = tick * 100;
         let well = (now / 1000) % 2 == 0;
         if !well && fleet.probed[0] == Health::Ready && was_in {
-            fleet.records[0].fell(&RULES, at(now));
+            fleet.histories[0].probe_failed(&RULES, at(now));
         }
         fleet.probed[0] = if well { Health::Ready } else { Health::Down };
-        fleet.look(now);
-        let is_in = well && fleet.records[0].out().is_none();
+        fleet.evaluate(now);
+        let is_in = well && fleet.histories[0].out().is_none();
         if is_in != was_in {
             changes.push((now, is_in));
         }
@@ -230,22 +230,22 @@ fn one_that_flaps_changes_rotation_once_in_a_back_off() {
 
 #[test]
 fn one_restart_holds_nobody_back() {
-    let mut record = Record::default();
-    assert_eq!(record.fell(&RULES, at(0)), None);
-    assert_eq!(record.out(), None);
-    assert_eq!(record.fell(&RULES, at(2000)), Some(Cause::Flapping));
-    assert_eq!(record.out(), Some((Cause::Flapping, at(5000))));
+    let mut history = EjectionHistory::default();
+    assert_eq!(history.probe_failed(&RULES, at(0)), None);
+    assert_eq!(history.out(), None);
+    assert_eq!(history.probe_failed(&RULES, at(2000)), Some(Cause::Flapping));
+    assert_eq!(history.out(), Some((Cause::Flapping, at(5000))));
 }
 
 #[test]
 fn whoever_switches_ejection_off_has_all_of_them_back() {
     let mut fleet = Fleet::new(2);
     fleet.ends(0, Outcome::Failed, 5);
-    assert_eq!(fleet.look(0), [(0, OUT)]);
+    assert_eq!(fleet.evaluate(0), [(0, OUT)]);
     fleet.rules.max_share = 0.0;
-    assert_eq!(fleet.look(1), [(0, Verdict::Returned)]);
+    assert_eq!(fleet.evaluate(1), [(0, Verdict::Returned)]);
     fleet.ends(0, Outcome::Failed, 50);
-    assert_eq!(fleet.look(2), []);
+    assert_eq!(fleet.evaluate(2), []);
 }
 
 #[test]
@@ -260,22 +260,22 @@ fn with_fewer_than_half_in_rotation_all_are_used() {
 #[test]
 fn what_is_slow_while_it_answers_others_is_judged_by_its_share_alone() {
     let mut fleet = Fleet::new(3);
-    let answered = fleet.tallies[1].answers();
+    let answered = fleet.counts[1].answers();
     assert!(!fleet.ends(1, Outcome::Late, 20));
-    assert_eq!(fleet.tallies[1].answers(), answered, "none of them is an answer");
-    assert_eq!(fleet.look(10), [], "no failures in a row");
+    assert_eq!(fleet.counts[1].answers(), answered, "none of them is an answer");
+    assert_eq!(fleet.evaluate(10), [], "no failures in a row");
     // All do as badly: nobody is at fault.
-    for place in 0..3 {
-        fleet.answers(place, 1, 20);
-        fleet.ends(place, Outcome::Late, 20);
+    for index in 0..3 {
+        fleet.answers(index, 1, 20);
+        fleet.ends(index, Outcome::Late, 20);
     }
-    assert_eq!(fleet.look(2000), []);
-    for place in 0..3 {
-        fleet.answers(place, 1, 20);
+    assert_eq!(fleet.evaluate(2000), []);
+    for index in 0..3 {
+        fleet.answers(index, 1, 20);
     }
     fleet.ends(2, Outcome::Late, 20);
-    assert_eq!(fleet.look(4000), [(2, Verdict::Ejected(Cause::SuccessRate))]);
-    assert_eq!(fleet.look(7001), [(2, Verdict::Returned)]);
+    assert_eq!(fleet.evaluate(4000), [(2, Verdict::Ejected(Cause::SuccessRate))]);
+    assert_eq!(fleet.evaluate(7001), [(2, Verdict::Returned)]);
     assert!(fleet.ends(2, Outcome::Late, 1), "on trial it counts");
-    assert_eq!(fleet.look(7002), [(2, Verdict::Ejected(Cause::Recovery))]);
+    assert_eq!(fleet.evaluate(7002), [(2, Verdict::Ejected(Cause::Recovery))]);
 }
