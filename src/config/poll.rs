@@ -2,7 +2,7 @@
 
 use super::check::{absolute_path, interval, timeout_within};
 use forebay_config::Table;
-use forebay_protocol::exposition::{Gauge, QueueMetrics, Running};
+use forebay_protocol::prometheus::{Gauge, QueueMetrics, Running};
 use std::time::Duration;
 
 /// Where the load of each endpoint of a pool is asked for, out of band.

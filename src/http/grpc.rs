@@ -38,6 +38,6 @@ pub fn identify(request: &mut Request, body: &Bytes) -> Result<Bytes, Refusal> {
             request.identity.version = name;
         }
     }
-    request.wishes(grpc::wishes(&message));
+    request.scheduling_parameters(grpc::scheduling_parameters(&message));
     Ok(message)
 }

@@ -9,7 +9,7 @@ use crate::http::route::Target;
 use crate::lifecycle::InFlightRequest;
 use crate::pool::attempt::EndpointAttempt;
 use crate::refusal::Refusal;
-use forebay_protocol::oip::Wishes;
+use forebay_protocol::oip::SchedulingParameters;
 use forebay_protocol::{Priority, Reason};
 use std::time::{Duration, Instant};
 
@@ -150,10 +150,10 @@ impl Request {
     }
 
     /// Takes in what its body says of its urgency, as far as its headers say nothing.
-    pub fn wishes(&mut self, wishes: Wishes) {
+    pub fn scheduling_parameters(&mut self, parameters: SchedulingParameters) {
         let identity = &mut self.identity;
-        identity.priority = identity.priority.or(wishes.priority);
-        identity.deadline = identity.deadline.or(wishes.timeout);
+        identity.priority = identity.priority.or(parameters.priority);
+        identity.deadline = identity.deadline.or(parameters.timeout);
     }
 
     /// From its arrival to the end of its answer, or until now.

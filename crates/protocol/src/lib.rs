@@ -8,16 +8,14 @@
 //! This crate knows nothing of routing, sockets or inference engines.
 
 pub mod browser;
-pub mod exposition;
 pub mod grpc;
-pub mod header;
-pub mod metric;
+pub mod names;
 pub mod oip;
 pub mod openai;
 pub mod orca;
-pub mod priority;
-pub mod reason;
+pub mod prometheus;
 
+pub use names::{header, metric, priority, reason};
 pub use orca::LoadReport;
 pub use priority::Priority;
 pub use reason::{Blame, Reason};

@@ -18,7 +18,7 @@ use crate::http::route::Target;
 use crate::pool::attempt::EndpointAttempt;
 use crate::refusal::Refusal;
 use bytes::Bytes;
-use forebay_protocol::oip::{Call, Wishes};
+use forebay_protocol::oip::{Call, SchedulingParameters};
 use forebay_protocol::{Reason, header};
 use http::{Method, Version};
 use pingora::connectors::http::Connector;
@@ -45,7 +45,7 @@ pub async fn forward(
     };
     let outcome = match received {
         Ok(Received::Whole(body)) => {
-            take_in_wishes(session.req_header(), request, target, &body);
+            take_in_scheduling_parameters(session.req_header(), request, target, &body);
             let message = message(session, request, account, body)?;
             let attempts = Attempts::new(request, target.clone(), message, connector);
             // A request whose body is still to come need not have room for this.
@@ -58,7 +58,7 @@ pub async fn forward(
         }
         Ok(Received::Begun(begun)) => {
             request.way = Some(ForwardMode::Streamed);
-            take_in_wishes(session.req_header(), request, target, &begun.body);
+            take_in_scheduling_parameters(session.req_header(), request, target, &begun.body);
             let head = request_head(session.req_header(), Length::AsStated)?;
             let upload = (head, begun, account);
             upload::upload(session, request, target, upload, (connector, limits)).await
@@ -121,14 +121,19 @@ fn is_inference(request: &Request, method: &Method) -> bool {
 
 /// What the body says of its urgency, where the header says nothing: that of gRPC was read for its
 /// routing.
-fn take_in_wishes(head: &RequestHeader, request: &mut Request, target: &Target, body: &[u8]) {
+fn take_in_scheduling_parameters(
+    head: &RequestHeader,
+    request: &mut Request,
+    target: &Target,
+    body: &[u8],
+) {
     if request.identity.grpc.is_some() || !is_inference(request, &head.method) {
         return;
     }
     let length = head.headers.get(header::INFERENCE_HEADER_CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
     let json = length.and_then(|length| body.get(..length)).unwrap_or(body);
-    request.wishes(Wishes::in_json(json));
+    request.scheduling_parameters(SchedulingParameters::in_json(json));
     request.priority = request.identity.priority.unwrap_or(target.route.priority);
     within(request, target.route.deadline);
 }

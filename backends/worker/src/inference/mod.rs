@@ -21,7 +21,7 @@ use crate::scheduler::queue::Rank;
 use crate::state::App;
 use crate::telemetry::metrics::NO_MODEL;
 use crate::telemetry::stats::Stage;
-use forebay_protocol::oip::{InferRequest, InferResponse, Tensor, Wishes, classify};
+use forebay_protocol::oip::{InferRequest, InferResponse, SchedulingParameters, Tensor, classify};
 use forebay_protocol::{Priority, Reason};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -148,7 +148,7 @@ async fn run(
 ) -> Result<(Answer, Duration), Refusal> {
     let Received { request, share, took } = received;
     let (request, check) = checked(version, request).await?;
-    let own = Wishes::of(&request.parameters)?;
+    let own = SchedulingParameters::of(&request.parameters)?;
     if let Some(timeout) = own.timeout {
         terms.within(timeout);
     }

@@ -6,7 +6,7 @@
 
 use super::parameters::{bounded, push_parameter};
 use super::pb;
-use super::wire::{Fields, Value, WireError, varint};
+use super::protobuf::{Fields, ProtobufError, Value, varint};
 use crate::oip::{
     BytesData, Data, Datatype, Found, InferRequest, InferResponse, MAX_RANK, MAX_TENSORS,
     Parameter, Parameters, ParseError, RequestedOutput, Tensor, TensorProblem, dimensions,
@@ -327,7 +327,7 @@ impl<'a> List<'a> {
                 (Form::Varint, Value::Varint(bits)) => push(bits)?,
                 (Form::Fixed32, Value::Fixed32(bytes)) => push(u32::from_le_bytes(bytes).into())?,
                 (Form::Fixed64, Value::Fixed64(bytes)) => push(u64::from_le_bytes(bytes))?,
-                _ => return Err(WireError::Form.into()),
+                _ => return Err(ProtobufError::Form.into()),
             }
             Ok(())
         })?;
@@ -386,7 +386,7 @@ impl<'a> List<'a> {
 }
 
 fn cut_short() -> Result<(), TensorProblem> {
-    Err(WireError::Truncated.into())
+    Err(ProtobufError::Truncated.into())
 }
 
 #[cfg(test)]

@@ -106,7 +106,7 @@ fn an_empty_message_of_contents_beside_raw_ones_is_passed_over() {
 
 #[test]
 fn lists_that_are_not_packed_are_read_too() {
-    use crate::grpc::wire::{put_bytes, put_varint};
+    use crate::grpc::protobuf::{put_bytes, put_varint};
     let (mut contents, mut tensor, mut message) = (Vec::new(), Vec::new(), Vec::new());
     for number in [7_u8, 8] {
         contents.extend([2 << 3, number]);

@@ -18,15 +18,15 @@ mod method;
 mod parameters;
 #[cfg(feature = "grpc")]
 pub mod pb;
+pub(crate) mod protobuf;
 mod timeout;
-pub(crate) mod wire;
 
 pub use code::{Code, decode_message, encode_message};
 pub use frame::{FrameError, PREFIX_BYTES, Prefix, frame, frame_compressed, only_message};
 pub use method::Method;
-pub use parameters::wishes;
+pub use parameters::scheduling_parameters;
+pub use protobuf::{ProtobufError, text_field, with_model};
 pub use timeout::{format_timeout, parse_timeout};
-pub use wire::{WireError, text_field, with_model};
 
 use http::{HeaderMap, header};
 

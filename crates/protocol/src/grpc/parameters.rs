@@ -1,11 +1,11 @@
 //! The `parameters` of a message.
 
-use super::wire::{Fields, Value, WireError};
-use crate::oip::{MAX_PARAMETERS, Parameter, Parameters, ParseError, Wishes};
+use super::protobuf::{Fields, ProtobufError, Value};
+use crate::oip::{MAX_PARAMETERS, Parameter, Parameters, ParseError, SchedulingParameters};
 
 /// What a `ModelInferRequest` says of its own urgency. What can't be understood says nothing: whoever
 /// runs the request has words for that.
-pub fn wishes(message: &[u8]) -> Wishes {
+pub fn scheduling_parameters(message: &[u8]) -> SchedulingParameters {
     let mut parameters = Vec::new();
     for field in Fields::of(message) {
         let read = match field {
@@ -14,10 +14,10 @@ pub fn wishes(message: &[u8]) -> Wishes {
             Err(error) => Err(error.into()),
         };
         if read.is_err() {
-            return Wishes::default();
+            return SchedulingParameters::default();
         }
     }
-    Wishes::of(&parameters.into_iter().collect::<Parameters>()).unwrap_or_default()
+    SchedulingParameters::of(&parameters.into_iter().collect::<Parameters>()).unwrap_or_default()
 }
 
 /// Fails if there is no room for one more.
@@ -44,7 +44,7 @@ pub(super) fn push_parameter(
 }
 
 /// `None`: none of the choices, or one of a later version.
-fn read_parameter(message: &[u8]) -> Result<Option<Parameter>, WireError> {
+fn read_parameter(message: &[u8]) -> Result<Option<Parameter>, ProtobufError> {
     let mut parameter = None;
     for field in Fields::of(message) {
         parameter = match field? {
@@ -65,7 +65,7 @@ fn read_parameter(message: &[u8]) -> Result<Option<Parameter>, WireError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::wire::{put_bytes, put_varint};
+    use super::super::protobuf::{put_bytes, put_varint};
     use super::*;
     use crate::Priority;
     use std::time::Duration;
@@ -89,12 +89,19 @@ mod tests {
         put_bytes(&mut message, 5, b"not looked at");
         put_bytes(&mut message, 4, &entry("timeout", 2, 2500));
         let timeout = Some(Duration::from_micros(2500));
-        assert_eq!(wishes(&message), Wishes { priority: Some(Priority::High), timeout });
+        assert_eq!(
+            scheduling_parameters(&message),
+            SchedulingParameters { priority: Some(Priority::High), timeout }
+        );
         for cut in 0..message.len() {
-            let _ = wishes(&message[..cut]);
+            let _ = scheduling_parameters(&message[..cut]);
         }
         put_bytes(&mut message, 4, &entry("priority", 2, u64::MAX));
-        assert_eq!(wishes(&message), Wishes::default(), "-1 is no priority");
-        assert_eq!(wishes(b""), Wishes::default());
+        assert_eq!(
+            scheduling_parameters(&message),
+            SchedulingParameters::default(),
+            "-1 is no priority"
+        );
+        assert_eq!(scheduling_parameters(b""), SchedulingParameters::default());
     }
 }

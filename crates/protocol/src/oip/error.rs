@@ -2,7 +2,7 @@
 
 use super::{Datatype, MAX_RANK};
 use crate::Reason;
-use crate::grpc::WireError;
+use crate::grpc::ProtobufError;
 
 /// Why a message was not understood.
 #[derive(Debug, thiserror::Error)]
@@ -12,7 +12,7 @@ pub enum ParseError {
     Json(#[from] serde_json::Error),
     /// Not protobuf.
     #[error("invalid protobuf: {0}")]
-    Wire(#[from] WireError),
+    Wire(#[from] ProtobufError),
     /// More entries of a list than are read.
     #[error("expected at most {most} {what}, found more")]
     TooMany {
@@ -83,7 +83,7 @@ impl ParseError {
 pub enum TensorProblem {
     /// A part of the tensor is not protobuf.
     #[error("invalid protobuf: {0}")]
-    Wire(#[from] WireError),
+    Wire(#[from] ProtobufError),
     /// A name that is no datatype; the words say which there are.
     #[error("{0}")]
     UnknownDatatype(String),

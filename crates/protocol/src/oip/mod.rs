@@ -19,9 +19,9 @@ mod parameters;
 mod path;
 mod request;
 mod response;
+mod scheduling_parameters;
 mod statistics;
 mod tensor;
-mod wishes;
 
 pub use classification::{can_classify, classify};
 pub use datatype::Datatype;
@@ -32,11 +32,11 @@ pub use parameters::{Parameter, Parameters};
 pub use path::{Call, Path, with_model};
 pub use request::{InferRequest, RequestedOutput};
 pub use response::InferResponse;
+pub use scheduling_parameters::SchedulingParameters;
 pub use statistics::{
     BatchStatistics, DurationStatistic, InferStatistics, MemoryUsage, ModelStatistics, Statistics,
 };
 pub use tensor::{BytesData, Data, Tensor, element_count};
-pub use wishes::Wishes;
 
 #[cfg(feature = "grpc")]
 pub(crate) use {datatype::unknown as unknown_datatype, message::dimensions, tensor::overflow};

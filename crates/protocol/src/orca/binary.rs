@@ -3,8 +3,8 @@
 //! Source: <https://github.com/cncf/xds/blob/main/xds/data/orca/v3/orca_load_report.proto>.
 
 use super::{Builder, LoadReport, MAX_REPORT_BYTES, ReportError, once};
-use crate::grpc::WireError;
-use crate::grpc::wire::{Fields, Value, put_bytes, put_double};
+use crate::grpc::ProtobufError;
+use crate::grpc::protobuf::{Fields, Value, put_bytes, put_double};
 use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
@@ -102,8 +102,8 @@ fn map_entry(entry: Value<'_>) -> Result<(&str, f64), ReportError> {
     Ok((key.unwrap_or_default(), number.unwrap_or_default()))
 }
 
-impl From<WireError> for ReportError {
-    fn from(_: WireError) -> Self {
+impl From<ProtobufError> for ReportError {
+    fn from(_: ProtobufError) -> Self {
         Self::Malformed
     }
 }
@@ -112,7 +112,7 @@ impl From<WireError> for ReportError {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::grpc::wire::put_varint;
+    use crate::grpc::protobuf::put_varint;
 
     fn sample() -> LoadReport {
         LoadReport {

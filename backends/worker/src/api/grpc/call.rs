@@ -14,7 +14,7 @@ use crate::state::App;
 use axum::body::Body;
 use axum::extract::Request;
 use bytes::{Bytes, BytesMut};
-use forebay_protocol::grpc::{self, FrameError, PREFIX_BYTES, Prefix, WireError};
+use forebay_protocol::grpc::{self, FrameError, PREFIX_BYTES, Prefix, ProtobufError};
 use forebay_protocol::{Reason, header as names};
 use http::HeaderMap;
 use http_body_util::BodyExt;
@@ -249,8 +249,8 @@ impl From<FrameError> for Refusal {
     }
 }
 
-impl From<WireError> for Refusal {
-    fn from(error: WireError) -> Self {
+impl From<ProtobufError> for Refusal {
+    fn from(error: ProtobufError) -> Self {
         Self::request(format!("invalid protobuf: {error}"))
     }
 }

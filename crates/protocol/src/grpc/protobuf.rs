@@ -4,7 +4,7 @@
 
 /// Why bytes are not a protobuf message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum WireError {
+pub enum ProtobufError {
     /// The bytes end within a field.
     #[error("a field is cut short")]
     Truncated,
@@ -39,23 +39,23 @@ pub(crate) enum Value<'a> {
 }
 
 impl<'a> Value<'a> {
-    pub(crate) fn bytes(self) -> Result<&'a [u8], WireError> {
-        if let Self::Bytes(bytes) = self { Ok(bytes) } else { Err(WireError::Form) }
+    pub(crate) fn bytes(self) -> Result<&'a [u8], ProtobufError> {
+        if let Self::Bytes(bytes) = self { Ok(bytes) } else { Err(ProtobufError::Form) }
     }
 
-    pub(crate) fn text(self) -> Result<&'a str, WireError> {
-        std::str::from_utf8(self.bytes()?).map_err(|_| WireError::Text)
+    pub(crate) fn text(self) -> Result<&'a str, ProtobufError> {
+        std::str::from_utf8(self.bytes()?).map_err(|_| ProtobufError::Text)
     }
 
-    pub(crate) fn varint(self) -> Result<u64, WireError> {
-        if let Self::Varint(number) = self { Ok(number) } else { Err(WireError::Form) }
+    pub(crate) fn varint(self) -> Result<u64, ProtobufError> {
+        if let Self::Varint(number) = self { Ok(number) } else { Err(ProtobufError::Form) }
     }
 
-    pub(crate) fn double(self) -> Result<f64, WireError> {
+    pub(crate) fn double(self) -> Result<f64, ProtobufError> {
         if let Self::Fixed64(bytes) = self {
             Ok(f64::from_le_bytes(bytes))
         } else {
-            Err(WireError::Form)
+            Err(ProtobufError::Form)
         }
     }
 }
@@ -68,31 +68,32 @@ impl<'a> Fields<'a> {
         Self(message)
     }
 
-    fn field(&mut self) -> Result<(u32, Value<'a>), WireError> {
+    fn field(&mut self) -> Result<(u32, Value<'a>), ProtobufError> {
         let key = varint(&mut self.0)?;
-        let number = u32::try_from(key >> 3).map_err(|_| WireError::Field)?;
+        let number = u32::try_from(key >> 3).map_err(|_| ProtobufError::Field)?;
         if number == 0 || number >= 1 << 29 {
-            return Err(WireError::Field);
+            return Err(ProtobufError::Field);
         }
         let value = match key & 7 {
             0 => Value::Varint(varint(&mut self.0)?),
             1 => Value::Fixed64(*chunk(&mut self.0)?),
             2 => {
                 let length = usize::try_from(varint(&mut self.0)?);
-                let length = length.map_err(|_| WireError::Truncated)?;
-                let (bytes, rest) = self.0.split_at_checked(length).ok_or(WireError::Truncated)?;
+                let length = length.map_err(|_| ProtobufError::Truncated)?;
+                let (bytes, rest) =
+                    self.0.split_at_checked(length).ok_or(ProtobufError::Truncated)?;
                 self.0 = rest;
                 Value::Bytes(bytes)
             }
             5 => Value::Fixed32(*chunk(&mut self.0)?),
-            _ => return Err(WireError::WireType),
+            _ => return Err(ProtobufError::WireType),
         };
         Ok((number, value))
     }
 }
 
 impl<'a> Iterator for Fields<'a> {
-    type Item = Result<(u32, Value<'a>), WireError>;
+    type Item = Result<(u32, Value<'a>), ProtobufError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.0.is_empty() {
@@ -107,12 +108,12 @@ impl<'a> Iterator for Fields<'a> {
 }
 
 /// Takes a number off the beginning.
-pub(crate) fn varint(bytes: &mut &[u8]) -> Result<u64, WireError> {
+pub(crate) fn varint(bytes: &mut &[u8]) -> Result<u64, ProtobufError> {
     let mut number = 0_u64;
     for (index, &byte) in bytes.iter().enumerate().take(10) {
         // The tenth byte has room for one bit.
         if index == 9 && byte > 1 {
-            return Err(WireError::Varint);
+            return Err(ProtobufError::Varint);
         }
         number |= u64::from(byte & 0x7f) << (7 * index);
         if byte < 0x80 {
@@ -120,11 +121,11 @@ pub(crate) fn varint(bytes: &mut &[u8]) -> Result<u64, WireError> {
             return Ok(number);
         }
     }
-    Err(if bytes.len() < 10 { WireError::Truncated } else { WireError::Varint })
+    Err(if bytes.len() < 10 { ProtobufError::Truncated } else { ProtobufError::Varint })
 }
 
-fn chunk<'a, const N: usize>(bytes: &mut &'a [u8]) -> Result<&'a [u8; N], WireError> {
-    let (chunk, rest) = bytes.split_first_chunk().ok_or(WireError::Truncated)?;
+fn chunk<'a, const N: usize>(bytes: &mut &'a [u8]) -> Result<&'a [u8; N], ProtobufError> {
+    let (chunk, rest) = bytes.split_first_chunk().ok_or(ProtobufError::Truncated)?;
     *bytes = rest;
     Ok(chunk)
 }
@@ -135,7 +136,7 @@ fn chunk<'a, const N: usize>(bytes: &mut &'a [u8]) -> Result<&'a [u8; N], WireEr
 ///
 /// # Errors
 /// The message is damaged, or the field no text.
-pub fn text_field(message: &[u8], number: u32) -> Result<Option<&str>, WireError> {
+pub fn text_field(message: &[u8], number: u32) -> Result<Option<&str>, ProtobufError> {
     let mut found = None;
     for field in Fields::of(message) {
         let (field, value) = field?;
@@ -195,20 +196,20 @@ mod tests {
             put_varint(&mut bytes, number);
             assert_eq!(varint(&mut bytes.as_slice()), Ok(number));
         }
-        assert_eq!(varint(&mut &[0x80, 0x80][..]), Err(WireError::Truncated));
-        assert_eq!(varint(&mut &[0xff; 11][..]), Err(WireError::Varint));
+        assert_eq!(varint(&mut &[0x80, 0x80][..]), Err(ProtobufError::Truncated));
+        assert_eq!(varint(&mut &[0xff; 11][..]), Err(ProtobufError::Varint));
     }
 
     #[test]
     fn bytes_that_are_no_message_are_an_error_and_then_the_end() {
         for (bytes, error) in [
-            (&[0x0a, 5, b'a'][..], WireError::Truncated),
-            (&[0x09, 1, 2], WireError::Truncated),
-            (&[0x0b], WireError::WireType),
-            (&[0x02, 0], WireError::Field),
+            (&[0x0a, 5, b'a'][..], ProtobufError::Truncated),
+            (&[0x09, 1, 2], ProtobufError::Truncated),
+            (&[0x0b], ProtobufError::WireType),
+            (&[0x02, 0], ProtobufError::Field),
             (
                 &[0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1],
-                WireError::Truncated,
+                ProtobufError::Truncated,
             ),
         ] {
             let mut fields = Fields::of(bytes);
@@ -226,11 +227,11 @@ mod tests {
         assert_eq!(text_field(&message, 1), Ok(Some("late")));
         assert_eq!(text_field(&message, 2), Ok(None));
         put_bytes(&mut message, 2, &[0xff]);
-        assert_eq!(text_field(&message, 2), Err(WireError::Text));
+        assert_eq!(text_field(&message, 2), Err(ProtobufError::Text));
         let renamed = with_model(&message[..message.len() - 3], "small");
         assert_eq!(text_field(&renamed, 1), Ok(Some("small")));
         assert_eq!(text_field(&renamed, 2), Ok(Some("")));
         let cut_short = &message[..message.len() - 1];
-        assert_eq!(text_field(cut_short, 1), Err(WireError::Truncated));
+        assert_eq!(text_field(cut_short, 1), Err(ProtobufError::Truncated));
     }
 }

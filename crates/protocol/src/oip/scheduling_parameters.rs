@@ -1,8 +1,8 @@
 //! What a request says of its own urgency: the parameters `priority` and `timeout`, as Triton has them.
 //!
-//! Whoever runs the request reads all of it anyway; whoever passes it on must not take tensors apart to
-//! know whether it is urgent. So [`Wishes::in_json`] looks at the beginning of a body only, and at
-//! that only if one of the two words stands there.
+//! The program that runs the request reads all of it anyway; one that passes it on must not take tensors
+//! apart to know whether it is urgent. So [`SchedulingParameters::in_json`] looks at the beginning of a
+//! body only, and at that only if one of the two words stands there.
 
 use super::{Parameters, ParseError};
 use crate::Priority;
@@ -14,18 +14,18 @@ use std::time::Duration;
 
 /// Bytes of JSON that are looked at: with tensors in binary all of it, and else more than enough where
 /// `parameters` stand before `inputs`.
-const HEAD: usize = 16 * 1024;
+const MAX_HEAD_BYTES: usize = 16 * 1024;
 
 /// See above. What it does not say is `None`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Wishes {
+pub struct SchedulingParameters {
     /// How urgent it is.
     pub priority: Option<Priority>,
     /// The time that its caller is willing to wait.
     pub timeout: Option<Duration>,
 }
 
-impl Wishes {
+impl SchedulingParameters {
     /// What `parameters` say: `priority` as a level, `timeout` in microseconds; 0 of either says nothing.
     ///
     /// # Errors
@@ -39,7 +39,7 @@ impl Wishes {
     /// What a body says that begins with this JSON. What can't be understood says nothing: whoever runs
     /// the request has words for that.
     pub fn in_json(json: &[u8]) -> Self {
-        let head = &json[..json.len().min(HEAD)];
+        let head = &json[..json.len().min(MAX_HEAD_BYTES)];
         let has = |word: &[u8]| memmem::find(head, word).is_some();
         if !has(b"\"priority\"") && !has(b"\"timeout\"") {
             return Self::default();
@@ -88,8 +88,8 @@ impl<'de> Visitor<'de> for Body<'_> {
 mod tests {
     use super::*;
 
-    fn wishes(priority: Option<Priority>, micros: Option<u64>) -> Wishes {
-        Wishes { priority, timeout: micros.map(Duration::from_micros) }
+    fn parameters(priority: Option<Priority>, micros: Option<u64>) -> SchedulingParameters {
+        SchedulingParameters { priority, timeout: micros.map(Duration::from_micros) }
     }
 
     #[test]
@@ -99,36 +99,42 @@ mod tests {
         for (json, expected) in [
             (
                 r#"{"id":"1","parameters":{"priority":1,"timeout":2500}}"#.to_owned(),
-                wishes(Some(Priority::High), Some(2500)),
+                parameters(Some(Priority::High), Some(2500)),
             ),
             (
                 format!(r#"{{{inputs}, "parameters" : {{"priority":"2"}}}}"#),
-                wishes(Some(Priority::Normal), None),
+                parameters(Some(Priority::Normal), None),
             ),
-            (format!(r#"{{"parameters":{{"timeout":7}},{inputs}"#), wishes(None, Some(7))),
-            (format!("{{{inputs}}}"), Wishes::default()),
-            (r#"{"parameters":{"priority":0,"timeout":0}}"#.to_owned(), Wishes::default()),
-            (r#"{"parameters":{"priority":"urgent","timeout":5}}"#.to_owned(), Wishes::default()),
-            (r#"{"parameters":{"priority":-1}}"#.to_owned(), Wishes::default()),
-            (r#"{"parameters":["priority"]}"#.to_owned(), Wishes::default()),
-            (r#"["priority"]"#.to_owned(), Wishes::default()),
-            (r#"{"parameters":{"priority":1"#.to_owned(), Wishes::default()),
-            (r#""priority""#.to_owned(), Wishes::default()),
+            (format!(r#"{{"parameters":{{"timeout":7}},{inputs}"#), parameters(None, Some(7))),
+            (format!("{{{inputs}}}"), SchedulingParameters::default()),
+            (
+                r#"{"parameters":{"priority":0,"timeout":0}}"#.to_owned(),
+                SchedulingParameters::default(),
+            ),
+            (
+                r#"{"parameters":{"priority":"urgent","timeout":5}}"#.to_owned(),
+                SchedulingParameters::default(),
+            ),
+            (r#"{"parameters":{"priority":-1}}"#.to_owned(), SchedulingParameters::default()),
+            (r#"{"parameters":["priority"]}"#.to_owned(), SchedulingParameters::default()),
+            (r#"["priority"]"#.to_owned(), SchedulingParameters::default()),
+            (r#"{"parameters":{"priority":1"#.to_owned(), SchedulingParameters::default()),
+            (r#""priority""#.to_owned(), SchedulingParameters::default()),
         ] {
-            assert_eq!(Wishes::in_json(json.as_bytes()), expected, "{json}");
+            assert_eq!(SchedulingParameters::in_json(json.as_bytes()), expected, "{json}");
         }
     }
 
     #[test]
     fn what_stands_far_back_is_not_looked_for() {
         let parameters = r#""parameters":{"priority":1}"#;
-        let data = format!(r#""inputs":[{}1]"#, "1,".repeat(HEAD));
+        let data = format!(r#""inputs":[{}1]"#, "1,".repeat(MAX_HEAD_BYTES));
         let first = format!("{{{parameters},{data}}}");
-        assert_eq!(Wishes::in_json(first.as_bytes()).priority, Some(Priority::High));
+        assert_eq!(SchedulingParameters::in_json(first.as_bytes()).priority, Some(Priority::High));
         let last = format!("{{{data},{parameters}}}");
-        assert_eq!(Wishes::in_json(last.as_bytes()), Wishes::default());
+        assert_eq!(SchedulingParameters::in_json(last.as_bytes()), SchedulingParameters::default());
         // Deep nesting in the head neither overflows the stack nor is an error to anybody.
-        let deep = format!(r#"{{"a":{}"priority""#, "[".repeat(HEAD - 100));
-        assert_eq!(Wishes::in_json(deep.as_bytes()), Wishes::default());
+        let deep = format!(r#"{{"a":{}"priority""#, "[".repeat(MAX_HEAD_BYTES - 100));
+        assert_eq!(SchedulingParameters::in_json(deep.as_bytes()), SchedulingParameters::default());
     }
 }

@@ -1,7 +1,7 @@
 //! Pages of metrics as other servers write them: which numbers are taken for load.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test stops at the first surprise")]
 
-use forebay_protocol::exposition::{ExpositionError, Gauge, QueueMetrics, Running};
+use forebay_protocol::prometheus::{Gauge, PrometheusError, QueueMetrics, Running};
 use forebay_protocol::{LoadReport, metric::worker};
 
 #[test]
@@ -43,7 +43,7 @@ fn our_own_workers_page_gives_slots_too() {
 #[test]
 fn one_servers_page_is_not_taken_for_anothers() {
     let page = include_str!("pages/triton.txt");
-    assert_eq!(QueueMetrics::VLLM.read(page.as_bytes()), Err(ExpositionError::Missing));
+    assert_eq!(QueueMetrics::VLLM.read(page.as_bytes()), Err(PrometheusError::Missing));
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn a_counter_is_never_taken_for_a_load() {
     for counter in ["nv_inference_exec_count", "nv_inference_count"] {
         let metrics =
             QueueMetrics { running: Running::Apart(Gauge::named(counter)), ..QueueMetrics::TRITON };
-        assert_eq!(metrics.read(page.as_bytes()), Err(ExpositionError::NotAGauge), "{counter}");
+        assert_eq!(metrics.read(page.as_bytes()), Err(PrometheusError::NotAGauge), "{counter}");
     }
 }
 

@@ -22,7 +22,7 @@ const MOST: f64 = 1e9;
 
 /// Why a page of metrics is not believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum ExpositionError {
+pub enum PrometheusError {
     /// More than [`MAX_PAGE_BYTES`], or more series than are read.
     #[error("page of metrics is too long")]
     TooLong,
@@ -43,7 +43,7 @@ pub enum ExpositionError {
     BadValue,
 }
 
-impl ExpositionError {
+impl PrometheusError {
     /// The word in metrics and logs.
     pub const fn cause(self) -> &'static str {
         match self {
@@ -141,11 +141,11 @@ impl QueueMetrics {
     ///
     /// # Errors
     /// Anything that makes the page doubtful; the caller counts it and goes on without.
-    pub fn read(&self, page: &[u8]) -> Result<LoadReport, ExpositionError> {
+    pub fn read(&self, page: &[u8]) -> Result<LoadReport, PrometheusError> {
         if page.len() > MAX_PAGE_BYTES {
-            return Err(ExpositionError::TooLong);
+            return Err(PrometheusError::TooLong);
         }
-        let page = std::str::from_utf8(page).map_err(|_| ExpositionError::Malformed)?;
+        let page = std::str::from_utf8(page).map_err(|_| PrometheusError::Malformed)?;
         let running = match &self.running {
             Running::Unsaid => None,
             Running::Apart(gauge) | Running::WithWaiting(gauge) => Some(gauge),
@@ -153,7 +153,7 @@ impl QueueMetrics {
         let [waiting, running, slots] =
             sums(page, [Some(&self.waiting), running, self.slots.as_ref()])?;
         if waiting.is_none() && running.is_none() {
-            return Err(ExpositionError::Missing);
+            return Err(PrometheusError::Missing);
         }
         let rif = match (&self.running, running) {
             (Running::Unsaid, _) => None,
@@ -168,7 +168,7 @@ impl QueueMetrics {
 fn sums<const N: usize>(
     page: &str,
     gauges: [Option<&Gauge>; N],
-) -> Result<[Option<u32>; N], ExpositionError> {
+) -> Result<[Option<u32>; N], PrometheusError> {
     let mut sums = [None; N];
     let mut seen = BTreeSet::new();
     for line in page.lines().map(str::trim) {
@@ -179,7 +179,7 @@ fn sums<const N: usize>(
                 && !matches!(kind, "gauge" | "untyped" | "unknown")
                 && gauges.iter().flatten().any(|gauge| gauge.name == name)
             {
-                return Err(ExpositionError::NotAGauge);
+                return Err(PrometheusError::NotAGauge);
             }
             continue;
         }
@@ -190,10 +190,10 @@ fn sums<const N: usize>(
         }
         let (labels, rest) = split_labels(rest)?;
         if !seen.insert((name, labels)) {
-            return Err(ExpositionError::Duplicate);
+            return Err(PrometheusError::Duplicate);
         }
         if seen.len() > MAX_SERIES {
-            return Err(ExpositionError::TooLong);
+            return Err(PrometheusError::TooLong);
         }
         let value = count(rest)?;
         for (sum, gauge) in sums.iter_mut().zip(gauges) {
@@ -204,14 +204,14 @@ fn sums<const N: usize>(
         }
     }
     if sums.iter().flatten().any(|sum| *sum > MOST) {
-        return Err(ExpositionError::BadValue);
+        return Err(PrometheusError::BadValue);
     }
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to MOST")]
     Ok(sums.map(|sum| sum.map(|sum: f64| sum.round() as u32)))
 }
 
 /// `{a="1",b="2"} 3` -> `a="1",b="2"` and ` 3`; a brace may stand inside of quotes.
-fn split_labels(rest: &str) -> Result<(&str, &str), ExpositionError> {
+fn split_labels(rest: &str) -> Result<(&str, &str), PrometheusError> {
     let Some(inside) = rest.strip_prefix('{') else { return Ok(("", rest)) };
     let (mut quoted, mut escaped) = (false, false);
     for (at, byte) in inside.bytes().enumerate() {
@@ -223,14 +223,14 @@ fn split_labels(rest: &str) -> Result<(&str, &str), ExpositionError> {
             _ => {}
         }
     }
-    Err(ExpositionError::Malformed)
+    Err(PrometheusError::Malformed)
 }
 
 /// The value, which a time or an exemplar may follow.
-fn count(rest: &str) -> Result<f64, ExpositionError> {
-    let text = rest.split_ascii_whitespace().next().ok_or(ExpositionError::Malformed)?;
-    let value: f64 = text.parse().map_err(|_| ExpositionError::Malformed)?;
-    if (0.0..=MOST).contains(&value) { Ok(value) } else { Err(ExpositionError::BadValue) }
+fn count(rest: &str) -> Result<f64, PrometheusError> {
+    let text = rest.split_ascii_whitespace().next().ok_or(PrometheusError::Malformed)?;
+    let value: f64 = text.parse().map_err(|_| PrometheusError::Malformed)?;
+    if (0.0..=MOST).contains(&value) { Ok(value) } else { Err(PrometheusError::BadValue) }
 }
 
 /// Is `key="value"` among `labels`? The values that are looked for have nothing to escape.
@@ -260,7 +260,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says its seed")]
     use super::*;
 
-    fn read(page: &str) -> Result<(Option<u32>, Option<u32>), ExpositionError> {
+    fn read(page: &str) -> Result<(Option<u32>, Option<u32>), PrometheusError> {
         QueueMetrics::VLLM.read(page.as_bytes()).map(|report| (report.rif, report.queue))
     }
 
@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn what_is_doubtful_is_dropped_whole() {
-        use ExpositionError::{BadValue, Duplicate, Malformed, Missing, NotAGauge, TooLong};
+        use PrometheusError::{BadValue, Duplicate, Malformed, Missing, NotAGauge, TooLong};
         for (page, error) in [
             ("", Missing),
             ("<html>not metrics</html>", Missing),

@@ -1,0 +1,11 @@
+//! The names that several programs must spell alike.
+//!
+//! - [`header`]: headers of requests and answers.
+//! - [`metric`]: metrics and their labels.
+//! - [`priority`]: how urgent a request is.
+//! - [`reason`]: why a request was refused.
+
+pub mod header;
+pub mod metric;
+pub mod priority;
+pub mod reason;
