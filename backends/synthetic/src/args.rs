@@ -3,7 +3,7 @@
 use crate::distribution::Distribution;
 use crate::{Backend, Options, Service};
 use clap::Parser;
-use forebay_config::units::Span;
+use forebay_config::units::TimeSpan;
 use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
@@ -51,7 +51,7 @@ pub struct Args {
 
     /// After SIGTERM: not ready, but served on for so long before it ends with the last request
     #[arg(long, value_name = "TIME", default_value = "0s")]
-    pub drain_delay: Span,
+    pub drain_delay: TimeSpan,
 }
 
 /// Be a backend with known service times, to measure proxies and balancers against

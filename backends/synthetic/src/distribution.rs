@@ -4,7 +4,7 @@
 //! spread out (sizes, batches, neighbours), and policies differ only in how they cope with that.
 //! Drawn from a seeded generator, so that two policies can be given the very same demands.
 
-use forebay_config::units::{self, Span};
+use forebay_config::units::{self, TimeSpan};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -117,7 +117,7 @@ impl fmt::Display for Distribution {
 
 fn parse(text: &str) -> Option<Distribution> {
     let parts: Vec<&str> = text.split(':').collect();
-    let time = |text: &str| text.parse::<Span>().ok().map(|span| span.0.as_secs_f64());
+    let time = |text: &str| text.parse::<TimeSpan>().ok().map(|span| span.0.as_secs_f64());
     let number = |text: &str| text.parse::<f64>().ok().filter(|n| n.is_finite() && *n >= 0.0);
     Some(match parts.as_slice() {
         ["constant", mean] => Distribution::Constant(time(mean)?),

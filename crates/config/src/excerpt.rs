@@ -3,15 +3,14 @@
 //! A generated file may have thousands of endpoints in one line, and any file may hold control
 //! characters. A line is shown as a window round the error, without anything that moves the cursor.
 
-use crate::document::{Diagnostic, Span};
 use std::borrow::Cow;
 use unicode_width::UnicodeWidthChar as _;
 
 /// Characters of a line that are shown, and those of them before the error.
-const WINDOW: usize = 100;
-const BEFORE: usize = 40;
+pub(crate) const MAX_EXCERPT: usize = 100;
+const MAX_BEFORE: usize = 40;
 /// Longest message in characters. The ends of a message say the most.
-const MAX_MESSAGE: usize = 1000;
+pub(crate) const MAX_MESSAGE: usize = 1000;
 /// Longest piece of the file in a message.
 const MAX_QUOTED: usize = 100;
 
@@ -25,8 +24,8 @@ pub(crate) struct Excerpt {
 
 impl Excerpt {
     /// Of `line`, about the `length` characters from `column` on, which begins at 0.
-    fn new(line: &str, column: usize, length: usize) -> Self {
-        let skipped = column.saturating_sub(BEFORE);
+    pub(crate) fn new(line: &str, column: usize, length: usize) -> Self {
+        let skipped = column.saturating_sub(MAX_BEFORE);
         let mut text = String::new();
         let (mut indent, mut width) = (0, 0);
         if skipped > 0 {
@@ -34,7 +33,7 @@ impl Excerpt {
             indent += 1;
         }
         let mut rest = line.chars().skip(skipped);
-        for (at, c) in (skipped..).zip(rest.by_ref().take(WINDOW)) {
+        for (at, c) in (skipped..).zip(rest.by_ref().take(MAX_EXCERPT)) {
             let c = printable(c);
             text.push(c);
             let columns = c.width().unwrap_or(1);
@@ -52,7 +51,7 @@ impl Excerpt {
 }
 
 /// A tab counts as one space, so that a mark stands below what it marks.
-fn printable(c: char) -> char {
+pub(crate) fn printable(c: char) -> char {
     match c {
         '\t' => ' ',
         // Marks that turn the direction of text hide what is there.
@@ -67,7 +66,7 @@ pub(crate) fn brief(text: &str) -> Cow<'_, str> {
     ends(text, MAX_QUOTED)
 }
 
-fn ends(text: &str, most: usize) -> Cow<'_, str> {
+pub(crate) fn ends(text: &str, most: usize) -> Cow<'_, str> {
     if text.len() <= most {
         return Cow::Borrowed(text);
     }
@@ -78,38 +77,6 @@ fn ends(text: &str, most: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{head}…{}", end.into_iter().collect::<String>()))
 }
 
-/// Where the lines of a source begin.
-pub(crate) struct Lines<'s> {
-    source: &'s str,
-    starts: Vec<usize>,
-}
-
-impl<'s> Lines<'s> {
-    pub(crate) fn new(source: &'s str) -> Self {
-        let starts =
-            std::iter::once(0).chain(source.match_indices('\n').map(|(at, _)| at + 1)).collect();
-        Self { source, starts }
-    }
-
-    pub(crate) fn locate(&self, span: &Span, message: &str) -> Diagnostic {
-        let at = self.source.floor_char_boundary(span.start);
-        let end = self.source.floor_char_boundary(span.end).max(at);
-        let line = self.starts.partition_point(|&start| start <= at);
-        let start = self.starts[line - 1];
-        let text = self.source[start..].split('\n').next().unwrap_or_default();
-        let text = text.strip_suffix('\r').unwrap_or(text);
-        let column = self.source[start..at].chars().count();
-        let length = self.source[at..end].chars().take(WINDOW).count();
-        let message = ends(message, MAX_MESSAGE).chars().map(printable).collect();
-        Diagnostic {
-            line,
-            column: column + 1,
-            message,
-            excerpt: Excerpt::new(text, column, length),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,8 +85,9 @@ mod tests {
     fn a_long_line_is_shown_as_a_window_round_the_error() {
         let line = format!("{}!{}", "a".repeat(70_000), "b".repeat(70_000));
         let excerpt = Excerpt::new(&line, 70_000, 1);
-        assert_eq!((excerpt.indent, excerpt.width), (BEFORE + 1, 1));
-        let expected = format!("…{}!{}…", "a".repeat(BEFORE), "b".repeat(WINDOW - BEFORE - 1));
+        assert_eq!((excerpt.indent, excerpt.width), (MAX_BEFORE + 1, 1));
+        let expected =
+            format!("…{}!{}…", "a".repeat(MAX_BEFORE), "b".repeat(MAX_EXCERPT - MAX_BEFORE - 1));
         assert_eq!(excerpt.text, expected);
     }
 

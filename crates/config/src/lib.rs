@@ -9,6 +9,7 @@
 //! Because the program asks for each key by name, the reader also knows every key that there is
 //! ([`Document::keys_asked`]): that is how a test proves that the reference file is complete.
 
+mod diagnostic;
 mod document;
 mod excerpt;
 pub mod file;
@@ -19,6 +20,8 @@ mod value;
 #[doc(hidden)]
 pub use toml::de::DeValue;
 
-pub use document::{Diagnostic, Diagnostics, Document, Span};
+pub use diagnostic::{Diagnostic, Diagnostics, Span};
+pub use document::Document;
 pub use table::{NameOrTable, Table};
-pub use value::{ByteRate, ByteSize, FromToml, Rate, Ratio};
+pub use units::{ByteRate, ByteSize, Rate, Ratio};
+pub use value::FromToml;

@@ -1,11 +1,19 @@
-use crate::document::{Document, Span, describe};
+use crate::diagnostic::Span;
+use crate::document::Document;
 use crate::excerpt::brief;
-use crate::value::FromToml;
+use crate::value::{FromToml, describe};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+
+impl<'s> Document<'s> {
+    /// The table at the top.
+    pub fn root(&self) -> Table<'_, 's> {
+        Table::new(self, String::new(), &self.root, 0..0)
+    }
+}
 
 /// One table of a [`Document`]. Dropping it reports the keys that nobody asked for.
 pub struct Table<'d, 's> {
@@ -107,8 +115,8 @@ impl<'d, 's> Table<'d, 's> {
         if range.contains(&value) {
             return value;
         }
-        let (least, most) = range.into_inner();
-        self.note(span, key, format!("expected {least} to {most}, found {value}"));
+        let (min, max) = range.into_inner();
+        self.note(span, key, format!("expected {min} to {max}, found {value}"));
         default
     }
 

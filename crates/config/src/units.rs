@@ -3,62 +3,91 @@
 //! A bare number where a unit is due is the classic way to test for 30 milliseconds instead of 30
 //! seconds. Here the unit is part of the value: without one it is refused.
 
-use crate::from_text;
+use crate::value::FromToml;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
+use toml::de::DeValue;
 
-/// Longest span that is accepted: a year. What is longer is a typing error, and would overflow.
-const LONGEST: f64 = 366.0 * 86_400.0;
+/// Longest duration that is accepted: a year. A longer one is a typing error, and overflows clocks.
+const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
 /// Highest rate that is accepted, per second: above it one arrival is less than 100 ns long.
-const HIGHEST_RATE: f64 = 1e7;
+const MAX_RATE: f64 = 1e7;
+/// Most bytes: a tebibyte, exact as a float, and beyond any body, queue or cache.
+const MAX_BYTE_SIZE: f64 = 1_099_511_627_776.0;
 
-/// A span of time, written `250us`, `250ms`, `1.5s`, `2m`, `1h`.
+/// Units of durations, with the seconds of each.
+const DURATION_UNITS: &[(&str, f64)] = &[
+    ("ns", 1e-9),
+    ("us", 1e-6),
+    ("µs", 1e-6),
+    ("ms", 1e-3),
+    ("s", 1.0),
+    ("m", 60.0),
+    ("min", 60.0),
+    ("h", 3600.0),
+    ("d", 86400.0),
+];
+
+/// A duration, written `250us`, `250ms`, `1.5s`, `2m`, `1h`, as a flag or a report has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Span(pub Duration);
+pub struct TimeSpan(pub Duration);
 
 /// Events per second, written `500/s`, `30/m`, `10k/s`.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Rate(pub f64);
 
-/// A share of one, written `5%`.
+/// A share of a whole, 0 to 1, written `5%`.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
-pub struct Share(pub f64);
+pub struct Ratio(pub f64);
 
 /// Why a quantity was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
-    /// Not a span of time.
+    /// Not a duration.
     #[error("expected a span of time such as \"250ms\", \"30s\" or \"2m\", found \"{0}\"")]
-    Span(String),
+    TimeSpan(String),
     /// Not a rate.
     #[error("expected a rate such as \"500/s\", \"10k/s\" or \"30/m\", found \"{0}\"")]
     Rate(String),
-    /// Not a share.
+    /// Not a ratio.
     #[error("expected a percentage such as \"5%\" or \"0.1%\", found \"{0}\"")]
-    Share(String),
+    Ratio(String),
 }
 
-impl FromStr for Span {
+fn duration(text: &str) -> Option<Duration> {
+    let duration = Duration::try_from_secs_f64(with_unit(text, DURATION_UNITS)?).ok()?;
+    (duration <= MAX_DURATION).then_some(duration)
+}
+
+fn rate(text: &str) -> Option<f64> {
+    let (count, per) = text.split_once('/')?;
+    let (number, scale) = split_number(count)?;
+    let scale = match scale {
+        "" => 1.0,
+        "k" => 1e3,
+        "M" => 1e6,
+        _ => return None,
+    };
+    let seconds = match per.trim() {
+        "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        _ => return None,
+    };
+    Some(number * scale / seconds).filter(|rate| (0.0..=MAX_RATE).contains(rate))
+}
+
+fn ratio(text: &str) -> Option<f64> {
+    let percent = with_unit(text, &[("%", 1.0)])?;
+    (percent <= 100.0).then_some(percent / 100.0)
+}
+
+impl FromStr for TimeSpan {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        let wrong = || UnitError::Span(text.to_owned());
-        let (number, unit) = split_number(text).ok_or_else(wrong)?;
-        let seconds = match unit {
-            "ns" => 1e-9,
-            "us" | "µs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" | "min" => 60.0,
-            "h" => 3600.0,
-            _ => return Err(wrong()),
-        } * number;
-        if (0.0..=LONGEST).contains(&seconds) {
-            Ok(Self(Duration::from_secs_f64(seconds)))
-        } else {
-            Err(wrong())
-        }
+        duration(text).map(Self).ok_or_else(|| UnitError::TimeSpan(text.to_owned()))
     }
 }
 
@@ -66,48 +95,86 @@ impl FromStr for Rate {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        let wrong = || UnitError::Rate(text.to_owned());
-        let (count, per) = text.split_once('/').ok_or_else(wrong)?;
-        let (number, scale) = split_number(count).ok_or_else(wrong)?;
-        let scale = match scale {
-            "" => 1.0,
-            "k" => 1e3,
-            "M" => 1e6,
-            _ => return Err(wrong()),
-        };
-        let seconds = match per.trim() {
-            "s" => 1.0,
-            "m" | "min" => 60.0,
-            "h" => 3600.0,
-            _ => return Err(wrong()),
-        };
-        let rate = number * scale / seconds;
-        if (0.0..=HIGHEST_RATE).contains(&rate) { Ok(Self(rate)) } else { Err(wrong()) }
+        rate(text).map(Self).ok_or_else(|| UnitError::Rate(text.to_owned()))
     }
 }
 
-from_text! {
-    Span = "a span of time such as \"250ms\", \"30s\" or \"2m\"";
-    Share = "a percentage such as \"20%\"";
-    Rate = "a rate such as \"500/s\", \"10k/s\" or \"30/m\"";
-}
-
-/// Three significant digits and the unit that suits: `842 us`, `4.21 ms`, `31.5 s`.
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&seconds(self.0.as_secs_f64()))
-    }
-}
-
-impl FromStr for Share {
+impl FromStr for Ratio {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        let percent = split_number(text).filter(|(_, unit)| *unit == "%").map(|(number, _)| number);
-        let percent = percent.filter(|percent| (0.0..=100.0).contains(percent));
-        percent
-            .map(|percent| Self(percent / 100.0))
-            .ok_or_else(|| UnitError::Share(text.to_owned()))
+        ratio(text).map(Self).ok_or_else(|| UnitError::Ratio(text.to_owned()))
+    }
+}
+
+crate::from_text! {
+    TimeSpan = "a span of time such as \"250ms\", \"30s\" or \"2m\"";
+    Rate = "a rate such as \"500/s\", \"10k/s\" or \"30/m\"";
+    Ratio = "a share from \"0%\" to \"100%\"";
+}
+
+impl FromToml for Duration {
+    const EXPECTED: &'static str = "a duration such as \"250ms\", \"10s\" or \"5m\"";
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, Option<String>> {
+        value.as_str().and_then(duration).ok_or(None)
+    }
+}
+
+/// A number of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+impl FromToml for ByteSize {
+    const EXPECTED: &'static str = "a size such as \"64KiB\" or \"16MiB\"";
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, Option<String>> {
+        const UNITS: &[(&str, f64)] = &[
+            ("KiB", 1024.0),
+            ("MiB", 1024.0 * 1024.0),
+            ("GiB", 1024.0 * 1024.0 * 1024.0),
+            ("kB", 1e3),
+            ("MB", 1e6),
+            ("GB", 1e9),
+            ("B", 1.0),
+        ];
+        let text = value.as_str().ok_or(None)?;
+        let bytes = with_unit(text, UNITS).filter(|bytes| *bytes <= MAX_BYTE_SIZE).ok_or(None)?;
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded above")]
+        Ok(Self(bytes as u64))
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+        match units.iter().find(|(size, _)| self.0 >= *size && self.0.is_multiple_of(*size)) {
+            Some((size, unit)) => write!(f, "\"{}{unit}\"", self.0 / size),
+            None => write!(f, "\"{}B\"", self.0),
+        }
+    }
+}
+
+/// Bytes per second.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub struct ByteRate(pub f64);
+
+impl FromToml for ByteRate {
+    const EXPECTED: &'static str = "a rate such as \"16KiB/s\"";
+    fn from_toml(value: &DeValue<'_>) -> Result<Self, Option<String>> {
+        const UNITS: &[(&str, f64)] = &[
+            ("KiB/s", 1024.0),
+            ("MiB/s", 1024.0 * 1024.0),
+            ("kB/s", 1e3),
+            ("MB/s", 1e6),
+            ("B/s", 1.0),
+        ];
+        with_unit(value.as_str().ok_or(None)?, UNITS).map(Self).ok_or(None)
+    }
+}
+
+/// Three significant digits and the unit that suits: `842 us`, `4.21 ms`, `31.5 s`.
+impl fmt::Display for TimeSpan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&seconds(self.0.as_secs_f64()))
     }
 }
 
@@ -117,7 +184,7 @@ impl fmt::Display for Rate {
     }
 }
 
-/// A number of seconds as text, see [`Span`].
+/// A number of seconds as text, see [`TimeSpan`].
 pub fn seconds(value: f64) -> String {
     let (scaled, unit) = match value {
         v if v <= 0.0 => return "0 s".to_owned(),
@@ -164,7 +231,7 @@ pub fn percent(share: f64) -> String {
     format!("{text} %")
 }
 
-/// Nanoseconds of a span; a span is at most [`LONGEST`], which fits 584 times.
+/// Nanoseconds of a span; a span is at most [`MAX_DURATION`], which fits 584 times.
 #[allow(clippy::cast_possible_truncation, reason = "u64 nanoseconds are 584 years")]
 pub fn nanos(span: Duration) -> u64 {
     span.as_nanos() as u64
@@ -196,6 +263,13 @@ fn three_digits(value: f64) -> String {
     }
 }
 
+/// `"12.5ms"` -> 12.5 x the factor of `ms`. The unit is due; the number is finite and not negative.
+fn with_unit(text: &str, units: &[(&str, f64)]) -> Option<f64> {
+    let (number, unit) = split_number(text)?;
+    let (_, factor) = units.iter().find(|(name, _)| *name == unit)?;
+    Some(number * factor).filter(|n| n.is_finite())
+}
+
 fn split_number(text: &str) -> Option<(f64, &str)> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -213,22 +287,34 @@ mod tests {
         for (text, expected) in
             [("250us", 0.000_25), ("250ms", 0.25), ("1.5s", 1.5), ("2m", 120.0), ("1 h", 3600.0)]
         {
-            assert_eq!(text.parse::<Span>().unwrap().0.as_secs_f64(), expected, "{text}");
+            assert_eq!(text.parse::<TimeSpan>().unwrap().0.as_secs_f64(), expected, "{text}");
         }
         for (text, expected) in [("500/s", 500.0), ("10k/s", 10_000.0), ("30/m", 0.5)] {
             assert_eq!(text.parse::<Rate>().unwrap().0, expected, "{text}");
         }
         for text in ["", "30", "s", "-1s", "1e9h", "1..2s", "NaNs", "5 parsecs", "9999999999h"] {
-            assert!(text.parse::<Span>().is_err(), "{text}");
+            assert!(text.parse::<TimeSpan>().is_err(), "{text}");
         }
         for (text, expected) in [("5%", 0.05), ("0.1 %", 0.001), ("100%", 1.0)] {
-            assert_eq!(text.parse::<Share>().unwrap().0, expected, "{text}");
+            assert_eq!(text.parse::<Ratio>().unwrap().0, expected, "{text}");
         }
         for text in ["", "5", "%", "-5%", "101%", "5 percent"] {
-            assert!(text.parse::<Share>().is_err(), "{text}");
+            assert!(text.parse::<Ratio>().is_err(), "{text}");
         }
         for text in ["", "500", "500/", "/s", "-5/s", "1G/s", "99999999/s"] {
             assert!(text.parse::<Rate>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_and_a_flag_read_the_same_durations() {
+        for unit in ["ns", "us", "µs", "ms", "s", "m", "min", "h", "d", "", "w", "S"] {
+            let text = format!("7{unit}");
+            let source = format!("a = {text:?}");
+            let document = crate::Document::parse(&source);
+            let in_file = document.root().get::<Duration>("a");
+            assert_eq!(text.parse::<TimeSpan>().ok().map(|span| span.0), in_file, "{text}");
+            assert_eq!(in_file.is_some(), DURATION_UNITS.iter().any(|(name, _)| *name == unit));
         }
     }
 

@@ -1,7 +1,6 @@
-use std::fmt;
+use crate::excerpt::brief;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 use toml::de::DeValue;
 
 /// A type that one TOML value can be read into.
@@ -93,108 +92,13 @@ impl FromToml for SocketAddr {
     }
 }
 
-/// Most that a duration may be: longer ones are typing errors, and overflow clocks.
-const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
-
-impl FromToml for Duration {
-    const EXPECTED: &'static str = "a duration such as \"250ms\", \"10s\" or \"5m\"";
-    fn from_toml(value: &DeValue<'_>) -> Result<Self, Option<String>> {
-        let text = value.as_str().ok_or(None)?;
-        let seconds = with_unit(
-            text,
-            &[("us", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86400.0)],
-        )
-        .ok_or(None)?;
-        Self::try_from_secs_f64(seconds).ok().filter(|d| *d <= LONGEST).ok_or(None)
-    }
-}
-
-/// A number of bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ByteSize(pub u64);
-
-impl FromToml for ByteSize {
-    const EXPECTED: &'static str = "a size such as \"64KiB\" or \"16MiB\"";
-    fn from_toml(value: &DeValue<'_>) -> Result<Self, Option<String>> {
-        const UNITS: &[(&str, f64)] = &[
-            ("KiB", 1024.0),
-            ("MiB", 1024.0 * 1024.0),
-            ("GiB", 1024.0 * 1024.0 * 1024.0),
-            ("kB", 1e3),
-            ("MB", 1e6),
-            ("GB", 1e9),
-            ("B", 1.0),
-        ];
-        /// A tebibyte: exact as a float, and beyond any body, queue or cache.
-        const MOST: f64 = 1_099_511_627_776.0;
-        let text = value.as_str().ok_or(None)?;
-        let bytes = with_unit(text, UNITS).filter(|bytes| *bytes <= MOST).ok_or(None)?;
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded above")]
-        Ok(Self(bytes as u64))
-    }
-}
-
-impl fmt::Display for ByteSize {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-        match units.iter().find(|(size, _)| self.0 >= *size && self.0.is_multiple_of(*size)) {
-            Some((size, unit)) => write!(f, "\"{}{unit}\"", self.0 / size),
-            None => write!(f, "\"{}B\"", self.0),
-        }
-    }
-}
-
-/// Bytes per second.
-#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
-pub struct ByteRate(pub f64);
-
-impl FromToml for ByteRate {
-    const EXPECTED: &'static str = "a rate such as \"16KiB/s\"";
-    fn from_toml(value: &DeValue<'_>) -> Result<Self, Option<String>> {
-        const UNITS: &[(&str, f64)] = &[
-            ("KiB/s", 1024.0),
-            ("MiB/s", 1024.0 * 1024.0),
-            ("kB/s", 1e3),
-            ("MB/s", 1e6),
-            ("B/s", 1.0),
-        ];
-        with_unit(value.as_str().ok_or(None)?, UNITS).map(Self).ok_or(None)
-    }
-}
-
-/// Events per second.
-#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
-pub struct Rate(pub f64);
-
-impl FromToml for Rate {
-    const EXPECTED: &'static str = "a rate such as \"500/s\" or \"30/m\"";
-    fn from_toml(value: &DeValue<'_>) -> Result<Self, Option<String>> {
-        let text = value.as_str().ok_or(None)?;
-        with_unit(text, &[("/s", 1.0), ("/m", 1.0 / 60.0), ("/h", 1.0 / 3600.0)])
-            .map(Self)
-            .ok_or(None)
-    }
-}
-
-/// A share of a whole, 0 to 1.
-#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
-pub struct Ratio(pub f64);
-
-impl FromToml for Ratio {
-    const EXPECTED: &'static str = "a share from \"0%\" to \"100%\"";
-    fn from_toml(value: &DeValue<'_>) -> Result<Self, Option<String>> {
-        let percent = with_unit(value.as_str().ok_or(None)?, &[("%", 1.0)]).ok_or(None)?;
-        if percent <= 100.0 { Ok(Self(percent / 100.0)) } else { Err(None) }
-    }
-}
-
 impl<T: FromToml> FromToml for Vec<T> {
     const EXPECTED: &'static str = "an array";
     fn from_toml(value: &DeValue<'_>) -> Result<Self, Option<String>> {
         let items = value.as_array().ok_or(None)?;
         let read = |item: &toml::Spanned<DeValue<'_>>| {
             T::from_toml(item.get_ref()).map_err(|found| {
-                let found = found.unwrap_or_else(|| crate::document::describe(item.get_ref()));
+                let found = found.unwrap_or_else(|| describe(item.get_ref()));
                 Some(format!("{found} where {} is due", T::EXPECTED))
             })
         };
@@ -202,11 +106,15 @@ impl<T: FromToml> FromToml for Vec<T> {
     }
 }
 
-/// `"12.5ms"` -> 12.5 x the factor of `ms`. The unit is due; the number is finite and not negative.
-fn with_unit(text: &str, units: &[(&str, f64)]) -> Option<f64> {
-    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-    let (number, unit) = text.split_at(at);
-    let (_, factor) = units.iter().find(|(name, _)| *name == unit.trim_start())?;
-    let number: f64 = number.parse().ok()?;
-    Some(number * factor).filter(|n| n.is_finite())
+/// What a value is, in words, for "found …".
+pub(crate) fn describe(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(s) => format!("{:?}", brief(s)),
+        DeValue::Integer(i) => format!("the number {}", brief(&i.to_string())),
+        DeValue::Float(f) => format!("the number {}", brief(f.as_str())),
+        DeValue::Boolean(b) => b.to_string(),
+        DeValue::Datetime(d) => format!("the date {d}"),
+        DeValue::Array(_) => "an array".to_owned(),
+        DeValue::Table(_) => "a table".to_owned(),
+    }
 }

@@ -10,7 +10,7 @@ use crate::plan::{Plan, PlanError};
 use crate::report::Report;
 use crate::report::style::Style;
 use crate::scenario::{Load, Phase, Scenario, Spacing};
-use crate::units::{self, Rate, Share, Span, seconds};
+use crate::units::{self, Rate, Ratio, TimeSpan, seconds};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -34,13 +34,13 @@ pub struct CapacityPlan {
     /// How requests are spaced.
     pub spacing: Spacing,
     /// How long each rate is measured.
-    pub length: Span,
+    pub length: TimeSpan,
     /// The first rate.
     pub from: Rate,
     /// The highest rate.
     pub to: Rate,
     /// Gap between the highest rate that is good and the lowest that is not, at which the search ends.
-    pub precision: Share,
+    pub precision: Ratio,
     /// How long to wait for the target before the first run.
     pub wait: Option<Duration>,
     /// Whether the generator never sleeps.

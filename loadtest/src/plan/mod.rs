@@ -16,7 +16,7 @@ use crate::scenario::{
     self, Infer, Live, Load as LoadSpec, MAX_FAULTS, MAX_PROCESSES, Objective, Protocol,
     RequestKind, Scenario, Spacing, Trust,
 };
-use crate::units::{self, Rate, Span};
+use crate::units::{self, Rate, TimeSpan};
 use arrivals::{Phase, Shape, Source};
 use http::HeaderName;
 use std::path::PathBuf;
@@ -162,7 +162,7 @@ impl Plan {
     fn towards(target: Target, scenario: Scenario) -> Result<Self, PlanError> {
         let warm_up = scenario.warm_up.map_or(DEFAULT_WARM_UP, |span| span.0);
         let timeout = scenario.timeout.map_or(DEFAULT_TIMEOUT, |span| span.0);
-        positive("timeout", Span(timeout))?;
+        positive("timeout", TimeSpan(timeout))?;
         let (streams, connections) = match scenario.live.protocol {
             Protocol::Http1 => (1, DEFAULT_CONNECTIONS),
             Protocol::Http2 | Protocol::Grpc => {
@@ -193,7 +193,7 @@ impl Plan {
                 let (load, span, picks) = replayed(&path, *speed, &scenario.requests)?;
                 recorded = picks;
                 // The log's own beginning serves as warm-up.
-                (load, positive("the log without warm_up", Span(span.saturating_sub(warm_up)))?)
+                (load, positive("the log without warm_up", TimeSpan(span.saturating_sub(warm_up)))?)
             }
         };
         let mut faults = scenario.live.faults;
@@ -320,7 +320,7 @@ fn open(
 }
 
 fn phase(spec: &scenario::Phase) -> Result<Phase, PlanError> {
-    let seconds = |what, span: Span| positive(what, span).map(|span| span.as_secs_f64());
+    let seconds = |what, span: TimeSpan| positive(what, span).map(|span| span.as_secs_f64());
     let (shape, length) = match *spec {
         scenario::Phase::Constant { rate, length } => (Shape::Constant(rate.0), length),
         scenario::Phase::Ramp { from, to, length } => {
@@ -441,7 +441,7 @@ fn check_faults(
     Ok(())
 }
 
-fn positive(what: &str, span: Span) -> Result<Duration, PlanError> {
+fn positive(what: &str, span: TimeSpan) -> Result<Duration, PlanError> {
     if span.0.is_zero() { Err(bounds(what, "more than 0 s", "0 s")) } else { Ok(span.0) }
 }
 

@@ -1,7 +1,7 @@
 //! The programs that a scenario starts, and their faults.
 
 use super::table::{kind_of, required};
-use crate::units::Span;
+use crate::units::TimeSpan;
 use forebay_config::Table;
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,9 +13,9 @@ pub const MAX_FAULTS: usize = 16;
 /// Maximum number of programs of a run.
 pub const MAX_PROCESSES: usize = 64;
 /// How long a fault counts as going on where nothing is said.
-const DEFAULT_LENGTH: Span = Span(Duration::from_secs(5));
+const DEFAULT_LENGTH: TimeSpan = TimeSpan(Duration::from_secs(5));
 /// How long a new program may take before the old one is drained where nothing is said.
-const DEFAULT_OVERLAP: Span = Span(Duration::from_secs(1));
+const DEFAULT_OVERLAP: TimeSpan = TimeSpan(Duration::from_secs(1));
 
 /// A program that the run starts, and ends with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,9 +40,9 @@ pub struct Process {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fault {
     /// When it begins, counted from the end of the warm-up.
-    pub at: Span,
+    pub at: TimeSpan,
     /// How long it lasts, or counts as lasting.
-    pub length: Span,
+    pub length: TimeSpan,
     /// The name of the program.
     pub process: String,
     /// The kind of fault.
@@ -67,7 +67,7 @@ pub enum FaultKind {
         /// The command to start; the same as before if empty.
         command: Vec<String>,
         /// How long both run at least.
-        overlap: Span,
+        overlap: TimeSpan,
         /// A URL of the new one's own, that answers with a status below 500 when it is ready.
         ready: Option<String>,
     },

@@ -5,7 +5,7 @@ use super::{
     Encoding, Header, Infer, Live, Load, Objective, Phase, Protocol, Range, Request, RequestKind,
     Scenario, Shape, Spacing, Trust, fault, fleet,
 };
-use crate::units::{Rate, Span};
+use crate::units::{Rate, TimeSpan};
 use forebay_config::file;
 use forebay_config::{Diagnostics, Document, Table, from_text};
 use forebay_protocol::Priority;
@@ -182,7 +182,7 @@ fn infer(table: &Table<'_, '_>) -> Infer {
 }
 
 /// Stands for a span that is missing, which has been noted.
-const SECOND: Span = Span(Duration::from_secs(1));
+const SECOND: TimeSpan = TimeSpan(Duration::from_secs(1));
 
 from_text! {
     Objective = "an objective such as \"p99<50ms\" or \"errors<0.1%\"";

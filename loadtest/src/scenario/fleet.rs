@@ -2,7 +2,7 @@
 
 use super::table::{kind_of, required};
 use crate::distribution::Distribution;
-use crate::units::{Share, Span};
+use crate::units::{Ratio, TimeSpan};
 use forebay_config::Table;
 use std::time::Duration;
 
@@ -44,11 +44,11 @@ pub struct Batch {
     /// Requests in a batch, at most.
     pub max_size: u32,
     /// Time that any batch takes, of whatever size.
-    pub base: Span,
+    pub base: TimeSpan,
     /// Time that each request in it adds.
-    pub each: Span,
+    pub each: TimeSpan,
     /// How long a batch that is not full is kept open.
-    pub wait: Span,
+    pub wait: TimeSpan,
 }
 
 impl Group {
@@ -71,9 +71,9 @@ impl Group {
 #[derive(Debug, Clone, PartialEq)]
 pub struct EndpointFault {
     /// When it begins, counted from the end of the warm-up.
-    pub at: Span,
+    pub at: TimeSpan,
     /// How long it lasts; to the end of the run if absent.
-    pub length: Option<Span>,
+    pub length: Option<TimeSpan>,
     /// The endpoints: numbers from 0, in the order of the groups.
     pub endpoints: Vec<u32>,
     /// The kind of fault.
@@ -88,7 +88,7 @@ pub enum EndpointFaultKind {
     /// It is killed: what it has is lost, and it accepts no connection. At the end it starts again.
     Down,
     /// It answers everything with an internal error, after so long, without doing the work.
-    Sinkhole(Span),
+    Sinkhole(TimeSpan),
 }
 
 /// The proxies and what they are told.
@@ -101,11 +101,11 @@ pub struct Sim {
     /// Proxies; each request comes to one of them by chance.
     pub proxies: u32,
     /// From a proxy to an endpoint and back.
-    pub round_trip: Span,
+    pub round_trip: TimeSpan,
     /// Slots that are assumed until a report says otherwise; 0: an endpoint takes what comes.
     pub slots: u32,
     /// Time in which an endpoint that comes into rotation comes to its full share.
-    pub slow_start: Span,
+    pub slow_start: TimeSpan,
     /// Requests that wait in a proxy.
     pub queue: Queue,
     /// Load reports.
@@ -124,7 +124,7 @@ pub struct Queue {
     /// How many may wait.
     pub size: usize,
     /// From the end of one request at an endpoint until the next one is there.
-    pub handoff_delay: Span,
+    pub handoff_delay: TimeSpan,
 }
 
 /// When a request is sent again; the keys and defaults of the proxy's `[pool.NAME.retry]`.
@@ -146,16 +146,16 @@ pub struct Hedge {
     /// Second attempts per request that are allowed, 0 to 1.
     pub budget: f64,
     /// It is made no sooner.
-    pub min_delay: Span,
+    pub min_delay: TimeSpan,
 }
 
 /// Health checks by the proxies; the keys and defaults of the proxy's `[pool.NAME.probe]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Probe {
     /// From one probe to the next.
-    pub interval: Span,
+    pub interval: TimeSpan,
     /// The same while a change is under way, or after an attempt failed.
-    pub fast_interval: Span,
+    pub fast_interval: TimeSpan,
     /// Successes in a row that bring an endpoint back.
     pub rise: u32,
     /// Failures in a row that take it out.
@@ -168,11 +168,11 @@ pub struct Reports {
     /// With every answer.
     pub in_band: bool,
     /// By asking, so often.
-    pub every: Option<Span>,
+    pub every: Option<TimeSpan>,
     /// How old a report is when it is taken in, beside the time on the wire.
-    pub delay: Span,
+    pub delay: TimeSpan,
     /// After it a report is not believed.
-    pub ttl: Span,
+    pub ttl: TimeSpan,
 }
 
 impl Default for Sim {
@@ -181,16 +181,16 @@ impl Default for Sim {
             policy: None,
             policies: Vec::new(),
             proxies: 1,
-            round_trip: Span::default(),
+            round_trip: TimeSpan::default(),
             slots: 0,
-            slow_start: Span::default(),
-            queue: Queue { size: 1024, handoff_delay: Span(Duration::from_micros(500)) },
+            slow_start: TimeSpan::default(),
+            queue: Queue { size: 1024, handoff_delay: TimeSpan(Duration::from_micros(500)) },
             reports: Reports::default(),
             hedge: None,
             retry: Retry { attempts: 3, budget: 0.1, min_per_second: 0.0 },
             probe: Probe {
                 interval: SECOND,
-                fast_interval: Span(Duration::from_millis(100)),
+                fast_interval: TimeSpan(Duration::from_millis(100)),
                 rise: 2,
                 fall: 2,
             },
@@ -203,8 +203,8 @@ impl Default for Reports {
         Self {
             in_band: true,
             every: None,
-            delay: Span::default(),
-            ttl: Span(Duration::from_secs(2)),
+            delay: TimeSpan::default(),
+            ttl: TimeSpan(Duration::from_secs(2)),
         }
     }
 }
@@ -249,9 +249,9 @@ fn group(table: &Table<'_, '_>) -> Group {
         service: table.or("service", Distribution::Constant(0.0)),
         batch: table.table("batch").map(|table| Batch {
             max_size: table.within("max_size", 1..=100_000, 1),
-            base: table.or("base", Span::default()),
-            each: table.or("each", Span::default()),
-            wait: table.or("wait", Span::default()),
+            base: table.or("base", TimeSpan::default()),
+            each: table.or("each", TimeSpan::default()),
+            wait: table.or("wait", TimeSpan::default()),
         }),
     }
 }
@@ -290,7 +290,7 @@ fn queue(table: &Table<'_, '_>, default: &Queue) -> Queue {
 fn retry(table: &Table<'_, '_>, default: &Retry) -> Retry {
     Retry {
         attempts: table.within("attempts", 1..=10, default.attempts),
-        budget: table.get::<Share>("budget").map_or(default.budget, |share| share.0),
+        budget: table.get::<Ratio>("budget").map_or(default.budget, |share| share.0),
         min_per_second: table.within("min_per_second", 0.0..=1e6, default.min_per_second),
     }
 }
@@ -298,8 +298,8 @@ fn retry(table: &Table<'_, '_>, default: &Retry) -> Retry {
 fn hedge(table: &Table<'_, '_>) -> Hedge {
     Hedge {
         quantile: table.within("quantile", 0.5..=0.9999, 0.95),
-        budget: table.get::<Share>("budget").map_or(0.03, |share| share.0),
-        min_delay: table.or("min_delay", Span(Duration::from_millis(5))),
+        budget: table.get::<Ratio>("budget").map_or(0.03, |share| share.0),
+        min_delay: table.or("min_delay", TimeSpan(Duration::from_millis(5))),
     }
 }
 
@@ -313,4 +313,4 @@ fn probe(table: &Table<'_, '_>, default: &Probe) -> Probe {
     }
 }
 
-const SECOND: Span = Span(Duration::from_secs(1));
+const SECOND: TimeSpan = TimeSpan(Duration::from_secs(1));

@@ -18,7 +18,7 @@ pub use fleet::{
 pub use objective::{Comparison, Measure, Objective, ObjectiveError};
 
 use crate::distribution::Distribution;
-use crate::units::{Rate, Span};
+use crate::units::{Rate, TimeSpan};
 use forebay_protocol::Priority;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -31,9 +31,9 @@ pub struct Scenario {
     /// Everything random in the run follows from it. Default 1.
     pub seed: u64,
     /// Time before anything is measured, in addition to the load's own length.
-    pub warm_up: Option<Span>,
+    pub warm_up: Option<TimeSpan>,
     /// After it, counted from the intended start, a request is given up.
-    pub timeout: Option<Span>,
+    pub timeout: Option<TimeSpan>,
     /// Requests come from so many clients, each as often as any other.
     pub clients: Option<u32>,
     /// The header in which requests name their client. Default `x-client`.
@@ -86,7 +86,7 @@ pub enum Load {
     /// Each connection sends its next request when it has the answer to the last one.
     Closed {
         /// How long.
-        length: Span,
+        length: TimeSpan,
     },
     /// At the times of an access log.
     Replay {
@@ -103,13 +103,13 @@ pub enum Load {
 #[allow(missing_docs, reason = "see the enum")]
 pub enum Phase {
     /// The same rate all the time.
-    Constant { rate: Rate, length: Span },
+    Constant { rate: Rate, length: TimeSpan },
     /// From one rate to another.
-    Ramp { from: Rate, to: Rate, length: Span },
+    Ramp { from: Rate, to: Rate, length: TimeSpan },
     /// A burst at the end of every period.
-    Bursts { base: Rate, peak: Rate, every: Span, burst: Span, length: Span },
+    Bursts { base: Rate, peak: Rate, every: TimeSpan, burst: TimeSpan, length: TimeSpan },
     /// A sine.
-    Diurnal { low: Rate, high: Rate, period: Span, length: Span },
+    Diurnal { low: Rate, high: Rate, period: TimeSpan, length: TimeSpan },
 }
 
 /// One kind of request in the mix.
@@ -118,7 +118,7 @@ pub struct Request {
     /// Its share in the mix, relative to the others. Default 1.
     pub weight: f64,
     /// Sent as `x-request-deadline`.
-    pub deadline: Option<Span>,
+    pub deadline: Option<TimeSpan>,
     /// Sent as `x-request-priority`.
     pub priority: Option<Priority>,
     /// Service time to ask a synthetic backend for, drawn for every request. The same seed

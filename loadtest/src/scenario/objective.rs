@@ -3,7 +3,7 @@
 //! A load test in a deployment pipeline needs a verdict, not a table. An objective is one word, one
 //! comparison and one value with its unit; it is met or missed, and the exit status says which.
 
-use crate::units::{self, Rate, Span, UnitError};
+use crate::units::{self, Rate, TimeSpan, UnitError};
 use std::fmt;
 use std::str::FromStr;
 
@@ -113,7 +113,7 @@ impl FromStr for Objective {
         .into_iter()
         .find_map(|(sign, comparison)| Some((comparison, rest.strip_prefix(sign)?.trim())))
         .ok_or_else(form)?;
-        let span = |value: &str| value.parse::<Span>().map(|span| span.0.as_secs_f64());
+        let span = |value: &str| value.parse::<TimeSpan>().map(|span| span.0.as_secs_f64());
         let (measure, bound) = match word {
             "mean" => (Measure::Mean, span(value)?),
             "max" => (Measure::Max, span(value)?),

@@ -8,7 +8,7 @@ use super::impact::{Impact, Summary};
 use super::table::Row;
 use super::{SimError, SimPlan, table};
 use crate::scenario::{Scenario, Sim};
-use crate::units::{self, Span};
+use crate::units::{self, TimeSpan};
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -321,7 +321,7 @@ impl Runs<'_> {
             found.faults.first().map_or(f64::NAN, |impact| impact.summary().p99_during * 1e3)
         };
         let with = |name| self.row(name).map_or(f64::NAN, |row| p99(&row.found));
-        let blind = p99(&self.changed(ROUND_ROBIN, |sim| sim.slow_start = Span::default()));
+        let blind = p99(&self.changed(ROUND_ROBIN, |sim| sim.slow_start = TimeSpan::default()));
         let before = self.row(FOREBAY).and_then(|row| row.found.faults.first());
         let before = before.map_or(f64::NAN, |impact| impact.summary().p99_before * 1e3);
         let (forebay, ramped) = (with(FOREBAY), with(ROUND_ROBIN));

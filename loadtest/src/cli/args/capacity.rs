@@ -5,7 +5,7 @@ use super::request::RequestArgs;
 use super::target::scenario_of;
 use crate::generate::capacity::CapacityPlan;
 use crate::scenario::{Comparison, Load, Measure, Objective, Scenario, Spacing};
-use crate::units::{Rate, Share, Span};
+use crate::units::{Rate, Ratio, TimeSpan};
 use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,7 +18,7 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_OBJECTIVE: Objective =
     Objective { measure: Measure::ErrorShare, comparison: Comparison::Less, bound: 0.01 };
 /// How long each rate is measured where nothing is said.
-const DEFAULT_LENGTH: Span = Span(Duration::from_secs(10));
+const DEFAULT_LENGTH: TimeSpan = TimeSpan(Duration::from_secs(10));
 
 const EXAMPLES: &str = "\
 Examples:
@@ -56,11 +56,11 @@ pub struct CapacityArgs {
 
     /// Gap between the highest rate that is good and the lowest that is not, at which it ends
     #[arg(long, value_name = "SHARE", default_value = "5%", help_heading = "Search")]
-    precision: Share,
+    precision: Ratio,
 
     /// How long to measure each rate [default: 10s]
     #[arg(long = "for", value_name = "TIME", help_heading = "Search")]
-    length: Option<Span>,
+    length: Option<TimeSpan>,
 
     /// How requests are spaced [default: the scenario's, or poisson]
     #[arg(long, value_name = "KIND", help_heading = "Search")]
@@ -127,7 +127,7 @@ impl CapacityArgs {
         if !scenario.objectives.iter().any(is_of_errors) {
             scenario.objectives.push(DEFAULT_OBJECTIVE);
         }
-        scenario.timeout = scenario.timeout.or(Some(Span(DEFAULT_TIMEOUT)));
+        scenario.timeout = scenario.timeout.or(Some(TimeSpan(DEFAULT_TIMEOUT)));
         Ok(scenario)
     }
 }

@@ -1,7 +1,7 @@
 //! Flags that say how load is made: they win over what a scenario file says.
 
 use crate::scenario::{Protocol, Scenario, Spacing, Trust};
-use crate::units::{Rate, Span};
+use crate::units::{Rate, TimeSpan};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -19,7 +19,7 @@ pub(super) struct LoadArgs {
 
     /// How long to measure [default: 10s]
     #[arg(long = "for", value_name = "TIME")]
-    pub(super) length: Option<Span>,
+    pub(super) length: Option<TimeSpan>,
 
     /// Stop after so many requests, those of the warm-up included
     #[arg(long, value_name = "N")]
@@ -53,11 +53,11 @@ pub(super) struct GeneratorArgs {
 
     /// Time before anything is measured [default: 1s]
     #[arg(long, value_name = "TIME")]
-    warm_up: Option<Span>,
+    warm_up: Option<TimeSpan>,
 
     /// Give a request up so long after it was meant to start [default: 30s]
     #[arg(long, value_name = "TIME")]
-    timeout: Option<Span>,
+    timeout: Option<TimeSpan>,
 
     /// Threads that generate load [default: 1]
     #[arg(long, value_name = "N")]
@@ -82,7 +82,7 @@ pub(super) struct GeneratorArgs {
 
     /// Before the start, wait so long for the target to answer, and to know the model
     #[arg(long, value_name = "TIME")]
-    wait: Option<Span>,
+    wait: Option<TimeSpan>,
 
     /// With a scenario: send to this URL instead of the scenario's target
     #[arg(long = "target", id = "instead", value_name = "URL")]

@@ -10,7 +10,7 @@ pub use capacity::CapacityArgs;
 use crate::plan::Plan;
 use crate::report::compare::CompareArgs;
 use crate::scenario::{Load, Objective, Phase, Scenario};
-use crate::units::Span;
+use crate::units::TimeSpan;
 use anyhow::bail;
 use clap::{Args, Parser, Subcommand};
 use load::{ArrivalsArg, GeneratorArgs, LoadArgs};
@@ -199,7 +199,7 @@ impl RunArgs {
     /// The file can't be read, or flags contradict each other.
     pub fn scenario(&self) -> anyhow::Result<Scenario> {
         let load = &self.load;
-        let length = load.length.unwrap_or(Span(std::time::Duration::from_secs(10)));
+        let length = load.length.unwrap_or(TimeSpan(std::time::Duration::from_secs(10)));
         let requested = match (load.rate, self.generator.connections) {
             (Some(rate), _) => Some(Load::Open {
                 spacing: load.arrivals.unwrap_or(ArrivalsArg::Constant).spacing(),

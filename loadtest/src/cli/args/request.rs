@@ -3,7 +3,7 @@
 use crate::distribution::Distribution;
 use crate::scenario::Range;
 use crate::scenario::{Encoding, Header, Infer, Request, RequestKind, Shape};
-use crate::units::Span;
+use crate::units::TimeSpan;
 use clap::Args;
 use forebay_protocol::Priority;
 use std::path::PathBuf;
@@ -66,7 +66,7 @@ pub(super) struct RequestArgs {
 
     /// Send x-request-deadline
     #[arg(long, value_name = "TIME")]
-    deadline: Option<Span>,
+    deadline: Option<TimeSpan>,
 
     /// Send x-request-priority: high, normal or batch
     #[arg(long, value_name = "PRIORITY")]

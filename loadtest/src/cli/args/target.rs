@@ -3,7 +3,7 @@
 use super::load::GeneratorArgs;
 use super::request::RequestArgs;
 use crate::scenario::{Live, Load, Scenario, Simulated};
-use crate::units::Span;
+use crate::units::TimeSpan;
 use anyhow::bail;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub(super) fn scenario_of(
         refuse_what_a_scenario_says(&request.given())?;
         Scenario::read(Path::new(target))?
     } else {
-        let load = load.unwrap_or(Load::Closed { length: Span(Duration::from_secs(1)) });
+        let load = load.unwrap_or(Load::Closed { length: TimeSpan(Duration::from_secs(1)) });
         described(target, request, load)
     };
     generator.override_in(&mut scenario);

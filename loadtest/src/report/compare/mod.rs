@@ -12,7 +12,7 @@ mod text;
 pub use text::render;
 
 use crate::report::Report;
-use crate::units::{self, Share};
+use crate::units::{self, Ratio};
 use clap::Args;
 use resample::{Grid, Side, Totals};
 use serde::Serialize;
@@ -60,15 +60,15 @@ pub struct CompareArgs {
 
     /// Change of a latency or a rate that does not matter
     #[arg(long, value_name = "SHARE", default_value = "5%")]
-    pub tolerance: Share,
+    pub tolerance: Ratio,
 
     /// Change of the error share that does not matter, in points
     #[arg(long, value_name = "SHARE", default_value = "0.1%")]
-    pub errors: Share,
+    pub errors: Ratio,
 
     /// Confidence of all intervals together
     #[arg(long, value_name = "SHARE", default_value = "95%")]
-    pub confidence: Share,
+    pub confidence: Ratio,
 
     /// Number of resamples
     #[arg(long, value_name = "N", default_value_t = 4000)]
