@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// Connections that make room at once: looking for them means looking at all.
-const BATCH: usize = 16;
+const MAX_EVICTED_AT_ONCE: usize = 16;
 /// Time after a search that found none in which there is no other.
-const NO_SEARCH: Duration = Duration::from_millis(5);
+const MIN_SEARCH_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What is spoken at the admin listener.
 const ADMIN: &str = "admin";
@@ -163,7 +163,7 @@ impl Connections {
             return false;
         }
         // A client's own bound costs none but itself a place.
-        let batch = if client.is_some() { 1 } else { BATCH };
+        let batch = if client.is_some() { 1 } else { MAX_EVICTED_AT_ONCE };
         let mut longest: Vec<(u64, Arc<Seat>)> = Vec::with_capacity(batch + 1);
         let mut seats = self.seats();
         for seat in seats.taken.iter().flatten() {
@@ -188,7 +188,7 @@ impl Connections {
         }
         drop(seats);
         if !found && client.is_none() {
-            self.no_search.store(now + millis(NO_SEARCH), Relaxed);
+            self.no_search.store(now + millis(MIN_SEARCH_INTERVAL), Relaxed);
         }
         found
     }
@@ -361,7 +361,10 @@ mod tests {
         assert_eq!(leaving, (24..40).collect::<Vec<_>>());
         // They have not gone yet, but their places are given already.
         let more: Vec<_> = (0..15).map(|_| connections.enter().unwrap()).collect();
-        assert_eq!(all.iter().filter(|connection| connection.is_leaving()).count(), BATCH);
+        assert_eq!(
+            all.iter().filter(|connection| connection.is_leaving()).count(),
+            MAX_EVICTED_AT_ONCE
+        );
         drop((all, new, more));
         assert_eq!((connections.open(), connections.leaving.load(Relaxed)), (0, 0));
     }

@@ -17,7 +17,7 @@ const CONFIG: &str = "conf/demo.toml";
 /// The request that the banner proposes.
 const EXAMPLE: (&str, &str) = ("magika", "backends/models/magika/examples/python.json");
 /// Longest that the banner waits for the models.
-const PATIENCE: Duration = Duration::from_secs(120);
+const MAX_START_TIME: Duration = Duration::from_secs(120);
 
 /// Runs the demo until it is stopped.
 ///
@@ -63,7 +63,7 @@ struct Banner {
 
 impl Banner {
     async fn show(self) {
-        if tokio::time::timeout(PATIENCE, self.all_ready()).await.is_err() {
+        if tokio::time::timeout(MAX_START_TIME, self.all_ready()).await.is_err() {
             say("forebay: the workers are not ready yet; see /status on the admin listener\n");
             return;
         }

@@ -1,13 +1,13 @@
-//! Where callers come in: sockets, and who takes what is accepted there.
+//! Where clients come in: sockets, and who takes what is accepted there.
 //!
 //! Everything is bound before anything runs: an address in use is an error message, not a panic
 //! inside a service. And a socket stays open when its own loop has ended, because closing it with
-//! connections in line would reset callers that the kernel has let in already.
+//! connections in line would reset clients that the kernel has let in already.
 //!
 //! A service manager may hold the sockets and pass them on to each process in turn. Then there is no
 //! moment without them, and no connection that is refused while a process is exchanged.
 
-use crate::config::{self, Listener, Protocol};
+use crate::config::{self, Protocol};
 use crate::connections::Connections;
 use crate::downstream::accept::Accept;
 use crate::downstream::accept_loop::{self, MAX_WAITING};
@@ -109,23 +109,23 @@ fn addressed(socket: TcpListener) -> std::io::Result<(SocketAddr, TcpListener)> 
 }
 
 /// One listener.
-pub struct Door {
+pub struct Listener {
     bound: SocketAddr,
     socket: TcpListener,
     /// Whether someone else holds it, too, and passes it to the next process.
     outlives: bool,
-    taker: Arc<Taker>,
+    acceptor: Arc<Acceptor>,
     /// Its open connections.
     pub connections: Arc<Connections>,
 }
 
 /// What takes its connections.
-enum Taker {
+enum Acceptor {
     Http(Arc<Accept>),
     Tcp(Arc<Layer4>),
 }
 
-impl Door {
+impl Listener {
     /// A listener, with its place in the configuration, at a socket that was bound.
     ///
     /// # Errors
@@ -133,13 +133,13 @@ impl Door {
     pub fn new(
         sockets: &Sockets,
         bound: SocketAddr,
-        (place, listener): (usize, &Listener),
+        (place, listener): (usize, &config::Listener),
         proxy: &Proxy,
         server: &config::Server,
     ) -> Result<Self> {
         let connections = Arc::new(Connections::new(bound, listener));
-        let taker = match &listener.protocol {
-            Protocol::Http { h2 } => Taker::Http(Arc::new(Accept {
+        let acceptor = match &listener.protocol {
+            Protocol::Http { h2 } => Acceptor::Http(Arc::new(Accept {
                 proxy: Arc::new(http(proxy, *h2, server)),
                 place,
                 h2: *h2,
@@ -149,7 +149,7 @@ impl Door {
                 lifecycle: Arc::clone(&proxy.lifecycle),
                 observer: Arc::clone(&proxy.observer),
             })),
-            Protocol::Tcp(settings) => Taker::Tcp(Arc::new(Layer4 {
+            Protocol::Tcp(settings) => Acceptor::Tcp(Arc::new(Layer4 {
                 place,
                 settings: settings.clone(),
                 proxy_protocol: listener.proxy_protocol,
@@ -161,10 +161,10 @@ impl Door {
         };
         let outlives = sockets.bound.get(&bound).is_some_and(|socket| socket.is_passed);
         let socket = sockets.hold(bound)?;
-        Ok(Self { bound, socket, outlives, taker: Arc::new(taker), connections })
+        Ok(Self { bound, socket, outlives, acceptor: Arc::new(acceptor), connections })
     }
 
-    /// Serves until told to stop. Where callers may be waiting already, or another process takes them,
+    /// Serves until told to stop. Where clients may be waiting already, or another process takes them,
     /// not before `ready`.
     ///
     /// # Errors
@@ -178,12 +178,12 @@ impl Door {
     ) -> Result<()> {
         let listener = Arc::new(accept_loop::listener(&self.socket)?);
         let name: Arc<str> = self.bound.to_string().into();
-        let (taker, stopping) = (Arc::clone(&self.taker), stopping.clone());
+        let (acceptor, stopping) = (Arc::clone(&self.acceptor), stopping.clone());
         let accept = move || {
             let (listener, name) = (Arc::clone(&listener), Arc::clone(&name));
-            let (taker, stopping) = (Arc::clone(&taker), stopping.clone());
+            let (acceptor, stopping) = (Arc::clone(&acceptor), stopping.clone());
             async move {
-                let take = |stream, peer| taker.take(stream, peer, &stopping);
+                let take = |stream, peer| acceptor.take(stream, peer, &stopping);
                 accept_loop::accept(&listener, &name, stopping.clone(), take).await;
             }
         };
@@ -207,12 +207,12 @@ impl Door {
             let Ok((stream, peer)) = self.socket.accept() else { return };
             let Ok(()) = stream.set_nonblocking(true) else { continue };
             let Ok(stream) = TcpStream::from_std(stream) else { continue };
-            self.taker.take(stream, peer, &stop.subscribe());
+            self.acceptor.take(stream, peer, &stop.subscribe());
         }
     }
 }
 
-impl Taker {
+impl Acceptor {
     fn connections(&self) -> &Connections {
         match self {
             Self::Http(accept) => &accept.connections,

@@ -11,7 +11,7 @@ use std::time::Duration;
 pub struct Refusal {
     /// The stable code; status, blame and retryability follow from it.
     pub reason: Reason,
-    /// What was expected and what was found, for the caller's eyes.
+    /// What was expected and what was found, for the client's eyes.
     pub message: Cow<'static, str>,
     /// When it may be worth asking again.
     pub retry_after: Option<Duration>,

@@ -13,7 +13,7 @@ use crate::connections::Connections;
 use crate::downstream::accept_loop;
 use crate::http::proxy::Proxy;
 use crate::lifecycle::Lifecycle;
-use crate::listeners::{Door, Sockets};
+use crate::listeners::{Listener, Sockets};
 use crate::pool::Snapshot;
 use crate::pool::control::{self, ControlHandle};
 use crate::pool::fleet::{Fleets, Supervisors, WorkerLog};
@@ -91,7 +91,7 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
     let lifecycle = Arc::new(Lifecycle::default());
     let tasks = &lifecycle.tasks;
     let prometheus = metrics::install(tasks)?;
-    let listeners: Vec<_> = config
+    let bound_listeners: Vec<_> = config
         .listeners
         .iter()
         .map(|listener| Ok((sockets.bind(listener.address)?, listener.clone())))
@@ -120,22 +120,22 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
     };
     let (stop, stopping) = watch::channel(false);
     let mut services = JoinSet::new();
-    let doors: Vec<_> = listeners
+    let listeners: Vec<_> = bound_listeners
         .iter()
         .enumerate()
         .map(|(place, (bound, listener))| {
-            Door::new(&sockets, *bound, (place, listener), &proxy, &server)
+            Listener::new(&sockets, *bound, (place, listener), &proxy, &server)
         })
         .collect::<Result<_>>()?;
-    for door in &doors {
+    for listener in &listeners {
         let ready = wait_ready(Arc::clone(&lifecycle), Arc::clone(control.snapshot()));
-        door.open(tasks, &stopping, &mut services, ready)?;
+        listener.open(tasks, &stopping, &mut services, ready)?;
     }
     if let Some(bound) = admin {
         let admin = Admin {
             control: control.clone(),
             lifecycle: Arc::clone(&lifecycle),
-            listeners: doors.iter().map(|door| Arc::clone(&door.connections)).collect(),
+            listeners: listeners.iter().map(|listener| Arc::clone(&listener.connections)).collect(),
             reloader: reloader.clone(),
             prometheus,
             bound: bound.ip(),
@@ -153,11 +153,11 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
     // Each listener has its own handle now. Another one would keep the kernel accepting connections
     // when the last loop has ended.
     drop(sockets);
-    let listeners = listeners.iter().map(|(bound, _)| *bound).collect();
-    started(&Started { listeners, admin, control });
+    let addresses = bound_listeners.iter().map(|(bound, _)| *bound).collect();
+    started(&Started { listeners: addresses, admin, control });
 
     let lost = signals.wait_for_stop(&reloader, tasks).await;
-    let orderly = drain(&lifecycle, &server, doors, &stop, &mut services, &mut signals).await;
+    let orderly = drain(&lifecycle, &server, listeners, &stop, &mut services, &mut signals).await;
     if orderly {
         supervisors_stop(supervisors, &mut signals).await;
     } else {
@@ -165,7 +165,7 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
         drop(supervisors);
     }
     // Nothing else is left to do on this thread.
-    observer.log().stop(LOG_PATIENCE);
+    observer.log().stop(MAX_LOG_FLUSH_TIME);
     tracing::info!("stopped");
     match lost {
         None => Ok(()),
@@ -189,10 +189,10 @@ fn serve_admin(
     }
 }
 
-/// Until requests can be served, or for [`WARM_UP`] at most: what is broken must be answered, too.
+/// Until requests can be served, or for [`MAX_WARM_UP`] at most: what is broken must be answered, too.
 async fn wait_ready(lifecycle: Arc<Lifecycle>, snapshot: Arc<ArcSwap<Snapshot>>) {
     let started = Instant::now();
-    while !lifecycle.is_ready(&snapshot.load()) && started.elapsed() < WARM_UP {
+    while !lifecycle.is_ready(&snapshot.load()) && started.elapsed() < MAX_WARM_UP {
         sleep(READY_CHECK_INTERVAL).await;
     }
 }
@@ -200,13 +200,13 @@ async fn wait_ready(lifecycle: Arc<Lifecycle>, snapshot: Arc<ArcSwap<Snapshot>>)
 /// How often a starting process looks whether it is ready.
 const READY_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 /// Time that the first probes get before a socket is used that was passed.
-const WARM_UP: Duration = Duration::from_secs(5);
+const MAX_WARM_UP: Duration = Duration::from_secs(5);
 
 /// Readiness first, then listeners, then what is in flight. `false`: a second signal ended it.
 async fn drain(
     lifecycle: &Lifecycle,
     server: &config::Server,
-    doors: Vec<Door>,
+    listeners: Vec<Listener>,
     stop: &watch::Sender<bool>,
     services: &mut JoinSet<()>,
     signals: &mut Signals,
@@ -217,8 +217,8 @@ async fn drain(
         sleep(server.drain_delay).await;
         stop.send_replace(true);
         while services.join_next().await.is_some() {}
-        for door in doors {
-            door.close(stop);
+        for listener in listeners {
+            listener.close(stop);
         }
         if timeout(server.drain_timeout, lifecycle.wait_idle()).await.is_err() {
             tracing::warn!(in_flight = lifecycle.in_flight(), "drain timed out, requests are cut");
@@ -240,7 +240,7 @@ async fn drain(
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// Time that the last lines of the access log get.
-const LOG_PATIENCE: Duration = Duration::from_secs(1);
+const MAX_LOG_FLUSH_TIME: Duration = Duration::from_secs(1);
 
 async fn supervisors_stop(supervisors: Supervisors, signals: &mut Signals) {
     tokio::select! {

@@ -7,7 +7,7 @@
 use crate::admin::Admin;
 use crate::connections::{Connection, Connections};
 use crate::downstream::accept::{say, socket};
-use crate::downstream::http1_reader::{Arrival, Caller};
+use crate::downstream::http1_reader::{Arrival, Http1Reader};
 use crate::refusal::Refusal;
 use bytes::BytesMut;
 use forebay_protocol::Reason;
@@ -29,7 +29,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Time that a request may take with its answer. A reload reads files, and resolves nothing.
 const IN_ALL: Duration = Duration::from_secs(60);
 /// Time that one read or write may take.
-const STALL: Duration = Duration::from_secs(10);
+const MAX_WRITE_STALL: Duration = Duration::from_secs(10);
 
 /// Takes the connections of operators.
 pub struct AdminListener {
@@ -48,14 +48,14 @@ impl AdminListener {
 
     async fn connection(&self, stream: TcpStream, peer: SocketAddr, stop: ShutdownWatch) {
         let Some(mut connection) = self.connections.enter() else { return };
-        let caller = Caller::new(Box::new(socket(stream, peer)), BytesMut::new());
-        self.requests(Box::new(caller), &mut connection, stop).await;
+        let reader = Http1Reader::new(Box::new(socket(stream, peer)), BytesMut::new());
+        self.requests(Box::new(reader), &mut connection, stop).await;
     }
 
     /// One request after the other.
     async fn requests(
         &self,
-        mut caller: Box<Caller>,
+        mut reader: Box<Http1Reader>,
         connection: &mut Connection,
         mut stop: ShutdownWatch,
     ) {
@@ -65,34 +65,34 @@ impl AdminListener {
             waiting.begins();
             let arrival = tokio::select! {
                 biased;
-                arrival = caller.next(idle, HEADER) => arrival,
+                arrival = reader.next(idle, HEADER) => arrival,
                 _ = stop.wait_for(|stop| *stop) => Arrival::Ended,
                 () = connection.room_is_wanted() => Arrival::Ended,
             };
             waiting.ends();
             let begun = match arrival {
                 Arrival::Request(begun) => begun,
-                Arrival::Ended => return caller.farewell().await,
+                Arrival::Ended => return reader.farewell().await,
                 Arrival::Http2 => {
                     let words = "expected HTTP/1.1, found HTTP/2, which is not spoken here";
                     let refusal = Refusal::new(Reason::InvalidRequest, words);
-                    return say(caller, &refusal, "", Duration::ZERO).await;
+                    return say(reader, &refusal, "", Duration::ZERO).await;
                 }
                 Arrival::Refused(refusal) => {
-                    return say(caller, &refusal, "", Duration::from_secs(1)).await;
+                    return say(reader, &refusal, "", Duration::from_secs(1)).await;
                 }
             };
-            let mut session = ServerSession::new_http1(caller);
-            session.set_read_timeout(Some(STALL));
-            session.set_write_timeout(Some(STALL));
+            let mut session = ServerSession::new_http1(reader);
+            session.set_read_timeout(Some(MAX_WRITE_STALL));
+            session.set_write_timeout(Some(MAX_WRITE_STALL));
             session.set_pipelined_prefix(begun);
             let answered = timeout(IN_ALL, self.admin.process_new_http(session, &stop)).await;
             let Ok(Some(next)) = answered else { return };
             let (stream, _) = next.consume();
             // What was given is given back.
-            let Ok(same) = stream.into_any().downcast::<Caller>() else { return };
-            caller = same;
-            caller.rests();
+            let Ok(same) = stream.into_any().downcast::<Http1Reader>() else { return };
+            reader = same;
+            reader.rests();
             idle = IDLE;
         }
     }

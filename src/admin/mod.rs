@@ -1,4 +1,4 @@
-//! The admin listener: metrics, status, reload. Off the callers' listeners, and on loopback unless
+//! The admin listener: metrics, status, reload. Off the clients' listeners, and on loopback unless
 //! the operator says otherwise, since whoever reaches it may reload.
 
 pub mod listener;
@@ -34,7 +34,7 @@ pub struct Admin {
     pub control: ControlHandle,
     /// What is in flight.
     pub lifecycle: Arc<Lifecycle>,
-    /// The callers' connections, listener by listener.
+    /// The clients' connections, listener by listener.
     pub listeners: Vec<Arc<Connections>>,
     /// Reloads.
     pub reloader: Reloader,

@@ -10,11 +10,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 /// Time that the proxy gets to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const MAX_ANSWER_TIME: Duration = Duration::from_secs(5);
 /// Longest answer that is read; it is a few lines.
 const MAX_ANSWER: u64 = 64 * 1024;
 /// Time between two looks at what is still in flight.
-const LOOK: Duration = Duration::from_millis(100);
+const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Which endpoint of which proxy.
 #[derive(clap::Args)]
@@ -41,7 +41,7 @@ pub(super) fn drain(endpoint: &Endpoint, wait: Option<Duration>) -> Result<Strin
         if started.elapsed() >= wait {
             bail!("{} after {} s", told(&said), wait.as_secs());
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(DRAIN_CHECK_INTERVAL);
     }
 }
 
@@ -69,9 +69,9 @@ impl Endpoint {
     fn ask(&self, verb: &str) -> Result<Value> {
         let admin = self.admin;
         let connect = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect_timeout(&admin, PATIENCE)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
+            let mut stream = TcpStream::connect_timeout(&admin, MAX_ANSWER_TIME)?;
+            stream.set_read_timeout(Some(MAX_ANSWER_TIME))?;
+            stream.set_write_timeout(Some(MAX_ANSWER_TIME))?;
             let address = self.address.to_string();
             let path =
                 format!("/pools/{}/endpoints/{}/{verb}", encode(&self.pool), encode(&address));

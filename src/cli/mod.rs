@@ -177,7 +177,7 @@ fn complain(message: &str) {
 
 fn start_logging(cli: &Cli) -> Result<()> {
     use tracing_subscriber::EnvFilter;
-    // Pingora reports every caller that leaves as an error; the access log has it as what it is.
+    // Pingora reports every client that leaves as an error; the access log has it as what it is.
     let base = if cli.command.is_none() { "warn" } else { cli.log_level.as_str() };
     let filter = EnvFilter::try_new(format!("warn,pingora_proxy=off,pingora_core=error,{base}"))?;
     // A command that is not a server logs nothing, and waits for its reader as any other does.

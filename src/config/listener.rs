@@ -1,4 +1,4 @@
-//! Where callers come in: addresses, what is spoken there, and how much of it.
+//! Where clients come in: addresses, what is spoken there, and how much of it.
 
 use super::check::{Names, known_pool, positive, secs};
 use super::tls::{self, Tls};
@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-/// One address where callers come in.
+/// One address where clients come in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
     /// Address and port; port 0 lets the OS choose.
@@ -68,7 +68,7 @@ impl Protocol {
 
 /// Most that can be asked for: more sockets than a process may have.
 const MAX_CONNECTIONS: usize = 10_000_000;
-/// Enough for a fleet's callers, and what they hold fits a small machine.
+/// Enough for a fleet's clients, and what they hold fits a small machine.
 const DEFAULT_CONNECTIONS: usize = 20_000;
 
 pub(super) fn read(

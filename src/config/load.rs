@@ -41,7 +41,7 @@ impl Config {
         read::config(source, base)
     }
 
-    /// What is not wrong, but will not go well: certificates that callers do not believe at `now`, keys
+    /// What is not wrong, but will not go well: certificates that clients do not believe at `now`, keys
     /// that everybody can read, and more connections than there are descriptors.
     pub fn warnings(&self, now: SystemTime) -> Vec<String> {
         let certificates = self.listeners.iter().filter_map(|listener| listener.tls.as_ref());

@@ -97,10 +97,10 @@ pub struct Limits {
     pub min_rate: f64,
     /// Time for which it may be slower than that.
     pub stall_timeout: Duration,
-    /// Time for which a gRPC stream may be silent whose caller gave it no deadline.
+    /// Time for which a gRPC stream may be silent whose client gave it no deadline.
     pub stream_idle: Duration,
-    /// The header that names the caller, where something in front can be trusted to set it; else a
-    /// caller is an address.
+    /// The header that names the client, where something in front can be trusted to set it; else a
+    /// client is an address.
     pub caller_header: Option<HeaderName>,
 }
 
@@ -232,7 +232,7 @@ pub struct Retry {
     /// Time that one attempt may take to answer; `None`: the deadline alone bounds it.
     pub attempt_timeout: Option<Duration>,
     /// What is worth another attempt.
-    pub on: Vec<Trouble>,
+    pub on: Vec<RetryOn>,
 }
 
 /// A second attempt beside a first one that is slow.
@@ -248,7 +248,7 @@ pub struct Hedge {
 
 /// How an attempt can end that may go better elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trouble {
+pub enum RetryOn {
     /// No connection.
     Connect,
     /// The connection broke before the answer was complete.
@@ -261,7 +261,7 @@ pub enum Trouble {
     Status(u16),
 }
 
-impl Trouble {
+impl RetryOn {
     /// Every kind by its name in the configuration.
     pub const NAMES: &'static [(&'static str, Self)] = &[
         ("connect", Self::Connect),
@@ -275,7 +275,7 @@ impl Trouble {
         ("504", Self::Status(504)),
     ];
     /// What is worth another attempt unless the configuration says otherwise.
-    pub const USUAL: [Self; 7] = [
+    pub const DEFAULT: [Self; 7] = [
         Self::Connect,
         Self::Reset,
         Self::Timeout,
@@ -308,7 +308,7 @@ pub struct Route {
     pub pool: usize,
     /// Cheaper variants that answer if the pool can't, in this order.
     pub fallback: Vec<Fallback>,
-    /// Time that a request may take; a caller can ask for less, not for more.
+    /// Time that a request may take; a client can ask for less, not for more.
     pub deadline: Duration,
     /// How urgent a request is that does not say.
     pub priority: Priority,

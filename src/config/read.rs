@@ -6,7 +6,7 @@ use super::check::{
 };
 use super::{
     AccessLog, Config, EndpointProtocol, Fallback, Fleet, Hedge, Limits, Pattern, Pool, Probe,
-    ProbeKind, Protocol, Queue, Retry, Route, Server, Source, Trouble, listener,
+    ProbeKind, Protocol, Queue, Retry, RetryOn, Route, Server, Source, listener,
 };
 use forebay_config::{ByteRate, ByteSize, Diagnostics, Document, NameOrTable, Ratio, Span, Table};
 use forebay_protocol::Priority;
@@ -235,7 +235,7 @@ fn retry(table: &Table<'_, '_>) -> Retry {
         budget: table.or("budget", Ratio(0.1)).0,
         min_per_second: table.within("min_per_second", 0.0..=1e6, 0.0),
         attempt_timeout,
-        on: troubles(table),
+        on: retry_on(table),
     }
 }
 
@@ -246,13 +246,13 @@ fn queue(table: &Table<'_, '_>) -> Queue {
     }
 }
 
-fn troubles(table: &Table<'_, '_>) -> Vec<Trouble> {
-    let Some((names, _)) = table.items::<String>("on") else { return Trouble::USUAL.to_vec() };
+fn retry_on(table: &Table<'_, '_>) -> Vec<RetryOn> {
+    let Some((names, _)) = table.items::<String>("on") else { return RetryOn::DEFAULT.to_vec() };
     let known = |(name, span): (String, Span)| {
-        let found = Trouble::NAMES.iter().find(|(known, _)| *known == name);
+        let found = RetryOn::NAMES.iter().find(|(known, _)| *known == name);
         if found.is_none() {
             let names: Vec<_> =
-                Trouble::NAMES.iter().map(|(name, _)| format!("{name:?}")).collect();
+                RetryOn::NAMES.iter().map(|(name, _)| format!("{name:?}")).collect();
             let expected = format!("expected some of {}", names.join(", "));
             table.note(span, "on", format!("{expected}, found {name:?}"));
         }

@@ -1,4 +1,4 @@
-//! `tls` of a listener: what it shows to callers, and which callers it lets in.
+//! `tls` of a listener: what it shows to clients, and which clients it lets in.
 //!
 //! The files are read with the configuration. A certificate that does not fit its key is then an
 //! error in the file, at its line, and not a handshake that fails at night. A reload reads them again,
@@ -47,7 +47,7 @@ impl PartialEq for Tls {
 
 impl Eq for Tls {}
 
-/// A certificate, without those that lead to its authority: callers may know another way there.
+/// A certificate, without those that lead to its authority: clients may know another way there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
     /// Where it comes from.
@@ -70,7 +70,7 @@ impl Certificate {
         self.out_of_time(now).into_iter().chain(self.key_is_open.then(open))
     }
 
-    /// Why callers will not believe it at `now`, if they will not.
+    /// Why clients will not believe it at `now`, if they will not.
     fn out_of_time(&self, now: SystemTime) -> Option<String> {
         let file = self.file.display();
         let days = |time: Duration| time.as_secs() / (24 * 3600);
@@ -170,7 +170,7 @@ fn server(
     };
     let mut server = builder.with_cert_resolver(Arc::new(ByName::new(pairs)));
     server.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-    // A caller that comes back is known by its ticket, however many there are.
+    // A client that comes back is known by its ticket, however many there are.
     server.ticketer = ring::Ticketer::new().map_err(|error| error.to_string())?;
     Ok(server)
 }
@@ -300,7 +300,7 @@ fn clients(table: &Table<'_, '_>, base: &Path) -> Option<(PathBuf, RootCertStore
     Some((file, roots))
 }
 
-/// Shows the certificate that is for the name a caller asks for, or else the first.
+/// Shows the certificate that is for the name a client asks for, or else the first.
 #[derive(Debug)]
 struct ByName {
     named: HashMap<String, Arc<CertifiedKey>>,

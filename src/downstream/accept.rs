@@ -1,15 +1,15 @@
-//! The edge towards the callers: which protocol a new connection speaks, and what holds for every
+//! The edge towards the clients: which protocol a new connection speaks, and what holds for every
 //! request before anything is known of it.
 //!
 //! Pingora tells h2c from HTTP/1.1 by waiting for as many bytes as HTTP/2 begins with. A whole
 //! HTTP/1.0 request can be shorter than that (HAProxy's health check is), and would wait for ever.
-//! Here a connection is HTTP/1.1 as soon as a byte differs, and [`Caller`] reads the head of each of
+//! Here a connection is HTTP/1.1 as soon as a byte differs, and [`Http1Reader`] reads the head of each of
 //! its requests: whole, in time, and by the letter. Only then does Pingora see it. What is refused
 //! gets words, a count and a line in the log, as any refusal. What comes before HTTP, a PROXY header
 //! and a TLS handshake, has no such words: a connection that fails there is counted and closed.
 
 use crate::connections::{Connection, Connections};
-use crate::downstream::http1_reader::{Arrival, Caller};
+use crate::downstream::http1_reader::{Arrival, Http1Reader};
 use crate::downstream::http2::Http2;
 use crate::downstream::proxy_protocol;
 use crate::downstream::tls::{self, Encrypted};
@@ -18,7 +18,7 @@ use crate::http::proxy::{KEEPALIVE_SECONDS, MAX_WRITE_STALL, Proxy};
 use crate::lifecycle::Lifecycle;
 use crate::pool::Snapshot;
 use crate::refusal::Refusal;
-use crate::telemetry::observe::{Observer, TurnedAway, turned_away};
+use crate::telemetry::observe::{Observer, RejectedConnection, record_rejected_connection};
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use forebay_process::resources::Exhausted;
@@ -41,9 +41,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 /// Time in which the rest of what was refused is read.
-const LINGER: Duration = Duration::from_secs(1);
+const MAX_LINGER: Duration = Duration::from_secs(1);
 /// The same, and the time for the whole answer, where there is no descriptor left.
-const SHORT_LINGER: Duration = Duration::from_millis(100);
+const MAX_LINGER_EXHAUSTED: Duration = Duration::from_millis(100);
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Time that an HTTP/2 client gets to answer a GOAWAY where its connection is to make room.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
@@ -102,7 +102,7 @@ impl Accept {
         let _open = self.lifecycle.connected();
         let began = Instant::now();
         let in_all = self.header_timeout();
-        let patience = if self.proxy_protocol { proxy_protocol::PATIENCE } else { in_all };
+        let patience = if self.proxy_protocol { proxy_protocol::MAX_HEADER_TIME } else { in_all };
         let waiting = connection.waiting();
         waiting.begins();
         let mut first = [0];
@@ -115,9 +115,9 @@ impl Accept {
         waiting.ends();
         let begun = self.begun(socket(stream, peer), (began, in_all), &mut connection);
         match Box::pin(begun).await {
-            Some((caller, None)) => Box::pin(self.http2(caller, &mut connection, &stop)).await,
-            Some((caller, Some(first))) => {
-                Box::pin(self.http1(caller, first, &mut connection, &stop)).await;
+            Some((reader, None)) => Box::pin(self.http2(reader, &mut connection, &stop)).await,
+            Some((reader, Some(first))) => {
+                Box::pin(self.http1(reader, first, &mut connection, &stop)).await;
             }
             None => {}
         }
@@ -130,7 +130,7 @@ impl Accept {
         socket: L4Stream,
         (began, in_all): (Instant, Duration),
         connection: &mut Connection,
-    ) -> Option<(Box<Caller>, Option<Arrival>)> {
+    ) -> Option<(Box<Http1Reader>, Option<Arrival>)> {
         let begun = Box::pin(self.begin(socket, (began, in_all), connection)).await;
         let (stream, ahead) = match begun {
             Ok(begun) => begun,
@@ -145,22 +145,22 @@ impl Accept {
             Some(_) => stream.selected_alpn_proto() == Some(ALPN::H2),
             None => self.h2,
         };
-        let mut caller = Box::new(Caller::new(stream, ahead));
+        let mut reader = Box::new(Http1Reader::new(stream, ahead));
         let left = (began + in_all).saturating_duration_since(Instant::now());
         let waiting = connection.waiting();
         waiting.begins();
         let first = tokio::select! {
             biased;
-            first = caller.next(left, in_all) => first,
+            first = reader.next(left, in_all) => first,
             () = connection.room_is_wanted() => {
                 connection.ended(Reason::Evicted);
-                caller.farewell().await;
+                reader.farewell().await;
                 return None;
             }
         };
         waiting.ends();
         let is_http2 = h2 && matches!(first, Arrival::Http2);
-        Some((caller, (!is_http2).then_some(first)))
+        Some((reader, (!is_http2).then_some(first)))
     }
 
     /// There is no descriptor for this connection but the one that it came with, for as long as it takes to
@@ -172,8 +172,8 @@ impl Accept {
         let accept = Arc::clone(self);
         tokio::spawn(async move {
             let refusal = exhausted::refusal(Exhausted::Descriptors);
-            let caller = Caller::new(Box::new(socket(stream, peer)), BytesMut::new());
-            let said = accept.refuse(Box::new(caller), &refusal, SHORT_LINGER);
+            let reader = Http1Reader::new(Box::new(socket(stream, peer)), BytesMut::new());
+            let said = accept.refuse(Box::new(reader), &refusal, MAX_LINGER_EXHAUSTED);
             let _ = timeout(LAST_WORDS, said).await;
             drop(words);
         });
@@ -188,9 +188,9 @@ impl Accept {
         let words = "expected fewer connections, found as many as may be open";
         let refusal = Refusal::new(Reason::ConnectionLimit, words);
         let stream = Box::new(socket(stream, peer));
-        let caller = Box::new(Caller::new(stream, BytesMut::new()));
+        let reader = Box::new(Http1Reader::new(stream, BytesMut::new()));
         // Nobody lingers where there is no room.
-        self.refuse(caller, &refusal, Duration::ZERO).await;
+        self.refuse(reader, &refusal, Duration::ZERO).await;
     }
 
     /// What comes before HTTP, `in_all` from its beginning at most. From then on the connection is the
@@ -241,9 +241,14 @@ impl Accept {
     }
 
     /// HTTP/2, until the client leaves, the process stops, or the connection is to make room.
-    async fn http2(&self, caller: Box<Caller>, connection: &mut Connection, stop: &ShutdownWatch) {
+    async fn http2(
+        &self,
+        reader: Box<Http1Reader>,
+        connection: &mut Connection,
+        stop: &ShutdownWatch,
+    ) {
         let observer = Arc::clone(&self.observer);
-        let (stream, ended) = Http2::new(caller, connection, observer, self.header_timeout());
+        let (stream, ended) = Http2::new(reader, connection, observer, self.header_timeout());
         let waiting = connection.waiting();
         let (leave, leaving) = watch::channel(*stop.borrow());
         let mut serving = ServerApp::process_new(&self.proxy, Box::new(stream), &leaving);
@@ -271,7 +276,7 @@ impl Accept {
     /// One request after the other, as long as the connection is kept.
     async fn http1(
         &self,
-        mut caller: Box<Caller>,
+        mut reader: Box<Http1Reader>,
         first: Arrival,
         connection: &mut Connection,
         stop: &ShutdownWatch,
@@ -280,19 +285,19 @@ impl Accept {
         loop {
             let begun = match arrival {
                 Arrival::Request(begun) => begun,
-                Arrival::Ended => return caller.farewell().await,
+                Arrival::Ended => return reader.farewell().await,
                 Arrival::Http2 => {
                     let words = "expected HTTP/1.1, found HTTP/2, which is not spoken here";
                     let refusal = Refusal::new(Reason::InvalidRequest, words);
                     connection.ended(refusal.reason);
-                    return Box::pin(self.refuse(caller, &refusal, LINGER)).await;
+                    return Box::pin(self.refuse(reader, &refusal, MAX_LINGER)).await;
                 }
                 Arrival::Refused(refusal) => {
                     connection.ended(refusal.reason);
-                    return Box::pin(self.refuse(caller, &refusal, LINGER)).await;
+                    return Box::pin(self.refuse(reader, &refusal, MAX_LINGER)).await;
                 }
             };
-            let mut session = ServerSession::new_http1(caller);
+            let mut session = ServerSession::new_http1(reader);
             match settings {
                 Some(settings) => HttpPersistentSettings::apply_to_session(settings, &mut session),
                 None => session.set_keepalive(Some(KEEPALIVE_SECONDS)),
@@ -304,11 +309,11 @@ impl Accept {
             let next = self.proxy.process_new_http(session, stop).await;
             let Some((stream, kept)) = next.map(ReusedHttpStream::consume) else { return };
             // What was given is given back.
-            let Ok(same) = stream.into_any().downcast::<Caller>() else { return };
-            (caller, settings) = (same, kept);
-            caller.rests();
-            let Some(next) = self.next(&mut caller, connection, stop).await else {
-                return caller.farewell().await;
+            let Ok(same) = stream.into_any().downcast::<Http1Reader>() else { return };
+            (reader, settings) = (same, kept);
+            reader.rests();
+            let Some(next) = self.next(&mut reader, connection, stop).await else {
+                return reader.farewell().await;
             };
             arrival = next;
         }
@@ -319,7 +324,7 @@ impl Accept {
     /// come just then.
     async fn next(
         &self,
-        caller: &mut Caller,
+        reader: &mut Http1Reader,
         connection: &mut Connection,
         stop: &ShutdownWatch,
     ) -> Option<Arrival> {
@@ -330,7 +335,7 @@ impl Accept {
         let arrival = tokio::select! {
             // What is there already comes first.
             biased;
-            arrival = caller.next(idle, self.header_timeout()) => Some(arrival),
+            arrival = reader.next(idle, self.header_timeout()) => Some(arrival),
             _ = stopping.wait_for(|stop| *stop) => None,
             () = connection.room_is_wanted() => None,
         };
@@ -342,10 +347,10 @@ impl Accept {
             connection.ended(Reason::Evicted);
         }
         let in_all = self.header_timeout();
-        match timeout(LAST_LOOK, caller.next(in_all, in_all)).await {
+        match timeout(LAST_LOOK, reader.next(in_all, in_all)).await {
             Ok(arrival) => Some(arrival),
-            Err(_) if caller.ahead().is_empty() => None,
-            Err(_) => Some(caller.next(in_all, in_all).await),
+            Err(_) if reader.ahead().is_empty() => None,
+            Err(_) => Some(reader.next(in_all, in_all).await),
         }
     }
 
@@ -358,18 +363,23 @@ impl Accept {
     }
 
     /// There is no request that could be refused in the usual way.
-    async fn refuse(&self, caller: Box<Caller>, refusal: &Refusal, linger: Duration) {
-        let tls = caller.tls();
-        let (client, head) = (caller.address(), caller.ahead());
-        let from = TurnedAway { client, tls: tls.as_deref(), head };
-        let request_id = turned_away(&self.observer, &from, refusal);
-        say(caller, refusal, &request_id, linger).await;
+    async fn refuse(&self, reader: Box<Http1Reader>, refusal: &Refusal, linger: Duration) {
+        let tls = reader.tls();
+        let (client, head) = (reader.address(), reader.ahead());
+        let from = RejectedConnection { client, tls: tls.as_deref(), head };
+        let request_id = record_rejected_connection(&self.observer, &from, refusal);
+        say(reader, refusal, &request_id, linger).await;
     }
 }
 
 /// Answers with a refusal and closes. What the client still sends is read for as long as `linger`:
 /// closing before would reset the connection and destroy the answer.
-pub async fn say(mut caller: Box<Caller>, refusal: &Refusal, request_id: &str, linger: Duration) {
+pub async fn say(
+    mut reader: Box<Http1Reader>,
+    refusal: &Refusal,
+    request_id: &str,
+    linger: Duration,
+) {
     let Ok((head, body)) = refusal.answer(request_id) else { return };
     let mut answer = format!("HTTP/1.1 {}\r\n", refusal.reason.status());
     for (name, value) in &head.headers {
@@ -379,11 +389,11 @@ pub async fn say(mut caller: Box<Caller>, refusal: &Refusal, request_id: &str, l
     answer.push_str("connection: close\r\n\r\n");
     let answer = [answer.as_bytes(), &body].concat();
     let said = async {
-        caller.write_all(&answer).await?;
-        AsyncWriteExt::shutdown(&mut caller).await
+        reader.write_all(&answer).await?;
+        AsyncWriteExt::shutdown(&mut reader).await
     };
-    // The caller may have gone; there is nothing else to do for it.
+    // The client may have gone; there is nothing else to do for it.
     if let Ok(Ok(())) = timeout(MAX_WRITE_STALL, said).await {
-        let _ = timeout(linger, caller.discard()).await;
+        let _ = timeout(linger, reader.discard()).await;
     }
 }

@@ -1,4 +1,4 @@
-//! The caller's side of an HTTP/1 connection: request after request, each seen before it is believed.
+//! The client's side of an HTTP/1 connection: request after request, each seen before it is believed.
 //!
 //! Pingora reads the head of a request itself: it bounds each read but not their sum, takes what the
 //! standard lets a server refuse, and answers what it can't understand with a bare 400 that nobody
@@ -30,7 +30,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// What every HTTP/2 connection begins with (RFC 9113, 3.4).
 const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// What a caller sent next.
+/// What a client sent next.
 #[derive(Debug)]
 pub enum Arrival {
     /// A request; its head and what is here of its body.
@@ -43,9 +43,9 @@ pub enum Arrival {
     Refused(Refusal),
 }
 
-/// A caller's connection.
+/// A client's connection.
 #[derive(Debug)]
-pub struct Caller {
+pub struct Http1Reader {
     stream: Stream,
     /// Read from the connection and not yet given to anyone.
     ahead: BytesMut,
@@ -84,7 +84,7 @@ impl Body {
     }
 }
 
-impl Caller {
+impl Http1Reader {
     /// A new connection; `ahead` was read from it already.
     pub fn new(stream: Stream, ahead: BytesMut) -> Self {
         Self { stream, ahead, body: Body::Length(0), written: Vec::new(), unflushed: false }
@@ -111,14 +111,14 @@ impl Caller {
         while self.stream.read(&mut rest).await.is_ok_and(|read| read > 0) {}
     }
 
-    /// Ends a connection on which nobody is owed anything. Within TLS the caller is told, since it could
+    /// Ends a connection on which nobody is owed anything. Within TLS the client is told, since it could
     /// not tell a mere end from one that an attacker made (RFC 8446, 6.1).
     pub async fn farewell(mut self) {
-        // What the caller does not take in time goes with its socket.
+        // What the client does not take in time goes with its socket.
         let _ = timeout(FAREWELL, self.stream.shutdown()).await;
     }
 
-    /// The address of the caller, as the log has it.
+    /// The address of the client, as the log has it.
     pub fn address(&self) -> Option<String> {
         let digest = self.stream.get_socket_digest()?;
         digest.peer_addr().map(SocketAddr::to_string)
@@ -168,7 +168,7 @@ impl Caller {
     /// no end of a head.
     fn look(&mut self, searched: &mut usize) -> Option<Arrival> {
         while *searched == 0 && self.ahead.starts_with(b"\r\n") {
-            // Some callers end a body with a line end too many (RFC 9112, 2.2).
+            // Some clients end a body with a line end too many (RFC 9112, 2.2).
             self.ahead.advance(2);
         }
         let bytes = &self.ahead[..];
@@ -264,7 +264,7 @@ impl Caller {
         pin!(self.stream.read_buf(&mut self.ahead)).poll(cx)
     }
 
-    /// The request has been read: only whether the caller is still there is of interest. What it
+    /// The request has been read: only whether the client is still there is of interest. What it
     /// says is the next request's.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // Pingora flushes an answer of a stated length at its end only. That there is nothing to do but
@@ -325,7 +325,7 @@ impl Caller {
     }
 }
 
-/// Did the caller's own bytes cause the error: a body that is not by the letter?
+/// Did the client's own bytes cause the error: a body that is not by the letter?
 pub fn is_malformed(error: &pingora::Error) -> bool {
     let cause = error.root_cause().downcast_ref::<io::Error>();
     cause.is_some_and(|cause| cause.kind() == io::ErrorKind::InvalidData)
@@ -344,7 +344,7 @@ fn end_of_head(bytes: &[u8], from: usize) -> Option<usize> {
     })
 }
 
-impl AsyncRead for Caller {
+impl AsyncRead for Http1Reader {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -372,7 +372,7 @@ impl AsyncRead for Caller {
     }
 }
 
-impl AsyncWrite for Caller {
+impl AsyncWrite for Http1Reader {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -427,7 +427,7 @@ impl AsyncWrite for Caller {
     }
 }
 
-impl Drop for Caller {
+impl Drop for Http1Reader {
     fn drop(&mut self) {
         // Pingora does not flush in every case of an error. What the socket takes at once is sent.
         if !self.written.is_empty() {
@@ -436,4 +436,4 @@ impl Drop for Caller {
     }
 }
 
-crate::downstream::io::forward_questions!(Caller);
+crate::downstream::io::forward_questions!(Http1Reader);

@@ -5,9 +5,9 @@
 //! be neither counted nor logged. [`Http2`] is put in front of it: see [`forebay_http2guard`].
 
 use crate::connections::Connection;
-use crate::downstream::http1_reader::Caller;
+use crate::downstream::http1_reader::Http1Reader;
 use crate::refusal::Refusal;
-use crate::telemetry::observe::{Observer, TurnedAway, turned_away};
+use crate::telemetry::observe::{Observer, RejectedConnection, record_rejected_connection};
 use bytes::Bytes;
 use forebay_http2guard::{Event, Guarded};
 use forebay_process::limit::CLIENT;
@@ -45,7 +45,7 @@ pub fn options() -> H2Options {
 
 /// A client's connection that speaks HTTP/2.
 #[derive(Debug)]
-pub struct Http2(Guarded<Box<Caller>>);
+pub struct Http2(Guarded<Box<Http1Reader>>);
 
 /// Why a connection was ended, if it was.
 #[derive(Debug, Clone, Default)]
@@ -63,13 +63,13 @@ impl Ended {
 impl Http2 {
     /// A connection of which nothing has been given to the HTTP/2 library yet.
     pub fn new(
-        mut caller: Box<Caller>,
+        mut reader: Box<Http1Reader>,
         connection: &Connection,
         observer: Arc<Observer>,
         header_timeout: Duration,
     ) -> (Self, Ended) {
         let listener = Arc::clone(&connection.listener().listener);
-        let (client, tls) = (caller.address(), caller.tls());
+        let (client, tls) = (reader.address(), reader.tls());
         let ended = Ended::default();
         let note = ended.clone();
         let waiting = connection.waiting();
@@ -96,19 +96,20 @@ impl Http2 {
                 // The first is the cause.
                 let _ = note.0.set(refusal.reason);
             }
-            let origin = TurnedAway { client: client.clone(), tls: tls.as_deref(), head: &[] };
-            turned_away(&observer, &origin, &refusal);
+            let origin =
+                RejectedConnection { client: client.clone(), tls: tls.as_deref(), head: &[] };
+            record_rejected_connection(&observer, &origin, &refusal);
         };
-        caller.opens();
-        let guarded = Guarded::new(caller, Bytes::new(), Arc::new(told));
+        reader.opens();
+        let guarded = Guarded::new(reader, Bytes::new(), Arc::new(told));
         (Self(guarded.with_header_timeout(header_timeout)), ended)
     }
 
-    fn inner(&self) -> &Caller {
+    fn inner(&self) -> &Http1Reader {
         self.0.get_ref()
     }
 
-    fn inner_mut(&mut self) -> &mut Caller {
+    fn inner_mut(&mut self) -> &mut Http1Reader {
         self.0.get_mut()
     }
 }

@@ -1,10 +1,10 @@
-//! Whose connection it is, when a load balancer stands between the caller and this proxy.
+//! Whose connection it is, when a load balancer stands between the client and this proxy.
 //!
-//! Such a balancer opens a connection of its own, and every caller would seem to come from it. The
-//! PROXY protocol (<https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>) puts the caller's
+//! Such a balancer opens a connection of its own, and every client would seem to come from it. The
+//! PROXY protocol (<https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>) puts the client's
 //! address in front of the first byte, as a line (v1) or in binary (v2). Whoever can connect can
 //! write such a header, so a listener either requires it of everybody or reads none: guessing would
-//! let a caller choose its own address.
+//! let a client choose its own address.
 
 use crate::config::ProxyVersion;
 use bytes::BytesMut;
@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
 
 /// Time in which the header must be there: its sender writes it at once.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const MAX_HEADER_TIME: Duration = Duration::from_secs(5);
 /// Longest first version, its line ending included (section 2.1).
 const MAX_V1: usize = 107;
 /// Bytes of the second version before the part whose length it states.
@@ -25,10 +25,10 @@ const V2_FIXED: usize = 16;
 /// to them (names, TLS details) some hundreds.
 const MAX_V2: usize = 4096;
 
-/// The two ends of the caller's connection.
+/// The two ends of the client's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ends {
-    /// The caller.
+    /// The client.
     pub source: SocketAddr,
     /// What it connected to.
     pub destination: SocketAddr,
@@ -41,7 +41,7 @@ pub enum HeaderError {
     #[error("expected a PROXY header, found the end of the connection")]
     Ended,
     /// It did not come in time.
-    #[error("expected a PROXY header within {PATIENCE:?}")]
+    #[error("expected a PROXY header within {MAX_HEADER_TIME:?}")]
     Late,
     /// What came is something else.
     #[error("expected a PROXY header: {0}")]
@@ -49,7 +49,7 @@ pub enum HeaderError {
 }
 
 /// Reads the header from `stream`. What follows it is left in the returned buffer. `None`: the
-/// sender speaks for itself (a health check) or does not know the caller.
+/// sender speaks for itself (a health check) or does not know the client.
 ///
 /// # Errors
 /// Nothing, too little, too late, or something else.
@@ -69,7 +69,7 @@ pub async fn read(
             }
         }
     };
-    let ends = timeout(PATIENCE, header).await.unwrap_or(Err(HeaderError::Late))?;
+    let ends = timeout(MAX_HEADER_TIME, header).await.unwrap_or(Err(HeaderError::Late))?;
     Ok((ends, bytes))
 }
 

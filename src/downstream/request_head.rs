@@ -25,7 +25,7 @@ pub enum Framing {
     Length(u64),
     /// Where the chunks say.
     Chunked,
-    /// Perhaps never: the caller asks for another protocol.
+    /// Perhaps never: the client asks for another protocol.
     Open,
 }
 

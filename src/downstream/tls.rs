@@ -3,7 +3,7 @@
 //! Pingora's own listeners shake hands before anything of ours runs, but a PROXY header comes before
 //! TLS, and whoever says nothing must not be waited for. So the handshake is a step of ours, with a
 //! deadline, with whatever certificates the present configuration has, and every failure has a name:
-//! an operator must be able to tell a scanner from a caller that no longer believes the certificate.
+//! an operator must be able to tell a scanner from a client that no longer believes the certificate.
 
 use crate::config::{Config, Tls};
 use crate::connections::Connections;
@@ -58,7 +58,7 @@ impl HandshakeError {
                 Error::NoCertificatesPresented | Error::InvalidCertificate(_) => {
                     "client_certificate"
                 }
-                // The caller does not like ours, most likely.
+                // The client does not like ours, most likely.
                 Error::AlertReceived(_) => "caller_refused",
                 _ => "other",
             },
@@ -114,7 +114,7 @@ pub fn version<S>(stream: &TlsStream<S>) -> &'static str {
     }
 }
 
-/// A caller's connection inside of which requests are spoken.
+/// A client's connection inside of which requests are spoken.
 #[derive(Debug)]
 pub struct Encrypted {
     stream: TlsStream<L4Stream>,
@@ -180,7 +180,7 @@ impl AsyncWrite for Encrypted {
 #[async_trait]
 impl Shutdown for Encrypted {
     async fn shutdown(&mut self) {
-        // A caller that reads nothing any more does not get to hold its connection with that.
+        // A client that reads nothing any more does not get to hold its connection with that.
         let _ = timeout(GOODBYE, self.stream.shutdown()).await;
     }
 }

@@ -23,7 +23,7 @@ pub fn admit(
     {
         return Err(body_too_large(limits.body, Some(length)));
     }
-    // A stream lasts as long as its caller says, and else as long as it is not silent.
+    // A stream lasts as long as its client says, and else as long as it is not silent.
     if request.identity.grpc.is_some_and(grpc::Method::is_stream) {
         request.deadline = request.identity.deadline.map(|asked| request.arrived + asked);
         return Ok(ForwardMode::Streamed);
@@ -33,13 +33,13 @@ pub fn admit(
         return Ok(ForwardMode::Streamed);
     }
     // What is held already is the message of this call.
-    if request.held.is_none() && account.is_full() {
+    if request.body_memory.is_none() && account.is_full() {
         return Err(no_memory(Full::Client));
     }
     Ok(ForwardMode::Buffered)
 }
 
-/// Sets the deadline of what is no stream: the caller's, if that is sooner than the route's.
+/// Sets the deadline of what is no stream: the client's, if that is sooner than the route's.
 pub fn within(request: &mut Request, route_deadline: Duration) {
     let asked = request.identity.deadline.unwrap_or(route_deadline);
     request.deadline = Some(request.arrived + asked.min(route_deadline));

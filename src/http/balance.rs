@@ -25,7 +25,7 @@ use std::time::Instant;
 pub async fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpoint>, Refusal> {
     let started = Instant::now();
     if request.identity.grpc.is_some_and(Method::is_stream) {
-        let picked = pick_lasting(&target.pool, &request.attempts, request.key)?;
+        let picked = pick_long_lived(&target.pool, &request.attempts, request.key)?;
         let endpoint = Arc::clone(&picked.endpoint);
         request.attempts.push(picked);
         return Ok(endpoint);
@@ -34,7 +34,7 @@ pub async fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpo
     let tried = request.attempts.iter().map(|tried| Arc::clone(&tried.endpoint.state)).collect();
     let asks = BindRequest {
         priority: request.priority,
-        caller: request.identity.caller,
+        client: request.identity.client,
         deadline: request.deadline.unwrap_or(started + target.route.deadline),
         key: request.key,
         relative_cost: asked.as_ref().map(ModelHandle::relative_cost).unwrap_or_default(),
@@ -101,7 +101,7 @@ fn no_endpoint(pool: &Pool, tried: usize) -> Refusal {
 ///
 /// # Errors
 /// No endpoint is in rotation, or all that are were tried.
-pub fn pick_lasting(
+pub fn pick_long_lived(
     pool: &Pool,
     tried: &[EndpointAttempt],
     key: Option<u64>,
@@ -130,7 +130,7 @@ pub fn pick_lasting(
         pick::pick(policy, endpoints, shut, &context, rng)
     });
     let index = chosen.ok_or_else(|| no_endpoint(pool, tried.len()))?;
-    Ok(EndpointAttempt::new(Bound::lasting(&endpoints[index].0), None))
+    Ok(EndpointAttempt::new(Bound::long_lived(&endpoints[index].0), None))
 }
 
 /// Picks an endpoint that the request has not tried and that has room at once, if nobody waits for that.

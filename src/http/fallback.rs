@@ -2,7 +2,7 @@
 //!
 //! A worse answer in time is mostly worth more than none. A route names the variants that may stand in;
 //! they are asked in that order while nothing has been answered: if the pool has no endpoint, if its
-//! queue is full, if the deadline can't be met there, or if all that was tried failed. The caller is
+//! queue is full, if the deadline can't be met there, or if all that was tried failed. The client is
 //! told, in a header, and so are metrics and the log.
 
 use crate::clock;
@@ -58,7 +58,7 @@ pub fn rename_path(head: &mut RequestHeader, model: &str) -> pingora::Result<()>
 }
 
 /// BindRequest for another model in a message of gRPC. `None`: it is compressed, so what it says is between
-/// the caller and the endpoint.
+/// the client and the endpoint.
 pub fn rename_message(body: &Bytes, model: &str) -> Option<Bytes> {
     let (compressed, message) = grpc::only_message(body).ok()?;
     if compressed {

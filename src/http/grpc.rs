@@ -1,6 +1,6 @@
 //! What gRPC needs before a request can be routed: an inference names its model in its message.
 //!
-//! gRPC states no length, and its callers rarely do. So the message is received first, as far as
+//! gRPC states no length, and its clients rarely do. So the message is received first, as far as
 //! the limits allow, and is then held and sent on like any other inference that is held.
 
 use crate::config::MAX_MODEL_NAME;
@@ -38,6 +38,6 @@ pub fn identify(request: &mut Request, body: &Bytes) -> Result<Bytes, Refusal> {
             request.identity.version = name;
         }
     }
-    request.scheduling_parameters(grpc::scheduling_parameters(&message));
+    request.apply_parameters(grpc::scheduling_parameters(&message));
     Ok(message)
 }

@@ -1,6 +1,6 @@
 //! Who asks for what: model, version, deadline and identities, from path and headers alone.
 //!
-//! The body is not read for this: routing must not wait for it. Headers are the caller's word and
+//! The body is not read for this: routing must not wait for it. Headers are the client's word and
 //! believed only where a lie harms nobody else: an id that is too long or not printable is
 //! replaced, a deadline is only ever shortened.
 
@@ -32,23 +32,23 @@ pub struct Identity {
     pub model: Option<String>,
     /// Its version, if the path names one.
     pub version: Option<String>,
-    /// Kept from the caller or made here.
+    /// Kept from the client or made here.
     pub request_id: String,
-    /// The `traceparent` to pass on: the caller's own or a new one.
+    /// The `traceparent` to pass on: the client's own or a new one.
     pub traceparent: String,
-    /// Whether a new trace begins here; the caller's `tracestate` speaks of another then.
+    /// Whether a new trace begins here; the client's `tracestate` speaks of another then.
     pub begins_trace: bool,
-    /// The time that the caller is willing to wait.
+    /// The time that the client is willing to wait.
     pub deadline: Option<Duration>,
     /// How urgent it is, if it says so.
     pub priority: Option<Priority>,
-    /// Who asks, as a number: equal for requests of one caller.
-    pub caller: u64,
+    /// Who asks, as a number: equal for requests of one client.
+    pub client: u64,
     /// Length of the body in bytes, if the request states it.
     pub content_length: Option<u64>,
     /// The gRPC call that it is, if it is one.
     pub grpc: Option<Method>,
-    /// Whether the caller asks to switch to another protocol than HTTP. An offer of HTTP/2, which some
+    /// Whether the client asks to switch to another protocol than HTTP. An offer of HTTP/2, which some
     /// clients make with every request, is passed over, and so is an offer beside a body.
     pub upgrade: bool,
 }
@@ -63,7 +63,7 @@ impl Identity {
     /// Reads path and headers. Ids come first: a refusal has them too.
     ///
     /// # Errors
-    /// A part that can't be understood, as words for the caller.
+    /// A part that can't be understood, as words for the client.
     pub fn read(
         &mut self,
         http_method: &http::Method,
@@ -115,7 +115,7 @@ impl Identity {
 
 /// Who asks: what `header` says where there is one that can be trusted, else the address without its
 /// port.
-pub fn caller(
+pub fn client(
     address: Option<&SocketAddr>,
     headers: &HeaderMap,
     header: Option<&HeaderName>,
@@ -144,9 +144,9 @@ pub fn key(pool: &config::Pool, identity: &Identity, headers: &HeaderMap) -> Opt
     Some(pick::identity(&text))
 }
 
-/// The same at Layer 4: the caller's address, whatever its port.
-pub fn key_of_address(pool: &config::Pool, caller: SocketAddr) -> Option<u64> {
-    let address = || caller.ip().to_canonical().to_string();
+/// The same at Layer 4: the client's address, whatever its port.
+pub fn key_of_address(pool: &config::Pool, client: SocketAddr) -> Option<u64> {
+    let address = || client.ip().to_canonical().to_string();
     (pool.policy == Policy::Sticky).then(|| pick::identity(address().as_bytes()))
 }
 
@@ -165,7 +165,7 @@ fn priority(value: &HeaderValue) -> Result<Priority, String> {
     })
 }
 
-/// The caller's id if it can be logged as it is, else a new one.
+/// The client's id if it can be logged as it is, else a new one.
 fn request_id(value: Option<&HeaderValue>) -> String {
     let kept = value.and_then(|value| value.to_str().ok()).filter(|id| {
         (1..=MAX_ID).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
@@ -209,7 +209,7 @@ fn hex(number: u128, width: usize) -> String {
 /// A name as it stands between two slashes of a path, without its percent-encoding.
 ///
 /// # Errors
-/// It is too long, or not encoded in the way of RFC 3986, or not UTF-8; in words for the caller.
+/// It is too long, or not encoded in the way of RFC 3986, or not UTF-8; in words for the client.
 pub(crate) fn decode(what: &str, name: &str) -> Result<String, String> {
     if name.len() > MAX_MODEL_NAME {
         return Err(format!(

@@ -31,9 +31,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// Seconds that a caller's idle connection is kept.
+/// Seconds that a client's idle connection is kept.
 pub(crate) const KEEPALIVE_SECONDS: u64 = 60;
-/// Time that one write to the caller's connection may take.
+/// Time that one write to the client's connection may take.
 pub(crate) const MAX_WRITE_STALL: Duration = Duration::from_secs(30);
 
 /// The proxy of one process; every listener has a clone.
@@ -62,7 +62,7 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         request: &mut Request,
     ) -> Result<()> {
-        request.counted = Some(self.lifecycle.enter());
+        request.in_flight = Some(self.lifecycle.enter());
         prepare(session, &self.lifecycle);
         Ok(())
     }
@@ -191,12 +191,12 @@ impl ProxyHttp for Proxy {
         if let Some(refusal) = streamed::refusal(request, error) {
             error_code = refusal.reason.status().as_u16();
             request.refusal = Some(refusal.clone());
-            // Pingora closes the connection after an error; the caller must be told.
+            // Pingora closes the connection after an error; the client must be told.
             session.downstream_session.set_keepalive(None);
             if (!streamed::has_answered(session) || request.identity.grpc.is_some())
                 && let Err(error) = respond::refuse(session, request, &refusal).await
             {
-                tracing::debug!(%error, "the caller left before the refusal");
+                tracing::debug!(%error, "the client left before the refusal");
             }
         }
         FailToProxy { error_code, can_reuse_downstream: false }
@@ -254,8 +254,8 @@ impl Proxy {
         let limits = &snapshot.config.limits;
         let header = limits.caller_header.as_ref();
         let headers = &session.req_header().headers;
-        request.identity.caller = identify::caller(address, headers, header);
-        let account = Account::new(self.lifecycle.memory(), request.identity.caller, limits);
+        request.identity.client = identify::client(address, headers, header);
+        let account = Account::new(self.lifecycle.memory(), request.identity.client, limits);
         let received = match self.message(session, request, snapshot, &account).await? {
             ControlFlow::Continue(received) => received,
             ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
@@ -269,15 +269,15 @@ impl Proxy {
         request.priority = request.identity.priority.unwrap_or(target.route.priority);
         request.key = identify::key(&target.pool.config, &request.identity, &head.headers);
         request.target = Some(target.clone());
-        let way = match admit(request, limits, target.route.deadline, &account) {
-            Ok(way) => way,
+        let mode = match admit(request, limits, target.route.deadline, &account) {
+            Ok(mode) => mode,
             Err(refusal) => {
                 request.refusal = Some(refusal);
                 return Ok(ControlFlow::Break(()));
             }
         };
-        request.way = Some(way);
-        if way == ForwardMode::Streamed {
+        request.mode = Some(mode);
+        if mode == ForwardMode::Streamed {
             session.downstream_session.set_read_timeout(Some(limits.body_timeout));
             if request.identity.upgrade {
                 session.downstream_session.set_write_timeout(Some(limits.stall_timeout));
@@ -335,7 +335,7 @@ fn prepare(session: &mut Session, lifecycle: &Lifecycle) {
         // Each connection is told before it closes: no request is lost on the way out.
         downstream.set_keepalive(None);
     } else if downstream.get_keepalive().is_some() {
-        // Pingora takes a caller's wish to be kept for a wish to be kept for ever.
+        // Pingora takes a client's wish to be kept for a wish to be kept for ever.
         downstream.set_keepalive(Some(KEEPALIVE_SECONDS));
     }
     downstream.set_write_timeout(Some(MAX_WRITE_STALL));
@@ -349,9 +349,9 @@ fn forget_fields(head: &mut RequestHeader) {
 }
 
 fn no_route(request: &Request, path: &str) -> Refusal {
-    /// The caller knows its own path; a long one need not come back whole.
-    const SHOWN: usize = 200;
-    let path: String = path.chars().take(SHOWN).collect();
+    /// The client knows its own path; a long one need not come back whole.
+    const MAX_SHOWN: usize = 200;
+    let path: String = path.chars().take(MAX_SHOWN).collect();
     let message = match &request.identity.model {
         Some(model) => format!("no route for model {model:?} at {path:?}"),
         None => format!("no route for {path:?}"),

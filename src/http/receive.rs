@@ -21,7 +21,7 @@ use tokio::time::timeout;
 
 /// Longest message of a health call, which names a service at most. It is held without an account,
 /// so that health can be asked for whatever takes the memory.
-const HEALTH_MESSAGE: u64 = 4096;
+const MAX_HEALTH_MESSAGE: u64 = 4096;
 
 /// What was received of a body.
 pub enum Received {
@@ -75,7 +75,7 @@ pub async fn receive(
     request.bytes_in = body.len() as u64;
     match collected? {
         Collected::Whole => {
-            request.held = Some(held);
+            request.body_memory = Some(held);
             Ok(Received::Whole(body.freeze()))
         }
         Collected::Long if body.len() as u64 > limits.body => {
@@ -97,7 +97,7 @@ pub async fn health_message(
     account: &Account,
 ) -> Result<Bytes, Refusal> {
     let (mut body, unbounded) = (BytesMut::new(), account.without_bounds().hold());
-    let most = HEALTH_MESSAGE;
+    let most = MAX_HEALTH_MESSAGE;
     let collect = collect(&mut session.downstream_session, &mut body, most, &unbounded);
     let collected = within(request, limits, collect).await;
     request.bytes_in = body.len() as u64;
@@ -172,6 +172,6 @@ pub fn broken_off(error: Box<pingora::Error>) -> Refusal {
 
 /// The client closed its connection or reset its stream.
 pub fn client_left(error: &pingora::Error) -> Refusal {
-    let message = format!("the caller left: {}", error.etype().as_str());
+    let message = format!("the client left: {}", error.etype().as_str());
     Refusal::new(Reason::ClientClosed, message)
 }

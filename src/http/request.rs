@@ -18,10 +18,10 @@ pub struct Request {
     /// When its header had arrived.
     pub arrived: Instant,
     /// Counts as in flight until dropped.
-    pub counted: Option<InFlightRequest>,
+    pub in_flight: Option<InFlightRequest>,
     /// Room for its body, if it is held in memory.
-    pub held: Option<Held>,
-    /// What the caller asks for.
+    pub body_memory: Option<Held>,
+    /// What the client asks for.
     pub identity: Identity,
     /// How urgent it is, by its own word or its route's.
     pub priority: Priority,
@@ -30,13 +30,13 @@ pub struct Request {
     /// Where it goes; `None` until routed, and for what the proxy answers itself.
     pub target: Option<Target>,
     /// How it is sent on, once admitted.
-    pub way: Option<ForwardMode>,
+    pub mode: Option<ForwardMode>,
     /// When an answer must be there.
     pub deadline: Option<Instant>,
     /// Endpoints that were tried, the present one last.
     pub attempts: Vec<EndpointAttempt>,
     /// Place among the attempts of the one that answered, if it is not the last.
-    pub answered_by: Option<usize>,
+    pub answering_attempt: Option<usize>,
     /// What became of a second attempt beside a slow first one.
     pub hedged: Option<Hedged>,
     /// Why a cheaper variant answers, and how far down the route's list it is.
@@ -46,7 +46,7 @@ pub struct Request {
     /// How the endpoint ended it, if it is a gRPC call: a number.
     pub grpc_status: Option<u8>,
     /// Why, in our words.
-    pub stated: Option<Reason>,
+    pub endpoint_reason: Option<Reason>,
     /// How long it took, if its answer was complete before its end.
     pub answered_after: Option<Duration>,
     /// How long the stages took.
@@ -73,8 +73,8 @@ impl ForwardMode {
     /// The word in the access log.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Buffered => "unary",
-            Self::Streamed => "stream",
+            Self::Buffered => "buffered",
+            Self::Streamed => "streamed",
         }
     }
 }
@@ -126,21 +126,21 @@ impl Request {
     pub fn new() -> Self {
         Self {
             arrived: Instant::now(),
-            counted: None,
-            held: None,
+            in_flight: None,
+            body_memory: None,
             identity: Identity::default(),
             priority: Priority::default(),
             key: None,
             target: None,
-            way: None,
+            mode: None,
             deadline: None,
             attempts: Vec::new(),
-            answered_by: None,
+            answering_attempt: None,
             hedged: None,
             degraded: None,
             refusal: None,
             grpc_status: None,
-            stated: None,
+            endpoint_reason: None,
             answered_after: None,
             times: Times::default(),
             bytes_in: 0,
@@ -150,7 +150,7 @@ impl Request {
     }
 
     /// Takes in what its body says of its urgency, as far as its headers say nothing.
-    pub fn scheduling_parameters(&mut self, parameters: SchedulingParameters) {
+    pub fn apply_parameters(&mut self, parameters: SchedulingParameters) {
         let identity = &mut self.identity;
         identity.priority = identity.priority.or(parameters.priority);
         identity.deadline = identity.deadline.or(parameters.timeout);
@@ -163,10 +163,10 @@ impl Request {
 
     /// The attempt that answered, or the last one.
     pub fn answering(&self) -> Option<&EndpointAttempt> {
-        self.answered_by.and_then(|place| self.attempts.get(place)).or(self.attempts.last())
+        self.answering_attempt.and_then(|place| self.attempts.get(place)).or(self.attempts.last())
     }
 
-    /// The model that the present variant is asked for, if it is another than the caller's.
+    /// The model that the present variant is asked for, if it is another than the client's.
     pub fn model_instead(&self) -> Option<&str> {
         let target = self.target.as_ref()?;
         target.route.fallback.get(self.degraded?.fallback)?.model.as_deref()

@@ -57,7 +57,7 @@ impl Patience {
         Self { since: Instant::now(), at_least: Some(expected * 2), takes_another: false }
     }
 
-    /// For a request that can't be sent elsewhere, since it may have had its effect. Its caller had better
+    /// For a request that can't be sent elsewhere, since it may have had its effect. Its client had better
     /// know of the silence than wait until its deadline; but if all endpoints are silent, they may well be
     /// at work.
     pub fn until_silent_alone(expected: Duration) -> Self {

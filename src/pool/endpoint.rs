@@ -44,7 +44,7 @@ pub struct EndpointState {
     pub load: Arc<Load>,
     /// The load of what lasts: connections at Layer 4, streams. They may be silent for hours, so they
     /// are balanced among themselves and take no slots from requests.
-    pub lasting: Arc<Load>,
+    pub long_lived: Arc<Load>,
     /// Where its reports came from, and in which order.
     pub reports: ReportHistory,
     /// Counts its answers; resolved when the first comes.
@@ -90,7 +90,7 @@ impl EndpointState {
             address,
             name: address.to_string().into(),
             load: Arc::new(Load::new(slots)),
-            lasting: Arc::new(Load::new(0)),
+            long_lived: Arc::new(Load::new(0)),
             reports: ReportHistory::default(),
             answers: OnceLock::new(),
             health: AtomicU8::new(Health::Probing as u8),
@@ -206,13 +206,13 @@ impl EndpointState {
 
     /// What we sent and is unfinished, be it a request or something that lasts.
     pub fn in_flight(&self) -> u32 {
-        self.load.in_flight() + self.lasting.in_flight()
+        self.load.in_flight() + self.long_lived.in_flight()
     }
 
     /// An attempt failed here, whatever it was.
     pub fn failed(&self, now: Time) {
         self.load.failed(now);
-        self.lasting.failed(now);
+        self.long_lived.failed(now);
     }
 
     /// Takes in how a request ended here, as far as that speaks of the endpoint.
@@ -252,6 +252,6 @@ pub struct LongLived(pub Arc<Endpoint>);
 impl Candidate for LongLived {
     #[allow(clippy::misnamed_getters, reason = "it is the load that counts for what lasts")]
     fn load(&self) -> &Load {
-        &self.0.state.lasting
+        &self.0.state.long_lived
     }
 }

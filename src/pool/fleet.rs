@@ -25,8 +25,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest first line of a worker's output.
 const MAX_LINE: u64 = 4096;
 /// Pause before the first restart; doubles up to the most while the worker keeps dying.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const MIN_PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 /// A worker that ran this long before it died starts again with the first pause.
 const STABLE: Duration = Duration::from_secs(30);
 /// Time that workers get to finish after they were asked to stop.
@@ -125,7 +125,7 @@ struct Watched {
 /// Keeps a worker running until told to stop: `running`, or else one that it starts.
 async fn supervise(watched: Watched, mut running: Option<Worker>, mut stop: watch::Receiver<bool>) {
     let Watched { name, fleet, log, address } = watched;
-    let mut pause = FIRST_PAUSE;
+    let mut pause = MIN_PAUSE;
     loop {
         let started = Instant::now();
         if let Some(mut worker) = running.take() {
@@ -139,14 +139,14 @@ async fn supervise(watched: Watched, mut running: Option<Worker>, mut stop: watc
             }
         }
         if started.elapsed() > STABLE {
-            pause = FIRST_PAUSE;
+            pause = MIN_PAUSE;
         }
         running = Some(loop {
             tokio::select! {
                 () = sleep(pause) => {}
                 () = told(&mut stop) => return,
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            pause = (pause * 2).min(MAX_PAUSE);
             match spawn(&fleet, address, &log).await {
                 Ok((worker, _)) => {
                     tracing::info!(worker = name, %address, pid = worker.child.id(), "worker started");
@@ -162,7 +162,7 @@ async fn supervise(watched: Watched, mut running: Option<Worker>, mut stop: watc
 
 /// Never ends, but for a test.
 async fn fault() {
-    let mut looks = interval(FIRST_PAUSE);
+    let mut looks = interval(MIN_PAUSE);
     while cfg!(debug_assertions) {
         looks.tick().await;
         fault_point("fleet");

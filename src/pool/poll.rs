@@ -46,7 +46,7 @@ pub(super) fn start(
 }
 
 /// Why a poll brought no report.
-enum Trouble {
+enum PollError {
     /// No answer in time, or one without a report.
     Failed(String),
     /// An answer that is not believed.
@@ -65,15 +65,15 @@ async fn run(state: Arc<EndpointState>, poll: Poll, pool: String) {
         let asked = Instant::now();
         let outcome = match timeout(poll.timeout, ask(&peer, address, &poll)).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(Trouble::Failed(format!("no answer within {:?}", poll.timeout))),
+            Err(_) => Err(PollError::Failed(format!("no answer within {:?}", poll.timeout))),
         };
         let (word, trouble) = match outcome {
             Ok(report) => {
                 report::accept(&report, &pool, &state, Origin::Polled, 0);
                 ("reported", None)
             }
-            Err(Trouble::Failed(what)) => ("failed", Some(what)),
-            Err(Trouble::Doubtful(cause)) => {
+            Err(PollError::Failed(what)) => ("failed", Some(what)),
+            Err(PollError::Doubtful(cause)) => {
                 report::dropped(&pool, Origin::Polled, cause);
                 ("doubtful", Some(cause.to_owned()))
             }
@@ -112,7 +112,7 @@ fn say_once(failing: &mut bool, trouble: Option<String>, endpoint: &str, poll: &
     }
 }
 
-async fn ask(peer: &HttpPeer, address: SocketAddr, poll: &Poll) -> Result<LoadReport, Trouble> {
+async fn ask(peer: &HttpPeer, address: SocketAddr, poll: &Poll) -> Result<LoadReport, PollError> {
     let asked = side_request::get(
         peer,
         &poll.path,
@@ -121,19 +121,19 @@ async fn ask(peer: &HttpPeer, address: SocketAddr, poll: &Poll) -> Result<LoadRe
         Connection::Pooled,
     )
     .await
-    .map_err(|error| Trouble::Failed(error.to_string().trim().to_owned()))?;
+    .map_err(|error| PollError::Failed(error.to_string().trim().to_owned()))?;
     if !asked.is_ok() {
-        return Err(Trouble::Failed(format!("expected status 200, found {}", asked.head.status)));
+        return Err(PollError::Failed(format!("expected status 200, found {}", asked.head.status)));
     }
     match &poll.source {
         PollSource::Orca => match LoadReport::from_headers(&asked.head.headers) {
             Ok(Some(report)) => Ok(report),
-            Ok(None) => Err(Trouble::Failed("expected a load report, found none".to_owned())),
-            Err(error) => Err(Trouble::Doubtful(error.cause())),
+            Ok(None) => Err(PollError::Failed("expected a load report, found none".to_owned())),
+            Err(error) => Err(PollError::Doubtful(error.cause())),
         },
         PollSource::Metrics(metrics) => {
-            let page = asked.body.ok_or(Trouble::Doubtful("too_long"))?;
-            metrics.read(&page).map_err(|error| Trouble::Doubtful(error.cause()))
+            let page = asked.body.ok_or(PollError::Doubtful("too_long"))?;
+            metrics.read(&page).map_err(|error| PollError::Doubtful(error.cause()))
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Late binding: requests wait here, in the proxy, until an endpoint can take them.
 //!
 //! Decisions live in `forebay_routing` ([`PoolView::bind`], [`FairQueue`]); this file brings them together
-//! with what happens: a request comes, an endpoint becomes free, a caller leaves, health changes. Each
+//! with what happens: a request comes, an endpoint becomes free, a client leaves, health changes. Each
 //! of these may change who can be bound, and none may be missed, or a request would wait beside a
 //! free endpoint. So whoever frees an endpoint looks at the line at once (the guard [`Bound`] does so
 //! when it is dropped), whoever joins it looks once more after that, and while anybody waits a ticker
@@ -67,7 +67,7 @@ pub struct BindRequest {
     /// How urgent it is.
     pub priority: Priority,
     /// Whose it is, as a number.
-    pub caller: u64,
+    pub client: u64,
     /// When it must be answered.
     pub deadline: Instant,
     /// What is to go to the same endpoint, as a number, if anything is.
@@ -277,7 +277,7 @@ impl Queue {
             class,
             since: clock::now(),
             deadline: clock::at(asks.deadline),
-            client: asks.caller,
+            client: asks.client,
             key: asks.key,
             relative_cost: asks.relative_cost,
         };
@@ -345,8 +345,8 @@ impl Bound {
     }
 
     /// Counts in what lasts, such as a connection: it waits for nobody, and nobody waits for it.
-    pub fn lasting(endpoint: &Arc<Endpoint>) -> Self {
-        let guard = Some(endpoint.state.lasting.enter());
+    pub fn long_lived(endpoint: &Arc<Endpoint>) -> Self {
+        let guard = Some(endpoint.state.long_lived.enter());
         Self { endpoint: Arc::clone(endpoint), guard, queue: None }
     }
 

@@ -13,7 +13,7 @@ use crate::connections::{Connection, Connections};
 use crate::downstream::proxy_protocol::{self, Ends};
 use crate::downstream::tls;
 use crate::exhausted;
-use crate::http::balance::{may_try_again, pick_lasting};
+use crate::http::balance::{may_try_again, pick_long_lived};
 use crate::http::identify;
 use crate::lifecycle::{InFlightRequest, Lifecycle};
 use crate::pool::attempt::EndpointAttempt;
@@ -57,66 +57,66 @@ pub struct Layer4 {
 
 impl Layer4 {
     /// Takes one connection, unless there are too many.
-    pub fn take(self: &Arc<Self>, caller: TcpStream, peer: SocketAddr) {
+    pub fn take(self: &Arc<Self>, client: TcpStream, peer: SocketAddr) {
         let Some(mut connection) = self.connections.enter() else {
-            return reset(&caller);
+            return reset(&client);
         };
         if !self.proxy_protocol && !connection.belongs_to(peer.ip()) {
             connection.ended(Reason::ConnectionLimit);
-            return reset(&caller);
+            return reset(&client);
         }
         let counted = self.lifecycle.enter();
-        let passage = Passage::new(connection, counted, peer);
+        let session = Session::new(connection, counted, peer);
         let layer4 = Arc::clone(self);
-        tokio::spawn(async move { layer4.pass(caller, passage).await });
+        tokio::spawn(async move { layer4.pass(client, session).await });
     }
 
-    async fn pass(&self, mut caller: TcpStream, mut passage: Passage) {
+    async fn pass(&self, mut client: TcpStream, mut session: Session) {
         let ended = tokio::select! {
-            ended = self.forward(&mut caller, &mut passage) => ended,
+            ended = self.forward(&mut client, &mut session) => ended,
             () = self.lifecycle.cut_off() => Err(Refusal::new(Reason::Draining, "the proxy stops")),
         };
         let refusal = ended.err();
         // An end in the middle must not look like an end in order.
         if refusal.as_ref().is_some_and(|refusal| refusal.reason != Reason::IdleTimeout) {
-            reset(&caller);
+            reset(&client);
         }
-        drop(caller);
-        passage.over(&self.observer, &self.settings.pool, refusal.as_ref());
+        drop(client);
+        session.finish(&self.observer, &self.settings.pool, refusal.as_ref());
     }
 
     /// From the first byte to the last.
     ///
     /// # Errors
     /// Why it did not end in order.
-    async fn forward(&self, caller: &mut TcpStream, passage: &mut Passage) -> Result<(), Refusal> {
+    async fn forward(&self, client: &mut TcpStream, session: &mut Session) -> Result<(), Refusal> {
         // Without it an answer may be late, but not wrong.
-        let _ = caller.set_nodelay(true);
+        let _ = client.set_nodelay(true);
         let began = Instant::now();
-        let early = self.begin(caller, passage).await?;
+        let early = self.begin(client, session).await?;
         let config = Arc::clone(&self.snapshot.load().config);
         let Some(server) = tls::current(&config, self.place) else {
-            return self.through(caller, &early, passage).await;
+            return self.proxy(client, &early, session).await;
         };
-        let (read, write) = caller.split();
+        let (read, write) = client.split();
         let socket = join(early.chain(read), write);
         let in_all = config.limits.header_timeout;
         let shaken = tls::handshake(server, socket, (began, in_all), &self.connections).await;
         let mut stream =
             shaken.map_err(|error| Refusal::new(Reason::TlsHandshakeFailed, error.to_string()))?;
-        passage.tls = Some(tls::version(&stream));
-        self.through(&mut stream, &[], passage).await
+        session.tls = Some(tls::version(&stream));
+        self.proxy(&mut stream, &[], session).await
     }
 
-    /// To an endpoint and back, until either is done; `early` was read from the caller already.
+    /// To an endpoint and back, until either is done; `early` was read from the client already.
     ///
     /// # Errors
     /// Why it did not end in order.
-    async fn through<C>(
+    async fn proxy<C>(
         &self,
-        caller: &mut C,
+        client: &mut C,
         early: &[u8],
-        passage: &mut Passage,
+        session: &mut Session,
     ) -> Result<(), Refusal>
     where
         C: AsyncRead + AsyncWrite + Unpin,
@@ -127,26 +127,26 @@ impl Layer4 {
             let message = format!("there is no pool {}", self.settings.pool);
             return Err(Refusal::new(Reason::NoEndpoint, message));
         };
-        let key = identify::key_of_address(&pool.config, passage.ends.source);
-        let mut endpoint = connect(pool, &mut passage.attempts, key).await?;
+        let key = identify::key_of_address(&pool.config, session.ends.source);
+        let mut endpoint = connect(pool, &mut session.attempts, key).await?;
         let _ = endpoint.set_nodelay(true);
-        passage.connected = Some(passage.arrived.elapsed());
-        let traffic = passage.traffic(pool);
+        session.connected = Some(session.arrived.elapsed());
+        let traffic = session.traffic(pool);
         traffic.read_before(early.len());
         let idle = self.settings.idle_timeout;
-        let opening = self.opening(passage.ends, early);
-        if !opening.is_empty() {
-            let written = timeout(idle, endpoint.write_all(&opening)).await;
+        let preamble = self.preamble(session.ends, early);
+        if !preamble.is_empty() {
+            let written = timeout(idle, endpoint.write_all(&preamble)).await;
             if !matches!(written, Ok(Ok(()))) {
-                passage.suspect();
+                session.suspect();
                 return Err(broke(Reason::EndpointReset));
             }
         }
         let socket = endpoint.as_raw_fd();
-        let end = match passage.attempts.last().map(|picked| Arc::clone(&picked.endpoint.state)) {
+        let end = match session.attempts.last().map(|picked| Arc::clone(&picked.endpoint.state)) {
             None => End::EndpointBroke,
             Some(state) => tokio::select! {
-                end = relay(caller, &mut endpoint, &traffic, idle) => end,
+                end = relay(client, &mut endpoint, &traffic, idle) => end,
                 () = liveness::unreachable(&state, socket) => End::EndpointBroke,
             },
         };
@@ -155,7 +155,7 @@ impl Layer4 {
         }
         match end {
             End::Orderly => {
-                passage.went_well();
+                session.went_well();
                 Ok(())
             }
             End::Idle => {
@@ -164,30 +164,30 @@ impl Layer4 {
             }
             End::CallerBroke => Err(broke(Reason::ClientClosed)),
             End::EndpointBroke => {
-                passage.suspect();
+                session.suspect();
                 Err(broke(Reason::EndpointReset))
             }
         }
     }
 
     /// Reads the PROXY header if there must be one. What came behind it is the first of the
-    /// caller's own bytes.
+    /// client's own bytes.
     async fn begin(
         &self,
-        caller: &mut TcpStream,
-        passage: &mut Passage,
+        client: &mut TcpStream,
+        session: &mut Session,
     ) -> Result<BytesMut, Refusal> {
-        if let Ok(destination) = caller.local_addr() {
-            passage.ends.destination = destination;
+        if let Ok(destination) = client.local_addr() {
+            session.ends.destination = destination;
         }
         if !self.proxy_protocol {
             return Ok(BytesMut::new());
         }
-        match proxy_protocol::read(caller).await {
+        match proxy_protocol::read(client).await {
             Ok((ends, rest)) => {
                 if let Some(ends) = ends {
-                    passage.ends = ends;
-                    if !passage.connection.belongs_to(ends.source.ip()) {
+                    session.ends = ends;
+                    if !session.connection.belongs_to(ends.source.ip()) {
                         let words = "expected fewer connections of this client, found as many as it may have";
                         return Err(Refusal::new(Reason::ConnectionLimit, words));
                     }
@@ -199,11 +199,11 @@ impl Layer4 {
     }
 
     /// What an endpoint gets before anything else.
-    fn opening(&self, ends: Ends, early: &[u8]) -> Vec<u8> {
+    fn preamble(&self, ends: Ends, early: &[u8]) -> Vec<u8> {
         let header = |version: ProxyVersion| proxy_protocol::write(version, ends).ok();
-        let mut opening = self.settings.send_proxy_protocol.and_then(header).unwrap_or_default();
-        opening.extend_from_slice(early);
-        opening
+        let mut preamble = self.settings.send_proxy_protocol.and_then(header).unwrap_or_default();
+        preamble.extend_from_slice(early);
+        preamble
     }
 }
 
@@ -217,7 +217,7 @@ async fn connect(
     key: Option<u64>,
 ) -> Result<TcpStream, Refusal> {
     loop {
-        let mut picked = pick_lasting(pool, attempts, key)?;
+        let mut picked = pick_long_lived(pool, attempts, key)?;
         let state = Arc::clone(&picked.endpoint.state);
         let connecting = exhausted::connect(state.address);
         let connected = timeout(pool.config.connect_timeout, connecting).await;
@@ -264,7 +264,7 @@ fn count_attempt(pool: &Pool, endpoint: &EndpointState, outcome: &'static str) {
 
 fn broke(reason: Reason) -> Refusal {
     let message = match reason {
-        Reason::ClientClosed => "the caller's connection broke",
+        Reason::ClientClosed => "the client's connection broke",
         _ => "the endpoint's connection broke",
     };
     Refusal::new(reason, message)
@@ -277,7 +277,7 @@ fn reset(stream: &TcpStream) {
 }
 
 /// One connection on its way: what is known of it, for the log.
-struct Passage {
+struct Session {
     arrived: Instant,
     connection: Connection,
     /// Lets a draining process wait for it.
@@ -289,7 +289,7 @@ struct Passage {
     traffic: Option<Arc<Traffic>>,
 }
 
-impl Passage {
+impl Session {
     fn new(connection: Connection, counted: InFlightRequest, peer: SocketAddr) -> Self {
         Self {
             arrived: Instant::now(),
@@ -345,7 +345,7 @@ impl Passage {
     }
 
     /// The end: counts, and a line in the access log.
-    fn over(mut self, observer: &Observer, pool: &str, refusal: Option<&Refusal>) {
+    fn finish(mut self, observer: &Observer, pool: &str, refusal: Option<&Refusal>) {
         if let Some(refusal) = refusal {
             self.connection.ended(refusal.reason);
         }
@@ -363,7 +363,7 @@ impl Passage {
         let (bytes_in, bytes_out) = self
             .traffic
             .as_ref()
-            .map_or((0, 0), |traffic| (traffic.from_caller.bytes(), traffic.from_endpoint.bytes()));
+            .map_or((0, 0), |traffic| (traffic.from_client.bytes(), traffic.from_endpoint.bytes()));
         observer.log().write(&ConnectionLine {
             time: timestamp(SystemTime::now()),
             protocol: self.connection.listener().protocol,

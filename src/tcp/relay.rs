@@ -27,7 +27,7 @@ pub enum End {
     Orderly,
     /// Neither moved a byte for too long.
     Idle,
-    /// The caller's connection broke.
+    /// The client's connection broke.
     CallerBroke,
     /// The endpoint's connection broke.
     EndpointBroke,
@@ -36,8 +36,8 @@ pub enum End {
 /// What passed. Shared with whoever reports it, also if the relay is dropped midway.
 #[derive(Debug)]
 pub struct Traffic {
-    /// From the caller.
-    pub from_caller: Flow,
+    /// From the client.
+    pub from_client: Flow,
     /// From the endpoint.
     pub from_endpoint: Flow,
     since: Instant,
@@ -79,21 +79,21 @@ impl Flow {
 impl Traffic {
     /// Nothing yet; the counters are told of every byte as it comes.
     pub fn new(
-        from_caller: Counter,
+        from_client: Counter,
         from_endpoint: Counter,
         endpoint: Option<Arc<Endpoint>>,
     ) -> Self {
         Self {
-            from_caller: Flow::new(from_caller, None),
+            from_client: Flow::new(from_client, None),
             from_endpoint: Flow::new(from_endpoint, endpoint),
             since: Instant::now(),
             moved_at: AtomicU64::new(0),
         }
     }
 
-    /// Takes in bytes of the caller that were read before the relay began.
+    /// Takes in bytes of the client that were read before the relay began.
     pub fn read_before(&self, bytes: usize) {
-        self.from_caller.passed(bytes);
+        self.from_client.passed(bytes);
     }
 
     fn moved(&self) {
@@ -118,16 +118,16 @@ impl Traffic {
 }
 
 /// Relays until both sides are done, one of them breaks, or neither moves for `idle`.
-pub async fn relay<C, E>(caller: &mut C, endpoint: &mut E, traffic: &Traffic, idle: Duration) -> End
+pub async fn relay<C, E>(client: &mut C, endpoint: &mut E, traffic: &Traffic, idle: Duration) -> End
 where
     C: AsyncRead + AsyncWrite + Unpin,
     E: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut caller = Watched { stream: caller, flow: &traffic.from_caller, traffic };
+    let mut client = Watched { stream: client, flow: &traffic.from_client, traffic };
     let mut endpoint = Watched { stream: endpoint, flow: &traffic.from_endpoint, traffic };
     traffic.moved();
     tokio::select! {
-        copied = copy_bidirectional_with_sizes(&mut caller, &mut endpoint, BUFFER, BUFFER) => {
+        copied = copy_bidirectional_with_sizes(&mut client, &mut endpoint, BUFFER, BUFFER) => {
             match copied {
                 Ok(_) => End::Orderly,
                 Err(_) if traffic.from_endpoint.broke.load(Relaxed) => End::EndpointBroke,
@@ -201,16 +201,16 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
-    /// The far ends of a relay: the caller's and the endpoint's, and the relay between them.
+    /// The far ends of a relay: the client's and the endpoint's, and the relay between them.
     async fn between(idle: Duration) -> (TcpStream, TcpStream, JoinHandle<(End, u64, u64)>) {
-        let (far_caller, mut caller) = pair().await;
+        let (far_client, mut client) = pair().await;
         let (far_endpoint, mut endpoint) = pair().await;
         let task = tokio::spawn(async move {
             let traffic = Traffic::new(Counter::noop(), Counter::noop(), None);
-            let end = relay(&mut caller, &mut endpoint, &traffic, idle).await;
-            (end, traffic.from_caller.bytes(), traffic.from_endpoint.bytes())
+            let end = relay(&mut client, &mut endpoint, &traffic, idle).await;
+            (end, traffic.from_client.bytes(), traffic.from_endpoint.bytes())
         });
-        (far_caller, far_endpoint, task)
+        (far_client, far_endpoint, task)
     }
 
     async fn pair() -> (TcpStream, TcpStream) {
@@ -221,10 +221,10 @@ mod tests {
 
     #[tokio::test]
     async fn each_direction_ends_by_itself() {
-        for caller_first in [true, false] {
-            let (caller, endpoint, task) = between(LONG).await;
+        for client_first in [true, false] {
+            let (client, endpoint, task) = between(LONG).await;
             let (mut first, mut second) =
-                if caller_first { (caller, endpoint) } else { (endpoint, caller) };
+                if client_first { (client, endpoint) } else { (endpoint, client) };
             first.write_all(b"question").await.unwrap();
             first.shutdown().await.unwrap();
             let mut heard = String::new();
@@ -235,19 +235,19 @@ mod tests {
             let mut answer = String::new();
             first.read_to_string(&mut answer).await.unwrap();
             assert_eq!(answer, "a longer answer");
-            let (end, from_caller, from_endpoint) = task.await.unwrap();
+            let (end, from_client, from_endpoint) = task.await.unwrap();
             assert_eq!(end, End::Orderly);
-            let counts = if caller_first { (8, 15) } else { (15, 8) };
-            assert_eq!((from_caller, from_endpoint), counts);
+            let counts = if client_first { (8, 15) } else { (15, 8) };
+            assert_eq!((from_client, from_endpoint), counts);
         }
     }
 
     #[tokio::test]
     async fn it_is_said_who_broke() {
-        for (caller_breaks, expected) in [(true, End::CallerBroke), (false, End::EndpointBroke)] {
-            let (caller, endpoint, task) = between(LONG).await;
+        for (client_breaks, expected) in [(true, End::CallerBroke), (false, End::EndpointBroke)] {
+            let (client, endpoint, task) = between(LONG).await;
             let (breaks, _stays) =
-                if caller_breaks { (caller, endpoint) } else { (endpoint, caller) };
+                if client_breaks { (client, endpoint) } else { (endpoint, client) };
             breaks.set_zero_linger().unwrap();
             drop(breaks);
             assert_eq!(task.await.unwrap().0, expected);
@@ -257,11 +257,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn quiet_on_both_sides_is_an_end_and_a_byte_on_one_is_not() {
         let idle = Duration::from_secs(10);
-        let (mut far_caller, mut caller) = tokio::io::duplex(8);
+        let (mut far_client, mut client) = tokio::io::duplex(8);
         let (mut far_endpoint, mut endpoint) = tokio::io::duplex(8);
         let task = tokio::spawn(async move {
             let traffic = Traffic::new(Counter::noop(), Counter::noop(), None);
-            let end = relay(&mut caller, &mut endpoint, &traffic, idle).await;
+            let end = relay(&mut client, &mut endpoint, &traffic, idle).await;
             (end, traffic.from_endpoint.bytes())
         });
         let started = Instant::now();
@@ -269,7 +269,7 @@ mod tests {
         for _ in 0..5 {
             sleep(idle - Duration::from_secs(1)).await;
             far_endpoint.write_all(b".").await.unwrap();
-            far_caller.read_exact(&mut [0]).await.unwrap();
+            far_client.read_exact(&mut [0]).await.unwrap();
         }
         assert_eq!(task.await.unwrap(), (End::Idle, 5));
         let rounded = (started.elapsed().as_secs_f64() * 10.0).round() / 10.0;

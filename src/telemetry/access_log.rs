@@ -27,7 +27,7 @@ pub struct Line<'a> {
     pub request_id: &'a str,
     /// Trace id of `traceparent`.
     pub trace_id: &'a str,
-    /// Address of the caller.
+    /// Address of the client.
     pub client: Option<String>,
     /// Version of TLS that it came in, such as `1.3`.
     pub tls: Option<&'a str>,
@@ -52,7 +52,7 @@ pub struct Line<'a> {
     /// How urgent it was: `high`, `normal` or `batch`.
     pub priority: &'static str,
     /// `unary` (held in memory) or `stream`.
-    pub way: Option<&'static str>,
+    pub mode: Option<&'static str>,
     /// The endpoint that was tried last.
     pub endpoint: Option<&'a str>,
     /// How many were tried.
@@ -86,7 +86,7 @@ pub struct ConnectionLine<'a> {
     pub protocol: &'static str,
     /// Where it came in.
     pub listener: &'a str,
-    /// Address of the caller.
+    /// Address of the client.
     pub client: String,
     /// Version of TLS that ends here, such as `1.3`.
     pub tls: Option<&'static str>,
@@ -98,9 +98,9 @@ pub struct ConnectionLine<'a> {
     pub endpoint: Option<&'a str>,
     /// How many were tried.
     pub attempts: usize,
-    /// From the caller to the endpoint.
+    /// From the client to the endpoint.
     pub bytes_in: u64,
-    /// From the endpoint to the caller.
+    /// From the endpoint to the client.
     pub bytes_out: u64,
     /// From its arrival to its end.
     pub total_us: u64,

@@ -92,13 +92,13 @@ fn describe() {
     counter!(metric::POLLS, "polls for load by outcome");
     gauge!(metric::ENDPOINT_REPORT_AGE, "seconds since the endpoint's last load report");
     counter!(metric::REPORTS_DROPPED, "load reports that were not believed, by cause");
-    gauge!(metric::CONNECTIONS_OPEN, "open connections of callers");
-    counter!(metric::CONNECTIONS, "connections of callers that ended, by how");
+    gauge!(metric::CONNECTIONS_OPEN, "open connections of clients");
+    counter!(metric::CONNECTIONS, "connections of clients that ended, by how");
     counter!(
         metric::HTTP2_FLOODS,
         "client connections ended for a flood of HTTP/2 frames, by kind"
     );
-    counter!(metric::TLS_HANDSHAKES, "TLS handshakes with callers, by how they ended");
+    counter!(metric::TLS_HANDSHAKES, "TLS handshakes with clients, by how they ended");
     gauge!(metric::TLS_EXPIRY, "Unix time at which the first certificate of a listener expires");
     counter!(metric::CONNECTION_BYTES, "bytes over connections at layer 4");
     metrics::describe_histogram!(

@@ -56,17 +56,17 @@ pub fn observe(
         attempt.answered(error.is_none() && well);
     }
     if error.is_some() && request.refusal.is_none() {
-        let left = Refusal::new(Reason::ClientClosed, "the caller left");
+        let left = Refusal::new(Reason::ClientClosed, "the client left");
         request.refusal = Some(left);
     }
     let reason = reason(session, request);
     count(observer, request, status, reason);
     write_line(observer, session, request, status, reason);
-    request.counted = None;
+    request.in_flight = None;
 }
 
 /// The connection of something that is not a request, or not yet.
-pub struct TurnedAway<'a> {
+pub struct RejectedConnection<'a> {
     /// Address of the client.
     pub client: Option<String>,
     /// Version of TLS that it speaks.
@@ -77,7 +77,11 @@ pub struct TurnedAway<'a> {
 
 /// Records a request that was refused before it was one: its head is not complete, or wrong. Returns
 /// the id that it is given.
-pub fn turned_away(observer: &Observer, from: &TurnedAway<'_>, refusal: &Refusal) -> String {
+pub fn record_rejected_connection(
+    observer: &Observer,
+    from: &RejectedConnection<'_>,
+    refusal: &Refusal,
+) -> String {
     let status = refusal.reason.status().as_u16();
     metrics::counter!(
         metric::proxy::REQUESTS,
@@ -107,7 +111,7 @@ pub fn turned_away(observer: &Observer, from: &TurnedAway<'_>, refusal: &Refusal
             model: None,
             version: None,
             priority: Priority::default().as_str(),
-            way: None,
+            mode: None,
             endpoint: None,
             attempts: 0,
             hedged: None,
@@ -129,7 +133,7 @@ fn reason(session: &Session, request: &Request) -> &'static str {
     if let Some(refusal) = &request.refusal {
         return refusal.reason.code();
     }
-    if let Some(stated) = request.stated {
+    if let Some(stated) = request.endpoint_reason {
         return stated.code();
     }
     let stated = session.response_written().and_then(|head| head.headers.get(header::REASON));
@@ -229,7 +233,7 @@ fn write_line(
         model: identity.model.as_deref().map(shortened),
         version: identity.version.as_deref().map(shortened),
         priority: request.priority.as_str(),
-        way: request.way.map(ForwardMode::as_str),
+        mode: request.mode.map(ForwardMode::as_str),
         endpoint: request.answering().map(|picked| &*picked.endpoint.state.name),
         attempts: request.attempts.len(),
         hedged: request.hedged.map(crate::http::request::Hedged::as_str),
@@ -244,7 +248,7 @@ fn write_line(
     });
 }
 
-/// As the caller saw it.
+/// As the client saw it.
 fn grpc_status(request: &Request) -> Option<u8> {
     request.identity.grpc?;
     let refused = request.refusal.as_ref().map(|refusal| refusal.reason.grpc().number());

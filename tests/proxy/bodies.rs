@@ -52,8 +52,8 @@ async fn a_body_that_finds_the_memory_full_is_streamed() {
     for length in [1, KIB, KIB + 1, 3_000_000] {
         let sent = body(length);
         assert_eq!(post(proxy.address, INFER, sent.clone()).await.text(), echo(&sent));
-        let way = if length <= KIB { "unary" } else { "stream" };
-        assert_eq!(proxy.next_line()["way"], way, "{length} bytes");
+        let way = if length <= KIB { "buffered" } else { "streamed" };
+        assert_eq!(proxy.next_line()["mode"], way, "{length} bytes");
     }
 }
 

@@ -65,7 +65,7 @@ async fn one_connection_is_balanced_by_request() {
     }
     let line = proxy.next_line();
     assert_eq!((&line["model"], &line["grpc_status"]), (&"arith".into(), &0.into()));
-    assert_eq!((&line["way"], &line["reason"]), (&"unary".into(), &"ok".into()));
+    assert_eq!((&line["mode"], &line["reason"]), (&"buffered".into(), &"ok".into()));
 }
 
 #[tokio::test]
@@ -291,7 +291,7 @@ async fn a_stream_passes_in_order_and_ends_in_words_if_its_endpoint_dies() {
     assert_eq!(ended.code(), Code::Ok);
     assert!(!ended.trailers.contains_key(header::LOAD_REPORT_BIN));
     let line = proxy.next_line();
-    assert_eq!((&line["way"], &line["grpc_status"]), (&"stream".into(), &0.into()));
+    assert_eq!((&line["mode"], &line["grpc_status"]), (&"streamed".into(), &0.into()));
 
     let (sender, mut stream) = Call::stream(proxy.address, STREAM, &[]).await;
     sender.send(framed(&arith(1.0))).await.unwrap();

@@ -329,7 +329,7 @@ async fn the_rest_of_a_body_that_is_too_long_to_hold_has_to_keep_a_pace() {
         assert!(answer.starts_with("HTTP/1.1 408 ") && closed, "{answer}");
         assert!(answer.contains("x-forebay-reason: request_timeout"), "{answer}");
         let line = line_of(&proxy, "request_timeout");
-        assert_eq!((&line["way"], &line["attempts"]), (&"stream".into(), &1.into()));
+        assert_eq!((&line["mode"], &line["attempts"]), (&"streamed".into(), &1.into()));
     }
     in_flight(&proxy, 0).await;
     cut_off(&proxy, "request", 2).await;

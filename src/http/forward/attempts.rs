@@ -2,9 +2,9 @@
 //!
 //! Pingora's own pipe can send a body again only up to 64 KiB, and only if the connection failed
 //! before anything was sent. An inference has no effect but its answer, so it may be sent again as
-//! long as the caller has not seen a byte of one: a worker that is killed half way costs a retry,
+//! long as the client has not seen a byte of one: a worker that is killed half way costs a retry,
 //! not an error. What attempts may cost is bounded by the deadline, by their number and by the pool's
-//! retry budget; all of them are dropped at once when the caller leaves.
+//! retry budget; all of them are dropped at once when the client leaves.
 //!
 //! An attempt that is slower than nearly all before it may get a second one beside it (a hedge), at an
 //! endpoint that has room for it at once. Whichever answers first is taken; the other is dropped, and
@@ -13,13 +13,13 @@
 //!
 //! An endpoint that says that it failed (500) is asked no more, another one is, once: if that answers,
 //! the first one was at fault, and that counts against it; if both say the same, it is the request that
-//! makes them fail, and one caller's bad request must not take endpoints out of rotation.
+//! makes them fail, and one client's bad request must not take endpoints out of rotation.
 
 use super::attempt::{Attempt, Ended};
-use super::exchange::{Answer, Message, message_of, trouble_of};
+use super::exchange::{Answer, Message, classify, message_of};
 use super::{count_answer, count_attempt, note_answer, take_in_report};
 use crate::clock;
-use crate::config::Trouble;
+use crate::config::RetryOn;
 use crate::exhausted;
 use crate::http::balance::{balance, can_try_again, may_try_again, pick_free};
 use crate::http::fallback;
@@ -39,12 +39,12 @@ use tokio::time::timeout;
 
 /// How often one request may be answered with an error of the endpoint's own: once more shows whose
 /// fault it is.
-const MOST_ACCUSED: usize = 2;
+const MAX_ACCUSED: usize = 2;
 
 /// Of an endpoint that is silent.
 pub(super) const NO_SIGN: &str = "the endpoint answers neither the request nor probes";
 
-/// The answer that the caller gets, and who gave it.
+/// The answer that the client gets, and who gave it.
 pub(super) struct Won {
     pub(super) answer: Answer,
     pub(super) endpoint: Arc<Endpoint>,
@@ -54,14 +54,14 @@ pub(super) struct Won {
 
 /// How an attempt failed.
 struct Failure {
-    trouble: Option<Trouble>,
+    trouble: Option<RetryOn>,
     refusal: Refusal,
     /// The answer that said so, to be passed on if there is no other.
     answer: Option<Box<Won>>,
 }
 
 impl Failure {
-    fn new(trouble: Option<Trouble>, reason: Reason, message: &'static str) -> Self {
+    fn new(trouble: Option<RetryOn>, reason: Reason, message: &'static str) -> Self {
         Self { trouble, refusal: Refusal::new(reason, message), answer: None }
     }
 }
@@ -106,7 +106,7 @@ impl<'a> Attempts<'a> {
     /// each of the variants that may stand in.
     ///
     /// # Errors
-    /// What the caller is told if nobody has answered.
+    /// What the client is told if nobody has answered.
     pub(super) async fn run(mut self) -> Result<Won, Refusal> {
         let asked = self.target.clone();
         let mut first: Option<Failure> = None;
@@ -196,7 +196,7 @@ impl<'a> Attempts<'a> {
             if last.is_some() {
                 budget.retry_failed();
             }
-            // What an endpoint says is worth more to the caller than that another was silent.
+            // What an endpoint says is worth more to the client than that another was silent.
             let said = last.take().and_then(|last| last.answer);
             failure.answer = failure.answer.or(said);
             if !self.may_follow(&failure) {
@@ -369,7 +369,7 @@ impl<'a> Attempts<'a> {
         let retry = &self.target.pool.config.retry;
         let wanted = failure.trouble.is_some_and(|trouble| retry.on.contains(&trouble))
             && self.may_be_sent_after(failure)
-            && self.accused.len() < MOST_ACCUSED
+            && self.accused.len() < MAX_ACCUSED
             && self.others_can_follow();
         let allowed =
             wanted && may_try_again(&self.target.pool, &self.request.attempts[self.from..]);
@@ -380,7 +380,7 @@ impl<'a> Attempts<'a> {
     /// Whether the request may be sent once more, by what it is: one that may have an effect only if the
     /// attempt that failed can't have had it.
     fn may_be_sent_after(&self, failure: &Failure) -> bool {
-        self.message.is_repeatable || matches!(failure.trouble, None | Some(Trouble::Connect))
+        self.message.is_repeatable || matches!(failure.trouble, None | Some(RetryOn::Connect))
     }
 
     /// Takes in how an attempt ended.
@@ -400,14 +400,14 @@ impl<'a> Attempts<'a> {
                 }
                 self.request.attempts[attempt.index].failed();
                 endpoint.note(Outcome::Failed);
-                let (trouble, reason) = trouble_of(&error);
+                let (trouble, reason) = classify(&error);
                 let failure = Failure::new(Some(trouble), reason, message_of(reason));
                 Err(self.counted(attempt, failure))
             }
             Ended::InVain => {
                 self.moved = true;
                 self.request.attempts[attempt.index].late();
-                let failure = Failure::new(Some(Trouble::Timeout), Reason::EndpointSilent, NO_SIGN);
+                let failure = Failure::new(Some(RetryOn::Timeout), Reason::EndpointSilent, NO_SIGN);
                 Err(self.counted(attempt, failure))
             }
             Ended::TooLate => {
@@ -452,7 +452,7 @@ impl<'a> Attempts<'a> {
             _ if answer.is_success() => state.note(Outcome::Answered(attempt.started.elapsed())),
             _ => state.note(Outcome::Understood),
         }
-        let trouble = Trouble::Status(status);
+        let trouble = RetryOn::Status(status);
         if status < 400 || !self.target.pool.config.retry.on.contains(&trouble) {
             return Ok(self.won(attempt, answer));
         }
@@ -460,7 +460,7 @@ impl<'a> Attempts<'a> {
         let reason = answer.reason().unwrap_or(usual);
         let refusal = Refusal::new(reason, "the endpoint refused the request");
         // Unless another does better.
-        self.request.answered_by = Some(attempt.index);
+        self.request.answering_attempt = Some(attempt.index);
         let (endpoint, index) = (Arc::clone(&attempt.endpoint), attempt.index);
         let answer = Some(Box::new(Won { answer, endpoint, index }));
         Err(self.counted(attempt, Failure { trouble: Some(trouble), refusal, answer }))
@@ -468,12 +468,12 @@ impl<'a> Attempts<'a> {
 
     fn won(&mut self, attempt: &Attempt, answer: Answer) -> Won {
         count_answer(&self.target, &attempt.endpoint.state);
-        self.request.answered_by = Some(attempt.index);
+        self.request.answering_attempt = Some(attempt.index);
         Won { answer, endpoint: Arc::clone(&attempt.endpoint), index: attempt.index }
     }
 
     fn too_late(&mut self, attempt: &Attempt) -> Failure {
-        // Little time says nothing about the endpoint, be it that the caller gave little or that most of it
+        // Little time says nothing about the endpoint, be it that the client gave little or that most of it
         // had passed in the queue.
         let (asked, usual) = (self.request.identity.deadline, self.target.route.deadline);
         let had = attempt.until.saturating_duration_since(attempt.started);
@@ -486,7 +486,7 @@ impl<'a> Attempts<'a> {
         }
         if attempt.cut_short && self.request.time_left().is_none_or(|left| !left.is_zero()) {
             let message = "the endpoint did not answer in time";
-            return Failure::new(Some(Trouble::Timeout), Reason::AttemptTimeout, message);
+            return Failure::new(Some(RetryOn::Timeout), Reason::AttemptTimeout, message);
         }
         late()
     }
@@ -497,7 +497,7 @@ impl<'a> Attempts<'a> {
             0 => return,
             // It may be the request. Where one endpoint is at fault, there are retries that show it.
             1 if self.unpaid => return,
-            MOST_ACCUSED.. if !another_answered => Outcome::Understood,
+            MAX_ACCUSED.. if !another_answered => Outcome::Understood,
             _ => Outcome::Failed,
         };
         for &index in &self.accused {

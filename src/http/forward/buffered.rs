@@ -29,7 +29,7 @@ use pingora::proxy::Session;
 /// answers, and answers the client.
 ///
 /// # Errors
-/// The answer could not be given whole. All else becomes a refusal in `request`, for the caller of
+/// The answer could not be given whole. All else becomes a refusal in `request`, for the client of
 /// this to answer with.
 pub async fn forward(
     session: &mut Session,
@@ -57,7 +57,7 @@ pub async fn forward(
             }
         }
         Ok(Received::Begun(begun)) => {
-            request.way = Some(ForwardMode::Streamed);
+            request.mode = Some(ForwardMode::Streamed);
             take_in_scheduling_parameters(session.req_header(), request, target, &begun.body);
             let head = request_head(session.req_header(), Length::AsStated)?;
             let upload = (head, begun, account);
@@ -66,7 +66,7 @@ pub async fn forward(
         Err(refusal) => Err(refusal),
     };
     // Its body is not needed any more, however long the client takes to read.
-    request.held = None;
+    request.body_memory = None;
     // A cheaper variant may have stood in.
     let target = request.target.clone().unwrap_or_else(|| target.clone());
     match outcome {
@@ -133,7 +133,7 @@ fn take_in_scheduling_parameters(
     let length = head.headers.get(header::INFERENCE_HEADER_CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
     let json = length.and_then(|length| body.get(..length)).unwrap_or(body);
-    request.scheduling_parameters(SchedulingParameters::in_json(json));
+    request.apply_parameters(SchedulingParameters::in_json(json));
     request.priority = request.identity.priority.unwrap_or(target.route.priority);
     within(request, target.route.deadline);
 }

@@ -4,7 +4,7 @@ use super::grpc;
 use super::headers::stamp;
 use super::wire::{self, Before, CLOSED_BEFORE, UNSOLICITED};
 use crate::body_memory::{Account, Held, cost};
-use crate::config::Trouble;
+use crate::config::RetryOn;
 use crate::http::fallback;
 use crate::http::pace::Pace;
 use crate::pool::EndpointState;
@@ -25,10 +25,10 @@ use tokio::time::timeout;
 
 /// Most bytes of an answer that are held before any of it is passed on, so that one that breaks off
 /// can be replaced.
-pub(super) const HELD_ANSWER: usize = 256 * 1024;
+pub(super) const MAX_HELD_ANSWER: usize = 256 * 1024;
 
 /// Time that an endpoint gets to say why it stopped reading a request.
-pub(super) const EARLY_ANSWER: Duration = Duration::from_millis(200);
+pub(super) const MAX_EARLY_ANSWER_WAIT: Duration = Duration::from_millis(200);
 
 /// What is sent, to whichever endpoint.
 pub(super) struct Message {
@@ -72,7 +72,7 @@ impl Message {
     }
 }
 
-/// An answer that is ready to be given to the caller.
+/// An answer that is ready to be given to the client.
 pub(super) struct Answer {
     /// Its header.
     pub head: Box<ResponseHeader>,
@@ -196,7 +196,7 @@ pub(super) async fn exchange(
         let Some(chunk) = session.read_response_body().await? else { break };
         endpoint.heard();
         length += chunk.len();
-        holds = held.grow(cost(chunk.len())).is_ok() && length <= HELD_ANSWER;
+        holds = held.grow(cost(chunk.len())).is_ok() && length <= MAX_HELD_ANSWER;
         body.push(chunk);
     }
     let trailers = trailers(&mut session).await?;
@@ -260,7 +260,7 @@ async fn begin(
         return Ok(Begun { session, head, keep: !early });
     };
     // It may have answered without reading all of the request.
-    match timeout(EARLY_ANSWER, final_header(&mut session)).await {
+    match timeout(MAX_EARLY_ANSWER_WAIT, final_header(&mut session)).await {
         Ok(Ok(head)) => Ok(Begun { session, head, keep: false }),
         _ => Err(error),
     }
@@ -312,24 +312,24 @@ pub(super) async fn final_header(
 /// Pingora's name for a chunked body that breaks the rules; its constant is not public.
 const INVALID_CHUNK: ErrorType = ErrorType::new("InvalidChunk");
 
-/// What went wrong in an exchange with an endpoint, and why as the caller is told.
-pub(super) fn trouble_of(error: &Error) -> (Trouble, Reason) {
+/// What went wrong in an exchange with an endpoint, and why as the client is told.
+pub(super) fn classify(error: &Error) -> (RetryOn, Reason) {
     use ErrorType::{
         BindError, ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout,
         InvalidHTTPHeader, SocketError,
     };
     match error.etype() {
         ConnectError | ConnectRefused | ConnectTimedout | ConnectNoRoute | BindError
-        | SocketError => (Trouble::Connect, Reason::ConnectFailed),
-        InvalidHTTPHeader => (Trouble::Invalid, Reason::InvalidResponse),
+        | SocketError => (RetryOn::Connect, Reason::ConnectFailed),
+        InvalidHTTPHeader => (RetryOn::Invalid, Reason::InvalidResponse),
         kind if *kind == UNSOLICITED || *kind == INVALID_CHUNK => {
-            (Trouble::Invalid, Reason::InvalidResponse)
+            (RetryOn::Invalid, Reason::InvalidResponse)
         }
-        _ => (Trouble::Reset, Reason::EndpointReset),
+        _ => (RetryOn::Reset, Reason::EndpointReset),
     }
 }
 
-/// Words for the caller: what happened, without addresses or causes from inside.
+/// Words for the client: what happened, without addresses or causes from inside.
 pub(super) fn message_of(reason: Reason) -> &'static str {
     match reason {
         Reason::ConnectFailed => "no connection to an endpoint",

@@ -46,7 +46,7 @@ pub(super) fn note(request: &mut Request, headers: &HeaderMap) {
     request.grpc_status = Some(code.number());
     let stated = headers.get(header::REASON).and_then(|value| value.to_str().ok());
     let stated = stated.and_then(Reason::from_code);
-    request.stated = stated.or_else(|| Reason::from_grpc(code));
+    request.endpoint_reason = stated.or_else(|| Reason::from_grpc(code));
 }
 
 /// Takes in what trailers say to the proxy, and out of them what is for it alone. `complete`: the

@@ -65,7 +65,7 @@ pub(super) fn stamp(
     Ok(())
 }
 
-/// Takes out of an answer what is for the proxy alone and adds what the caller may know.
+/// Takes out of an answer what is for the proxy alone and adds what the client may know.
 pub(super) fn prepare_answer(
     head: &mut ResponseHeader,
     request: &Request,

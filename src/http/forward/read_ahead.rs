@@ -1,6 +1,6 @@
 //! Reading an answer ahead of its client, so that the endpoint does not wait for the client.
 
-use super::exchange::{self, Rest, is_event_stream, message_of, send_piece, socket_of, trouble_of};
+use super::exchange::{self, Rest, classify, is_event_stream, message_of, send_piece, socket_of};
 use super::{count_attempt, grpc, take_in_report};
 use crate::body_memory::{Held, cost};
 use crate::config::Limits;
@@ -253,7 +253,7 @@ impl Reader<'_> {
                 tracing::debug!(endpoint = &*state.name, %error, "an answer broke off");
                 self.picked.failed();
                 state.note(Outcome::Failed);
-                let reason = trouble_of(&error).1;
+                let reason = classify(&error).1;
                 Refusal::new(reason, message_of(reason))
             }
             Err(_) => {

@@ -4,7 +4,7 @@
 //! They pass through without being held, so only a connection that failed before anything was sent is
 //! tried again.
 
-use super::exchange::{closed_while_idle, message_of, trouble_of};
+use super::exchange::{classify, closed_while_idle, message_of};
 use super::headers::stamp;
 use super::headers::{prepare_answer, prepare_request};
 use super::wire::{self, Before, UNSOLICITED, Wire};
@@ -336,7 +336,7 @@ fn in_time(request: &mut Request) -> pingora::Result<()> {
     Ok(())
 }
 
-/// Notes that an answer has begun and prepares its header for the caller.
+/// Notes that an answer has begun and prepares its header for the client.
 ///
 /// # Errors
 /// A header that can't be written.
@@ -367,7 +367,7 @@ pub fn response_header(
     let Some(picked) = request.attempts.last_mut() else { return Ok(()) };
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         // From here on it is a connection, which takes no slot.
-        picked.guard = Some(Bound::lasting(&picked.endpoint));
+        picked.guard = Some(Bound::long_lived(&picked.endpoint));
     }
     count_answer(&target, &picked.endpoint.state);
     if !head.status.is_server_error() {
@@ -381,7 +381,7 @@ pub fn response_header(
     prepare_answer(head, request, &target, &endpoint.state)
 }
 
-/// The refusal that an error of the pipe means to the caller; `None` if the caller is gone.
+/// The refusal that an error of the pipe means to the client; `None` if the client is gone.
 pub fn refusal(request: &mut Request, error: &Error) -> Option<Refusal> {
     if let Some(refusal) = request.refusal.take() {
         return Some(refusal);
@@ -397,12 +397,12 @@ pub fn refusal(request: &mut Request, error: &Error) -> Option<Refusal> {
         match error.esource() {
             ErrorSource::Upstream => {
                 picked.failed();
-                // A stream that its caller's deadline ends says nothing about the endpoint.
+                // A stream that its client's deadline ends says nothing about the endpoint.
                 if !timed_out {
                     picked.endpoint.state.note(Outcome::Failed);
                 }
                 if let Some(target) = &request.target {
-                    let reason = trouble_of(error).1.code();
+                    let reason = classify(error).1.code();
                     count_attempt(target, &picked.endpoint.state, reason);
                 }
             }
@@ -414,7 +414,7 @@ pub fn refusal(request: &mut Request, error: &Error) -> Option<Refusal> {
             Refusal::new(Reason::DeadlineExceeded, "no answer before the deadline")
         }
         ErrorSource::Upstream => {
-            let reason = trouble_of(error).1;
+            let reason = classify(error).1;
             Refusal::new(reason, message_of(reason))
         }
         ErrorSource::Downstream if *error.etype() == ErrorType::WriteTimedout => {
@@ -426,13 +426,13 @@ pub fn refusal(request: &mut Request, error: &Error) -> Option<Refusal> {
         }
         ErrorSource::Downstream => match error.etype() {
             ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed => {
-                request.refusal = Some(Refusal::new(Reason::ClientClosed, "the caller left"));
+                request.refusal = Some(Refusal::new(Reason::ClientClosed, "the client left"));
                 return None;
             }
             _ => Refusal::new(Reason::InvalidRequest, "the request can't be understood"),
         },
         // Pingora does not say whose fault a body is that breaks off; without an attempt it can
-        // only be the caller's.
+        // only be the client's.
         ErrorSource::Unset if request.attempts.is_empty() => {
             Refusal::new(Reason::InvalidRequest, "the request is not complete")
         }

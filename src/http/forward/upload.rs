@@ -9,8 +9,8 @@
 use super::attempt::acknowledges_nothing;
 use super::attempts::{NO_SIGN, Won};
 use super::exchange::{
-    Answer, EARLY_ANSWER, NO_SOCKET, Rest, final_header, message_of, send_piece, socket_of,
-    trouble_of,
+    Answer, MAX_EARLY_ANSWER_WAIT, NO_SOCKET, Rest, classify, final_header, message_of, send_piece,
+    socket_of,
 };
 use super::headers::{prepare_request, stamp};
 use super::{count_answer, count_attempt, note_answer, streamed};
@@ -227,7 +227,7 @@ fn failed(request: &mut Request, endpoint: &Endpoint, stopped: Stopped) -> Refus
             tracing::debug!(endpoint = &*endpoint.state.name, %error, "an upload failed");
             picked.failed();
             endpoint.state.note(Outcome::Failed);
-            let reason = trouble_of(&error).1;
+            let reason = classify(&error).1;
             Refusal::new(reason, message_of(reason))
         }
         Stopped::Silent => {
@@ -284,7 +284,7 @@ impl Sending<'_> {
             }
             Err(Stopped::Endpoint(error)) => {
                 // It may have answered without reading all of the request.
-                match timeout(EARLY_ANSWER, final_header(connection)).await {
+                match timeout(MAX_EARLY_ANSWER_WAIT, final_header(connection)).await {
                     Ok(Ok(head)) => Ok(Begun { head, keep: false, unsent: None }),
                     _ => Err(Stopped::Endpoint(error)),
                 }

@@ -1,7 +1,7 @@
-//! What the proxy answers itself to callers that speak gRPC.
+//! What the proxy answers itself to clients that speak gRPC.
 //!
 //! gRPC has a status of its own, in trailers, and every answer is a 200; a refusal that speaks plain
-//! HTTP would reach the caller as "unknown", without a word.
+//! HTTP would reach the client as "unknown", without a word.
 
 use crate::http::request::Request;
 use crate::lifecycle::Lifecycle;
@@ -31,7 +31,7 @@ const FALSE: &[u8] = &[];
 /// Ends a call with a refusal: alone in the header, or behind what was answered before.
 ///
 /// # Errors
-/// The connection to the caller broke.
+/// The connection to the client broke.
 pub async fn refuse(session: &mut Session, request: &Request, refusal: &Refusal) -> Result<()> {
     let status = trailers(refusal.reason.grpc(), Some(refusal));
     if session.response_written().is_some() {
@@ -48,7 +48,7 @@ pub async fn refuse(session: &mut Session, request: &Request, refusal: &Refusal)
 /// with a frame of its own, and then the status in the header is no gRPC status any more.
 ///
 /// # Errors
-/// The connection to the caller broke.
+/// The connection to the client broke.
 pub async fn header_alone(session: &mut Session, head: Box<ResponseHeader>) -> Result<()> {
     match &mut *session.downstream_session {
         ServerSession::H2(stream) => stream.write_response_header(head, true),
@@ -56,10 +56,10 @@ pub async fn header_alone(session: &mut Session, head: Box<ResponseHeader>) -> R
     }
 }
 
-/// Answers the health calls for the proxy itself; `message` is the caller's.
+/// Answers the health calls for the proxy itself; `message` is the client's.
 ///
 /// # Errors
-/// The connection to the caller broke.
+/// The connection to the client broke.
 pub async fn health(
     session: &mut Session,
     request: &mut Request,
@@ -87,7 +87,7 @@ pub async fn health(
     session.downstream_session.write_response_trailers(trailers(Code::Ok, None)).await
 }
 
-/// The status now and whenever it changes, until the caller leaves or the proxy does.
+/// The status now and whenever it changes, until the client leaves or the proxy does.
 async fn watch(
     session: &mut Session,
     request: &mut Request,
@@ -116,7 +116,7 @@ async fn watch(
         let step = request.time_left().map_or(WATCH_STEP, |left| left.min(WATCH_STEP));
         tokio::select! {
             () = sleep(step) => {}
-            // With the message complete this resolves only if the caller leaves.
+            // With the message complete this resolves only if the client leaves.
             left = session.downstream_session.read_body_or_idle(true) => return left.map(|_| ()),
         }
     }

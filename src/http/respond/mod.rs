@@ -14,15 +14,15 @@ use pingora::proxy::Session;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// What is still read of a body that was refused: closing while the caller sends would reset the
+/// What is still read of a body that was refused: closing while the client sends would reset the
 /// connection and destroy the answer that says why.
-const LINGER_BYTES: usize = 4 * 1024 * 1024;
-const LINGER_TIME: Duration = Duration::from_secs(2);
+const MAX_LINGER_BYTES: usize = 4 * 1024 * 1024;
+const MAX_LINGER_TIME: Duration = Duration::from_secs(2);
 
 /// Answers with a refusal.
 ///
 /// # Errors
-/// The connection to the caller broke.
+/// The connection to the client broke.
 pub async fn refuse(session: &mut Session, request: &mut Request, refusal: &Refusal) -> Result<()> {
     if refusal.reason == Reason::ClientClosed {
         session.downstream_session.set_keepalive(None);
@@ -30,7 +30,7 @@ pub async fn refuse(session: &mut Session, request: &mut Request, refusal: &Refu
     }
     if request.identity.grpc.is_some() {
         grpc::refuse(session, request, refusal).await?;
-        // A stream that is dropped before its caller has said all is reset, and clients may forget
+        // A stream that is dropped before its client has said all is reset, and clients may forget
         // the answer over that.
         if !session.downstream_session.is_body_done() {
             linger(session, request).await;
@@ -53,7 +53,7 @@ pub async fn refuse(session: &mut Session, request: &mut Request, refusal: &Refu
 /// Answers the protocol's health calls for the proxy itself.
 ///
 /// # Errors
-/// The connection to the caller broke.
+/// The connection to the client broke.
 pub async fn health(session: &mut Session, request: &Request, ready: bool) -> Result<()> {
     let (word, good) = match request.identity.call {
         Some(Call::ServerReady) => ("ready", ready),
@@ -71,12 +71,12 @@ pub async fn health(session: &mut Session, request: &Request, ready: bool) -> Re
 
 /// Reads what the client still sends of a body that nobody wants, for a while.
 pub(crate) async fn linger(session: &mut Session, request: &mut Request) {
-    // It is answered; what is waited for now is only the caller's last words.
+    // It is answered; what is waited for now is only the client's last words.
     request.answered_after = Some(request.arrived.elapsed());
     request.attempts.iter_mut().for_each(|attempt| attempt.answered(false));
     let downstream = &mut session.downstream_session;
     let discard = async {
-        let mut left = LINGER_BYTES;
+        let mut left = MAX_LINGER_BYTES;
         while let Ok(Some(chunk)) = downstream.read_request_body().await {
             left = left.saturating_sub(chunk.len());
             if left == 0 {
@@ -85,5 +85,5 @@ pub(crate) async fn linger(session: &mut Session, request: &mut Request) {
         }
     };
     // Running out of time is one of the ways to be done with it.
-    let _ = timeout(LINGER_TIME, discard).await;
+    let _ = timeout(MAX_LINGER_TIME, discard).await;
 }

@@ -46,7 +46,7 @@ fn pool_with(more: &str) -> Arc<Pool> {
 fn asks(number: usize) -> BindRequest {
     BindRequest {
         priority: Priority::ALL[number % 3],
-        caller: number as u64 % 5,
+        client: number as u64 % 5,
         deadline: Instant::now() + Duration::from_secs(3600),
         key: None,
         relative_cost: RelativeCost::default(),
@@ -58,10 +58,10 @@ fn asks(number: usize) -> BindRequest {
 async fn nobody_is_forgotten_and_no_slot_is_used_twice_however_all_meet() {
     let pool = pool();
     let taken: Arc<[AtomicUsize; 4]> = Arc::default();
-    let mut callers = tokio::task::JoinSet::new();
+    let mut clients = tokio::task::JoinSet::new();
     for number in 0..64 {
         let (pool, taken) = (Arc::clone(&pool), Arc::clone(&taken));
-        callers.spawn(async move {
+        clients.spawn(async move {
             for turn in 0..200 {
                 let bind = pool.bind(asks(number));
                 // Some leave at any moment, also when they have just been bound.
@@ -80,7 +80,7 @@ async fn nobody_is_forgotten_and_no_slot_is_used_twice_however_all_meet() {
             }
         });
     }
-    callers.join_all().await;
+    clients.join_all().await;
     assert_eq!(pool.state.queue.count(), 0);
     for endpoint in &pool.endpoints {
         assert_eq!(endpoint.state.load.in_flight(), 0);

@@ -368,7 +368,7 @@ def stated(t, form):
         answer = http1.post(proxy.address, INFER, BODY, {"x-request-id": f"mine-{i}"})
         t.equal(answer.status, 200, "an inference over HTTP/1")
         eventually(lambda: proxy.lines_of(f"mine-{i}"), 3)
-        t.equal([line["way"] for line in proxy.lines_of(f"mine-{i}")], ["unary"], "it is held, so that it can be retried")
+        t.equal([line["mode"] for line in proxy.lines_of(f"mine-{i}")], ["buffered"], "it is held, so that it can be retried")
     for one in held:
         one.close()
     at_rest(t, proxy, 10)
@@ -395,7 +395,7 @@ def greedy_bodies(t):
         answer = http1.post(proxy.address, INFER, BODY, {"x-request-id": f"mine-{i}"})
         t.equal(answer.status, 200, "another's inference over HTTP/1")
         eventually(lambda: proxy.lines_of(f"mine-{i}"), 3)
-        t.equal([line["way"] for line in proxy.lines_of(f"mine-{i}")], ["unary"], "another's way")
+        t.equal([line["mode"] for line in proxy.lines_of(f"mine-{i}")], ["buffered"], "another's way")
     for s in held:
         s.close()
     at_rest(t, proxy, 10)
