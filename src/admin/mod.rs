@@ -228,7 +228,7 @@ impl Admin {
             for (priority, count) in pool.state.queue.counts() {
                 let pool = pool.config.name.clone();
                 #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-                metrics::gauge!(metric::PENDING, "pool" => pool, "priority" => priority.as_str())
+                metrics::gauge!(metric::QUEUED, "pool" => pool, "priority" => priority.as_str())
                     .set(count as f64);
             }
             let name = pool.config.name.clone();

@@ -56,7 +56,7 @@ struct PoolStatus<'a> {
     last_resort: bool,
     report_ttl_ms: f64,
     /// Requests that wait for an endpoint, by priority.
-    pending: BTreeMap<&'static str, usize>,
+    queued: BTreeMap<&'static str, usize>,
     endpoints: Vec<EndpointStatus<'a>>,
 }
 
@@ -174,7 +174,7 @@ impl<'a> PoolStatus<'a> {
             panic: pool.rotation.panics,
             last_resort: pool.rotation.last_resort,
             report_ttl_ms: millis(pool.config.report_ttl),
-            pending: counts.map(|(priority, count)| (priority.as_str(), count)).into(),
+            queued: counts.map(|(priority, count)| (priority.as_str(), count)).into(),
             endpoints: pool.endpoints.iter().map(endpoint).collect(),
         }
     }
@@ -257,17 +257,14 @@ impl fmt::Display for Status<'_> {
         }
         for (name, pool) in &self.pools {
             let (ready, all) = (pool.ready, pool.endpoints.len());
-            let pending: usize = pool.pending.values().sum();
+            let queued: usize = pool.queued.values().sum();
             let policy = pool.policy;
             let panic = match (pool.panic, pool.last_resort) {
                 (true, _) => ", panic: ejected endpoints are used",
                 (_, true) => ", last resort: endpoints that do not answer probes are used",
                 _ => "",
             };
-            writeln!(
-                f,
-                "\npool {name}: {policy}, {ready} of {all} ready, {pending} pending{panic}"
-            )?;
+            writeln!(f, "\npool {name}: {policy}, {ready} of {all} ready, {queued} queued{panic}")?;
             let heads = [
                 "endpoint",
                 "health",
@@ -393,7 +390,7 @@ mod tests {
             panic: false,
             last_resort: false,
             report_ttl_ms: 2000.0,
-            pending: [("high", 1), ("normal", 4)].into(),
+            queued: [("high", 1), ("normal", 4)].into(),
             endpoints: vec![
                 endpoint("10.0.0.1:8000", Some(8), Some(0.4)),
                 endpoint("10.0.0.2:8000", Some(8), Some(4200.0)),
@@ -422,7 +419,7 @@ forebay 1.2.3, ready, 9 in flight, up 1 d 2 h
 configuration 2, loaded 2026-01-31T12:00:00.000Z
 listener 0.0.0.0:8080 (http): 17 of 20000 open
 
-pool models: least_cost, 2 of 3 ready, 5 pending
+pool models: least_cost, 2 of 3 ready, 5 queued
   endpoint        health                    in flight  there  slots  queue  service    cost  report
   10.0.0.1:8000   ready                             3     12      4      8  19.2 ms  123 ms  0.40 ms ago, polled
   10.0.0.2:8000   ready                             3     12      4      8  19.2 ms  123 ms  4.2 s ago, polled, stale

@@ -101,7 +101,7 @@ pub struct Limits {
     pub stream_idle: Duration,
     /// The header that names the client, where something in front can be trusted to set it; else a
     /// client is an address.
-    pub caller_header: Option<HeaderName>,
+    pub client_header: Option<HeaderName>,
 }
 
 impl Limits {
@@ -292,7 +292,7 @@ pub struct Queue {
     /// How many may wait; those beyond are refused, or others in their place that are less urgent.
     pub size: usize,
     /// From the moment when an endpoint is done with a request until the next one is there.
-    pub hop: Duration,
+    pub handoff_delay: Duration,
 }
 
 /// Which requests go to which pool.

@@ -128,7 +128,7 @@ fn limits(table: &Table<'_, '_>) -> Limits {
         stall_timeout: positive(table, "stall_timeout", secs(10)),
         stream_idle: positive(table, "stream_idle", secs(3600)),
         header_timeout: positive(table, "header_timeout", secs(10)),
-        caller_header: header_name(table, "caller_header"),
+        client_header: header_name(table, "client_header"),
     }
 }
 
@@ -242,7 +242,7 @@ fn retry(table: &Table<'_, '_>) -> Retry {
 fn queue(table: &Table<'_, '_>) -> Queue {
     Queue {
         size: table.within("size", 0..=1_000_000, 1024),
-        hop: table.or("hop", Duration::from_micros(500)),
+        handoff_delay: table.or("handoff_delay", Duration::from_micros(500)),
     }
 }
 

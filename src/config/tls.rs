@@ -105,10 +105,14 @@ const MAX_PAIRS: usize = 1000;
 pub(super) fn read(table: &Table<'_, '_>, base: &Path, alpn: &[&[u8]]) -> Option<Tls> {
     let provider = Arc::new(ring::default_provider());
     let mut pairs = vec![pair(table, base, &provider)];
-    let further = table.tables("further");
+    let further = table.tables("additional_certificates");
     if further.len() > MAX_PAIRS {
         let found = further.len();
-        table.note(table.span(), "further", format!("expected at most {MAX_PAIRS}, found {found}"));
+        table.note(
+            table.span(),
+            "additional_certificates",
+            format!("expected at most {MAX_PAIRS}, found {found}"),
+        );
         return None;
     }
     pairs.extend(further.iter().map(|table| pair(table, base, &provider)));

@@ -3,7 +3,7 @@
 //! Pingora reads the head of a request itself: it bounds each read but not their sum, takes what the
 //! standard lets a server refuse, and answers what it can't understand with a bare 400 that nobody
 //! counts. Its reader is given what was read here instead: a head that was whole in time and passed
-//! [`head::check`], and of what follows only the body. What comes behind that body is the next
+//! [`request_head::check`], and of what follows only the body. What comes behind that body is the next
 //! request, and stays here until its turn.
 
 use crate::downstream::chunked::Chunks;

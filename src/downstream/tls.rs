@@ -59,7 +59,7 @@ impl HandshakeError {
                     "client_certificate"
                 }
                 // The client does not like ours, most likely.
-                Error::AlertReceived(_) => "caller_refused",
+                Error::AlertReceived(_) => "client_refused",
                 _ => "other",
             },
         }

@@ -252,7 +252,7 @@ impl Proxy {
         }
         let address = session.client_addr().and_then(|address| address.as_inet());
         let limits = &snapshot.config.limits;
-        let header = limits.caller_header.as_ref();
+        let header = limits.client_header.as_ref();
         let headers = &session.req_header().headers;
         request.identity.client = identify::client(address, headers, header);
         let account = Account::new(self.lifecycle.memory(), request.identity.client, limits);

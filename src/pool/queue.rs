@@ -191,7 +191,7 @@ impl Rotation {
             key: None,
             ring: Some(&self.ring),
         };
-        let (policy, handoff_delay) = (self.config.policy, self.config.queue.hop);
+        let (policy, handoff_delay) = (self.config.policy, self.config.queue.handoff_delay);
         PoolView {
             policy,
             endpoints: &self.ready,
@@ -331,7 +331,7 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.queue.leave(&self.place);
         let name = self.pool.to_owned();
-        metrics::histogram!(metric::proxy::PENDING_SECONDS, "pool" => name)
+        metrics::histogram!(metric::proxy::QUEUE_SECONDS, "pool" => name)
             .record(self.since.elapsed());
     }
 }

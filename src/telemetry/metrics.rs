@@ -67,9 +67,9 @@ fn describe() {
     );
     counter!(metric::RETRIES, "requests that were sent once more");
     counter!(metric::RETRIES_REFUSED, "retries that the budget refused");
-    gauge!(metric::PENDING, "requests that wait in the proxy for an endpoint");
+    gauge!(metric::QUEUED, "requests that wait in the proxy for an endpoint");
     metrics::describe_histogram!(
-        metric::PENDING_SECONDS,
+        metric::QUEUE_SECONDS,
         metrics::Unit::Seconds,
         "how long requests waited for an endpoint, of those that had to"
     );

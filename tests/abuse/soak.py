@@ -314,7 +314,7 @@ class Soak:
               f"{proxy.fds()} descriptors, {proxy.cpu():.0f} s of processor time")
         t.equal(lines(), int(counted), "lines in the access log beside requests counted")
         t.equal(proxy.metric("forebay_access_log_dropped_total"), 0, "lines dropped")
-        t.equal(proxy.metric("forebay_pending_requests"), 0, "requests that wait at the end")
+        t.equal(proxy.metric("forebay_queued_requests"), 0, "requests that wait at the end")
         t.check("panicked" not in proxy.messages(), "a panic")
         # The last one that suffered may still be on its way back, and one that suffered often is ejected
         # for longer each time.

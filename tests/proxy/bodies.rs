@@ -61,7 +61,7 @@ async fn a_body_that_finds_the_memory_full_is_streamed() {
 async fn a_client_that_holds_its_share_of_the_memory_is_refused_and_others_are_not() {
     let endpoint = Endpoint::start(Behaviour::Gated).await;
     let limits = "[limits]\nbody = \"1MiB\"\nbuffer = \"1MiB\"\nmemory = \"8MiB\"\n\
-                  client_memory = \"12%\"\ncaller_header = \"x-client\"\n";
+                  client_memory = \"12%\"\nclient_header = \"x-client\"\n";
     let proxy = Proxy::start(&format!("{limits}{}", pool_of(&[endpoint.address], ""))).await;
     proxy.wait_ready(1).await;
     let address = proxy.address;

@@ -47,7 +47,7 @@ async fn while_a_pool_is_down_a_cheaper_one_answers_and_says_so() {
 async fn a_queue_that_is_full_is_a_reason_too_and_an_answer_is_none() {
     let large = Endpoint::start(Behaviour::Gated).await;
     let small = Endpoint::start(Behaviour::Echo).await;
-    let more = "slots = 1\nqueue = { size = 0, hop = \"1us\" }";
+    let more = "slots = 1\nqueue = { size = 0, handoff_delay = \"1us\" }";
     let proxy = Proxy::start(&config(large.address, small.address, more, "[\"small\"]")).await;
     proxy.wait_ready(2).await;
     let address = proxy.address;

@@ -180,14 +180,14 @@ async fn a_timeout_of_the_callers_ends_the_call_and_is_passed_on() {
 async fn a_call_that_is_cancelled_while_it_waits_is_never_sent() {
     let gate: &'static Semaphore = Box::leak(Box::new(Semaphore::new(0)));
     let endpoint = Endpoint::start(Behaviour::Held(gate)).await;
-    let pool = "slots = 1\nqueue = { hop = \"1us\" }";
+    let pool = "slots = 1\nqueue = { handoff_delay = \"1us\" }";
     let proxy = Proxy::in_front_of(&[endpoint.address], 1, pool).await;
     let connection = Connection::open(proxy.address).await;
     let called = || endpoint.seen.lock().unwrap().len();
     let waiting = async |count: u64| {
         let status = proxy.status().await;
-        let pending = status["pools"]["test"]["pending"].as_object().unwrap();
-        (pending.values().map(|count| count.as_u64().unwrap()).sum::<u64>() == count).then_some(())
+        let queued = status["pools"]["test"]["queued"].as_object().unwrap();
+        (queued.values().map(|count| count.as_u64().unwrap()).sum::<u64>() == count).then_some(())
     };
     let running = async {
         let message = arith(1.0);

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 const INFER: &str = "/v2/models/m/infer";
 /// However fast the endpoint is, it gets no more than it has slots.
-const ONE_SLOT: &str = "slots = 1\nqueue = { hop = \"1us\" }";
+const ONE_SLOT: &str = "slots = 1\nqueue = { handoff_delay = \"1us\" }";
 
 /// A caller that waits for the answer to `body`.
 fn ask(
@@ -26,11 +26,11 @@ fn ask(
     tokio::spawn(async move { post_with(address, INFER, headers, body).await })
 }
 
-async fn pending(proxy: &Proxy, count: u64) {
-    eventually(&format!("{count} pending requests"), async || {
+async fn queued(proxy: &Proxy, count: u64) {
+    eventually(&format!("{count} queued requests"), async || {
         let status = proxy.status().await;
-        let pending = status["pools"]["test"]["pending"].as_object().unwrap();
-        let found: u64 = pending.values().map(|count| count.as_u64().unwrap()).sum();
+        let queued = status["pools"]["test"]["queued"].as_object().unwrap();
+        let found: u64 = queued.values().map(|count| count.as_u64().unwrap()).sum();
         (found == count).then_some(())
     })
     .await;
@@ -69,12 +69,12 @@ async fn an_endpoint_gets_no_more_at_once_than_it_has_slots_and_the_urgent_first
     .enumerate()
     {
         asked.push(ask(&proxy, body, headers));
-        pending(&proxy, number as u64 + 1).await;
+        queued(&proxy, number as u64 + 1).await;
     }
     assert_eq!(endpoint.came().len(), 3, "the others wait in the proxy");
     let metrics = proxy.metrics().await;
     for priority in ["high", "batch"] {
-        let line = format!("forebay_pending_requests{{pool=\"test\",priority=\"{priority}\"}} 1");
+        let line = format!("forebay_queued_requests{{pool=\"test\",priority=\"{priority}\"}} 1");
         assert!(metrics.contains(&line), "{metrics}");
     }
     for _ in 0..asked.len() {
@@ -129,12 +129,12 @@ async fn what_a_grpc_message_says_of_its_urgency_counts_too() {
 #[tokio::test]
 async fn a_full_queue_refuses_at_once_and_makes_way_for_what_is_more_urgent() {
     let endpoint = Endpoint::start(Behaviour::Gated).await;
-    let more = "slots = 1\nqueue = { size = 1, hop = \"1us\" }";
+    let more = "slots = 1\nqueue = { size = 1, handoff_delay = \"1us\" }";
     let proxy = Proxy::in_front_of(&[endpoint.address], 1, more).await;
     let running = [ask(&proxy, "1", &[]), ask(&proxy, "2", &[])];
     came(&endpoint, 2).await;
     let waiting = ask(&proxy, "waits", &[]);
-    pending(&proxy, 1).await;
+    queued(&proxy, 1).await;
 
     let refused = ask(&proxy, "refused", &[]).await.unwrap();
     assert_eq!((refused.status.as_u16(), refused.reason()), (503, "queue_full"));
@@ -166,14 +166,14 @@ async fn what_can_not_be_done_in_time_is_refused_when_it_comes() {
     endpoint.let_go(1);
     assert_eq!(slow.await.unwrap().status, 200);
     let mut asked: Vec<_> = (0..4).map(|_| ask(&proxy, "busy", &[])).collect();
-    pending(&proxy, 3).await;
+    queued(&proxy, 3).await;
     let hopeless = ask(&proxy, "hopeless", &[("x-request-deadline", "500")]).await.unwrap();
     assert_eq!((hopeless.status.as_u16(), hopeless.reason()), (503, "deadline_unreachable"));
     assert!(hopeless.header("retry-after").parse::<u64>().unwrap() >= 1);
     // More urgent, so that nothing is before it but what runs.
     let urgent = &[("x-request-deadline", "20000"), ("x-request-priority", "high")];
     asked.push(ask(&proxy, "urgent", urgent));
-    pending(&proxy, 4).await;
+    queued(&proxy, 4).await;
     endpoint.let_go(5);
     for answer in asked {
         assert_eq!(answer.await.unwrap().status, 200);
@@ -188,11 +188,11 @@ async fn who_waits_in_vain_or_leaves_costs_the_endpoint_nothing() {
     came(&endpoint, 2).await;
     let late = ask(&proxy, "late", &[("x-request-deadline", "300")]);
     let leaves = ask(&proxy, "leaves", &[]);
-    pending(&proxy, 2).await;
+    queued(&proxy, 2).await;
     leaves.abort();
     let late = late.await.unwrap();
     assert_eq!((late.status.as_u16(), late.reason()), (504, "deadline_exceeded"));
-    pending(&proxy, 0).await;
+    queued(&proxy, 0).await;
     endpoint.let_go(2);
     for answer in running {
         assert_eq!(answer.await.unwrap().status, 200);
@@ -210,7 +210,7 @@ async fn a_reload_that_brings_an_endpoint_serves_who_waits() {
     let running = [ask(&proxy, "1", &[]), ask(&proxy, "2", &[])];
     came(&busy, 2).await;
     let waits = ask(&proxy, "waits", &[]);
-    pending(&proxy, 1).await;
+    queued(&proxy, 1).await;
     // Other retries, too: what the pool remembers of them is made anew, and who waits is not lost.
     let more = &format!("{ONE_SLOT}\nretry = {{ attempts = 2 }}");
     let config = crate::harness::pool_of(&[busy.address, new.address], more);
@@ -280,7 +280,7 @@ async fn an_endpoint_that_says_nothing_is_limited_by_what_its_latencies_say() {
         let endpoint = &pool["endpoints"][0];
         let limited = endpoint["slots_learnt"] == true
             && endpoint["in_flight"].as_u64()? < 8
-            && pool["pending"]["normal"].as_u64()? > 12;
+            && pool["queued"]["normal"].as_u64()? > 12;
         limited.then_some(())
     })
     .await;

@@ -19,7 +19,7 @@ fn the_defaults_that_the_reference_file_states_are_the_defaults() {
     let bare = "[[listener]]\naddress = \"127.0.0.1:8080\"\n\
                 [[listener]]\naddress = \"127.0.0.1:8444\"\n\
                 [listener.tls]\ncertificate = \"tls/example.pem\"\nkey = \"tls/example.key\"\n\
-                further = [{ certificate = \"tls/example.pem\", key = \"tls/example.key\" }]\n\
+                additional_certificates = [{ certificate = \"tls/example.pem\", key = \"tls/example.key\" }]\n\
                 client_ca = \"tls/example.pem\"\n\
                 [[listener]]\naddress = \"127.0.0.1:8443\"\n\
                 protocol = \"tcp\"\npool = \"plain\"\n\
@@ -40,7 +40,7 @@ fn the_defaults_that_the_reference_file_states_are_the_defaults() {
         pool
     };
     assert_eq!(models(&stated), models(&bare));
-    let limits = Limits { caller_header: None, ..stated.limits };
+    let limits = Limits { client_header: None, ..stated.limits };
     assert_eq!(limits, bare.limits);
     assert_eq!(stated.listeners[0], bare.listeners[0]);
     assert_eq!(stated.listeners[1], bare.listeners[1]);

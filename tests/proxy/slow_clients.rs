@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 /// The endpoint runs one request at once, as it would say itself.
-const ONE_SLOT: &str = "slots = 1\nqueue = { size = 4, hop = \"1us\" }";
+const ONE_SLOT: &str = "slots = 1\nqueue = { size = 4, handoff_delay = \"1us\" }";
 /// Nothing that a slow client does ends within a test.
 const PATIENT: &str = "[limits]\nstall_timeout = \"10m\"\nbody_timeout = \"10m\"";
 
@@ -95,11 +95,11 @@ async fn in_flight(proxy: &Proxy, count: u64) {
     .await;
 }
 
-async fn pending(proxy: &Proxy, count: u64) {
-    eventually(&format!("{count} pending requests"), async || {
+async fn queued(proxy: &Proxy, count: u64) {
+    eventually(&format!("{count} queued requests"), async || {
         let status = proxy.status().await;
-        let pending = status["pools"]["test"]["pending"].as_object().unwrap();
-        let found: u64 = pending.values().map(|count| count.as_u64().unwrap()).sum();
+        let queued = status["pools"]["test"]["queued"].as_object().unwrap();
+        let found: u64 = queued.values().map(|count| count.as_u64().unwrap()).sum();
         (found == count).then_some(())
     })
     .await;
@@ -364,10 +364,10 @@ async fn clients_that_leave_the_queue_take_no_place_in_it_and_are_not_sent() {
         stream.write_all(request.as_bytes()).await.unwrap();
         ghosts.push(stream);
     }
-    pending(&proxy, 4).await;
+    queued(&proxy, 4).await;
     assert_eq!(get(proxy.address, SMALL).await.reason(), "queue_full");
     drop(ghosts);
-    pending(&proxy, 0).await;
+    queued(&proxy, 0).await;
 
     // Streams that are reset, over a connection that stays.
     let sender = h2::<Coming>(proxy.address, 65_535).await;
@@ -380,11 +380,11 @@ async fn clients_that_leave_the_queue_take_no_place_in_it_and_are_not_sent() {
         let channel = (length > 1).then_some(channel);
         asked.push((channel, tokio::spawn(sender.clone().send_request(request))));
     }
-    pending(&proxy, 2).await;
+    queued(&proxy, 2).await;
     for (_, asked) in &asked {
         asked.abort();
     }
-    pending(&proxy, 0).await;
+    queued(&proxy, 0).await;
 
     endpoint.let_go(2);
     for answer in running {

@@ -127,7 +127,7 @@ async fn each_name_gets_its_own_certificate() {
         authority.write(names[0].trim_matches('*'), names).trim().replace('\n', ", ")
     };
     let tls = format!(
-        "{first}further = [{{ {} }}, {{ {} }}]",
+        "{first}additional_certificates = [{{ {} }}, {{ {} }}]",
         pair(&["Other.example.org", "another.example.org"]),
         pair(&["*.example.com"]),
     );
@@ -142,7 +142,7 @@ async fn each_name_gets_its_own_certificate() {
         let refused = caller.connect_as(proxy.address, name).await.unwrap_err();
         assert!(refused.to_string().contains("certificate"), "{name}: {refused}");
     }
-    handshakes(&proxy, "caller_refused", 3.0).await;
+    handshakes(&proxy, "client_refused", 3.0).await;
 }
 
 #[tokio::test]
@@ -200,7 +200,7 @@ async fn what_is_no_handshake_is_closed_and_counted_by_its_reason() {
     assert!(caller.clone().speaks(&["h2"]).connect(proxy.address).await.is_err());
     handshakes(&proxy, "protocol", 1.0).await;
     assert!(Authority::new().caller().connect(proxy.address).await.is_err());
-    handshakes(&proxy, "caller_refused", 1.0).await;
+    handshakes(&proxy, "client_refused", 1.0).await;
 
     let labels = ["reason=\"tls_handshake_failed\""];
     assert_eq!(proxy.metric("forebay_connections_total", &labels).await, 9.0);
@@ -426,8 +426,8 @@ fn files_that_can_not_serve_are_errors_where_they_are_named() {
             &["6:15: listener.*.tls.min_version: expected \"1.2\" or \"1.3\", found \"1.1\""],
         ),
         (
-            "certificate = \"a.pem\"\nkey = \"a.key\"\nfurther = [{ certificate = \"b.pem\" }]",
-            &["6:12: listener.*.tls.further.*.key: expected a path, found nothing"],
+            "certificate = \"a.pem\"\nkey = \"a.key\"\nadditional_certificates = [{ certificate = \"b.pem\" }]",
+            &["6:28: listener.*.tls.additional_certificates.*.key: expected a path, found nothing"],
         ),
     ] {
         let (fine, words) = check(folder, &format!("[listener.tls]\n{tls}"));

@@ -16,7 +16,7 @@ fn pool() -> Arc<Pool> {
 fn pool_with(more: &str) -> Arc<Pool> {
     let text = "[[listener]]\naddress = \"127.0.0.1:1\"\n[[route]]\nname = \"r\"\npool = \"p\"\n\
                 [pool.p]\nendpoints = [\"127.0.0.1:1\", \"127.0.0.1:2\", \"127.0.0.1:3\", \
-                \"127.0.0.1:4\"]\nslots = 2\nqueue = { size = 1000, hop = \"0s\" }\n";
+                \"127.0.0.1:4\"]\nslots = 2\nqueue = { size = 1000, handoff_delay = \"0s\" }\n";
     let text = format!("{text}{more}\n");
     let config = Arc::clone(&Config::parse(&text, Path::new("")).unwrap().pools[0]);
     let endpoint = |place: u16| {

@@ -67,7 +67,7 @@ def at_rest(t, proxy, seconds=5):
     def idle():
         status = proxy.status()
         return status["in_flight"] == 0 and all(
-            not any(pool["pending"].values()) and all(e["in_flight"] == 0 for e in pool["endpoints"])
+            not any(pool["queued"].values()) and all(e["in_flight"] == 0 for e in pool["endpoints"])
             for pool in status["pools"].values()
         )
 

@@ -417,7 +417,7 @@ def ghosts(t, form):
     holders = [threading.Thread(target=http1.post, args=(proxy.address, "/v1/first")) for _ in range(3)]
     for holder in holders:
         holder.start()
-    waiting = lambda: sum(sum(p["pending"].values()) for p in proxy.status()["pools"].values())  # noqa: E731
+    waiting = lambda: sum(sum(p["queued"].values()) for p in proxy.status()["pools"].values())  # noqa: E731
     # Some of these are at the endpoint, the others wait.
     t.eventually("the first requests", lambda: len(endpoint.requests) + waiting() == 3, 3)
     already, ghosts = waiting(), []

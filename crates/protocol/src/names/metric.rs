@@ -44,9 +44,9 @@ pub mod proxy {
     /// Gauge: requests sent to the endpoint and unfinished.
     pub const ENDPOINT_IN_FLIGHT: &str = "forebay_endpoint_in_flight";
     /// Gauge: requests that wait in the proxy for an endpoint, by `pool`, `priority`.
-    pub const PENDING: &str = "forebay_pending_requests";
+    pub const QUEUED: &str = "forebay_queued_requests";
     /// Histogram: seconds that requests waited for an endpoint, of those that had to, by `pool`.
-    pub const PENDING_SECONDS: &str = "forebay_pending_duration_seconds";
+    pub const QUEUE_SECONDS: &str = "forebay_queue_duration_seconds";
     /// Counter: requests refused because of load, by `pool`, `priority`, `reason`.
     pub const SHED: &str = "forebay_shed_total";
     /// Gauge: 1 for the endpoint's present `health`, 0 for the others.
