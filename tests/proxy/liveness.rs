@@ -232,17 +232,15 @@ fn timers(to: SocketAddr) -> Vec<String> {
 async fn the_kernel_watches_over_connections_to_endpoints() {
     let endpoint = Scripted::start(Answers::Requests, vec![send(OWN)]).await;
     let proxy = in_front_of(&[&endpoint], "").await;
+    let is_watched = |address| timers(address).iter().any(|timer| timer == "02").then_some(());
     for path in [INFER, GENERATE] {
-        assert_eq!(client::post(proxy.address, path, "x").await.status, 200);
-    }
-    let watched = async |address: SocketAddr| {
+        // Each time anew: a kept connection may have ended by the time that it is looked for.
         eventually("a kept connection", async || {
-            let timers = timers(address);
-            timers.iter().any(|timer| timer == "02").then_some(())
+            assert_eq!(client::post(proxy.address, path, "x").await.status, 200);
+            is_watched(endpoint.address)
         })
         .await;
-    };
-    watched(endpoint.address).await;
+    }
 
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -254,7 +252,7 @@ async fn the_kernel_watches_over_connections_to_endpoints() {
     let proxy = Proxy::start(&config).await;
     proxy.wait_ready(2).await;
     let _client = TcpStream::connect(proxy.listeners[1]).await.unwrap();
-    watched(address).await;
+    eventually("a connection at Layer 4", async || is_watched(address)).await;
 }
 
 /// An HTTP/2 endpoint that answers no request; counts PINGs of its client's own.
