@@ -19,6 +19,8 @@ mod values;
 pub(crate) use exact::{finish, prepare};
 pub(crate) use values::Function;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::Downsample;
@@ -35,19 +37,23 @@ use tract_onnx::tract_core::optim::{Optimizer, OptimizerSession, TypedPass};
 
 /// Name of tract's pass that asks each operator for a rewrite.
 const DECLUTTER: &str = "declutter";
+/// Rewrites of a graph after which no more come to an end, ...
+const REWRITES: usize = 500;
+/// ... and for each of its nodes; real models need less than ten.
+const REWRITES_OF_NODE: usize = 50;
 /// Operators behind a division that are looked at.
 const MOST_FOLLOWED: usize = 16;
 
 /// As `TypedModel::into_decluttered`.
 pub(crate) fn declutter(mut model: TypedModel) -> TractResult<TypedModel> {
-    guarded(Optimizer::declutter()).optimize(&mut model)?;
+    bounded(guarded(Optimizer::declutter()), &model).optimize(&mut model)?;
     Ok(model)
 }
 
 /// As `TypedModel::optimize`, for a graph that is decluttered.
 pub(crate) fn optimize(mut model: TypedModel) -> TractResult<TypedModel> {
     prepare(&mut model)?;
-    guarded(Optimizer::codegen()).optimize(&mut model)?;
+    bounded(guarded(Optimizer::codegen()), &model).optimize(&mut model)?;
     finish(&mut model)?;
     Ok(model)
 }
@@ -57,7 +63,7 @@ pub(crate) fn lower(mut model: TypedModel) -> TractResult<TypedModel> {
     prepare(&mut model)?;
     let mut optimizer = Optimizer::codegen();
     optimizer.passes.retain(|pass| format!("{pass:?}") == "codegen");
-    optimizer.optimize(&mut model)?;
+    bounded(optimizer, &model).optimize(&mut model)?;
     finish(&mut model)?;
     Ok(model)
 }
@@ -69,6 +75,48 @@ fn guarded(mut optimizer: Optimizer) -> Optimizer {
         }
     }
     optimizer
+}
+
+/// The same passes, which fail where they would rewrite the graph without an end: tract does so over
+/// sizes that contradict each other.
+fn bounded(mut optimizer: Optimizer, model: &TypedModel) -> Optimizer {
+    let most = REWRITES + REWRITES_OF_NODE * model.nodes().len();
+    let left = Arc::new(AtomicUsize::new(most));
+    let bound =
+        |pass| -> Box<dyn TypedPass> { Box::new(Bounded { pass, left: Arc::clone(&left) }) };
+    optimizer.passes = optimizer.passes.into_iter().map(bound).collect();
+    optimizer
+}
+
+/// A pass that makes no more than so many rewrites, together with others.
+#[derive(Debug, Clone)]
+struct Bounded {
+    pass: Box<dyn TypedPass>,
+    left: Arc<AtomicUsize>,
+}
+
+impl TypedPass for Bounded {
+    fn reset(&mut self) -> TractResult<()> {
+        self.pass.reset()
+    }
+
+    fn next(
+        &mut self,
+        session: &mut OptimizerSession,
+        model: &TypedModel,
+    ) -> TractResult<Option<TypedModelPatch>> {
+        let patch = self.pass.next(session, model)?;
+        if patch.is_some()
+            && self.left.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1)).is_err()
+        {
+            bail!("the rewrites of the graph come to no end: its sizes may contradict each other");
+        }
+        Ok(patch)
+    }
+
+    fn run_direct(&mut self, model: &mut TypedModel) -> TractResult<bool> {
+        self.pass.run_direct(model)
+    }
 }
 
 /// tract's pass of that name, less the rewrites that are not sound.
