@@ -6,7 +6,7 @@
 use crate::batch::concatenate;
 use crate::build::{Build, Shapes};
 use crate::choice;
-use crate::compare::{self, agree, values};
+use crate::compare::{self, Failure, agree, values};
 use crate::error::panic_text;
 use crate::model::{Model, Watch};
 use crate::open::{Dims, Named};
@@ -196,7 +196,7 @@ fn compare_builds(
 /// Compares the plans that are made for each of these shapes.
 fn compare_closed(model: &Model, shapes: &[Shapes]) -> Result<(), LoadError> {
     let plan = |shapes: &Shapes| model.plans.closed(shapes).map(|chosen| chosen.plan);
-    compare::compare(model, &plan, shapes, model.seed).map(drop)
+    compare::compare(model, (&plan, Failure::Differs), shapes, model.seed).map(drop)
 }
 
 /// Compiles one plan for all sizes, and compares it with the graph as it is in several of them. Where
@@ -221,7 +221,7 @@ fn open_sizes(model: &mut Model, known: Option<&Profile>, usual: &Shapes) -> Res
                 let open = open.ok_or_else(|| RunError::Shape("no plan".to_owned()))?;
                 Ok(Arc::clone(&open.plan))
             };
-            match compare::compare(model, &plan, &shapes, model.seed) {
+            match compare::compare(model, (&plan, Failure::FallsBack), &shapes, model.seed) {
                 Ok(0) => Err("it could not be compared with the file's graph".to_owned()),
                 Ok(_) => Ok(()),
                 Err(error) => Err(error.to_string()),

@@ -221,6 +221,25 @@ fn one_plan_runs_all_sizes_that_a_model_leaves_open() {
     assert!(model.memory() > small && model.memory_changes() > changes, "larger runs are counted");
 }
 
+#[test]
+fn a_size_that_no_window_fits_in_takes_the_plan_from_no_other() {
+    // Lines of one value are compared at load, too; a pool of two has no window there.
+    let warm_up = [("x".to_owned(), vec![1, 2, 8])].into();
+    let model = load("pools", &LoadOptions { warm_up, ..batched() });
+    assert_eq!((model.build(), model.closed()), (Build::Own, None));
+    let compiled = model.compilations();
+    for width in [2, 3, 8, 33] {
+        let image = |rows| {
+            #[allow(clippy::cast_precision_loss, reason = "any numbers do")]
+            let data = Data::Fp32((0..rows * 2 * width).map(|i| (i as f32).sin()).collect());
+            vec![Tensor::new("x", vec![rows, 2, width], data).unwrap()]
+        };
+        let found = &run(&model, &image(1))[0];
+        assert_eq!(found.shape, [1, 2, width / 2], "{width}");
+    }
+    assert_eq!(model.compilations(), compiled);
+}
+
 /// Token ids of a text of so many tokens, and a mask that hides none.
 fn text(length: usize) -> Vec<Tensor> {
     let tokens = (0..length).map(|i| i64::from(i % 3 == 0)).collect();

@@ -224,3 +224,11 @@ request = {"inputs": [{"name": "x", **tensor, "data": x.ravel().tolist()}]}
 answer = {"outputs": [{"name": "y", **tensor, "data": y.ravel().tolist()}]}
 (examples / "softmax.json").write_text(json.dumps(request) + "\n")
 (examples / "softmax.expected.json").write_text(json.dumps(answer) + "\n")
+
+# The greater of each two neighbours, of lines of any length but one.
+save(
+    "pools",
+    [node("Relu", ["x"], ["r"]), node("MaxPool", ["r"], ["y"], kernel_shape=[2], strides=[2])],
+    [value("x", ["n", 2, "w"])],
+    [value("y", ["n", 2, "v"])],
+)
