@@ -1,8 +1,7 @@
 //! Constant values of a kernel, in the order in which it reads them.
 //!
 //! They are most of what a kernel holds, and the same for every size of input that it is made for. So
-//! kernels hold them by reference: whoever makes several of the same weights can let them share one
-//! copy.
+//! kernels hold them by reference, and several kernels of the same weights can share one copy.
 
 use std::sync::Arc;
 

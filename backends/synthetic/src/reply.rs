@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-/// What both protocols answer with.
+/// The answer that both protocols give.
 pub(crate) type Answer = Response<Reply>;
 
 /// A body that is there already.

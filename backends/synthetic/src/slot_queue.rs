@@ -196,7 +196,7 @@ impl State {
     }
 }
 
-/// Takes a request that nobody waits for out of the queue.
+/// Removes a request from the queue once its client has gone.
 struct Leave<'a> {
     queue: &'a SlotQueue,
     id: u64,

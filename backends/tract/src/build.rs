@@ -8,7 +8,7 @@ use tract_onnx::tract_core::internal::TypedSimplePlan;
 pub(crate) type Shapes = Vec<Vec<usize>>;
 pub(crate) type Plan = Arc<TypedSimplePlan>;
 
-/// What a model is compiled to. Each is faster for some models and slower for others.
+/// A form that a model is compiled to. Each is faster for some models and slower for others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Build {
     /// tract's kernels, images as ONNX has them: NCHW.

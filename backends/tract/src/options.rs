@@ -14,17 +14,17 @@ pub struct LoadOptions {
     pub shapes: BTreeMap<String, Vec<i64>>,
     /// Input shapes by name to compile and warm up with.
     pub warm_up: BTreeMap<String, Vec<usize>>,
-    /// What inputs may be filled up with, by name, so that requests of near lengths can be joined.
+    /// Values that inputs may be padded with, by input name, so that requests of near lengths can be joined.
     pub pad: BTreeMap<String, i64>,
-    /// What open dimensions other than the first count as where no shape is given; 0: 1.
+    /// The size of open dimensions other than the first where no shape is given; 0 counts as 1.
     pub open: usize,
     /// When rows of several requests are run together.
     pub batching: Batching,
     /// Load graphs with QuantizeLinear and DequantizeLinear nodes.
     pub allow_quantized: bool,
-    /// What to compile to; the fastest of those that agree, if none is given.
+    /// The form to compile to; the fastest of those that agree, if none is given.
     pub build: Option<Build>,
-    /// What was found out when the same model was loaded before with the same options: it is not
+    /// The findings of an earlier load of the same model with the same options: they are not
     /// measured again.
     pub profile: Option<Profile>,
 }
@@ -41,7 +41,7 @@ pub enum Batching {
     Off,
 }
 
-/// What the first runs of a model have shown of it on this machine.
+/// The findings of a model's first runs on this machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Profile {
     pub(crate) build: Build,

@@ -131,7 +131,7 @@ impl Plans {
         Ok(())
     }
 
-    /// What all plans of the model hold together.
+    /// The constants that all plans of the model share.
     pub(crate) fn weights(&self) -> &Weights {
         &self.weights
     }

@@ -3,7 +3,7 @@
 //! The graph as the file has it is needed again for each new set of shapes, and all its weights with
 //! it. Kept beside what is packed of them, they would be a second copy of the whole model that no run
 //! reads. But packing only puts numbers into another order, so that the graph's own can be had back:
-//! once a model is loaded they are dropped wherever a kernel holds the same, and made anew for as long
+//! once a model is loaded they are dropped wherever a kernel holds the same, and rebuilt for as long
 //! as a compilation takes.
 
 use crate::own::{self, Source};
@@ -29,7 +29,7 @@ pub(crate) struct Template {
 struct Dropped {
     node: usize,
     shape: TVec<usize>,
-    /// Who has its values.
+    /// The kernel that holds its values.
     source: Source,
     /// Are its two axes the other way around there?
     is_turned: bool,

@@ -1,6 +1,6 @@
 //! One copy of each weight, whatever number of plans reads it.
 //!
-//! A plan is compiled for each set of input shapes, and compiling makes weights anew: constants that
+//! A plan is compiled for each set of input shapes, and compiling makes new copies of weights: constants that
 //! are turned or folded, and their copies in the order in which a kernel reads them. Most come out the
 //! same for every shape. Kept with each plan they would make a model of 44 MiB one of 700.
 //!
@@ -41,7 +41,7 @@ pub(crate) struct Weights {
     blobs: Shelf<Blob>,
     /// Packed for ours.
     packed: Shelf<Packed>,
-    /// What was compiled, and what each takes beside these constants.
+    /// The compiled plans, and the bytes that each takes beside these constants.
     plans: Mutex<Vec<(Weak<TypedSimplePlan>, Size)>>,
     /// Bytes of the constants before anything was compiled.
     adopted: AtomicUsize,
@@ -51,7 +51,7 @@ pub(crate) struct Weights {
 #[derive(Debug, Clone, Copy)]
 struct Size {
     plan: usize,
-    /// What a run of it holds at most at once.
+    /// The most that a run of it holds at once, in bytes.
     run: usize,
 }
 

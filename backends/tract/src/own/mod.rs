@@ -99,7 +99,7 @@ struct Rewrite<'a> {
     /// Nodes of the source that a kernel before them has taken in.
     taken: HashSet<usize>,
     kernels: usize,
-    /// What sizes that are known at a run only count as, see [`examples`].
+    /// Examples of the sizes that are known only at a run, see [`examples`].
     open: SymbolValues,
 }
 

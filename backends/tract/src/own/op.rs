@@ -15,7 +15,7 @@ use std::sync::Arc;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 
-/// What a kernel takes in besides its sum.
+/// The operations after a kernel's sum that the kernel takes in.
 pub(super) struct Followed {
     pub(super) steps: Vec<Step>,
     /// Outlets of the source that the steps read, in the order of the steps.

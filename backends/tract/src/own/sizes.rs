@@ -1,4 +1,4 @@
-//! What a kernel works out of the sizes of its tensors, before a run or at it.
+//! Layouts that a kernel derives from the sizes of its tensors, before a run or during it.
 
 use forebay_kernels::dense::{Geometry, Matrices};
 use forebay_kernels::steps::Spread;

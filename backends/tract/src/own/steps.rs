@@ -57,7 +57,7 @@ fn unary(op: &dyn ElementWiseMiniOp) -> Option<Step> {
     })
 }
 
-/// What an operation makes of our value and another; ours may be its second.
+/// The step for an operation on our value and another; ours may be its second operand.
 pub(super) fn pair(op: &dyn BinMiniOp, is_first: bool) -> Option<Pair> {
     Some(if op.is::<Add>() {
         Pair::Add
