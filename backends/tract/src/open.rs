@@ -10,7 +10,6 @@
 
 use crate::build::{Build, Plan, Shapes};
 use forebay_protocol::oip::TensorMetadata;
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use tract_onnx::prelude::*;
 
@@ -76,15 +75,21 @@ impl Dims {
 
     /// Do shapes go with the names?
     pub(crate) fn take(&self, shapes: &Shapes) -> bool {
-        let mut sizes: HashMap<String, usize> = HashMap::new();
-        let fits = |(dim, &size): (&'_ Dim, &usize)| match dim {
-            Dim::Size(fixed) => *fixed == size,
-            Dim::Name(name) => *sizes.entry(name.clone()).or_insert(size) == size,
-        };
         let is_same_rank = |(dims, shape): (&Vec<Dim>, &Vec<usize>)| dims.len() == shape.len();
+        let pairs = || self.0.iter().flatten().zip(shapes.iter().flatten().copied());
+        // The first size of a name is that of all.
+        let named = |name: &str| {
+            pairs()
+                .find(|(dim, _)| matches!(dim, Dim::Name(known) if known == name))
+                .map(|pair| pair.1)
+        };
+        let fits = |(dim, size): (&Dim, usize)| match dim {
+            Dim::Size(fixed) => *fixed == size,
+            Dim::Name(name) => named(name) == Some(size),
+        };
         self.0.len() == shapes.len()
             && self.0.iter().zip(shapes).all(is_same_rank)
-            && self.0.iter().flatten().zip(shapes.iter().flatten()).all(fits)
+            && pairs().all(fits)
     }
 
     /// Is no size open but those that stand first in a shape?
