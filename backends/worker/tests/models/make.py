@@ -122,9 +122,9 @@ save(
 # Tokens to vectors, each with the mean of all that the mask shows added: padding that is not masked, or
 # a vector that is pooled where it should not be, shows at once.
 words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "hello", "world", "##s", "river", "bank", "the"]
-save(
-    "embed",
-    [
+def embed(name, sum_name, more):
+    """Writes the model; `more` makes the output of the sum, which has this name."""
+    nodes = [
         node("Gather", ["table", "input_ids"], ["vectors"], axis=0),
         node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
         node("Unsqueeze", ["mask", "last"], ["column"]),
@@ -132,18 +132,33 @@ save(
         node("ReduceSum", ["shown", "second"], ["sum"], keepdims=1),
         node("ReduceSum", ["column", "second"], ["count"], keepdims=1),
         node("Div", ["sum", "count"], ["mean"]),
-        node("Add", ["vectors", "mean"], ["hidden"]),
-    ],
-    [
+        node("Add", ["vectors", "mean"], [sum_name]),
+        *more,
+    ]
+    inputs = [
         value("input_ids", ["n", "s"], TensorProto.INT64),
         value("attention_mask", ["n", "s"], TensorProto.INT64),
-    ],
-    [value("hidden", ["n", "s", 3])],
-    [
+    ]
+    weights = [
         # Row i: i, i squared, and 1 for every other one.
         weight("table", numpy.array([[i, i * i, i % 2] for i in range(len(words))], "float32")),
         weight("last", numpy.array([2], "int64")),
         weight("second", numpy.array([1], "int64")),
+    ]
+    save(name, nodes, inputs, [value("hidden", ["n", "s", 3])], weights)
+
+
+embed("embed", "hidden", [])
+# The same, with sizes that go through floating point: the engine can't compile it before they are known,
+# so that each length has a plan of its own.
+embed(
+    "each_size",
+    "same",
+    [
+        node("Shape", ["same"], ["sizes"]),
+        node("Cast", ["sizes"], ["as_float"], to=TensorProto.FLOAT),
+        node("Cast", ["as_float"], ["as_integer"], to=TensorProto.INT64),
+        node("Reshape", ["same", "as_integer"], ["hidden"]),
     ],
 )
 special = {"content": None, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}

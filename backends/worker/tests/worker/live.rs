@@ -301,7 +301,7 @@ async fn callers_of_models_that_drive_each_other_out_are_all_answered() {
 async fn a_model_that_grows_forgets_plans_before_others_have_to_go() {
     let scratch = Scratch::new("grows");
     for name in ["a", "b"] {
-        scratch.write(&format!("{name}/1/model.onnx"), Scratch::model("embed"));
+        scratch.write(&format!("{name}/1/model.onnx"), Scratch::model("each_size"));
     }
     let total = "forebay_worker_models_memory_bytes";
     let of =
@@ -319,6 +319,8 @@ async fn a_model_that_grows_forgets_plans_before_others_have_to_go() {
     let loaded = metric(&worker, total).await;
     assert_eq!(loaded, metric(&worker, &of("a")).await + metric(&worker, &of("b")).await);
     let worker = lengths(worker).await;
+    let compilations = r#"forebay_worker_model_compilations_total{model="a",version="1"}"#;
+    assert!(metric(&worker, compilations).await > 50, "each length has a plan of its own");
     assert!(metric(&worker, &of("a")).await >= metric(&worker, &of("b")).await);
     let statistics = get(&worker, "/v2/models/a/stats").await.json();
     let stated = &statistics["model_stats"][0]["memory_usage"][0]["byte_size"];
