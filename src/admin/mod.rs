@@ -1,7 +1,9 @@
 //! The admin listener: metrics, status, reload. Off the clients' listeners, and on loopback unless
 //! the operator says otherwise, since whoever reaches it may reload.
 
+mod format;
 pub mod listener;
+mod route_status;
 pub mod status;
 
 use crate::admin::status::{Form, Status};

@@ -4,6 +4,8 @@
 //! pick looks at stands here, with the age and the origin of the report behind it: a queue depth
 //! that is ten seconds old looks like one that is fresh everywhere else.
 
+use super::format::{long, millis, round, short};
+use super::route_status::RouteStatus;
 use crate::clock;
 use crate::config;
 use crate::connections::Connections;
@@ -17,7 +19,6 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// The whole of it. Times are milliseconds where their names say so.
 #[derive(Debug, Serialize)]
@@ -91,13 +92,6 @@ struct EndpointStatus<'a> {
     cost_ms: f64,
 }
 
-#[derive(Debug, Serialize)]
-struct RouteStatus<'a> {
-    name: &'a str,
-    pool: &'a str,
-    deadline_ms: f64,
-}
-
 /// In which form a status is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
@@ -136,11 +130,7 @@ impl<'a> Status<'a> {
     ) -> Self {
         let now = clock::now();
         let pool = |pool: &'a Arc<Pool>| (pool.config.name.as_str(), PoolStatus::of(pool, now));
-        let route = |route: &'a Arc<config::Route>| RouteStatus {
-            name: &route.name,
-            pool: snapshot.pools.get(route.pool).map_or("", |pool| &pool.config.name),
-            deadline_ms: millis(route.deadline),
-        };
+        let route = |route: &'a Arc<config::Route>| RouteStatus::of(snapshot, route);
         let listener = |listener: &'a Arc<Connections>| ListenerStatus {
             address: &listener.listener,
             protocol: listener.protocol,
@@ -282,8 +272,7 @@ impl fmt::Display for Status<'_> {
         }
         f.write_char('\n')?;
         for route in &self.routes {
-            let deadline = short(route.deadline_ms);
-            writeln!(f, "route {} -> pool {}, deadline {deadline}", route.name, route.pool)?;
+            writeln!(f, "{route}")?;
         }
         Ok(())
     }
@@ -307,39 +296,6 @@ fn table<const N: usize>(f: &mut fmt::Formatter<'_>, lines: &[[String; N]]) -> f
         writeln!(f, "{}", text.trim_end())?;
     }
     Ok(())
-}
-
-fn millis(duration: Duration) -> f64 {
-    round(duration.as_secs_f64() * 1e3)
-}
-
-/// To microseconds: what is beyond that is noise on a page for people.
-fn round(millis: f64) -> f64 {
-    (millis * 1e3).round() / 1e3
-}
-
-/// Three digits and a unit.
-fn short(millis: f64) -> String {
-    match millis {
-        ms if ms >= 100_000.0 || (ms >= 1000.0 && ms % 1000.0 == 0.0) => {
-            format!("{:.0} s", ms / 1e3)
-        }
-        ms if ms >= 1000.0 => format!("{:.1} s", ms / 1e3),
-        ms if ms >= 100.0 => format!("{ms:.0} ms"),
-        ms if ms >= 10.0 => format!("{ms:.1} ms"),
-        ms => format!("{ms:.2} ms"),
-    }
-}
-
-/// The two largest units.
-fn long(seconds: u64) -> String {
-    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds} s"),
-        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
-        (0, ..) => format!("{hours} h {minutes} min"),
-        _ => format!("{days} d {hours} h"),
-    }
 }
 
 #[cfg(test)]
@@ -412,7 +368,7 @@ mod tests {
                 max_connections: 20_000,
             }],
             pools: [("models", pool)].into(),
-            routes: vec![RouteStatus { name: "all", pool: "models", deadline_ms: 1500.0 }],
+            routes: Vec::new(),
         };
         let expected = "\
 forebay 1.2.3, ready, 9 in flight, up 1 d 2 h
@@ -425,16 +381,7 @@ pool models: least_cost, 2 of 3 ready, 5 queued
   10.0.0.2:8000   ready                             3     12      4      8  19.2 ms  123 ms  4.2 s ago, polled, stale
   [fd00::1]:8000  ejected, recovery, 5.9 s          3     12     ~4      -        -  123 ms  none
 
-route all -> pool models, deadline 1.5 s
 ";
         assert_eq!(status.to_string(), expected);
-    }
-
-    #[test]
-    fn times_are_short() {
-        let shown: Vec<_> = [0.0, 9.999, 45.67, 999.4, 1000.0, 250_000.0].map(short).into();
-        assert_eq!(shown, ["0.00 ms", "10.00 ms", "45.7 ms", "999 ms", "1 s", "250 s"]);
-        let shown: Vec<_> = [59, 61, 7320, 180_000].map(long).into();
-        assert_eq!(shown, ["59 s", "1 min 1 s", "2 h 2 min", "2 d 2 h"]);
     }
 }

@@ -12,6 +12,7 @@ mod listener;
 mod load;
 mod poll;
 mod read;
+mod route;
 mod tls;
 
 pub(crate) use check::MAX_MODEL_NAME;
@@ -304,10 +305,10 @@ pub struct Route {
     pub models: Vec<Pattern>,
     /// Prefixes of the path that it takes; empty: any.
     pub paths: Vec<String>,
-    /// Index into [`Config::pools`].
-    pub pool: usize,
-    /// Cheaper variants that answer if the pool can't, in this order.
-    pub fallback: Vec<Fallback>,
+    /// What may answer, at least one: the weights say how often which does.
+    pub variants: Vec<Arc<Variant>>,
+    /// Cheaper variants that answer if the chosen one can't, in this order.
+    pub fallback: Vec<Arc<Variant>>,
     /// Time that a request may take; a client can ask for less, not for more.
     pub deadline: Duration,
     /// How urgent a request is that does not say.
@@ -316,13 +317,30 @@ pub struct Route {
     pub expose_endpoint: bool,
 }
 
-/// A variant that stands in for another.
+/// One way to answer the requests of a route: where they go, and which model is asked for there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fallback {
+pub struct Variant {
+    /// Its name in headers, logs and metrics; the pool's unless the configuration says otherwise.
+    pub name: String,
     /// Index into [`Config::pools`].
     pub pool: usize,
-    /// The model that is asked for there, if it is another.
+    /// The model that is asked for there; `None`: the one that the client names.
     pub model: Option<String>,
+    /// The version that is asked for there. `None`: the client's, or the model's default where `model`
+    /// names another one.
+    pub version: Option<String>,
+    /// Share of the route's requests, in thousandths. That of a fallback is not used.
+    pub weight: u32,
+}
+
+impl Variant {
+    /// Whole of the weights of a route's variants.
+    pub const WHOLE: u32 = 1000;
+
+    /// Is another model or version asked for than the client's?
+    pub fn renames(&self) -> bool {
+        self.model.is_some() || self.version.is_some()
+    }
 }
 
 /// A name, or the beginning of one.

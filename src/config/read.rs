@@ -1,15 +1,14 @@
 //! From TOML to [`Config`]: one function a section, in the order of the reference file.
 
 use super::check::{
-    MAX_MODEL_NAME, Names, absolute_path, at_least, header_name, interval, known_pool, millis,
-    positive, secs, share, timeout_within,
+    Names, absolute_path, at_least, header_name, interval, millis, positive, secs, share,
+    timeout_within,
 };
 use super::{
-    AccessLog, Config, EndpointProtocol, Fallback, Fleet, Hedge, Limits, Pattern, Pool, Probe,
-    ProbeKind, Protocol, Queue, Retry, RetryOn, Route, Server, Source, listener,
+    AccessLog, Config, EndpointProtocol, Fleet, Hedge, Limits, Pool, Probe, ProbeKind, Protocol,
+    Queue, Retry, RetryOn, Server, Source, listener, route,
 };
-use forebay_config::{ByteRate, ByteSize, Diagnostics, Document, NameOrTable, Ratio, Span, Table};
-use forebay_protocol::Priority;
+use forebay_config::{ByteRate, ByteSize, Diagnostics, Document, Ratio, Span, Table};
 use forebay_routing::{Ejection, Policy};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -21,13 +20,6 @@ use std::time::Duration;
 const MAX_THREADS: usize = 1024;
 const MAX_POOL: usize = 10_000;
 const MAX_WORKERS: usize = 256;
-
-/// How urgent a request is, by the words of its header.
-const PRIORITIES: [(&str, Priority); 3] = [
-    (Priority::High.as_str(), Priority::High),
-    (Priority::Normal.as_str(), Priority::Normal),
-    (Priority::Batch.as_str(), Priority::Batch),
-];
 
 pub(super) fn config(source: &str, base: &Path) -> Result<Config, Diagnostics> {
     let document = Document::parse(source);
@@ -60,7 +52,7 @@ fn read(root: &Table<'_, '_>, base: &Path) -> Config {
     let only_tcp = !listeners.is_empty()
         && listeners.iter().all(|listener| matches!(listener.protocol, Protocol::Tcp(_)));
     let mut names = Names::default();
-    let route = |table: &Table<'_, '_>| route(table, &pool_names, &mut names);
+    let route = |table: &Table<'_, '_>| route::read(table, &pool_names, &mut names);
     let routes: Vec<_> = root.tables("route").iter().map(route).collect();
     for (missing, key, form) in [
         (listeners.is_empty(), "listener", "[[listener]]"),
@@ -284,71 +276,5 @@ fn ejection(table: &Table<'_, '_>) -> Ejection {
         max_time: positive(table, "max_time", secs(300)).max(base_time),
         max_share: share(table, "max_share", 0.5),
         panic_below: share(table, "panic_below", 0.5),
-    }
-}
-
-fn route(table: &Table<'_, '_>, pools: &[String], names: &mut Names) -> Route {
-    let name = table.required_spanned::<String>("name").map(|(name, span)| {
-        names.take(table, "name", &name, span);
-        name
-    });
-    let pool = table
-        .required_spanned::<String>("pool")
-        .and_then(|(name, span)| known_pool(table, pools, &name, span));
-    let models = table.items::<String>("models").map(|(models, _)| models).unwrap_or_default();
-    for (_, span) in models.iter().flatten().filter(|(model, _)| model.is_empty()) {
-        table.note(span.clone(), "models", "expected the name of a model, found \"\"");
-    }
-    let models = models.into_iter().flatten().map(|(model, _)| model);
-    let paths = table.spanned::<Vec<String>>("paths");
-    if let Some((paths, span)) = &paths
-        && let Some(bad) = paths.iter().find(|path| !path.starts_with('/'))
-    {
-        let expected = "expected paths that begin with /";
-        table.note(span.clone(), "paths", format!("{expected}, found {bad:?}"));
-    }
-    Route {
-        name: name.unwrap_or_default(),
-        models: models.map(pattern).collect(),
-        paths: paths.map(|(paths, _)| paths).unwrap_or_default(),
-        fallback: fallbacks(table, pools, pool),
-        pool: pool.unwrap_or_default(),
-        deadline: positive(table, "deadline", secs(30)),
-        priority: table.choice("priority", &PRIORITIES, Priority::default()),
-        expose_endpoint: table.or("expose_endpoint", false),
-    }
-}
-
-fn fallbacks(table: &Table<'_, '_>, pools: &[String], own: Option<usize>) -> Vec<Fallback> {
-    let mut fallbacks = Vec::new();
-    for item in table.names_or_tables("fallback") {
-        let (name, model) = match &item {
-            NameOrTable::Name(name, span) => (Some((name.clone(), span.clone())), None),
-            NameOrTable::Table(item) => {
-                (item.required_spanned::<String>("pool"), item.spanned::<String>("model"))
-            }
-        };
-        if let Some((model, span)) = &model
-            && (model.is_empty() || model.len() > MAX_MODEL_NAME)
-        {
-            let expected = format!("expected a name of at most {MAX_MODEL_NAME} bytes");
-            table.note(span.clone(), "fallback", format!("{expected}, found {model:?}"));
-        }
-        let model = model.map(|(model, _)| model);
-        let Some((name, span)) = name else { continue };
-        let Some(pool) = known_pool(table, pools, &name, span.clone()) else { continue };
-        if own == Some(pool) && model.is_none() {
-            let message = "expected another pool than the route's own, or another model";
-            table.note(span, "fallback", format!("{message}, found {name:?}"));
-        }
-        fallbacks.push(Fallback { pool, model });
-    }
-    fallbacks
-}
-
-fn pattern(text: String) -> Pattern {
-    match text.strip_suffix('*') {
-        Some(prefix) => Pattern::Prefix(prefix.to_owned()),
-        None => Pattern::Exact(text),
     }
 }

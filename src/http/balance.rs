@@ -6,7 +6,7 @@
 use crate::clock;
 use crate::http::identify;
 use crate::http::request::Request;
-use crate::http::route::Target;
+use crate::http::variant::Target;
 use crate::pool::attempt::EndpointAttempt;
 use crate::pool::queue::{BindRequest, Bound, Rejected, with_rng};
 use crate::pool::{Endpoint, LongLived, Pool};
@@ -51,8 +51,8 @@ pub async fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpo
 /// What the pool knows of the model that is to work for the request, if one is. How soon its metadata
 /// are told says nothing of what it weighs, nor of how many inferences an endpoint can run at once.
 fn ask(request: &Request, pool: &Pool) -> Option<ModelHandle> {
-    let model = request.model_instead().or(request.identity.model.as_deref());
-    let key = identify::model(model, request.identity.version.as_deref());
+    let (model, version) = request.model();
+    let key = identify::model(model, version);
     request.identity.infers.then(|| pool.state.models.handle(key, clock::now()))
 }
 

@@ -21,3 +21,4 @@ pub mod receive;
 pub mod request;
 pub mod respond;
 pub mod route;
+pub mod variant;

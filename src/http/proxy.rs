@@ -8,7 +8,7 @@ use crate::http::grpc;
 use crate::http::receive::{self, Received};
 use crate::http::request::{ForwardMode, Request};
 use crate::http::respond;
-use crate::http::{identify, route::route};
+use crate::http::{identify, route::route, variant};
 use crate::lifecycle::Lifecycle;
 use crate::pool::Snapshot;
 use crate::refusal::Refusal;
@@ -54,7 +54,7 @@ impl ProxyHttp for Proxy {
     type CTX = Request;
 
     fn new_ctx(&self) -> Request {
-        Request::new()
+        Request::new(self.snapshot.load_full())
     }
 
     async fn early_request_filter(
@@ -68,7 +68,7 @@ impl ProxyHttp for Proxy {
     }
 
     async fn request_filter(&self, session: &mut Session, request: &mut Request) -> Result<bool> {
-        let snapshot = self.snapshot.load();
+        let snapshot = Arc::clone(&request.snapshot);
         if self.stages(session, request, &snapshot).await?.is_continue() {
             return Ok(false);
         }
@@ -88,7 +88,7 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         request: &mut Request,
     ) -> Result<Box<HttpPeer>> {
-        let config = Arc::clone(&self.snapshot.load().config);
+        let config = Arc::clone(&request.snapshot.config);
         streamed::peer(session, request, &config.limits).await
     }
 
@@ -118,8 +118,9 @@ impl ProxyHttp for Proxy {
         end: bool,
         request: &mut Request,
     ) -> Result<()> {
-        let limits = &self.snapshot.load().config.limits;
-        streamed::request_body(request, body.as_ref().map_or(0, Bytes::len), end, limits)?;
+        let config = Arc::clone(&request.snapshot.config);
+        let bytes = body.as_ref().map_or(0, Bytes::len);
+        streamed::request_body(request, bytes, end, &config.limits)?;
         // Pingora would write an empty last piece as a chunk, and so end the body twice: an HTTP/2
         // client may send its end in a frame of its own.
         if end && body.as_ref().is_some_and(Bytes::is_empty) {
@@ -262,9 +263,17 @@ impl Proxy {
         };
         let head = session.req_header();
         let path = head.uri.path();
-        let Some(target) = route(snapshot, &request.identity, path) else {
+        let Some(route) = route(&snapshot.config, &request.identity, path) else {
             request.refusal = Some(no_route(request, path));
             return Ok(ControlFlow::Break(()));
+        };
+        let draw = fastrand::u32(..);
+        let target = match variant::choose(snapshot, route, &request.identity, draw) {
+            Ok(target) => target,
+            Err(refusal) => {
+                request.refusal = Some(refusal);
+                return Ok(ControlFlow::Break(()));
+            }
         };
         request.priority = request.identity.priority.unwrap_or(target.route.priority);
         request.key = identify::key(&target.pool.config, &request.identity, &head.headers);

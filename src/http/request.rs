@@ -5,12 +5,14 @@
 use crate::body_memory::Held;
 use crate::http::forward::wire::Wire;
 use crate::http::identify::Identity;
-use crate::http::route::Target;
+use crate::http::variant::Target;
 use crate::lifecycle::InFlightRequest;
+use crate::pool::Snapshot;
 use crate::pool::attempt::EndpointAttempt;
 use crate::refusal::Refusal;
 use forebay_protocol::oip::SchedulingParameters;
 use forebay_protocol::{Priority, Reason};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The state of one request.
@@ -21,6 +23,8 @@ pub struct Request {
     pub in_flight: Option<InFlightRequest>,
     /// Room for its body, if it is held in memory.
     pub body_memory: Option<Held>,
+    /// Configuration and fleet as they were when it came: its limits don't change under way.
+    pub snapshot: Arc<Snapshot>,
     /// What the client asks for.
     pub identity: Identity,
     /// How urgent it is, by its own word or its route's.
@@ -39,8 +43,8 @@ pub struct Request {
     pub answering_attempt: Option<usize>,
     /// What became of a second attempt beside a slow first one.
     pub hedged: Option<Hedged>,
-    /// Why a cheaper variant answers, and how far down the route's list it is.
-    pub degraded: Option<Degraded>,
+    /// Why a cheaper variant answers: what was wrong with the one that was chosen first.
+    pub degraded: Option<Reason>,
     /// Why it was refused, if it was.
     pub refusal: Option<Refusal>,
     /// How the endpoint ended it, if it is a gRPC call: a number.
@@ -101,15 +105,6 @@ impl Hedged {
     }
 }
 
-/// That a cheaper variant stands in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Degraded {
-    /// What was wrong with the one that was asked for.
-    pub reason: Reason,
-    /// Place among the route's fallbacks.
-    pub fallback: usize,
-}
-
 /// How long the stages of a request took; zero for a stage that it did not pass.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Times {
@@ -123,9 +118,10 @@ pub struct Times {
 
 impl Request {
     /// A request of which nothing is known but that it is here.
-    pub fn new() -> Self {
+    pub fn new(snapshot: Arc<Snapshot>) -> Self {
         Self {
             arrived: Instant::now(),
+            snapshot,
             in_flight: None,
             body_memory: None,
             identity: Identity::default(),
@@ -166,20 +162,21 @@ impl Request {
         self.answering_attempt.and_then(|place| self.attempts.get(place)).or(self.attempts.last())
     }
 
-    /// The model that the present variant is asked for, if it is another than the client's.
-    pub fn model_instead(&self) -> Option<&str> {
-        let target = self.target.as_ref()?;
-        target.route.fallback.get(self.degraded?.fallback)?.model.as_deref()
+    /// The model and the version that the present variant is asked for, as far as they are known.
+    pub fn model(&self) -> (Option<&str>, Option<&str>) {
+        let variant = self.target.as_ref().map(|target| &*target.variant);
+        let (model, version) =
+            variant.map_or((None, None), |it| (it.model.as_deref(), it.version.as_deref()));
+        // The client's version is one of the client's model.
+        let version = match model {
+            Some(_) => version,
+            None => version.or(self.identity.version.as_deref()),
+        };
+        (model.or(self.identity.model.as_deref()), version)
     }
 
     /// Time until the deadline; `None` without one, zero if it has passed.
     pub fn time_left(&self) -> Option<Duration> {
         self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
-    }
-}
-
-impl Default for Request {
-    fn default() -> Self {
-        Self::new()
     }
 }

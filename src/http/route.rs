@@ -1,34 +1,16 @@
-//! Which pool a request belongs to: the first route that matches its model and its path.
+//! Which route a request takes: the first that matches its model and its path.
 
 use crate::config;
 use crate::http::identify::Identity;
-use crate::pool::{Pool, Snapshot};
 use std::sync::Arc;
 
-/// Where a request goes.
-#[derive(Debug, Clone)]
-pub struct Target {
-    /// The route that matched.
-    pub route: Arc<config::Route>,
-    /// Its pool, as it was when the request was routed.
-    pub pool: Arc<Pool>,
-    /// The pools of the route's fallbacks, in their order.
-    pub fallbacks: Vec<Arc<Pool>>,
-}
-
-impl Target {
-    /// The variant that answers: a route has one until it is split, named as its pool.
-    pub fn variant(&self) -> &str {
-        &self.pool.config.name
-    }
-}
-
 /// The first route that matches.
-pub fn route(snapshot: &Snapshot, identity: &Identity, path: &str) -> Option<Target> {
-    let route = snapshot.config.routes.iter().find(|route| matches(route, identity, path))?;
-    let pool = Arc::clone(snapshot.pools.get(route.pool)?);
-    let fallbacks = route.fallback.iter().filter_map(|it| snapshot.pools.get(it.pool)).cloned();
-    Some(Target { route: Arc::clone(route), pool, fallbacks: fallbacks.collect() })
+pub fn route<'a>(
+    config: &'a config::Config,
+    identity: &Identity,
+    path: &str,
+) -> Option<&'a Arc<config::Route>> {
+    config.routes.iter().find(|route| matches(route, identity, path))
 }
 
 fn matches(route: &config::Route, identity: &Identity, path: &str) -> bool {
@@ -50,7 +32,7 @@ mod tests {
             name: String::new(),
             models: models.to_vec(),
             paths: paths.iter().map(|p| (*p).to_owned()).collect(),
-            pool: 0,
+            variants: Vec::new(),
             fallback: Vec::new(),
             deadline: Duration::from_secs(1),
             priority: forebay_protocol::Priority::default(),

@@ -151,7 +151,7 @@ fn count(observer: &Observer, request: &Request, status: u16, reason: &'static s
         .increment(1);
         return;
     };
-    let (route, variant) = (target.route.name.as_str(), target.variant());
+    let (route, variant) = (target.route.name.as_str(), target.variant.name.as_str());
     if status == 200 && reason == "ok" {
         let answered = answered(observer, route, variant);
         answered.count.increment(1);
@@ -229,7 +229,7 @@ fn write_line(
         grpc_status: grpc_status(request),
         reason,
         route: target.map(|target| target.route.name.as_str()),
-        variant: target.map(|target| target.variant()),
+        variant: target.map(|target| target.variant.name.as_str()),
         model: identity.model.as_deref().map(shortened),
         version: identity.version.as_deref().map(shortened),
         priority: request.priority.as_str(),
@@ -237,7 +237,7 @@ fn write_line(
         endpoint: request.answering().map(|picked| &*picked.endpoint.state.name),
         attempts: request.attempts.len(),
         hedged: request.hedged.map(crate::http::request::Hedged::as_str),
-        degraded: request.degraded.map(|degraded| degraded.reason.code()),
+        degraded: request.degraded.map(Reason::code),
         bytes_in: request.bytes_in.max(session.body_bytes_read() as u64),
         bytes_out: session.body_bytes_sent() as u64,
         total_us: micros(request.took()),

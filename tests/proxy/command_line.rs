@@ -170,6 +170,23 @@ fn nonsense_is_an_error_where_it_stands() {
                 "7:16: route.*.models: expected the name of a model, found \"\"",
             ],
         ),
+        (
+            format!(
+                "{pool}[[route]]\nname = \"v\"\npool = \"a\"\n\
+                 [[route.variant]]\npool = \"a\"\nweight = 500\n\
+                 [[route.variant]]\npool = \"b\"\nmodel = \"\"\n\
+                 [[route.variant]]\nname = \"a\"\npool = \"a\"\nweight = 1001"
+            ),
+            &[
+                "7:8: route.*.pool: expected either a pool or variants, found both",
+                "11:1: route.*.variant.*.weight: expected a weight beside other variants, found none",
+                "12:8: route.*.variant.*.pool: expected a pool (\"a\"), found \"b\"",
+                "13:9: route.*.variant.*.model: expected a name of at most 255 bytes, found \"\"",
+                "15:8: route.*.variant.*.name: expected each once, found \"a\" again",
+                "17:10: route.*.variant.*.weight: expected 0 to 1000, found 1001",
+                "5:1: route.*.variant: expected weights that add up to 1000 thousandths, found 2500",
+            ],
+        ),
     ] {
         let (code, words) = check(&format!("{fine}{text}{route}"));
         assert_eq!(code, Some(1), "{text}");

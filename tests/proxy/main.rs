@@ -43,3 +43,4 @@ mod supervision;
 mod tls;
 mod unsolicited;
 mod upgrade;
+mod variants;

@@ -145,7 +145,7 @@ async fn the_admin_listener_answers_operators() {
     let status = proxy.status().await;
     assert_eq!((&status["ready"], &status["generation"]), (&true.into(), &1.into()));
     assert_eq!(status["pools"]["test"]["policy"], "adaptive");
-    assert_eq!(status["routes"][0]["pool"], "test");
+    assert_eq!(status["routes"][0]["variants"][0]["pool"], "test");
     post(proxy.address, ARITH_INFER, "x").await;
     let known = &proxy.endpoints().await[0];
     let report = (&known["reported_in_flight"], &known["slots"], &known["origin"]);

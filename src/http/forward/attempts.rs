@@ -24,7 +24,7 @@ use crate::exhausted;
 use crate::http::balance::{balance, can_try_again, may_try_again, pick_free};
 use crate::http::fallback;
 use crate::http::request::{Hedged, Request};
-use crate::http::route::Target;
+use crate::http::variant::Target;
 use crate::pool::awaited::Patience;
 use crate::pool::{Endpoint, Pool};
 use crate::refusal::Refusal;
@@ -70,6 +70,9 @@ impl Failure {
 pub(super) struct Attempts<'a> {
     request: &'a mut Request,
     target: Target,
+    /// As the client sent it.
+    received: Arc<Message>,
+    /// As the present variant is asked.
     message: Arc<Message>,
     connector: &'a Connector,
     /// Places of attempts that were answered with an error of the endpoint's own.
@@ -86,13 +89,15 @@ impl<'a> Attempts<'a> {
     pub(super) fn new(
         request: &'a mut Request,
         target: Target,
-        message: Message,
+        received: Message,
         connector: &'a Connector,
     ) -> Self {
-        let message = Arc::new(message);
+        let received = Arc::new(received);
+        let message = received.asking_for(&target.variant).unwrap_or_else(|| Arc::clone(&received));
         Self {
             request,
             target,
+            received,
             message,
             connector,
             accused: Vec::new(),
@@ -132,12 +137,8 @@ impl<'a> Attempts<'a> {
     fn degrade(&mut self, refusal: &Refusal) -> bool {
         while let Some(next) = fallback::next(self.request, &self.target, refusal) {
             self.target = next;
-            let renamed = match self.request.model_instead() {
-                None => return self.begin_anew(),
-                Some(model) => self.message.asking_for(model),
-            };
-            if let Some(message) = renamed {
-                self.message = Arc::new(message);
+            if let Some(message) = self.received.asking_for(&self.target.variant) {
+                self.message = message;
                 return self.begin_anew();
             }
         }

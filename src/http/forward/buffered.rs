@@ -14,7 +14,7 @@ use crate::config::Limits;
 use crate::http::admit::within;
 use crate::http::receive::{Received, client_left, receive};
 use crate::http::request::{ForwardMode, Request};
-use crate::http::route::Target;
+use crate::http::variant::Target;
 use crate::pool::attempt::EndpointAttempt;
 use crate::refusal::Refusal;
 use bytes::Bytes;

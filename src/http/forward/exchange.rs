@@ -4,9 +4,9 @@ use super::grpc;
 use super::headers::stamp;
 use super::wire::{self, Before, CLOSED_BEFORE, UNSOLICITED};
 use crate::body_memory::{Account, Held, cost};
-use crate::config::RetryOn;
-use crate::http::fallback;
+use crate::config::{RetryOn, Variant};
 use crate::http::pace::Pace;
+use crate::http::variant;
 use crate::pool::EndpointState;
 use bytes::Bytes;
 use forebay_protocol::grpc::Code;
@@ -19,6 +19,7 @@ use pingora::protocols::http::client::HttpSession as EndpointSession;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType};
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
@@ -57,18 +58,21 @@ impl Message {
         self.is_replayable && !is_event_stream(head)
     }
 
-    /// The same for another model; `None` if it can't be said there.
-    pub(super) fn asking_for(&self, model: &str) -> Option<Self> {
+    /// The same as a variant is asked; `None` if its model can't be said there.
+    pub(super) fn asking_for(self: &Arc<Self>, variant: &Variant) -> Option<Arc<Self>> {
+        if !variant.renames() {
+            return Some(Arc::clone(self));
+        }
         let (mut head, mut body) = (self.head.clone(), self.body.clone());
         if self.is_grpc {
-            body = fallback::rename_message(&body, model)?;
+            body = variant::rename_message(&body, variant)?;
             if head.headers.contains_key(http::header::CONTENT_LENGTH) {
                 head.insert_header(http::header::CONTENT_LENGTH, body.len()).ok()?;
             }
         } else {
-            fallback::rename_path(&mut head, model).ok()?;
+            variant::rename_path(&mut head, variant).ok()?;
         }
-        Some(Self { head, body, account: self.account.clone(), ..*self })
+        Some(Arc::new(Self { head, body, account: self.account.clone(), ..**self }))
     }
 }
 

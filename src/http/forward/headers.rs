@@ -1,7 +1,7 @@
 //! What headers of a request say to an endpoint, and those of its answer to the client.
 
 use crate::http::request::Request;
-use crate::http::route::Target;
+use crate::http::variant::Target;
 use crate::pool::EndpointState;
 use forebay_protocol::grpc::format_timeout;
 use forebay_protocol::{Priority, header};
@@ -76,9 +76,9 @@ pub(super) fn prepare_answer(
     head.remove_header(&header::LOAD_REPORT);
     head.remove_header(&header::LOAD_REPORT_BIN);
     head.insert_header(header::REQUEST_ID, request.identity.request_id.as_str())?;
-    head.insert_header(header::VARIANT, target.variant())?;
+    head.insert_header(header::VARIANT, target.variant.name.as_str())?;
     if let Some(degraded) = request.degraded {
-        head.insert_header(header::DEGRADED, degraded.reason.code())?;
+        head.insert_header(header::DEGRADED, degraded.code())?;
     }
     if target.route.expose_endpoint {
         head.insert_header(header::ENDPOINT, &*endpoint.name)?;

@@ -12,9 +12,8 @@ pub mod streamed;
 mod upload;
 pub mod wire;
 
-use crate::http::fallback;
 use crate::http::request::Request;
-use crate::http::route::Target;
+use crate::http::variant::Target;
 use crate::pool::EndpointState;
 use crate::pool::report::{self, history::Origin};
 use crate::refusal::Refusal;

@@ -5,7 +5,7 @@ use super::{count_attempt, grpc, take_in_report};
 use crate::body_memory::{Held, cost};
 use crate::config::Limits;
 use crate::http::request::Request;
-use crate::http::route::Target;
+use crate::http::variant::Target;
 use crate::pool::Endpoint;
 use crate::pool::attempt::EndpointAttempt;
 use crate::pool::liveness::unreachable;

@@ -21,7 +21,7 @@ use crate::http::pace::{Pace, TooSlow};
 use crate::http::receive::{broken_off, client_left};
 use crate::http::request::Request;
 use crate::http::respond;
-use crate::http::route::Target;
+use crate::http::variant::Target;
 use crate::pool::Endpoint;
 use crate::pool::attempt::EndpointAttempt;
 use crate::refusal::Refusal;

@@ -19,7 +19,7 @@ use crate::http::balance::{balance, can_try_again, may_retry};
 use crate::http::fallback;
 use crate::http::receive::client_left;
 use crate::http::request::Request;
-use crate::http::route::Target;
+use crate::http::variant;
 use crate::pool::Endpoint;
 use crate::pool::awaited::Patience;
 use crate::pool::liveness::Watched;
@@ -101,7 +101,7 @@ pub(super) async fn bind(request: &mut Request) -> Result<Arc<Endpoint>, Refusal
             Ok(endpoint) => return Ok(endpoint),
             Err(refusal) => refusal,
         };
-        let next = stand_in(request, &target, &refusal);
+        let next = fallback::next(request, &target, &refusal);
         // What was wrong with the variant that was asked for says more than what a lesser one lacked.
         let (asked, refusal) = first.get_or_insert_with(|| (target.clone(), refusal)).clone();
         let Some(next) = next else {
@@ -109,17 +109,6 @@ pub(super) async fn bind(request: &mut Request) -> Result<Arc<Endpoint>, Refusal
             return Err(refusal);
         };
         target = next;
-    }
-}
-
-/// The next variant that may stand in. The model of a call that is piped can't be exchanged if it
-/// stands in its messages.
-fn stand_in(request: &mut Request, target: &Target, refusal: &Refusal) -> Option<Target> {
-    loop {
-        let next = fallback::next(request, target, refusal)?;
-        if request.identity.grpc.is_none() || request.model_instead().is_none() {
-            return Some(next);
-        }
     }
 }
 
@@ -264,8 +253,8 @@ pub fn connect_failed(request: &mut Request, mut error: Box<Error>) -> Box<Error
 /// A header that can't be written.
 pub fn request_header(request: &Request, head: &mut RequestHeader) -> pingora::Result<()> {
     prepare_request(head, request)?;
-    if let Some(model) = request.model_instead() {
-        fallback::rename_path(head, model)?;
+    if let Some(target) = &request.target {
+        variant::rename_path(head, &target.variant)?;
     }
     match request.deadline {
         Some(deadline) => stamp(head, deadline, request.identity.grpc.is_some()),

@@ -13,8 +13,8 @@ use super::exchange::{
     socket_of,
 };
 use super::headers::{prepare_request, stamp};
+use super::take_in_report;
 use super::{count_answer, count_attempt, note_answer, streamed};
-use super::{fallback, take_in_report};
 use crate::body_memory::Account;
 use crate::clock;
 use crate::config::Limits;
@@ -24,7 +24,7 @@ use crate::http::balance::may_retry;
 use crate::http::pace::{Pace, TooSlow};
 use crate::http::receive::{self, broken_off, client_left, too_late};
 use crate::http::request::Request;
-use crate::http::route::Target;
+use crate::http::variant::{self, Target};
 use crate::pool::Endpoint;
 use crate::pool::awaited::Patience;
 use crate::pool::liveness::{Vain, in_vain};
@@ -177,8 +177,8 @@ fn prepare(
     connection: &EndpointSession,
 ) -> pingora::Result<()> {
     prepare_request(head, request)?;
-    if let Some(model) = request.model_instead() {
-        fallback::rename_path(head, model)?;
+    if let Some(target) = &request.target {
+        variant::rename_path(head, &target.variant)?;
     }
     if connection.as_http2().is_some() {
         head.remove_header(&http::header::TRANSFER_ENCODING);

@@ -148,14 +148,19 @@ pub fn text_field(message: &[u8], number: u32) -> Result<Option<&str>, ProtobufE
     Ok(found)
 }
 
-/// An inference with another model in place of the one that it names. The version goes with the old
-/// one. Of a field that stands there twice the last one counts, so the message need not be taken
-/// apart.
-pub fn with_model(message: &[u8], model: &str) -> Vec<u8> {
-    let mut renamed = Vec::with_capacity(message.len() + model.len() + 16);
+/// An inference with another model or version in place of those that it names. Without a `version`, the
+/// message's own goes with its model. Of a field that stands there twice the last one counts, so the
+/// message need not be taken apart.
+pub fn with_model(message: &[u8], model: Option<&str>, version: Option<&str>) -> Vec<u8> {
+    let added = model.map_or(0, str::len) + version.map_or(0, str::len);
+    let mut renamed = Vec::with_capacity(message.len() + added + 16);
     renamed.extend_from_slice(message);
-    put_bytes(&mut renamed, 1, model.as_bytes());
-    put_bytes(&mut renamed, 2, b"");
+    if let Some(model) = model {
+        put_bytes(&mut renamed, 1, model.as_bytes());
+    }
+    if let Some(version) = version.or(model.and(Some(""))) {
+        put_bytes(&mut renamed, 2, version.as_bytes());
+    }
     renamed
 }
 
@@ -228,9 +233,12 @@ mod tests {
         assert_eq!(text_field(&message, 2), Ok(None));
         put_bytes(&mut message, 2, &[0xff]);
         assert_eq!(text_field(&message, 2), Err(ProtobufError::Text));
-        let renamed = with_model(&message[..message.len() - 3], "small");
+        let renamed = with_model(&message[..message.len() - 3], Some("small"), None);
         assert_eq!(text_field(&renamed, 1), Ok(Some("small")));
         assert_eq!(text_field(&renamed, 2), Ok(Some("")));
+        let renamed = with_model(&renamed, None, Some("7"));
+        assert_eq!(text_field(&renamed, 1), Ok(Some("small")));
+        assert_eq!(text_field(&renamed, 2), Ok(Some("7")));
         let cut_short = &message[..message.len() - 1];
         assert_eq!(text_field(cut_short, 1), Err(ProtobufError::Truncated));
     }

@@ -65,17 +65,35 @@ impl<'a> Path<'a> {
     }
 }
 
-/// `path` with another model in place of the one that it names. The version goes with the old one.
-/// `None`: it names no model.
-pub fn with_model(path: &str, model: &str) -> Option<String> {
+/// `path` with another model or version in place of those that it names. Without a `version`, that of
+/// the path goes with its model. `None`: it names no model.
+pub fn with_model(path: &str, model: Option<&str>, version: Option<&str>) -> Option<String> {
     let parsed = Path::parse(path)?;
     let rest = path.strip_prefix("/v2/models/")?;
-    let (_, mut tail) = split(parsed.model.and(Some(rest))?);
-    if let Some(rest) = tail.strip_prefix("versions/") {
+    let (present, mut tail) = split(parsed.model.and(Some(rest))?);
+    if version.or(model).is_some()
+        && let Some(rest) = tail.strip_prefix("versions/")
+    {
         (_, tail) = split(rest);
     }
     let mut path = String::from("/v2/models/");
-    for byte in model.bytes() {
+    match model {
+        Some(model) => push_encoded(&mut path, model),
+        None => path.push_str(present),
+    }
+    if let Some(version) = version {
+        path.push_str("/versions/");
+        push_encoded(&mut path, version);
+    }
+    if !tail.is_empty() {
+        path.push('/');
+        path.push_str(tail);
+    }
+    Some(path)
+}
+
+fn push_encoded(path: &mut String, name: &str) {
+    for byte in name.bytes() {
         // What stands for itself in a path, everywhere (RFC 3986, 2.3).
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             path.push(char::from(byte));
@@ -83,11 +101,6 @@ pub fn with_model(path: &str, model: &str) -> Option<String> {
             path.push_str(&format!("%{byte:02X}"));
         }
     }
-    if !tail.is_empty() {
-        path.push('/');
-        path.push_str(tail);
-    }
-    Some(path)
 }
 
 fn split(path: &str) -> (&str, &str) {
@@ -99,17 +112,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_model_is_exchanged_without_its_version() {
-        for (path, expected) in [
-            ("/v2/models/a/infer", Some("/v2/models/small%2Fb/infer")),
-            ("/v2/models/a/versions/3/infer", Some("/v2/models/small%2Fb/infer")),
-            ("/v2/models/a", Some("/v2/models/small%2Fb")),
-            ("/v2/models/a/versions/3", Some("/v2/models/small%2Fb")),
-            ("/v2/models/stats", None),
-            ("/v2", None),
-            ("/v1/models/a/infer", None),
+    fn a_model_is_exchanged_without_its_version_and_a_version_alone() {
+        let (model, version) = (Some("small/b"), Some("2 b"));
+        for (path, model, version, expected) in [
+            ("/v2/models/a/infer", model, None, Some("/v2/models/small%2Fb/infer")),
+            ("/v2/models/a/versions/3/infer", model, None, Some("/v2/models/small%2Fb/infer")),
+            ("/v2/models/a", model, None, Some("/v2/models/small%2Fb")),
+            ("/v2/models/a/versions/3", model, None, Some("/v2/models/small%2Fb")),
+            ("/v2/models/a/infer", None, version, Some("/v2/models/a/versions/2%20b/infer")),
+            ("/v2/models/a%2F/versions/3", None, version, Some("/v2/models/a%2F/versions/2%20b")),
+            (
+                "/v2/models/a/versions/3/stats",
+                model,
+                version,
+                Some("/v2/models/small%2Fb/versions/2%20b/stats"),
+            ),
+            ("/v2/models/a/versions/3/x", None, None, Some("/v2/models/a/versions/3/x")),
+            ("/v2/models/stats", model, version, None),
+            ("/v2", model, None, None),
+            ("/v1/models/a/infer", model, None, None),
         ] {
-            assert_eq!(with_model(path, "small/b").as_deref(), expected, "{path}");
+            assert_eq!(with_model(path, model, version).as_deref(), expected, "{path}");
         }
     }
 

@@ -1,0 +1,123 @@
+//! What the status says of a route: its variants, and which may stand in for them.
+
+use super::format::{millis, short};
+use crate::config::{Route, Variant};
+use crate::pool::Snapshot;
+use serde::Serialize;
+use std::fmt;
+
+/// A route.
+#[derive(Debug, Serialize)]
+pub(super) struct RouteStatus<'a> {
+    pub(super) name: &'a str,
+    pub(super) variants: Vec<VariantStatus<'a>>,
+    pub(super) fallback: Vec<VariantStatus<'a>>,
+    pub(super) deadline_ms: f64,
+}
+
+/// A variant of it.
+#[derive(Debug, Serialize)]
+pub(super) struct VariantStatus<'a> {
+    pub(super) name: &'a str,
+    pub(super) pool: &'a str,
+    pub(super) model: Option<&'a str>,
+    pub(super) version: Option<&'a str>,
+    /// Thousandths of the route's requests; none of a fallback.
+    pub(super) weight: Option<u32>,
+}
+
+impl<'a> RouteStatus<'a> {
+    /// The status of `route`.
+    pub(super) fn of(snapshot: &'a Snapshot, route: &'a Route) -> Self {
+        let of = |variant: &'a Variant, weight| VariantStatus {
+            name: &variant.name,
+            pool: snapshot.pools.get(variant.pool).map_or("", |pool| &pool.config.name),
+            model: variant.model.as_deref(),
+            version: variant.version.as_deref(),
+            weight,
+        };
+        let variants = route.variants.iter().map(|it| of(it, Some(it.weight)));
+        let fallback = route.fallback.iter().map(|it| of(it, None));
+        Self {
+            name: &route.name,
+            variants: variants.collect(),
+            fallback: fallback.collect(),
+            deadline_ms: millis(route.deadline),
+        }
+    }
+}
+
+impl fmt::Display for RouteStatus<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "route {} -> ", self.name)?;
+        for (place, variant) in self.variants.iter().enumerate() {
+            let separator = if place == 0 { "" } else { ", " };
+            write!(f, "{separator}{variant}")?;
+        }
+        for (place, variant) in self.fallback.iter().enumerate() {
+            let separator = if place == 0 { ", else " } else { ", then " };
+            write!(f, "{separator}{variant}")?;
+        }
+        write!(f, ", deadline {}", short(self.deadline_ms))
+    }
+}
+
+impl fmt::Display for VariantStatus<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(weight) = self.weight.filter(|weight| *weight != Variant::WHOLE) {
+            write!(f, "{}% ", f64::from(weight) / 10.0)?;
+        }
+        if self.name != self.pool {
+            write!(f, "{} at ", self.name)?;
+        }
+        write!(f, "pool {}", self.pool)?;
+        if let Some(model) = self.model {
+            write!(f, " model {model}")?;
+        }
+        match self.version {
+            Some(version) => write!(f, " version {version}"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_is_told_in_one_line() {
+        let plain = |name, weight| VariantStatus {
+            name,
+            pool: name,
+            model: None,
+            version: None,
+            weight: Some(weight),
+        };
+        let only = RouteStatus {
+            name: "all",
+            variants: vec![plain("models", 1000)],
+            fallback: Vec::new(),
+            deadline_ms: 1500.0,
+        };
+        assert_eq!(only.to_string(), "route all -> pool models, deadline 1.5 s");
+        let canary = VariantStatus {
+            name: "canary",
+            pool: "models",
+            model: Some("bert"),
+            version: Some("7"),
+            weight: Some(25),
+        };
+        let small = VariantStatus { weight: None, model: Some("tiny"), ..plain("small", 0) };
+        let split = RouteStatus {
+            variants: vec![plain("models", 975), canary],
+            fallback: vec![small, VariantStatus { weight: None, ..plain("last", 0) }],
+            ..only
+        };
+        assert_eq!(
+            split.to_string(),
+            "route all -> 97.5% pool models, 2.5% canary at pool models model bert version 7, \
+             else pool small model tiny, then pool last, deadline 1.5 s"
+        );
+    }
+}
