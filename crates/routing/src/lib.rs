@@ -10,8 +10,10 @@
 //! - [`load`]: what is known of one endpoint's load, updated without locks; the in-flight guard.
 //! - [`queue`]: requests that wait in the proxy; when one is bound to an endpoint, and which one goes next.
 //! - [`health`]: probes, outlier detection and slow start.
+//! - [`attempt`]: the attempts of one request: retries, hedges, fallback to another variant, and the blame.
 //! - [`retry`]: how many retries and hedges a pool may add to the load it has, and when they are worth it.
 
+pub mod attempt;
 mod float;
 pub mod health;
 pub mod load;
@@ -23,6 +25,9 @@ mod rng;
 mod sync;
 mod time;
 
+pub use attempt::Attempts;
+pub use attempt::blame::Blame;
+pub use attempt::policy::{RetryOn, RetryPolicy};
 pub use health::check::{Health, HealthCheck, ProbeOutcome};
 pub use health::outlier::{Ejection, Outcome};
 pub use health::slow_start::SlowStart;

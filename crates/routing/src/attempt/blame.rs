@@ -1,0 +1,134 @@
+//! Who is to blame for the end of an attempt, and what that does to what is known of its endpoint.
+//!
+//! Each end says something else: an answer how fast the endpoint is, a failure that it had better be
+//! avoided, and an attempt that was given up no more than how long it took at least. A penalty for an end
+//! that the client caused would drive traffic away from healthy endpoints; none for an endpoint that
+//! fails fast would draw all traffic to it.
+
+use std::time::Duration;
+
+/// An endpoint that did not answer for this long had time to: a probe is worth its cost.
+const FAIR_WAIT: Duration = Duration::from_millis(50);
+
+/// How an attempt ended, as far as that speaks of its endpoint. Each attempt gets exactly one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// It ended without an answer, by the endpoint's fault.
+    Failed,
+    /// It was answered, with the word to ask elsewhere.
+    Refused,
+    /// There was no answer in time. `cut_short`: in the time of one attempt, not in all that there was.
+    Late {
+        /// Whether another attempt could still be made.
+        cut_short: bool,
+    },
+    /// Nobody waits for its answer any more, which is no fault of the endpoint's.
+    Abandoned,
+    /// It was dropped since another attempt was answered.
+    GivenUp,
+    /// It was answered. `counts`: with what was asked for, so that its time says how fast the endpoint is.
+    Answered {
+        /// Whether its time is a measure.
+        counts: bool,
+    },
+    /// Its answer has begun, and is passed on as it comes. It is in flight until its end was read, and the
+    /// reader says how that went.
+    HandedOver,
+}
+
+/// What is to be done about the end of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Consequences {
+    /// Whether the endpoint has failed, and is avoided for a while. To be said before it is counted out:
+    /// the next request that is bound must know.
+    pub penalty: bool,
+    /// Whether a probe should find out now how the endpoint is.
+    pub probe: bool,
+    /// What its time says.
+    pub sample: Sample,
+}
+
+/// What the time of an attempt says of its endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sample {
+    /// Nothing.
+    Nothing,
+    /// How fast the endpoint and the model are.
+    Answered,
+    /// That an answer takes at least so long.
+    AtLeast,
+    /// That an answer takes longer, although there was a fair time for it.
+    Late,
+    /// That an answer takes longer; the time was too short to say anything of how much the endpoint can
+    /// take.
+    CutShort,
+    /// Nothing yet: it still counts as in flight.
+    Open,
+}
+
+impl Blame {
+    /// What is to be done about an end after this time. `is_timed`: a model worked for it, so that its time
+    /// can be compared with others'.
+    pub fn consequences(self, waited: Duration, is_timed: bool) -> Consequences {
+        let was_fair = waited >= FAIR_WAIT;
+        let no_answer = match (was_fair, is_timed) {
+            (true, _) => Sample::Late,
+            (false, true) => Sample::CutShort,
+            (false, false) => Sample::Nothing,
+        };
+        let (penalty, probe, sample) = match self {
+            Self::Failed => (true, true, Sample::Nothing),
+            Self::Refused => (true, false, Sample::Nothing),
+            Self::Late { .. } => (was_fair, was_fair, no_answer),
+            Self::Abandoned => (false, false, no_answer),
+            Self::GivenUp => (false, false, Sample::AtLeast),
+            Self::Answered { counts: true } if is_timed => (false, false, Sample::Answered),
+            Self::Answered { .. } => (false, false, Sample::Nothing),
+            Self::HandedOver => (false, false, Sample::Open),
+        };
+        Consequences { penalty, probe, sample }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_blamed_for_silence_only_after_a_fair_time() {
+        for cut_short in [true, false] {
+            let late = |millis| {
+                Blame::Late { cut_short }.consequences(Duration::from_millis(millis), true)
+            };
+            let fair = Consequences { penalty: true, probe: true, sample: Sample::Late };
+            let unfair = Consequences { penalty: false, probe: false, sample: Sample::CutShort };
+            assert_eq!((late(49), late(50)), (unfair, fair));
+        }
+    }
+
+    #[test]
+    fn no_client_and_no_other_attempt_brings_blame_on_an_endpoint() {
+        for blame in [
+            Blame::Abandoned,
+            Blame::GivenUp,
+            Blame::Answered { counts: true },
+            Blame::Answered { counts: false },
+            Blame::HandedOver,
+        ] {
+            for (millis, is_timed) in [(0, false), (0, true), (60_000, false), (60_000, true)] {
+                let found = blame.consequences(Duration::from_millis(millis), is_timed);
+                assert!(!found.penalty && !found.probe, "{blame:?} {millis} {is_timed}");
+            }
+        }
+    }
+
+    #[test]
+    fn time_is_a_measure_only_where_a_model_worked() {
+        let sample =
+            |blame: Blame, is_timed| blame.consequences(Duration::from_millis(1), is_timed).sample;
+        assert_eq!(sample(Blame::Answered { counts: true }, true), Sample::Answered);
+        assert_eq!(sample(Blame::Answered { counts: true }, false), Sample::Nothing);
+        assert_eq!(sample(Blame::Answered { counts: false }, true), Sample::Nothing);
+        assert_eq!(sample(Blame::Abandoned, false), Sample::Nothing);
+    }
+}

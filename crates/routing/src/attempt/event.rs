@@ -1,0 +1,292 @@
+//! What happens to a request's attempts, and what is to be done about it.
+//!
+//! Attempts are named by their place among all that were begun for the request, from 0.
+
+use super::blame::Blame;
+use super::policy::{RetryOn, RetryPolicy};
+use crate::{Outcome, RetryBudget, Time};
+use std::time::Duration;
+
+/// Why a request was refused, in the driver's words.
+pub trait RefusalCause: Clone {
+    /// There was no answer before the deadline.
+    fn deadline_passed() -> Self;
+
+    /// An endpoint did not answer in the time that one attempt may take.
+    fn attempt_timed_out() -> Self;
+
+    /// Whether another variant may do better.
+    fn lets_another_stand_in(&self) -> bool;
+}
+
+/// What a request is, as far as its attempts depend on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// When nobody waits for its answer any more.
+    pub deadline: Option<Time>,
+    /// The time that requests of its kind usually have.
+    pub usual_time: Duration,
+    /// Whether what it took says nothing of an endpoint: its client left it less time than usual, or takes
+    /// of that time itself.
+    pub is_hurried: bool,
+    /// Whether its answer is held, so that it can be replaced by another endpoint's, which may come
+    /// from an attempt at the same time.
+    pub is_replayable: bool,
+}
+
+/// What a decision depends on beside the request: the pool that it is at now, and the moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// The present.
+    pub now: Time,
+    /// What the pool allows.
+    pub policy: &'a RetryPolicy,
+    /// What the pool's retries are paid from.
+    pub budget: &'a RetryBudget,
+    /// What its hedges are paid from, if it has any.
+    pub hedge_budget: Option<&'a RetryBudget>,
+    /// Whether it has an endpoint in rotation that the request was not sent to.
+    pub has_untried: bool,
+    /// Whether the request may be sent again although an endpoint may have received it: it has no effect
+    /// but its answer, and all of it is at hand.
+    pub is_repeatable: bool,
+    /// The variant that stands in next, if there is one.
+    pub stand_in: Option<StandIn>,
+}
+
+/// Where the variant is that stands in next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StandIn {
+    /// At other endpoints.
+    OtherPool,
+    /// At the same ones, as another model.
+    SamePool,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event<R> {
+    /// The request is there.
+    Began,
+    /// It was bound to an endpoint that it was not sent to before. `hedge_after`: the time after which a
+    /// second attempt beside this one is worth its cost, if that is known.
+    Bound {
+        /// From now on.
+        hedge_after: Option<Duration>,
+    },
+    /// It was not bound.
+    Rejected(R),
+    /// The time that was named for a hedge has come. `has_room`: whether an endpoint was found that has
+    /// room for it at once.
+    HedgeDue {
+        /// At an endpoint that the request was not sent to before.
+        has_room: bool,
+    },
+    /// An attempt is over.
+    Ended(usize, End<R>),
+    /// The request is ready for the variant that stands in.
+    StandsIn,
+    /// The variant can't stand in: the request can't be made one for it.
+    CannotStandIn,
+    /// The client left, or is at fault itself.
+    ClientLeft,
+}
+
+/// How an attempt came to its end.
+#[derive(Debug, Clone, PartialEq)]
+pub enum End<R> {
+    /// With an answer. The refusal is what it amounts to if it is an error.
+    Answered(Answer, Option<R>),
+    /// The endpoint has taken what lasts: what comes of it is not an attempt's matter any more.
+    Connected,
+    /// By the endpoint's fault.
+    Broke(RetryOn, R),
+    /// It was not made: the proxy itself lacks something, and another endpoint would fare no better.
+    Unsent(R),
+    /// The endpoint answers neither it nor probes.
+    Silent(R),
+    /// Its time is up. `unheard`: the endpoint has answered nothing since the attempt began.
+    TimedOut {
+        /// Whether it may be gone, then, instead of slow.
+        unheard: bool,
+    },
+}
+
+/// An answer, as far as it decides anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answer {
+    /// As HTTP has it.
+    pub status: u16,
+    /// Whether it is what was asked for.
+    pub is_success: bool,
+    /// Whether it says that there is too much to do, or not yet, or no more.
+    pub is_busy: bool,
+    /// Whether it states a reason of its own for an error.
+    pub states_reason: bool,
+    /// Whether it was read to its end.
+    pub is_whole: bool,
+}
+
+impl Answer {
+    /// What it says of the endpoint where nobody else is asked. When it comes says nothing: it may be
+    /// the beginning of a long answer, or the end of long work. An error that states its reason speaks of
+    /// this request, such as a model that can't be loaded.
+    pub(super) fn alone(&self) -> Outcome {
+        match self.status {
+            500 | 502 if self.states_reason => Outcome::Understood,
+            500 | 502 => Outcome::Failed,
+            429 => Outcome::Busy,
+            503 if self.is_busy => Outcome::Busy,
+            503 => Outcome::Failed,
+            _ => Outcome::Understood,
+        }
+    }
+}
+
+/// What is to be done about an event.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step<R> {
+    /// What is to be noted, in this order.
+    pub effects: Effects,
+    /// How it goes on.
+    pub next: Next<R>,
+}
+
+/// How it goes on.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Next<R> {
+    /// The request is to be bound to an endpoint that it was not sent to: [`Event::Bound`] or
+    /// [`Event::Rejected`] follows.
+    Bind,
+    /// The attempt that was bound last is to be sent.
+    Send(Sending),
+    /// Nothing is to be done until something happens.
+    Wait,
+    /// The variant that stands in next is to be made ready: [`Event::StandsIn`] or
+    /// [`Event::CannotStandIn`] follows.
+    FallBack,
+    /// That was all; what is under way is dropped.
+    Finish(Ending<R>),
+}
+
+/// An attempt that is to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sending {
+    /// Which.
+    pub attempt: usize,
+    /// When its time is up.
+    pub until: Option<Time>,
+    /// How long it is left at an endpoint that goes silent.
+    pub patience: Patience,
+    /// When a hedge is due.
+    pub hedge_at: Option<Time>,
+}
+
+/// How long an attempt is left at an endpoint that answers neither it nor probes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// Until its work is overdue: it can be sent elsewhere.
+    Overdue,
+    /// Until other endpoints answer probes: it can't be sent elsewhere, and is given up.
+    SilentAlone,
+    /// As long as it has time.
+    Endless,
+}
+
+/// What becomes of the request.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ending<R> {
+    /// The client gets the answer of this attempt.
+    Answer(usize),
+    /// It is refused.
+    Refuse(R),
+    /// Its client has left.
+    Left,
+}
+
+/// Something that is to be noted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Effect {
+    /// An attempt is over, in this way.
+    Settle(usize, Blame),
+    /// What requests meet at an attempt's endpoint, for the detection of outliers.
+    Note(usize, Outcome),
+    /// The answer of this attempt is taken.
+    Took(usize),
+    /// How long this attempt has taken by now is what first attempts take.
+    FirstTook(usize),
+    /// Its endpoint may be slow or gone: a probe finds out.
+    Probe(usize),
+    /// One retry was wanted. `false`: the budget did not pay for it.
+    Retry(bool),
+    /// A hedge was due and not made.
+    HedgeRefused(HedgeRefusal),
+    /// What became of a hedge.
+    Hedged(Hedged),
+}
+
+/// Why a hedge was not made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HedgeRefusal {
+    /// No endpoint had room at once.
+    Busy,
+    /// The budget did not pay for it.
+    Budget,
+}
+
+impl HedgeRefusal {
+    /// The word in metric labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Busy => "busy",
+            Self::Budget => "budget",
+        }
+    }
+}
+
+/// What became of a second attempt beside a slow first one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hedged {
+    /// It answered first.
+    Won,
+    /// The first one did.
+    Lost,
+    /// It failed, or both did.
+    Failed,
+}
+
+impl Hedged {
+    /// The word in the log and in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Won => "won",
+            Self::Lost => "lost",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Effects of one event, of which there are few.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Effects {
+    list: [Option<Effect>; MAX_EFFECTS],
+    len: usize,
+}
+
+/// Most effects of one event: two attempts that are settled, noted and counted, and three that are judged.
+const MAX_EFFECTS: usize = 12;
+
+impl Effects {
+    /// All of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = Effect> + '_ {
+        self.list.iter().flatten().copied()
+    }
+
+    pub(super) fn push(&mut self, effect: Effect) {
+        debug_assert!(self.len < MAX_EFFECTS, "one event has more effects than expected");
+        if let Some(place) = self.list.get_mut(self.len) {
+            *place = Some(effect);
+            self.len += 1;
+        }
+    }
+}
