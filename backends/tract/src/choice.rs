@@ -10,9 +10,10 @@
 //! count, in turns, and by the least of several runs. Whether the build that is taken answers as the
 //! file's graph does, in several shapes and batch sizes, is found out next, see `compare`.
 
+use crate::Watch;
 use crate::build::{Build, Shapes};
 use crate::compare::{agree, values};
-use crate::model::{Model, Watch};
+use crate::model::Model;
 use crate::plan::Plans;
 use forebay_protocol::oip::Tensor;
 use rustix::time::{ClockId, clock_gettime};

@@ -10,9 +10,9 @@
 
 use crate::build::{Plan, Shapes};
 use crate::error::{panic_text, text};
-use crate::model::{Model, Watch, execute, values as borrowed};
+use crate::model::{Model, execute, values as borrowed};
 use crate::tensor::{datum_type, from_tract};
-use crate::{LoadError, RunError};
+use crate::{LoadError, RunError, Watch};
 use forebay_protocol::oip::{Data, Datatype, Tensor, TensorMetadata};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};

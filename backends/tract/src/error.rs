@@ -1,6 +1,6 @@
-//! What can go wrong in the engine, and whose mistake it is.
+//! Why a model is not loaded, and the words of errors and panics.
 
-/// Why a model was not loaded. All of them are final for this file and these options.
+/// Why a model was not loaded. All but a cancellation are final for this file and these options.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {
     /// The bytes are no ONNX model, or only the beginning of one.
@@ -72,26 +72,9 @@ pub enum LoadError {
     /// The engine panicked.
     #[error("the engine panicked: {0}")]
     Panic(String),
-}
-
-/// Why an inference gave no outputs.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RunError {
-    /// The tensors do not fit the model; the caller's mistake.
-    #[error("{0}")]
-    Input(String),
-    /// The caller's shapes are allowed by the metadata but lead to a graph that can't be built.
-    #[error("the model can't run with these input shapes: {0}")]
-    Shape(String),
-    /// The caller gave up; nothing is wrong.
+    /// The watch stopped it.
     #[error("cancelled")]
     Cancelled,
-    /// The engine failed.
-    #[error("the engine failed: {0}")]
-    Engine(String),
-    /// The engine panicked; only this request is lost.
-    #[error("the engine panicked: {0}")]
-    Panic(String),
 }
 
 /// Text of an engine's error, causes included, short enough for a header or a log line.

@@ -1,9 +1,9 @@
 //! The CPU engine: tract behind one small boundary.
 //!
 //! This is the only crate that knows tract. Its internals move between patch releases (hence the
-//! exact version in the workspace), it has traps that a caller would step into one by one, and
-//! another engine is to stand beside it. So the boundary speaks the protocol's tensors and plain
-//! metadata, and the traps are closed in here:
+//! exact version in the workspace), and it has traps that a caller would step into one by one. So
+//! [`Tract`] is one [`forebay_engine::Engine`] among others, whose boundary speaks the protocol's
+//! tensors and plain metadata, and the traps are closed in here:
 //!
 //! - A reused state carries recurrent memory from one request into the next, which is wrong and a
 //!   leak between callers: [`Model::run`] starts from a fresh state each time.
@@ -20,9 +20,8 @@
 //!   Whether they agree for a model, and whether they are worth it, is found out at load too; a shape
 //!   that they can't do runs without them.
 //!
-//! Modules: [`error`], `graph` (what the ONNX file says of itself), `options`, `load`, `model` (loaded, to be run), `warm_up`
-//! (the first runs, and what they measure), `choice` (which build a model runs in), [`curve`] (what a
-//! batch costs), `batch` (requests joined and split), `pad` (those of near lengths), `rows` (the proof that they may be), `plan`
+//! Modules: `engine` (the boundary), [`error`], `graph` (what the ONNX file says of itself), `options`, `load`, `model` (loaded, to be run), `warm_up`
+//! (the first runs, and what they measure), `choice` (which build a model runs in), `batch` (requests joined and split), `pad` (those of near lengths), `rows` (the proof that they may be), `plan`
 //! (compiled forms, bounded), `weights` (one copy of each for all of them), `template` (what
 //! plans are compiled of), `tensor` (to tract and back), `own` (tract's graph with our kernels in
 //! it), `forms` and `operators` (what stands for nodes that the engine would compute wrongly), `sound`
@@ -33,7 +32,7 @@ mod batch;
 mod build;
 mod choice;
 mod compare;
-pub mod curve;
+mod engine;
 pub mod error;
 mod forms;
 mod graph;
@@ -53,9 +52,9 @@ mod warm_up;
 mod weights;
 
 pub use build::Build;
-pub use curve::Curve;
-pub use error::{LoadError, RunError};
+pub use engine::Tract;
+pub use error::LoadError;
+pub use forebay_engine::{Batching, Curve, Fallback, Form, RunError, Watch};
 pub use forebay_kernels::Unit as VectorUnit;
-pub use model::{Form, Model, NodeTime, Watch};
-pub use options::{Batching, LoadOptions, Profile};
-pub use plan::Fallback;
+pub use model::{Model, NodeTime};
+pub use options::{LoadOptions, Profile};

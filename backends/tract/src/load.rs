@@ -1,7 +1,6 @@
 //! From the bytes of a file to a model that has run.
 
 use crate::build::Shapes;
-use crate::curve::Curve;
 use crate::error::{panic_text, text};
 use crate::graph::{self, Interface};
 use crate::model::{Model, Runs};
@@ -9,7 +8,7 @@ use crate::options::LoadOptions;
 use crate::plan::Plans;
 use crate::tensor::datum_type;
 use crate::warm_up;
-use crate::{LoadError, forms, operators};
+use crate::{Curve, LoadError, Watch, forms, operators};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 use tract_onnx::prelude::*;
@@ -21,6 +20,19 @@ impl Model {
     /// # Errors
     /// The bytes are no model, the model is one that this engine can't run, or it would run wrongly.
     pub fn load(onnx: &[u8], options: &LoadOptions) -> Result<Self, LoadError> {
+        Self::load_watched(onnx, options, &|| false)
+    }
+
+    /// The same, until `watch` says that nobody wants it any more: it is asked between the parts of
+    /// the work.
+    ///
+    /// # Errors
+    /// As of [`Model::load`], or the watch stopped it.
+    pub fn load_watched(
+        onnx: &[u8],
+        options: &LoadOptions,
+        watch: &dyn Watch,
+    ) -> Result<Self, LoadError> {
         let parsed = catch_unwind(AssertUnwindSafe(|| parse(onnx, options)));
         let (interface, template) =
             parsed.unwrap_or_else(|payload| Err(LoadError::Panic(panic_text(&*payload))))?;
@@ -50,7 +62,7 @@ impl Model {
             seed: seed(onnx),
             runs: Runs::default(),
         };
-        warm_up::warm_up(&mut model, options)?;
+        warm_up::warm_up(&mut model, options, watch)?;
         model.plans.settle().map_err(|error| LoadError::Compile(text(&error)))?;
         Ok(model)
     }

@@ -1,48 +1,21 @@
 //! A model that is loaded, and its runs.
 
-use crate::RunError;
 use crate::batch::{Joined, check_rows, concatenate, cut};
 use crate::build::{Build, Plan, Shapes};
-use crate::curve::{Curve, Piece};
 use crate::error::{panic_text, text};
 use crate::graph::Interface;
 use crate::options::Profile;
 use crate::pad::Padding;
-use crate::plan::{Fallback, Plans};
+use crate::plan::Plans;
 use crate::tensor::{from_tract, to_tract};
+use crate::{Curve, Fallback, Form, RunError, Watch};
+use forebay_engine::curve::Piece;
 use forebay_protocol::oip::{Tensor, TensorMetadata};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::plan::eval;
-
-/// Looks after a run, on its thread, between the nodes of its graph.
-pub trait Watch {
-    /// Is the run to be stopped?
-    fn stop(&self) -> bool;
-
-    /// Time that the thread has spent inside [`Watch::stop`] on something else since the watch was
-    /// made; it does not count as the run's.
-    fn elsewhere(&self) -> Duration {
-        Duration::ZERO
-    }
-}
-
-impl<F: Fn() -> bool> Watch for F {
-    fn stop(&self) -> bool {
-        self()
-    }
-}
-
-/// What a request has in common with others that it can share a batch with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Form {
-    /// Shapes of the inputs in the model's order, without the batch.
-    shapes: Shapes,
-    /// The shapes that the model was warmed up and measured with.
-    is_usual: bool,
-}
 
 /// What one node of a compiled graph takes.
 #[derive(Debug, Clone, PartialEq)]
@@ -224,7 +197,7 @@ impl Model {
         if let Some(padding) = self.padding.as_ref().filter(|_| batched) {
             padding.round(&mut shapes, 1);
         }
-        Ok((rows, Form { is_usual, shapes }))
+        Ok((rows, Form::new(shapes, is_usual)))
     }
 
     /// Mean seconds that so many rows of this form are expected to take.
@@ -235,7 +208,7 @@ impl Model {
     /// Time that no run of a request of this form was ever below; zero if that is not known.
     pub fn least(&self, form: &Form) -> Duration {
         // The least of all runs of one row is known; more rows take no less.
-        if form.is_usual { self.curve.least() } else { Duration::ZERO }
+        if form.is_usual() { self.curve.least() } else { Duration::ZERO }
     }
 
     /// Seconds within which nearly all runs of so many rows of this form end.
@@ -245,7 +218,7 @@ impl Model {
 
     fn scaled(&self, form: &Form, rows: usize, read: fn(&Curve, usize, usize) -> f64) -> f64 {
         let most = self.curve.best();
-        if form.is_usual {
+        if form.is_usual() {
             return read(&self.curve, rows, most);
         }
         // What other shapes took, if any have run: all of them together, so it is a rough word.
@@ -259,10 +232,10 @@ impl Model {
     /// How much larger the form is than the usual one.
     #[allow(clippy::cast_precision_loss, reason = "a proportion needs no precision")]
     fn proportion(&self, form: &Form) -> f64 {
-        let count = |shapes: &Shapes| -> f64 {
+        let count = |shapes: &[Vec<usize>]| -> f64 {
             shapes.iter().map(|shape| shape.iter().map(|&dim| dim as f64).product::<f64>()).sum()
         };
-        count(&form.shapes) / count(&self.usual).max(1.0)
+        count(form.shapes()) / count(&self.usual).max(1.0)
     }
 
     /// Runs requests on the calling thread, as one batch where the model has batches. `watch` is

@@ -8,7 +8,6 @@
 //! build can't be compiled for, or fails on, though the model itself is valid there: such a shape
 //! runs in the plain build, and its requests are answered like any others.
 
-use crate::RunError;
 use crate::build::{Build, Plan, Shapes};
 use crate::error::{panic_text, text};
 use crate::open::{Dims, Open};
@@ -16,6 +15,7 @@ use crate::own;
 use crate::sound;
 use crate::template::Template;
 use crate::weights::Weights;
+use crate::{Fallback, RunError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -55,15 +55,6 @@ struct Ledger {
     fallbacks: AtomicU64,
     /// The first fallback, until it is taken to be told.
     first: Mutex<Option<Fallback>>,
-}
-
-/// Shapes that run in the plain build because the model's own build has no plan for them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fallback {
-    /// Of the inputs, in the model's order.
-    pub shapes: Vec<Vec<usize>>,
-    /// The error of the chosen build.
-    pub why: String,
 }
 
 /// The plans for one set of shapes.

@@ -8,12 +8,13 @@ use crate::build::{Build, Shapes};
 use crate::choice;
 use crate::compare::{self, Failure, agree, values};
 use crate::error::panic_text;
-use crate::model::{Model, Watch};
+use crate::model::Model;
 use crate::open::{Dims, Named};
-use crate::options::{Batching, LoadOptions, Profile};
+use crate::options::{LoadOptions, Profile};
 use crate::pad::Padding;
 use crate::rows::{self, Mixing};
-use crate::{LoadError, RunError};
+use crate::{Batching, LoadError, RunError, Watch};
+use forebay_engine::curve;
 use forebay_protocol::oip::{Data, Datatype, Tensor, TensorMetadata, element_count};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,8 +38,13 @@ const CLOSED_SIZES: usize = 3;
 const FAILURES: u32 = 2;
 
 /// Compiles the first plan, runs it, and finds out the rest.
-pub(crate) fn warm_up(model: &mut Model, options: &LoadOptions) -> Result<(), LoadError> {
+pub(crate) fn warm_up(
+    model: &mut Model,
+    options: &LoadOptions,
+    watch: &dyn Watch,
+) -> Result<(), LoadError> {
     let started = Instant::now();
+    let go_on = || if watch.stop() { Err(LoadError::Cancelled) } else { Ok(()) };
     for name in options.warm_up.keys() {
         if !model.interface.inputs.iter().any(|input| input.name == *name) {
             let (name, found) = (name.clone(), "no such input".to_owned());
@@ -59,6 +65,7 @@ pub(crate) fn warm_up(model: &mut Model, options: &LoadOptions) -> Result<(), Lo
         model.plans = plans;
     }
     let failed = |error: RunError| LoadError::WarmUp(error.to_string());
+    go_on()?;
     let (inputs, alone) = match run(model, &first, &|| false) {
         Ok((outputs, _)) => (first, outputs),
         Err(error) => {
@@ -69,6 +76,7 @@ pub(crate) fn warm_up(model: &mut Model, options: &LoadOptions) -> Result<(), Lo
             (inputs, outputs)
         }
     };
+    go_on()?;
     let has_batches = match known {
         Some(known) => {
             model.unbatched.clone_from(&known.unbatched);
@@ -78,7 +86,9 @@ pub(crate) fn warm_up(model: &mut Model, options: &LoadOptions) -> Result<(), Lo
             if given.is_none() {
                 choice::choose(model, &inputs, &|_, seconds| seconds);
             }
+            go_on()?;
             compare_builds(model, options, may_batch)?;
+            go_on()?;
             if may_batch {
                 model.unbatched = why_unbatched(model, options, alone);
             }
@@ -88,10 +98,12 @@ pub(crate) fn warm_up(model: &mut Model, options: &LoadOptions) -> Result<(), Lo
     model.max_batch = has_batches.then_some(options.max_batch);
     let skip = usize::from(has_batches);
     model.usual = inputs.iter().map(|input| input.shape[skip..].to_vec()).collect();
+    go_on()?;
     match known {
         Some(known) => recall(model, options, known),
         None => measure(model, options, &inputs, started),
     }
+    go_on()?;
     let usual = inputs.iter().map(|input| input.shape.clone()).collect();
     open_sizes(model, known, &usual)?;
     pad(model, options, known.is_some(), &usual)
@@ -317,7 +329,7 @@ fn measure(model: &mut Model, options: &LoadOptions, one: &[Tensor], started: In
     model.grain = grain.longest.get();
     let most = model.max_batch.unwrap_or(1);
     let (mut rows, mut best, mut failures) = (2, 1, 0);
-    while rows <= most && rows < 1 << crate::curve::BUCKETS && failures < FAILURES {
+    while rows <= most && rows < 1 << curve::BUCKETS && failures < FAILURES {
         let last = model.curve.seconds(rows / 2).unwrap_or(0.0);
         // Two layouts of time for compiling and for running: a guess, which only has to be bounded.
         if started.elapsed() + Duration::from_secs_f64(4.0 * last) > MEASURE_TIME {

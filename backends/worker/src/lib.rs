@@ -29,6 +29,7 @@
 //! | `api/repository_api`, `api/metadata` | the calls that load and unload; metadata, health, configuration |
 //! | `repository/command`, `loader`, `load_queue` | the thread that decides what is loaded and unloaded; loads that wait and run |
 //! | `repository/models`, `reconcile`, `load` | what all loads share; one model made to be what its directory says; one version loaded |
+//! | `engines` | the engines that run models: the one place that names each |
 //! | `repository/model_files` | models on disk, read but not believed |
 //! | `repository/sandbox`, `guard`, `self_test` | a first load in a process of its own; loads that do not end; recorded answers compared |
 //! | `repository/memory_budget` | memory for models, and which have to go |
@@ -52,6 +53,7 @@ mod api;
 pub mod cli;
 pub mod config;
 mod connections;
+mod engines;
 mod host;
 mod inference;
 mod lifecycle;

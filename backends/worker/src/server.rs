@@ -4,6 +4,7 @@ use crate::api::grpc;
 use crate::api::router::router;
 use crate::config::Options;
 use crate::connections::{self, Answer, Record, SLOW_READER, Timeouts, Why};
+use crate::engines;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::memory::{Memory, OfConnection, Share};
 use crate::refusal::Refusal;
@@ -108,7 +109,8 @@ impl Worker {
     pub async fn start(options: Options) -> Result<Self, StartError> {
         let path = options.models.clone();
         let unreadable = |error| StartError::Repository { path: path.clone(), error };
-        let files = ModelFiles::new(&options.models, options.max_model).map_err(unreadable)?;
+        let files = ModelFiles::new(&options.models, options.max_model, options.engines.clone())
+            .map_err(unreadable)?;
         let (app, commands) = App::new(options);
         let app = Arc::new(app);
         let loader = Loader::new(app.loading(), files).map_err(unreadable)?;
@@ -122,7 +124,7 @@ impl Worker {
         tracing::info!(
             %address,
             executors = app.options.executors,
-            vector_unit = %forebay_tract::VectorUnit::in_use(),
+            engines = engines::described(&app.options.engines),
             "listening"
         );
         let shared = Arc::clone(&app);

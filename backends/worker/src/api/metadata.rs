@@ -16,7 +16,6 @@ use forebay_protocol::metric::worker as metric;
 use forebay_protocol::oip::{
     Datatype, ModelMetadata, ModelStatistics, Ready, ServerMetadata, Statistics, TensorMetadata,
 };
-use forebay_tract::VectorUnit;
 use http::{StatusCode, header};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -131,9 +130,9 @@ pub(crate) async fn metadata(
     Ok(ModelMetadata {
         name: version.model.clone(),
         versions: versions.unwrap_or_default(),
-        platform: "onnx".to_owned(),
-        inputs: version.engine.inputs().to_vec(),
-        outputs: version.engine.outputs().to_vec(),
+        platform: version.engine.platform().to_owned(),
+        inputs: version.loaded.inputs().to_vec(),
+        outputs: version.loaded.outputs().to_vec(),
         properties: properties(&version),
     })
 }
@@ -143,13 +142,14 @@ fn properties(version: &Version) -> BTreeMap<String, String> {
     let mut put = |key: &str, value: &str| properties.insert(key.to_owned(), value.to_owned());
     put("version", &version.number);
     put("digest", &format!("blake3:{}", version.digest));
-    match (version.engine.max_batch(), version.engine.unbatched()) {
+    match (version.loaded.max_batch(), version.loaded.unbatched()) {
         (Some(_), _) => put("batching", "rows of several requests run together"),
         (None, Some(why)) => put("batching", &format!("each request runs alone: {why}")),
         (None, None) => None,
     };
     // Replicas of one model are to show the same.
-    put("build", version.engine.build().as_str());
+    put("engine", version.engine.name());
+    put("build", version.loaded.build());
     for (label, number) in &version.config.labels {
         put(&format!("label.{label}"), &number.to_string());
     }
@@ -180,8 +180,8 @@ pub(crate) async fn config(
     version: Option<&str>,
 ) -> Result<serde_json::Value, Refusal> {
     let version = app.repository.acquire(model, version).await?;
-    let engine = &version.engine;
-    let batched = engine.max_batch().is_some();
+    let (engine, loaded) = (&version.engine, &version.loaded);
+    let batched = loaded.max_batch().is_some();
     let tensors = |tensors: &[TensorMetadata]| -> Vec<_> {
         tensors.iter().map(|tensor| tensor_config(tensor, &version, batched)).collect()
     };
@@ -192,13 +192,13 @@ pub(crate) async fn config(
     };
     Ok(serde_json::json!({
         "name": version.model,
-        "platform": "onnx",
-        "backend": "tract",
+        "platform": engine.platform(),
+        "backend": engine.name(),
         "version_policy": policy,
-        "max_batch_size": engine.max_batch().unwrap_or(0),
-        "input": tensors(engine.inputs()),
-        "output": tensors(engine.outputs()),
-        "instance_group": [{"kind": "KIND_CPU", "count": app.options.executors}],
+        "max_batch_size": loaded.max_batch().unwrap_or(0),
+        "input": tensors(loaded.inputs()),
+        "output": tensors(loaded.outputs()),
+        "instance_group": [{"kind": engine.device().kind(), "count": app.options.executors}],
         "parameters": {"description": {"string_value": version.config.description}},
     }))
 }
@@ -266,9 +266,10 @@ fn numbers<'a>(
 ) -> impl Iterator<Item = ModelStatistics> {
     let answering = versions.into_iter().filter(|(_, entry)| entry.state.can_answer());
     answering.map(move |(number, entry)| {
-        let (number, bytes) = (number.to_string(), entry.version().map_or(0, |v| v.memory.bytes()));
+        let memory = entry.version().map(|v| (v.engine.device(), v.memory.bytes()));
+        let number = number.to_string();
         match &entry.known {
-            Some(known) => known.stats.statistics(name, &number, bytes),
+            Some(known) => known.stats.statistics(name, &number, memory),
             None => {
                 ModelStatistics { name: name.to_owned(), version: number, ..Default::default() }
             }
@@ -293,8 +294,11 @@ pub(crate) async fn metrics(Shared(app): Shared<Arc<App>>) -> Response {
     set(metric::CONNECTIONS, &[], app.connections.count());
     set(metric::EXECUTORS_LOST, &[], app.watchdog.lost());
     set_bytes(app.metrics.gauge(metric::MODELS_MEMORY, &[]), app.repository.memory());
-    let (version, unit) = (env!("CARGO_PKG_VERSION"), VectorUnit::in_use().to_string());
-    set(metric::INFO, &[("version", version), ("vector_unit", &unit)], 1);
+    let facts: Vec<_> = app.options.engines.iter().flat_map(|engine| engine.facts()).collect();
+    let facts = facts.iter().map(|(name, value)| (*name, value.as_str()));
+    let labels: Vec<_> =
+        [("version", env!("CARGO_PKG_VERSION"))].into_iter().chain(facts).collect();
+    set(metric::INFO, &labels, 1);
     for (name, model) in app.repository.served().iter() {
         set(metric::QUEUE_DEPTH, &[("model", name)], app.queue.depth(model.line.id()));
         for (number, entry) in &model.versions {
@@ -305,7 +309,7 @@ pub(crate) async fn metrics(Shared(app): Shared<Arc<App>>) -> Response {
             gauge(metric::MODEL_READY).set(f64::from(u8::from(version.is_some())));
             set_bytes(gauge(metric::MODEL_MEMORY), version.map_or(0, |v| v.memory.bytes()));
             if let Some(version) = version {
-                Stats::show_engine(&app.metrics, labels, &version.engine);
+                Stats::show_model(&app.metrics, labels, &*version.loaded);
             }
         }
     }

@@ -114,7 +114,7 @@ async fn answer(
     });
     let Prepared { version, wish, tokens, share } = prepared.map_err(|(_, refusal)| refusal)?;
     let used: usize = tokens.iter().map(Vec::len).sum();
-    let width = 2 * app.options.executors * version.engine.curve().best();
+    let width = 2 * app.options.executors * version.loaded.curve().best();
     let (owner, version) = (Arc::clone(app), &version);
     let wanted = wish.dimensions;
     let runs = stream::iter(tokens).map(|tokens| embed(app, version, terms, tokens, wanted));

@@ -76,7 +76,7 @@ fn parse(
     version: &Version,
 ) -> Result<InferRequest, Refusal> {
     match json_len {
-        Some(0) => validate::raw_request(&version.engine, body),
+        Some(0) => validate::raw_request(&*version.loaded, body),
         _ => Ok(InferRequest::parse(body, json_len)?),
     }
 }

@@ -6,9 +6,11 @@
 
 pub(crate) mod model;
 
+use crate::engines;
 use crate::host::machine_memory;
 use forebay_config::file::{self, LoadError};
 use forebay_config::{ByteSize, Diagnostics, Document, FromToml, Table};
+use forebay_engine::Engines;
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -22,8 +24,11 @@ const READING: Duration = Duration::from_secs(30);
 /// What a worker runs with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
-    /// The model repository: `<model>/<version>/model.onnx`.
+    /// The model repository: `<model>/<version>/model.onnx`, or another file that an engine reads.
     pub models: PathBuf,
+    /// The engines that run models, the preferred first. A child that loads a model for the first time
+    /// has those of its program.
+    pub engines: Engines,
     /// Bytes of memory that all models may take; `None`: no bound.
     pub models_memory: Option<u64>,
     /// How often changes in the repository are looked for; `None`: only on SIGHUP.
@@ -77,6 +82,7 @@ impl Default for Options {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             models: PathBuf::from("models"),
+            engines: engines::all(),
             models_memory: None,
             models_poll: None,
             models_control: false,
@@ -300,6 +306,7 @@ impl Settings {
                 models_poll: self.models_poll.or(file.models_poll).map(|poll| poll.max(MIN_POLL)),
                 load_memory: self.load_memory.or(file.load_memory).map_or(default.load_memory, |s| s.0),
                 program: default.program,
+                engines: default.engines,
                 max_model: self.max_model.or(file.max_model).map_or(default.max_model, |s| s.0),
                 $($key: self.$key.or(file.$key).unwrap_or(default.$key),)*
             } };

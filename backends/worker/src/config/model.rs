@@ -1,7 +1,7 @@
 //! `<model>/model.toml`: what the file of a model does not say of itself. All of it is optional.
 
 use forebay_config::{ByteSize, Diagnostics, Document, FromToml, Table};
-use forebay_tract::{Batching, Build, LoadOptions, Profile};
+use forebay_engine::{Batching, Engines, LoadOptions, Profile};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -68,8 +68,10 @@ pub(crate) struct ModelConfig {
     pub(crate) allow_non_finite: bool,
     /// Load quantised graphs, which the engine may fold wrongly.
     pub(crate) allow_quantized: bool,
+    /// The engine to run it; none: the first that can read a file of the version.
+    pub(crate) engine: Option<&'static str>,
     /// The build to run in; none: by the engine's rule.
-    pub(crate) build: Option<Build>,
+    pub(crate) build: Option<&'static str>,
     /// How texts become embeddings, if they do.
     pub(crate) embedding: Option<EmbeddingConfig>,
     /// Narrows and describes inputs and outputs.
@@ -150,6 +152,7 @@ impl Default for ModelConfig {
             memory: None,
             allow_non_finite: false,
             allow_quantized: false,
+            engine: None,
             build: None,
             embedding: None,
             tensors: Vec::new(),
@@ -158,12 +161,14 @@ impl Default for ModelConfig {
 }
 
 impl ModelConfig {
-    /// Reads the file's text; every mistake in it is reported.
-    pub(crate) fn parse(text: &str) -> Result<Self, Diagnostics> {
+    /// Reads the file's text; every mistake in it is reported. Engines and their builds are those that
+    /// there are.
+    pub(crate) fn parse(text: &str, engines: &Engines) -> Result<Self, Diagnostics> {
         let document = Document::parse(text);
         let config = {
             let file = document.root();
             let default = Self::default();
+            let engine = one_of(&file, "engine", engines.names());
             let queue = file.within("queue", 1..=MAX_QUEUE, 0);
             let mut tensors = Vec::new();
             for input in file.tables("input") {
@@ -198,11 +203,8 @@ impl ModelConfig {
                 memory: file.get("memory").map(|ByteSize(bytes)| bytes),
                 allow_non_finite: file.or("allow_non_finite", default.allow_non_finite),
                 allow_quantized: file.or("allow_quantized", default.allow_quantized),
-                build: file.choice(
-                    "build",
-                    &Build::ALL.map(|build| (build.as_str(), Some(build))),
-                    None,
-                ),
+                build: one_of(&file, "build", engines.builds(engine)),
+                engine,
                 embedding: file.table("embedding").as_ref().map(EmbeddingConfig::read),
                 tensors,
             }
@@ -226,10 +228,26 @@ impl ModelConfig {
             pad: by_name(&self.tensors, |tensor| tensor.pad),
             allow_quantized: self.allow_quantized,
             open: self.embedding.as_ref().map_or(1, |e| WARM_UP_TOKENS.min(e.max_tokens)),
-            build: self.build,
+            build: self.build.map(str::to_owned),
             profile,
         }
     }
+}
+
+/// One of these words, if there is the key.
+fn one_of(
+    file: &Table<'_, '_>,
+    key: &str,
+    words: impl IntoIterator<Item = &'static str>,
+) -> Option<&'static str> {
+    let words: Vec<_> = words.into_iter().map(|word| (word, Some(word))).collect();
+    if words.is_empty()
+        && let Some((found, span)) = file.spanned::<String>(key)
+    {
+        file.note(span, key, format!("expected no {key}: there is no choice, found {found:?}"));
+        return None;
+    }
+    file.choice(key, &words, None)
 }
 
 fn within(
@@ -376,10 +394,15 @@ impl FromToml for Labels {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::engines;
+
+    fn parse(text: &str) -> Result<ModelConfig, Diagnostics> {
+        ModelConfig::parse(text, &engines::all())
+    }
 
     #[test]
     fn what_is_written_is_what_the_engine_is_told() {
-        let config = ModelConfig::parse(
+        let config = parse(
             "versions = [1, 3]\nmax_batch = 8\n[[input]]\nname = \"x\"\nshape = [-1, 3]\n\
              warm_up = [2, 3]\n[[output]]\nname = \"y\"\ndescription = \"text\"\n\
              label_file = \"labels.txt\"",
@@ -391,7 +414,7 @@ mod tests {
         assert_eq!(options.shapes, BTreeMap::from([("x".to_owned(), vec![-1, 3])]));
         assert_eq!(config.tensors[1].label_file.as_deref(), Some("labels.txt"));
         assert_eq!(options.warm_up, BTreeMap::from([("x".to_owned(), vec![2, 3])]));
-        assert_eq!(ModelConfig::parse("").unwrap(), ModelConfig::default());
+        assert_eq!(parse("").unwrap(), ModelConfig::default());
     }
 
     #[test]
@@ -402,16 +425,16 @@ mod tests {
             ("batching = \"rows are independent\"", Batching::Trusted),
             ("batching = \"off\"", Batching::Off),
         ] {
-            let config = ModelConfig::parse(text).unwrap();
+            let config = parse(text).unwrap();
             assert_eq!(config.load_options(None).batching, expected, "{text}");
         }
-        assert!(ModelConfig::parse("batching = true").is_err());
+        assert!(parse("batching = true").is_err());
     }
 
     #[test]
     fn how_a_model_is_run_is_bounded() {
         let text = "weight = 3\nmax_delay = \"2ms\"\nmax_execution = \"5s\"\ntolerance = 0.1";
-        let config = ModelConfig::parse(text).unwrap();
+        let config = parse(text).unwrap();
         assert_eq!((config.weight, config.tolerance), (3, 0.1));
         assert_eq!(config.max_delay, Duration::from_millis(2));
         assert_eq!(config.max_execution, Duration::from_secs(5));
@@ -423,13 +446,13 @@ mod tests {
             "max_execution = 5",
             "tolerance = -1.0",
         ] {
-            assert!(ModelConfig::parse(text).is_err(), "{text}");
+            assert!(parse(text).is_err(), "{text}");
         }
     }
 
     #[test]
     fn versions_and_labels_can_be_said_in_short_and_in_full() {
-        let versions = |text: &str| ModelConfig::parse(&format!("versions = {text}"));
+        let versions = |text: &str| parse(&format!("versions = {text}"));
         for (text, expected) in [
             ("\"latest\"", Versions::Latest(1)),
             ("{ kind = \"latest\" }", Versions::Latest(1)),
@@ -450,16 +473,16 @@ mod tests {
             let found = versions(text).unwrap_err().to_string();
             assert!(found.contains("kind = \"latest\", count = 2"), "{text}: {found}");
         }
-        let config = ModelConfig::parse("labels = { stable = 1, canary = 12 }").unwrap();
+        let config = parse("labels = { stable = 1, canary = 12 }").unwrap();
         assert_eq!(config.labels, BTreeMap::from([("stable".into(), 1), ("canary".into(), 12)]));
         for text in ["{ 1 = 2 }", "{ stable = \"1\" }", "[1]"] {
-            assert!(ModelConfig::parse(&format!("labels = {text}")).is_err(), "{text}");
+            assert!(parse(&format!("labels = {text}")).is_err(), "{text}");
         }
     }
 
     #[test]
     fn every_mistake_is_reported_with_its_line() {
-        let found = ModelConfig::parse(
+        let found = parse(
             "versions = \"newest\"\nmax_batch = 0\nmax_batches = 3\n[[input]]\nshape = [0]\n\
              [[output]]\nname = \"y\"\nwarm_up = [1]\n\
              label_file = \"../labels.txt\"\n",
@@ -467,5 +490,16 @@ mod tests {
         .unwrap_err();
         let lines: Vec<_> = found.iter().map(|error| error.line).collect();
         assert_eq!(lines, [1, 2, 3, 4, 5, 8, 9], "{found}");
+    }
+
+    #[test]
+    fn an_engine_or_a_build_that_there_is_not_is_refused_with_those_that_there_are() {
+        let config = parse("engine = \"tract\"\nbuild = \"own\"").unwrap();
+        assert_eq!(config.engine, Some("tract"));
+        assert_eq!(config.load_options(None).build.as_deref(), Some("own"));
+        let found = parse("engine = \"tracd\"\nbuild = \"fast\"").unwrap_err().to_string();
+        for part in ["expected \"tract\"", "found \"tracd\"", "\"plain\"", "found \"fast\""] {
+            assert!(found.contains(part), "expected {part}, found {found}");
+        }
     }
 }

@@ -10,9 +10,9 @@
 
 use crate::config::model::{EmbeddingConfig, Pooling};
 use crate::refusal::Refusal;
+use forebay_engine::Model;
 use forebay_protocol::Reason;
 use forebay_protocol::oip::{Data, Datatype, InferRequest, Tensor};
-use forebay_tract::Model;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokenizers::{Tokenizer, TruncationParams};
 
@@ -61,12 +61,12 @@ impl Embedder {
     pub(crate) fn new(
         config: &EmbeddingConfig,
         tokenizer: &[u8],
-        engine: &Model,
+        model: &dyn Model,
     ) -> Result<Self, String> {
         let digest = blake3::hash(tokenizer);
         let tokenizer = read(config, tokenizer)
             .map_err(|error| format!("tokenizer {}: {error}", config.tokenizer))?;
-        let inputs = engine.inputs().iter().map(|input| {
+        let inputs = model.inputs().iter().map(|input| {
             let known = KINDS.iter().find(|(name, _)| *name == input.name);
             let is_number = matches!(input.datatype, Datatype::Int64 | Datatype::Int32);
             let Some((_, kind)) = known.filter(|_| is_number && input.shape.len() == 2) else {
@@ -86,7 +86,7 @@ impl Embedder {
             return Err("expected an input input_ids for an embedding, found none".to_owned());
         }
         let wanted = config.output.as_deref();
-        let mut outputs = engine.outputs().iter();
+        let mut outputs = model.outputs().iter();
         let output = outputs.find(|output| wanted.is_none_or(|wanted| output.name == wanted));
         let output = output.ok_or_else(|| {
             format!("expected an output \"{}\" to embed with", wanted.unwrap_or_default())

@@ -169,7 +169,7 @@ async fn checked(
     let version = Arc::clone(version);
     let check = move || {
         let begun = Instant::now();
-        validate::request(&request, &version.engine, &version)?;
+        validate::request(&request, &*version.loaded, &version)?;
         Ok((request, begun.elapsed()))
     };
     if size <= INLINE { check() } else { off_io(check).await }
@@ -188,8 +188,8 @@ async fn submit(
     terms: Terms,
 ) -> Result<Vec<Tensor>, Refusal> {
     let (reply, mut outputs) = oneshot::channel();
-    let (rows, form) = version.engine.form(&inputs).map_err(|e| Refusal::input(e.to_string()))?;
-    let least = version.engine.least(&form);
+    let (rows, form) = version.loaded.form(&inputs).map_err(|e| Refusal::input(e.to_string()))?;
+    let least = version.loaded.least(&form);
     let caller = Arc::new(Caller::default());
     let job = Job {
         version: Arc::clone(version),
@@ -265,7 +265,7 @@ async fn classified(
     let size: usize = wanted.iter().map(|&(i, _)| response.outputs[i].data.binary_len()).sum();
     let version = Arc::clone(version);
     let work = move || {
-        let is_batch = version.engine.max_batch().is_some();
+        let is_batch = version.loaded.max_batch().is_some();
         for (index, most) in wanted {
             let output = &mut response.outputs[index];
             let labels = version.labels.get(&output.name).map_or(&[][..], |labels| labels);

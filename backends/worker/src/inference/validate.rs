@@ -3,13 +3,13 @@
 
 use crate::refusal::Refusal;
 use crate::repository::version::Version;
+use forebay_engine::Model;
 use forebay_protocol::oip::{InferRequest, Tensor, TensorMetadata, can_classify, element_count};
-use forebay_tract::Model;
 
 /// Checks names, datatypes, shapes and values of a request.
 pub(crate) fn request(
     request: &InferRequest,
-    engine: &Model,
+    model: &dyn Model,
     version: &Version,
 ) -> Result<(), Refusal> {
     for (index, input) in request.inputs.iter().enumerate() {
@@ -19,12 +19,12 @@ pub(crate) fn request(
                 quoted(&input.name)
             )));
         }
-        let Some(wanted) = engine.inputs().iter().find(|wanted| wanted.name == input.name) else {
-            let names = names(engine.inputs());
+        let Some(wanted) = model.inputs().iter().find(|wanted| wanted.name == input.name) else {
+            let names = names(model.inputs());
             let text = format!("expected inputs {names}, found {}", quoted(&input.name));
             return Err(Refusal::input(text));
         };
-        check_input(input, wanted, engine)?;
+        check_input(input, wanted, model)?;
         if let Some(index) = input.data.first_non_finite()
             && !version.config.allow_non_finite
         {
@@ -35,28 +35,28 @@ pub(crate) fn request(
             return Err(Refusal::input(text));
         }
     }
-    for wanted in engine.inputs() {
+    for wanted in model.inputs() {
         if !request.inputs.iter().any(|input| input.name == wanted.name) {
             return Err(Refusal::input(format!(
                 "expected inputs {}, found no {}",
-                names(engine.inputs()),
+                names(model.inputs()),
                 quoted(&wanted.name)
             )));
         }
     }
-    check_outputs(request, engine)
+    check_outputs(request, model)
 }
 
 /// The tensor of a raw request: the body is the one input's data, with a batch of 1.
-pub(crate) fn raw_request(engine: &Model, body: &[u8]) -> Result<InferRequest, Refusal> {
-    let [input] = engine.inputs() else {
-        let found = engine.inputs().len();
+pub(crate) fn raw_request(model: &dyn Model, body: &[u8]) -> Result<InferRequest, Refusal> {
+    let [input] = model.inputs() else {
+        let found = model.inputs().len();
         let text =
             format!("expected a model with one input for a raw request, found {found} inputs");
         return Err(Refusal::input(text));
     };
     let mut shape: Vec<i64> = input.shape.clone();
-    if let (Some(_), Some(batch)) = (engine.max_batch(), shape.first_mut()) {
+    if let (Some(_), Some(batch)) = (model.max_batch(), shape.first_mut()) {
         *batch = 1;
     }
     // One open dimension follows from the length.
@@ -76,7 +76,7 @@ pub(crate) fn raw_request(engine: &Model, body: &[u8]) -> Result<InferRequest, R
     Ok(InferRequest { inputs: vec![tensor], ..InferRequest::default() })
 }
 
-fn check_input(input: &Tensor, wanted: &TensorMetadata, engine: &Model) -> Result<(), Refusal> {
+fn check_input(input: &Tensor, wanted: &TensorMetadata, model: &dyn Model) -> Result<(), Refusal> {
     let name = quoted(&input.name);
     let found = input.data.datatype();
     if found != wanted.datatype {
@@ -95,7 +95,7 @@ fn check_input(input: &Tensor, wanted: &TensorMetadata, engine: &Model) -> Resul
             "input {name}: expected shape {wanted:?}, found {found:?}"
         )));
     }
-    if let (Some(most), Some(&rows)) = (engine.max_batch(), input.shape.first())
+    if let (Some(most), Some(&rows)) = (model.max_batch(), input.shape.first())
         && rows > most
     {
         return Err(Refusal::input(format!(
@@ -105,11 +105,11 @@ fn check_input(input: &Tensor, wanted: &TensorMetadata, engine: &Model) -> Resul
     Ok(())
 }
 
-fn check_outputs(request: &InferRequest, engine: &Model) -> Result<(), Refusal> {
+fn check_outputs(request: &InferRequest, model: &dyn Model) -> Result<(), Refusal> {
     for (index, output) in request.outputs.iter().enumerate() {
-        let known = engine.outputs().iter().find(|known| known.name == output.name);
+        let known = model.outputs().iter().find(|known| known.name == output.name);
         let known = known.ok_or_else(|| {
-            let names = names(engine.outputs());
+            let names = names(model.outputs());
             Refusal::input(format!("expected outputs {names}, found {}", quoted(&output.name)))
         })?;
         if request.outputs[..index].iter().any(|other| other.name == output.name) {

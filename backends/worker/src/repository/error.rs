@@ -24,7 +24,22 @@ impl From<String> for LoadError {
     }
 }
 
+impl From<forebay_engine::LoadError> for LoadError {
+    fn from(error: forebay_engine::LoadError) -> Self {
+        match error {
+            forebay_engine::LoadError::Refused(text) => Self::Bad(text),
+            forebay_engine::LoadError::Passing(text) => Self::Passing(text),
+            forebay_engine::LoadError::Cancelled => Self::cancelled(),
+        }
+    }
+}
+
 impl LoadError {
+    /// It was called off while it was loaded.
+    pub(crate) fn cancelled() -> Self {
+        Self::Passing("nobody wants it any more".to_owned())
+    }
+
     /// What it means that something of a model could not be read: is it the file, or the machine?
     pub(crate) fn of_io(path: &dyn Display, error: &io::Error) -> Self {
         use rustix::io::Errno;

@@ -6,14 +6,15 @@ use crate::inference::embedding::Embedder;
 use crate::repository::command::{Cancel, Why};
 use crate::repository::error::LoadError;
 use crate::repository::memory_budget::{self, Spare};
+use crate::repository::model_files::Located;
 use crate::repository::models::Models;
-use crate::repository::sandbox::{MARGIN, Sandbox};
+use crate::repository::sandbox::{Candidate, MARGIN, Sandbox};
 use crate::repository::self_test;
-use crate::repository::version::{Known, Labels, MemoryShare, Version};
+use crate::repository::version::{Known, Labels, LastUse, MemoryShare, Version};
 use crate::scheduler::queue::LineHandle;
 use crate::telemetry::stats::Stats;
+use forebay_engine::{Batching, Model, ModelFile, Profile};
 use forebay_protocol::metric::worker as metric;
-use forebay_tract as engine;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -55,9 +56,10 @@ impl Models {
     fn try_load(&self, order: &Order<'_>) -> Result<Option<Version>, LoadError> {
         let (name, number) = (order.name, order.number);
         // Before anything of it is read: it may be too long, or no file.
-        let length = self.files.onnx_length(name, number)?;
+        let located = self.files.locate(name, number, order.config.engine)?;
+        let length = self.files.length(&located)?;
         let beside = self.beside(name, order.config)?;
-        if self.is_served(order, &beside)? {
+        if self.is_served(order, &located, &beside)? {
             return Ok(None);
         }
         let before = self.known(order);
@@ -70,62 +72,81 @@ impl Models {
         let room = bytes.unwrap_or_else(|| memory_budget::estimate(length));
         let share = self.make_room(room, spare).map_err(LoadError::Full)?;
         let started = Instant::now();
-        let onnx = self.files.onnx(name, number)?;
-        let digest = blake3::hash(&onnx).to_hex().to_string();
-        let before = before.filter(|known| known.digest == digest);
+        let bytes = self.files.bytes(&located)?;
+        let digest = blake3::hash(&bytes).to_hex().to_string();
+        let before =
+            before.filter(|known| known.digest == digest && known.engine == located.engine.name());
         let examples = self.files.examples(name)?;
         let compared = examples.len();
-        let (onnx, config) = (Arc::new(onnx), Arc::clone(order.config));
+        let (bytes, config) = (Arc::new(bytes), Arc::clone(order.config));
         let profile = before.as_ref().filter(|known| Arc::ptr_eq(&known.config, &config));
         let mut profile = profile.map(|known| known.profile.clone());
         if profile.is_none() {
-            profile = self.profile_in_sandbox(&onnx, &config, order.cancel)?;
+            profile = self.profile_in_sandbox((&located, &bytes), &config, order.cancel)?;
         }
         let Beside { labels, tokenizer } = beside;
+        let (engine, cancel) = (Arc::clone(&located.engine), order.cancel.clone());
         let work = move || {
             let options = config.load_options(profile);
-            let engine = engine::Model::load(&onnx, &options).map_err(|error| error.to_string())?;
-            self_test::run(&engine, &examples, config.tolerance)?;
-            let embedding = embedder(&config, tokenizer, &engine)?;
-            Ok::<_, LoadError>((engine, embedding))
+            let file = ModelFile { name: located.file, bytes: &bytes };
+            let loaded = engine.load(file, &options, &|| cancel.is_cancelled())?;
+            self_test::run(&*loaded, &examples, config.tolerance)?;
+            let embedding = embedder(&config, tokenizer, &*loaded)?;
+            Ok::<_, LoadError>((engine, loaded, embedding))
         };
-        let (engine, embedding) = self.guard.run(self.options.load_timeout, work)?;
+        let (engine, loaded, embedding) = self.guard.run(self.options.load_timeout, work)?;
         give_back();
         let took = started.elapsed();
         if order.config.memory.is_none() {
-            self.release_excess(&share, &engine);
+            self.release_excess(&share, &*loaded);
         }
         // It may be larger than it looked.
         drop(self.make_room(0, spare).map_err(LoadError::Full)?);
         let stats = before
             .map(|known| Arc::clone(&known.stats))
             .unwrap_or_else(|| Arc::new(Stats::new(&self.metrics, name, &number.to_string())));
-        let of_model = (Arc::clone(order.config), Arc::clone(order.line));
-        let beside = (labels, embedding);
-        let version =
-            Version::new((name, number), of_model, (engine, digest), beside, share, stats);
+        let version = Version {
+            model: name.to_owned(),
+            number: number.to_string(),
+            config: Arc::clone(order.config),
+            line: Arc::clone(order.line),
+            engine,
+            loaded,
+            digest,
+            labels,
+            embedding,
+            memory: share,
+            stats,
+            last_use: LastUse::default(),
+        };
         self.announce(&version, took, compared);
         Ok(Some(version))
     }
 
     /// Accounts for what a model holds; it forgets plans where models take too much together.
-    fn release_excess(&self, share: &MemoryShare, engine: &engine::Model) {
-        share.resize(engine.memory() as u64);
+    fn release_excess(&self, share: &MemoryShare, loaded: &dyn Model) {
+        share.resize(loaded.memory() as u64);
         let Some(bound) = self.options.models_memory else { return };
         let excess = self.repository.memory().saturating_sub(bound);
         if excess > 0 {
-            engine.release(usize::try_from(excess).unwrap_or(usize::MAX));
-            share.resize(engine.memory() as u64);
+            loaded.release(usize::try_from(excess).unwrap_or(usize::MAX));
+            share.resize(loaded.memory() as u64);
         }
     }
 
     /// Is what is served of the version what lies on disk, configured in the same way?
-    fn is_served(&self, order: &Order<'_>, beside: &Beside) -> Result<bool, LoadError> {
+    fn is_served(
+        &self,
+        order: &Order<'_>,
+        located: &Located,
+        beside: &Beside,
+    ) -> Result<bool, LoadError> {
         let (name, number) = (order.name, order.number);
         let served = self.served_version(name, number);
         let looks_so = served.is_some_and(|version| {
             let tokenizer = version.embedding.as_ref().map(|embedding| embedding.digest);
-            version.labels == beside.labels
+            version.engine.name() == located.engine.name()
+                && version.labels == beside.labels
                 && tokenizer == beside.tokenizer.as_deref().map(blake3::hash)
                 && Arc::ptr_eq(&version.config, order.config)
         });
@@ -133,7 +154,7 @@ impl Models {
             return Ok(false);
         }
         // Looked up once more: reading the file may take long, and nothing is held meanwhile.
-        let digest = self.files.onnx_digest(name, number)?;
+        let digest = self.files.digest(located)?;
         Ok(self.served_version(name, number).is_some_and(|version| version.digest == digest))
     }
 
@@ -151,16 +172,21 @@ impl Models {
     /// What a child finds out of a model that was never loaded before, if there can be one.
     fn profile_in_sandbox(
         &self,
-        onnx: &Arc<Vec<u8>>,
+        (located, bytes): (&Located, &Arc<Vec<u8>>),
         config: &ModelConfig,
         cancel: &Cancel,
-    ) -> Result<Option<engine::Profile>, LoadError> {
+    ) -> Result<Option<Profile>, LoadError> {
         let sandbox = Sandbox::of(&self.options);
-        let (onnx, options) = (Arc::clone(onnx), config.load_options(None));
+        let (located, bytes) = (located.clone(), Arc::clone(bytes));
+        let options = config.load_options(None);
         let cancel = cancel.clone();
         // The child is killed at its limit; only one that the kernel holds on to stays longer.
         let limit = self.options.load_timeout.saturating_add(MARGIN);
-        self.guard.run(limit, move || sandbox.profile(&onnx, &options, &cancel))
+        self.guard.run(limit, move || {
+            let file = ModelFile { name: located.file, bytes: &bytes };
+            let candidate = Candidate { engine: located.engine.name(), file };
+            sandbox.profile(candidate, &options, &cancel)
+        })
     }
 
     /// Says that a version is ready, after so long and so many examples.
@@ -171,15 +197,16 @@ impl Models {
             digest = version.digest,
             memory_bytes = version.memory.bytes(),
             took_ms = took.as_millis(),
-            max_batch = version.engine.max_batch().unwrap_or(1),
-            best_batch = version.engine.curve().best(),
+            max_batch = version.loaded.max_batch().unwrap_or(1),
+            best_batch = version.loaded.curve().best(),
             examples,
-            build = ?version.engine.build(),
-            builds = compared(version.engine.compared()),
+            engine = version.engine.name(),
+            build = version.loaded.build(),
+            builds = compared(&version.loaded.compared()),
             "model ready"
         );
-        if let Some(why) = version.engine.unbatched()
-            && version.config.batching != engine::Batching::Off
+        if let Some(why) = version.loaded.unbatched()
+            && version.config.batching != Batching::Off
         {
             tracing::warn!(
                 model = version.model,
@@ -189,7 +216,7 @@ impl Models {
                  batching = \"rows are independent\" in model.toml joins them all the same"
             );
         }
-        if let Some(why) = version.engine.closed() {
+        if let Some(why) = version.loaded.closed() {
             tracing::warn!(
                 model = version.model,
                 version = version.number,
@@ -220,9 +247,9 @@ impl Models {
     }
 }
 
-/// What was measured of each build, such as `Plain 1.9 ms, Own 0.8 ms`.
-fn compared(builds: &[(engine::Build, f64)]) -> String {
-    let each = builds.iter().map(|(build, seconds)| format!("{build:?} {:.3} ms", seconds * 1e3));
+/// What was measured of each build, such as `plain 1.9 ms, own 0.8 ms`.
+fn compared(builds: &[(&str, f64)]) -> String {
+    let each = builds.iter().map(|(build, seconds)| format!("{build} {:.3} ms", seconds * 1e3));
     each.collect::<Vec<_>>().join(", ")
 }
 
@@ -230,13 +257,13 @@ fn compared(builds: &[(engine::Build, f64)]) -> String {
 fn embedder(
     config: &ModelConfig,
     tokenizer: Option<Vec<u8>>,
-    engine: &engine::Model,
+    loaded: &dyn Model,
 ) -> Result<Option<Embedder>, String> {
     let (Some(config), Some(tokenizer)) = (&config.embedding, tokenizer) else { return Ok(None) };
-    let embedder = Embedder::new(config, &tokenizer, engine)?;
+    let embedder = Embedder::new(config, &tokenizer, loaded)?;
     for length in embedder.lengths() {
         let request = embedder.request(&vec![0; length]);
-        let outputs = engine.run(&[&request.inputs], 1, &|| false);
+        let outputs = loaded.run(&[&request.inputs], 1, &|| false);
         let outputs = outputs.map_err(|error| format!("{length} tokens: {error}"))?;
         let outputs = outputs.first().map(Vec::as_slice).unwrap_or_default();
         embedder.pool(outputs, length, None).map_err(|refusal| refusal.message)?;

@@ -1,4 +1,4 @@
-//! Models on disk, `<model>/<version>/model.onnx`: read, but not believed.
+//! Models on disk, `<model>/<version>/FILE` with a file that an engine reads: read, but not believed.
 //!
 //! Whoever can write into the repository must not be able to make the worker read what lies outside
 //! it, wait for a pipe, or swallow a disk. Names become paths and labels, so they are checked; links
@@ -12,12 +12,14 @@
 use crate::config::model::{ModelConfig, Versions};
 use crate::repository::error::LoadError;
 use forebay_config::file::contained;
+use forebay_engine::{Engine, Engines};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Most models in a repository, and most versions of one.
@@ -59,6 +61,17 @@ pub(crate) struct ModelFiles {
     root: PathBuf,
     /// Longest model file, in bytes.
     max_model: u64,
+    engines: Engines,
+}
+
+/// A version's model: the file, and the engine that reads it.
+#[derive(Debug, Clone)]
+pub(crate) struct Located {
+    pub(crate) engine: Arc<dyn Engine>,
+    /// The file's own name.
+    pub(crate) file: &'static str,
+    /// Within the repository.
+    path: PathBuf,
 }
 
 /// What a model's directory says.
@@ -76,8 +89,8 @@ pub(crate) struct Stamp(Vec<(String, [u64; 5])>);
 impl ModelFiles {
     /// # Errors
     /// There is no such directory.
-    pub(crate) fn new(root: &Path, max_model: u64) -> io::Result<Self> {
-        Ok(Self { root: root.canonicalize()?, max_model })
+    pub(crate) fn new(root: &Path, max_model: u64, engines: Engines) -> io::Result<Self> {
+        Ok(Self { root: root.canonicalize()?, max_model, engines })
     }
 
     /// Names of all models, sorted.
@@ -121,21 +134,45 @@ impl ModelFiles {
         Ok(Found { config, numbers })
     }
 
-    /// Bytes that one version's model has.
+    /// Finds the file of one version's model, and the engine for it: the one of the name `wanted`, or
+    /// else the first that reads a file that is there.
     ///
     /// # Errors
-    /// It is missing, too long, or not inside the repository.
-    pub(crate) fn onnx_length(&self, name: &str, number: u64) -> Result<u64, LoadError> {
-        self.open(&onnx_path(name, number), self.max_model).map(|(_, length)| length)
+    /// There is no such file.
+    pub(crate) fn locate(
+        &self,
+        name: &str,
+        number: u64,
+        wanted: Option<&str>,
+    ) -> Result<Located, LoadError> {
+        let folder = Path::new(name).join(number.to_string());
+        let has = |file: &str| match self.root.join(&folder).join(file).symlink_metadata() {
+            Ok(_) => true,
+            // Whatever else is wrong with it, opening it says so.
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        };
+        if let Some((engine, file)) = self.engines.choose(wanted, has) {
+            return Ok(Located { engine: Arc::clone(engine), file, path: folder.join(file) });
+        }
+        let path = folder.join(self.engines.files(wanted).join(" or "));
+        Err(LoadError::of_io(&path.display(), &rustix::io::Errno::NOENT.into()))
     }
 
-    /// BLAKE3 of one version's model, in hexadecimal, without holding the model in memory.
+    /// Bytes that a version's model has.
     ///
     /// # Errors
     /// It is missing, too long, or not inside the repository.
-    pub(crate) fn onnx_digest(&self, name: &str, number: u64) -> Result<String, LoadError> {
-        let path = onnx_path(name, number);
-        let (file, _) = self.open(&path, self.max_model)?;
+    pub(crate) fn length(&self, located: &Located) -> Result<u64, LoadError> {
+        self.open(&located.path, self.max_model).map(|(_, length)| length)
+    }
+
+    /// BLAKE3 of a version's model, in hexadecimal, without holding the model in memory.
+    ///
+    /// # Errors
+    /// It is missing, too long, or not inside the repository.
+    pub(crate) fn digest(&self, located: &Located) -> Result<String, LoadError> {
+        let path = &located.path;
+        let (file, _) = self.open(path, self.max_model)?;
         let mut file = file.take(self.max_model + 1);
         let (mut hasher, mut chunk) = (blake3::Hasher::new(), vec![0; CHUNK]);
         loop {
@@ -148,12 +185,12 @@ impl ModelFiles {
         }
     }
 
-    /// The bytes of one version's model.
+    /// The bytes of a version's model.
     ///
     /// # Errors
     /// It is missing, too long, or not inside the repository.
-    pub(crate) fn onnx(&self, name: &str, number: u64) -> Result<Vec<u8>, LoadError> {
-        self.read(&onnx_path(name, number), self.max_model)
+    pub(crate) fn bytes(&self, located: &Located) -> Result<Vec<u8>, LoadError> {
+        self.read(&located.path, self.max_model)
     }
 
     /// Requests and the answers expected to them, that lie beside the model's versions:
@@ -237,10 +274,10 @@ impl ModelFiles {
     pub(crate) fn stamp(&self, name: &str) -> io::Result<Stamp> {
         let folder = self.root.join(name);
         let mut files = entries(&folder)?;
-        for file in &mut files {
-            if number(file).is_some() {
-                file.push_str("/model.onnx");
-            }
+        let (versions, mut files): (Vec<_>, Vec<_>) =
+            files.drain(..).partition(|file| number(file).is_some());
+        for model_file in self.engines.files(None) {
+            files.extend(versions.iter().map(|version| format!("{version}/{model_file}")));
         }
         let look = |file: String| {
             let data = std::fs::metadata(folder.join(&file)).ok()?;
@@ -270,7 +307,8 @@ impl ModelFiles {
         let bytes = self.read(&path, MAX_CONFIG)?;
         let text = String::from_utf8(bytes).map_err(|error| failed(&error))?;
         // Whatever the file does to its reader, the thread that loads models goes on.
-        let parsed = contained(READING, move || ModelConfig::parse(&text));
+        let engines = self.engines.clone();
+        let parsed = contained(READING, move || ModelConfig::parse(&text, &engines));
         let parsed = parsed.map_err(|failure| failed(&failure))?;
         Ok(parsed.map_err(|error| failed(&error))?)
     }
@@ -294,8 +332,9 @@ impl ModelFiles {
             Versions::Specific(wanted) => found.retain(|number| wanted.contains(number)),
         }
         if found.is_empty() {
-            let text = "expected a directory such as 1/ with a model.onnx, found none";
-            return Err(text.to_owned().into());
+            let files = self.engines.files(None).join(" or ");
+            let text = format!("expected a directory such as 1/ with a {files}, found none");
+            return Err(text.into());
         }
         Ok(found)
     }
@@ -348,10 +387,6 @@ impl ModelFiles {
             Err(error) => Err(error.into()),
         }
     }
-}
-
-fn onnx_path(name: &str, number: u64) -> PathBuf {
-    Path::new(name).join(number.to_string()).join("model.onnx")
 }
 
 fn too_long(path: &Path, most: u64, found: impl Display) -> LoadError {

@@ -11,11 +11,12 @@
 //! what others do to it (the kernel's need of memory, an operator's signal) may pass.
 
 use crate::config::Options;
+use crate::engines;
 use crate::host::status_bytes;
 use crate::repository::command::Cancel;
 use crate::repository::error::LoadError;
 use crate::repository::guard::STACK;
-use forebay_tract::{LoadOptions, Model, Profile};
+use forebay_engine::{LoadError as EngineError, LoadOptions, ModelFile, Profile};
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -60,10 +61,22 @@ struct Order {
     memory: u64,
     /// Seconds of processor time.
     seconds: u64,
+    /// Name of the engine.
+    engine: String,
+    /// Name of the model's file.
+    file: String,
     options: LoadOptions,
 }
 
-type Answer = Result<Profile, String>;
+type Answer = Result<Profile, EngineError>;
+
+/// A model that is to be tried.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Candidate<'a> {
+    /// Name of the engine.
+    pub(crate) engine: &'a str,
+    pub(crate) file: ModelFile<'a>,
+}
 
 /// How models are tried.
 #[derive(Debug)]
@@ -85,7 +98,7 @@ impl Sandbox {
     /// Why it can't be loaded, how the child ended, that there was none, or that it was cancelled.
     pub(crate) fn profile(
         &self,
-        onnx: &[u8],
+        candidate: Candidate<'_>,
         options: &LoadOptions,
         cancel: &Cancel,
     ) -> Result<Option<Profile>, LoadError> {
@@ -95,16 +108,21 @@ impl Sandbox {
         let limit = self.limit;
         let seconds = limit.as_secs_f64().ceil();
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few minutes")]
-        let order =
-            Order { memory: self.memory, seconds: seconds as u64, options: options.clone() };
+        let order = Order {
+            memory: self.memory,
+            seconds: seconds as u64,
+            engine: candidate.engine.to_owned(),
+            file: candidate.file.name.to_owned(),
+            options: options.clone(),
+        };
         let order = serde_json::to_vec(&order).map_err(|error| error.to_string())?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let parts: [&[u8]; 3] = [&order, b"\n", onnx];
+        let parts: [&[u8]; 3] = [&order, b"\n", candidate.file.bytes];
         let said = runtime
             .and_then(|runtime| runtime.block_on(ask(command, limit, &parts, cancel)))
             .map_err(|error| LoadError::Passing(format!("no process to try it in: {error}")))?;
         if cancel.is_cancelled() {
-            return Err(LoadError::Passing("nobody wants it any more".to_owned()));
+            return Err(LoadError::cancelled());
         }
         let said = said.ok_or_else(|| {
             format!("the process that it was tried in did not end within {limit:?}")
@@ -209,12 +227,10 @@ pub(crate) fn main() -> ExitCode {
         let mut order = Vec::new();
         input.read_until(b'\n', &mut order)?;
         let order: Order = serde_json::from_slice(&order)?;
-        let mut onnx = Vec::new();
-        input.read_to_end(&mut onnx)?;
+        let mut bytes = Vec::new();
+        input.read_to_end(&mut bytes)?;
         confine(&order);
-        let answer: Answer = Model::load(&onnx, &order.options)
-            .map(|model| model.profile())
-            .map_err(|error| error.to_string());
+        let answer = load(&order, &bytes);
         let mut output = io::stdout();
         output.write_all(&serde_json::to_vec(&answer)?)?;
         output.flush()
@@ -235,6 +251,16 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::from(LATER)
         }
     }
+}
+
+fn load(order: &Order, bytes: &[u8]) -> Answer {
+    let engines = engines::all();
+    let engine = engines.get(&order.engine).ok_or_else(|| {
+        EngineError::Refused(format!("this program has no engine \"{}\"", order.engine))
+    })?;
+    let file = ModelFile { name: &order.file, bytes };
+    // A load that is not wanted any more is killed from outside.
+    Ok(engine.load(file, &order.options, &|| false)?.profile())
 }
 
 /// Last words: whoever started this child reads them if it has no answer.
@@ -265,7 +291,8 @@ mod tests {
     use std::path::Path;
 
     /// Beyond what a pipe takes at once.
-    const MODEL: &[u8] = &[0; 1 << 20];
+    const MODEL: Candidate<'_> =
+        Candidate { engine: "any", file: ModelFile { name: "model", bytes: &[0; 1 << 20] } };
 
     /// What comes of a child that does what the script says.
     fn tried(script: &str, limit: Duration) -> LoadError {

@@ -6,26 +6,26 @@
 //! that a model which answers otherwise here is refused instead of served.
 
 use crate::repository::model_files::Example;
+use forebay_engine::Model;
 use forebay_protocol::oip::{InferRequest, InferResponse, Tensor};
-use forebay_tract::Model;
 
 /// Runs each example alone.
 ///
 /// # Errors
 /// In words: an example can't be read or run, or an output differs by more than `tolerance`
 /// (relative where numbers are larger than 1).
-pub(crate) fn run(engine: &Model, examples: &[Example], tolerance: f64) -> Result<(), String> {
+pub(crate) fn run(loaded: &dyn Model, examples: &[Example], tolerance: f64) -> Result<(), String> {
     examples.iter().try_for_each(|example| {
-        check_one(engine, example, tolerance)
+        check_one(loaded, example, tolerance)
             .map_err(|problem| format!("example \"{}\": {problem}", example.name))
     })
 }
 
-fn check_one(engine: &Model, example: &Example, tolerance: f64) -> Result<(), String> {
+fn check_one(loaded: &dyn Model, example: &Example, tolerance: f64) -> Result<(), String> {
     let request = InferRequest::parse(&example.request, None).map_err(|e| e.to_string())?;
     let expected = InferResponse::parse(&example.expected, None).map_err(|e| e.to_string())?;
-    let most = engine.curve().best();
-    let outputs = engine.run(&[&request.inputs], most, &|| false).map_err(|e| e.to_string())?;
+    let most = loaded.curve().best();
+    let outputs = loaded.run(&[&request.inputs], most, &|| false).map_err(|e| e.to_string())?;
     let outputs = outputs.into_iter().next().unwrap_or_default();
     expected.outputs.iter().try_for_each(|expected| compare(&outputs, expected, tolerance))
 }

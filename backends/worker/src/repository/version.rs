@@ -4,7 +4,7 @@ use crate::config::model::ModelConfig;
 use crate::inference::embedding::Embedder;
 use crate::scheduler::queue::LineHandle;
 use crate::telemetry::stats::Stats;
-use forebay_tract as engine;
+use forebay_engine::{Engine, Model, Profile};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -16,7 +16,10 @@ pub(crate) struct Version {
     pub(crate) number: String,
     pub(crate) config: Arc<ModelConfig>,
     pub(crate) line: Arc<LineHandle>,
-    pub(crate) engine: engine::Model,
+    /// The engine that has loaded it.
+    pub(crate) engine: Arc<dyn Engine>,
+    /// What the engine has made of it.
+    pub(crate) loaded: Arc<dyn Model>,
     /// BLAKE3 of the model file, in hexadecimal.
     pub(crate) digest: String,
     /// Names of outputs' elements.
@@ -26,9 +29,12 @@ pub(crate) struct Version {
     /// Its share of the memory for models.
     pub(crate) memory: MemoryShare,
     pub(crate) stats: Arc<Stats>,
-    /// Milliseconds from the repository's birth to the last use.
-    used: AtomicU64,
+    pub(crate) last_use: LastUse,
 }
+
+/// Milliseconds from the repository's birth to the last use.
+#[derive(Debug, Default)]
+pub(crate) struct LastUse(AtomicU64);
 
 /// Names of an output's elements, by output.
 pub(crate) type Labels = BTreeMap<String, Vec<String>>;
@@ -66,54 +72,34 @@ impl Drop for MemoryShare {
 /// What is known of a content that was loaded once.
 #[derive(Debug)]
 pub(crate) struct Known {
+    /// The name of the engine that has loaded it.
+    pub(crate) engine: &'static str,
     pub(crate) digest: String,
     /// Bytes of memory that it takes.
     pub(crate) bytes: u64,
     /// How it was configured when it was measured.
     pub(crate) config: Arc<ModelConfig>,
-    pub(crate) profile: engine::Profile,
+    pub(crate) profile: Profile,
     /// What it has done so far, each time that it was loaded.
     pub(crate) stats: Arc<Stats>,
 }
 
 impl Version {
-    pub(crate) fn new(
-        (model, number): (&str, u64),
-        (config, line): (Arc<ModelConfig>, Arc<LineHandle>),
-        (engine, digest): (engine::Model, String),
-        (labels, embedding): (Labels, Option<Embedder>),
-        memory: MemoryShare,
-        stats: Arc<Stats>,
-    ) -> Self {
-        Self {
-            config,
-            line,
-            engine,
-            digest,
-            labels,
-            embedding,
-            memory,
-            stats,
-            used: AtomicU64::new(0),
-            model: model.to_owned(),
-            number: number.to_string(),
-        }
-    }
-
     /// Accounts for what it holds now, unless the operator has said what it takes.
     pub(crate) fn recount(&self) {
         if self.config.memory.is_none() {
-            self.memory.resize(self.engine.memory() as u64);
+            self.memory.resize(self.loaded.memory() as u64);
         }
     }
 
     /// What is to be known of it when it is not in memory.
     pub(crate) fn known(&self) -> Known {
         Known {
+            engine: self.engine.name(),
             digest: self.digest.clone(),
             bytes: self.memory.bytes(),
             config: Arc::clone(&self.config),
-            profile: self.engine.profile(),
+            profile: self.loaded.profile(),
             stats: Arc::clone(&self.stats),
         }
     }
@@ -122,12 +108,12 @@ impl Version {
     pub(crate) fn touch(&self, now: u64) {
         // Written at most once a millisecond: all executors share this line of the cache.
         if self.used() != now {
-            self.used.store(now, Relaxed);
+            self.last_use.0.store(now, Relaxed);
         }
     }
 
     /// Milliseconds from the repository's birth to the last use.
     pub(crate) fn used(&self) -> u64 {
-        self.used.load(Relaxed)
+        self.last_use.0.load(Relaxed)
     }
 }

@@ -18,10 +18,10 @@ use crate::scheduler::job::Job;
 use crate::scheduler::queue::{Account, Batch, Queue};
 use crate::scheduler::watchdog::{Entry, Seat, Watchdog};
 use crate::telemetry::load_report::LoadMonitor;
+use forebay_engine::{RunError, Watch};
 use forebay_process::limit::CLIENT;
 use forebay_protocol::Reason;
 use forebay_protocol::oip::Tensor;
-use forebay_tract::{RunError, Watch};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -124,7 +124,7 @@ fn serve(pool: &Pool, seat: &Arc<Seat>, batch: Batch<Job>, may_lend: bool) {
     if mine {
         pool.queue.finished(&account, took.as_secs_f64());
         if results.iter().any(Result::is_ok) {
-            let best = version.engine.curve().best();
+            let best = version.loaded.curve().best();
             pool.load.served(took, counts.waiting + counts.executing, best);
         }
     }
@@ -183,11 +183,11 @@ impl Run<'_> {
 
     /// Says once for each version that some shapes do not run in its own build; the rest is counted.
     fn tell_of_fallback(&self) {
-        let Some(fallback) = self.version.engine.take_fallback() else { return };
+        let Some(fallback) = self.version.loaded.take_fallback() else { return };
         let (model, version) = (&self.version.model, &self.version.number);
         let (shapes, why) = (fallback.shapes, fallback.why);
-        let build = self.version.engine.build();
-        tracing::warn!(model, version, ?build, ?shapes, why, "shapes fall back to the plain build");
+        let build = self.version.loaded.build();
+        tracing::warn!(model, version, build, ?shapes, why, "shapes fall back to the plain build");
     }
 
     /// Accounts for plans that were compiled. Where models now take too much together, this one forgets
@@ -198,7 +198,7 @@ impl Run<'_> {
         let excess = |bound| pool.repository.memory().saturating_sub(bound);
         let excess = || pool.models_memory.map_or(0, excess);
         if excess() > 0 {
-            version.engine.release(usize::try_from(excess()).unwrap_or(usize::MAX));
+            version.loaded.release(usize::try_from(excess()).unwrap_or(usize::MAX));
             version.recount();
         }
         if excess() > 0 {
@@ -222,11 +222,11 @@ impl Run<'_> {
             is_over: Cell::new(false),
         };
         let inputs: Vec<&[Tensor]> = jobs.iter().map(|job| job.inputs.as_slice()).collect();
-        let engine = &self.version.engine;
-        let before = engine.memory_changes();
-        let result = engine.run(&inputs, self.most, &watch);
+        let loaded = &self.version.loaded;
+        let before = loaded.memory_changes();
+        let result = loaded.run(&inputs, self.most, &watch);
         let took = watch.took(Instant::now());
-        if engine.memory_changes() != before {
+        if loaded.memory_changes() != before {
             self.recount();
         }
         self.tell_of_fallback();

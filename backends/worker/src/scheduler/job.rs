@@ -3,8 +3,8 @@
 use crate::refusal::Refusal;
 use crate::repository::version::Version;
 use crate::scheduler::queue::Work;
+use forebay_engine::Form;
 use forebay_protocol::oip::Tensor;
-use forebay_tract::Form;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
@@ -54,18 +54,18 @@ impl Work for Job {
         Arc::ptr_eq(&self.version, &other.version) && self.form == other.form
     }
     fn best(&self) -> usize {
-        self.version.engine.curve().best()
+        self.version.loaded.curve().best()
     }
     fn limit(&self) -> usize {
-        self.version.engine.curve().limit()
+        self.version.loaded.curve().limit()
     }
     fn expected(&self, rows: usize) -> f64 {
-        self.version.engine.expected(&self.form, rows)
+        self.version.loaded.expected(&self.form, rows)
     }
     fn high_estimate(&self, rows: usize) -> f64 {
-        self.version.engine.careful(&self.form, rows)
+        self.version.loaded.careful(&self.form, rows)
     }
     fn preemption_delay(&self) -> f64 {
-        self.version.engine.grain().as_secs_f64()
+        self.version.loaded.grain().as_secs_f64()
     }
 }

@@ -4,12 +4,12 @@
 //! counting.
 
 use crate::telemetry::metrics::Metrics;
+use forebay_engine::{Device, Model};
 use forebay_protocol::Reason;
 use forebay_protocol::metric::worker as metric;
 use forebay_protocol::oip::{
     BatchStatistics, DurationStatistic, InferStatistics, MemoryUsage, ModelStatistics,
 };
-use forebay_tract::Model;
 use metrics::{Counter, Histogram};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -141,9 +141,14 @@ impl Stats {
         *time += took;
     }
 
-    /// In Triton's form; `bytes` of memory are taken, if any. Inputs are read and outputs written
+    /// In Triton's form; `bytes` of a device's memory are taken, if any. Inputs are read and outputs written
     /// request by request, so of a batch there is the engine's time alone.
-    pub(crate) fn statistics(&self, name: &str, version: &str, bytes: u64) -> ModelStatistics {
+    pub(crate) fn statistics(
+        &self,
+        name: &str,
+        version: &str,
+        memory: Option<(Device, u64)>,
+    ) -> ModelStatistics {
         let batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let batch = |(&rows, &(count, time)): (&usize, &(u64, Duration))| BatchStatistics {
             batch_size: rows as u64,
@@ -154,7 +159,9 @@ impl Stats {
             compute_input: DurationStatistic { count, ns: 0 },
             compute_output: DurationStatistic { count, ns: 0 },
         };
-        let memory = MemoryUsage { kind: "CPU".to_owned(), id: 0, byte_size: bytes };
+        let memory = memory.filter(|&(_, bytes)| bytes > 0).map(|(device, byte_size)| {
+            MemoryUsage { kind: device.memory().to_owned(), id: 0, byte_size }
+        });
         ModelStatistics {
             name: name.to_owned(),
             version: version.to_owned(),
@@ -171,16 +178,16 @@ impl Stats {
                 ..InferStatistics::default()
             },
             batch_stats: batches.iter().map(batch).collect(),
-            memory_usage: Some(memory).filter(|_| bytes > 0).into_iter().collect(),
+            memory_usage: memory.into_iter().collect(),
         }
     }
 
     /// Shows what batches cost, and what compiling plans has cost.
     #[allow(clippy::cast_precision_loss, reason = "rows are few")]
-    pub(crate) fn show_engine(metrics: &Metrics, version: (&str, &str), engine: &Model) {
-        let (curve, (compilations, took)) = (engine.curve(), engine.compilations());
+    pub(crate) fn show_model(metrics: &Metrics, version: (&str, &str), model: &dyn Model) {
+        let (curve, (compilations, took)) = (model.curve(), model.compilations());
         metrics.by_version.counter(metric::MODEL_COMPILATIONS, version).absolute(compilations);
-        metrics.by_version.counter(metric::MODEL_FALLBACKS, version).absolute(engine.fallbacks());
+        metrics.by_version.counter(metric::MODEL_FALLBACKS, version).absolute(model.fallbacks());
         let seconds = metrics.by_version.gauge(metric::MODEL_COMPILE_SECONDS, version);
         seconds.set(took.as_secs_f64());
         metrics.by_version.gauge(metric::BATCH_BEST, version).set(curve.best() as f64);

@@ -3,7 +3,7 @@
 use crate::harness::*;
 use crate::live::{controlled, load, metric, serving, state};
 use crate::process::{command_of, signal, spawned};
-use forebay_tract::LoadOptions;
+use forebay_engine::LoadOptions;
 use forebay_worker::{Options, Phase, Worker};
 use http::Method;
 use std::collections::BTreeMap;
@@ -112,8 +112,14 @@ async fn models_load_though_the_programs_file_was_replaced() {
 #[tokio::test]
 async fn processor_time_ends_with_a_signal_of_its_own() {
     let warm_up = BTreeMap::from([("x".to_owned(), vec![4096])]);
-    let options = LoadOptions { warm_up, ..LoadOptions::default() };
-    let order = serde_json::json!({ "memory": 4_u64 << 30, "seconds": 1, "options": options });
+    let options: LoadOptions = LoadOptions { warm_up, ..LoadOptions::default() };
+    let order = serde_json::json!({
+        "memory": 4_u64 << 30,
+        "seconds": 1,
+        "engine": "tract",
+        "file": "model.onnx",
+        "options": options,
+    });
     let mut child = command_of(Path::new(PROGRAM));
     let mut child = child.arg("--try-model").stdin(std::process::Stdio::piped()).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();

@@ -9,6 +9,7 @@ mod batch;
 mod bodies;
 mod connections;
 mod embeddings;
+mod engines;
 mod extensions;
 mod grpc;
 mod grpc_client;

@@ -341,7 +341,7 @@ async fn the_log_says_which_build_was_taken_and_what_each_was_measured_at() {
         let found = each.find_map(|each| each.strip_prefix(build)?.trim().parse::<f64>().ok());
         found.is_some_and(|found| found > 0.0)
     };
-    assert!(measured(build) && measured("Plain") && measured("Own"), "{ready}");
+    assert!(measured(build) && measured("plain") && measured("own"), "{ready}");
 }
 
 #[tokio::test]

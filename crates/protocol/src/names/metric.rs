@@ -106,7 +106,8 @@ pub mod proxy {
 
 /// Names of the worker's metrics. Label `model` is bounded by the repository.
 pub mod worker {
-    /// Gauge: 1, with `version` of the worker and `vector_unit` that its kernels run on.
+    /// Gauge: 1, with `version` of the worker and what each engine says of its machine, such as the
+    /// `vector_unit` that its kernels run on.
     pub const INFO: &str = "forebay_worker_info";
     /// Counter: finished inferences by `model`, `version`, `reason` (`ok` if answered).
     pub const INFERENCES: &str = "forebay_worker_inferences_total";

@@ -140,7 +140,7 @@ impl Curve {
     }
 
     /// The measurement is over: what has not paid by now is never tried again.
-    pub(crate) fn settle(&self) {
+    pub fn settle(&self) {
         self.bound.store(1 << (BUCKETS - 1), Relaxed);
         let best = u32::try_from(self.best()).unwrap_or(1);
         self.bound.store(best, Relaxed);
@@ -152,7 +152,7 @@ impl Curve {
 
     /// Is a row of this bucket cheaper by enough than one of the smaller bucket `best`?
     #[allow(clippy::cast_precision_loss, reason = "at most 32 rows")]
-    pub(crate) fn pays(&self, rows: usize, best: usize) -> bool {
+    pub fn pays(&self, rows: usize, best: usize) -> bool {
         let per_row = |rows: usize| Some(self.seconds(rows)? / rows as f64);
         match (per_row(rows), per_row(best)) {
             (Some(cost), Some(best)) => cost <= (1.0 - WORTH) * best,
