@@ -7,16 +7,18 @@
 //! | | [`downstream/accept.rs`](downstream::accept) | PROXY header, TLS, which protocol a connection speaks |
 //! | | [`downstream/http1_reader.rs`](downstream::http1_reader) | one request after the other, by the letter and in time |
 //! | identify | [`http/identify.rs`](http::identify) | model, version, deadline and identities, from path and headers |
-//! | route | [`http/route.rs`](http::route) | first matching route -> pool |
+//! | route | [`http/route.rs`](http::route) | first matching route |
+//! | variant | [`http/variant.rs`](http::variant) | drawn by weight -> pool, and the model that is asked for |
 //! | admit | [`http/admit.rs`](http::admit) | size, memory and deadline |
 //! | receive | [`http/receive.rs`](http::receive) | the body, as far as it is held in memory |
 //! | balance | [`http/balance.rs`](http::balance) | waits for an endpoint with room ([`pool/queue.rs`](pool::queue)) -> in-flight guard |
 //! | forward | [`http/forward/`](http::forward) | attempts, retries, the endpoint's answer |
-//! | respond | [`http/respond/`](http::respond) | what the proxy answers itself: refusals and its health |
+//! | respond | [`http/respond/`](http::respond) | the answer to the client, the proxy's own refusals and health |
 //! | observe | [`telemetry/observe.rs`](telemetry::observe) | metrics and the access log |
 //!
-//! [`http/proxy.rs`](http::proxy) puts the stages on Pingora's phases, [`http/request.rs`](http::request)
-//! carries what they found out, and [`refusal.rs`](refusal) is how one says no. A connection at Layer 4 has
+//! [`http/pipeline.rs`](http::pipeline) takes a request through the stages, [`http/proxy.rs`](http::proxy)
+//! puts that on Pingora's phases, [`http/request.rs`](http::request) carries what the stages found out, and
+//! [`refusal.rs`](refusal) is how one says no. A new stage is a file, and a line in the pipeline. A connection at Layer 4 has
 //! no requests: [`tcp/`](tcp) balances it as a whole and then relays it.
 //!
 //! # What they work on

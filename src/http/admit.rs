@@ -1,11 +1,14 @@
 //! May the request go on? Its size and its time are checked before anything is spent on it.
 
 use crate::body_memory::{Account, Full};
-use crate::config::Limits;
+use crate::config::{Limits, Route};
 use crate::http::request::{ForwardMode, Request};
 use crate::refusal::Refusal;
 use forebay_config::ByteSize;
-use forebay_protocol::{Reason, grpc};
+use forebay_protocol::oip::{Call, SchedulingParameters};
+use forebay_protocol::{Reason, grpc, header};
+use http::Method;
+use pingora::http::RequestHeader;
 use std::time::Duration;
 
 /// Checks size, memory and deadline; sets the request's deadline.
@@ -40,9 +43,24 @@ pub fn admit(
 }
 
 /// Sets the deadline of what is no stream: the client's, if that is sooner than the route's.
-pub fn within(request: &mut Request, route_deadline: Duration) {
+fn within(request: &mut Request, route_deadline: Duration) {
     let asked = request.identity.deadline.unwrap_or(route_deadline);
     request.deadline = Some(request.arrived + asked.min(route_deadline));
+}
+
+/// Takes in what the body says of the request's urgency, as far as its header says nothing. `body`: what
+/// is there of it; a message of gRPC was read for its routing.
+pub fn take_in_parameters(head: &RequestHeader, request: &mut Request, route: &Route, body: &[u8]) {
+    let is_inference = request.identity.call == Some(Call::Infer) && head.method == Method::POST;
+    if request.identity.grpc.is_some() || !is_inference {
+        return;
+    }
+    let length = head.headers.get(header::INFERENCE_HEADER_CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    let json = length.and_then(|length| body.get(..length)).unwrap_or(body);
+    request.apply_parameters(SchedulingParameters::in_json(json));
+    request.priority = request.identity.priority.unwrap_or(route.priority);
+    within(request, route.deadline);
 }
 
 /// The refusal of a body that is too large, whether the header says so or the bytes do.

@@ -3,19 +3,55 @@
 //! gRPC states no length, and its clients rarely do. So the message is received first, as far as
 //! the limits allow, and is then held and sent on like any other inference that is held.
 
-use crate::config::MAX_MODEL_NAME;
+use crate::body_memory::Account;
+use crate::config::{Limits, MAX_MODEL_NAME};
+use crate::http::receive;
 use crate::http::request::Request;
 use crate::refusal::Refusal;
 use bytes::Bytes;
 use forebay_protocol::Reason;
 use forebay_protocol::grpc::{self, Method, text_field};
+use pingora::proxy::Session;
+
+/// A message that the proxy has looked into.
+pub enum Received {
+    /// Of an inference, in its frame: it is sent on.
+    Infer(Bytes),
+    /// Of a call that asks for the proxy's own health.
+    Health(Bytes),
+}
+
+/// Receives the message of a call that the proxy has to look into. `None`: there is none.
+///
+/// # Errors
+/// The message is too long, too slow or malformed, or finds no memory.
+pub async fn receive(
+    session: &mut Session,
+    request: &mut Request,
+    limits: &Limits,
+    account: &Account,
+) -> Result<Option<Received>, Refusal> {
+    let Some(method) = request.identity.grpc else { return Ok(None) };
+    if method.is_infer() {
+        let body = receive::receive(session, request, limits, account).await?.whole();
+        identify(request, &body)?;
+        return Ok(Some(Received::Infer(body)));
+    }
+    if method.is_health() {
+        let body = receive::health_message(session, request, limits, account).await?;
+        let message = identify(request, &body)?;
+        request.deadline = request.identity.deadline.map(|asked| request.arrived + asked);
+        return Ok(Some(Received::Health(message)));
+    }
+    Ok(None)
+}
 
 /// The message in its frame; of an inference, the model and the version that it names are noted, and how
 /// urgent it says that it is.
 ///
 /// # Errors
 /// Its frame is broken, or its fields.
-pub fn identify(request: &mut Request, body: &Bytes) -> Result<Bytes, Refusal> {
+fn identify(request: &mut Request, body: &Bytes) -> Result<Bytes, Refusal> {
     let (compressed, message) = grpc::only_message(body)
         .map_err(|error| Refusal::new(error.reason(), error.to_string()))?;
     // What is inside is the endpoint's to find out: such a call is routed by its path alone.

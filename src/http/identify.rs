@@ -4,14 +4,17 @@
 //! believed only where a lie harms nobody else: an id that is too long or not printable is
 //! replaced, a deadline is only ever shortened.
 
-use crate::config::{self, MAX_MODEL_NAME};
-use crate::downstream::request_head::is_h2c;
+use crate::config::{self, Limits, MAX_MODEL_NAME};
+use crate::downstream::request_head::{self, is_h2c};
+use crate::refusal::Refusal;
 use forebay_protocol::grpc::{self, Method};
-use forebay_protocol::header;
 use forebay_protocol::oip::{Call, Path};
 use forebay_protocol::priority::{Priority, UnknownPriority};
+use forebay_protocol::{Reason, header};
 use forebay_routing::{Policy, pick};
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
+use pingora::http::RequestHeader;
+use pingora::proxy::Session;
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
@@ -19,6 +22,38 @@ use std::time::Duration;
 
 /// Longest `x-request-id` that is kept: a UUID has 36 bytes, a trace id 32.
 const MAX_ID: usize = 128;
+
+/// Reads what the request's header says.
+///
+/// # Errors
+/// A part of it can't be understood, or breaks a bound.
+pub fn identify(
+    session: &mut Session,
+    identity: &mut Identity,
+    limits: &Limits,
+) -> Result<(), Refusal> {
+    let head = session.req_header();
+    let (path, version) = (head.uri.path(), head.version);
+    let read = identity.read(&head.method, version, path, &head.headers);
+    read.map_err(|message| Refusal::new(Reason::InvalidRequest, message))?;
+    if version == Version::HTTP_2
+        && let Err(refusal) = request_head::check_http2(head)
+    {
+        // It may be long, and the answer may be waited for.
+        forget_fields(session.req_header_mut());
+        return Err(refusal);
+    }
+    let address = session.client_addr().and_then(|address| address.as_inet());
+    identity.client = client(address, &head.headers, limits.client_header.as_ref());
+    Ok(())
+}
+
+fn forget_fields(head: &mut RequestHeader) {
+    let names: Vec<_> = head.headers.keys().cloned().collect();
+    for name in &names {
+        head.remove_header(name);
+    }
+}
 
 /// What a request says of itself.
 #[derive(Debug, Clone, Default)]

@@ -32,6 +32,14 @@ pub enum Received {
 }
 
 impl Received {
+    /// What is there of the body.
+    pub fn at_hand(&self) -> &[u8] {
+        match self {
+            Self::Whole(body) => body,
+            Self::Begun(begun) => &begun.body,
+        }
+    }
+
     /// What was received, which of a message is all of it.
     pub fn whole(self) -> Bytes {
         match self {

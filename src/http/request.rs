@@ -57,9 +57,9 @@ pub struct Request {
     pub times: Times,
     /// Bytes of the body that came in.
     pub bytes_in: u64,
-    /// Whether it was sent elsewhere on the stream way since an endpoint was silent.
+    /// Whether it was sent elsewhere in the pipe since an endpoint was silent.
     pub moved: bool,
-    /// The present exchange on the stream way, if it is in HTTP/1.
+    /// The present exchange of the pipe, if it is in HTTP/1.
     pub wire: Option<Wire>,
 }
 

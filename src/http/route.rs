@@ -2,15 +2,32 @@
 
 use crate::config;
 use crate::http::identify::Identity;
+use crate::refusal::Refusal;
+use forebay_protocol::Reason;
 use std::sync::Arc;
 
 /// The first route that matches.
+///
+/// # Errors
+/// None does.
 pub fn route<'a>(
     config: &'a config::Config,
     identity: &Identity,
     path: &str,
-) -> Option<&'a Arc<config::Route>> {
-    config.routes.iter().find(|route| matches(route, identity, path))
+) -> Result<&'a Arc<config::Route>, Refusal> {
+    let found = config.routes.iter().find(|route| matches(route, identity, path));
+    found.ok_or_else(|| no_route(identity, path))
+}
+
+fn no_route(identity: &Identity, path: &str) -> Refusal {
+    /// The client knows its own path; a long one need not come back whole.
+    const MAX_SHOWN: usize = 200;
+    let path: String = path.chars().take(MAX_SHOWN).collect();
+    let message = match &identity.model {
+        Some(model) => format!("no route for model {model:?} at {path:?}"),
+        None => format!("no route for {path:?}"),
+    };
+    Refusal::new(Reason::NoRoute, message)
 }
 
 fn matches(route: &config::Route, identity: &Identity, path: &str) -> bool {

@@ -19,7 +19,7 @@ const SETTINGS: Settings = Settings {
 };
 
 /// One finished request. Times are microseconds, sizes bytes.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct Line<'a> {
     /// When it ended, UTC.
     pub time: String,
@@ -51,7 +51,7 @@ pub struct Line<'a> {
     pub version: Option<&'a str>,
     /// How urgent it was: `high`, `normal` or `batch`.
     pub priority: &'static str,
-    /// `unary` (held in memory) or `stream`.
+    /// `buffered` or `streamed`.
     pub mode: Option<&'static str>,
     /// The endpoint that was tried last.
     pub endpoint: Option<&'a str>,

@@ -103,26 +103,11 @@ pub fn record_rejected_connection(
             tls: from.tls,
             method: shortened(&method),
             path: shortened(&path),
-            grpc_status: None,
             status,
             reason: refusal.reason.code(),
-            route: None,
-            variant: None,
-            model: None,
-            version: None,
             priority: Priority::default().as_str(),
-            mode: None,
-            endpoint: None,
-            attempts: 0,
-            hedged: None,
-            degraded: None,
-            bytes_in: 0,
-            bytes_out: 0,
-            total_us: 0,
-            receive_us: 0,
-            balance_us: 0,
-            forward_us: 0,
             error: Some(&refusal.message),
+            ..Default::default()
         });
     }
     identity.request_id

@@ -4,79 +4,43 @@
 //! the answer of an inference is held too, up to a bound, so that one that breaks off half way can
 //! still be replaced. Of a longer body the rest is streamed ([`upload`](super::upload)).
 
-use super::attempts::Attempts;
+use super::attempts::{Attempts, Won};
 use super::exchange::Message;
 use super::headers::{HOP_BY_HOP, nominated, prepare_request};
-use super::respond::respond;
-use super::{grpc, is_repeatable, upload};
+use super::{grpc, is_repeatable};
 use crate::body_memory::Account;
-use crate::config::Limits;
-use crate::http::admit::within;
-use crate::http::receive::{Received, client_left, receive};
-use crate::http::request::{ForwardMode, Request};
+use crate::http::receive::client_left;
+use crate::http::request::Request;
+use crate::http::stage::Stop;
 use crate::http::variant::Target;
-use crate::pool::attempt::EndpointAttempt;
 use crate::refusal::Refusal;
 use bytes::Bytes;
-use forebay_protocol::oip::{Call, SchedulingParameters};
-use forebay_protocol::{Reason, header};
+use forebay_protocol::Reason;
+use forebay_protocol::oip::Call;
 use http::{Method, Version};
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
-/// Receives the body, unless that was done for its routing, sends the request until an endpoint
-/// answers, and answers the client.
+/// Sends the request until an endpoint answers, or the client leaves.
 ///
 /// # Errors
-/// The answer could not be given whole. All else becomes a refusal in `request`, for the client of
-/// this to answer with.
-pub async fn forward(
+/// The client is refused, or has left.
+pub(super) async fn send(
     session: &mut Session,
     request: &mut Request,
-    target: &Target,
-    (connector, limits): (&Connector, &Limits),
-    account: &Account,
-    received: Option<Bytes>,
-) -> pingora::Result<()> {
-    let received = match received {
-        Some(body) => Ok(Received::Whole(body)),
-        None => receive(session, request, limits, account).await,
-    };
-    let outcome = match received {
-        Ok(Received::Whole(body)) => {
-            take_in_scheduling_parameters(session.req_header(), request, target, &body);
-            let message = message(session, request, account, body)?;
-            let attempts = Attempts::new(request, target.clone(), message, connector);
-            // A request whose body is still to come need not have room for this.
-            let attempts = Box::pin(attempts.run());
-            tokio::select! {
-                outcome = attempts => outcome,
-                // With the body complete this resolves only if the client leaves.
-                left = session.downstream_session.read_body_or_idle(true) => Err(gone(left)),
-            }
-        }
-        Ok(Received::Begun(begun)) => {
-            request.mode = Some(ForwardMode::Streamed);
-            take_in_scheduling_parameters(session.req_header(), request, target, &begun.body);
-            let head = request_head(session.req_header(), Length::AsStated)?;
-            let upload = (head, begun, account);
-            upload::upload(session, request, target, upload, (connector, limits)).await
-        }
-        Err(refusal) => Err(refusal),
-    };
-    // Its body is not needed any more, however long the client takes to read.
-    request.body_memory = None;
-    // A cheaper variant may have stood in.
-    let target = request.target.clone().unwrap_or_else(|| target.clone());
-    match outcome {
-        Ok(won) => respond(session, request, &target, won, (connector, limits)).await,
-        Err(refusal) => {
-            // Attempts that were under way are over, and nobody is to blame for that.
-            request.attempts.iter_mut().for_each(EndpointAttempt::abandoned);
-            request.refusal = Some(refusal);
-            Ok(())
-        }
+    target: Target,
+    body: Bytes,
+    (connector, account): (&Connector, &Account),
+) -> Result<Won, Stop> {
+    let message = message(session, request, account, body)?;
+    let attempts = Attempts::new(request, target, message, connector);
+    // A request whose body is still to come need not have room for this.
+    let attempts = Box::pin(attempts.run());
+    tokio::select! {
+        outcome = attempts => outcome.map_err(Stop::Refused),
+        // With the body complete this resolves only if the client leaves.
+        left = session.downstream_session.read_body_or_idle(true) => Err(gone(left).into()),
     }
 }
 
@@ -119,28 +83,9 @@ fn is_inference(request: &Request, method: &Method) -> bool {
     request.identity.call == Some(Call::Infer) && method == Method::POST
 }
 
-/// What the body says of its urgency, where the header says nothing: that of gRPC was read for its
-/// routing.
-fn take_in_scheduling_parameters(
-    head: &RequestHeader,
-    request: &mut Request,
-    target: &Target,
-    body: &[u8],
-) {
-    if request.identity.grpc.is_some() || !is_inference(request, &head.method) {
-        return;
-    }
-    let length = head.headers.get(header::INFERENCE_HEADER_CONTENT_LENGTH);
-    let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
-    let json = length.and_then(|length| body.get(..length)).unwrap_or(body);
-    request.apply_parameters(SchedulingParameters::in_json(json));
-    request.priority = request.identity.priority.unwrap_or(target.route.priority);
-    within(request, target.route.deadline);
-}
-
 /// How long the body is.
 #[derive(Clone, Copy)]
-enum Length {
+pub(super) enum Length {
     /// As long as this, all of which is there.
     Of(usize),
     /// As long as the client states, if it does.
@@ -148,7 +93,10 @@ enum Length {
 }
 
 /// The request as it is sent, whatever version and framing it came with.
-fn request_head(received: &RequestHeader, length: Length) -> pingora::Result<RequestHeader> {
+pub(super) fn request_head(
+    received: &RequestHeader,
+    length: Length,
+) -> pingora::Result<RequestHeader> {
     let mut head = received.clone();
     if received.version == Version::HTTP_2 {
         if let Some(authority) = received.uri.authority() {

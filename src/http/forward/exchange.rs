@@ -91,7 +91,7 @@ pub(super) struct Answer {
 }
 
 /// The part of an answer that has not been read yet.
-pub(super) struct Rest {
+pub(in crate::http) struct Rest {
     /// Where it comes from.
     pub session: Box<EndpointSession>,
     /// Whether the connection can be used again: the whole request was sent before its answer came.

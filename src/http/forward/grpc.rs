@@ -41,7 +41,7 @@ pub(super) fn status_of(code: Code) -> StatusCode {
 }
 
 /// Notes how the call ended, if these headers or trailers say it.
-pub(super) fn note(request: &mut Request, headers: &HeaderMap) {
+pub(in crate::http) fn note(request: &mut Request, headers: &HeaderMap) {
     let Some(code) = code(headers) else { return };
     request.grpc_status = Some(code.number());
     let stated = headers.get(header::REASON).and_then(|value| value.to_str().ok());

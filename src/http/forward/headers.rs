@@ -1,8 +1,6 @@
 //! What headers of a request say to an endpoint, and those of its answer to the client.
 
 use crate::http::request::Request;
-use crate::http::variant::Target;
-use crate::pool::EndpointState;
 use forebay_protocol::grpc::format_timeout;
 use forebay_protocol::{Priority, header};
 use http::{HeaderMap, HeaderName};
@@ -11,7 +9,7 @@ use std::time::Instant;
 
 /// Headers that belong to one connection, not to the message (RFC 9110, 7.6.1), and those that
 /// state how the body is framed there.
-pub(super) const HOP_BY_HOP: [HeaderName; 9] = [
+pub(in crate::http) const HOP_BY_HOP: [HeaderName; 9] = [
     http::header::CONNECTION,
     http::header::TE,
     http::header::TRAILER,
@@ -24,7 +22,7 @@ pub(super) const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 /// Headers beyond [`HOP_BY_HOP`] that a message itself says belong to its connection.
-pub(super) fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
+pub(in crate::http) fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
     let values = headers.get_all(http::header::CONNECTION).iter();
     values
         .filter_map(|value| value.to_str().ok())
@@ -66,22 +64,23 @@ pub(super) fn stamp(
 }
 
 /// Takes out of an answer what is for the proxy alone and adds what the client may know.
-pub(super) fn prepare_answer(
+pub(in crate::http) fn prepare_answer(
     head: &mut ResponseHeader,
     request: &Request,
-    target: &Target,
-    endpoint: &EndpointState,
 ) -> pingora::Result<()> {
     // The report speaks to this proxy; whoever balances over several proxies would misread it.
     head.remove_header(&header::LOAD_REPORT);
     head.remove_header(&header::LOAD_REPORT_BIN);
     head.insert_header(header::REQUEST_ID, request.identity.request_id.as_str())?;
-    head.insert_header(header::VARIANT, target.variant.name.as_str())?;
     if let Some(degraded) = request.degraded {
         head.insert_header(header::DEGRADED, degraded.code())?;
     }
-    if target.route.expose_endpoint {
-        head.insert_header(header::ENDPOINT, &*endpoint.name)?;
+    let Some(target) = &request.target else { return Ok(()) };
+    head.insert_header(header::VARIANT, target.variant.name.as_str())?;
+    if target.route.expose_endpoint
+        && let Some(attempt) = request.answering()
+    {
+        head.insert_header(header::ENDPOINT, &*attempt.endpoint.state.name)?;
     }
     Ok(())
 }

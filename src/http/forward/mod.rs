@@ -5,11 +5,11 @@ mod attempts;
 pub mod buffered;
 mod exchange;
 pub mod grpc;
-mod headers;
-mod read_ahead;
-mod respond;
+pub(in crate::http) mod headers;
+pub(in crate::http) mod read_ahead;
+pub(in crate::http) mod send;
 pub mod streamed;
-mod upload;
+pub(in crate::http) mod upload;
 pub mod wire;
 
 use crate::http::request::Request;
@@ -57,7 +57,7 @@ fn note_answer(endpoint: &EndpointState, head: &ResponseHeader) {
 }
 
 /// An error that stands for a refusal: the text is in the request.
-fn refused(request: &mut Request, refusal: Refusal) -> Box<Error> {
+pub(in crate::http) fn refused(request: &mut Request, refusal: Refusal) -> Box<Error> {
     let status = refusal.reason.status().as_u16();
     request.refusal = Some(refusal);
     Error::new(ErrorType::HTTPStatus(status))

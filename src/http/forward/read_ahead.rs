@@ -33,7 +33,7 @@ const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
 const WINDOW: usize = 64 * 1024;
 
 /// How much of an answer may be unread: read from its endpoint and not yet written to its client.
-pub(super) struct Room {
+pub(in crate::http) struct Room {
     permits: Semaphore,
     /// Bytes for which there are permits, taken or not, in the beginning.
     size: usize,
@@ -42,7 +42,7 @@ pub(super) struct Room {
 impl Room {
     /// For an answer with this header. One that states no length gets room for a whole one: most turn
     /// out to be short, and those that do not get less when that is known ([`Reader::narrow`]).
-    pub(super) fn new(head: &ResponseHeader, limits: &Limits) -> Self {
+    pub(in crate::http) fn new(head: &ResponseHeader, limits: &Limits) -> Self {
         let most = usize::try_from(limits.read_ahead).unwrap_or(usize::MAX);
         let size = match stated_length(head) {
             Some(length) if length > limits.read_ahead => WINDOW,
@@ -52,19 +52,19 @@ impl Room {
     }
 
     /// Bytes that may be unread in the beginning.
-    pub(super) fn size(&self) -> usize {
+    pub(in crate::http) fn size(&self) -> usize {
         self.size
     }
 
     /// A piece that was there before it was asked whether there is room.
-    pub(super) fn chunk(&self, bytes: Bytes) -> Item {
+    pub(in crate::http) fn chunk(&self, bytes: Bytes) -> Item {
         let takes = cost(bytes.len()).min(self.permits.available_permits());
         self.permits.forget_permits(takes);
         Item::Chunk(bytes, takes)
     }
 
     /// What a piece took is free again.
-    pub(super) fn give_back(&self, takes: usize) {
+    pub(in crate::http) fn give_back(&self, takes: usize) {
         self.permits.add_permits(takes);
     }
 
@@ -87,7 +87,7 @@ fn stated_length(head: &ResponseHeader) -> Option<u64> {
 }
 
 /// What is passed from the reader of an answer to its writer.
-pub(super) enum Item {
+pub(in crate::http) enum Item {
     /// A piece of the body, and how much of the room it takes.
     Chunk(Bytes, usize),
     /// The answer is complete.
@@ -97,7 +97,7 @@ pub(super) enum Item {
 }
 
 /// Until when the endpoint may take.
-pub(super) struct Bounds {
+pub(in crate::http) struct Bounds {
     /// In all.
     total: Option<Instant>,
     /// For each piece.
@@ -105,7 +105,7 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    pub(super) fn new(request: &Request, target: &Target, head: &ResponseHeader) -> Self {
+    pub(in crate::http) fn new(request: &Request, target: &Target, head: &ResponseHeader) -> Self {
         if is_event_stream(head) {
             let total = request.identity.deadline.map(|asked| request.arrived + asked);
             return Self { total, each: Some(target.route.deadline) };
@@ -126,28 +126,33 @@ impl Bounds {
 }
 
 /// Reads the rest of an answer ahead of the client.
-pub(super) struct Reader<'a> {
-    pub(super) target: &'a Target,
-    pub(super) endpoint: &'a Endpoint,
-    pub(super) connector: &'a Connector,
-    pub(super) is_grpc: bool,
+pub(in crate::http) struct Reader<'a> {
+    pub(in crate::http) target: &'a Target,
+    pub(in crate::http) endpoint: &'a Endpoint,
+    pub(in crate::http) connector: &'a Connector,
+    pub(in crate::http) is_grpc: bool,
     /// Whether the answer is what was asked for, as far as its header says.
-    pub(super) succeeds: bool,
-    pub(super) picked: &'a mut EndpointAttempt,
-    pub(super) bounds: Bounds,
+    pub(in crate::http) succeeds: bool,
+    pub(in crate::http) picked: &'a mut EndpointAttempt,
+    pub(in crate::http) bounds: Bounds,
     /// The rest of the request, if the endpoint answered before all of it was sent.
-    pub(super) uploads: Option<Receiver<Bytes>>,
+    pub(in crate::http) uploads: Option<Receiver<Bytes>>,
     /// Where what is read has its place until the client takes it.
-    pub(super) room: &'a Room,
+    pub(in crate::http) room: &'a Room,
     /// Bytes of that room that this answer may still fill.
-    pub(super) size: usize,
+    pub(in crate::http) size: usize,
     /// Bytes of the answer that were read so far.
-    pub(super) length: usize,
+    pub(in crate::http) length: usize,
 }
 
 impl Reader<'_> {
     /// Reads to the end, and gives the endpoint's slot back there.
-    pub(super) async fn read(&mut self, rest: Rest, queue: UnboundedSender<Item>, held: &Held) {
+    pub(in crate::http) async fn read(
+        &mut self,
+        rest: Rest,
+        queue: UnboundedSender<Item>,
+        held: &Held,
+    ) {
         let Rest { mut session, keep, .. } = rest;
         let last = match self.body(&mut session, &queue, held).await {
             Ok(trailers) => {

@@ -40,6 +40,14 @@ use std::time::Duration;
 /// Bytes of a body that Pingora keeps, to send them again.
 const SENT_AGAIN: u64 = 64 * 1024;
 
+/// Bounds the time that the client of a stream may take for a read or a write.
+pub fn begin(session: &mut Session, request: &Request, limits: &Limits) {
+    session.downstream_session.set_read_timeout(Some(limits.body_timeout));
+    if request.identity.upgrade {
+        session.downstream_session.set_write_timeout(Some(limits.stall_timeout));
+    }
+}
+
 /// Picks the endpoint that Pingora connects to next.
 ///
 /// # Errors
@@ -366,8 +374,7 @@ pub fn response_header(
     // One whose length is known when it begins has been made; any other is still being made.
     let complete = head.headers.contains_key(http::header::CONTENT_LENGTH);
     take_in_report(&head.headers, &target, &picked.endpoint.state, complete);
-    let endpoint = Arc::clone(&picked.endpoint);
-    prepare_answer(head, request, &target, &endpoint.state)
+    prepare_answer(head, request)
 }
 
 /// The refusal that an error of the pipe means to the client; `None` if the client is gone.

@@ -59,9 +59,11 @@ pub(super) async fn upload(
     session: &mut Session,
     request: &mut Request,
     target: &Target,
-    (mut head, begun, account): (RequestHeader, receive::Begun, &Account),
-    (connector, limits): (&Connector, &Limits),
+    (mut head, begun): (RequestHeader, receive::Begun),
+    (connector, account): (&Connector, &Account),
 ) -> Result<Won, Refusal> {
+    let snapshot = Arc::clone(&request.snapshot);
+    let limits = &snapshot.config.limits;
     let mut body = Collecting { begun, is_done: session.downstream_session.is_body_done() };
     let deadline = request.deadline.unwrap_or_else(|| request.arrived + target.route.deadline);
     let (endpoint, mut connection) = loop {
@@ -246,7 +248,7 @@ fn failed(request: &mut Request, endpoint: &Endpoint, stopped: Stopped) -> Refus
 }
 
 /// The refusal of a body whose rest does not come.
-pub(super) fn too_slow() -> Refusal {
+pub(in crate::http) fn too_slow() -> Refusal {
     metrics::counter!(metric::proxy::SLOW_CLIENTS, "side" => "request").increment(1);
     let message = "the rest of the body came too slowly, or not at all";
     Refusal::new(Reason::RequestTimeout, message)

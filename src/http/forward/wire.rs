@@ -52,7 +52,7 @@ pub(super) fn do_not_keep(socket: RawFd) {
     let _ = shutdown(socket, Shutdown::Read);
 }
 
-/// One exchange on an HTTP/1 connection, for the stream way, where Pingora moves the bytes.
+/// One exchange on an HTTP/1 connection, for the pipe, where Pingora moves the bytes.
 #[derive(Debug)]
 pub struct Wire {
     socket: RawFd,

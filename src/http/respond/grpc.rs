@@ -4,6 +4,7 @@
 //! HTTP would reach the client as "unknown", without a word.
 
 use crate::http::request::Request;
+use crate::http::stage::Stop;
 use crate::lifecycle::Lifecycle;
 use crate::pool::Snapshot;
 use crate::refusal::Refusal;
@@ -59,13 +60,13 @@ pub async fn header_alone(session: &mut Session, head: Box<ResponseHeader>) -> R
 /// Answers the health calls for the proxy itself; `message` is the client's.
 ///
 /// # Errors
-/// The connection to the client broke.
+/// The call is refused, or the connection to the client broke.
 pub async fn health(
     session: &mut Session,
-    request: &mut Request,
+    request: &Request,
     message: &[u8],
     (lifecycle, snapshot): (&Lifecycle, &ArcSwap<Snapshot>),
-) -> Result<()> {
+) -> Result<(), Stop> {
     let ready = || lifecycle.is_ready(&snapshot.load());
     let service = text_field(message, 1).ok().flatten().unwrap_or_default();
     let known = matches!(service, "" | INFERENCE_SERVICE);
@@ -74,9 +75,7 @@ pub async fn health(
             return watch(session, request, known, (lifecycle, snapshot)).await;
         }
         Some(Method::HealthCheck) if !known => {
-            let refusal = Refusal::new(Reason::ModelNotFound, "no such service here");
-            request.refusal = Some(refusal);
-            return Ok(());
+            return Err(Refusal::new(Reason::ModelNotFound, "no such service here").into());
         }
         Some(Method::HealthCheck) if !ready() => NOT_SERVING,
         Some(Method::ServerReady) if !ready() => FALSE,
@@ -84,16 +83,17 @@ pub async fn health(
     };
     session.write_response_header(Box::new(head(request)?), false).await?;
     session.write_response_body(Some(framed(answer)), false).await?;
-    session.downstream_session.write_response_trailers(trailers(Code::Ok, None)).await
+    session.downstream_session.write_response_trailers(trailers(Code::Ok, None)).await?;
+    Ok(())
 }
 
 /// The status now and whenever it changes, until the client leaves or the proxy does.
 async fn watch(
     session: &mut Session,
-    request: &mut Request,
+    request: &Request,
     known: bool,
     (lifecycle, snapshot): (&Lifecycle, &ArcSwap<Snapshot>),
-) -> Result<()> {
+) -> Result<(), Stop> {
     session.write_response_header(Box::new(head(request)?), false).await?;
     let mut last = None;
     loop {
@@ -106,18 +106,17 @@ async fn watch(
         }
         let late = request.time_left().is_some_and(|left| left.is_zero());
         if late || lifecycle.is_draining() {
-            request.refusal = Some(if late {
+            return Err(Stop::Refused(if late {
                 Refusal::new(Reason::DeadlineExceeded, "the call's own deadline")
             } else {
                 Refusal::new(Reason::Draining, "the proxy is on its way out")
-            });
-            return Ok(());
+            }));
         }
         let step = request.time_left().map_or(WATCH_STEP, |left| left.min(WATCH_STEP));
         tokio::select! {
             () = sleep(step) => {}
             // With the message complete this resolves only if the client leaves.
-            left = session.downstream_session.read_body_or_idle(true) => return left.map(|_| ()),
+            left = session.downstream_session.read_body_or_idle(true) => return Ok(left.map(|_| ())?),
         }
     }
 }

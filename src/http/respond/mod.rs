@@ -1,6 +1,10 @@
-//! The answers that the proxy gives itself: refusals, and its own health.
+//! Answering the client: with what an endpoint said ([`answer`](answer())), and with what the proxy says itself: its
+//! refusals, and its own health.
 
+mod answer;
 pub mod grpc;
+
+pub(in crate::http) use answer::answer;
 
 use crate::http::request::Request;
 use crate::refusal::Refusal;

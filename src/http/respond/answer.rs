@@ -10,19 +10,17 @@
 //! Each piece is passed on when it comes. An answer has the request's deadline in all; one that
 //! consists of events may last, as long as it is not silent.
 
-use super::attempts::Won;
-use super::exchange::{Answer, Rest};
-use super::headers::{HOP_BY_HOP, nominated, prepare_answer};
-use super::read_ahead::{Bounds, Item, Reader, Room};
-use super::{grpc, refused, upload};
+use super::{grpc, linger};
 use crate::body_memory::{Held, cost};
 use crate::config::Limits;
+use crate::http::forward::headers::{HOP_BY_HOP, nominated, prepare_answer};
+use crate::http::forward::read_ahead::{Bounds, Item, Reader, Room};
+use crate::http::forward::send::Unread;
+use crate::http::forward::{self, refused, upload};
 use crate::http::pace::{Pace, TooSlow};
 use crate::http::receive::{broken_off, client_left};
 use crate::http::request::Request;
-use crate::http::respond;
-use crate::http::variant::Target;
-use crate::pool::Endpoint;
+use crate::http::response::BufferedResponse;
 use crate::pool::attempt::EndpointAttempt;
 use crate::refusal::Refusal;
 use bytes::Bytes;
@@ -35,51 +33,51 @@ use pingora::connectors::http::Connector;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
+use std::sync::Arc;
 use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, channel, unbounded_channel};
 
 /// Gives the client the answer; from here on it can't be taken back.
 ///
 /// # Errors
 /// The answer could not be given whole. Why is in `request.refusal`.
-pub(super) async fn respond(
+pub(in crate::http) async fn answer(
     session: &mut Session,
     request: &mut Request,
-    target: &Target,
-    won: Won,
-    (connector, limits): (&Connector, &Limits),
+    response: BufferedResponse,
+    unread: Option<Unread>,
+    connector: &Connector,
 ) -> pingora::Result<()> {
-    let Won { answer, endpoint, index } = won;
-    let Answer { mut head, body, rest, trailers, held } = answer;
+    let BufferedResponse { mut head, body, trailers, held } = response;
+    let snapshot = Arc::clone(&request.snapshot);
+    let limits = &snapshot.config.limits;
     let is_grpc = request.identity.grpc.is_some();
-    prepare_answer(&mut head, request, target, &endpoint.state)?;
+    prepare_answer(&mut head, request)?;
     for name in HOP_BY_HOP.iter().chain(&nominated(&head.headers)) {
         head.remove_header(name);
     }
     if is_grpc {
-        grpc::note(request, &head.headers);
-        if body.is_empty() && rest.is_none() && trailers.is_none() {
-            return respond::grpc::header_alone(session, head).await;
+        forward::grpc::note(request, &head.headers);
+        if body.is_empty() && unread.is_none() && trailers.is_none() {
+            return grpc::header_alone(session, head).await;
         }
     } else {
-        frame(&mut head, session, rest.is_none().then_some(&body[..]))?;
+        frame(&mut head, session, unread.is_none().then_some(&body[..]))?;
     }
-    let unread = !session.downstream_session.is_body_done();
-    if unread {
+    if !session.downstream_session.is_body_done() {
         // The endpoint answered before it had read all of the request.
         session.downstream_session.set_keepalive(None);
     }
     let mut writer = Writer::new(session, limits, is_grpc);
-    let written = match rest {
+    let written = match unread {
         None => writer.whole(head, body, trailers.map(|trailers| *trailers), &held).await,
-        Some(rest) => {
-            let answer = Streamed { head, body, rest, held };
-            let from = (target, &*endpoint, index);
+        Some(unread) => {
+            let response = BufferedResponse { head, body, trailers, held };
             // Most answers are whole, and their requests need not have room for this.
-            Box::pin(stream(writer, request, answer, from, (connector, limits))).await
+            Box::pin(stream(writer, request, response, unread, (connector, limits))).await
         }
     };
     match written {
-        Ok(Some(trailers)) => grpc::note(request, &trailers),
+        Ok(Some(trailers)) => forward::grpc::note(request, &trailers),
         Ok(None) => {}
         Err(refusal) => {
             request.attempts.iter_mut().for_each(EndpointAttempt::abandoned);
@@ -87,29 +85,24 @@ pub(super) async fn respond(
         }
     }
     if !session.downstream_session.is_body_done() {
-        respond::linger(session, request).await;
+        linger(session, request).await;
     }
     Ok(())
 }
 
-/// An answer of which a part has been read.
-struct Streamed {
-    head: Box<ResponseHeader>,
-    body: Vec<Bytes>,
-    rest: Rest,
-    held: Held,
-}
-
-/// Writes an answer while its rest is read ahead; returns the trailers. `from`: who gives it, and the place
-/// of that attempt.
+/// Writes an answer while its rest is read ahead; returns the trailers.
 async fn stream(
     mut writer: Writer<'_>,
     request: &mut Request,
-    answer: Streamed,
-    (target, endpoint, index): (&Target, &Endpoint, usize),
+    response: BufferedResponse,
+    unread: Unread,
     (connector, limits): (&Connector, &Limits),
 ) -> Result<Option<HeaderMap>, Refusal> {
-    let Streamed { head, body, mut rest, held } = answer;
+    let BufferedResponse { head, body, held, .. } = response;
+    let Unread { mut rest, endpoint, index } = unread;
+    let Some(target) = request.target.clone() else {
+        return Err(Refusal::new(Reason::Internal, "a request without a route"));
+    };
     let uploads = rest.unsent.take().map(|pace| {
         let left = limits.body.saturating_sub(request.bytes_in);
         writer.goes_on_to_read(pace, left)
@@ -121,12 +114,12 @@ async fn stream(
         let _ = queue.send(room.chunk(chunk));
     }
     let mut reader = Reader {
-        target,
-        endpoint,
+        target: &target,
+        endpoint: &endpoint,
         connector,
         is_grpc: writer.is_grpc,
         succeeds: head.status.is_success(),
-        bounds: Bounds::new(request, target, &head),
+        bounds: Bounds::new(request, &target, &head),
         picked: &mut request.attempts[index],
         uploads,
         size: room.size(),

@@ -1,0 +1,53 @@
+//! Which way a request is sent whose body was received: whole, or as its rest comes.
+
+use super::attempts::Won;
+use super::buffered::{self, Length};
+use super::exchange::{Answer, Rest};
+use super::upload;
+use crate::body_memory::Account;
+use crate::http::receive::Received;
+use crate::http::request::{ForwardMode, Request};
+use crate::http::response::BufferedResponse;
+use crate::http::stage::Stop;
+use crate::pool::Endpoint;
+use crate::refusal::Refusal;
+use forebay_protocol::Reason;
+use pingora::connectors::http::Connector;
+use pingora::proxy::Session;
+use std::sync::Arc;
+
+/// The part of an answer that its endpoint has not given yet.
+pub(in crate::http) struct Unread {
+    /// What is left of it.
+    pub rest: Rest,
+    /// Who gives it.
+    pub endpoint: Arc<Endpoint>,
+    /// Place of that attempt among the request's.
+    pub index: usize,
+}
+
+/// Sends a request whose body was received, as far as it can be held, until an endpoint answers.
+///
+/// # Errors
+/// The client is refused, or has left.
+pub(in crate::http) async fn send(
+    session: &mut Session,
+    request: &mut Request,
+    received: Received,
+    to: (&Connector, &Account),
+) -> Result<(BufferedResponse, Option<Unread>), Stop> {
+    let Some(target) = request.target.clone() else {
+        return Err(Refusal::new(Reason::Internal, "a request without a route").into());
+    };
+    let won = match received {
+        Received::Whole(body) => buffered::send(session, request, target, body, to).await?,
+        Received::Begun(begun) => {
+            request.mode = Some(ForwardMode::Streamed);
+            let head = buffered::request_head(session.req_header(), Length::AsStated)?;
+            upload::upload(session, request, &target, (head, begun), to).await?
+        }
+    };
+    let Won { answer: Answer { head, body, trailers, rest, held }, endpoint, index } = won;
+    let unread = rest.map(|rest| Unread { rest, endpoint, index });
+    Ok((BufferedResponse { head, body, trailers, held }, unread))
+}

@@ -1,0 +1,93 @@
+//! The stages of a request, in order: from its header to its answer.
+//!
+//! Each stage is met once, and its file tells all that it does. It gets what is known by then and lets the
+//! request pass, answers it, or refuses it. What can be told from the header alone stands before the
+//! first stage that reads a body, so that nothing is received for a request that may not be answered.
+
+use crate::body_memory::Account;
+use crate::http::admit::{admit, take_in_parameters};
+use crate::http::forward::send::send;
+use crate::http::receive::{Received, receive};
+use crate::http::request::{ForwardMode, Request};
+use crate::http::stage::Stop;
+use crate::http::{forward, grpc, identify, respond, route, variant};
+use crate::lifecycle::Lifecycle;
+use crate::pool::Snapshot;
+use arc_swap::ArcSwap;
+use forebay_protocol::oip::Call;
+use pingora::connectors::http::Connector;
+use pingora::proxy::Session;
+use std::sync::Arc;
+
+/// How a request left the stages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Passed {
+    /// It is answered.
+    Answered,
+    /// It goes on into Pingora's pipe, which carries streams.
+    Piped,
+}
+
+/// Parts of the process that stages use, beside what the request carries.
+pub struct Services<'a> {
+    /// Connections to endpoints.
+    pub connector: &'a Connector,
+    /// Whether the process is on its way out, and the memory for bodies.
+    pub lifecycle: &'a Lifecycle,
+    /// The picture of configuration and fleet as it changes, for those that watch it.
+    pub present: &'a ArcSwap<Snapshot>,
+}
+
+/// Takes the request through the stages.
+///
+/// # Errors
+/// It is refused by one of them, or its client has left.
+pub async fn run(
+    services: &Services<'_>,
+    session: &mut Session,
+    request: &mut Request,
+) -> Result<Passed, Stop> {
+    let snapshot = Arc::clone(&request.snapshot);
+    let limits = &snapshot.config.limits;
+    identify::identify(session, &mut request.identity, limits)?;
+    if let Some(Call::ServerLive | Call::ServerReady) = request.identity.call {
+        let ready = services.lifecycle.is_ready(&snapshot);
+        respond::health(session, request, ready).await?;
+        return Ok(Passed::Answered);
+    }
+    let account = Account::new(services.lifecycle.memory(), request.identity.client, limits);
+    let message = match grpc::receive(session, request, limits, &account).await? {
+        Some(grpc::Received::Health(message)) => {
+            let state = (services.lifecycle, services.present);
+            respond::grpc::health(session, request, &message, state).await?;
+            return Ok(Passed::Answered);
+        }
+        Some(grpc::Received::Infer(message)) => Some(message),
+        None => None,
+    };
+
+    let head = session.req_header();
+    let route = route::route(&snapshot.config, &request.identity, head.uri.path())?;
+    let target = variant::choose(&snapshot, route, &request.identity, fastrand::u32(..))?;
+    request.priority = request.identity.priority.unwrap_or(route.priority);
+    request.key = identify::key(&target.pool.config, &request.identity, &head.headers);
+    request.target = Some(target);
+    let mode = admit(request, limits, route.deadline, &account)?;
+    request.mode = Some(mode);
+    if mode == ForwardMode::Streamed {
+        forward::streamed::begin(session, request, limits);
+        return Ok(Passed::Piped);
+    }
+
+    let received = match message {
+        Some(message) => Received::Whole(message),
+        None => receive(session, request, limits, &account).await?,
+    };
+    take_in_parameters(session.req_header(), request, route, received.at_hand());
+    let sent = send(session, request, received, (services.connector, &account)).await;
+    // Its body is not needed any more, however long the client takes to read.
+    request.body_memory = None;
+    let (response, rest) = sent?;
+    respond::answer(session, request, response, rest, services.connector).await?;
+    Ok(Passed::Answered)
+}
