@@ -33,11 +33,14 @@ def is_plain(value):
 
 
 def write(folder, model, data_sets):
-    """Writes a case; `data_sets` are pairs of lists of arrays, inputs and outputs."""
+    """Writes a case; `data_sets` are pairs of lists of arrays, inputs and outputs, or inputs and None
+    where the inputs are a mistake of the caller."""
     for number, (inputs, outputs) in enumerate(data_sets):
         data_set = folder / f"test_data_set_{number}"
         data_set.mkdir(parents=True)
-        for kind, values in (("input", inputs), ("output", outputs)):
+        if outputs is None:
+            (data_set / "refused").touch()
+        for kind, values in (("input", inputs), ("output", outputs or [])):
             for place, value in enumerate(values):
                 if not isinstance(value, onnx.TensorProto):
                     value = numpy_helper.from_array(numpy.asarray(value))

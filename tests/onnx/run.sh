@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The engine beside others' word for what a graph computes: the node tests of the package onnx, and
-# random graphs beside ONNX Runtime. Needs the built example `cases` ($CASES, or
+# The engine beside others' word for what a graph computes: the node tests of the package onnx, values at
+# the edges of single operators, and random graphs beside ONNX Runtime. Needs the built example `cases` ($CASES, or
 # target/debug/examples/cases) and Python 3.11+; everything else goes into a virtual environment under
 # target/.
 #
-#   tests/onnx/run.sh               node tests, then random graphs for a minute
+#   tests/onnx/run.sh               node tests, values, then random graphs for a minute
 #   SECONDS_OF_GRAPHS=600 SEED=7 tests/onnx/run.sh
 #                                   random graphs for as long as one likes, from a seed
 #   UPDATE=1 tests/onnx/run.sh      takes what loads by now off the list of what does not
@@ -32,6 +32,8 @@ fi
 status=0
 echo "--- node tests"
 timeout 600 "$venv/bin/python" "$here/node_tests.py" ${UPDATE:+--update} || status=1
+echo "--- values at an edge"
+timeout 300 "$venv/bin/python" "$here/values.py" || status=1
 echo "--- random graphs"
 seconds=${SECONDS_OF_GRAPHS:-60}
 timeout $((seconds + 120)) "$venv/bin/python" "$here/graphs.py" --seconds "$seconds" \

@@ -22,12 +22,13 @@
 //!
 //! Modules: `engine` (the boundary), [`error`], `graph` (what the ONNX file says of itself), `options`, `load`, `model` (loaded, to be run), `warm_up`
 //! (the first runs, and what they measure), `choice` (which build a model runs in), `batch` (requests joined and split), `pad` (those of near lengths), `rows` (the proof that they may be), `plan`
-//! (compiled forms, bounded), `weights` (one copy of each for all of them), `template` (what
+//! (compiled forms, bounded), `open` and `alike` (one plan for all sizes, and those that must be equal in it), `weights` (one copy of each for all of them), `template` (what
 //! plans are compiled of), `tensor` (to tract and back), `own` (tract's graph with our kernels in
 //! it), `forms` and `operators` (what stands for nodes that the engine would compute wrongly), `sound`
 //! (which rewrites of tract's are right, and the rest kept out), `compare` (the build that is served
 //! beside the graph as it is).
 
+mod alike;
 mod batch;
 mod build;
 mod choice;

@@ -7,6 +7,7 @@ use crate::graph::Interface;
 use crate::options::Profile;
 use crate::pad::Padding;
 use crate::plan::Plans;
+use crate::sound::BadValue;
 use crate::tensor::{from_tract, to_tract};
 use crate::{Curve, Fallback, Form, RunError, Watch};
 use forebay_engine::curve::Piece;
@@ -332,7 +333,7 @@ impl Model {
         let shapes: Shapes = (0..self.interface.inputs.len()).map(|i| joined.shape(i, 1)).collect();
         let is_usual =
             shapes.iter().map(|shape| &shape[1..]).eq(self.usual.iter().map(Vec::as_slice));
-        if is_usual || !self.plans.opened().is_some_and(|open| open.dims.take(&shapes)) {
+        if is_usual || self.plans.open_for(&shapes).is_none() {
             return self.curve.cover(rows, most);
         }
         let piece =
@@ -498,7 +499,10 @@ pub(crate) fn execute(
     inputs: TVec<TValue>,
     watch: &dyn Watch,
 ) -> Result<TVec<TValue>, RunError> {
-    let engine = |error: TractError| RunError::Engine(text(&error));
+    let engine = |error: TractError| match error.downcast_ref::<BadValue>() {
+        Some(bad) => RunError::Input(bad.to_string()),
+        None => RunError::Engine(text(&error)),
+    };
     let mut stopped = false;
     // A fresh state: memory of recurrent nodes must not outlive the request.
     let mut state = plan.spawn().map_err(engine)?;

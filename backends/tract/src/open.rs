@@ -8,6 +8,7 @@
 //! Some graphs can't be compiled so, and some shapes don't fit the names that a file gives to its
 //! sizes. Those are compiled for, one by one, as before.
 
+use crate::alike::Alike;
 use crate::build::{Build, Plan, Shapes};
 use forebay_protocol::oip::TensorMetadata;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -18,13 +19,20 @@ pub(crate) struct Open {
     pub(crate) plan: Plan,
     pub(crate) build: Build,
     pub(crate) dims: Dims,
+    /// Sizes that have to be equal, though their names differ.
+    alike: Alike,
     /// Values of the largest inputs so far.
     largest: AtomicUsize,
 }
 
 impl Open {
-    pub(crate) fn new(plan: Plan, build: Build, dims: Dims) -> Self {
-        Self { plan, build, dims, largest: AtomicUsize::new(0) }
+    pub(crate) fn new(plan: Plan, build: Build, dims: Dims, alike: Alike) -> Self {
+        Self { plan, build, dims, alike, largest: AtomicUsize::new(0) }
+    }
+
+    /// Does it run these shapes?
+    pub(crate) fn takes(&self, shapes: &Shapes, symbols: &SymbolScope) -> bool {
+        self.dims.take(shapes) && self.alike.hold(|| self.dims.values(shapes, symbols))
     }
 
     /// Are inputs of these shapes larger by a quarter than any before?

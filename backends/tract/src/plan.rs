@@ -8,6 +8,7 @@
 //! build can't be compiled for, or fails on, though the model itself is valid there: such a shape
 //! runs in the plain build, and its requests are answered like any others.
 
+use crate::alike::{self, Alike};
 use crate::build::{Build, Plan, Shapes};
 use crate::error::{panic_text, text};
 use crate::open::{Dims, Open};
@@ -152,12 +153,12 @@ impl Plans {
         cache.retain(|(shapes, _)| wanted(shapes));
     }
 
-    /// Compiles one plan for all shapes that go with these sizes; from then on it runs those that no plan
-    /// of their own was compiled for.
+    /// Compiles one plan for all shapes that go with these sizes, as the usual ones do; from then on it
+    /// runs those that no plan of their own was compiled for.
     ///
     /// # Errors
     /// The graph can't be compiled before its sizes are known.
-    pub(crate) fn open(&mut self, dims: Dims) -> Result<(), RunError> {
+    pub(crate) fn open(&mut self, dims: Dims, usual: &Shapes) -> Result<(), RunError> {
         let facts = dims.facts(self.template.symbols());
         let mut build = self.build;
         let mut plan = self.compile(&facts, build);
@@ -165,13 +166,25 @@ impl Plans {
             build = Build::Plain;
             plan = self.compile(&facts, build);
         }
-        self.open = Some(Open::new(plan?, build, dims));
+        let plan = plan?;
+        let alike = catch_unwind(AssertUnwindSafe(|| {
+            let known = dims.values(usual, self.template.symbols());
+            Ok(Alike::new(&self.typed_with(&facts)?, &known))
+        }));
+        let alike = alike.map_err(|payload| RunError::Shape(panic_text(&*payload)))?;
+        let alike = alike.map_err(|error: TractError| RunError::Shape(text(&error)))?;
+        self.open = Some(Open::new(plan, build, dims, alike));
         Ok(())
     }
 
     /// The plan for all shapes, if there is one.
     pub(crate) fn opened(&self) -> Option<&Open> {
         self.open.as_ref()
+    }
+
+    /// The same, if it runs these shapes.
+    pub(crate) fn open_for(&self, shapes: &Shapes) -> Option<&Open> {
+        self.open.as_ref().filter(|open| open.takes(shapes, self.template.symbols()))
     }
 
     /// Plans are compiled for each shape from now on.
@@ -181,7 +194,7 @@ impl Plans {
 
     /// The plan for these shapes: theirs if there is one, else the one for all, else compiled now.
     pub(crate) fn get(&self, shapes: &Shapes) -> Result<Chosen, RunError> {
-        if let Some(open) = self.open.as_ref().filter(|open| open.dims.take(shapes)) {
+        if let Some(open) = self.open_for(shapes) {
             let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             if !cache.iter().any(|(known, _)| known == shapes) {
                 drop(cache);
@@ -300,6 +313,7 @@ impl Plans {
     /// A plan of that graph with no rewrite at all, or with each operator made fast by itself.
     pub(crate) fn reference(&self, shapes: &Shapes, is_lowered: bool) -> TractResult<Plan> {
         let mut model = self.typed(shapes)?;
+        alike::check(&model)?;
         if is_lowered {
             return self.weights.plan(sound::lower(model)?);
         }
@@ -323,7 +337,9 @@ impl Plans {
     }
 
     fn compiled(&self, facts: &[TVec<TDim>], build: Build) -> TractResult<Plan> {
-        let mut model = sound::declutter(self.typed_with(facts)?)?;
+        let typed = self.typed_with(facts)?;
+        alike::check(&typed)?;
+        let mut model = sound::declutter(typed)?;
         if build == Build::Own {
             let rewritten = own::rewrite(&model)?;
             let model = rewritten.ok_or_else(|| TractError::msg("no place for a kernel"))?;

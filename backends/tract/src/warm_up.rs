@@ -221,12 +221,12 @@ fn open_sizes(model: &mut Model, known: Option<&Profile>, usual: &Shapes) -> Res
     if let Some(known) = known {
         model.closed.clone_from(&known.closed);
         if known.closed.is_none() {
-            model.closed = model.plans.open(dims).err().map(|error| error.to_string());
+            model.closed = model.plans.open(dims, usual).err().map(|error| error.to_string());
         }
         return Ok(());
     }
     let shapes = other_sizes(&dims, usual);
-    let found = match model.plans.open(dims) {
+    let found = match model.plans.open(dims, usual) {
         Ok(()) => {
             let open = model.plans.opened();
             let plan = |_: &Shapes| {

@@ -1,6 +1,7 @@
-//! The greater and the lesser of two values, none of which hides what is no number; and shifts by any
-//! number of bits.
+//! The greater and the lesser of two values, none of which hides what is no number; shifts by any
+//! number of bits; and divisions of integers that tell what they can't divide by.
 
+use super::places::Asked;
 use tract_onnx::prelude::tract_ndarray::Zip;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
@@ -161,5 +162,140 @@ impl BinMiniOp for Shift {
 
     fn eval_out_of_place(&self, c: &mut Tensor, a: &Tensor, b: &Tensor) -> TractResult<()> {
         for_integers!(c.datum_type(), out_of_place, a, b, self, c)
+    }
+}
+
+/// A division of integers, towards zero, or its rest. tract's ends with a panic where it divides by zero.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Quotient {
+    pub(super) is_rest: bool,
+    pub(super) asked: Asked,
+}
+
+impl Quotient {
+    /// # Errors
+    /// A divisor is zero.
+    fn check(&self, divisors: &Tensor) -> TractResult<()> {
+        let wide = divisors.cast_to::<i64>()?;
+        let plain = wide.try_as_plain_ram()?;
+        if plain.as_slice::<i64>()?.contains(&0) {
+            return Err(self.asked.bad("numbers to divide by", &0));
+        }
+        Ok(())
+    }
+}
+
+/// Integers that are divided.
+trait Divide: Datum + Copy {
+    fn divided(self, by: Self, is_rest: bool) -> Self;
+}
+
+macro_rules! divide {
+    ($($int:ty)*) => {$(
+        impl Divide for $int {
+            fn divided(self, by: Self, is_rest: bool) -> Self {
+                if is_rest { self.wrapping_rem(by) } else { self.wrapping_div(by) }
+            }
+        }
+    )*};
+}
+
+divide!(i8 i16 i32 i64 u8 u16 u32 u64);
+
+/// Calls `$function` for the integer type `$datum_type`.
+macro_rules! for_divisions {
+    ($datum_type:expr, $function:ident, $a:expr, $b:expr, $is_rest:expr $(, $c:expr)?) => {
+        match $datum_type {
+            DatumType::I8 => $function::<i8>($($c,)? $a, $b, |a, b| a.divided(b, $is_rest)),
+            DatumType::I16 => $function::<i16>($($c,)? $a, $b, |a, b| a.divided(b, $is_rest)),
+            DatumType::I32 => $function::<i32>($($c,)? $a, $b, |a, b| a.divided(b, $is_rest)),
+            DatumType::I64 => $function::<i64>($($c,)? $a, $b, |a, b| a.divided(b, $is_rest)),
+            DatumType::U8 => $function::<u8>($($c,)? $a, $b, |a, b| a.divided(b, $is_rest)),
+            DatumType::U16 => $function::<u16>($($c,)? $a, $b, |a, b| a.divided(b, $is_rest)),
+            DatumType::U32 => $function::<u32>($($c,)? $a, $b, |a, b| a.divided(b, $is_rest)),
+            DatumType::U64 => $function::<u64>($($c,)? $a, $b, |a, b| a.divided(b, $is_rest)),
+            other => bail!("expected integers, found {other:?}"),
+        }
+    };
+}
+
+impl BinMiniOp for Quotient {
+    fn name(&self) -> &'static str {
+        if self.is_rest { "ForebayRem" } else { "ForebayDiv" }
+    }
+
+    fn is_commutative(&self) -> bool {
+        false
+    }
+
+    fn result_datum_type(&self, a: DatumType, b: DatumType) -> TractResult<DatumType> {
+        self.operating_datum_type(a, b)
+    }
+
+    fn eval_in_a(&self, a: &mut Tensor, b: &Tensor) -> TractResult<()> {
+        self.check(b)?;
+        for_divisions!(a.datum_type(), in_first, a, b, self.is_rest)
+    }
+
+    fn eval_out_of_place(&self, c: &mut Tensor, a: &Tensor, b: &Tensor) -> TractResult<()> {
+        self.check(b)?;
+        for_divisions!(c.datum_type(), out_of_place, a, b, self.is_rest, c)
+    }
+}
+
+/// A power of integers. tract's takes an exponent below zero for one of billions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Power;
+
+/// Integers that are multiplied with themselves.
+trait Powers: Datum + Copy {
+    fn power(self, exponent: Self) -> Self;
+}
+
+macro_rules! powers {
+    ($($int:ty)*) => {$(
+        impl Powers for $int {
+            fn power(self, exponent: Self) -> Self {
+                match (u32::try_from(exponent), self) {
+                    (Ok(exponent), _) => self.wrapping_pow(exponent),
+                    (Err(_), 1) => 1,
+                    (Err(_), -1) => if exponent % 2 == 0 { 1 } else { -1 },
+                    // A part of one, cut off; or so large that nothing is left of it.
+                    (Err(_), _) => 0,
+                }
+            }
+        }
+    )*};
+}
+
+powers!(i32 i64);
+
+impl BinMiniOp for Power {
+    fn name(&self) -> &'static str {
+        "ForebayPow"
+    }
+
+    fn is_commutative(&self) -> bool {
+        false
+    }
+
+    fn result_datum_type(&self, a: DatumType, b: DatumType) -> TractResult<DatumType> {
+        self.operating_datum_type(a, b)
+    }
+
+    fn eval_in_a(&self, a: &mut Tensor, b: &Tensor) -> TractResult<()> {
+        match a.datum_type() {
+            DatumType::I32 => in_first::<i32>(a, b, i32::power),
+            DatumType::I64 => in_first::<i64>(a, b, i64::power),
+            other => bail!("expected integers, found {other:?}"),
+        }
+    }
+
+    fn eval_out_of_place(&self, c: &mut Tensor, a: &Tensor, b: &Tensor) -> TractResult<()> {
+        match c.datum_type() {
+            DatumType::I32 => out_of_place::<i32>(c, a, b, i32::power),
+            DatumType::I64 => out_of_place::<i64>(c, a, b, i64::power),
+            other => bail!("expected integers, found {other:?}"),
+        }
     }
 }

@@ -1,20 +1,33 @@
-//! Puts operators that let through what is no number in the place of those that hide it.
+//! Puts operators that let through what is no number in the place of those that hide it, and those that
+//! look at the values that they are led by in the place of those that do not.
 
-use super::bounds::{Bound, Shift};
-use super::nan::{Extreme, NotHiding};
+use super::bounds::{Bound, Power, Quotient, Shift};
+use super::nan::{Cell, Extreme, NotHiding};
+use super::order::Where;
+use super::places::{self, Asked};
 use super::values::Function;
 use crate::own;
+use std::collections::HashMap;
+use tract_onnx::prelude::DatumType::{I8, I16, I32, I64, U8, U16, U32, U64};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
+use tract_onnx::tract_core::ops::cnn::{MaxPool, OptMaxPool};
 use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
 use tract_onnx::tract_core::ops::logic::IfThenElse;
-use tract_onnx::tract_core::ops::math::{Max, Min, ShiftLeft, ShiftRight, Tanh};
+use tract_onnx::tract_core::ops::lstm_cell::LstmEpilogue;
+use tract_onnx::tract_core::ops::math::{Div, Max, Min, Pow, Rem, ShiftLeft, ShiftRight, Tanh};
 use tract_onnx::tract_core::ops::nn::silu::Silu;
 use tract_onnx::tract_core::ops::nn::{Reduce, Reducer, Sigmoid};
 use tract_onnx::tract_core::ops::scan::{OptScan, Scan};
 
 /// Before tract puts operators together: those of two inputs.
 pub(crate) fn prepare(model: &mut TypedModel) -> TractResult<()> {
+    let divided: HashMap<usize, Asked> = model
+        .nodes()
+        .iter()
+        .filter(|node| is_division(node))
+        .map(|node| (node.id, Asked::new(model, node, &[1])))
+        .collect();
     for node in model.nodes_mut() {
         if let Some(scan) = node.op_as_mut::<Scan>() {
             prepare(&mut scan.body)?;
@@ -28,6 +41,7 @@ pub(crate) fn prepare(model: &mut TypedModel) -> TractResult<()> {
             continue;
         }
         let is_float = node.outputs.iter().all(|output| output.fact.datum_type.is_float());
+        let asked = divided.get(&node.id);
         let Some(op) = node.op_as_mut::<TypedBinOp>() else { continue };
         if op.0.is::<Max>() && is_float {
             op.0 = Box::new(Bound::Greater);
@@ -37,13 +51,30 @@ pub(crate) fn prepare(model: &mut TypedModel) -> TractResult<()> {
             op.0 = Box::new(Shift::Left);
         } else if op.0.is::<ShiftRight>() {
             op.0 = Box::new(Shift::Right);
+        } else if op.0.is::<Pow>() && !is_float {
+            op.0 = Box::new(Power);
+        } else if let Some(asked) = asked {
+            let is_rest = op.0.is::<Rem>();
+            op.0 = Box::new(Quotient { is_rest, asked: asked.clone() });
         }
     }
     Ok(())
 }
 
+/// A division of integers, or its rest.
+fn is_division(node: &TypedNode) -> bool {
+    let kinds = [I8, I16, I32, I64, U8, U16, U32, U64];
+    node.outputs.iter().all(|output| kinds.contains(&output.fact.datum_type))
+        && node.op_as::<TypedBinOp>().is_some_and(|op| op.0.is::<Div>() || op.0.is::<Rem>())
+}
+
 /// Behind all rewrites: those of one input.
 pub(crate) fn finish(model: &mut TypedModel) -> TractResult<()> {
+    let checked = model.nodes().iter();
+    let checked = checked.filter_map(|node| Some((node.id, places::checked(model, node)?)));
+    for (node, op) in checked.collect::<Vec<_>>() {
+        model.node_mut(node).op = op;
+    }
     for node in model.nodes_mut() {
         if let Some(scan) = node.op_as_mut::<Scan>() {
             finish(&mut scan.body)?;
@@ -66,6 +97,18 @@ pub(crate) fn finish(model: &mut TypedModel) -> TractResult<()> {
             {
                 op.0 = Box::new(function);
             }
+            continue;
+        }
+        if let Some(op) = node.op_as::<Reduce>().and_then(Where::of) {
+            node.op = Box::new(op);
+            continue;
+        }
+        if let Some(inner) = node.op_as::<LstmEpilogue>().cloned() {
+            node.op = Box::new(Cell { inner });
+            continue;
+        }
+        if node.op_is::<MaxPool>() || node.op_is::<OptMaxPool>() {
+            node.op = Box::new(NotHiding { inner: node.op.clone() });
             continue;
         }
         if !is_float || node.outputs.len() != 1 {

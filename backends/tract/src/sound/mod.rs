@@ -9,14 +9,18 @@
 //!
 //! Some kernels of tract's give a number where the answer is none (NaN): `exact` puts others in their
 //! place. Modules: `exact`, `values` (functions of single values), `bounds` (the greater and the
-//! lesser of two), `nan` (around kernels that look for an extreme).
+//! lesser of two, and others of two values), `nan` (around kernels that look for an extreme), `order`
+//! (where an extreme stands), `places` (operators that go where values say).
 
 mod bounds;
 mod exact;
 mod nan;
+mod order;
+mod places;
 mod values;
 
 pub(crate) use exact::{finish, prepare};
+pub(crate) use places::BadValue;
 pub(crate) use values::Function;
 
 use std::sync::Arc;

@@ -86,7 +86,8 @@ async fn a_bad_row_spoils_its_own_request_and_no_other() {
     for caller in callers.collect::<Vec<_>>() {
         let (caller, looked_up, log) = caller.await.unwrap();
         if caller == 3 {
-            looked_up.refused(500, "inference_failed", "lookup");
+            let part = "input \"x\" of Gather";
+            looked_up.refused(400, "invalid_input", part);
             log.refused(500, "inference_failed", "element 1");
         } else {
             #[allow(clippy::cast_precision_loss, reason = "small numbers")]
