@@ -11,6 +11,8 @@
 //! alone), `formula` (the same where it is read several times), `convolution`, `product`, `paired` and `whole`
 //! (what can become a kernel), `branch` (conditions).
 
+#[cfg(test)]
+mod bits;
 mod branch;
 mod convolution;
 mod follow;

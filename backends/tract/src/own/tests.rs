@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use super::bits::Bits;
 use super::rewrite;
 use std::collections::HashSet;
 use tract_onnx::prelude::*;
@@ -86,17 +87,18 @@ impl Case {
     }
 
     /// Runs the graph with and without our kernels and compares; gives the operations of ours.
-    fn check(mut self, outputs: &[OutletId], what: &str) -> Vec<String> {
+    fn check(mut self, outputs: &[OutletId], what: &str, bits: &mut Bits) -> Vec<String> {
         self.model.select_output_outlets(outputs).unwrap();
         let model = self.model.into_decluttered().unwrap();
         let mut ours = rewrite(&model).unwrap().unwrap_or_else(|| model.clone());
         ours.optimize().unwrap();
         let names = ours.nodes().iter().map(|node| node.op().name().to_string());
         let names = names.filter(|name| name.starts_with("Forebay")).collect();
-        let expected =
-            model.into_optimized().unwrap().into_runnable().unwrap().run(self.inputs.clone());
-        let found = ours.into_runnable().unwrap().run(self.inputs).unwrap();
-        for (found, expected) in found.iter().zip(expected.unwrap()) {
+        let expected = model.into_optimized().unwrap().into_runnable().unwrap();
+        let expected = expected.run(self.inputs.clone()).unwrap();
+        let found = ours.into_runnable().unwrap().run(self.inputs.clone()).unwrap();
+        bits.add(&what, &self.inputs, &expected, &found);
+        for (found, expected) in found.iter().zip(expected) {
             let close = Approximation::Custom(1e-4, 1e-4, 0.0);
             let close = found.close_enough(&expected, close);
             assert!(close.is_ok(), "{what}: {:?}", close.err());
@@ -205,6 +207,7 @@ fn windows(
 
 #[test]
 fn convolutions_of_all_sizes_answer_the_same_with_all_that_follows() {
+    let mut bits = Bits::default();
     let mut kinds = HashSet::new();
     for seed in 0..250 {
         let mut case = Case::new(seed);
@@ -245,17 +248,19 @@ fn convolutions_of_all_sizes_answer_the_same_with_all_that_follows() {
         }
         outputs.push(y);
         outputs.dedup();
-        let names = case.check(&outputs, &what);
+        let names = case.check(&outputs, &what, &mut bits);
         assert!(!names.is_empty(), "{what}");
         kinds.extend(names);
     }
     for kind in ["ForebayConvolution", "ForebayDepthwise", "ForebayProduct", "ForebaySteps"] {
         assert!(kinds.contains(kind), "expected a {kind} among {kinds:?}");
     }
+    bits.check("convolutions");
 }
 
 #[test]
 fn products_over_any_axes_answer_the_same() {
+    let mut bits = Bits::default();
     let sizes = |axis: char| match axis {
         'a' | 'c' | 'd' => 1,
         'm' => 7,
@@ -307,15 +312,17 @@ fn products_over_any_axes_answer_the_same() {
             for _ in 0..3 {
                 y = follow(&mut case, y, axis);
             }
-            let names = case.check(&[y], &axes);
+            let names = case.check(&[y], &axes, &mut bits);
             let found = names.iter().any(|name| name == "ForebayProduct");
             assert_eq!(found, is_ours, "{axes}: {names:?}");
         }
     }
+    bits.check("products");
 }
 
 #[test]
 fn products_of_computed_tensors_answer_the_same() {
+    let mut bits = Bits::default();
     let sizes = |axis: char| match axis {
         'a' | 'c' | 'd' => 1,
         'm' => 7,
@@ -347,14 +354,16 @@ fn products_of_computed_tensors_answer_the_same() {
         let y = case.add(op, &inputs);
         let axis = case.shape(y).len() - 1;
         let z = follow(&mut case, y, axis);
-        let names = case.check(&[z], expression);
+        let names = case.check(&[z], expression, &mut bits);
         let found = names.iter().any(|name| name == "ForebayPaired");
         assert_eq!(found, is_ours, "{expression}: {names:?}");
     }
+    bits.check("paired");
 }
 
 #[test]
 fn what_is_done_to_whole_axes_answers_the_same() {
+    let mut bits = Bits::default();
     let mut kinds = HashSet::new();
     for seed in 0..150 {
         let mut case = Case::new(seed);
@@ -402,15 +411,17 @@ fn what_is_done_to_whole_axes_answers_the_same() {
             }
         };
         let z = follow(&mut case, y, 1);
-        kinds.extend(case.check(&[z], &format!("seed {seed}")));
+        kinds.extend(case.check(&[z], &format!("seed {seed}"), &mut bits));
     }
     for kind in ["ForebayReduction", "ForebaySoftmax", "ForebayMaxPool", "ForebayRepeat"] {
         assert!(kinds.contains(kind), "expected a {kind} among {kinds:?}");
     }
+    bits.check("whole");
 }
 
 #[test]
 fn each_alternative_of_a_condition_answers_the_same() {
+    let mut bits = Bits::default();
     for condition in [true, false] {
         let body = |seed| {
             let mut case = Case::new(seed);
@@ -432,9 +443,10 @@ fn each_alternative_of_a_condition_answers_the_same() {
         let (a, b) = (case.input(&[3, 20]), case.input(&[3, 20]));
         let y = case.add(op, &[source, a, b]);
         let z = follow(&mut case, y, 1);
-        let names = case.check(&[z], &format!("{condition}"));
+        let names = case.check(&[z], &format!("{condition}"), &mut bits);
         assert!(names.iter().any(|name| name == "ForebayBranch"), "{names:?}");
     }
+    bits.check("conditions");
 }
 
 #[test]
