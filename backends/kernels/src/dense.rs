@@ -11,6 +11,9 @@ use crate::{arch, lanes};
 use pulp::{Simd, WithSimd};
 use std::sync::Arc;
 
+pub use forebay_program::products::Matrices;
+pub use forebay_program::windows::Geometry;
+
 /// Vectors side by side in one panel of weights.
 const VECTORS: usize = 2;
 /// Values of the left side that are worked on before the next panel of weights is read: half of a
@@ -135,94 +138,23 @@ impl Product {
     }
 }
 
-/// The sizes of a product of two matrices that are both computed, and where they lie in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Matrices {
-    /// Rows of `x` and `y`.
-    pub rows: usize,
-    /// Values in a row of `x`, one after the other, and lines of `w`.
-    pub lines: usize,
-    /// Channels of `w` and `y`, one after the other in `y`.
-    pub channels: usize,
-    /// From one row of `x` to the next.
-    pub x_row: usize,
-    /// From one line of `w` to the next.
-    pub w_line: usize,
-    /// From one channel of `w` to the next.
-    pub w_channel: usize,
-    /// From one row of `y` to the next.
-    pub y_row: usize,
-}
-
-impl Matrices {
-    /// Computes `y = x * w`.
-    pub fn run(&self, x: &[f32], w: &[f32], y: &mut [f32]) {
-        let weight = |line, channel| w[line * self.w_line + channel * self.w_channel];
-        let weights = Weights::new(self.lines, self.channels, weight);
-        arch().dispatch(Run {
-            x,
-            windows: Windows { table: &[], stride: self.x_row, image: 0 },
-            segments: &[0],
-            length: self.lines,
-            weights: &weights,
-            bias: &vec![0.0; self.channels],
-            steps: Steps { steps: &[], tensors: &[], channels: self.channels },
-            y,
-            rows: self.rows,
-            stride: self.y_row,
-            channel: 0,
-        });
-    }
-}
-
-/// Sizes of a convolution over two axes; one over one axis has 1 for the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Geometry {
-    /// Height and width of the input.
-    pub input: [usize; 2],
-    /// Height and width of the kernel.
-    pub kernel: [usize; 2],
-    /// Distance of windows.
-    pub stride: [usize; 2],
-    /// Distance of values within a window.
-    pub dilation: [usize; 2],
-    /// Zeros above and to the left.
-    pub before: [usize; 2],
-    /// Zeros below and to the right.
-    pub after: [usize; 2],
-    /// Channels of the input.
-    pub channels_in: usize,
-    /// Channels of the output.
-    pub channels_out: usize,
-    /// Groups of channels that do not see each other.
-    pub groups: usize,
-}
-
-impl Geometry {
-    /// Height and width of the output; `None` if no window fits.
-    #[must_use]
-    pub fn output(&self) -> Option<[usize; 2]> {
-        let size = |axis: usize| {
-            let padded = self.input[axis] + self.before[axis] + self.after[axis];
-            let window = self.kernel[axis].checked_sub(1)? * self.dilation[axis] + 1;
-            Some(padded.checked_sub(window)?.checked_div(self.stride[axis])? + 1)
-        };
-        Some([size(0)?, size(1)?])
-    }
-
-    /// Does it differ from the other in no more than the size of the images and their frames?
-    pub(crate) fn resizes(&self, other: &Self) -> bool {
-        let sized = Self { input: self.input, before: self.before, after: self.after, ..*other };
-        *self == sized
-    }
-
-    fn padded(&self) -> [usize; 2] {
-        [0, 1].map(|axis| self.input[axis] + self.before[axis] + self.after[axis])
-    }
-
-    fn is_padded(&self) -> bool {
-        self.padded() != self.input
-    }
+/// Computes `y = x * w` of two matrices that are both computed.
+pub fn multiply(matrices: &Matrices, x: &[f32], w: &[f32], y: &mut [f32]) {
+    let weight = |line, channel| w[line * matrices.w_line + channel * matrices.w_channel];
+    let weights = Weights::new(matrices.lines, matrices.channels, weight);
+    arch().dispatch(Run {
+        x,
+        windows: Windows { table: &[], stride: matrices.x_row, image: 0 },
+        segments: &[0],
+        length: matrices.lines,
+        weights: &weights,
+        bias: &vec![0.0; matrices.channels],
+        steps: Steps { steps: &[], tensors: &[], channels: matrices.channels },
+        y,
+        rows: matrices.rows,
+        stride: matrices.y_row,
+        channel: 0,
+    });
 }
 
 /// A convolution of images in channels-last order with constant weights.

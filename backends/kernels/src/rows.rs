@@ -6,18 +6,16 @@ use crate::math;
 use crate::steps::{load, store};
 use pulp::{Simd, WithSimd};
 
-/// What becomes of the values along an axis.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reduction {
-    /// Their sum.
-    Sum,
-    /// The greatest.
-    Max,
-    /// The mean of their squares.
-    MeanOfSquares,
+pub use forebay_program::Reduction;
+
+/// How a reduction goes on one vector after the other.
+trait Reduces {
+    fn start(self) -> f32;
+    fn add<S: Simd>(self, simd: S, sum: S::f32s, value: S::f32s) -> S::f32s;
+    fn join(self, a: f32, b: f32) -> f32;
 }
 
-impl Reduction {
+impl Reduces for Reduction {
     fn start(self) -> f32 {
         match self {
             Self::Max => f32::NEG_INFINITY,

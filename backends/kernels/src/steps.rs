@@ -4,113 +4,7 @@ use crate::arch;
 use crate::math;
 use pulp::{Simd, WithSimd};
 
-/// One step. Channels are the last axis of the output.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Step {
-    /// Nothing below 0.
-    Relu,
-    /// Nothing outside of these.
-    Clip(f32, f32),
-    /// Values below 0 times this.
-    Leaky(f32),
-    /// The value times `clip(scale * value + offset, low, high)`; with 1/6, 1/2, 0, 1: hard swish.
-    Gate {
-        /// Factor of the value.
-        scale: f32,
-        /// What is added to that.
-        offset: f32,
-        /// Least of the gate.
-        low: f32,
-        /// Most of the gate.
-        high: f32,
-    },
-    /// 1 / (1 + e^-x).
-    Sigmoid,
-    /// x times its sigmoid.
-    Silu,
-    /// Hyperbolic tangent.
-    Tanh,
-    /// Error function.
-    Erf,
-    /// x / 2 * (1 + erf(x / sqrt(2))).
-    Gelu,
-    /// Without its sign.
-    Abs,
-    /// Times itself.
-    Square,
-    /// Square root.
-    Sqrt,
-    /// 1 / square root.
-    Rsqrt,
-    /// 1 / value.
-    Recip,
-    /// e^x.
-    Exp,
-    /// Plus a number.
-    Add(f32),
-    /// Times a number.
-    Mul(f32),
-    /// Plus a number for each channel.
-    AddChannel(Vec<f32>),
-    /// Times a number for each channel.
-    MulChannel(Vec<f32>),
-    /// Together with the operation's next tensor.
-    Tensor(Pair),
-    /// A formula of the value alone.
-    Formula(Formula),
-}
-
-/// What is made of two values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pair {
-    /// a + b
-    Add,
-    /// a - b
-    Sub,
-    /// b - a
-    From,
-    /// a * b
-    Mul,
-    /// a / b
-    Div,
-    /// b / a
-    Into,
-}
-
-/// A formula in which the value, or something made of it, occurs more than once.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Formula {
-    /// One after the other; the result of the last is the new value.
-    pub lines: Vec<Line>,
-}
-
-/// One line of a formula. Registers are counted from 0; the first holds the value.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Line {
-    /// A step that reads neither tensor nor channel.
-    One {
-        /// What is done.
-        step: Step,
-        /// Register that is read.
-        a: usize,
-        /// Register that is written.
-        to: usize,
-    },
-    /// Two registers.
-    Two {
-        /// What is made of them.
-        pair: Pair,
-        /// First register.
-        a: usize,
-        /// Second register.
-        b: usize,
-        /// Register that is written.
-        to: usize,
-    },
-}
-
-/// Registers of a formula.
-pub const REGISTERS: usize = 4;
+pub use forebay_program::steps::{Formula, Line, Pair, REGISTERS, Spread, Step};
 
 /// A tensor that a step reads. It need not be of the output's shape: of its rows each may go with
 /// several rows of the output, and each of its rows may hold one value for all channels.
@@ -120,27 +14,6 @@ pub struct Beside<'a> {
     pub data: &'a [f32],
     /// How its rows go with those of the output.
     pub spread: Spread,
-}
-
-/// How the rows of a tensor go with the rows of an output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Spread {
-    /// Rows of the output one after the other that read the same row.
-    pub repeat: usize,
-    /// Rows that the tensor has, after which it begins again.
-    pub rows: usize,
-    /// Has each row one value for each channel, or one for all?
-    pub has_channels: bool,
-}
-
-impl Spread {
-    /// A tensor of the output's shape.
-    pub const SAME: Self = Self { repeat: 1, rows: usize::MAX, has_channels: true };
-
-    #[inline(always)]
-    fn row(&self, row: usize) -> usize {
-        if self.repeat == 1 && row < self.rows { row } else { row / self.repeat % self.rows }
-    }
 }
 
 /// Each vector in turn. A macro and no function that takes a closure: what is not inlined is not
@@ -276,7 +149,7 @@ impl<S: Simd> pulp::NullaryFnOnce for Apply<'_, S> {
                 }
                 Step::Formula(formula) => {
                     for values in values.chunks_mut(FORMULA) {
-                        formula.apply(simd, values);
+                        apply(formula, simd, values);
                     }
                 }
                 step => each(simd, values, step),
@@ -288,29 +161,28 @@ impl<S: Simd> pulp::NullaryFnOnce for Apply<'_, S> {
 /// Vectors that go through a formula together.
 const FORMULA: usize = 8;
 
-impl Formula {
-    #[inline(always)]
-    fn apply<S: Simd>(&self, simd: S, values: &mut [S::f32s]) {
-        let mut registers = [[simd.splat_f32s(0.0); FORMULA]; REGISTERS];
-        let count = values.len().min(FORMULA);
-        registers[0][..count].copy_from_slice(&values[..count]);
-        let mut last = 0;
-        for line in &self.lines {
-            match line {
-                Line::One { step, a, to } => {
-                    registers[to % REGISTERS] = registers[a % REGISTERS];
-                    each(simd, &mut registers[to % REGISTERS], step);
-                    last = to % REGISTERS;
-                }
-                Line::Two { pair, a, b, to } => {
-                    let (a, b) = (registers[a % REGISTERS], registers[b % REGISTERS]);
-                    last = to % REGISTERS;
-                    pairs!(simd, pair, both!(registers[last], a, b));
-                }
+/// Runs a formula of each of some values.
+#[inline(always)]
+fn apply<S: Simd>(formula: &Formula, simd: S, values: &mut [S::f32s]) {
+    let mut registers = [[simd.splat_f32s(0.0); FORMULA]; REGISTERS];
+    let count = values.len().min(FORMULA);
+    registers[0][..count].copy_from_slice(&values[..count]);
+    let mut last = 0;
+    for line in &formula.lines {
+        match line {
+            Line::One { step, a, to } => {
+                registers[to % REGISTERS] = registers[a % REGISTERS];
+                each(simd, &mut registers[to % REGISTERS], step);
+                last = to % REGISTERS;
+            }
+            Line::Two { pair, a, b, to } => {
+                let (a, b) = (registers[a % REGISTERS], registers[b % REGISTERS]);
+                last = to % REGISTERS;
+                pairs!(simd, pair, both!(registers[last], a, b));
             }
         }
-        values[..count].copy_from_slice(&registers[last][..count]);
     }
+    values[..count].copy_from_slice(&registers[last][..count]);
 }
 
 /// A step of the value alone for all values; which step it is is asked once. The others change

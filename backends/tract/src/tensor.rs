@@ -25,6 +25,25 @@ pub(crate) fn datum_type(datatype: Datatype) -> Option<DatumType> {
     })
 }
 
+/// Ours for tract's; `None` for those that only tract has, such as sizes that are symbols.
+pub(crate) fn datatype(datum_type: DatumType) -> Option<Datatype> {
+    Some(match datum_type {
+        DatumType::Bool => Datatype::Bool,
+        DatumType::U8 => Datatype::Uint8,
+        DatumType::U16 => Datatype::Uint16,
+        DatumType::U32 => Datatype::Uint32,
+        DatumType::U64 => Datatype::Uint64,
+        DatumType::I8 => Datatype::Int8,
+        DatumType::I16 => Datatype::Int16,
+        DatumType::I32 => Datatype::Int32,
+        DatumType::I64 => Datatype::Int64,
+        DatumType::F16 => Datatype::Fp16,
+        DatumType::F32 => Datatype::Fp32,
+        DatumType::F64 => Datatype::Fp64,
+        _ => return None,
+    })
+}
+
 /// Copies elements `range` of `data` into a tensor of `shape`.
 pub(crate) fn to_tract(
     data: &Data,

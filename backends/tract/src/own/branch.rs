@@ -34,11 +34,8 @@ impl Rewrite<'_> {
             facts,
         };
         let inputs = node.inputs.iter().map(|&input| self.in_first(input));
-        let inputs = inputs.collect::<TractResult<TVec<_>>>()?;
-        let made = self.target.wire_node(&node.name, branch, &inputs)?;
-        for (slot, &outlet) in made.iter().enumerate() {
-            self.first.insert(OutletId::new(node.id, slot), outlet);
-        }
+        let inputs = inputs.collect::<TractResult<Vec<_>>>()?;
+        self.keep(node, Box::new(branch), inputs);
         self.kernels += 1;
         Ok(true)
     }

@@ -1,11 +1,10 @@
 //! What is done to the output of a kernel and to nothing else: it becomes steps of the kernel.
 
-use super::Rewrite;
 use super::formula::Formulas;
-use super::op::{Followed, Kernel};
-use super::sizes::spread;
 use super::steps::{Constant, alone, is_exact, pair, with_constant};
-use forebay_kernels::steps::Step;
+use super::{Followed, Rewrite};
+use forebay_program::Op;
+use forebay_program::steps::{Spread, Step};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::binary::{BinMiniOp, TypedBinOp};
@@ -100,7 +99,8 @@ impl Rewrite<'_> {
                 || self.take(&mut followed, InletId::new(node.id, slot), axis)?
             {
                 self.go_on(&mut followed, axis)?;
-                self.wire(Kernel::Input, (outlet, axis), &followed, axis)?;
+                let op = Op::Steps(followed.steps.clone());
+                self.wire(op, (outlet, axis), &followed, axis)?;
                 return Ok(true);
             }
         }
@@ -177,7 +177,7 @@ impl Rewrite<'_> {
         let (Some(other), Some(shape)) = sizes else { return Ok(false) };
         let is_ours =
             is_known && fact.datum_type == f32::datum_type() && other.len() == shape.len();
-        Ok(is_ours && spread(&other, &shape, axis).is_some())
+        Ok(is_ours && Spread::of(&other, &shape, axis).is_some())
     }
 
     fn take_formula(&self, followed: &mut Followed) -> TractResult<bool> {

@@ -5,7 +5,7 @@
 
 use super::Rewrite;
 use super::steps::{alone, pair, with_number};
-use forebay_kernels::steps::{Formula, Line, Pair, REGISTERS};
+use forebay_program::steps::{Formula, Line, Pair, REGISTERS};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 
@@ -111,7 +111,7 @@ impl Formulas<'_> {
 /// A line whose register to write is not known yet.
 enum Open {
     One {
-        step: forebay_kernels::steps::Step,
+        step: forebay_program::steps::Step,
         /// `None`: what the line before has written.
         a: Option<usize>,
     },

@@ -1,27 +1,30 @@
 //! tract's graph with our kernels in it.
 //!
-//! The graph is copied node by node. A convolution or a product with constant weights becomes one of
-//! our kernels, together with all that is done to its output alone. Images stay in channels-last
-//! order for as long as what follows can take them so; only where something can't they are turned
-//! back. What is not known here is copied as it is: a pattern that is missed costs time and nothing
-//! else. Whether the whole is faster is measured when the model is loaded, and whether it answers
-//! the same is checked there too.
+//! The graph is lowered node by node to a [`Program`], which says what is computed and not how. A
+//! convolution or a product with constant weights becomes one operation together with all that is done
+//! to its output alone. Images stay in channels-last order for as long as what follows can take them so;
+//! only where something can't they are turned back. An operation that is not known here stays tract's: a
+//! pattern that is missed costs time and nothing else. For the processor the program becomes a graph of
+//! tract's again, with our kernels in it. Whether the whole is faster is measured when the model is
+//! loaded, and whether it answers the same is checked there too.
 //!
-//! Modules: `op` (our kernels as operations of tract's graph), `follow` (what is done to an output
-//! alone), `formula` (the same where it is read several times), `convolution`, `product`, `paired` and `whole`
-//! (what can become a kernel), `branch` (conditions).
+//! Modules: `follow` (what is done to an output alone), `formula` (the same where it is read several
+//! times), `convolution`, `product`, `paired` and `whole` (what can become an operation of ours), `branch`
+//! (conditions), `constant` (tract's constants in a program); `cpu` (from the program to tract's graph),
+//! `op` (our kernels as operations of that graph), `share` (of their weights).
 
 #[cfg(test)]
 mod bits;
 mod branch;
+mod constant;
 mod convolution;
+mod cpu;
 mod follow;
 mod formula;
 pub(crate) mod op;
 mod paired;
 mod product;
 pub(crate) mod share;
-mod sizes;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -29,6 +32,11 @@ mod whole;
 
 pub(crate) use op::Source;
 
+use crate::tensor::datatype;
+use constant::Held;
+use cpu::Lowered;
+use forebay_program::steps::Step;
+use forebay_program::{Fact, Node, Op, Program, Value};
 use std::collections::{HashMap, HashSet};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
@@ -41,9 +49,14 @@ use tract_onnx::tract_core::ops::nn::{DataFormat, Reduce};
 
 /// Puts our kernels into a decluttered graph; `None` if there is no place for them.
 pub(crate) fn rewrite(source: &TypedModel) -> TractResult<Option<TypedModel>> {
+    lower(source)?.map(|program| cpu::build(program, source)).transpose()
+}
+
+/// Lowers a decluttered graph; `None` if nothing in it becomes an operation of ours.
+pub(crate) fn lower(source: &TypedModel) -> TractResult<Option<Lowered>> {
     let mut rewrite = Rewrite {
         source,
-        target: TypedModel { symbols: source.symbols.clone(), ..TypedModel::default() },
+        program: Program::default(),
         first: HashMap::new(),
         last: HashMap::new(),
         taken: HashSet::new(),
@@ -53,7 +66,9 @@ pub(crate) fn rewrite(source: &TypedModel) -> TractResult<Option<TypedModel>> {
     // In the model's order, and also those that nothing reads.
     for &input in source.input_outlets()? {
         let name = source.node(input.node).name.clone();
-        let made = rewrite.target.add_source(name, source.outlet_fact(input)?.clone())?;
+        let fact = fact_of(source.outlet_fact(input)?);
+        let made = rewrite.push(name, Op::Input, Vec::new(), fact);
+        rewrite.program.inputs.push(made);
         rewrite.first.insert(input, made);
         rewrite.taken.insert(input.node);
     }
@@ -66,16 +81,10 @@ pub(crate) fn rewrite(source: &TypedModel) -> TractResult<Option<TypedModel>> {
         return Ok(None);
     }
     let outputs = source.output_outlets()?;
-    let outputs =
-        outputs.iter().map(|&outlet| rewrite.in_first(outlet)).collect::<TractResult<Vec<_>>>()?;
-    for (&old, &new) in source.output_outlets()?.iter().zip(&outputs) {
-        if let Some(label) = source.outlet_label(old) {
-            rewrite.target.set_outlet_label(new, label.to_owned())?;
-        }
-    }
-    rewrite.target.select_output_outlets(&outputs)?;
-    rewrite.target.properties.clone_from(&source.properties);
-    Ok(Some(rewrite.target))
+    let outputs: TractResult<Vec<_>> =
+        outputs.iter().map(|&outlet| rewrite.in_first(outlet)).collect();
+    rewrite.program.outputs = outputs?;
+    Ok(Some(rewrite.program))
 }
 
 /// The weights that one of our kernels was made of.
@@ -86,16 +95,27 @@ pub(crate) fn source(node: &TypedNode) -> Option<Source> {
 /// An image in channels-last order.
 #[derive(Clone, Copy)]
 struct Turned {
-    outlet: OutletId,
+    value: Value,
     /// Where the source has the channels.
     axis: usize,
 }
 
+/// The operations after an operation of ours that it takes in.
+struct Followed {
+    steps: Vec<Step>,
+    /// Outlets of the source that the steps read, in the order of the steps.
+    tensors: Vec<OutletId>,
+    /// The outlet of the source that the operation then stands for.
+    outlet: OutletId,
+    /// Nodes of the source that it stands for beside its own.
+    taken: Vec<usize>,
+}
+
 struct Rewrite<'a> {
     source: &'a TypedModel,
-    target: TypedModel,
+    program: Lowered,
     /// What stands for an outlet of the source, as it is there.
-    first: HashMap<OutletId, OutletId>,
+    first: HashMap<OutletId, Value>,
     /// What stands for it with its channels moved to the end.
     last: HashMap<OutletId, Turned>,
     /// Nodes of the source that a kernel before them has taken in.
@@ -140,36 +160,60 @@ impl Rewrite<'_> {
             return Ok(());
         }
         let inputs = node.inputs.iter().map(|&input| self.in_first(input));
-        let inputs = inputs.collect::<TractResult<TVec<_>>>()?;
-        let outlets = self.target.wire_node(&node.name, node.op.clone(), &inputs)?;
-        for (slot, &outlet) in outlets.iter().enumerate() {
-            self.first.insert(OutletId::new(node.id, slot), outlet);
-        }
+        let inputs = inputs.collect::<TractResult<Vec<_>>>()?;
+        self.keep(node, node.op.clone(), inputs);
         Ok(())
     }
 
+    /// Adds a node with one output.
+    fn push(
+        &mut self,
+        name: String,
+        op: Op<Box<dyn TypedOp>>,
+        inputs: Vec<Value>,
+        fact: Fact<TDim>,
+    ) -> Value {
+        self.program.push(Node { name, op, inputs, outputs: vec![fact] })
+    }
+
+    /// Adds an operation of tract's in the place of a node of the source, with outputs as it has them.
+    fn keep(&mut self, node: &TypedNode, op: Box<dyn TypedOp>, inputs: Vec<Value>) {
+        let outputs = node.outputs.iter().map(|output| fact_of(&output.fact)).collect();
+        let (name, op) = (node.name.clone(), Op::Foreign(op));
+        let made = self.program.push(Node { name, op, inputs, outputs });
+        for slot in 0..node.outputs.len() {
+            self.first.insert(OutletId::new(node.id, slot), Value { slot, ..made });
+        }
+    }
+
     /// What stands for an outlet of the source, as it is there.
-    fn in_first(&mut self, outlet: OutletId) -> TractResult<OutletId> {
+    fn in_first(&mut self, outlet: OutletId) -> TractResult<Value> {
         if let Some(&known) = self.first.get(&outlet) {
             return Ok(known);
         }
-        if let Some(constant) = self.source.outlet_fact(outlet)?.konst.clone() {
-            let made = self.target.add_const(self.name(outlet, "first"), constant)?;
-            self.first.insert(outlet, made);
-            return Ok(made);
-        }
-        let turned = self.last.get(&outlet).context("expected a node before those that read it")?;
-        let back = AxisOp::Move(self.rank(outlet)? - 1, turned.axis);
-        let name = self.name(outlet, "first");
-        let made = self.target.wire_node(name, back, &[turned.outlet])?[0];
+        let (name, fact) = (self.name(outlet, "first"), self.source.outlet_fact(outlet)?);
+        let made = if let Some(constant) = &fact.konst {
+            self.constant_node(name, Arc::clone(constant))
+        } else {
+            let turned = self.last.get(&outlet);
+            let turned = *turned.context("expected a node before those that read it")?;
+            let back = Op::Move { from: fact.rank() - 1, to: turned.axis };
+            self.push(name, back, vec![turned.value], fact_of(fact))
+        };
         self.first.insert(outlet, made);
         Ok(made)
     }
 
+    fn constant_node(&mut self, name: String, constant: Arc<Tensor>) -> Value {
+        let shape = constant.shape().iter().map(ToDim::to_dim).collect();
+        let fact = Fact { datatype: datatype(constant.datum_type()), shape };
+        self.push(name, Op::Constant(Arc::new(Held(constant))), Vec::new(), fact)
+    }
+
     /// What stands for an outlet of the source, with its channels moved from `axis` to the end.
-    fn in_last(&mut self, outlet: OutletId, axis: usize) -> TractResult<OutletId> {
+    fn in_last(&mut self, outlet: OutletId, axis: usize) -> TractResult<Value> {
         match self.last.get(&outlet) {
-            Some(turned) if turned.axis == axis => return Ok(turned.outlet),
+            Some(turned) if turned.axis == axis => return Ok(turned.value),
             _ => (),
         }
         let end = self.rank(outlet)? - 1;
@@ -179,45 +223,53 @@ impl Rewrite<'_> {
         let name = self.name(outlet, "last");
         let made = if let Some(constant) = &self.source.outlet_fact(outlet)?.konst {
             let turned = constant.clone().into_tensor().move_axis(axis, end)?;
-            self.target.add_const(name, turned)?
+            self.constant_node(name, Arc::new(turned))
         } else {
-            let from = self.in_first(outlet)?;
-            self.target.wire_node(name, AxisOp::Move(axis, end), &[from])?[0]
+            let input = self.in_first(outlet)?;
+            let fact = self.last_fact(outlet, axis)?;
+            self.push(name, Op::Move { from: axis, to: end }, vec![input], fact)
         };
-        self.last.insert(outlet, Turned { outlet: made, axis });
+        self.last.insert(outlet, Turned { value: made, axis });
         Ok(made)
     }
 
-    /// Puts one of our kernels in, with what follows it; channels are at `axis` of the output, and
-    /// in the input where it says, and come last in the kernel.
+    /// Puts an operation of ours in, which takes the steps that follow it; channels are at `axis` of
+    /// the output, and in the input where it says, and come last in the operation.
     fn wire(
         &mut self,
-        kernel: op::Kernel,
+        op: Op<Box<dyn TypedOp>>,
         input: (OutletId, usize),
-        followed: &op::Followed,
+        followed: &Followed,
         axis: usize,
     ) -> TractResult<()> {
-        let outlet = followed.outlet;
-        let mut inputs = tvec!(self.in_last(input.0, input.1)?);
+        let mut inputs = vec![self.in_last(input.0, input.1)?];
         for &tensor in &followed.tensors {
             inputs.push(self.in_last(tensor, axis)?);
         }
-        let shape = self.last_shape(outlet, axis)?;
-        let fused = op::Fused { kernel, steps: followed.steps.clone(), shape };
-        let name = &self.source.node(outlet.node).name;
-        let made = self.target.wire_node(name, fused, &inputs)?[0];
-        self.put(outlet, made, axis)?;
+        self.put(followed.outlet, op, inputs, axis)?;
         self.taken.extend(&followed.taken);
-        self.kernels += 1;
         Ok(())
     }
 
-    fn put(&mut self, outlet: OutletId, made: OutletId, axis: usize) -> TractResult<()> {
-        if axis + 1 == self.rank(outlet)? {
+    /// Puts an operation of ours in the place of an outlet of the source, with its channels, which are
+    /// at `axis` there, at the end.
+    fn put(
+        &mut self,
+        outlet: OutletId,
+        op: Op<Box<dyn TypedOp>>,
+        inputs: Vec<Value>,
+        axis: usize,
+    ) -> TractResult<()> {
+        let name = self.source.node(outlet.node).name.clone();
+        if axis + 1 >= self.rank(outlet)? {
+            let made = self.push(name, op, inputs, fact_of(self.source.outlet_fact(outlet)?));
             self.first.insert(outlet, made);
         } else {
-            self.last.insert(outlet, Turned { outlet: made, axis });
+            let fact = self.last_fact(outlet, axis)?;
+            let made = self.push(name, op, inputs, fact);
+            self.last.insert(outlet, Turned { value: made, axis });
         }
+        self.kernels += 1;
         Ok(())
     }
 
@@ -235,12 +287,12 @@ impl Rewrite<'_> {
         self.sizes(&self.source.outlet_fact(outlet)?.shape).context("expected sizes")
     }
 
-    /// Shape of what comes from an outlet, with its channels moved from `axis` to the end.
-    fn last_shape(&self, outlet: OutletId, axis: usize) -> TractResult<ShapeFact> {
-        let mut dims: TVec<TDim> = self.source.outlet_fact(outlet)?.shape.iter().cloned().collect();
-        let channels = dims.remove(axis);
-        dims.push(channels);
-        Ok(ShapeFact::from_dims(dims))
+    /// What is known of what comes from an outlet, with its channels moved from `axis` to the end.
+    fn last_fact(&self, outlet: OutletId, axis: usize) -> TractResult<Fact<TDim>> {
+        let mut fact = fact_of(self.source.outlet_fact(outlet)?);
+        let channels = fact.shape.remove(axis);
+        fact.shape.push(channels);
+        Ok(fact)
     }
 
     fn rank(&self, outlet: OutletId) -> TractResult<usize> {
@@ -299,11 +351,16 @@ impl Rewrite<'_> {
             return Ok(false);
         };
         let inputs = node.inputs.iter().map(|&input| self.in_last(input, axis));
-        let inputs = inputs.collect::<TractResult<TVec<_>>>()?;
-        let outlet = self.target.wire_node(&node.name, op, &inputs)?[0];
-        self.last.insert(node.id.into(), Turned { outlet, axis });
+        let inputs = inputs.collect::<TractResult<Vec<_>>>()?;
+        let fact = self.last_fact(node.id.into(), axis)?;
+        let value = self.push(node.name.clone(), Op::Foreign(op), inputs, fact);
+        self.last.insert(node.id.into(), Turned { value, axis });
         Ok(true)
     }
+}
+
+fn fact_of(fact: &TypedFact) -> Fact<TDim> {
+    Fact { datatype: datatype(fact.datum_type), shape: fact.shape.iter().cloned().collect() }
 }
 
 fn channels_last(spec: &PoolSpec) -> Option<PoolSpec> {

@@ -3,28 +3,20 @@
 //! Sizes may be symbols of the graph. Then they are known at a run only, and all that depends on them
 //! is worked out from the tensors that come in.
 
-use super::sizes::{Pairing, Products, Windows, spread};
-use forebay_kernels::dense::{Convolution, Geometry, Product};
+use forebay_kernels::dense::{self, Convolution, Product};
 use forebay_kernels::depthwise::Depthwise;
 use forebay_kernels::packed::Share;
-use forebay_kernels::rows::{self, Reduction};
-use forebay_kernels::steps::{self, Beside, Step};
+use forebay_kernels::rows;
+use forebay_kernels::steps::{self, Beside};
+use forebay_program::Reduction;
+use forebay_program::products::{Pairing, Products};
+use forebay_program::steps::{Spread, Step};
+use forebay_program::windows::{Geometry, Windows};
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
-
-/// The operations after a kernel's sum that the kernel takes in.
-pub(super) struct Followed {
-    pub(super) steps: Vec<Step>,
-    /// Outlets of the source that the steps read, in the order of the steps.
-    pub(super) tensors: Vec<OutletId>,
-    /// The outlet of the source that the kernel then stands for.
-    pub(super) outlet: OutletId,
-    /// Nodes of the source that it stands for beside its own.
-    pub(super) taken: Vec<usize>,
-}
 
 /// One of our kernels with all that follows it.
 #[derive(Debug, Clone)]
@@ -198,7 +190,8 @@ fn beside<'a>(inputs: &'a [TValue], shape: &[usize]) -> TractResult<TVec<Beside<
     let one = |input: &'a TValue| {
         let data = input.try_as_plain_ram()?.as_slice::<f32>()?;
         let is_same_rank = input.rank() == shape.len() && !shape.is_empty();
-        let spread = is_same_rank.then(|| spread(input.shape(), shape, shape.len() - 1)).flatten();
+        let spread =
+            is_same_rank.then(|| Spread::of(input.shape(), shape, shape.len() - 1)).flatten();
         Ok(Beside { data, spread: spread.context("expected tensors whose rows go together")? })
     };
     inputs.iter().map(one).collect()
@@ -383,7 +376,7 @@ impl EvalOp for Paired {
         let (x, w) = (x.try_as_plain_ram()?.as_slice()?, w.try_as_plain_ram()?.as_slice()?);
         made(&shape, |y| {
             for &[from_x, from_w, to] in &products.places {
-                products.matrices.run(&x[from_x..], &w[from_w..], &mut y[to..]);
+                dense::multiply(&products.matrices, &x[from_x..], &w[from_w..], &mut y[to..]);
             }
             Ok(())
         })

@@ -1,9 +1,9 @@
 //! Products of two tensors that are both computed, as in attention.
 
 use super::Rewrite;
-use super::op::Paired;
 use super::product::places;
-use super::sizes::Pairing;
+use forebay_program::Op;
+use forebay_program::products::Pairing;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::ops::einsum::EinSum;
 
@@ -33,16 +33,12 @@ impl Rewrite<'_> {
             Some((pairing, products))
         });
         let Some((pairing, products)) = found else { return Ok(false) };
-        let shape = output.shape.clone();
-        let products = shape.is_concrete().then_some(products);
-        if products.as_ref().is_some_and(|products| products.places.len() > MAX_PRODUCTS) {
+        if output.shape.is_concrete() && products.places.len() > MAX_PRODUCTS {
             return Ok(false);
         }
-        let inputs = [self.in_first(node.inputs[0])?, self.in_first(node.inputs[1])?];
-        let paired = Paired { pairing, products, shape };
-        let made = self.target.wire_node(&node.name, paired, &inputs)?[0];
-        self.first.insert(node.id.into(), made);
-        self.kernels += 1;
+        let inputs = vec![self.in_first(node.inputs[0])?, self.in_first(node.inputs[1])?];
+        let axis = output.rank().saturating_sub(1);
+        self.put(node.id.into(), Op::Paired(pairing), inputs, axis)?;
         Ok(true)
     }
 }

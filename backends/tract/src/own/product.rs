@@ -6,8 +6,9 @@
 //! the channels of the output.
 
 use super::Rewrite;
-use super::op::Kernel;
-use forebay_kernels::dense::Product;
+use super::constant::Held;
+use forebay_program::constant::{Matrix, Stride};
+use forebay_program::{Op, Product};
 use std::sync::Arc;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::axes::Axis;
@@ -35,27 +36,20 @@ impl Rewrite<'_> {
         let Some(form) = self.form(node, op)? else { return Ok(false) };
         let weights = self.source.outlet_fact(node.inputs[1 - form.slot])?.konst.clone();
         let weights = weights.context("expected constant weights")?;
-        let (plain, strides) = (weights.try_as_plain_ram()?, weights.strides());
-        let values = plain.as_slice::<f32>()?;
-        let places = |axes: &[usize]| {
-            let mut places = vec![0];
-            for &axis in axes {
-                let stride = strides[axis].unsigned_abs();
-                let along = |&place: &usize| {
-                    (0..weights.shape()[axis]).map(move |index| place + index * stride)
-                };
-                places = places.iter().flat_map(along).collect();
-            }
-            places
+        let along = |axes: &[usize]| {
+            let stride = |&axis: &usize| Stride {
+                size: weights.shape()[axis],
+                step: weights.strides()[axis].unsigned_abs(),
+            };
+            axes.iter().map(stride).collect()
         };
-        let (lines, channels) = (places(&form.summed), places(&form.kept));
-        let weight = |line: usize, channel: usize| values[lines[line] + channels[channel]];
-        let kernel = Product::new(lines.len(), channels.len(), weight, &[]);
+        let (lines, channels) = (along(&form.summed), along(&form.kept));
+        let matrix = Matrix { constant: Arc::new(Held(weights)), lines, channels };
 
         let axis = form.channels;
         let followed = self.follow(node, axis)?;
-        let kernel = Kernel::Product(Arc::new(kernel));
-        self.wire(kernel, (node.inputs[form.slot], form.values), &followed, axis)?;
+        let op = Op::Product(Product { matrix, steps: followed.steps.clone() });
+        self.wire(op, (node.inputs[form.slot], form.values), &followed, axis)?;
         Ok(true)
     }
 

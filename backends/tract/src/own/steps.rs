@@ -1,6 +1,6 @@
 //! The steps of a kernel that operations of tract's graph become.
 
-use forebay_kernels::steps::{Pair, Step};
+use forebay_program::steps::{Pair, Step};
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::binary::BinMiniOp;
 use tract_onnx::tract_core::ops::element_wise::{ElementWiseMiniOp, ElementWiseOp};

@@ -457,3 +457,26 @@ fn a_graph_without_a_place_for_a_kernel_is_left_alone() {
     model.select_output_outlets(&sum).unwrap();
     assert!(rewrite(&model).unwrap().is_none());
 }
+
+#[test]
+fn a_product_over_an_open_size_is_of_the_size_of_its_run() {
+    let mut model = TypedModel::default();
+    let size = model.symbols.sym("S").to_dim();
+    let dims = |dims: &[TDim]| f32::fact(dims.iter().cloned().collect::<TVec<_>>());
+    let x = model.add_source("x", dims(&[1.to_dim(), size.clone()])).unwrap();
+    let w = model.add_source("w", dims(&[size, 4.to_dim()])).unwrap();
+    let op = EinSum::new("bk,kn->bn".parse().unwrap(), f32::datum_type());
+    let y = model.wire_node("y", op, &[x, w]).unwrap();
+    model.select_output_outlets(&y).unwrap();
+    let ours = rewrite(&model).unwrap().unwrap().into_optimized().unwrap().into_runnable().unwrap();
+    let plain = model.into_optimized().unwrap().into_runnable().unwrap();
+    for size in [1, 3, 200] {
+        let mut random = random(7);
+        let inputs = [vec![1, size], vec![size, 4]];
+        let inputs: TVec<TValue> =
+            inputs.iter().map(|shape| random.tensor(shape).into_tvalue()).collect();
+        let (found, expected) = (ours.run(inputs.clone()).unwrap(), plain.run(inputs).unwrap());
+        let close = Approximation::Custom(1e-4, 1e-4, 0.0);
+        assert!(found[0].close_enough(&expected[0], close).is_ok(), "{size}");
+    }
+}

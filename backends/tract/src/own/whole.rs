@@ -1,8 +1,7 @@
 //! Reductions, softmax and pools.
 
 use super::Rewrite;
-use super::op::{MaxPooled, Reduced, Repeated, Softmaxed};
-use forebay_kernels::rows::Reduction;
+use forebay_program::{Op, Reduction};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::ops::cnn::MaxPool;
 use tract_onnx::tract_core::ops::nn::{NearestUpsample, Reduce, Reducer, Softmax, SoftmaxKind};
@@ -34,12 +33,8 @@ impl Rewrite<'_> {
 
     fn upsample(&mut self, node: &TypedNode, op: &NearestUpsample) -> TractResult<bool> {
         let &[1, 1, high, wide] = op.scales.as_slice() else { return Ok(false) };
-        let shape = self.last_shape(node.id.into(), 1)?;
-        let input = self.in_last(node.inputs[0], 1)?;
-        let repeated = Repeated { scales: [high, wide], shape };
-        let made = self.target.wire_node(&node.name, repeated, &[input])?[0];
-        self.put(node.id.into(), made, 1)?;
-        self.kernels += 1;
+        let inputs = vec![self.in_last(node.inputs[0], 1)?];
+        self.put(node.id.into(), Op::Repeat([high, wide]), inputs, 1)?;
         Ok(true)
     }
 
@@ -65,12 +60,9 @@ impl Rewrite<'_> {
         if reduced != size(&order[start..=end]) {
             return Ok(false);
         }
-        let shape = self.last_shape(node.id.into(), axis)?;
-        let input = self.in_last(input, axis)?;
-        let reduced = Reduced { reduction, axes: start..end + 1, shape };
-        let made = self.target.wire_node(&node.name, reduced, &[input])?[0];
-        self.put(node.id.into(), made, axis)?;
-        self.kernels += 1;
+        let inputs = vec![self.in_last(input, axis)?];
+        let op = Op::Reduce { reduction, axes: start..end + 1 };
+        self.put(node.id.into(), op, inputs, axis)?;
         Ok(true)
     }
 
@@ -79,10 +71,8 @@ impl Rewrite<'_> {
         if op.quant_output_dt.is_some() || op.kind != SoftmaxKind::Softmax {
             return Ok(false);
         }
-        let input = self.in_last(node.inputs[0], axis)?;
-        let made = self.target.wire_node(&node.name, Softmaxed, &[input])?[0];
-        self.put(node.id.into(), made, axis)?;
-        self.kernels += 1;
+        let inputs = vec![self.in_last(node.inputs[0], axis)?];
+        self.put(node.id.into(), Op::Softmax, inputs, axis)?;
         Ok(true)
     }
 
@@ -91,11 +81,8 @@ impl Rewrite<'_> {
         let Some((windows, axis)) = self.windows(node, &op.pool_spec, channels)? else {
             return Ok(false);
         };
-        let shape = self.last_shape(node.id.into(), axis)?;
-        let input = self.in_last(node.inputs[0], axis)?;
-        let made = self.target.wire_node(&node.name, MaxPooled { windows, shape }, &[input])?[0];
-        self.put(node.id.into(), made, axis)?;
-        self.kernels += 1;
+        let inputs = vec![self.in_last(node.inputs[0], axis)?];
+        self.put(node.id.into(), Op::MaxPool(windows), inputs, axis)?;
         Ok(true)
     }
 }
