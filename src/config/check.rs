@@ -1,7 +1,7 @@
 //! Checks that several sections of the configuration share. Each notes what it expected and what it
 //! found, and goes on with a value that will do, so that everything else is checked too.
 
-use forebay_config::{Ratio, Span, Table};
+use forebay_config::{Form, Ratio, Span, Table};
 use http::HeaderName;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -120,4 +120,27 @@ pub(super) fn known_pool(
         table.note(span, "pool", format!("expected a pool ({known}), found {name:?}"));
     }
     found
+}
+
+/// The name of a header, or none.
+pub(super) struct Header;
+
+/// The name of a header, or none.
+pub(super) const fn header() -> Header {
+    Header
+}
+
+impl Form<Option<HeaderName>> for Header {
+    fn read(
+        &self,
+        table: &Table<'_, '_>,
+        key: &str,
+        default: Option<HeaderName>,
+    ) -> Option<HeaderName> {
+        header_name(table, key).or(default)
+    }
+
+    fn show(&self, value: &Option<HeaderName>) -> Option<String> {
+        value.as_ref().map(|name| format!("{:?}", name.as_str()))
+    }
 }

@@ -8,6 +8,7 @@
 //! Every key, its default and the reason for it stand in `conf/reference.toml`.
 
 mod check;
+mod limits;
 mod listener;
 mod load;
 mod poll;
@@ -16,6 +17,8 @@ mod route;
 mod tls;
 
 pub(crate) use check::MAX_MODEL_NAME;
+pub use forebay_config::pool::{Hedge, ProbeSchedule, Queue, Retry, RetryOn};
+pub use limits::Limits;
 pub use listener::{Listener, Protocol, ProxyVersion, Tcp};
 pub use load::ConfigError;
 pub use poll::{Poll, PollSource};
@@ -72,47 +75,6 @@ pub enum AccessLog {
     Stdout,
     /// Appended to a file, which is reopened on reload (for log rotation).
     File(PathBuf),
-}
-
-/// Bounds of one request.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Limits {
-    /// Bytes of a body; more is refused with 413.
-    pub body: u64,
-    /// Bytes up to which an inference is held in memory, so that it can be sent again to another
-    /// endpoint; longer ones are streamed and get one attempt.
-    pub buffer: u64,
-    /// Bytes of bodies and answers that are held at once, over all requests; bodies that find no room
-    /// are streamed.
-    pub memory: u64,
-    /// Share of that memory that one client may hold.
-    pub client_memory: f64,
-    /// Time that a request's header may take to arrive, from its first byte; on a new connection, from
-    /// its beginning.
-    pub header_timeout: Duration,
-    /// Bytes up to which an answer is read to its end ahead of its client.
-    pub read_ahead: u64,
-    /// Time that a request's body may take to arrive.
-    pub body_timeout: Duration,
-    /// Bytes per second below which a client is too slow, where an endpoint or memory waits for it.
-    pub min_rate: f64,
-    /// Time for which it may be slower than that.
-    pub stall_timeout: Duration,
-    /// Time for which a gRPC stream may be silent whose client gave it no deadline.
-    pub stream_idle: Duration,
-    /// The header that names the client, where something in front can be trusted to set it; else a
-    /// client is an address.
-    pub client_header: Option<HeaderName>,
-}
-
-impl Limits {
-    /// Bytes that one client may hold, and at least one body.
-    pub fn client_share(&self) -> u64 {
-        #[allow(clippy::cast_precision_loss, reason = "a share need not be exact")]
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to memory")]
-        let share = (self.memory as f64 * self.client_memory) as u64;
-        share.max(self.memory.min(self.body))
-    }
 }
 
 /// A pool of interchangeable endpoints.
@@ -196,20 +158,14 @@ pub struct Fleet {
 }
 
 /// Active health checks.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Probe {
     /// What is asked.
     pub kind: ProbeKind,
-    /// Time between two probes of a settled endpoint.
-    pub interval: Duration,
-    /// Time between two probes while a change is under way, or after a request failed.
-    pub fast_interval: Duration,
     /// Time that a probe may take.
     pub timeout: Duration,
-    /// Successes in a row that bring an endpoint back.
-    pub rise: u32,
-    /// Failures in a row that take it out.
-    pub fall: u32,
+    /// When it is asked, and what follows.
+    pub schedule: ProbeSchedule,
 }
 
 /// What a probe asks.
@@ -219,81 +175,6 @@ pub enum ProbeKind {
     Http(String),
     /// A connection; one that is taken is ready.
     Tcp,
-}
-
-/// What is sent again to another endpoint.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Retry {
-    /// Attempts of one request, the first included.
-    pub attempts: u32,
-    /// Retries that each good answer pays for.
-    pub budget: f64,
-    /// Retries a second that are allowed beside that while retries are answered.
-    pub min_per_second: f64,
-    /// Time that one attempt may take to answer; `None`: the deadline alone bounds it.
-    pub attempt_timeout: Option<Duration>,
-    /// What is worth another attempt.
-    pub on: Vec<RetryOn>,
-}
-
-/// A second attempt beside a first one that is slow.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Hedge {
-    /// Quantile of the pool's own latencies after which it is made.
-    pub quantile: f64,
-    /// Hedges per request that the pool allows.
-    pub budget: f64,
-    /// It is made no sooner.
-    pub min_delay: Duration,
-}
-
-/// How an attempt can end that may go better elsewhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RetryOn {
-    /// No connection.
-    Connect,
-    /// The connection broke before the answer was complete.
-    Reset,
-    /// The attempt took longer than an attempt may.
-    Timeout,
-    /// The answer is not HTTP.
-    Invalid,
-    /// An answer with this status; of gRPC, with the code that stands for it.
-    Status(u16),
-}
-
-impl RetryOn {
-    /// Every kind by its name in the configuration.
-    pub const NAMES: &'static [(&'static str, Self)] = &[
-        ("connect", Self::Connect),
-        ("reset", Self::Reset),
-        ("timeout", Self::Timeout),
-        ("invalid", Self::Invalid),
-        ("429", Self::Status(429)),
-        ("500", Self::Status(500)),
-        ("502", Self::Status(502)),
-        ("503", Self::Status(503)),
-        ("504", Self::Status(504)),
-    ];
-    /// What is worth another attempt unless the configuration says otherwise.
-    pub const DEFAULT: [Self; 7] = [
-        Self::Connect,
-        Self::Reset,
-        Self::Timeout,
-        Self::Invalid,
-        Self::Status(500),
-        Self::Status(502),
-        Self::Status(503),
-    ];
-}
-
-/// Requests that wait in the proxy until an endpoint can take them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Queue {
-    /// How many may wait; those beyond are refused, or others in their place that are less urgent.
-    pub size: usize,
-    /// From the moment when an endpoint is done with a request until the next one is there.
-    pub handoff_delay: Duration,
 }
 
 /// Which requests go to which pool.

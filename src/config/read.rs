@@ -5,10 +5,10 @@ use super::check::{
     timeout_within,
 };
 use super::{
-    AccessLog, Config, EndpointProtocol, Fleet, Hedge, Limits, Pool, Probe, ProbeKind, Protocol,
-    Queue, Retry, RetryOn, Server, Source, listener, route,
+    AccessLog, Config, EndpointProtocol, Fleet, Hedge, Limits, Pool, Probe, ProbeKind,
+    ProbeSchedule, Protocol, Queue, Retry, Server, Source, listener, route,
 };
-use forebay_config::{ByteRate, ByteSize, Diagnostics, Document, Ratio, Span, Table};
+use forebay_config::{Diagnostics, Document, Table};
 use forebay_routing::{Ejection, Policy};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -36,7 +36,7 @@ pub(super) fn keys_missing_from(source: &str) -> Vec<String> {
 
 fn read(root: &Table<'_, '_>, base: &Path) -> Config {
     let server = server(&root.table_or_empty("server"), base);
-    let limits = limits(&root.table_or_empty("limits"));
+    let limits = Limits::checked(&root.table_or_empty("limits"));
     let pool = |(name, table): (String, Table<'_, '_>)| {
         if name.is_empty() {
             root.note(table.span(), "pool", "expected a name, found \"\"");
@@ -96,34 +96,6 @@ fn server(table: &Table<'_, '_>, base: &Path) -> Server {
     }
 }
 
-fn limits(table: &Table<'_, '_>) -> Limits {
-    const MIB: u64 = 1024 * 1024;
-    let body = table.or("body", ByteSize(64 * MIB)).0;
-    let buffer = match table.spanned::<ByteSize>("buffer") {
-        Some((ByteSize(buffer), span)) if buffer > body => {
-            let bound = format!("expected at most limits.body ({})", ByteSize(body));
-            table.note(span, "buffer", format!("{bound}, found {}", ByteSize(buffer)));
-            buffer
-        }
-        Some((ByteSize(buffer), _)) => buffer,
-        None => body.min(16 * MIB),
-    };
-    let memory = table.or("memory", ByteSize(1024 * MIB)).0;
-    Limits {
-        body,
-        buffer,
-        memory,
-        client_memory: table.or("client_memory", Ratio(0.5)).0,
-        read_ahead: table.or("read_ahead", ByteSize(MIB)).0,
-        body_timeout: positive(table, "body_timeout", secs(30)),
-        min_rate: table.or("min_rate", ByteRate(16.0 * 1024.0)).0,
-        stall_timeout: positive(table, "stall_timeout", secs(10)),
-        stream_idle: positive(table, "stream_idle", secs(3600)),
-        header_timeout: positive(table, "header_timeout", secs(10)),
-        client_header: header_name(table, "client_header"),
-    }
-}
-
 fn pool(name: String, table: &Table<'_, '_>, base: &Path) -> Pool {
     Pool {
         source: source(table, base),
@@ -131,7 +103,7 @@ fn pool(name: String, table: &Table<'_, '_>, base: &Path) -> Pool {
         policy: table.choice("policy", Policy::NAMES, Policy::default()),
         sticky: table.table("sticky").and_then(|table| header_name(&table, "header")),
         slots: table.within("slots", 1..=1_000_000, 0),
-        queue: queue(&table.table_or_empty("queue")),
+        queue: Queue::read(&table.table_or_empty("queue")),
         report_ttl: table.or("report_ttl", secs(2)),
         connect_timeout: positive(table, "connect_timeout", secs(1)),
         idle_timeout: positive(table, "idle_timeout", secs(50)),
@@ -140,10 +112,10 @@ fn pool(name: String, table: &Table<'_, '_>, base: &Path) -> Pool {
         http2_ping_interval: at_least(table, "http2_ping_interval", secs(1)),
         probe: probe(&table.table_or_empty("probe")),
         poll: table.table("poll").map(|table| super::poll::poll(&table)),
-        hedge: table.table("hedge").map(|table| hedge(&table)),
+        hedge: table.table("hedge").map(|table| Hedge::read(&table)),
         slow_start: table.or("slow_start", Duration::ZERO),
         ejection: ejection(&table.table_or_empty("ejection")),
-        retry: retry(&table.table_or_empty("retry")),
+        retry: Retry::read(&table.table_or_empty("retry")),
         name,
     }
 }
@@ -197,66 +169,20 @@ fn probe(table: &Table<'_, '_>) -> Probe {
         table.note(span, "path", "expected kind = \"http\" beside it");
     }
     let path = absolute_path(table, "path", "/v2/health/ready");
-    let interval = interval(table, "interval", secs(1));
-    Probe {
-        kind: if is_tcp { ProbeKind::Tcp } else { ProbeKind::Http(path) },
-        interval,
-        fast_interval: fast_interval(table, interval),
-        timeout: timeout_within(table, "timeout", interval.min(millis(800)), interval),
-        rise: table.within("rise", 1..=100, 2),
-        fall: table.within("fall", 1..=100, 2),
-    }
-}
-
-fn fast_interval(table: &Table<'_, '_>, most: Duration) -> Duration {
-    let fast = interval(table, "fast_interval", millis(100).min(most));
+    let mut schedule = ProbeSchedule::read(table);
+    let interval = schedule.interval;
     if let Some((fast, span)) = table.spanned::<Duration>("fast_interval")
-        && fast > most
+        && fast > interval
     {
-        let expected = format!("expected at most the interval ({most:?})");
+        let expected = format!("expected at most the interval ({interval:?})");
         table.note(span, "fast_interval", format!("{expected}, found {fast:?}"));
     }
-    fast
-}
-
-fn retry(table: &Table<'_, '_>) -> Retry {
-    let attempt_timeout =
-        table.get::<Duration>("attempt_timeout").map(|timeout| timeout.max(millis(1)));
-    Retry {
-        attempts: table.within("attempts", 1..=16, 3),
-        budget: table.or("budget", Ratio(0.1)).0,
-        min_per_second: table.within("min_per_second", 0.0..=1e6, 0.0),
-        attempt_timeout,
-        on: retry_on(table),
+    schedule.fast_interval = schedule.fast_interval.min(interval);
+    Probe {
+        kind: if is_tcp { ProbeKind::Tcp } else { ProbeKind::Http(path) },
+        timeout: timeout_within(table, "timeout", interval.min(millis(800)), interval),
+        schedule,
     }
-}
-
-fn queue(table: &Table<'_, '_>) -> Queue {
-    Queue {
-        size: table.within("size", 0..=1_000_000, 1024),
-        handoff_delay: table.or("handoff_delay", Duration::from_micros(500)),
-    }
-}
-
-fn retry_on(table: &Table<'_, '_>) -> Vec<RetryOn> {
-    let Some((names, _)) = table.items::<String>("on") else { return RetryOn::DEFAULT.to_vec() };
-    let known = |(name, span): (String, Span)| {
-        let found = RetryOn::NAMES.iter().find(|(known, _)| *known == name);
-        if found.is_none() {
-            let names: Vec<_> =
-                RetryOn::NAMES.iter().map(|(name, _)| format!("{name:?}")).collect();
-            let expected = format!("expected some of {}", names.join(", "));
-            table.note(span, "on", format!("{expected}, found {name:?}"));
-        }
-        found.map(|(_, trouble)| *trouble)
-    };
-    names.into_iter().flatten().filter_map(known).collect()
-}
-
-fn hedge(table: &Table<'_, '_>) -> Hedge {
-    let quantile = table.within("quantile", 0.5..=0.9999, 0.95);
-    let budget = share(table, "budget", 0.03);
-    Hedge { quantile, budget, min_delay: table.or("min_delay", millis(5)) }
 }
 
 fn ejection(table: &Table<'_, '_>) -> Ejection {

@@ -71,7 +71,7 @@ pub fn start(
         settings: settings.clone(),
         pool: pool.name.clone(),
         refreshes: poller.is_none(),
-        pulse: tasks.pulse("probe", settings.interval + settings.timeout + STANDSTILL),
+        pulse: tasks.pulse("probe", settings.schedule.interval + settings.timeout + STANDSTILL),
     };
     let task =
         tasks.spawn("probe", Importance::Helpful, move || run(watch.clone(), changes.clone()));
@@ -91,7 +91,8 @@ struct Watch {
 
 async fn run(watch: Watch, changes: mpsc::Sender<Message>) {
     let Watch { state, settings, pool, refreshes, pulse } = watch;
-    let mut check = HealthCheck::resume(settings.rise, settings.fall, state.probed());
+    let mut check =
+        HealthCheck::resume(settings.schedule.rise, settings.schedule.fall, state.probed());
     let mut peer = HttpPeer::new(state.address, false, String::new());
     peer.options.connection_timeout = Some(settings.timeout);
     peer.options.total_connection_timeout = Some(settings.timeout);
@@ -111,7 +112,7 @@ async fn run(watch: Watch, changes: mpsc::Sender<Message>) {
             Err(resource) => {
                 // It says nothing about the endpoint.
                 exhausted::count(resource, "probe");
-                tokio::time::sleep(settings.fast_interval).await;
+                tokio::time::sleep(settings.schedule.fast_interval).await;
                 continue;
             }
         };
@@ -154,14 +155,14 @@ async fn run(watch: Watch, changes: mpsc::Sender<Message>) {
             }
         }
         let pause = if check.unsettled() || health == Health::Probing {
-            settings.fast_interval
+            settings.schedule.fast_interval
         } else {
-            settings.interval
+            settings.schedule.interval
         };
         // Probers that were started together must not stay in step.
         let jitter = Duration::from_secs_f64(pause.as_secs_f64() * 0.1 * fastrand::f64());
         // However many requests meet trouble, probes keep their distance.
-        let least = settings.fast_interval.min(pause - jitter);
+        let least = settings.schedule.fast_interval.min(pause - jitter);
         tokio::time::sleep(least).await;
         tokio::select! {
             () = tokio::time::sleep(pause - jitter - least) => {}

@@ -1,6 +1,7 @@
 //! The reference file names every key that there is.
 
-use forebay::config::{Config, Limits};
+use forebay::config::{Config, Hedge, Limits, ProbeSchedule, Queue, Retry};
+use forebay_config::Section;
 use std::path::Path;
 
 #[test]
@@ -9,6 +10,27 @@ fn the_reference_file_is_complete() {
     let source = std::fs::read_to_string(folder.join("reference.toml")).unwrap();
     let missing = Config::keys_missing_from(&source);
     assert!(missing.is_empty(), "not in conf/reference.toml: {missing:?}");
+}
+
+#[test]
+fn declared_sections_stand_there_as_they_are_declared() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf");
+    let source = std::fs::read_to_string(folder.join("reference.toml")).unwrap();
+    for expected in [
+        keys_of::<Limits>(),
+        keys_of::<Queue>(),
+        keys_of::<Retry>(),
+        keys_of::<Hedge>(),
+        keys_of::<ProbeSchedule>(),
+    ] {
+        assert!(source.contains(&expected), "expected in conf/reference.toml:\n{expected}");
+    }
+}
+
+/// The keys of a section with their documentation.
+fn keys_of<S: Section>() -> String {
+    let text = S::reference("[section]");
+    text.split_once("[section]\n").unwrap().1.to_owned()
 }
 
 #[test]

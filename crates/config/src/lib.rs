@@ -13,6 +13,9 @@ mod diagnostic;
 mod document;
 mod excerpt;
 pub mod file;
+pub mod form;
+pub mod pool;
+mod section;
 mod table;
 pub mod units;
 mod value;
@@ -22,6 +25,7 @@ pub use toml::de::DeValue;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Span};
 pub use document::Document;
+pub use section::{Form, Key, Section};
 pub use table::{NameOrTable, Table};
 pub use units::{ByteRate, ByteSize, Rate, Ratio};
 pub use value::FromToml;

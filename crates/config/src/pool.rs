@@ -1,0 +1,117 @@
+//! What the proxy does with a pool, as far as it does not depend on what the pool consists of.
+//!
+//! The proxy and the simulator read the same keys with the same defaults, so that a simulation says of a
+//! configuration what the proxy would do with it.
+
+use crate::form::{any, interval, optional, positive, ratio, share, some_of, within};
+use std::time::Duration;
+
+crate::section! {
+    /// Requests that wait in the proxy: more urgent ones first (see `priority` of the route), then those
+    /// with the earlier deadline, and no client far ahead of another. One whose deadline can't be met is
+    /// refused at once, with Retry-After.
+    pub struct Queue {
+        /// How many may wait. Beyond that the least urgent are refused, of the client that has the most. 0: none.
+        size: usize = 1024, within(0..=1_000_000);
+        /// Time that passes between an endpoint's end of one request and its beginning of the next. Where it is
+        /// long beside a service, endpoints get some requests more than they have slots, so that they never
+        /// idle.
+        handoff_delay: Duration = Duration::from_micros(500), any();
+    }
+}
+
+crate::section! {
+    /// What is sent again to another endpoint.
+    pub struct Retry {
+        /// Attempts of one request, the first included, each on another endpoint.
+        attempts: u32 = 3, within(1..=16);
+        /// Retries that each good answer pays for, as a share of one retry: endpoints get at most so much more
+        /// than what is asked for. What is not used is worth less after 10 s. Ten retries are saved up from the
+        /// start, so that a quiet pool can retry at all. A retry that fails is charged again, and each further one
+        /// in a row once more: a pool that answers nothing soon gets no retries.
+        budget: f64 = 0.1, ratio();
+        /// Retries a second that are allowed beside that, except while retries fail. At low rates it can be more
+        /// than the budget allows.
+        min_per_second: f64 = 0.0, within(0.0..=1e6);
+        /// Time that one attempt may take before another endpoint is tried; one that no other can follow may
+        /// take all that is left. Default: none, the deadline alone bounds it: only the operator knows how long
+        /// the slowest model takes.
+        attempt_timeout: Option<Duration> = None, optional(positive()), shown "\"5s\"";
+        /// What is sent to another endpoint, of inferences that are held in memory: no connection ("connect"), a
+        /// connection that breaks ("reset"), an attempt_timeout ("timeout"), an answer that is not HTTP
+        /// ("invalid"), or an answer with one of the statuses "429", "500", "502", "503", "504" (of gRPC: the code
+        /// that stands for it). An error of an endpoint's own (500, 502) is tried once more and no further: if
+        /// another says the same, the request is at fault. If nobody does better, the client gets that answer.
+        on: Vec<RetryOn> = RetryOn::DEFAULT.to_vec(), some_of(RetryOn::NAMES);
+    }
+}
+
+crate::section! {
+    /// A second attempt beside a first one that is slow, at an endpoint that has room for it at once: the
+    /// earlier answer is taken, the other attempt is dropped, also out of the worker's queue. For inferences
+    /// that are held in memory. Default: none, since it adds load.
+    pub struct Hedge {
+        /// It is made after this quantile of what first attempts for the same model (and version) took lately in
+        /// this pool, so that few requests have one and those are the ones that make the tail.
+        quantile: f64 = 0.95, within(0.5..=0.9999);
+        /// Second attempts that are allowed per request, as a share of the pool's requests; apart from retries.
+        budget: f64 = 0.03, share();
+        /// It is made no sooner than this: what is fast already gains nothing.
+        min_delay: Duration = Duration::from_millis(5), any();
+    }
+}
+
+crate::section! {
+    /// When an endpoint is probed, and what becomes of it by that.
+    pub struct ProbeSchedule {
+        /// Time between two probes of an endpoint whose health is settled.
+        interval: Duration = Duration::from_secs(1), interval();
+        /// Time between two probes while a change is under way, while a new endpoint is not ready yet, or
+        /// after a request met trouble there. At most `interval`.
+        fast_interval: Duration = Duration::from_millis(100), interval();
+        /// Successes in a row that bring an endpoint back: one lucky answer must not.
+        rise: u32 = 2, within(1..=100);
+        /// Failures in a row that take it out: one lost packet must not.
+        fall: u32 = 2, within(1..=100);
+    }
+}
+
+/// How an attempt can end that may go better elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetryOn {
+    /// No connection.
+    Connect,
+    /// The connection broke before the answer was complete.
+    Reset,
+    /// The attempt took longer than an attempt may.
+    Timeout,
+    /// The answer is not HTTP.
+    Invalid,
+    /// An answer with this status; of gRPC, with the code that stands for it.
+    Status(u16),
+}
+
+impl RetryOn {
+    /// Every kind by its name in the configuration.
+    pub const NAMES: &'static [(&'static str, Self)] = &[
+        ("connect", Self::Connect),
+        ("reset", Self::Reset),
+        ("timeout", Self::Timeout),
+        ("invalid", Self::Invalid),
+        ("429", Self::Status(429)),
+        ("500", Self::Status(500)),
+        ("502", Self::Status(502)),
+        ("503", Self::Status(503)),
+        ("504", Self::Status(504)),
+    ];
+    /// What is worth another attempt unless the configuration says otherwise.
+    pub const DEFAULT: [Self; 7] = [
+        Self::Connect,
+        Self::Reset,
+        Self::Timeout,
+        Self::Invalid,
+        Self::Status(500),
+        Self::Status(502),
+        Self::Status(503),
+    ];
+}
