@@ -2,7 +2,7 @@
 
 use forebay_routing::Time;
 use std::sync::LazyLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
@@ -15,3 +15,12 @@ pub fn now() -> Time {
 pub fn at(instant: Instant) -> Time {
     Time::new(instant.saturating_duration_since(*ORIGIN))
 }
+
+/// The instant at this time.
+pub fn instant(time: Time) -> Instant {
+    let since_origin = time.since(Time::default());
+    ORIGIN.checked_add(since_origin).unwrap_or_else(|| Instant::now() + FAR)
+}
+
+/// Later than anything is waited for.
+const FAR: Duration = Duration::from_secs(24 * 3600);

@@ -7,9 +7,9 @@ use crate::clock;
 use crate::http::identify;
 use crate::http::request::Request;
 use crate::http::variant::Target;
-use crate::pool::attempt::EndpointAttempt;
+use crate::pool::attempt::{EndpointAttempt, was_tried};
 use crate::pool::queue::{BindRequest, Bound, Rejected, with_rng};
-use crate::pool::{Endpoint, LongLived, Pool};
+use crate::pool::{LongLived, Pool};
 use crate::refusal::Refusal;
 use forebay_protocol::grpc::Method;
 use forebay_protocol::{Reason, metric};
@@ -22,13 +22,12 @@ use std::time::Instant;
 ///
 /// # Errors
 /// No endpoint is in rotation, all that are were tried, or too much waits before it.
-pub async fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpoint>, Refusal> {
+pub async fn balance(request: &mut Request, target: &Target) -> Result<(), Refusal> {
     let started = Instant::now();
     if request.identity.grpc.is_some_and(Method::is_stream) {
         let picked = pick_long_lived(&target.pool, &request.attempts, request.key)?;
-        let endpoint = Arc::clone(&picked.endpoint);
         request.attempts.push(picked);
-        return Ok(endpoint);
+        return Ok(());
     }
     let asked = ask(request, &target.pool);
     let tried = request.attempts.iter().map(|tried| Arc::clone(&tried.endpoint.state)).collect();
@@ -43,9 +42,8 @@ pub async fn balance(request: &mut Request, target: &Target) -> Result<Arc<Endpo
     let bound = target.pool.bind(asks).await;
     request.times.balance += started.elapsed();
     let bound = bound.map_err(|rejected| refusal(rejected, request, &target.pool))?;
-    let endpoint = Arc::clone(&bound.endpoint);
     request.attempts.push(EndpointAttempt::new(bound, asked));
-    Ok(endpoint)
+    Ok(())
 }
 
 /// What the pool knows of the model that is to work for the request, if one is. How soon its metadata
@@ -137,32 +135,4 @@ pub fn pick_long_lived(
 pub fn pick_free(pool: &Pool, request: &Request) -> Option<EndpointAttempt> {
     let bound = pool.bind_free(|endpoint| was_tried(&request.attempts, endpoint))?;
     Some(EndpointAttempt::new(bound, ask(request, pool)))
-}
-
-fn was_tried(tried: &[EndpointAttempt], candidate: &Endpoint) -> bool {
-    tried.iter().any(|tried| Arc::ptr_eq(&tried.endpoint.state, &candidate.state))
-}
-
-/// May the request be sent once more? If so, the pool's budget has paid for it.
-pub fn may_retry(request: &Request, target: &Target) -> bool {
-    may_try_again(&target.pool, &request.attempts)
-}
-
-/// Are more attempts allowed than those `tried`, and is there an endpoint for them?
-pub fn can_try_again(pool: &Pool, tried: &[EndpointAttempt]) -> bool {
-    tried.len() < pool.config.retry.attempts as usize
-        && !pool.rotation.ready.iter().all(|endpoint| was_tried(tried, endpoint))
-}
-
-/// May another endpoint than those `tried` be tried? If so, the pool's budget has paid for it.
-pub fn may_try_again(pool: &Pool, tried: &[EndpointAttempt]) -> bool {
-    let metric = metric::proxy::RETRIES;
-    let refused = metric::proxy::RETRIES_REFUSED;
-    if !can_try_again(pool, tried) {
-        return false;
-    }
-    let allowed = pool.state.budget.try_retry(clock::now());
-    let name = if allowed { metric } else { refused };
-    metrics::counter!(name, "pool" => pool.config.name.clone()).increment(1);
-    allowed
 }

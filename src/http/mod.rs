@@ -11,6 +11,7 @@
 //! ([`forward::streamed`]) once they are admitted. All stages before that are the same on both ways.
 
 pub mod admit;
+pub mod attempts;
 pub mod balance;
 pub mod fallback;
 pub mod forward;

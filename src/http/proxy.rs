@@ -1,5 +1,6 @@
 //! The stages on Pingora's phases: one call a phase, nothing decided here.
 
+use crate::http::attempts;
 use crate::http::forward::{self, streamed};
 use crate::http::pipeline::{self, Passed, Services};
 use crate::http::request::Request;
@@ -7,7 +8,6 @@ use crate::http::respond;
 use crate::http::stage::Stop;
 use crate::lifecycle::Lifecycle;
 use crate::pool::Snapshot;
-use crate::pool::attempt::EndpointAttempt;
 use crate::telemetry::observe::{Observer, observe};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -73,7 +73,7 @@ impl ProxyHttp for Proxy {
             Err(Stop::Refused(refusal)) => refusal,
         };
         // Attempts that were under way are over, which is no endpoint's fault.
-        request.attempts.iter_mut().for_each(EndpointAttempt::abandoned);
+        attempts::abandon(request);
         request.refusal = Some(refusal.clone());
         let most = request.snapshot.config.limits.stall_timeout;
         // A client that does not read its refusal learns it from the end of the connection.
@@ -131,14 +131,14 @@ impl ProxyHttp for Proxy {
 
     async fn connected_to_upstream(
         &self,
-        session: &mut Session,
+        _: &mut Session,
         reused: bool,
         peer: &HttpPeer,
         socket: RawFd,
         _: Option<&Digest>,
         request: &mut Request,
     ) -> Result<()> {
-        streamed::connected(session, request, reused, peer, socket)
+        streamed::connected(request, reused, peer, socket)
     }
 
     fn error_while_proxy(

@@ -3,6 +3,7 @@
 //! Each stage writes its own part and reads those before it. Nothing here decides anything.
 
 use crate::body_memory::Held;
+use crate::http::attempts::Decisions;
 use crate::http::forward::wire::Wire;
 use crate::http::identify::Identity;
 use crate::http::variant::Target;
@@ -12,6 +13,7 @@ use crate::pool::attempt::EndpointAttempt;
 use crate::refusal::Refusal;
 use forebay_protocol::oip::SchedulingParameters;
 use forebay_protocol::{Priority, Reason};
+use forebay_routing::attempt::event::{Hedged, Next, Patience};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,6 +41,8 @@ pub struct Request {
     pub deadline: Option<Instant>,
     /// Endpoints that were tried, the present one last.
     pub attempts: Vec<EndpointAttempt>,
+    /// What decides on them, once there are any.
+    pub decisions: Option<Box<Decisions>>,
     /// Place among the attempts of the one that answered, if it is not the last.
     pub answering_attempt: Option<usize>,
     /// What became of a second attempt beside a slow first one.
@@ -57,8 +61,10 @@ pub struct Request {
     pub times: Times,
     /// Bytes of the body that came in.
     pub bytes_in: u64,
-    /// Whether it was sent elsewhere in the pipe since an endpoint was silent.
-    pub moved: bool,
+    /// What is to be done next in the pipe, where Pingora has yet to ask for it.
+    pub outstanding: Option<Next<Refusal>>,
+    /// How long the present attempt of the pipe is left at an endpoint that goes silent.
+    pub patience: Patience,
     /// The present exchange of the pipe, if it is in HTTP/1.
     pub wire: Option<Wire>,
 }
@@ -79,28 +85,6 @@ impl ForwardMode {
         match self {
             Self::Buffered => "buffered",
             Self::Streamed => "streamed",
-        }
-    }
-}
-
-/// What became of a second attempt beside a slow first one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hedged {
-    /// It answered first.
-    Won,
-    /// The first one did.
-    Lost,
-    /// It failed, or both did.
-    Failed,
-}
-
-impl Hedged {
-    /// The word in the log and in metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Won => "won",
-            Self::Lost => "lost",
-            Self::Failed => "failed",
         }
     }
 }
@@ -131,6 +115,7 @@ impl Request {
             mode: None,
             deadline: None,
             attempts: Vec::new(),
+            decisions: None,
             answering_attempt: None,
             hedged: None,
             degraded: None,
@@ -140,7 +125,8 @@ impl Request {
             answered_after: None,
             times: Times::default(),
             bytes_in: 0,
-            moved: false,
+            outstanding: None,
+            patience: Patience::Endless,
             wire: None,
         }
     }

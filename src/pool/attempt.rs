@@ -1,18 +1,18 @@
 //! One sending of a request to one endpoint, and what its end says of the endpoint.
 //!
-//! The endpoint counts it as in flight until it is over, however it ends. Each end is told apart, since each
-//! says something else: an answer how fast the endpoint is, a failure that it had better be avoided, and
-//! one that was given up nothing but how long it took at least.
+//! The endpoint counts it as in flight until it is over, however it ends. Whose fault an end is, and
+//! whether another attempt follows, is decided in [`forebay_routing::attempt`]; here the decisions are
+//! given what they depend on, and carried out.
 
-use super::Endpoint;
 use super::queue::Bound;
+use super::{Endpoint, Pool};
 use crate::clock;
-use forebay_routing::ModelHandle;
+use forebay_protocol::metric::proxy as metric;
+use forebay_routing::attempt::blame::Sample;
+use forebay_routing::attempt::event::{Context, Effect, Effects, StandIn};
+use forebay_routing::{Blame, ModelHandle};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// An endpoint that did not answer for this long had time to: a probe is worth its cost.
-const FAIR_WAIT: Duration = Duration::from_millis(50);
 
 /// An endpoint that was picked for a request.
 pub struct EndpointAttempt {
@@ -34,68 +34,120 @@ impl EndpointAttempt {
     }
 
     /// How long the work is expected to take there; zero if nothing is known.
-    pub fn expected(&self, endpoint: &Endpoint) -> Duration {
-        let mean = endpoint.state.load.service_seconds().unwrap_or_default();
+    pub fn expected(&self) -> Duration {
+        let mean = self.endpoint.state.load.service_seconds().unwrap_or_default();
         let weight = self.asked.as_ref().map_or(1.0, |asked| asked.relative_cost().get());
         Duration::try_from_secs_f64(mean * weight).unwrap_or_default()
     }
 
-    /// The attempt is over without an answer.
-    pub fn failed(&mut self) {
-        self.refused();
-        self.endpoint.state.suspect();
-    }
-
-    /// The attempt is over with an answer that says to ask elsewhere.
-    pub fn refused(&mut self) {
-        // Before the guard is gone: whoever is bound next must know.
-        self.endpoint.state.failed(clock::now());
-        self.guard = None;
-    }
-
-    /// The attempt is over since there was no answer in time.
-    pub fn late(&mut self) {
-        let was_fair = self.at.elapsed() >= FAIR_WAIT;
-        if was_fair {
-            self.endpoint.state.failed(clock::now());
+    /// The attempt is over. One that was over before stays as it was.
+    pub fn settle(&mut self, blame: Blame) {
+        if self.guard.is_none() {
+            return;
         }
-        self.abandoned();
-        if was_fair {
+        let (waited, now) = (self.at.elapsed(), clock::now());
+        let found = blame.consequences(waited, self.asked.is_some());
+        if found.penalty {
+            // Before the guard is gone: whoever is bound next must know.
+            self.endpoint.state.failed(now);
+        }
+        if found.sample != Sample::Open
+            && let Some(guard) = self.guard.take()
+        {
+            // What it would have taken for the mean of all models.
+            let at_least = self.asked.as_ref().map_or(waited, |asked| asked.given_up(waited));
+            match (found.sample, &mut self.asked) {
+                (Sample::Answered, Some(asked)) => guard.answered(asked.answered(waited, now)),
+                (Sample::AtLeast, _) => guard.answered(at_least),
+                (Sample::Late, _) => guard.late(at_least),
+                (Sample::CutShort, _) => guard.cut_short(at_least),
+                (Sample::Answered | Sample::Nothing | Sample::Open, _) => drop(guard),
+            }
+        }
+        if found.probe {
             self.endpoint.state.suspect();
         }
     }
 
-    /// The attempt is over since nobody waits for its answer any more, for which nobody is to blame.
+    /// The attempt is over since nobody waits for its answer any more, which is no endpoint's fault.
     pub fn abandoned(&mut self) {
-        let waited = self.at.elapsed();
-        let latency = self.normalized_latency(waited);
-        match self.guard.take() {
-            Some(guard) if waited >= FAIR_WAIT => guard.late(latency),
-            // Whether a model worked for it is known of what is bound to one only.
-            Some(guard) if self.asked.is_some() => guard.cut_short(latency),
-            _ => {}
-        }
-    }
-
-    /// What it would have taken for the mean of all models.
-    fn normalized_latency(&self, took: Duration) -> Duration {
-        self.asked.as_ref().map_or(took, |asked| asked.given_up(took))
-    }
-
-    /// The attempt was dropped since another has answered. It took at least so long.
-    pub fn given_up(&mut self) {
-        if let Some(guard) = self.guard.take() {
-            guard.answered(self.normalized_latency(self.at.elapsed()));
-        }
+        self.settle(Blame::Abandoned);
     }
 
     /// The attempt is over with an answer. `counts`: it is what was asked for, so that, where a model
     /// worked for it, the time since the pick says how fast model and endpoint are.
     pub fn answered(&mut self, counts: bool) {
-        if let Some(guard) = self.guard.take()
-            && let Some(asked) = self.asked.as_mut().filter(|_| counts)
-        {
-            guard.answered(asked.answered(self.at.elapsed(), clock::now()));
+        self.settle(Blame::Answered { counts });
+    }
+}
+
+/// Was this endpoint among those `tried`?
+pub fn was_tried(tried: &[EndpointAttempt], candidate: &Endpoint) -> bool {
+    tried.iter().any(|tried| Arc::ptr_eq(&tried.endpoint.state, &candidate.state))
+}
+
+/// What decisions on a request depend on that has made the attempts `tried` and is at this pool now.
+pub fn context<'a>(
+    pool: &'a Pool,
+    tried: &[EndpointAttempt],
+    is_repeatable: bool,
+    stand_in: Option<StandIn>,
+) -> Context<'a> {
+    Context {
+        now: clock::now(),
+        policy: &pool.state.retry_policy,
+        budget: &pool.state.budget,
+        hedge_budget: pool.state.hedges.as_ref().map(|hedges| &hedges.budget),
+        has_untried: !pool.rotation.ready.iter().all(|endpoint| was_tried(tried, endpoint)),
+        is_repeatable,
+        stand_in,
+    }
+}
+
+/// Notes what is to be noted of a request's attempts, the last of which are at this pool.
+pub fn carry_out(effects: &Effects, attempts: &mut [EndpointAttempt], pool: &Pool) {
+    let name = || pool.config.name.clone();
+    for effect in effects.iter() {
+        match effect {
+            Effect::Retry(true) => {
+                metrics::counter!(metric::RETRIES, "pool" => name()).increment(1);
+            }
+            Effect::Retry(false) => {
+                metrics::counter!(metric::RETRIES_REFUSED, "pool" => name()).increment(1);
+            }
+            Effect::HedgeRefused(cause) => {
+                let cause = cause.as_str();
+                metrics::counter!(metric::HEDGES_REFUSED, "pool" => name(), "cause" => cause)
+                    .increment(1);
+            }
+            Effect::Hedged(outcome) => {
+                let outcome = outcome.as_str();
+                metrics::counter!(metric::HEDGES, "pool" => name(), "outcome" => outcome)
+                    .increment(1);
+            }
+            Effect::Took(_) => {}
+            Effect::Settle(place, blame) => {
+                if let Some(attempt) = attempts.get_mut(place) {
+                    attempt.settle(blame);
+                }
+            }
+            Effect::Note(place, outcome) => {
+                if let Some(attempt) = attempts.get(place) {
+                    attempt.endpoint.state.note(outcome);
+                }
+            }
+            Effect::Probe(place) => {
+                if let Some(attempt) = attempts.get(place) {
+                    attempt.endpoint.state.suspect();
+                }
+            }
+            Effect::FirstTook(place) => {
+                if let Some(attempt) = attempts.get(place)
+                    && let Some(asked) = &attempt.asked
+                {
+                    asked.first_took(attempt.at.elapsed(), clock::now());
+                }
+            }
         }
     }
 }

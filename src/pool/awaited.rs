@@ -4,6 +4,7 @@
 //! [`liveness`](super::liveness) for why it is asked.
 
 use crate::config;
+use forebay_routing::attempt::event::Patience as Decided;
 use nix::sys::socket::{Shutdown, SockaddrStorage, getsockname, shutdown};
 use pingora::protocols::TcpKeepalive;
 use pingora::protocols::l4::ext::get_tcp_info;
@@ -50,6 +51,15 @@ pub struct Patience {
 }
 
 impl Patience {
+    /// As it was decided, for work that is expected to take so long.
+    pub fn of(decided: Decided, expected: Duration) -> Self {
+        match decided {
+            Decided::Overdue => Self::until_overdue(expected),
+            Decided::SilentAlone => Self::until_silent_alone(expected),
+            Decided::Endless => Self::endless(),
+        }
+    }
+
     /// For a request that may be sent elsewhere. An endpoint that gives probes no answer in time may be at
     /// work on just this one, so that it is left in peace for twice the time that its work is expected to
     /// take.

@@ -265,6 +265,7 @@ impl Control {
             looked_for_stale: AtomicU64::new(0),
             queue: queue.unwrap_or_else(new),
             budget,
+            retry_policy: retry.policy(),
             retry,
             hedges: config.hedge.as_ref().map(Hedges::new),
             models: Arc::new(ModelStats::new(config.hedge.as_ref().map(|it| it.quantile))),

@@ -26,7 +26,7 @@ mod side_request;
 pub use endpoint::{Endpoint, EndpointState, LongLived};
 
 use crate::config;
-use forebay_routing::{ModelHandle, ModelStats, PickMemory, RetryBudget};
+use forebay_routing::{ModelHandle, ModelStats, PickMemory, RetryBudget, RetryPolicy};
 use queue::Queue;
 use rotation::Rotation;
 use std::sync::Arc;
@@ -99,7 +99,9 @@ pub struct PoolState {
     pub queue: Arc<Queue>,
     /// How many retries are left.
     pub budget: RetryBudget,
-    /// What the budget was made from.
+    /// What is sent again.
+    pub retry_policy: RetryPolicy,
+    /// What the budget and the policy were made from.
     retry: config::Retry,
     /// Second attempts, if there are any.
     pub hedges: Option<Hedges>,

@@ -5,30 +5,27 @@
 //! can't be seen from here. So nothing is tried twice but connecting: once an endpoint has taken a
 //! connection, it stays there.
 
+mod connect;
 pub mod relay;
 
-use crate::clock;
 use crate::config::{self, ProxyVersion};
 use crate::connections::{Connection, Connections};
 use crate::downstream::proxy_protocol::{self, Ends};
 use crate::downstream::tls;
-use crate::exhausted;
-use crate::http::balance::{may_try_again, pick_long_lived};
 use crate::http::identify;
 use crate::lifecycle::{InFlightRequest, Lifecycle};
 use crate::pool::attempt::EndpointAttempt;
-use crate::pool::{EndpointState, Pool, Snapshot, awaited, liveness};
+use crate::pool::{Pool, Snapshot, liveness};
 use crate::refusal::Refusal;
+use crate::tcp::connect::connect;
 use crate::tcp::relay::{End, Traffic, relay};
 use crate::telemetry::access_log::{ConnectionLine, timestamp};
 use crate::telemetry::observe::Observer;
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
-use forebay_process::resources::Exhausted;
 use forebay_protocol::{Reason, metric};
-use forebay_routing::Outcome;
+use forebay_routing::{Blame, Outcome};
 use metrics::Counter;
-use pingora::protocols::l4::ext::set_tcp_keepalive;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -207,61 +204,6 @@ impl Layer4 {
     }
 }
 
-/// A connection to an endpoint, of the first that takes one.
-///
-/// # Errors
-/// None is in rotation, or none that may be tried took it.
-async fn connect(
-    pool: &Pool,
-    attempts: &mut Vec<EndpointAttempt>,
-    key: Option<u64>,
-) -> Result<TcpStream, Refusal> {
-    loop {
-        let mut picked = pick_long_lived(pool, attempts, key)?;
-        let state = Arc::clone(&picked.endpoint.state);
-        let connecting = exhausted::connect(state.address);
-        let connected = timeout(pool.config.connect_timeout, connecting).await;
-        if let Ok(Ok(stream)) = connected {
-            // Without it a machine that is gone is noticed late.
-            let _ = set_tcp_keepalive(&stream, &awaited::keepalive(&pool.config));
-            count_attempt(pool, &state, "connected");
-            pool.state.budget.earn(clock::now());
-            attempts.push(picked);
-            return Ok(stream);
-        }
-        if let Ok(Err(error)) = &connected
-            && let Some(resource) = Exhausted::of(error)
-        {
-            // The endpoint has done nothing wrong, and another would fare no better.
-            picked.answered(false);
-            exhausted::count(resource, "connect");
-            count_attempt(pool, &state, Reason::ProxyExhausted.code());
-            attempts.push(picked);
-            return Err(exhausted::refusal(resource));
-        }
-        picked.failed();
-        state.note(Outcome::Failed);
-        count_attempt(pool, &state, Reason::ConnectFailed.code());
-        if !attempts.is_empty() {
-            pool.state.budget.retry_failed();
-        }
-        attempts.push(picked);
-        if !may_try_again(pool, attempts) {
-            return Err(Refusal::new(Reason::ConnectFailed, "no connection to an endpoint"));
-        }
-    }
-}
-
-fn count_attempt(pool: &Pool, endpoint: &EndpointState, outcome: &'static str) {
-    metrics::counter!(
-        metric::proxy::ATTEMPTS,
-        "pool" => pool.config.name.clone(),
-        "endpoint" => endpoint.name.to_string(),
-        "outcome" => outcome,
-    )
-    .increment(1);
-}
-
 fn broke(reason: Reason) -> Refusal {
     let message = match reason {
         Reason::ClientClosed => "the client's connection broke",
@@ -337,7 +279,7 @@ impl Session {
         let silent = self.traffic.as_ref().is_none_or(|t| t.from_endpoint.bytes() == 0);
         let Some(picked) = self.attempts.last_mut() else { return };
         if silent {
-            picked.failed();
+            picked.settle(Blame::Failed);
             picked.endpoint.state.note(Outcome::Failed);
         } else {
             picked.endpoint.state.suspect();

@@ -6,6 +6,7 @@ use crate::http::request::{ForwardMode, Request};
 use crate::refusal::Refusal;
 use crate::telemetry::access_log::{self, AccessLogger};
 use forebay_protocol::{Priority, Reason, header, metric};
+use forebay_routing::attempt::event::Hedged;
 use metrics::{Counter, Histogram};
 use pingora::Error;
 use pingora::proxy::Session;
@@ -221,7 +222,7 @@ fn write_line(
         mode: request.mode.map(ForwardMode::as_str),
         endpoint: request.answering().map(|picked| &*picked.endpoint.state.name),
         attempts: request.attempts.len(),
-        hedged: request.hedged.map(crate::http::request::Hedged::as_str),
+        hedged: request.hedged.map(Hedged::as_str),
         degraded: request.degraded.map(Reason::code),
         bytes_in: request.bytes_in.max(session.body_bytes_read() as u64),
         bytes_out: session.body_bytes_sent() as u64,

@@ -4,7 +4,10 @@
 //! configuration what the proxy would do with it.
 
 use crate::form::{any, interval, optional, positive, ratio, share, some_of, within};
+use forebay_routing::RetryPolicy;
 use std::time::Duration;
+
+pub use forebay_routing::RetryOn;
 
 crate::section! {
     /// Requests that wait in the proxy: more urgent ones first (see `priority` of the route), then those
@@ -37,11 +40,13 @@ crate::section! {
         /// take all that is left. Default: none, the deadline alone bounds it: only the operator knows how long
         /// the slowest model takes.
         attempt_timeout: Option<Duration> = None, optional(positive()), shown "\"5s\"";
-        /// What is sent to another endpoint, of inferences that are held in memory: no connection ("connect"), a
-        /// connection that breaks ("reset"), an attempt_timeout ("timeout"), an answer that is not HTTP
-        /// ("invalid"), or an answer with one of the statuses "429", "500", "502", "503", "504" (of gRPC: the code
-        /// that stands for it). An error of an endpoint's own (500, 502) is tried once more and no further: if
-        /// another says the same, the request is at fault. If nobody does better, the client gets that answer.
+        /// What is sent to another endpoint: no connection ("connect"), a connection that breaks ("reset"), an
+        /// attempt_timeout or silence ("timeout"), an answer that is not HTTP ("invalid"), or an answer with one
+        /// of the statuses "429", "500", "502", "503", "504" (of gRPC: the code that stands for it). All of them
+        /// count for inferences that are held in memory; of the rest, of which Layer 4 is a part, only what
+        /// can't have had an effect yet is sent again. An error of an endpoint's own (500, 502) is tried once
+        /// more and no further: if another says the same, the request is at fault. If nobody does better, the
+        /// client gets that answer.
         on: Vec<RetryOn> = RetryOn::DEFAULT.to_vec(), some_of(RetryOn::NAMES);
     }
 }
@@ -76,42 +81,10 @@ crate::section! {
     }
 }
 
-/// How an attempt can end that may go better elsewhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RetryOn {
-    /// No connection.
-    Connect,
-    /// The connection broke before the answer was complete.
-    Reset,
-    /// The attempt took longer than an attempt may.
-    Timeout,
-    /// The answer is not HTTP.
-    Invalid,
-    /// An answer with this status; of gRPC, with the code that stands for it.
-    Status(u16),
-}
-
-impl RetryOn {
-    /// Every kind by its name in the configuration.
-    pub const NAMES: &'static [(&'static str, Self)] = &[
-        ("connect", Self::Connect),
-        ("reset", Self::Reset),
-        ("timeout", Self::Timeout),
-        ("invalid", Self::Invalid),
-        ("429", Self::Status(429)),
-        ("500", Self::Status(500)),
-        ("502", Self::Status(502)),
-        ("503", Self::Status(503)),
-        ("504", Self::Status(504)),
-    ];
-    /// What is worth another attempt unless the configuration says otherwise.
-    pub const DEFAULT: [Self; 7] = [
-        Self::Connect,
-        Self::Reset,
-        Self::Timeout,
-        Self::Invalid,
-        Self::Status(500),
-        Self::Status(502),
-        Self::Status(503),
-    ];
+impl Retry {
+    /// What decisions on attempts need of it.
+    pub fn policy(&self) -> RetryPolicy {
+        let Self { attempts, attempt_timeout, ref on, .. } = *self;
+        RetryPolicy { attempts, attempt_timeout, on: on.clone() }
+    }
 }

@@ -42,6 +42,7 @@ struct Pool {
     endpoints: usize,
     policy: RetryPolicy,
     budget: RetryBudget,
+    budget_share: f64,
     hedges: Option<RetryBudget>,
     earned: f64,
     paid: f64,
@@ -57,13 +58,14 @@ impl Pool {
         let attempt_timeout = (rng.below(2) > 0).then(|| millis(1 + rng.below(40)));
         let budget = [0.0, 0.1, 0.5, 1.0][rng.below(4)];
         let attempts = u32::try_from(1 + rng.below(5)).unwrap();
-        let policy = RetryPolicy { attempts, budget, attempt_timeout, on, min_per_second: 0.0 };
+        let policy = RetryPolicy { attempts, attempt_timeout, on };
         let hedge_share = [0.05, 1.0][rng.below(2)];
         Self {
             endpoints: rng.below(6),
             budget: RetryBudget::new(budget, 0.0),
             hedges: (rng.below(3) > 0).then(|| RetryBudget::for_hedges(hedge_share)),
             policy,
+            budget_share: budget,
             earned: 0.0,
             paid: 0.0,
             hedge_share,
@@ -74,8 +76,8 @@ impl Pool {
 
     /// What was paid was there before.
     fn check(&self, seed: u64) {
-        let reserve = if self.policy.budget > 0.0 { RESERVE } else { 0.0 };
-        let had = reserve + self.earned * self.policy.budget;
+        let reserve = if self.budget_share > 0.0 { RESERVE } else { 0.0 };
+        let had = reserve + self.earned * self.budget_share;
         assert!(self.paid <= had + 1e-6, "seed {seed}: {} retries of {had}", self.paid);
         let had = self.hedges_earned * self.hedge_share;
         assert!(self.hedges_paid <= had + 1e-6, "seed {seed}: {} hedges", self.hedges_paid);
@@ -205,14 +207,15 @@ impl<'a> Run<'a> {
         if let (Next::Send(_), true) = (&step.next, is_hedge) {
             pool.hedges_paid += 1.0;
         }
-        if step.next == Next::FallBack && paid_before {
+        if matches!(step.next, Next::FallBack(_)) && paid_before {
             pool.paid += 1.0;
         }
         let next = match &step.next {
             Next::Finish(Ending::Answer(_)) => "answered",
+            Next::Finish(Ending::PassOn(_)) => "passed on",
             Next::Finish(Ending::Refuse(_)) => "refused",
             Next::Finish(Ending::Left) => "left",
-            Next::FallBack => "fallback",
+            Next::FallBack(_) => "fallback",
             _ => "goes on",
         };
         self.world.seen.insert(next);
@@ -358,7 +361,7 @@ impl<'a> Run<'a> {
                 }
                 _ if mishap == Mishap::Cancel(number) => Event::ClientLeft,
                 Next::Bind => self.bind(),
-                Next::FallBack => {
+                Next::FallBack(_) => {
                     self.variant += 1;
                     if self.world.rng.below(4) > 0 { Event::StandsIn } else { Event::CannotStandIn }
                 }
@@ -384,7 +387,7 @@ impl<'a> Run<'a> {
             assert_eq!(begun.verdicts, 1, "seed {seed}: verdicts on attempt {attempt}");
         }
         match ending {
-            Ending::Answer(attempt) => {
+            Ending::Answer(attempt) | Ending::PassOn(attempt) => {
                 assert!(self.begun[*attempt].answered, "seed {seed}: no answer of {attempt}");
             }
             Ending::Left => assert!(matches!(mishap, Mishap::Cancel(_)), "seed {seed}"),
@@ -418,6 +421,7 @@ fn whatever_happens_each_attempt_gets_one_verdict_and_the_request_one_ending() {
     }
     for expected in [
         "answered",
+        "passed on",
         "refused",
         "fallback",
         "won",

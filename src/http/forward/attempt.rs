@@ -5,31 +5,34 @@
 
 use super::count_unsolicited;
 use super::exchange::{Answer, Message, NO_SOCKET, exchange};
+use crate::clock;
+use crate::http::request::Request;
 use crate::pool::awaited::Patience;
 use crate::pool::liveness::{self, Vain};
 use crate::pool::{Endpoint, Pool};
+use forebay_routing::attempt::event::Sending;
 use pingora::connectors::http::Connector;
 use pingora::{Error, ErrorType};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::time::timeout_at;
+
+/// Time of an attempt whose request has no deadline.
+const NO_DEADLINE: Duration = Duration::from_secs(3600);
 
 /// An attempt that is under way.
 pub(super) struct Attempt {
     /// Its place among the request's attempts.
     pub(super) index: usize,
     pub(super) endpoint: Arc<Endpoint>,
-    pub(super) pool: Arc<Pool>,
-    pub(super) started: Instant,
-    /// When it is given up.
-    pub(super) until: Instant,
-    /// Whether that is sooner than the request's deadline, so that another can be made.
-    pub(super) cut_short: bool,
     /// How often the endpoint had answered when it began.
     pub(super) heard: u32,
+    pool: Arc<Pool>,
+    /// When it is given up.
+    until: Instant,
     /// How long it waits once the endpoint is silent.
-    pub(super) patience: Patience,
+    patience: Patience,
 }
 
 /// The error of a connection whose other end is gone.
@@ -47,6 +50,20 @@ pub(super) enum Ended {
 }
 
 impl Attempt {
+    /// The attempt that was bound last, as it is to be sent.
+    pub(super) fn new(request: &Request, sending: &Sending) -> Option<Self> {
+        let picked = request.attempts.get(sending.attempt)?;
+        let until = sending.until.map_or_else(|| Instant::now() + NO_DEADLINE, clock::instant);
+        Some(Self {
+            index: sending.attempt,
+            endpoint: Arc::clone(&picked.endpoint),
+            heard: picked.endpoint.state.answers_so_far(),
+            pool: Arc::clone(&request.target.as_ref()?.pool),
+            until,
+            patience: Patience::of(sending.patience, picked.expected()),
+        })
+    }
+
     pub(super) async fn send(&self, message: &Message, connector: &Connector) -> Ended {
         let peer = self.endpoint.peer(message.is_grpc);
         let unsolicited = || count_unsolicited(&self.pool.config.name, &self.endpoint.state);

@@ -34,7 +34,7 @@ pub(super) async fn send(
     (connector, account): (&Connector, &Account),
 ) -> Result<Won, Stop> {
     let message = message(session, request, account, body)?;
-    let attempts = Attempts::new(request, target, message, connector);
+    let attempts = Attempts::new(request, &target, message, connector);
     // A request whose body is still to come need not have room for this.
     let attempts = Box::pin(attempts.run());
     tokio::select! {

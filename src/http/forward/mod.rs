@@ -18,8 +18,8 @@ use crate::pool::EndpointState;
 use crate::pool::report::{self, history::Origin};
 use crate::refusal::Refusal;
 use forebay_protocol::oip::Call;
-use forebay_protocol::{header, metric};
-use forebay_routing::Outcome;
+use forebay_protocol::{Reason, header, metric};
+use forebay_routing::attempt::event::{Answer, End};
 use http::{HeaderMap, Method};
 use metrics::Counter;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -42,18 +42,19 @@ fn is_repeatable(request: &Request, head: &RequestHeader) -> bool {
     head.method.is_idempotent() || (head.method == Method::POST && infers)
 }
 
-/// Takes in what the header of an answer says of the endpoint. When it comes says nothing: it may be
-/// the beginning of a long answer, or the end of long work. An error that states its reason speaks of
-/// this request, such as a model that can't be loaded; nobody else is asked what it says of it.
-fn note_answer(endpoint: &EndpointState, head: &ResponseHeader) {
-    endpoint.note(match head.status.as_u16() {
-        500 | 502 if head.headers.contains_key(header::REASON) => Outcome::Understood,
-        500 | 502 => Outcome::Failed,
-        429 => Outcome::Busy,
-        503 if head.headers.contains_key(http::header::RETRY_AFTER) => Outcome::Busy,
-        503 => Outcome::Failed,
-        _ => Outcome::Understood,
-    });
+/// How an attempt ends whose answer has begun, and is passed on as it comes.
+fn begun_answer(head: &ResponseHeader) -> End<Refusal> {
+    let reason = head.headers.get(header::REASON).map(|value| value.to_str().ok());
+    let is_retryable =
+        reason.flatten().and_then(Reason::from_code).is_some_and(|reason| reason.retryable());
+    let found = Answer {
+        status: head.status.as_u16(),
+        is_success: head.status.is_success(),
+        is_busy: is_retryable || head.headers.contains_key(http::header::RETRY_AFTER),
+        states_reason: reason.is_some(),
+        is_whole: false,
+    };
+    End::Answered(found, None)
 }
 
 /// An error that stands for a refusal: the text is in the request.
@@ -64,12 +65,12 @@ pub(in crate::http) fn refused(request: &mut Request, refusal: Refusal) -> Box<E
 }
 
 /// Counts an attempt that was answered; resolved once an endpoint, since it is every request.
-fn count_answer(target: &Target, endpoint: &EndpointState) {
+pub fn count_answer(target: &Target, endpoint: &EndpointState) {
     endpoint.answers.get_or_init(|| attempts(target, endpoint, "answered")).increment(1);
 }
 
 /// Counts how any other attempt ended.
-fn count_attempt(target: &Target, endpoint: &EndpointState, outcome: &'static str) {
+pub fn count_attempt(target: &Target, endpoint: &EndpointState, outcome: &'static str) {
     attempts(target, endpoint, outcome).increment(1);
 }
 

@@ -13,7 +13,7 @@ use crate::refusal::Refusal;
 use bytes::Bytes;
 use forebay_protocol::Reason;
 use forebay_protocol::grpc::Code;
-use forebay_routing::Outcome;
+use forebay_routing::{Blame, Outcome};
 use http::HeaderMap;
 use pingora::connectors::http::Connector;
 use pingora::http::ResponseHeader;
@@ -256,13 +256,13 @@ impl Reader<'_> {
             Ok(Ok(read)) => return Ok(read),
             Ok(Err(error)) => {
                 tracing::debug!(endpoint = &*state.name, %error, "an answer broke off");
-                self.picked.failed();
+                self.picked.settle(Blame::Failed);
                 state.note(Outcome::Failed);
                 let reason = classify(&error).1;
                 Refusal::new(reason, message_of(reason))
             }
             Err(_) => {
-                self.picked.late();
+                self.picked.settle(Blame::Late { cut_short: false });
                 let message = "the answer was not complete before the deadline";
                 Refusal::new(Reason::DeadlineExceeded, message)
             }

@@ -8,15 +8,12 @@ use super::exchange::{classify, closed_while_idle, message_of};
 use super::headers::stamp;
 use super::headers::{prepare_answer, prepare_request};
 use super::wire::{self, Before, UNSOLICITED, Wire};
-use super::{count_answer, count_attempt, note_answer};
-use super::{is_repeatable, refused, take_in_report};
-use crate::clock;
+use super::{begun_answer, count_attempt, is_repeatable, refused, take_in_report};
 use crate::config::Limits;
 use crate::downstream::http1_reader::is_malformed;
 use crate::exhausted;
 use crate::http::admit::body_too_large;
-use crate::http::balance::{balance, can_try_again, may_retry};
-use crate::http::fallback;
+use crate::http::attempts::{self, Handling, NO_SIGN};
 use crate::http::receive::client_left;
 use crate::http::request::Request;
 use crate::http::variant;
@@ -27,7 +24,8 @@ use crate::pool::queue::Bound;
 use crate::refusal::Refusal;
 use forebay_protocol::grpc;
 use forebay_protocol::{Reason, metric};
-use forebay_routing::Outcome;
+use forebay_routing::attempt::event::{self as decision, End, Ending, Event, Next};
+use forebay_routing::{Blame, Outcome, RetryOn};
 use http::StatusCode;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
@@ -66,18 +64,25 @@ pub async fn peer(
         peer.options.idle_timeout = Some(Duration::ZERO);
         return Ok(peer);
     }
+    let is_repeatable = may_be_sent_again(session, request);
+    let next = match request.outstanding.take() {
+        Some(next) => next,
+        None => attempts::begin(request, Handling::AtTheClientsPace, is_repeatable),
+    };
     let downstream = &mut session.downstream_session;
     // A read of HTTP/1 would take bytes of a body; but only requests without one queue here.
     let watches = downstream.is_http2() || downstream.is_body_done();
     let bound = tokio::select! {
         biased;
-        bound = bind(request) => bound,
+        bound = attempts::bind(request, next, is_repeatable) => bound,
         left = downstream.read_body_or_idle(true), if watches => Err(match left {
             Err(error) => client_left(&error),
             Ok(_) => Refusal::new(Reason::InvalidRequest, "the request is longer than it says"),
         }),
     };
-    let endpoint = bound.map_err(|refusal| refused(request, refusal))?;
+    let sending = bound.map_err(|refusal| refused(request, refusal))?;
+    request.patience = sending.patience;
+    let endpoint = Arc::clone(&request.attempts[sending.attempt].endpoint);
     // The wait for an endpoint took of the time.
     let left = request.time_left().unwrap_or(limits.stream_idle);
     Ok(endpoint_peer(request, &endpoint, left))
@@ -91,35 +96,6 @@ fn endpoint_peer(request: &Request, endpoint: &Endpoint, left: Duration) -> Box<
     peer
 }
 
-/// Picks the endpoint for the next attempt of a request that can't be sent again, at the first variant
-/// that has one for it.
-///
-/// # Errors
-/// No endpoint, or no time left.
-pub(super) async fn bind(request: &mut Request) -> Result<Arc<Endpoint>, Refusal> {
-    let Some(mut target) = request.target.clone() else {
-        return Err(Refusal::new(Reason::Internal, "a request without a route"));
-    };
-    if request.time_left().is_some_and(|left| left.is_zero()) {
-        return Err(Refusal::new(Reason::DeadlineExceeded, "no answer before the deadline"));
-    }
-    let mut first = None;
-    loop {
-        let refusal = match balance(request, &target).await {
-            Ok(endpoint) => return Ok(endpoint),
-            Err(refusal) => refusal,
-        };
-        let next = fallback::next(request, &target, &refusal);
-        // What was wrong with the variant that was asked for says more than what a lesser one lacked.
-        let (asked, refusal) = first.get_or_insert_with(|| (target.clone(), refusal)).clone();
-        let Some(next) = next else {
-            (request.degraded, request.target) = (None, Some(asked));
-            return Err(refusal);
-        };
-        target = next;
-    }
-}
-
 /// The endpoint that was tried last, if the attempt did not fail there.
 fn again(request: &mut Request) -> Option<Arc<Endpoint>> {
     let last = request.attempts.last_mut().filter(|last| last.guard.is_some())?;
@@ -131,7 +107,6 @@ fn again(request: &mut Request) -> Option<Arc<Endpoint>> {
 /// # Errors
 /// It can't be used; the error says whether another attempt may follow.
 pub fn connected(
-    session: &Session,
     request: &mut Request,
     reused: bool,
     peer: &HttpPeer,
@@ -149,7 +124,7 @@ pub fn connected(
         super::count_unsolicited(&target.pool.config.name, &picked.endpoint.state);
     }
     if before == Before::Quiet || (before == Before::Closed && !reused) {
-        request.wire = watch(session, request, socket).map(|it| Wire::new(socket, it));
+        request.wire = watch(request, socket).map(|it| Wire::new(socket, it));
         return Ok(());
     }
     let mut error = Error::explain(UNSOLICITED, "the connection can't be used");
@@ -174,7 +149,9 @@ pub fn broke_off(
         return error;
     }
     if was_cut {
-        let again = moves(session, request);
+        let is_repeatable = may_be_sent_again(session, request);
+        let silent = End::Silent(Refusal::new(Reason::EndpointSilent, NO_SIGN));
+        let again = goes_on(request, silent, is_repeatable);
         error.set_retry(again);
         return error;
     }
@@ -187,34 +164,30 @@ pub fn broke_off(
     error
 }
 
-/// Has the exchange watched, to be ended if the endpoint goes silent.
-fn watch(session: &Session, request: &Request, socket: RawFd) -> Option<Watched> {
-    let (target, picked) = (request.target.as_ref()?, request.attempts.last()?);
-    let may_move = !request.moved
-        && may_be_sent_again(session, request)
-        && can_try_again(&target.pool, &request.attempts);
-    let patience = if may_move {
-        Patience::until_overdue(picked.expected(&picked.endpoint))
-    } else {
-        Patience::endless()
+/// Has the exchange watched, to be ended if the endpoint goes silent and it can be sent elsewhere.
+fn watch(request: &Request, socket: RawFd) -> Option<Watched> {
+    let picked = request.attempts.last()?;
+    let patience = match request.patience {
+        decided @ decision::Patience::Overdue => Patience::of(decided, picked.expected()),
+        _ => Patience::endless(),
     };
     Some(Watched::new(&picked.endpoint.state, socket, patience))
 }
 
-/// Takes in that the endpoint answers neither the request nor probes. May the request be sent to another
-/// one?
-fn moves(session: &Session, request: &mut Request) -> bool {
-    let Some(target) = request.target.clone() else { return false };
-    let Some(picked) = request.attempts.last_mut() else { return false };
-    picked.late();
-    count_attempt(&target, &picked.endpoint.state, Reason::EndpointSilent.code());
-    request.moved = true;
-    let again = may_be_sent_again(session, request) && may_retry(request, &target);
-    if !again {
-        let message = "the endpoint answers neither the request nor probes";
-        request.refusal = Some(Refusal::new(Reason::EndpointSilent, message));
+/// Takes in how the present attempt ended. May Pingora ask where the next one goes?
+fn goes_on(request: &mut Request, end: End<Refusal>, is_repeatable: bool) -> bool {
+    let present = request.attempts.len().saturating_sub(1);
+    match attempts::on(request, Event::Ended(present, end), is_repeatable) {
+        next @ (Next::Bind | Next::FallBack(_)) => {
+            request.outstanding = Some(next);
+            true
+        }
+        Next::Finish(Ending::Refuse(refusal)) => {
+            request.refusal = Some(refusal);
+            false
+        }
+        _ => false,
     }
-    again
 }
 
 /// Has the final answer begun on its way to the client?
@@ -231,27 +204,15 @@ fn may_be_sent_again(session: &Session, request: &Request) -> bool {
 
 /// Notes that an endpoint could not be reached, and lets Pingora try another if that is allowed.
 pub fn connect_failed(request: &mut Request, mut error: Box<Error>) -> Box<Error> {
-    let Some(target) = request.target.clone() else { return error };
-    let lacking = exhausted::behind(&error);
-    if let Some(picked) = request.attempts.last_mut() {
-        let endpoint = Arc::clone(&picked.endpoint);
-        if let Some(resource) = lacking {
-            // The endpoint has done nothing wrong, and another would fare no better.
-            picked.answered(false);
-            exhausted::count(resource, "connect");
-            count_attempt(&target, &endpoint.state, Reason::ProxyExhausted.code());
-            request.refusal = Some(exhausted::refusal(resource));
-            error.set_retry(false);
-            return error;
-        }
-        picked.failed();
-        endpoint.state.note(Outcome::Failed);
-        count_attempt(&target, &endpoint.state, Reason::ConnectFailed.code());
-    }
-    if request.attempts.len() > 1 {
-        target.pool.state.budget.retry_failed();
-    }
-    error.set_retry(may_retry(request, &target));
+    let end = if let Some(resource) = exhausted::behind(&error) {
+        exhausted::count(resource, "connect");
+        End::Unsent(exhausted::refusal(resource))
+    } else {
+        let reason = Reason::ConnectFailed;
+        End::Broke(RetryOn::Connect, Refusal::new(reason, message_of(reason)))
+    };
+    let again = goes_on(request, end, false);
+    error.set_retry(again);
     error
 }
 
@@ -366,15 +327,40 @@ pub fn response_header(
         // From here on it is a connection, which takes no slot.
         picked.guard = Some(Bound::long_lived(&picked.endpoint));
     }
-    count_answer(&target, &picked.endpoint.state);
-    if !head.status.is_server_error() {
-        target.pool.state.budget.earn(clock::now());
-    }
-    note_answer(&picked.endpoint.state, head);
     // One whose length is known when it begins has been made; any other is still being made.
     let complete = head.headers.contains_key(http::header::CONTENT_LENGTH);
     take_in_report(&head.headers, &target, &picked.endpoint.state, complete);
+    let present = request.attempts.len().saturating_sub(1);
+    attempts::on(request, Event::Ended(present, begun_answer(head)), false);
     prepare_answer(head, request)
+}
+
+/// Takes in that the endpoint ended the exchange, or did not go on with it in time.
+fn endpoint_failed(request: &mut Request, error: &Error, timed_out: bool) {
+    if request.decisions.as_ref().is_some_and(|decisions| !decisions.are_over()) {
+        let (trouble, reason) = classify(error);
+        // The request was begun, whatever broke.
+        let trouble = if trouble == RetryOn::Connect { RetryOn::Reset } else { trouble };
+        let end = if timed_out {
+            End::TimedOut { unheard: false }
+        } else {
+            End::Broke(trouble, Refusal::new(reason, message_of(reason)))
+        };
+        goes_on(request, end, false);
+        return;
+    }
+    // Its answer had begun.
+    let Some(picked) = request.attempts.last_mut() else { return };
+    if timed_out {
+        // A stream that its client's deadline ends says nothing about the endpoint.
+        picked.settle(Blame::Late { cut_short: false });
+    } else {
+        picked.settle(Blame::Failed);
+        picked.endpoint.state.note(Outcome::Failed);
+    }
+    if let Some(target) = &request.target {
+        count_attempt(target, &picked.endpoint.state, classify(error).1.code());
+    }
 }
 
 /// The refusal that an error of the pipe means to the client; `None` if the client is gone.
@@ -382,28 +368,18 @@ pub fn refusal(request: &mut Request, error: &Error) -> Option<Refusal> {
     if let Some(refusal) = request.refusal.take() {
         return Some(refusal);
     }
-    if is_malformed(error) {
-        if let Some(picked) = request.attempts.last_mut() {
-            picked.answered(false);
-        }
-        return Some(Refusal::new(Reason::InvalidRequest, "the body's chunks can't be understood"));
-    }
+    let is_upstream = !is_malformed(error) && error.esource() == &ErrorSource::Upstream;
     let timed_out = matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
-    if let Some(picked) = request.attempts.last_mut() {
-        match error.esource() {
-            ErrorSource::Upstream => {
-                picked.failed();
-                // A stream that its client's deadline ends says nothing about the endpoint.
-                if !timed_out {
-                    picked.endpoint.state.note(Outcome::Failed);
-                }
-                if let Some(target) = &request.target {
-                    let reason = classify(error).1.code();
-                    count_attempt(target, &picked.endpoint.state, reason);
-                }
-            }
-            _ => picked.answered(false),
+    if is_upstream {
+        endpoint_failed(request, error, timed_out);
+        if let Some(refusal) = request.refusal.take() {
+            return Some(refusal);
         }
+    } else {
+        attempts::abandon(request);
+    }
+    if is_malformed(error) {
+        return Some(Refusal::new(Reason::InvalidRequest, "the body's chunks can't be understood"));
     }
     Some(match error.esource() {
         ErrorSource::Upstream if timed_out => {

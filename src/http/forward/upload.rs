@@ -7,31 +7,29 @@
 //! is tried.
 
 use super::attempt::acknowledges_nothing;
-use super::attempts::{NO_SIGN, Won};
+use super::attempts::Won;
 use super::exchange::{
     Answer, MAX_EARLY_ANSWER_WAIT, NO_SOCKET, Rest, classify, final_header, message_of, send_piece,
     socket_of,
 };
 use super::headers::{prepare_request, stamp};
-use super::take_in_report;
-use super::{count_answer, count_attempt, note_answer, streamed};
+use super::{begun_answer, take_in_report};
 use crate::body_memory::Account;
-use crate::clock;
 use crate::config::Limits;
 use crate::exhausted;
 use crate::http::admit::body_too_large;
-use crate::http::balance::may_retry;
+use crate::http::attempts::{self, Handling, NO_SIGN};
 use crate::http::pace::{Pace, TooSlow};
 use crate::http::receive::{self, broken_off, client_left, too_late};
 use crate::http::request::Request;
 use crate::http::variant::{self, Target};
-use crate::pool::Endpoint;
 use crate::pool::awaited::Patience;
 use crate::pool::liveness::{Vain, in_vain};
 use crate::refusal::Refusal;
 use bytes::Bytes;
 use forebay_protocol::{Reason, metric};
-use forebay_routing::Outcome;
+use forebay_routing::RetryOn;
+use forebay_routing::attempt::event::{End, Ending, Event, Next, RefusalCause, Sending};
 use pingora::connectors::http::Connector;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::client::HttpSession as EndpointSession;
@@ -40,6 +38,9 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::{timeout, timeout_at};
+
+/// A body that is sent while it comes is not at hand to be sent again.
+const REPEATABLE: bool = false;
 
 /// Why an upload ended without an answer.
 enum Stopped {
@@ -66,28 +67,33 @@ pub(super) async fn upload(
     let limits = &snapshot.config.limits;
     let mut body = Collecting { begun, is_done: session.downstream_session.is_body_done() };
     let deadline = request.deadline.unwrap_or_else(|| request.arrived + target.route.deadline);
-    let (endpoint, mut connection) = loop {
-        let endpoint = bind(session, request, &mut body, limits).await?;
+    let mut next = attempts::begin(request, Handling::AtTheClientsPace, REPEATABLE);
+    let (sending, endpoint, mut connection) = loop {
+        let sending = bind(session, request, (next, &mut body), limits).await?;
+        let endpoint = match request.attempts.get(sending.attempt) {
+            Some(picked) => Arc::clone(&picked.endpoint),
+            None => return Err(broken()),
+        };
         // A kept connection may have been closed meanwhile, and this body can't be sent twice.
         let mut peer = endpoint.peer(false).clone();
         peer.group_key = u64::MAX;
-        match timeout_at(deadline.into(), connector.get_http_session(&peer)).await {
-            Ok(Ok((connection, _))) => break (endpoint, connection),
-            Ok(Err(error)) => not_connected(request, &endpoint, &error)?,
-            Err(_) => return Err(failed(request, &endpoint, Stopped::Late)),
-        }
+        let connected = timeout_at(deadline.into(), connector.get_http_session(&peer)).await;
+        next = match connected {
+            Ok(Ok((connection, _))) => break (sending, endpoint, connection),
+            Ok(Err(error)) => not_connected(request, sending.attempt, &error),
+            Err(_) => return Err(failed(request, sending.attempt, Stopped::Late)),
+        };
     };
-    let index = request.attempts.len() - 1;
+    let index = sending.attempt;
     prepare(&mut head, request, deadline, &connection).map_err(|_| broken())?;
     let pool = Arc::clone(&request.target.as_ref().unwrap_or(target).pool);
-    let expected = request.attempts[index].expected(&endpoint);
-    // It was begun, so it can't be sent elsewhere.
-    let patience = Patience::until_silent_alone(expected);
+    let expected = request.attempts[index].expected();
+    let patience = Patience::of(sending.patience, expected);
     let its_socket = socket_of(&connection);
     let socket = || Some(its_socket).filter(|socket| *socket != NO_SOCKET);
     let started = Instant::now();
-    let sending = Sending { session, limits, pace: Pace::new(limits) };
-    let sent = sending.run(request, (head, body), &mut connection);
+    let upload = Upload { session, limits, pace: Pace::new(limits) };
+    let sent = upload.run(request, (head, body), &mut connection);
     let sent = tokio::select! {
         sent = timeout_at(deadline.into(), sent) => sent.unwrap_or(Err(Stopped::Late)),
         why = in_vain((&endpoint.state, &pool), socket, patience) => Err(match why {
@@ -98,16 +104,13 @@ pub(super) async fn upload(
     request.times.forward += started.elapsed();
     let Begun { head, keep, unsent } = match sent {
         Ok(begun) => begun,
-        Err(stopped) => return Err(failed(request, &endpoint, stopped)),
+        Err(stopped) => return Err(failed(request, index, stopped)),
     };
-    let target = request.target.as_ref().unwrap_or(target);
-    count_answer(target, &endpoint.state);
-    if !head.status.is_server_error() {
-        target.pool.state.budget.earn(clock::now());
+    if let Some(target) = &request.target {
+        let is_made = head.headers.contains_key(http::header::CONTENT_LENGTH);
+        take_in_report(&head.headers, target, &endpoint.state, is_made);
     }
-    note_answer(&endpoint.state, &head);
-    let is_made = head.headers.contains_key(http::header::CONTENT_LENGTH);
-    take_in_report(&head.headers, target, &endpoint.state, is_made);
+    attempts::on(request, Event::Ended(index, begun_answer(&head)), REPEATABLE);
     let rest = Some(Rest { session: Box::new(connection), keep, unsent });
     let held = account.for_answers().hold();
     let answer = Answer { head, body: Vec::new(), trailers: None, rest, held };
@@ -118,11 +121,11 @@ pub(super) async fn upload(
 async fn bind(
     session: &mut Session,
     request: &mut Request,
-    body: &mut Collecting,
+    (next, body): (Next<Refusal>, &mut Collecting),
     limits: &Limits,
-) -> Result<Arc<Endpoint>, Refusal> {
+) -> Result<Sending, Refusal> {
     let bound = {
-        let mut bound = pin!(streamed::bind(request));
+        let mut bound = pin!(attempts::bind(request, next, REPEATABLE));
         let mut has_memory = true;
         loop {
             let downstream = &mut session.downstream_session;
@@ -188,63 +191,40 @@ fn prepare(
     stamp(head, deadline, false)
 }
 
-/// No connection was made. `Ok`: another endpoint may be tried.
-fn not_connected(
-    request: &mut Request,
-    endpoint: &Endpoint,
-    error: &pingora::Error,
-) -> Result<(), Refusal> {
-    tracing::debug!(endpoint = &*endpoint.state.name, %error, "no connection");
-    let Some(target) = request.target.clone() else { return Err(broken()) };
-    let Some(picked) = request.attempts.last_mut() else { return Err(broken()) };
-    if let Some(resource) = exhausted::behind(error) {
-        // The endpoint has done nothing wrong, and another would fare no better.
-        picked.answered(false);
+/// No connection was made; another endpoint may be tried.
+fn not_connected(request: &mut Request, attempt: usize, error: &pingora::Error) -> Next<Refusal> {
+    tracing::debug!(%error, "no connection");
+    let end = if let Some(resource) = exhausted::behind(error) {
         exhausted::count(resource, "connect");
-        count_attempt(&target, &endpoint.state, Reason::ProxyExhausted.code());
-        return Err(exhausted::refusal(resource));
-    }
-    picked.failed();
-    endpoint.state.note(Outcome::Failed);
-    let reason = Reason::ConnectFailed;
-    count_attempt(&target, &endpoint.state, reason.code());
-    if request.attempts.len() > 1 {
-        target.pool.state.budget.retry_failed();
-    }
-    if may_retry(request, &target) {
-        return Ok(());
-    }
-    Err(Refusal::new(reason, message_of(reason)))
+        End::Unsent(exhausted::refusal(resource))
+    } else {
+        let reason = Reason::ConnectFailed;
+        End::Broke(RetryOn::Connect, Refusal::new(reason, message_of(reason)))
+    };
+    attempts::on(request, Event::Ended(attempt, end), REPEATABLE)
 }
 
 /// Takes in why there is no answer; only the endpoint's own failure is held against it.
-fn failed(request: &mut Request, endpoint: &Endpoint, stopped: Stopped) -> Refusal {
-    let Some(picked) = request.attempts.last_mut() else { return broken() };
-    let refusal = match stopped {
+fn failed(request: &mut Request, attempt: usize, stopped: Stopped) -> Refusal {
+    let end = match stopped {
         Stopped::Client(refusal) => {
-            picked.abandoned();
+            attempts::on(request, Event::ClientLeft, REPEATABLE);
             return refusal;
         }
         Stopped::Endpoint(error) => {
-            tracing::debug!(endpoint = &*endpoint.state.name, %error, "an upload failed");
-            picked.failed();
-            endpoint.state.note(Outcome::Failed);
-            let reason = classify(&error).1;
-            Refusal::new(reason, message_of(reason))
+            tracing::debug!(%error, "an upload failed");
+            let (trouble, reason) = classify(&error);
+            // It was begun, whatever broke.
+            let trouble = if trouble == RetryOn::Connect { RetryOn::Reset } else { trouble };
+            End::Broke(trouble, Refusal::new(reason, message_of(reason)))
         }
-        Stopped::Silent => {
-            picked.late();
-            Refusal::new(Reason::EndpointSilent, NO_SIGN)
-        }
-        Stopped::Late => {
-            picked.late();
-            Refusal::new(Reason::DeadlineExceeded, "no answer before the deadline")
-        }
+        Stopped::Silent => End::Silent(Refusal::new(Reason::EndpointSilent, NO_SIGN)),
+        Stopped::Late => End::TimedOut { unheard: false },
     };
-    if let Some(target) = &request.target {
-        count_attempt(target, &endpoint.state, refusal.reason.code());
+    match attempts::on(request, Event::Ended(attempt, end), REPEATABLE) {
+        Next::Finish(Ending::Refuse(refusal)) => refusal,
+        _ => Refusal::deadline_passed(),
     }
-    refusal
 }
 
 /// The refusal of a body whose rest does not come.
@@ -264,13 +244,13 @@ struct Begun {
 }
 
 /// An upload to an endpoint that is connected.
-struct Sending<'a> {
+struct Upload<'a> {
     session: &'a mut Session,
     limits: &'a Limits,
     pace: Pace,
 }
 
-impl Sending<'_> {
+impl Upload<'_> {
     /// Sends the request until its answer begins, which may be before all of it was sent.
     async fn run(
         mut self,

@@ -13,6 +13,7 @@
 use super::{grpc, linger};
 use crate::body_memory::{Held, cost};
 use crate::config::Limits;
+use crate::http::attempts;
 use crate::http::forward::headers::{HOP_BY_HOP, nominated, prepare_answer};
 use crate::http::forward::read_ahead::{Bounds, Item, Reader, Room};
 use crate::http::forward::send::Unread;
@@ -21,7 +22,6 @@ use crate::http::pace::{Pace, TooSlow};
 use crate::http::receive::{broken_off, client_left};
 use crate::http::request::Request;
 use crate::http::response::BufferedResponse;
-use crate::pool::attempt::EndpointAttempt;
 use crate::refusal::Refusal;
 use bytes::Bytes;
 use forebay_protocol::grpc::Code;
@@ -80,7 +80,7 @@ pub(in crate::http) async fn answer(
         Ok(Some(trailers)) => forward::grpc::note(request, &trailers),
         Ok(None) => {}
         Err(refusal) => {
-            request.attempts.iter_mut().for_each(EndpointAttempt::abandoned);
+            attempts::abandon(request);
             return Err(refused(request, refusal));
         }
     }

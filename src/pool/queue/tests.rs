@@ -34,6 +34,7 @@ fn pool_with(more: &str) -> Arc<Pool> {
         looked_for_stale: AtomicU64::new(0),
         queue: Arc::new(Queue::new(Arc::default())),
         budget: RetryBudget::new(0.0, 0.0),
+        retry_policy: config.retry.policy(),
         retry: config.retry.clone(),
         hedges: None,
         models: Arc::new(ModelStats::new(None)),

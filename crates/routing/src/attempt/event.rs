@@ -162,9 +162,9 @@ pub enum Next<R> {
     Send(Sending),
     /// Nothing is to be done until something happens.
     Wait,
-    /// The variant that stands in next is to be made ready: [`Event::StandsIn`] or
-    /// [`Event::CannotStandIn`] follows.
-    FallBack,
+    /// The variant that stands in next is to be made ready, since the present one failed like this:
+    /// [`Event::StandsIn`] or [`Event::CannotStandIn`] follows.
+    FallBack(R),
     /// That was all; what is under way is dropped.
     Finish(Ending<R>),
 }
@@ -198,6 +198,9 @@ pub enum Patience {
 pub enum Ending<R> {
     /// The client gets the answer of this attempt.
     Answer(usize),
+    /// The client gets the error that this attempt was answered with, since no other did better. It comes
+    /// from the variant that was asked for.
+    PassOn(usize),
     /// It is refused.
     Refuse(R),
     /// Its client has left.

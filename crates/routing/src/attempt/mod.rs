@@ -23,16 +23,19 @@
 pub mod blame;
 pub mod event;
 pub mod policy;
+mod race;
 #[cfg(test)]
 mod tests;
+mod verdict;
 
-use crate::{Outcome, Time};
+use crate::Time;
 use blame::Blame;
 use event::{
-    Answer, Context, Effect, Effects, End, Ending, Event, HedgeRefusal, Hedged, Next, Patience,
+    Context, Effect, Effects, End, Ending, Event, HedgeRefusal, Hedged, Next, Patience,
     RefusalCause, Sending, StandIn, Step, Terms,
 };
 use policy::RetryOn;
+use race::{Race, Running};
 use std::time::Duration;
 
 /// How often one request may be answered with an error of the endpoint's own: once more shows whose
@@ -59,6 +62,8 @@ pub struct Attempts<R> {
     last: Option<Failure<R>>,
     /// How the variant failed that was asked for.
     first: Option<Failure<R>>,
+    /// How the one failed for which another is to stand in.
+    lacking: Option<R>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -68,28 +73,6 @@ enum Phase {
     Sent(Race),
     FallingBack,
     Over,
-}
-
-/// An attempt that is under way.
-#[derive(Debug, Clone, Copy)]
-struct Running {
-    attempt: usize,
-    since: Time,
-    until: Option<Time>,
-    /// Whether its time is up before the request's is, so that another can be made.
-    cut_short: bool,
-}
-
-/// An attempt and the hedge beside it, if there is one.
-#[derive(Debug, Clone, Copy)]
-struct Race {
-    first: Running,
-    second: Option<Running>,
-    /// Which of both is over.
-    over: Option<usize>,
-    /// Which was answered with an error, while the other goes on.
-    said: Option<usize>,
-    hedge_at: Option<Time>,
 }
 
 /// How attempts failed.
@@ -121,6 +104,7 @@ impl<R: RefusalCause> Attempts<R> {
             has_moved: false,
             last: None,
             first: None,
+            lacking: None,
         }
     }
 
@@ -152,10 +136,9 @@ impl<R: RefusalCause> Attempts<R> {
                 self.enter_pool(context, &mut effects)
             }
             (Event::CannotStandIn, Phase::FallingBack) => {
-                if self.pays_for_stand_in(context) {
-                    Next::FallBack
-                } else {
-                    self.give_up()
+                match self.lacking.clone().filter(|_| self.pays_for_stand_in(context)) {
+                    Some(refusal) => Next::FallBack(refusal),
+                    None => self.give_up(),
                 }
             }
             _ => Next::Wait,
@@ -363,14 +346,17 @@ impl<R: RefusalCause> Attempts<R> {
     ) -> Next<R> {
         self.judge(false, effects);
         self.last = None;
-        let may_stand_in =
-            failure.may_be_sent_after(context) && failure.refusal.lets_another_stand_in();
+        let falls_back = failure.may_be_sent_after(context)
+            && failure.refusal.lets_another_stand_in()
+            && self.pays_for_stand_in(context);
+        let refusal = failure.refusal.clone();
         self.first.get_or_insert(failure);
-        if may_stand_in && self.pays_for_stand_in(context) {
-            self.phase = Phase::FallingBack;
-            return Next::FallBack;
+        if !falls_back {
+            return self.give_up();
         }
-        self.give_up()
+        self.phase = Phase::FallingBack;
+        self.lacking = Some(refusal.clone());
+        Next::FallBack(refusal)
     }
 
     /// Is there a variant that stands in, and time for it? Another model at the same endpoints is one more
@@ -392,7 +378,7 @@ impl<R: RefusalCause> Attempts<R> {
             return Next::Finish(Ending::Refuse(R::deadline_passed()));
         };
         Next::Finish(match first.answer {
-            Some(attempt) => Ending::Answer(attempt),
+            Some(attempt) => Ending::PassOn(attempt),
             None => Ending::Refuse(first.refusal),
         })
     }
@@ -418,137 +404,6 @@ impl<R: RefusalCause> Attempts<R> {
             effects.push(Effect::FirstTook(race.first.attempt));
         }
     }
-
-    /// The verdict on an attempt that is over, and what that means for the request.
-    fn settle(
-        &mut self,
-        running: &Running,
-        end: End<R>,
-        context: &Context<'_>,
-        effects: &mut Effects,
-    ) -> Result<Won, Failure<R>> {
-        let attempt = running.attempt;
-        let failed = |trouble, refusal| Err(Failure { trouble, refusal, answer: None });
-        match end {
-            End::Answered(answer, refusal) => {
-                self.answered(running, &answer, refusal, context, effects)
-            }
-            End::Connected => {
-                effects.push(Effect::Settle(attempt, Blame::HandedOver));
-                effects.push(Effect::Took(attempt));
-                Ok(Won { attempt, earns: true })
-            }
-            End::Broke(trouble, refusal) => {
-                effects.push(Effect::Settle(attempt, Blame::Failed));
-                effects.push(Effect::Note(attempt, Outcome::Failed));
-                failed(Some(trouble), refusal)
-            }
-            End::Unsent(refusal) => {
-                effects.push(Effect::Settle(attempt, Blame::Answered { counts: false }));
-                failed(None, refusal)
-            }
-            End::Silent(refusal) => {
-                self.has_moved = true;
-                effects.push(Effect::Settle(attempt, Blame::Late { cut_short: false }));
-                failed(Some(RetryOn::Timeout), refusal)
-            }
-            End::TimedOut { unheard } => {
-                let is_late = self.is_late(context.now);
-                let cut_short = running.cut_short && !is_late;
-                effects.push(Effect::Settle(attempt, Blame::Late { cut_short }));
-                if running.cut_short || !self.had_little_time(running) {
-                    let outcome = if unheard { Outcome::Failed } else { Outcome::Late };
-                    effects.push(Effect::Note(attempt, outcome));
-                }
-                if cut_short {
-                    failed(Some(RetryOn::Timeout), R::attempt_timed_out())
-                } else {
-                    failed(None, R::deadline_passed())
-                }
-            }
-        }
-    }
-
-    /// Little time says nothing about the endpoint, whether the client gave little or most of it had passed
-    /// in the queue.
-    fn had_little_time(&self, running: &Running) -> bool {
-        let had = running.until.map_or(Duration::MAX, |until| until.since(running.since));
-        self.terms.is_hurried || had < self.terms.usual_time / 2
-    }
-
-    fn answered(
-        &mut self,
-        running: &Running,
-        answer: &Answer,
-        refusal: Option<R>,
-        context: &Context<'_>,
-        effects: &mut Effects,
-    ) -> Result<Won, Failure<R>> {
-        let attempt = running.attempt;
-        let trouble = RetryOn::Status(answer.status);
-        let refusal = refusal.filter(|_| {
-            self.terms.is_replayable && answer.status >= 400 && context.policy.retries(trouble)
-        });
-        let says_elsewhere = matches!(answer.status, 429 | 500..) && answer.status != 504;
-        let blame = if says_elsewhere && self.terms.is_replayable {
-            Blame::Refused
-        } else if answer.is_whole || refusal.is_some() {
-            Blame::Answered { counts: answer.is_success }
-        } else {
-            Blame::HandedOver
-        };
-        effects.push(Effect::Settle(attempt, blame));
-        let took = context.now.since(running.since);
-        match self.outcome(attempt, answer, took) {
-            Some(outcome) => effects.push(Effect::Note(attempt, outcome)),
-            None => self.accuse(attempt),
-        }
-        if let Some(refusal) = refusal {
-            return Err(Failure { trouble: Some(trouble), refusal, answer: Some(attempt) });
-        }
-        effects.push(Effect::Took(attempt));
-        Ok(Won { attempt, earns: answer.status < 500 })
-    }
-
-    /// What an answer says of the endpoint; `None`: another one has to say whose fault the error is.
-    fn outcome(&self, attempt: usize, answer: &Answer, took: Duration) -> Option<Outcome> {
-        debug_assert!(attempt < self.begun, "an attempt that was not begun");
-        if !self.terms.is_replayable {
-            return Some(answer.alone());
-        }
-        Some(match answer.status {
-            500 | 502 => return None,
-            // Its word that there was too little time says nothing against it.
-            504 => Outcome::Understood,
-            429 => Outcome::Busy,
-            503 if answer.is_busy => Outcome::Busy,
-            503.. => Outcome::Failed,
-            _ if answer.is_success => Outcome::Answered(took),
-            _ => Outcome::Understood,
-        })
-    }
-
-    fn accuse(&mut self, attempt: usize) {
-        if let Some(place) = self.accused.get_mut(self.accusations) {
-            *place = attempt;
-            self.accusations += 1;
-        }
-    }
-
-    /// Whose fault were the errors that endpoints answered with?
-    fn judge(&mut self, another_answered: bool, effects: &mut Effects) {
-        let outcome = match self.accusations {
-            0 => return,
-            // It may be the request. Where one endpoint is at fault, there are retries that show it.
-            1 if self.is_unpaid => return,
-            MAX_ACCUSED.. if !another_answered => Outcome::Understood,
-            _ => Outcome::Failed,
-        };
-        for attempt in &self.accused[..self.accusations] {
-            effects.push(Effect::Note(*attempt, outcome));
-        }
-        self.accusations = 0;
-    }
 }
 
 impl<R> Failure<R> {
@@ -561,19 +416,5 @@ impl<R> Failure<R> {
     /// attempt that failed can't have had it.
     fn may_be_sent_after(&self, context: &Context<'_>) -> bool {
         context.is_repeatable || matches!(self.trouble, None | Some(RetryOn::Connect))
-    }
-}
-
-impl Race {
-    /// The attempt with this name, if it is under way.
-    fn running(&self, attempt: usize) -> Option<Running> {
-        let both = [Some(self.first), self.second].into_iter().flatten();
-        both.filter(|it| self.over != Some(it.attempt)).find(|it| it.attempt == attempt)
-    }
-
-    /// The one beside it that is still under way.
-    fn other(&self, attempt: usize) -> Option<Running> {
-        let both = [Some(self.first), self.second].into_iter().flatten();
-        both.filter(|it| self.over != Some(it.attempt)).find(|it| it.attempt != attempt)
     }
 }

@@ -7,26 +7,10 @@ use std::time::Duration;
 pub struct RetryPolicy {
     /// Attempts of one request, the first included.
     pub attempts: u32,
-    /// Retries that each good answer pays for.
-    pub budget: f64,
-    /// Retries a second that are allowed beside that while retries are answered.
-    pub min_per_second: f64,
     /// Time that one attempt may take to answer; `None`: the deadline alone bounds it.
     pub attempt_timeout: Option<Duration>,
     /// What is worth another attempt.
     pub on: Vec<RetryOn>,
-}
-
-impl Default for RetryPolicy {
-    fn default() -> Self {
-        Self {
-            attempts: 3,
-            budget: 0.1,
-            min_per_second: 0.0,
-            attempt_timeout: None,
-            on: RetryOn::DEFAULT.to_vec(),
-        }
-    }
 }
 
 impl RetryPolicy {

@@ -46,6 +46,10 @@ fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
+fn policy() -> RetryPolicy {
+    RetryPolicy { attempts: 3, attempt_timeout: None, on: RetryOn::DEFAULT.to_vec() }
+}
+
 fn terms() -> Terms {
     Terms {
         deadline: Some(Time::new(millis(1000))),
@@ -59,7 +63,7 @@ impl Case {
     fn new(terms: Terms) -> Self {
         Self {
             machine: Attempts::new(terms),
-            policy: RetryPolicy::default(),
+            policy: policy(),
             budget: RetryBudget::new(0.1, 0.0),
             hedges: None,
             has_untried: true,
@@ -129,6 +133,10 @@ fn answer(attempt: usize) -> Next<Why> {
     Next::Finish(Ending::Answer(attempt))
 }
 
+fn error(attempt: usize) -> Next<Why> {
+    Next::Finish(Ending::PassOn(attempt))
+}
+
 #[test]
 fn an_endpoint_that_fails_is_replaced_until_no_more_attempts_are_allowed() {
     let mut case = Case::new(terms()).begun();
@@ -153,7 +161,7 @@ fn what_may_have_had_its_effect_is_not_sent_again() {
 
 #[test]
 fn what_the_policy_does_not_name_is_not_worth_another_attempt() {
-    let policy = RetryPolicy { on: vec![RetryOn::Reset], ..RetryPolicy::default() };
+    let policy = RetryPolicy { on: vec![RetryOn::Reset], ..policy() };
     let mut case = Case { policy, ..Case::new(terms()) }.begun();
     assert_eq!(case.broke(0, RetryOn::Connect), Next::Finish(Ending::Refuse(Why::Broken)));
 }
@@ -163,7 +171,7 @@ fn an_error_that_two_endpoints_state_is_the_requests_fault() {
     let mut case = Case::new(terms()).begun();
     assert_eq!(case.answered(0, 500), Next::Bind);
     case.sent();
-    assert_eq!(case.answered(1, 500), answer(1), "the third endpoint is not asked");
+    assert_eq!(case.answered(1, 500), error(1), "the third endpoint is not asked");
     assert_eq!(case.notes(), [(0, Outcome::Understood), (1, Outcome::Understood)]);
 }
 
@@ -180,11 +188,11 @@ fn an_error_where_another_endpoint_answers_is_the_endpoints_fault() {
 #[test]
 fn an_error_that_nobody_else_may_be_asked_about_accuses_no_endpoint_where_the_budget_is_empty() {
     let mut case = Case { budget: RetryBudget::new(0.0, 0.0), ..Case::new(terms()) }.begun();
-    assert_eq!(case.answered(0, 500), answer(0));
+    assert_eq!(case.answered(0, 500), error(0));
     assert_eq!(case.notes(), []);
     assert!(case.effects.contains(&Effect::Retry(false)));
     let mut case = Case { has_untried: false, ..Case::new(terms()) }.begun();
-    assert_eq!(case.answered(0, 500), answer(0));
+    assert_eq!(case.answered(0, 500), error(0));
     assert_eq!(case.notes(), [(0, Outcome::Failed)], "there is no other to ask");
 }
 
@@ -195,7 +203,7 @@ fn an_answer_is_worth_more_than_that_another_endpoint_was_gone() {
     assert!(case.machine.keeps(0));
     case.sent();
     assert_eq!(case.broke(1, RetryOn::Connect), Next::Bind);
-    assert_eq!(case.on(Event::Rejected(Why::Full)), answer(0));
+    assert_eq!(case.on(Event::Rejected(Why::Full)), error(0));
 }
 
 #[test]
@@ -246,7 +254,7 @@ fn a_hedge_is_made_at_its_time_where_there_is_room_and_it_is_paid_for() {
 
 #[test]
 fn an_attempt_is_cut_short_only_if_another_can_follow() {
-    let policy = RetryPolicy { attempt_timeout: Some(millis(100)), ..RetryPolicy::default() };
+    let policy = RetryPolicy { attempt_timeout: Some(millis(100)), ..policy() };
     for (has_untried, until) in [(true, 100), (false, 1000)] {
         let policy = policy.clone();
         let mut case = Case { has_untried, policy, ..Case::new(terms()) };
@@ -295,8 +303,8 @@ fn a_request_moves_once_for_an_endpoints_silence() {
 fn a_variant_stands_in_and_the_client_is_told_of_the_one_it_asked_for() {
     let mut case = Case { stand_in: Some(StandIn::OtherPool), ..Case::new(terms()) };
     case.on(Event::Began);
-    assert_eq!(case.on(Event::Rejected(Why::Full)), Next::FallBack);
-    assert_eq!(case.on(Event::CannotStandIn), Next::FallBack, "the one after it may");
+    assert_eq!(case.on(Event::Rejected(Why::Full)), Next::FallBack(Why::Full));
+    assert_eq!(case.on(Event::CannotStandIn), Next::FallBack(Why::Full), "the one after it may");
     case.stand_in = None;
     assert_eq!(case.on(Event::StandsIn), Next::Bind);
     case.sent();
@@ -317,10 +325,10 @@ fn no_variant_stands_in_for_a_mistake_or_after_the_deadline_or_unpaid() {
     };
     let no = |why| Next::Finish(Ending::Refuse(why));
     let other = StandIn::OtherPool;
-    assert_eq!(refused(Why::Full, 5, other, 0.0), Next::FallBack);
+    assert_eq!(refused(Why::Full, 5, other, 0.0), Next::FallBack(Why::Full));
     assert_eq!(refused(Why::Asked, 5, other, 0.0), no(Why::Asked));
     assert_eq!(refused(Why::Full, 1000, other, 0.0), no(Why::Full));
-    assert_eq!(refused(Why::Full, 5, StandIn::SamePool, 0.1), Next::FallBack);
+    assert_eq!(refused(Why::Full, 5, StandIn::SamePool, 0.1), Next::FallBack(Why::Full));
     assert_eq!(refused(Why::Full, 5, StandIn::SamePool, 0.0), no(Why::Full));
 }
 
