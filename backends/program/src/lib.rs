@@ -10,10 +10,12 @@
 //! Likewise dimensions may be expressions until the sizes of a run are known.
 //!
 //! Modules: [`steps`] (what is done to a value before it is stored), [`windows`] (convolutions and
-//! pools), [`products`] (of two computed tensors), [`constant`] (weights, by reference).
+//! pools), [`products`] (of two computed tensors), [`constant`] (weights, by reference), [`reference`](mod@reference)
+//! (what a program computes, in double precision and without haste: devices are compared with it).
 
 pub mod constant;
 pub mod products;
+pub mod reference;
 pub mod steps;
 pub mod windows;
 
@@ -66,7 +68,7 @@ pub struct Fact<Dim> {
     pub shape: Vec<Dim>,
 }
 
-/// What a node does. All of our own operations are on FP32, with channels as the last axis.
+/// What a node does. Those that fuse steps or name channels are on FP32, with channels as the last axis.
 #[derive(Debug, Clone)]
 pub enum Op<Foreign> {
     /// Gives an input of the model.
@@ -101,8 +103,72 @@ pub enum Op<Foreign> {
         /// Its place in the output.
         to: usize,
     },
+    /// The same values in other sizes.
+    Reshape,
+    /// The same values as another datatype's: fractions go, and what is not zero is true.
+    Cast,
+    /// Repeats axes of size 1.
+    Broadcast,
+    /// Tensors one behind the other.
+    Concat {
+        /// Along this axis.
+        axis: usize,
+    },
+    /// A part of each tensor along an axis, as long as the output is.
+    Slice {
+        /// The axis.
+        axis: usize,
+        /// Where it begins.
+        start: usize,
+    },
+    /// With one value around.
+    Pad {
+        /// So often before each axis; behind it, until the output's size.
+        before: Vec<usize>,
+        /// A single one.
+        value: Constant,
+    },
+    /// Parts of the first tensor, at the places along an axis that the second one has, whose axes stand
+    /// for that one. A place may be counted from the end, as -1.
+    Gather {
+        /// The axis.
+        axis: usize,
+    },
+    /// Of two tensors of the same rank, in which axes of size 1 are repeated.
+    Binary(Binary),
     /// What only the engine that made the program can do.
     Foreign(Foreign),
+}
+
+/// What is made of two values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Binary {
+    /// a + b
+    Add,
+    /// a - b
+    Sub,
+    /// a * b
+    Mul,
+    /// a / b, of numbers with fractions.
+    Div,
+    /// The greater.
+    Max,
+    /// The lesser.
+    Min,
+    /// a to the power of b
+    Pow,
+    /// Is a equal to b?
+    Equal,
+    /// Is it another?
+    NotEqual,
+    /// Is it less?
+    Less,
+    /// Is it less or equal?
+    LessEqual,
+    /// Is it greater?
+    Greater,
+    /// Is it greater or equal?
+    GreaterEqual,
 }
 
 /// A convolution of images with constant weights, and the steps after it.
@@ -165,26 +231,28 @@ impl<Dim, Foreign> Program<Dim, Foreign> {
         })
     }
 
-    /// The same program in other types.
+    /// The same program in other types. `foreign` is asked for what to put in the place of a foreign
+    /// operation, whose inputs and outputs it gets as well.
     ///
     /// # Errors
     /// Those of `dim` and `foreign`.
     pub fn map<D, F, E>(
         self,
         mut dim: impl FnMut(Dim) -> Result<D, E>,
-        mut foreign: impl FnMut(Foreign) -> Result<F, E>,
+        mut foreign: impl FnMut(Foreign, &[&Fact<D>], &[Fact<D>]) -> Result<Op<F>, E>,
     ) -> Result<Program<D, F>, E> {
-        let mut fact = |fact: Fact<Dim>| {
-            let shape = fact.shape.into_iter().map(&mut dim).collect::<Result<_, E>>()?;
-            Ok(Fact { datatype: fact.datatype, shape })
-        };
-        let node = |node: Node<Dim, Foreign>| {
-            let op = node.op.map(&mut foreign)?;
-            let outputs = node.outputs.into_iter().map(&mut fact).collect::<Result<_, E>>()?;
-            Ok(Node { name: node.name, op, inputs: node.inputs, outputs })
-        };
-        let nodes = self.nodes.into_iter().map(node).collect::<Result<_, E>>()?;
-        Ok(Program { nodes, inputs: self.inputs, outputs: self.outputs })
+        let mut made = Program { nodes: Vec::new(), inputs: self.inputs, outputs: self.outputs };
+        for node in self.nodes {
+            let fact = |fact: Fact<Dim>| {
+                let shape = fact.shape.into_iter().map(&mut dim).collect::<Result<_, E>>()?;
+                Ok(Fact { datatype: fact.datatype, shape })
+            };
+            let outputs = node.outputs.into_iter().map(fact).collect::<Result<Vec<_>, E>>()?;
+            let inputs: Vec<_> = node.inputs.iter().filter_map(|&value| made.fact(value)).collect();
+            let op = node.op.map(|op| foreign(op, &inputs, &outputs))?;
+            made.push(Node { name: node.name, op, inputs: node.inputs, outputs });
+        }
+        Ok(made)
     }
 }
 
@@ -200,7 +268,7 @@ impl<Foreign> Op<Foreign> {
         }
     }
 
-    fn map<F, E>(self, foreign: impl FnOnce(Foreign) -> Result<F, E>) -> Result<Op<F>, E> {
+    fn map<F, E>(self, foreign: impl FnOnce(Foreign) -> Result<Op<F>, E>) -> Result<Op<F>, E> {
         Ok(match self {
             Self::Input => Op::Input,
             Self::Constant(constant) => Op::Constant(constant),
@@ -213,7 +281,15 @@ impl<Foreign> Op<Foreign> {
             Self::Repeat(scales) => Op::Repeat(scales),
             Self::Paired(pairing) => Op::Paired(pairing),
             Self::Move { from, to } => Op::Move { from, to },
-            Self::Foreign(op) => Op::Foreign(foreign(op)?),
+            Self::Reshape => Op::Reshape,
+            Self::Cast => Op::Cast,
+            Self::Broadcast => Op::Broadcast,
+            Self::Concat { axis } => Op::Concat { axis },
+            Self::Slice { axis, start } => Op::Slice { axis, start },
+            Self::Pad { before, value } => Op::Pad { before, value },
+            Self::Gather { axis } => Op::Gather { axis },
+            Self::Binary(binary) => Op::Binary(binary),
+            Self::Foreign(op) => foreign(op)?,
         })
     }
 }

@@ -26,7 +26,7 @@
 //! plans are compiled of), `tensor` (to tract and back), `own` (tract's graph with our kernels in
 //! it), `forms` and `operators` (what stands for nodes that the engine would compute wrongly), `sound`
 //! (which rewrites of tract's are right, and the rest kept out), `compare` (the build that is served
-//! beside the graph as it is).
+//! beside the graph as it is), [`program()`] (a model as a program for another device).
 
 mod alike;
 mod batch;
@@ -45,6 +45,7 @@ mod options;
 mod own;
 mod pad;
 mod plan;
+mod program;
 mod rows;
 mod sound;
 mod template;
@@ -59,3 +60,4 @@ pub use forebay_engine::{Batching, Curve, Fallback, Form, RunError, Watch};
 pub use forebay_kernels::Unit as VectorUnit;
 pub use model::{Model, NodeTime};
 pub use options::{LoadOptions, Profile};
+pub use program::program;

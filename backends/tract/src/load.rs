@@ -33,22 +33,10 @@ impl Model {
         options: &LoadOptions,
         watch: &dyn Watch,
     ) -> Result<Self, LoadError> {
-        let parsed = catch_unwind(AssertUnwindSafe(|| parse(onnx, options)));
-        let (interface, template) =
-            parsed.unwrap_or_else(|payload| Err(LoadError::Panic(panic_text(&*payload))))?;
-        let datum_types = interface
-            .inputs
-            .iter()
-            .map(|input| {
-                let found = input.datatype.to_string();
-                let name = input.name.clone();
-                datum_type(input.datatype).ok_or(LoadError::Unsupported { name, found })
-            })
-            .collect::<Result<_, _>>()?;
+        let (interface, plans) = parsed(onnx, options)?;
         let mut model = Self {
             interface,
-            plans: Plans::new(template, datum_types)
-                .map_err(|error| LoadError::Compile(text(&error)))?,
+            plans,
             max_batch: None,
             unbatched: None,
             closed: None,
@@ -66,6 +54,24 @@ impl Model {
         model.plans.settle().map_err(|error| LoadError::Compile(text(&error)))?;
         Ok(model)
     }
+}
+
+/// What a file says of itself, and its graph, of which nothing is compiled yet.
+pub(crate) fn parsed(onnx: &[u8], options: &LoadOptions) -> Result<(Interface, Plans), LoadError> {
+    let parsed = catch_unwind(AssertUnwindSafe(|| parse(onnx, options)));
+    let (interface, template) =
+        parsed.unwrap_or_else(|payload| Err(LoadError::Panic(panic_text(&*payload))))?;
+    let datum_types = interface
+        .inputs
+        .iter()
+        .map(|input| {
+            let found = input.datatype.to_string();
+            let name = input.name.clone();
+            datum_type(input.datatype).ok_or(LoadError::Unsupported { name, found })
+        })
+        .collect::<Result<_, _>>()?;
+    let plans = Plans::new(template, datum_types);
+    Ok((interface, plans.map_err(|error| LoadError::Compile(text(&error)))?))
 }
 
 /// The same for the same file.

@@ -88,6 +88,15 @@ fn operation(
         }
         Op::Move { from, to } => Box::new(AxisOp::Move(from, to)),
         Op::Foreign(op) => op,
+        // For other devices only: tract's own operations stay in a program for this one.
+        Op::Reshape
+        | Op::Cast
+        | Op::Broadcast
+        | Op::Concat { .. }
+        | Op::Slice { .. }
+        | Op::Pad { .. }
+        | Op::Gather { .. }
+        | Op::Binary(_) => bail!("expected an operation of tract's or of ours"),
     })
 }
 

@@ -11,7 +11,8 @@
 //! Modules: `follow` (what is done to an output alone), `formula` (the same where it is read several
 //! times), `convolution`, `product`, `paired` and `whole` (what can become an operation of ours), `branch`
 //! (conditions), `constant` (tract's constants in a program); `cpu` (from the program to tract's graph),
-//! `op` (our kernels as operations of that graph), `share` (of their weights).
+//! `op` (our kernels as operations of that graph), `share` (of their weights); `plain` (tract's own
+//! operations in words for another device).
 
 #[cfg(test)]
 mod bits;
@@ -23,6 +24,7 @@ mod follow;
 mod formula;
 pub(crate) mod op;
 mod paired;
+pub(crate) mod plain;
 mod product;
 pub(crate) mod share;
 mod steps;
@@ -49,11 +51,14 @@ use tract_onnx::tract_core::ops::nn::{DataFormat, Reduce};
 
 /// Puts our kernels into a decluttered graph; `None` if there is no place for them.
 pub(crate) fn rewrite(source: &TypedModel) -> TractResult<Option<TypedModel>> {
-    lower(source)?.map(|program| cpu::build(program, source)).transpose()
+    match lower(source)? {
+        (_, 0) => Ok(None),
+        (program, _) => cpu::build(program, source).map(Some),
+    }
 }
 
-/// Lowers a decluttered graph; `None` if nothing in it becomes an operation of ours.
-pub(crate) fn lower(source: &TypedModel) -> TractResult<Option<Lowered>> {
+/// Lowers a decluttered graph; gives the number of operations that became ours as well.
+pub(crate) fn lower(source: &TypedModel) -> TractResult<(Lowered, usize)> {
     let mut rewrite = Rewrite {
         source,
         program: Program::default(),
@@ -77,14 +82,11 @@ pub(crate) fn lower(source: &TypedModel) -> TractResult<Option<Lowered>> {
             rewrite.node(source.node(node))?;
         }
     }
-    if rewrite.kernels == 0 {
-        return Ok(None);
-    }
     let outputs = source.output_outlets()?;
     let outputs: TractResult<Vec<_>> =
         outputs.iter().map(|&outlet| rewrite.in_first(outlet)).collect();
     rewrite.program.outputs = outputs?;
-    Ok(Some(rewrite.program))
+    Ok((rewrite.program, rewrite.kernels))
 }
 
 /// The weights that one of our kernels was made of.
@@ -149,6 +151,10 @@ fn examples(source: &TypedModel) -> SymbolValues {
 
 impl Rewrite<'_> {
     fn node(&mut self, node: &TypedNode) -> TractResult<()> {
+        if node.op_as::<Const>().is_some_and(|constant| constant.exotic_fact().is_none()) {
+            // It is added by the first that reads it, if any does as it is.
+            return Ok(());
+        }
         if self.convolution(node)?
             || self.product(node)?
             || self.paired(node)?

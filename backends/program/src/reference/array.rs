@@ -1,0 +1,10 @@
+//! Values of the reference.
+
+/// Numbers in the order of their axes; truth is 1 and its opposite 0.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Array {
+    /// Sizes.
+    pub shape: Vec<usize>,
+    /// As many as the sizes say.
+    pub values: Vec<f64>,
+}
