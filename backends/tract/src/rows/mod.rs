@@ -11,20 +11,25 @@
 //! for two numbers of rows, and both must tell the same of every operator: a value that is computed
 //! from the number of rows differs between them and ends the proof.
 //!
-//! Modules: `rules` (what each operator does to rows), `shape` (the same for those that only move
-//! elements), `nested` (operators with graphs of their own).
+//! Modules: `visit` (where rows are, and an operator with that of its inputs), `rules` (what each operator
+//! does to rows), `shape` (the same for those that only move elements), `nested` (operators with graphs of
+//! their own).
 
 mod nested;
 mod rules;
 mod shape;
 #[cfg(test)]
 mod tests;
+mod visit;
+
+pub(crate) use visit::Mixing;
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
+use visit::{Rows, Visit, digest};
 
 /// Numbers of rows to read the graph with. Primes, so that a dimension that is a multiple of one by
 /// accident is rare, and beyond the size below which tract folds a constant of one value a row.
@@ -33,33 +38,6 @@ pub(crate) const ROWS: [usize; 2] = [17, 67];
 const MOST_ELEMENTS: usize = 1 << 22;
 /// Constants up to this size are compared between the two walks. Larger ones are weights.
 const MOST_COMPARED: usize = 1 << 16;
-
-/// Where the rows of the request are in a tensor.
-#[derive(Debug, Clone)]
-enum Rows {
-    /// It depends on no input. Its value, if it is known.
-    Fixed(Option<Arc<Tensor>>),
-    /// Along this axis, in blocks of so many elements of the axis for each row.
-    Along { axis: usize, block: usize },
-    /// More than one row may have gone into an element, or its place does not tell which.
-    Mixed(Arc<Mixing>),
-}
-
-/// Why the rows of a model are not taken to be independent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Mixing {
-    /// The first operator after which the rows can't be told apart.
-    pub(crate) node: String,
-    pub(crate) op: String,
-    pub(crate) why: String,
-}
-
-impl std::fmt::Display for Mixing {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { node, op, why } = self;
-        write!(f, "{op} \"{}\" {why}", node.escape_debug())
-    }
-}
 
 /// Proves that each row of the outputs depends on the same row of the inputs only, and that there
 /// are as many. `graph` gives the typed graph for a number of rows.
@@ -123,20 +101,6 @@ struct Walk {
     told: Vec<(String, u64)>,
     /// Of nested graphs.
     depth: usize,
-}
-
-/// A node with what is known of its inputs.
-struct Visit<'a> {
-    node: &'a TypedNode,
-    inputs: Vec<Rows>,
-    /// Shapes of inputs and outputs.
-    from: Vec<TVec<usize>>,
-    to: Vec<TVec<usize>>,
-    rows: usize,
-    /// Blocks of constants that stand beside rows.
-    blocks: Vec<u64>,
-    /// Inputs that are among those blocks, or that say no more than the shapes do.
-    told: Vec<usize>,
 }
 
 impl Walk {
@@ -267,14 +231,4 @@ fn fixed(node: &TypedNode, inputs: &[Rows], is_small: bool) -> Vec<Rows> {
         }
         _ => unknown,
     }
-}
-
-/// Of the elements of a tensor.
-fn digest(tensor: &Tensor) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    match tensor.try_as_plain_ram() {
-        Ok(plain) if tensor.datum_type().is_copy() => plain.as_bytes().hash(&mut hasher),
-        _ => format!("{tensor:?}").hash(&mut hasher),
-    }
-    hasher.finish()
 }

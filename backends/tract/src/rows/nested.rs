@@ -1,7 +1,8 @@
 //! Operators with graphs of their own: conditions and loops over time.
 
+use super::Walk;
 use super::shape::told;
-use super::{Rows, Visit, Walk};
+use super::visit::{Rows, Visit};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::logic::IfThenElse;

@@ -1,7 +1,7 @@
 //! Whether each operator mixes rows.
 
 use super::shape::told;
-use super::{Rows, Visit};
+use super::visit::{Rows, Visit};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::Downsample;

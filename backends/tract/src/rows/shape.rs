@@ -1,6 +1,6 @@
 //! Operators that move elements and compute nothing.
 
-use super::{Rows, Visit, digest};
+use super::visit::{Rows, Visit, digest};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::array::{MultiBroadcastTo, Slice};
