@@ -11,13 +11,18 @@
 //! so takes out healthy endpoints that are overloaded). At most a share of
 //! the pool is out at once, one endpoint always stays, and if too few are left all are used again
 //! ([`panics`]): half of a sick fleet is worth more than none. An endpoint that comes back is on trial,
-//! where one failure sends it out again, for twice as long; good behaviour shortens that again as
-//! slowly. One that falls and rises by its probes is held back in the same way from its second fall on,
+//! where one failure sends it out again, for twice as long; good behaviour shortens that again by one step
+//! for each first time out that it lasts, as Envoy has it, so that what failed for a while is soon as good
+//! as new: were each step as long as the time out that it takes back, one failure in five minutes would
+//! keep an endpoint out for as long for ever. One that falls and rises by its probes is held back in the same way from its second fall on,
 //! so that what flaps changes rotation no more than once in a back-off.
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use crate::{Health, Time};
 use std::time::Duration;
+
+/// Doublings of the first time out, at most.
+const MAX_DOUBLINGS: u32 = 30;
 
 /// When an endpoint is taken out, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,9 +53,15 @@ impl Ejection {
         self.max_share > 0.0
     }
 
+    /// The multiplier beyond which no time out grows, that of a fall by probes neither, which is one behind.
+    fn max_multiplier(&self) -> u32 {
+        let longest = (1..=MAX_DOUBLINGS).find(|it| self.back_off(*it) >= self.max_time);
+        longest.unwrap_or(MAX_DOUBLINGS) + 1
+    }
+
     /// Time out at this multiplier.
     fn back_off(&self, multiplier: u32) -> Duration {
-        let doublings = multiplier.saturating_sub(1).min(30);
+        let doublings = multiplier.saturating_sub(1).min(MAX_DOUBLINGS);
         self.base_time.saturating_mul(1 << doublings).min(self.max_time)
     }
 }
@@ -240,7 +251,7 @@ impl EjectionHistory {
         if !rules.is_on() || self.out().is_some() {
             return None;
         }
-        self.multiplier = self.multiplier.saturating_add(1);
+        self.worse(rules);
         self.good_since = now;
         let held = rules.back_off(self.multiplier.saturating_sub(1));
         (self.multiplier > 1).then(|| {
@@ -250,15 +261,22 @@ impl EjectionHistory {
     }
 
     fn eject(&mut self, cause: Cause, rules: &Ejection, now: Time) {
-        self.multiplier = self.multiplier.saturating_add(1);
+        self.worse(rules);
         self.standing = Standing::Out(cause, now + rules.back_off(self.multiplier));
     }
 
-    /// Lowers the multiplier by one for each back-off that passes without another.
+    /// The next time out is longer, unless it is the longest: what lies beyond that would have to be made good
+    /// without having counted.
+    fn worse(&mut self, rules: &Ejection) {
+        self.multiplier = self.multiplier.saturating_add(1).min(rules.max_multiplier());
+    }
+
+    /// Lowers the multiplier by one for each first time out that passes without another.
     fn forgive(&mut self, rules: &Ejection, now: Time) {
-        if self.multiplier > 0 && now.since(self.good_since) >= rules.back_off(self.multiplier) {
+        let step = rules.base_time.max(Duration::from_millis(1));
+        while self.multiplier > 0 && now.since(self.good_since) >= step {
             self.multiplier -= 1;
-            self.good_since = now;
+            self.good_since = self.good_since + step;
         }
     }
 }

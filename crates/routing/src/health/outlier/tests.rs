@@ -112,17 +112,36 @@ fn who_comes_back_is_on_trial_and_goes_for_longer_each_time() {
 #[test]
 fn good_behaviour_shortens_the_next_time_out() {
     let mut fleet = Fleet::new(2);
-    fleet.histories[0].multiplier = 2;
+    fleet.histories[0].multiplier = 4;
     let multiplier = |fleet: &mut Fleet, millis| {
         fleet.answers(0, 1, 30);
         fleet.answers(1, 1, 30);
         assert_eq!(fleet.evaluate(millis), []);
         fleet.histories[0].multiplier
     };
-    assert_eq!(multiplier(&mut fleet, 4000), 2, "the next time would be 6 s");
-    assert_eq!(multiplier(&mut fleet, 6000), 1);
-    assert_eq!(multiplier(&mut fleet, 8000), 1);
-    assert_eq!(multiplier(&mut fleet, 10_000), 0);
+    assert_eq!(multiplier(&mut fleet, 2000), 4, "the next time would be 24 s");
+    assert_eq!(multiplier(&mut fleet, 4000), 3, "3 s have passed");
+    assert_eq!(multiplier(&mut fleet, 6000), 2);
+    assert_eq!(multiplier(&mut fleet, 8000), 2);
+    assert_eq!(multiplier(&mut fleet, 12_000), 0);
+}
+
+#[test]
+fn however_often_it_failed_it_is_soon_as_good_as_new() {
+    let mut fleet = Fleet::new(2);
+    for _ in 0..1000 {
+        fleet.histories[0].eject(Cause::Recovery, &RULES, at(0));
+    }
+    assert_eq!(fleet.histories[0].out(), Some((Cause::Recovery, at(60_000))), "the longest time");
+    assert_eq!(fleet.evaluate(60_000), [(0, Verdict::Returned)]);
+    let mut now = 60_000;
+    while fleet.histories[0].multiplier > 0 {
+        now += 2000;
+        fleet.answers(0, 1, 30);
+        fleet.answers(1, 1, 30);
+        assert_eq!(fleet.evaluate(now), []);
+    }
+    assert!(now <= 82_000, "{now}: 3, 6, 12, 24, 48, 60 and 60 s are seven steps of 3 s");
 }
 
 #[test]
