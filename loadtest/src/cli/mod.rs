@@ -90,6 +90,9 @@ fn simulate(args: &SimArgs) -> Result<u8, Fault> {
         std::io::stdout().write_all(text.as_bytes()).map_err(|error| Fault::Run(error.into()))?;
         return Ok(if goals.iter().all(|goal| goal.met) { OK } else { MISSED });
     }
+    if args.deadlines {
+        return deadlines(args);
+    }
     let plan = sim_plan(args).map_err(|error| Fault::Usage(error.into()))?;
     let start = std::time::Instant::now();
     let say = |requests, events| {
@@ -115,8 +118,21 @@ fn simulate(args: &SimArgs) -> Result<u8, Fault> {
     Ok(if report.met() { OK } else { MISSED })
 }
 
+fn deadlines(args: &SimArgs) -> Result<u8, Fault> {
+    let scenario = scenario(args).map_err(|error| Fault::Usage(error.into()))?;
+    let found = sim::deadlines::all(&scenario, &sim::deadlines::cells())
+        .map_err(|error| Fault::Usage(error.into()))?;
+    let text = sim::deadlines::render(&found);
+    std::io::stdout().write_all(text.as_bytes()).map_err(|error| Fault::Run(error.into()))?;
+    Ok(OK)
+}
+
 /// The simulation that the arguments ask for.
 fn sim_plan(args: &SimArgs) -> Result<SimPlan, SimError> {
+    Ok(SimPlan::new(scenario(args)?)?)
+}
+
+fn scenario(args: &SimArgs) -> Result<Scenario, SimError> {
     let mut scenario = Scenario::read(&args.scenario)?;
     scenario.seed = args.seed.unwrap_or(scenario.seed);
     if args.policy.is_some() {
@@ -125,7 +141,7 @@ fn sim_plan(args: &SimArgs) -> Result<SimPlan, SimError> {
     if !args.policies.is_empty() {
         scenario.simulated.sim.policies.clone_from(&args.policies);
     }
-    Ok(SimPlan::new(scenario)?)
+    Ok(scenario)
 }
 
 fn report(args: &ReportArgs) -> Result<u8, Fault> {

@@ -14,11 +14,13 @@
 //! | [`impact`] | the effect of a fault or of overload on traffic and latency |
 //! | [`keys`] | names of requests and attempts |
 //! | [`balancer`] | the policies that say where a request goes |
+//! | [`deadlines`] | goodput where deadlines are near the service time |
 //! | [`table`] | policies side by side |
 //! | [`goals`] | the project's goals, each beside its bound and its peers |
 
 pub mod balancer;
 mod clock;
+pub mod deadlines;
 pub mod engine;
 pub mod fleet;
 pub mod goals;

@@ -11,8 +11,10 @@
 //! heard of others: too high a limit brings news of the buckets above, too low a limit of those below, and
 //! [the limit](crate::queue::bind::limit) leaves room for more than is known.
 
+use crate::Time;
 use crate::float::Float;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 /// Buckets by the number of requests, two for each doubling: up to 8,191, and what is beyond that.
 const BUCKETS: usize = 26;
@@ -33,6 +35,19 @@ const TIGHT_FACTOR: f32 = 5.0;
 const LATE_FACTOR: f32 = 1.1;
 /// So many are there at least where many are late because they are many.
 const MIN_FLOOD: u32 = 16;
+/// Evidence that requests wait for each other at which it is believed where nothing is known of slots: odds of
+/// twenty. An answer after a common time speaks against it by so much, and none for it by more than one that is so
+/// rare.
+const MIN_EVIDENCE: f32 = 3.0;
+const EVIDENCE_OF_COMMON: f32 = 0.5;
+const RARE_SHARE: f32 = 0.1;
+const MIN_SHARE: f32 = 0.1;
+/// One of so many services may find out whether one more runs at once than is known: where there is no time to
+/// wait behind others nothing else would ever tell.
+const PROBE_PERIOD: f64 = 16.0;
+/// An answer after a common time speaks for one more slot by so much, and the slots are then more by this part.
+const EVIDENCE_OF_SLOT: f32 = 1.5;
+const SLOTS_PER_STEP: u32 = 8;
 /// Seconds below which nothing is told apart.
 const MIN_SECONDS: f32 = 1e-6;
 
@@ -43,6 +58,21 @@ pub(crate) struct ConcurrencyLimit {
     /// 0: not known.
     slots: AtomicU32,
     answers: AtomicU32,
+    /// As the logarithm of the odds: before slots are known, that requests wait for each other; then, that one
+    /// more finds a slot.
+    evidence: Float,
+    /// When the last request ended that counted for that, in nanoseconds on the clock of [`Time`]; once slots
+    /// are known, one that was one more than those.
+    weighed_at: AtomicU64,
+}
+
+/// The end of a request, for what it says of whether it had to wait for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// It was answered.
+    Answered,
+    /// It was not by its deadline.
+    Late,
 }
 
 /// Answers to requests that found about as many there.
@@ -100,6 +130,58 @@ impl ConcurrencyLimit {
             Some(slots) => self.limit(summary.slots().max(slots)),
             None => {}
         }
+    }
+
+    /// Takes in how one of so many ended, for an endpoint of whose slots nothing is known yet: of services alone
+    /// `longer` is the share that takes longer than that one did. Few endpoints are asked so often under
+    /// overload that means tell anything before every request is late; that those are late of which alone hardly
+    /// any would be tells it by two or three. Those that are there at the same time count as one: an endpoint
+    /// that stands still for a moment is no fuller for that.
+    pub(crate) fn weigh(&self, there: u32, (seen, longer): (Seen, f32), took: Duration, now: Time) {
+        if let Some(slots) = self.slots() {
+            return self.weigh_one_more(slots, there, (seen, longer), now);
+        }
+        if there < 2 || now.since(self.weighed_at()) < took {
+            return;
+        }
+        self.weighed_at.store(now.nanos(), Relaxed);
+        let step = match seen {
+            Seen::Answered if longer >= RARE_SHARE => -EVIDENCE_OF_COMMON,
+            _ => (0.5 / longer.max(MIN_SHARE)).ln().max(0.0),
+        };
+        let evidence = (self.evidence.get() + step).max(0.0);
+        self.evidence.set(evidence);
+        if evidence > MIN_EVIDENCE {
+            self.evidence.set(0.0);
+            self.limit(there / 2);
+        }
+    }
+
+    /// The same where slots are known, of a request that was one more than those.
+    fn weigh_one_more(&self, slots: u32, there: u32, (seen, longer): (Seen, f32), now: Time) {
+        if there <= slots {
+            return;
+        }
+        self.weighed_at.store(now.nanos(), Relaxed);
+        if seen == Seen::Late || longer < RARE_SHARE {
+            return self.evidence.set(0.0);
+        }
+        self.evidence.set(self.evidence.get() + EVIDENCE_OF_SLOT);
+        if self.evidence.get() >= MIN_EVIDENCE {
+            self.evidence.set(0.0);
+            self.limit(slots.saturating_add(1 + slots / SLOTS_PER_STEP));
+        }
+    }
+
+    fn weighed_at(&self) -> Time {
+        Time::new(Duration::from_nanos(self.weighed_at.load(Relaxed)))
+    }
+
+    /// May one more be sent than is known to run at once, to find out whether it does?
+    pub(crate) fn is_probe_due(&self, service: f64, now: Time) -> bool {
+        let since = now.since(self.weighed_at());
+        self.slots()
+            .is_some_and(|slots| since.as_secs_f64() * f64::from(slots) >= PROBE_PERIOD * service)
     }
 
     /// Takes in that nobody waits any more, after so many seconds, for the answer to a request that was
@@ -227,6 +309,43 @@ mod tests {
             #[allow(clippy::cast_possible_truncation, reason = "six digits do")]
             limit.learn(there, (service + waited) as f32);
         }
+    }
+
+    #[test]
+    fn a_few_that_are_late_one_after_the_other_tell_that_requests_wait() {
+        let at = |millis| Time::new(Duration::from_millis(millis));
+        let late = |limit: &ConcurrencyLimit, millis| {
+            limit.weigh(6, (Seen::Late, 0.02), Duration::from_millis(24), at(millis));
+        };
+        let limit = ConcurrencyLimit::default();
+        // Those of one moment, as of an endpoint that stood still.
+        (1000..1010).for_each(|millis| late(&limit, millis));
+        assert_eq!(limit.slots(), None);
+        for millis in (1100..2000).step_by(100) {
+            limit.weigh(6, (Seen::Answered, 0.5), Duration::from_millis(20), at(millis));
+        }
+        late(&limit, 2100);
+        assert_eq!(limit.slots(), None, "most are answered");
+        late(&limit, 2200);
+        assert_eq!(limit.slots(), Some(3), "half of those that were there");
+    }
+
+    #[test]
+    fn one_more_at_times_finds_further_slots() {
+        let at = |millis| Time::new(Duration::from_millis(millis));
+        let limit = ConcurrencyLimit::default();
+        limit.limit(3);
+        assert!(!limit.is_probe_due(0.02, at(100)) && limit.is_probe_due(0.02, at(107)));
+        for millis in [200, 400] {
+            assert_eq!(limit.slots(), Some(3));
+            limit.weigh(4, (Seen::Answered, 0.5), Duration::from_millis(20), at(millis));
+        }
+        assert_eq!(limit.slots(), Some(4));
+        for millis in [600, 800, 1000] {
+            limit.weigh(5, (Seen::Answered, 0.5), Duration::from_millis(20), at(millis));
+            limit.weigh(5, (Seen::Late, 0.1), Duration::from_millis(24), at(millis + 100));
+        }
+        assert_eq!(limit.slots(), Some(4), "one more is late half of the time");
     }
 
     #[test]

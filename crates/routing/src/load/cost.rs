@@ -63,6 +63,7 @@ impl Load {
     pub(super) fn estimate(&self, now: u64, ttl: u64, best: f32) -> LoadEstimate {
         let service = self.service_at(now, best);
         let (others, variance) = self.others_at(now, ttl, service);
+        let others = others + float(self.abandoned.count(now));
         let slots = float(self.slots());
         LoadEstimate { ours: float(self.in_flight()), others, variance, slots, service }
     }

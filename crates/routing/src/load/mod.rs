@@ -10,6 +10,7 @@
 //! All fields are relaxed atomics: a torn read mixes two reports of the same endpoint, milliseconds
 //! apart, and costs no more than reading a moment later.
 
+mod abandoned;
 mod concurrency_limit;
 mod cost;
 mod estimate;
@@ -18,11 +19,12 @@ mod service_time;
 #[cfg(test)]
 mod tests;
 
-use self::concurrency_limit::ConcurrencyLimit;
+use self::abandoned::Abandoned;
+use self::concurrency_limit::{ConcurrencyLimit, Seen};
 use self::estimate::LoadEstimate;
 use self::service_time::{ChangeDetector, ServiceTime};
 use crate::Time;
-use crate::float::Float;
+use crate::float::{Float, narrow};
 use crate::pick::recent::{NO_INDEX, PickMemory};
 use crate::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -49,6 +51,9 @@ const PENALTY_HALF_LIFE: f64 = 0.5;
 const MAX_PENALTY_DOUBLINGS: u32 = 8;
 /// Answers after which an endpoint's mean is one that others can be compared with.
 const MIN_ANSWERS: f32 = 5.0;
+/// Share of the time that abandoned work is expected to take yet for which its slot counts as busy. All of it
+/// would leave a slot idle for long where services are spread out, none would send the next request behind it.
+const HOLD_SHARE: f64 = 0.5;
 /// No sample yet.
 const UNKNOWN: u64 = u64::MAX;
 
@@ -81,6 +86,7 @@ pub struct Load {
     slots: AtomicU32,
     assumed_slots: AtomicU32,
     service_time: ServiceTime,
+    abandoned: Abandoned,
     /// Nanoseconds on the clock of [`Time`]: when the last answer came.
     answered_at: AtomicU64,
     /// The mean of what others have there by all reports, its variance, and by the last one.
@@ -120,6 +126,7 @@ impl Load {
             slots: AtomicU32::new(0),
             assumed_slots: AtomicU32::new(slots),
             service_time: ServiceTime::default(),
+            abandoned: Abandoned::default(),
             answered_at: AtomicU64::new(UNKNOWN),
             others: Float::default(),
             scatter: Float::default(),
@@ -220,7 +227,8 @@ impl Load {
         let Some(in_flight) = report.in_flight else { return };
         self.reported_in_flight.store(in_flight, Relaxed);
         let ours = self.in_flight().saturating_sub(report.answered);
-        let others = float(in_flight) - float(ours);
+        self.abandoned.at_most(in_flight.saturating_sub(ours), now.nanos());
+        let others = float(in_flight) - float(ours) - float(self.abandoned.count(now.nanos()));
         self.last_others.set(others);
         let reports = self.reports.load(Relaxed).saturating_add(1);
         self.reports.store(reports, Relaxed);
@@ -243,7 +251,11 @@ impl Load {
         self.answered_at.store(now.nanos().min(UNKNOWN - 1), Relaxed);
         let estimate = self.estimate_for(others);
         if self.stated_slots().is_none() {
-            self.concurrency_limit.get_or_init(Box::default).learn(others + 1, took.as_secs_f32());
+            let concurrency_limit = self.concurrency_limit.get_or_init(Box::default);
+            concurrency_limit.learn(others + 1, took.as_secs_f32());
+            if let Some(longer) = self.share_longer(took) {
+                concurrency_limit.weigh(others + 1, (Seen::Answered, longer), took, now);
+            }
         }
         let sample = took.as_secs_f32() / estimate.completion();
         if samples == 0.0
@@ -326,15 +338,60 @@ impl Load {
     fn cut_short(&self, after: Duration, others: u32, now: Time) {
         let samples = self.confidence(now.nanos());
         let (mean, _) = self.service_time.mean();
-        let Some(memory) = self.pool.get().filter(|_| samples >= MIN_ANSWERS && mean > 0.0) else {
+        // However few answers there were: a mean that is too little lets nothing be answered any more that
+        // would put it right.
+        let Some(memory) = self.pool.get().filter(|_| mean > 0.0) else { return };
+        // Beside others it may have waited for them, where nobody knows how much runs at once.
+        if others > 0 && self.known_slots().is_none() {
             return;
-        };
+        }
         let estimate = self.estimate_for(others);
         let (seconds, alone) = (after.as_secs_f32(), estimate.of_ours_alone());
         let ratio = memory.odds.beyond(seconds / alone.completion() / mean);
-        self.learn_odds(memory, ratio, &estimate);
+        if samples >= MIN_ANSWERS {
+            self.learn_odds(memory, ratio, &estimate);
+        }
         let took = ratio * mean * alone.completion();
         self.service_time.learn(&self.change, took / estimate.completion(), samples);
+    }
+
+    /// The share of services alone that take longer than that, where it is known.
+    fn share_longer(&self, took: Duration) -> Option<f32> {
+        let (mean, samples) = self.service_time.mean();
+        let memory = self.pool.get().filter(|memory| memory.odds.is_known())?;
+        (samples >= MIN_ANSWERS && mean > 0.0)
+            .then(|| 1.0 - narrow(memory.odds.within(f64::from(took.as_secs_f32() / mean))))
+    }
+
+    /// May a request that finds so many there find out whether one more runs at once than was learnt?
+    pub(crate) fn may_probe(&self, there: u32, now: Time) -> bool {
+        let Some(concurrency_limit) = self.concurrency_limit.get() else { return false };
+        self.stated_slots().is_none()
+            && concurrency_limit.slots() == Some(there)
+            && self
+                .service_seconds()
+                .is_some_and(|service| concurrency_limit.is_probe_due(service, now))
+    }
+
+    /// Nobody waits any more, at `now`, for a request that was sent so long before and found `others` of ours
+    /// there; what runs goes on.
+    fn abandon(&self, after: Duration, others: u32, now: Time) {
+        let (Some(memory), Some(mean)) = (self.pool.get(), self.service_seconds()) else { return };
+        let there = others.saturating_add(self.abandoned.count(now.nanos()));
+        // What waits there is dropped by most servers when its connection ends.
+        if !memory.odds.is_known() || self.known_slots().is_some_and(|slots| there >= slots) {
+            return;
+        }
+        let ratio = after.as_secs_f64() / mean;
+        let left = f64::from(memory.odds.beyond(narrow(ratio))) - ratio;
+        let left = left * HOLD_SHARE;
+        let left = Duration::try_from_secs_f64(left * mean).unwrap_or_default();
+        self.abandoned.add(now + left);
+    }
+
+    /// Requests that are there though nobody waits for them any more, as far as is known.
+    pub(crate) fn abandoned(&self, now: Time) -> u32 {
+        self.abandoned.count(now.nanos())
     }
 
     /// Ratios are of the time that passed until the answer was here, not of what is left of it without
@@ -348,13 +405,14 @@ impl Load {
         }
     }
 
-    /// The endpoint as a request found it that was sent beside so many `others` of ours.
+    /// The endpoint as a request found it that was sent beside so many `others` of ours. Nothing is known to
+    /// wait where nobody knows how much runs at once: until latency has doubled, all of it does.
     fn estimate_for(&self, others: u32) -> LoadEstimate {
         LoadEstimate {
             ours: float(others),
             others: self.others.get().max(0.0),
             variance: self.scatter.get() * SCATTER_SHARE,
-            slots: float(self.slots()),
+            slots: float(self.known_slots().unwrap_or(others + 1)),
             service: 1.0,
         }
     }
@@ -438,6 +496,7 @@ impl InFlight {
     /// Takes in that nobody waits for the answer any more at `now`, `after` the request was sent.
     pub fn cut_short(&self, after: Duration, now: Time) {
         self.load.cut_short(after, self.others, now);
+        self.load.abandon(after, self.others, now);
     }
 
     /// The same where the request had a fair time to be answered in.
@@ -446,6 +505,9 @@ impl InFlight {
         if self.load.stated_slots().is_none() {
             let concurrency_limit = self.load.concurrency_limit.get_or_init(Box::default);
             concurrency_limit.learn_late(self.others + 1, after.as_secs_f32());
+            if let Some(longer) = self.load.share_longer(after) {
+                concurrency_limit.weigh(self.others + 1, (Seen::Late, longer), after, now);
+            }
         }
     }
 }

@@ -173,7 +173,8 @@ impl<C: Candidate> PoolView<'_, C> {
     fn has_room(&self, load: &Load) -> bool {
         let Some(limit) = limit(load, self.handoff_delay) else { return true };
         let (now, ttl) = (self.context.now, self.context.report_ttl);
-        load.in_flight() == 0 || load.occupancy(now, ttl) < limit
+        let is_empty = load.in_flight() == 0 && load.abandoned(now) == 0;
+        is_empty || load.occupancy(now, ttl) < limit
     }
 
     /// Counts a request in at an endpoint that was found free, unless others were faster and took what
@@ -396,6 +397,10 @@ mod tests {
         let at = |millis| Time::new(Duration::from_millis(millis));
         assert_eq!((capacity.wait(29).as_secs_f64() * 1e3).round(), 100.0);
         assert!(capacity.can_meet(at(127), at(0), 29));
+        let free = Duration::from_millis(30);
+        assert!(capacity.may_serve(14, free), "of 9 that are to be expected, 15 come at times");
+        assert!(!capacity.may_serve(15, free));
+        assert!(!capacity.may_serve(0, Duration::from_micros(500)));
         assert!(!capacity.can_meet(at(126), at(0), 29));
         assert!(capacity.for_relative_cost(RelativeCost::new(0.1)).can_meet(at(103), at(0), 29));
         assert!(!capacity.for_relative_cost(RelativeCost::new(3.0)).can_meet(at(150), at(0), 29));

@@ -10,6 +10,8 @@ use std::time::Duration;
 /// Mean deviations above the mean within which a service is promised to end: 99% of an exponential
 /// distribution do.
 const PROMISE_DEVIATIONS: f64 = 5.0;
+/// Standard deviations above the mean up to which slots may free: 2% of the time it is more.
+const LUCK_DEVIATIONS: f64 = 2.0;
 /// Part of its time that one must have left to count as fresh.
 pub(crate) const FRESH_SHARE: f64 = 0.9;
 
@@ -39,6 +41,14 @@ impl CapacityEstimate {
     pub fn wait(&self, ahead: usize) -> Duration {
         let seconds = (ahead as f64 + 1.0) / self.per_second;
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+    }
+
+    /// May as many slots free within this time as are needed for so many that wait and one more? It is refused
+    /// only what would need more than chance is likely to bring: slots of few endpoints free unevenly, and one
+    /// that frees while nobody waits is lost.
+    pub fn may_serve(&self, ahead: usize, within: Duration) -> bool {
+        let frees = self.per_second * within.as_secs_f64();
+        (ahead as f64 + 1.0) <= frees + LUCK_DEVIATIONS * frees.sqrt()
     }
 
     /// Until so many requests that wait have been bound.

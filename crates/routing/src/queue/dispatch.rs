@@ -136,12 +136,14 @@ impl<C: Candidate> PoolView<'_, C> {
         // has more time left goes before it.
         let has_chance =
             || prospects.has_chance(patience, entry.relative_cost) || prospects.may_doubt();
-        if is_in_time(queue.ahead_of(entry))
-            || (prospects.are_known() && !is_in_time(0) && has_chance())
-        {
+        let ahead = queue.ahead_of(entry);
+        if is_in_time(ahead) || (prospects.are_known() && !is_in_time(0) && has_chance()) {
             return Ok(());
         }
         prospects.strain();
+        if capacity.may_serve(ahead, patience.saturating_sub(reserve)) {
+            return Ok(());
+        }
         Err(capacity.drained_in(queue.len()))
     }
 

@@ -55,7 +55,10 @@ impl<C: Candidate> PoolView<'_, C> {
             return true;
         };
         let there = load.occupancy(self.context.now, self.context.report_ttl);
-        let queue = f64::from((there + 1).saturating_sub(slots));
+        let queue = match load.may_probe(there, self.context.now) {
+            true => 0.0,
+            false => f64::from((there + 1).saturating_sub(slots)),
+        };
         let chance = |wait: f64| {
             let seconds = service * time_budget.relative_cost + service * wait;
             self.context.memory.odds.within(time_budget.left / seconds.max(f64::MIN_POSITIVE))

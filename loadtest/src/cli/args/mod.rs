@@ -150,6 +150,11 @@ pub struct SimArgs {
     #[arg(long, alias = "bars", conflicts_with_all = ["policy", "table", "seed", "json"])]
     pub goals: bool,
 
+    /// Goodput with deadlines near the service time, over a matrix of fleets, as a Markdown table; the
+    /// scenario says on which way to endpoints and by which policy
+    #[arg(long, conflicts_with_all = ["goals", "table", "json"])]
+    pub deadlines: bool,
+
     /// The policy of the proxies [default: the scenario's, or adaptive]
     #[arg(long, value_name = "NAME", conflicts_with = "table")]
     pub policy: Option<String>,

@@ -2,6 +2,7 @@
 
 use super::Balancer;
 use super::forebay::Forebay;
+use super::informed::Informed;
 use super::oracles::{Central, Expected, Oracle};
 use super::peers::{LeastConn, LeastRequest, LeastTime};
 use super::policy::SimPolicy;
@@ -10,7 +11,8 @@ use crate::sim::plan::SimPlan;
 
 /// Makes the balancers of `policy` that `plan` needs: one for each proxy, or one for all.
 pub(in crate::sim) fn build(policy: SimPolicy, plan: &SimPlan) -> Vec<Box<dyn Balancer>> {
-    let proxies = if policy == SimPolicy::Central { 1 } else { u64::from(plan.sim.proxies) };
+    let central = matches!(policy, SimPolicy::Central | SimPolicy::Informed { .. });
+    let proxies = if central { 1 } else { u64::from(plan.sim.proxies) };
     (0..proxies).map(|proxy| one(policy, plan, proxy)).collect()
 }
 
@@ -26,6 +28,9 @@ fn one(policy: SimPolicy, plan: &SimPlan, proxy: u64) -> Box<dyn Balancer> {
         SimPolicy::Prequal => Box::new(Prequal::new(n, seed)),
         SimPolicy::Central => Box::new(Central::new(n)),
         SimPolicy::Expected => Box::new(Expected::new(n, plan.mean_demand, seed)),
+        SimPolicy::Informed { floor, in_time } => {
+            Box::new(Informed::new(plan, [floor, in_time].map(f64::from)))
+        }
         SimPolicy::Oracle => Box::new(Oracle::new(plan.one_way, seed)),
     }
 }

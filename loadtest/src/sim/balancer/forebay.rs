@@ -253,7 +253,7 @@ impl Balancer for Forebay {
         self.dispatch(freed, done.now, out);
     }
 
-    fn wake(&mut self, ask: &RequestView<'_>, out: &mut Vec<Decision>) {
+    fn wake(&mut self, ask: &RequestView<'_>, _: &Fleet, out: &mut Vec<Decision>) {
         self.now = ask.now;
         let Some(State::Running(run)) = self.states.get_mut(ask.request) else { return };
         if run.due != ask.now || run.second.is_some() {

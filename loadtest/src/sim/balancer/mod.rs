@@ -6,6 +6,7 @@
 
 pub(super) mod build;
 mod forebay;
+mod informed;
 mod oracles;
 mod peers;
 pub mod policy;
@@ -111,7 +112,7 @@ pub trait Balancer {
     fn finished(&mut self, done: &Done, fleet: &Fleet, out: &mut Vec<Decision>);
 
     /// The time has come at which the balancer wanted to look at this request again.
-    fn wake(&mut self, _ask: &RequestView<'_>, _out: &mut Vec<Decision>) {}
+    fn wake(&mut self, _ask: &RequestView<'_>, _fleet: &Fleet, _out: &mut Vec<Decision>) {}
 
     /// The client gave a request up that is not bound.
     fn abandoned(&mut self, _request: RequestKey, _out: &mut Vec<Decision>) {}

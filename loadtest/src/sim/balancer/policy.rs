@@ -25,9 +25,18 @@ pub enum SimPolicy {
     Expected,
     /// Picks with the true service time of each request.
     Oracle,
+    /// One queue before all endpoints, the true state of slots and the true distribution of service times;
+    /// in percent of a fresh request's chance, the least with which one is begun, and the least with which
+    /// the earliest deadline goes before the best chance.
+    Informed {
+        /// With less than that a request is not begun.
+        floor: u8,
+        /// Who has as much goes in order of deadlines.
+        in_time: u8,
+    },
 }
 
-const BASELINES: [(&str, SimPolicy); 9] = [
+const BASELINES: [(&str, SimPolicy); 10] = [
     ("nginx_least_conn", SimPolicy::NginxLeastConn),
     ("haproxy_maxconn", SimPolicy::HaproxyMaxconn),
     ("nginx_random_two", SimPolicy::NginxRandomTwo),
@@ -36,6 +45,7 @@ const BASELINES: [(&str, SimPolicy); 9] = [
     ("prequal", SimPolicy::Prequal),
     ("central_queue", SimPolicy::Central),
     ("known_means", SimPolicy::Expected),
+    ("informed", SimPolicy::Informed { floor: 50, in_time: 95 }),
     ("oracle", SimPolicy::Oracle),
 ];
 
@@ -67,7 +77,7 @@ impl SimPolicy {
 
     /// Whether it knows more than a proxy can know.
     pub fn is_oracle(self) -> bool {
-        matches!(self, Self::Central | Self::Expected | Self::Oracle)
+        matches!(self, Self::Central | Self::Expected | Self::Oracle | Self::Informed { .. })
     }
 }
 

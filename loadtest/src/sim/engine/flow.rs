@@ -30,7 +30,7 @@ impl Engine<'_> {
     pub(super) fn wake(&mut self, number: usize, key: RequestKey) {
         let Some(request) = self.requests.get(key) else { return };
         let ask = view_of(self.plan, &self.proxies, self.now, (key, request));
-        self.balancers[number].wake(&ask, &mut self.outbox);
+        self.balancers[number].wake(&ask, &self.fleet, &mut self.outbox);
         self.collect(number);
     }
 
@@ -239,6 +239,9 @@ impl Engine<'_> {
         let attempts = request.attempts.clone();
         if attempts.is_empty() {
             self.call_balancer(proxy, |balancer, _, outbox| balancer.abandoned(key, outbox));
+        }
+        if !attempts.is_empty() && self.measured(key) {
+            self.tally.late();
         }
         for attempt in attempts {
             self.give_up(proxy, attempt, Ending::Abandoned);

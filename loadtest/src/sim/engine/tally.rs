@@ -21,6 +21,8 @@ pub struct SimResult {
     pub classes: Vec<Impact>,
     /// The same by kind of request, in the order of the scenario.
     pub kinds: Vec<Impact>,
+    /// Measured requests whose time was up after they were sent to an endpoint.
+    pub late: u64,
     /// Second attempts beside slow first ones.
     pub hedges: u64,
     /// Events on the virtual clock.
@@ -45,6 +47,7 @@ impl Tally {
             overload: plan.overload.map(impact),
             classes: (0..CLASSES).filter_map(|_| plan.overload.map(impact)).collect(),
             kinds: plan.run.requests.iter().filter_map(|_| plan.overload.map(impact)).collect(),
+            late: 0,
             hedges: 0,
             events: 0,
         };
@@ -63,6 +66,11 @@ impl Tally {
     /// An endpoint has served so many requests more.
     pub(super) fn served(&mut self, endpoint: usize, count: u64) {
         self.result.served[endpoint] += count;
+    }
+
+    /// The time of a measured request was up after it was sent.
+    pub(super) fn late(&mut self) {
+        self.result.late += 1;
     }
 
     /// The answer that counts for a measured request came from `endpoint`.

@@ -161,6 +161,11 @@ impl Endpoint {
         self.running.iter().map(|service| service.members.len()).sum::<usize>() + self.waiting.len()
     }
 
+    /// When the first of its services after `now` ends. No proxy can know that.
+    pub(super) fn next_end(&self, now: u64) -> Option<u64> {
+        self.running.iter().map(|service| service.end).filter(|end| *end > now).min()
+    }
+
     /// Whether it accepts connections.
     pub fn is_up(&self) -> bool {
         self.up
