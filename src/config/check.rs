@@ -143,4 +143,8 @@ impl Form<Option<HeaderName>> for Header {
     fn show(&self, value: &Option<HeaderName>) -> Option<String> {
         value.as_ref().map(|name| format!("{:?}", name.as_str()))
     }
+
+    fn kind(&self) -> &'static str {
+        "HEADER"
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::check::header;
 use forebay_config::form::{byte_rate, bytes, positive, ratio};
-use forebay_config::{ByteSize, Table};
+use forebay_config::{ByteSize, Section, Table};
 use http::HeaderName;
 use std::time::Duration;
 

@@ -8,7 +8,7 @@ use super::{
     AccessLog, Config, EndpointProtocol, Fleet, Hedge, Limits, Pool, Probe, ProbeKind,
     ProbeSchedule, Protocol, Queue, Retry, Server, Source, listener, route,
 };
-use forebay_config::{Diagnostics, Document, Table};
+use forebay_config::{Diagnostics, Document, Section, Table};
 use forebay_routing::{Ejection, Policy};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

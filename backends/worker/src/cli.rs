@@ -1,11 +1,12 @@
 //! The command line. The proxy's demo runs workers by calling [`main`] in a child of its own.
 
 use crate::allocator::delay_purging;
-use crate::config::{ConfigError, LogForm, Options, Settings};
+use crate::config::{LogForm, Options};
 use crate::lifecycle;
 use crate::repository::sandbox;
 use crate::server::Worker;
 use clap::Parser;
+use forebay_config::flags::Flags;
 use forebay_process::{log, memory};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -47,7 +48,7 @@ struct Cli {
     #[arg(long, hide = true)]
     stop_with_stdin: bool,
     #[command(flatten)]
-    settings: Settings,
+    flags: Flags<Options>,
 }
 
 /// Runs a worker until a signal (or the end of standard input) ends it. `args` begin with the
@@ -75,12 +76,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { USAGE } else { OK });
         }
     };
-    let (options, log) = match settle(cli.config, cli.settings) {
-        Ok((options, log)) => (Options { program, ..options }, log),
+    let options = match Options::from_flags(&cli.flags, cli.config.as_deref()) {
+        Ok(options) => Options { program, ..options },
         Err(error) => return complain(USAGE, &error),
     };
     delay_purging();
-    init_log(log);
+    init_log(options.log);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .on_thread_park(memory::idle_thread)
@@ -102,11 +103,6 @@ fn program(count: usize) -> Vec<OsString> {
     // The very program that runs, even if its file was replaced or removed since.
     let program = OsString::from("/proc/self/exe");
     std::iter::once(program).chain(words.into_iter().take(own).skip(1)).collect()
-}
-
-fn settle(file: Option<PathBuf>, flags: Settings) -> Result<(Options, LogForm), ConfigError> {
-    let file = file.map(|path| Settings::read(&path)).transpose()?;
-    flags.resolve(file.unwrap_or_default())
 }
 
 async fn run(options: Options, stop_with_stdin: bool) -> ExitCode {

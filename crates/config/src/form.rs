@@ -7,16 +7,23 @@ use crate::units::{ByteRate, ByteSize, Ratio};
 use crate::value::FromToml;
 use std::fmt::Display;
 use std::marker::PhantomData;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// A value that can be written into a file.
 pub trait Shown {
+    /// A word for such values in the help of a flag.
+    const KIND: &'static str;
+
     /// As it stands there.
     fn shown(&self) -> String;
 }
 
 impl Shown for Duration {
+    const KIND: &'static str = "TIME";
+
     fn shown(&self) -> String {
         /// Nanoseconds of each unit.
         const UNITS: [(&str, u128); 5] = [
@@ -38,12 +45,16 @@ impl Shown for Duration {
 }
 
 impl Shown for ByteSize {
+    const KIND: &'static str = "SIZE";
+
     fn shown(&self) -> String {
         self.to_string()
     }
 }
 
 impl Shown for ByteRate {
+    const KIND: &'static str = "RATE";
+
     fn shown(&self) -> String {
         let units = [(1024.0 * 1024.0, "MiB"), (1024.0, "KiB")];
         match units.iter().find(|(size, _)| self.0 >= *size && self.0 % size == 0.0) {
@@ -54,6 +65,8 @@ impl Shown for ByteRate {
 }
 
 impl Shown for Ratio {
+    const KIND: &'static str = "SHARE";
+
     fn shown(&self) -> String {
         // Without the digits that a binary fraction adds.
         format!("\"{}%\"", (self.0 * 1e6).round() / 1e4)
@@ -61,21 +74,41 @@ impl Shown for Ratio {
 }
 
 impl Shown for String {
+    const KIND: &'static str = "NAME";
+
     fn shown(&self) -> String {
         format!("{self:?}")
     }
 }
 
 macro_rules! shown_as_it_is {
-    ($($type:ty),*) => {$(
+    ($($type:ty = $kind:literal),*) => {$(
         impl Shown for $type {
+            const KIND: &'static str = $kind;
+
             fn shown(&self) -> String {
                 self.to_string()
             }
         }
     )*};
 }
-shown_as_it_is!(bool, u16, u32, u64, usize, f64);
+shown_as_it_is!(bool = "BOOL", u16 = "N", u32 = "N", u64 = "N", usize = "N", f64 = "X");
+
+impl Shown for SocketAddr {
+    const KIND: &'static str = "ADDR";
+
+    fn shown(&self) -> String {
+        format!("\"{self}\"")
+    }
+}
+
+impl Shown for PathBuf {
+    const KIND: &'static str = "PATH";
+
+    fn shown(&self) -> String {
+        format!("{:?}", self.display().to_string())
+    }
+}
 
 /// Any value of the type.
 pub struct Any<T>(PhantomData<T>);
@@ -92,6 +125,10 @@ impl<T: FromToml + Shown> Form<T> for Any<T> {
 
     fn show(&self, value: &T) -> Option<String> {
         Some(value.shown())
+    }
+
+    fn kind(&self) -> &'static str {
+        T::KIND
     }
 }
 
@@ -110,6 +147,10 @@ impl<T: FromToml + PartialOrd + Display + Clone + Shown> Form<T> for Within<T> {
 
     fn show(&self, value: &T) -> Option<String> {
         Some(value.shown())
+    }
+
+    fn kind(&self) -> &'static str {
+        T::KIND
     }
 }
 
@@ -139,6 +180,25 @@ impl Form<u64> for As<ByteSize> {
     fn show(&self, value: &u64) -> Option<String> {
         Some(ByteSize(*value).shown())
     }
+
+    fn kind(&self) -> &'static str {
+        ByteSize::KIND
+    }
+}
+
+impl Form<usize> for As<ByteSize> {
+    fn read(&self, table: &Table<'_, '_>, key: &str, default: usize) -> usize {
+        let size = table.or(key, ByteSize(default as u64)).0;
+        usize::try_from(size).unwrap_or(usize::MAX)
+    }
+
+    fn show(&self, value: &usize) -> Option<String> {
+        Some(ByteSize(*value as u64).shown())
+    }
+
+    fn kind(&self) -> &'static str {
+        ByteSize::KIND
+    }
 }
 
 impl Form<f64> for As<ByteRate> {
@@ -149,6 +209,10 @@ impl Form<f64> for As<ByteRate> {
     fn show(&self, value: &f64) -> Option<String> {
         Some(ByteRate(*value).shown())
     }
+
+    fn kind(&self) -> &'static str {
+        ByteRate::KIND
+    }
 }
 
 impl Form<f64> for As<Ratio> {
@@ -158,6 +222,10 @@ impl Form<f64> for As<Ratio> {
 
     fn show(&self, value: &f64) -> Option<String> {
         Some(Ratio(*value).shown())
+    }
+
+    fn kind(&self) -> &'static str {
+        Ratio::KIND
     }
 }
 
@@ -180,6 +248,10 @@ impl Form<f64> for Share {
 
     fn show(&self, value: &f64) -> Option<String> {
         Some(Ratio(*value).shown())
+    }
+
+    fn kind(&self) -> &'static str {
+        Ratio::KIND
     }
 }
 
@@ -206,6 +278,10 @@ impl Form<Duration> for Positive {
     fn show(&self, value: &Duration) -> Option<String> {
         Some(value.shown())
     }
+
+    fn kind(&self) -> &'static str {
+        Duration::KIND
+    }
 }
 
 /// Time between two of something that goes on; less than a millisecond is a flood.
@@ -229,6 +305,10 @@ impl Form<Duration> for Interval {
     fn show(&self, value: &Duration) -> Option<String> {
         Some(value.shown())
     }
+
+    fn kind(&self) -> &'static str {
+        Duration::KIND
+    }
 }
 
 /// A value that may be left out.
@@ -251,6 +331,55 @@ impl<T: Default, F: Form<T>> Form<Option<T>> for Optional<F> {
 
     fn show(&self, value: &Option<T>) -> Option<String> {
         value.as_ref().and_then(|value| self.0.show(value))
+    }
+
+    fn kind(&self) -> &'static str {
+        self.0.kind()
+    }
+}
+
+/// A form whose values have a word of their own in the help of a flag.
+pub struct Called<F>(&'static str, F);
+
+/// The form `form`, whose values the help of a flag calls `word`.
+pub const fn called<F>(word: &'static str, form: F) -> Called<F> {
+    Called(word, form)
+}
+
+impl<T, F: Form<T>> Form<T> for Called<F> {
+    fn read(&self, table: &Table<'_, '_>, key: &str, default: T) -> T {
+        self.1.read(table, key, default)
+    }
+
+    fn show(&self, value: &T) -> Option<String> {
+        self.1.show(value)
+    }
+
+    fn kind(&self) -> &'static str {
+        self.0
+    }
+}
+
+/// One of these, by its name.
+pub struct OneOf<T: 'static>(&'static [(&'static str, T)]);
+
+/// One of `names`.
+pub const fn one_of<T>(names: &'static [(&'static str, T)]) -> OneOf<T> {
+    OneOf(names)
+}
+
+impl<T: Copy + PartialEq> Form<T> for OneOf<T> {
+    fn read(&self, table: &Table<'_, '_>, key: &str, default: T) -> T {
+        table.choice(key, self.0, default)
+    }
+
+    fn show(&self, value: &T) -> Option<String> {
+        let found = self.0.iter().find(|(_, known)| known == value);
+        found.map(|(name, _)| format!("{name:?}"))
+    }
+
+    fn kind(&self) -> &'static str {
+        "NAME"
     }
 }
 
@@ -284,6 +413,10 @@ impl<T: Copy + PartialEq> Form<Vec<T>> for SomeOf<T> {
         };
         let names: Vec<_> = value.iter().filter_map(name).collect();
         Some(format!("[{}]", names.join(", ")))
+    }
+
+    fn kind(&self) -> &'static str {
+        "NAMES"
     }
 }
 

@@ -13,6 +13,8 @@ mod diagnostic;
 mod document;
 mod excerpt;
 pub mod file;
+#[cfg(feature = "flags")]
+pub mod flags;
 pub mod form;
 pub mod pool;
 mod section;

@@ -13,6 +13,9 @@ pub trait Form<T> {
 
     /// The value as it stands in a file; `None` if it is said by leaving the key out.
     fn show(&self, value: &T) -> Option<String>;
+
+    /// A word for such values in the help of a flag, such as `TIME`.
+    fn kind(&self) -> &'static str;
 }
 
 /// A key as the reference file has it.
@@ -22,14 +25,38 @@ pub struct Key {
     pub name: &'static str,
     /// Its documentation, a line each.
     pub doc: &'static [&'static str],
-    /// Its default, or an example where the default is to leave it out.
+    /// A word for its values in the help of a flag.
+    pub kind: &'static str,
+    /// Its default as it stands in a file; `None` if that is to leave it out, or depends on the machine.
+    pub default: Option<String>,
+    /// Its default, or an example where there is none to show.
     pub shown: String,
 }
 
+impl Key {
+    /// A key whose default is shown, or `example` in its place.
+    pub fn new(
+        name: &'static str,
+        doc: &'static [&'static str],
+        kind: &'static str,
+        default: Option<String>,
+        example: Option<&'static str>,
+    ) -> Self {
+        let shown = example.map(str::to_owned).or(default.clone()).unwrap_or_default();
+        let default = default.filter(|_| example.is_none());
+        Self { name, doc, kind, default, shown }
+    }
+}
+
 /// A section of a configuration file, as [`section!`](crate::section) declares it.
-pub trait Section: Sized {
+pub trait Section: Sized + Default {
     /// Its documentation, a line each.
     const ABOUT: &'static [&'static str];
+
+    /// Reads the section; keys that are absent have their defaults.
+    fn read(table: &Table<'_, '_>) -> Self {
+        Self::read_over(table, Self::default())
+    }
 
     /// Reads the section; keys that are absent have the values of `default`.
     fn read_over(table: &Table<'_, '_>, default: Self) -> Self;
@@ -75,8 +102,9 @@ fn comment(lines: &[&str]) -> String {
 /// assert_eq!(Queue::default().size, 1024);
 /// ```
 ///
-/// The structure gets `Default`, `read(&Table)`, and [`Section`]. `shown` gives the example for a key whose
-/// default is to leave it out.
+/// The structure gets `Default` and [`Section`]. `shown` gives the example for a key whose
+/// default is to leave it out, or depends on the machine. Fields of a block `beside { field: Type = value; }`
+/// behind the structure are no keys: the program sets them.
 #[macro_export]
 macro_rules! section {
     (
@@ -87,23 +115,20 @@ macro_rules! section {
                 $key:ident: $type:ty = $default:expr, $form:expr $(, shown $shown:literal)?;
             )*
         }
+        $(beside {
+            $($(#[doc = $said:literal])* $field:ident: $kind:ty = $value:expr;)*
+        })?
     ) => {
         $(#[doc = $about])*
         #[derive(Debug, Clone, PartialEq)]
         $vis struct $name {
             $($(#[doc = $doc])* $vis $key: $type,)*
+            $($($(#[doc = $said])* $vis $field: $kind,)*)?
         }
 
         impl Default for $name {
             fn default() -> Self {
-                Self { $($key: $default,)* }
-            }
-        }
-
-        impl $name {
-            /// Reads the section; keys that are absent have their defaults.
-            $vis fn read(table: &$crate::Table<'_, '_>) -> Self {
-                $crate::Section::read_over(table, Self::default())
+                Self { $($key: $default,)* $($($field: $value,)*)? }
             }
         }
 
@@ -115,19 +140,19 @@ macro_rules! section {
                     $($key: $crate::Form::<$type>::read(
                         &$form, table, stringify!($key), default.$key,
                     ),)*
+                    $($($field: default.$field,)*)?
                 }
             }
 
             fn keys() -> Vec<$crate::Key> {
                 let default = Self::default();
-                vec![$($crate::Key {
-                    name: stringify!($key),
-                    doc: &[$($doc),*],
-                    shown: [
-                        $(Some($shown.to_owned()),)?
-                        $crate::Form::<$type>::show(&$form, &default.$key),
-                    ].into_iter().flatten().next().unwrap_or_default(),
-                }),*]
+                vec![$($crate::Key::new(
+                    stringify!($key),
+                    &[$($doc),*],
+                    $crate::Form::<$type>::kind(&$form),
+                    $crate::Form::<$type>::show(&$form, &default.$key),
+                    [$($shown)?].into_iter().next(),
+                )),*]
             }
         }
     };

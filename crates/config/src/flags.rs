@@ -1,0 +1,189 @@
+//! Flags of a command line from the keys of a section: one for each, of the same name, with the same form.
+//!
+//! What is a key in the file is a flag on the command line and the other way round, read by the same code and
+//! told by the same words. A flag wins over the file, and the file over the default.
+
+use crate::document::Document;
+use crate::section::{Key, Section};
+use clap::{Arg, ArgMatches, Command, FromArgMatches};
+use std::marker::PhantomData;
+
+/// The flags that were given, for the keys of `S`.
+#[derive(Debug, Clone)]
+pub struct Flags<S> {
+    /// The same as a file would say it.
+    given: String,
+    section: PhantomData<S>,
+}
+
+impl<S> Default for Flags<S> {
+    fn default() -> Self {
+        Self { given: String::new(), section: PhantomData }
+    }
+}
+
+impl<S: Section> Flags<S> {
+    /// The section as the flags say, and as `below` where they say nothing.
+    pub fn over(&self, below: S) -> S {
+        // Each flag was checked when it was parsed.
+        S::read_over(&Document::parse(&self.given).root(), below)
+    }
+}
+
+impl<S: Section> FromArgMatches for Flags<S> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let given = |key: &Key| matches.get_one::<String>(key.name).map(|line| format!("{line}\n"));
+        Ok(Self { given: S::keys().iter().filter_map(given).collect(), section: PhantomData })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl<S: Section> clap::Args for Flags<S> {
+    fn augment_args(command: Command) -> Command {
+        command.args(S::keys().iter().map(flag::<S>))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+fn flag<S: Section>(key: &Key) -> Arg {
+    let name = key.name;
+    // As long as the process lives, as the command line itself.
+    let long: &'static str = Box::leak(name.replace('_', "-").into_boxed_str());
+    let flag = Arg::new(name)
+        .long(long)
+        .value_name(key.kind)
+        .value_parser(move |text: &str| written::<S>(name, text))
+        .help(help(key));
+    if key.kind == "BOOL" { flag.num_args(0..=1).default_missing_value("true") } else { flag }
+}
+
+/// The documentation in one paragraph, without a full stop at its end, and with the default.
+fn help(key: &Key) -> String {
+    let words: Vec<_> = key.doc.iter().map(|line| line.trim()).collect();
+    let words = words.join(" ");
+    let words = words.strip_suffix('.').unwrap_or(&words);
+    match &key.default {
+        Some(default) => format!("{words} [default: {}]", default.trim_matches('"')),
+        None => words.to_owned(),
+    }
+}
+
+/// The line of a file that says what the flag does.
+fn written<S: Section>(name: &str, text: &str) -> Result<String, String> {
+    let quoted = format!("{name} = {}", quoted(text));
+    let Some(error) = error_in::<S>(&quoted) else { return Ok(quoted) };
+    // Numbers and truth values stand bare.
+    let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '+' | '-' | '_');
+    if !text.chars().all(is_word) {
+        return Err(error);
+    }
+    let bare = format!("{name} = {text}");
+    match error_in::<S>(&bare) {
+        None => Ok(bare),
+        // What it says of a number is about the number, not about its being text.
+        Some(error) if text.parse::<f64>().is_ok() => Err(error),
+        Some(_) => Err(error),
+    }
+}
+
+/// The first thing that is wrong with the text, in words.
+fn error_in<S: Section>(text: &str) -> Option<String> {
+    let document = Document::parse(text);
+    S::read_over(&document.root(), S::default());
+    let found = document.finish().err()?;
+    let message = found.iter().next()?.message.clone();
+    // The name stands before it, which the command line names itself.
+    Some(message.split_once(": ").map_or(message.clone(), |(_, words)| words.to_owned()))
+}
+
+/// A string of TOML.
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        if c == '"' || c == '\\' || c.is_control() {
+            out.push_str(&format!("\\U{:08X}", u32::from(c)));
+        } else {
+            out.push(c);
+        }
+    }
+    out.push('"');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::form::{any, optional, positive, within};
+    use clap::Parser;
+    use std::time::Duration;
+
+    crate::section! {
+        /// What is tested.
+        struct Tested {
+            /// How many,
+            /// at most.
+            most_of_all: usize = 7, within(1..=9);
+            /// How long. Default: none.
+            time: Option<Duration> = None, optional(positive()), shown "\"5s\"";
+            /// Whether.
+            is_so: bool = false, any();
+            /// Its name.
+            name: String = "n".to_owned(), any();
+        }
+    }
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        flags: Flags<Tested>,
+    }
+
+    fn parse(words: &[&str]) -> Result<Tested, String> {
+        let cli = Cli::try_parse_from([&["test"], words].concat());
+        cli.map(|cli| cli.flags.over(Tested::default())).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_flag_wins_over_what_is_below_it_and_is_read_as_a_file_is() {
+        assert_eq!(parse(&[]).unwrap(), Tested::default());
+        let found =
+            parse(&["--most-of-all", "9", "--time=2s", "--is-so", "--name", "a \"b\"\n5"]).unwrap();
+        let (time, name) = (Some(Duration::from_secs(2)), "a \"b\"\n5".to_owned());
+        assert_eq!(found, Tested { most_of_all: 9, time, is_so: true, name });
+        assert_eq!(parse(&["--name", "5"]).unwrap().name, "5", "a number may be a name");
+        for (words, expected) in [
+            (&["--most-of-all", "10"][..], "expected 1 to 9, found 10"),
+            (&["--most-of-all", "many"], "expected a whole number"),
+            (&["--most-of-all", "1\nis_so = true"], "expected a whole number"),
+            (&["--time", "5"], "expected a duration"),
+            (&["--time", "0s"], "expected more than 0"),
+            (&["--is-so=maybe"], "expected true or false"),
+        ] {
+            let said = parse(words).unwrap_err();
+            assert!(said.contains(expected), "{expected}\n--- not in\n{said}");
+        }
+    }
+
+    #[test]
+    fn help_tells_the_documentation_and_the_default() {
+        let help = <Cli as clap::CommandFactory>::command().render_help().to_string();
+        for expected in [
+            "--most-of-all <N>",
+            "How many, at most [default: 7]",
+            "--time <TIME>",
+            "How long. Default: none\n",
+            "--is-so [<BOOL>]",
+            "Whether [default: false]",
+        ] {
+            assert!(help.contains(expected), "{expected}\n--- not in\n{help}");
+        }
+    }
+}
