@@ -13,9 +13,10 @@ use crate::repository::self_test;
 use crate::repository::version::{Known, Labels, LastUse, MemoryShare, Version};
 use crate::scheduler::queue::LineHandle;
 use crate::telemetry::stats::Stats;
-use forebay_engine::{Batching, Model, ModelFile, Profile};
+use forebay_engine::{Batching, Model, ModelFile, Profile, Watch};
 use forebay_protocol::metric::worker as metric;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// The version that is to be loaded, and how.
@@ -85,16 +86,16 @@ impl Models {
             profile = self.profile_in_sandbox((&located, &bytes), &config, order.cancel)?;
         }
         let Beside { labels, tokenizer } = beside;
-        let (engine, cancel) = (Arc::clone(&located.engine), order.cancel.clone());
-        let work = move || {
+        let engine = Arc::clone(&located.engine);
+        let work = move |watch: &dyn Watch| {
             let options = config.load_options(profile);
             let file = ModelFile { name: located.file, bytes: &bytes };
-            let loaded = engine.load(file, &options, &|| cancel.is_cancelled())?;
+            let loaded = located.engine.load(file, &options, watch)?;
             self_test::run(&*loaded, &examples, config.tolerance)?;
             let embedding = embedder(&config, tokenizer, &*loaded)?;
-            Ok::<_, LoadError>((engine, loaded, embedding))
+            Ok((loaded, embedding))
         };
-        let (engine, loaded, embedding) = self.guard.run(self.options.load_timeout, work)?;
+        let (loaded, embedding) = self.watched(order.cancel, work)?;
         give_back();
         let took = started.elapsed();
         if order.config.memory.is_none() {
@@ -121,6 +122,21 @@ impl Models {
         };
         self.announce(&version, took, compared);
         Ok(Some(version))
+    }
+
+    /// Loads for as long as the operator allows. An engine that watches ends soon after it has been given
+    /// up, or after nobody wants the model any more; one that does not goes on alone.
+    fn watched<T: Send + 'static>(
+        &self,
+        cancel: &Cancel,
+        work: impl FnOnce(&dyn Watch) -> Result<T, LoadError> + Send + 'static,
+    ) -> Result<T, LoadError> {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (cancel, over) = (cancel.clone(), Arc::clone(&is_over));
+        let work = move || work(&|| over.load(Relaxed) || cancel.is_cancelled());
+        let result = self.guard.run(self.options.load_timeout, work);
+        is_over.store(true, Relaxed);
+        result
     }
 
     /// Accounts for what a model holds; it forgets plans where models take too much together.

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-/// Stack of an executor: tract recurses little, its kernels keep tiles on the stack; a run that is
+/// Stack of an executor: engines recurse little, their kernels keep tiles on the stack; a run that is
 /// lent the executor stands on top of another.
 const STACK: usize = 8 << 20;
 /// How often a run asks, at most, whether somebody needs its executor.

@@ -1,6 +1,6 @@
 //! Another engine beside the worker's own: all that it takes is in this file.
 
-use crate::harness::{Scratch, get, infer, json_body, options, post, start, tensor};
+use crate::harness::{Scratch, eventually, get, infer, json_body, options, post, start, tensor};
 use forebay_engine::{
     Curve, Device, Engine, Engines, Form, LoadError, LoadOptions, Model, ModelFile, Profile,
     RunError, Watch,
@@ -39,9 +39,15 @@ impl Engine for Identity {
         &self,
         file: ModelFile<'_>,
         options: &LoadOptions,
-        _: &dyn Watch,
+        watch: &dyn Watch,
     ) -> Result<Arc<dyn Model>, LoadError> {
         let text = String::from_utf8_lossy(file.bytes);
+        if text == "for ever" {
+            while !watch.stop() {
+                std::thread::yield_now();
+            }
+            return Err(LoadError::Cancelled);
+        }
         let columns: i64 = text.trim().parse().map_err(|_| {
             LoadError::Refused(format!("expected a number of columns, found \"{}\"", text.trim()))
         })?;
@@ -117,10 +123,14 @@ impl Model for Columns {
 
 /// A worker with both engines.
 async fn serve(scratch: &Scratch) -> Worker {
+    start(both(scratch)).await
+}
+
+fn both(scratch: &Scratch) -> Options {
     let engines: [Arc<dyn Engine>; 2] = [Arc::new(forebay_tract::Tract), Arc::new(Identity)];
     let engines = Engines::new(engines);
     let options = options(scratch.path().into());
-    start(Options { engines, models_control: true, ..options }).await
+    Options { engines, models_control: true, ..options }
 }
 
 #[tokio::test]
@@ -202,4 +212,23 @@ async fn model_toml_names_the_engine_where_files_of_several_lie() {
     std::fs::remove_file(scratch.path().join("both/1/model.onnx")).unwrap();
     load("both").await;
     assert_eq!(engine("both").await.as_deref(), Some("identity"), "what is left of its files");
+}
+
+#[tokio::test]
+async fn loads_that_are_given_up_end_and_leave_their_threads_to_others() {
+    let scratch = Scratch::new("engine-given-up");
+    // More than may be given up and still run.
+    for model in ["a", "b", "c", "d"] {
+        scratch.write(&format!("{model}/1/model.columns"), "for ever");
+    }
+    let options = Options { load_timeout: Duration::from_millis(50), ..both(&scratch) };
+    let worker = start(options).await;
+    for model in ["a", "b", "c", "d"] {
+        // One that came before others had ended is tried again.
+        eventually("it is given up", || async {
+            let error = infer(&worker, model, "{}").await.error();
+            error.contains("loading it did not end within 50ms and was given up")
+        })
+        .await;
+    }
 }
