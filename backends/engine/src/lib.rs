@@ -9,13 +9,15 @@
 //! one file) that implements the two traits, and one entry in the server's list of [`Engines`].
 //!
 //! Modules: `engine` (the engine and the list of them), `model` (loaded, to be run), `watch` (how a run
-//! or a load is stopped), [`curve`] (what a batch costs), `options` (how a model is loaded), `error`.
+//! or a load is stopped), [`curve`] (what a batch costs), `trend` (what requests of other sizes
+//! cost), `options` (how a model is loaded), `error`.
 
 pub mod curve;
 mod engine;
 mod error;
 mod model;
 mod options;
+mod trend;
 mod watch;
 
 pub use curve::Curve;
@@ -23,4 +25,5 @@ pub use engine::{Device, Engine, Engines, ModelFile};
 pub use error::{LoadError, RunError};
 pub use model::{Fallback, Form, Model};
 pub use options::{Batching, LoadOptions, Profile};
+pub use trend::Trend;
 pub use watch::Watch;

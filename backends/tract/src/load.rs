@@ -9,6 +9,7 @@ use crate::plan::Plans;
 use crate::tensor::datum_type;
 use crate::warm_up;
 use crate::{Curve, LoadError, Watch, forms, operators};
+use forebay_engine::Trend;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 use tract_onnx::prelude::*;
@@ -42,7 +43,7 @@ impl Model {
             closed: None,
             padding: None,
             curve: Curve::default(),
-            odd: Curve::default(),
+            odd: Trend::default(),
             usual: Shapes::new(),
             grain: Duration::ZERO,
             compared: Vec::new(),

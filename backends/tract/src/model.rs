@@ -10,6 +10,7 @@ use crate::plan::Plans;
 use crate::sound::BadValue;
 use crate::tensor::{from_tract, to_tract};
 use crate::{Curve, Fallback, Form, RunError, Watch};
+use forebay_engine::Trend;
 use forebay_engine::curve::Piece;
 use forebay_protocol::oip::{Tensor, TensorMetadata};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -44,8 +45,8 @@ pub struct Model {
     /// How requests of near lengths are joined.
     pub(crate) padding: Option<Padding>,
     pub(crate) curve: Curve,
-    /// The same for requests of other shapes than the usual.
-    pub(crate) odd: Curve,
+    /// What runs of other shapes than the usual cost, by the elements of their inputs.
+    pub(crate) odd: Trend,
     /// Input shapes of the warm-up, without the batch.
     pub(crate) usual: Shapes,
     /// Longest time between two questions to a [`Watch`].
@@ -203,7 +204,7 @@ impl Model {
 
     /// Mean seconds that so many rows of this form are expected to take.
     pub fn expected(&self, form: &Form, rows: usize) -> f64 {
-        self.scaled(form, rows, Curve::expected)
+        self.scaled(form, rows, Curve::expected, Trend::expected)
     }
 
     /// Time that no run of a request of this form was ever below; zero if that is not known.
@@ -214,29 +215,26 @@ impl Model {
 
     /// Seconds within which nearly all runs of so many rows of this form end.
     pub fn careful(&self, form: &Form, rows: usize) -> f64 {
-        self.scaled(form, rows, Curve::careful)
+        self.scaled(form, rows, Curve::careful, Trend::careful)
     }
 
-    fn scaled(&self, form: &Form, rows: usize, read: fn(&Curve, usize, usize) -> f64) -> f64 {
+    #[allow(clippy::cast_precision_loss, reason = "rows are few")]
+    fn scaled(
+        &self,
+        form: &Form,
+        rows: usize,
+        usual: fn(&Curve, usize, usize) -> f64,
+        odd: fn(&Trend, f64) -> Option<f64>,
+    ) -> f64 {
         let most = self.curve.best();
         if form.is_usual() {
-            return read(&self.curve, rows, most);
+            return usual(&self.curve, rows, most);
         }
-        // What other shapes took, if any have run: all of them together, so it is a rough word.
-        match self.odd.seconds(1) {
-            #[allow(clippy::cast_precision_loss, reason = "rows are few")]
-            Some(_) => read(&self.odd, 1, 1) * rows as f64,
-            None => read(&self.curve, rows, most) * self.proportion(form),
-        }
-    }
-
-    /// How much larger the form is than the usual one.
-    #[allow(clippy::cast_precision_loss, reason = "a proportion needs no precision")]
-    fn proportion(&self, form: &Form) -> f64 {
-        let count = |shapes: &[Vec<usize>]| -> f64 {
-            shapes.iter().map(|shape| shape.iter().map(|&dim| dim as f64).product::<f64>()).sum()
-        };
-        count(form.shapes()) / count(&self.usual).max(1.0)
+        let size = elements(form.shapes());
+        // As if it were so much larger, until any have run.
+        let proportion = size / elements(&self.usual).max(1.0);
+        let odd = odd(&self.odd, size * rows as f64);
+        odd.unwrap_or_else(|| usual(&self.curve, rows, most) * proportion)
     }
 
     /// Runs requests on the calling thread, as one batch where the model has batches. `watch` is
@@ -313,8 +311,7 @@ impl Model {
             if shapes.iter().map(|shape| &shape[1..]).eq(self.usual.iter().map(Vec::as_slice)) {
                 self.curve.learn(piece.bucket, seconds);
             } else {
-                #[allow(clippy::cast_precision_loss, reason = "rows are few")]
-                self.odd.learn(1, seconds / piece.bucket as f64);
+                self.odd.learn(elements(&shapes), seconds);
             }
             parts.push(match piece.rows {
                 rows if rows < piece.bucket => {
@@ -344,8 +341,11 @@ impl Model {
     fn run_whole(&self, inputs: &[&Tensor], watch: &dyn Watch) -> Result<Vec<Tensor>, RunError> {
         let shapes: Shapes = inputs.iter().map(|input| input.shape.clone()).collect();
         let (outputs, seconds) = self.run_plan(&shapes, &|| values(inputs), watch)?;
-        let curve = if shapes == self.usual { &self.curve } else { &self.odd };
-        curve.learn(1, seconds);
+        if shapes == self.usual {
+            self.curve.learn(1, seconds);
+        } else {
+            self.odd.learn(elements(&shapes), seconds);
+        }
         Ok(outputs)
     }
 
@@ -469,6 +469,12 @@ impl std::fmt::Debug for Model {
             .field("max_batch", &self.max_batch)
             .finish_non_exhaustive()
     }
+}
+
+/// Elements of all inputs together.
+#[allow(clippy::cast_precision_loss, reason = "a proportion needs no precision")]
+fn elements(shapes: &[Vec<usize>]) -> f64 {
+    shapes.iter().map(|shape| shape.iter().map(|&dim| dim as f64).product::<f64>()).sum()
 }
 
 pub(crate) fn values(inputs: &[&Tensor]) -> Result<TVec<TValue>, RunError> {
