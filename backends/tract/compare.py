@@ -130,8 +130,8 @@ class Engine:
     def __init__(self, binary, path, inputs, kernels):
         command = [binary, path] + (["--kernels", kernels] if kernels else [])
         pipe = subprocess.PIPE
-        # As the worker has it: memory that is freed is not given back at once.
-        environment = os.environ | {"MIMALLOC_PURGE_DELAY": "1000"}
+        # As the worker has it: memory that is freed is not given back at once, and pages are small.
+        environment = os.environ | {"MIMALLOC_PURGE_DELAY": "1000", "MIMALLOC_ALLOW_THP": "0"}
         self.process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, text=True, env=environment
         )

@@ -1,6 +1,6 @@
 //! The command line. The proxy's demo runs workers by calling [`main`] in a child of its own.
 
-use crate::allocator::delay_purging;
+use crate::allocator;
 use crate::config::{LogForm, Options};
 use crate::lifecycle;
 use crate::repository::sandbox;
@@ -11,6 +11,7 @@ use forebay_process::{log, memory};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 /// Ended as it should, after a drain.
@@ -19,6 +20,9 @@ const OK: u8 = 0;
 const FAILED: u8 = 1;
 /// A flag or the file makes no sense.
 const USAGE: u8 = 2;
+
+/// How long a thread for long work waits for more of it.
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 /// Serve ONNX models over the Open Inference Protocol v2.
 #[derive(Debug, Parser)]
@@ -80,12 +84,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(options) => Options { program, ..options },
         Err(error) => return complain(USAGE, &error),
     };
-    delay_purging();
+    allocator::configure();
     init_log(options.log);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .on_thread_park(memory::idle_thread)
         .max_blocking_threads(options.executors.max(2))
+        // What such a thread has freed stays with it for as long as it waits for more.
+        .thread_keep_alive(KEEP_ALIVE)
+        .on_thread_stop(memory::give_back)
         .build();
     let status = match runtime {
         Ok(runtime) => runtime.block_on(run(options, cli.stop_with_stdin)),

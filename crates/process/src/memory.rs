@@ -83,17 +83,22 @@ struct Fall {
     most: usize,
     /// What may end without a thought.
     few: usize,
+    /// Has there been anything since memory was last given back?
+    is_used: bool,
 }
 
 impl Fall {
-    /// Whether less than half is left of what there was when memory was last given back, or since.
+    /// Whether less than half is left of what there was when memory was last given back, or since; or
+    /// whether there has been something, and nothing of it is left.
     fn takes_in(&mut self, (now, most): (usize, usize)) -> bool {
+        let rests = self.is_used && most == 0;
+        self.is_used = most > 0;
         self.most = self.most.max(most);
         let fell = self.most - now > self.few && now < self.most / 2;
         if fell {
             self.most = now;
         }
-        fell
+        fell || rests
     }
 }
 
@@ -105,7 +110,8 @@ pub type Watched<'a> = (&'a Taken, usize);
 /// [`idle_thread`] when it has nothing to do.
 pub async fn watch(watched: &[Watched<'_>]) {
     let threads = Handle::current().metrics().num_workers();
-    let mut falls: Vec<_> = watched.iter().map(|(_, few)| Fall { most: 0, few: *few }).collect();
+    let mut falls: Vec<_> =
+        watched.iter().map(|(_, few)| Fall { most: 0, few: *few, is_used: false }).collect();
     let mut rounds = 0;
     loop {
         sleep(LOOK).await;
@@ -147,16 +153,22 @@ mod tests {
 
     #[test]
     fn a_burst_between_two_looks_is_seen() {
-        let (taken, mut fall) = (Taken::default(), Fall { most: 0, few: 100 });
+        let (taken, mut fall) = (Taken::default(), Fall { most: 0, few: 100, is_used: false });
         assert_eq!(taken.add(300), 300);
         taken.remove(300);
         assert!(fall.takes_in(taken.look()));
+        assert!(fall.takes_in(taken.look()), "all of it has ended");
         assert!(!fall.takes_in(taken.look()), "once for each burst");
+        taken.add(1);
+        taken.remove(1);
+        assert!(!fall.takes_in(taken.look()), "it may not be over");
+        assert!(fall.takes_in(taken.look()), "little by little it is as much");
+        assert!(!fall.takes_in(taken.look()));
     }
 
     #[test]
     fn a_slow_end_is_an_end_and_a_little_less_is_none() {
-        let (taken, mut fall) = (Taken::default(), Fall { most: 0, few: 100 });
+        let (taken, mut fall) = (Taken::default(), Fall { most: 0, few: 100, is_used: false });
         taken.add(1000);
         let mut gave = 0;
         for _ in 0..100 {

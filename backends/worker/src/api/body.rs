@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 const FIRST_ALLOCATION: usize = 16 << 10;
 /// Time that a body has before it must have come at the least rate.
 const GRACE: Duration = Duration::from_secs(5);
+/// So many times what has come of a body is believed of what is announced.
+const BELIEVED: usize = 8;
 /// What is inflated and refused goes back to the system at once if it was this long: a few short requests
 /// make it, and none may come soon that needs as much.
 const MUCH: usize = 4 << 20;
@@ -124,6 +126,12 @@ pub(crate) async fn read(
             return Err(too_large(limit, &"more"));
         }
         share.grow(data.len())?;
+        if whole.capacity() - whole.len() < data.len() {
+            // The rest of what is announced, once a part of it has come: what is not written to is only
+            // a range of addresses.
+            let come = whole.len() + data.len();
+            whole.reserve(announced.min(come * BELIEVED).max(come) - whole.len());
+        }
         whole.extend_from_slice(&data);
     }
 }

@@ -3,7 +3,7 @@
 use crate::api::body::{self, Encoding, ReadTimeout};
 use crate::api::model_path::ModelPath;
 use crate::api::terms;
-use crate::inference::blocking::{INLINE, off_io};
+use crate::inference::blocking::{INLINE, INLINE_BINARY, off_io};
 use crate::inference::validate;
 use crate::inference::{self, Answer, Received};
 use crate::memory::OfConnection;
@@ -48,7 +48,10 @@ async fn receive(
     let limit = app.options.max_body;
     let mut share = Share::of(&app.memory, parts.extensions.get::<OfConnection>().cloned());
     let body = body::read(body, limit, ReadTimeout::of(&app.options), &mut share).await?;
-    let inline = body.len() <= INLINE && encoding == Encoding::Identity;
+    // All of it is values if the header is announced to be empty.
+    let parsed = json_len.unwrap_or(body.len()).min(body.len());
+    let is_short = parsed <= INLINE && body.len() - parsed <= INLINE_BINARY;
+    let inline = is_short && encoding == Encoding::Identity;
     let prepare = move || {
         let begun = Instant::now();
         let body = body::inflate(body, encoding, limit, &mut share)?;
@@ -89,9 +92,15 @@ async fn respond(answer: Answer) -> Result<Response, Refusal> {
             binary.insert(output.name.clone());
         }
     }
-    let size: usize = response.outputs.iter().map(|output| output.data.binary_len()).sum();
+    let (mut copied, mut written) = (0, 0);
+    for output in &response.outputs {
+        let is_binary = binary.contains(&output.name);
+        let size = if is_binary { &mut copied } else { &mut written };
+        *size += output.data.binary_len();
+    }
+    let is_short = written <= INLINE && copied <= INLINE_BINARY;
     let encode = move || Ok(response.encode(|output| binary.contains(&output.name))?);
-    let encoded = if size <= INLINE { encode() } else { off_io(encode).await }?;
+    let encoded = if is_short { encode() } else { off_io(encode).await }?;
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(encoded.content_type()));
     if let Some(length) = encoded.json_len {

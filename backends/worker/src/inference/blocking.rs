@@ -7,6 +7,10 @@ use std::time::Instant;
 /// Tensors and bodies up to this many bytes are handled on the I/O thread: about 0.3 ms of work.
 pub(crate) const INLINE: usize = 64 << 10;
 
+/// The same for values in the form in which they are kept: they are copied or looked at, not parsed. Each
+/// change of threads costs more than that.
+pub(crate) const INLINE_BINARY: usize = 1 << 20;
+
 /// Runs CPU-heavy work on the runtime's blocking pool.
 pub(crate) async fn off_io<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,

@@ -12,7 +12,7 @@ pub(crate) mod blocking;
 pub(crate) mod embedding;
 pub(crate) mod validate;
 
-use crate::inference::blocking::{INLINE, bounded, off_io};
+use crate::inference::blocking::{INLINE, INLINE_BINARY, bounded, off_io};
 use crate::memory::Share;
 use crate::refusal::Refusal;
 use crate::repository::version::Version;
@@ -172,7 +172,7 @@ async fn checked(
         validate::request(&request, &*version.loaded, &version)?;
         Ok((request, begun.elapsed()))
     };
-    if size <= INLINE { check() } else { off_io(check).await }
+    if size <= INLINE_BINARY { check() } else { off_io(check).await }
 }
 
 /// The inputs go to the executor; the rest is needed for the answer.

@@ -4,6 +4,7 @@
 //! reason why that version is not served. What has not ended in time is given up and goes on alone, for
 //! a thread can't be taken away; when several do, nothing more is loaded until one of them has ended.
 
+use crate::allocator::give_back;
 use crate::repository::error::LoadError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -43,6 +44,8 @@ impl Guard {
         let work = move || {
             let result = catch_unwind(AssertUnwindSafe(work));
             let result = result.unwrap_or_else(|_| Err(bad("loading it panicked")));
+            // A thread that ends leaves what it has freed where no other looks for it.
+            give_back();
             // Nobody takes it if it was given up.
             drop(sender.send(result));
             drop(end);

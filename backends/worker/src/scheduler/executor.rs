@@ -9,7 +9,7 @@
 //! another. What fails together is tried again alone, once, so that one bad row does not spoil its
 //! neighbours.
 
-use crate::allocator::give_back;
+use crate::allocator::{give_back, share};
 use crate::refusal::Refusal;
 use crate::repository::Repository;
 use crate::repository::command::Command;
@@ -71,7 +71,12 @@ impl Pool {
             let seat = Arc::new(Seat::new(index));
             while !seat.is_lost() {
                 // Only a mistake of ours could panic out here; the thread is worth more than the batch.
-                let turn = || pool.queue.pop().map(|batch| serve(&pool, &seat, batch, true));
+                let turn = || {
+                    let batch = pool.queue.pop(give_back)?;
+                    serve(&pool, &seat, batch, true);
+                    share();
+                    Some(())
+                };
                 match catch_unwind(AssertUnwindSafe(turn)) {
                     Ok(Some(())) => {}
                     Ok(None) => break,

@@ -35,6 +35,8 @@ pub(crate) type LineId = usize;
 
 /// A line counts as active for so long after its last job came.
 const ACTIVE: Duration = Duration::from_secs(1);
+/// A thread that has waited for so long may do something else once.
+const REST: Duration = Duration::from_secs(1);
 /// A job is short beside a run if it is expected to take at most this share of the run's time.
 const SHORT: f64 = 0.25;
 /// A model's nodes are too long if one may take more than so many times a shorter model's run.
@@ -212,9 +214,12 @@ impl<T: Work> Queue<T> {
         Ok(rank)
     }
 
-    /// Takes the next batch, waiting for one; `None` once the queue is closed and empty.
-    pub(crate) fn pop(&self) -> Option<Batch<T>> {
+    /// Takes the next batch, waiting for one; `None` once the queue is closed and empty. Calls `rest` once,
+    /// when none has come for a while.
+    pub(crate) fn pop(&self, rest: impl FnOnce()) -> Option<Batch<T>> {
         let mut state = self.lock();
+        let mut rest = Some(rest);
+        let since = Instant::now();
         loop {
             let now = Instant::now();
             let until = match state.next(now, self.executors) {
@@ -231,6 +236,16 @@ impl<T: Work> Queue<T> {
             if state.closed && state.waiting == 0 {
                 return None;
             }
+            if now - since >= REST
+                && let Some(rest) = rest.take()
+            {
+                drop(state);
+                rest();
+                state = self.lock();
+                continue;
+            }
+            let rests = rest.is_some().then(|| since + REST);
+            let until = until.into_iter().chain(rests).min();
             state.idle += 1;
             state = match until {
                 None => self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner),

@@ -83,7 +83,7 @@ fn tags(batch: &Batch<Fake>) -> Vec<u32> {
 
 /// Takes a batch and settles it as it was expected.
 fn run(queue: &Queue<Fake>) -> Vec<u32> {
-    let batch = queue.pop().unwrap();
+    let batch = queue.pop(|| ()).unwrap();
     queue.finished(&batch.account, batch.account.charged);
     tags(&batch)
 }
@@ -129,7 +129,7 @@ fn a_closed_queue_gives_out_what_it_has_and_then_nothing() {
     queue.close();
     assert_eq!(queue.push(0, Normal, job(2)), Err(PushError::Closed));
     assert_eq!(run(&queue), [1], "it does not wait for company either");
-    assert!(queue.pop().is_none());
+    assert!(queue.pop(|| ()).is_none());
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn many_threads_take_every_job_once() {
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                while let Some(batch) = queue.pop() {
+                while let Some(batch) = queue.pop(|| ()) {
                     let sum: u32 = tags(&batch).iter().sum();
                     taken.fetch_add(sum, Relaxed);
                     queue.finished(&batch.account, 0.001);
@@ -188,7 +188,7 @@ fn lines_share_the_time_of_executors_by_weight() {
                 queue.push(line, Normal, Fake { row: seconds, ..job(tag) }).unwrap();
             }
         }
-        let batch = queue.pop().unwrap();
+        let batch = queue.pop(|| ()).unwrap();
         queue.finished(&batch.account, batch.account.charged);
         served[batch.jobs[0].tag as usize] += 1;
     }
@@ -307,7 +307,7 @@ fn a_batch_forms_until_it_is_full_or_its_delay_is_over() {
 fn a_long_run_lends_its_executor_to_short_jobs_that_are_behind_their_share() {
     let (queue, _lines) = queue(1, [PLAIN; 2]);
     queue.push(0, Normal, Fake { row: 0.100, ..job(1) }).unwrap();
-    let long = queue.pop().unwrap();
+    let long = queue.pop(|| ()).unwrap();
     assert!(queue.preempt(&long.account).is_none(), "nobody waits");
     queue.push(0, Normal, Fake { row: 0.100, ..job(2) }).unwrap();
     assert!(queue.preempt(&long.account).is_none(), "not to its own line");
@@ -341,12 +341,12 @@ fn a_model_with_long_nodes_leaves_an_executor_to_a_shorter_one_while_that_is_act
     for tag in 2..4 {
         queue.push(0, Normal, coarse(tag)).unwrap();
     }
-    let first = queue.pop().unwrap();
+    let first = queue.pop(|| ()).unwrap();
     assert_eq!(tags(&first), [2]);
     queue.push(1, Normal, job(4)).unwrap();
     assert_eq!(run(&queue), [4], "the other executor is the short one's");
     // Nothing short comes any more: then the second executor is not left idle for ever.
-    let second = queue.pop().unwrap();
+    let second = queue.pop(|| ()).unwrap();
     assert_eq!(tags(&second), [3]);
     assert!(short_came.elapsed() >= ACTIVE, "{:?}", short_came.elapsed());
 }
@@ -357,7 +357,7 @@ fn a_model_that_lends_in_time_or_is_alone_may_have_every_executor() {
     for tag in 2..4 {
         queue.push(0, Normal, Fake { row: 0.100, preemption_delay: 0.090, ..job(tag) }).unwrap();
     }
-    let both = [queue.pop().unwrap(), queue.pop().unwrap()];
+    let both = [queue.pop(|| ()).unwrap(), queue.pop(|| ()).unwrap()];
     both.iter().for_each(|batch| queue.finished(&batch.account, 0.1));
     queue.push(1, Normal, job(1)).unwrap();
     run(&queue);
@@ -365,7 +365,7 @@ fn a_model_that_lends_in_time_or_is_alone_may_have_every_executor() {
         queue.push(0, Normal, Fake { row: 0.100, preemption_delay: 0.0005, ..job(tag) }).unwrap();
     }
     let started = Instant::now();
-    let both = [queue.pop().unwrap(), queue.pop().unwrap()];
+    let both = [queue.pop(|| ()).unwrap(), queue.pop(|| ()).unwrap()];
     assert_eq!(both.map(|batch| tags(&batch)), [[4], [5]]);
     assert!(started.elapsed() < ACTIVE / 2, "{:?}", started.elapsed());
 }
