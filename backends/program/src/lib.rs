@@ -120,6 +120,8 @@ pub enum Op<Foreign> {
         axis: usize,
         /// Where it begins.
         start: usize,
+        /// From each place that is taken to the next.
+        step: usize,
     },
     /// With one value around.
     Pad {
@@ -285,7 +287,7 @@ impl<Foreign> Op<Foreign> {
             Self::Cast => Op::Cast,
             Self::Broadcast => Op::Broadcast,
             Self::Concat { axis } => Op::Concat { axis },
-            Self::Slice { axis, start } => Op::Slice { axis, start },
+            Self::Slice { axis, start, step } => Op::Slice { axis, start, step },
             Self::Pad { before, value } => Op::Pad { before, value },
             Self::Gather { axis } => Op::Gather { axis },
             Self::Binary(binary) => Op::Binary(binary),

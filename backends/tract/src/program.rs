@@ -6,10 +6,9 @@ use crate::error::{panic_text, text};
 use crate::load::parsed;
 use crate::options::LoadOptions;
 use crate::{LoadError, own, sound};
-use forebay_program::{Fact, Program};
+use forebay_program::Program;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tract_onnx::prelude::*;
-use tract_onnx::tract_core::internal::{DimLike, TypedOp};
 
 /// What a model computes for inputs of these shapes, which are in the model's order. Operations that a
 /// program has no words for are foreign, each by its kind.
@@ -25,10 +24,7 @@ pub fn program(
     let shapes: Shapes = shapes.to_vec();
     let lower = || -> TractResult<Program> {
         let (program, _) = own::lower(&sound::declutter(plans.typed(&shapes)?)?)?;
-        let plain = |op: Box<dyn TypedOp>, inputs: &[&Fact<usize>], outputs: &[Fact<usize>]| {
-            Ok(own::plain::plain(&*op, inputs, outputs))
-        };
-        Ok(program.map(|dim| dim.to_usize(), plain)?)
+        own::plain::worded(program)
     };
     match catch_unwind(AssertUnwindSafe(lower)) {
         Ok(program) => program.map_err(|error| LoadError::Compile(text(&error))),

@@ -57,9 +57,15 @@ pub(super) fn concat(axis: usize, parts: &[&Array], shape: &[usize]) -> Option<V
     })
 }
 
-pub(super) fn slice(axis: usize, start: usize, x: &Array, shape: &[usize]) -> Option<Vec<f64>> {
+pub(super) fn slice(
+    axis: usize,
+    [start, step]: [usize; 2],
+    x: &Array,
+    shape: &[usize],
+) -> Option<Vec<f64>> {
     each(shape, |place| {
-        at(x, place.iter().enumerate().map(|(i, &at)| if i == axis { at + start } else { at }))
+        let place = place.iter().enumerate();
+        at(x, place.map(|(i, &at)| if i == axis { start + at * step } else { at }))
     })
 }
 

@@ -90,7 +90,7 @@ fn compute<Foreign>(node: &Node<usize, Foreign>, inputs: &[&Array]) -> Option<Ar
         Op::Cast => cast(x, fact),
         Op::Broadcast => layout::broadcast(x, &shape)?,
         Op::Concat { axis } => layout::concat(*axis, inputs, &shape)?,
-        Op::Slice { axis, start } => layout::slice(*axis, *start, x, &shape)?,
+        Op::Slice { axis, start, step } => layout::slice(*axis, [*start, *step], x, &shape)?,
         Op::Pad { before, value } => layout::pad(before, *numbers(value)?.first()?, x, &shape)?,
         Op::Gather { axis } => layout::gather(*axis, x, rest.first()?, &shape)?,
         Op::Binary(op) => {

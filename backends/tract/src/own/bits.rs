@@ -29,6 +29,8 @@ pub(super) struct Bits {
     graphs: blake3::Hasher,
     plain: blake3::Hasher,
     ours: blake3::Hasher,
+    /// Graphs whose programs were computed by the reference too.
+    pub(super) programs: usize,
 }
 
 impl Bits {

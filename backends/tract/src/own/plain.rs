@@ -1,11 +1,13 @@
 //! tract's own operations in a program's words, for devices that have none of tract's.
 
 use super::constant::Held;
-use forebay_program::{Binary, Fact, Op};
+use super::cpu::Lowered;
+use forebay_program::{Binary, Fact, Op, Program};
 use forebay_protocol::oip::Datatype;
 use std::sync::Arc;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
+use tract_onnx::tract_core::ops::Downsample;
 use tract_onnx::tract_core::ops::array::{
     Gather, MultiBroadcastTo, Pad, PadMode, Slice, TypedConcat,
 };
@@ -15,12 +17,20 @@ use tract_onnx::tract_core::ops::logic::{CompEq, CompGT, CompGTE, CompLT, CompLT
 use tract_onnx::tract_core::ops::math::{Add, Div, Max, Min, Mul, Pow, Sub};
 use tract_onnx::tract_core::ops::nn::{Reduce, Reducer};
 
+/// A program in words alone: of sizes that are all known, with the kinds of operations that there are no
+/// words for.
+///
+/// # Errors
+/// A size is not known before a run.
+pub(crate) fn worded(program: Lowered) -> TractResult<Program> {
+    let plain = |op: Box<dyn TypedOp>, inputs: &[&Fact<usize>], outputs: &[Fact<usize>]| {
+        Ok(plain(&*op, inputs, outputs))
+    };
+    Ok(program.map(|dim| dim.to_usize(), plain)?)
+}
+
 /// The operation in a program's words, or else its kind.
-pub(crate) fn plain(
-    op: &dyn TypedOp,
-    inputs: &[&Fact<usize>],
-    outputs: &[Fact<usize>],
-) -> Op<String> {
+fn plain(op: &dyn TypedOp, inputs: &[&Fact<usize>], outputs: &[Fact<usize>]) -> Op<String> {
     known(op, inputs, outputs).unwrap_or_else(|| Op::Foreign(op.name().into_owned()))
 }
 
@@ -42,7 +52,10 @@ fn known(op: &dyn TypedOp, inputs: &[&Fact<usize>], outputs: &[Fact<usize>]) -> 
     } else if let Some(op) = op.downcast_ref::<TypedConcat>() {
         Some(Op::Concat { axis: op.axis })
     } else if let Some(op) = op.downcast_ref::<Slice>() {
-        Some(Op::Slice { axis: op.axis, start: op.start.to_usize().ok()? })
+        Some(Op::Slice { axis: op.axis, start: op.start.to_usize().ok()?, step: 1 })
+    } else if let Some(op) = op.downcast_ref::<Downsample>() {
+        let step = usize::try_from(op.stride).ok()?;
+        Some(Op::Slice { axis: op.axis, start: op.modulo, step })
     } else if let Some(op) = op.downcast_ref::<Pad>() {
         let PadMode::Constant(value) = &op.mode else { return None };
         let before = op.pads.iter().map(|&(before, _)| before).collect();
@@ -97,4 +110,41 @@ fn binary(op: &dyn BinMiniOp) -> Option<Binary> {
     } else {
         return None;
     })
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::own::lower;
+    use forebay_program::reference::{self, Array};
+
+    /// Computes the program of a graph in loops that share nothing with our kernels, and compares; `false` if
+    /// there are no words for all of it.
+    pub(in crate::own) fn check_program(
+        model: &TypedModel,
+        inputs: &[TValue],
+        expected: &[TValue],
+        what: &str,
+    ) -> bool {
+        let program = worded(lower(model).unwrap().0).unwrap();
+        let array = |tensor: &TValue| {
+            let plain = tensor.try_as_plain_ram().unwrap();
+            let values = plain.as_slice::<f32>().unwrap().iter().map(|&x| f64::from(x)).collect();
+            Array { shape: tensor.shape().to_vec(), values }
+        };
+        if program.foreign().count() > 0 {
+            return false;
+        }
+        let inputs: Vec<_> = inputs.iter().map(array).collect();
+        let found = reference::run(&program, &inputs).unwrap();
+        for (found, expected) in found.iter().zip(expected.iter().map(array)) {
+            assert_eq!(found.shape, expected.shape, "{what}");
+            for (found, expected) in found.values.iter().zip(&expected.values) {
+                let off = (found - expected).abs();
+                assert!(off <= 1e-4 + 1e-4 * expected.abs(), "{what}: {found} beside {expected}");
+            }
+        }
+        true
+    }
 }

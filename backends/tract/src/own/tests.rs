@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::bits::Bits;
+use super::plain::tests::check_program;
 use super::rewrite;
 use std::collections::HashSet;
 use tract_onnx::prelude::*;
@@ -94,10 +95,11 @@ impl Case {
         ours.optimize().unwrap();
         let names = ours.nodes().iter().map(|node| node.op().name().to_string());
         let names = names.filter(|name| name.starts_with("Forebay")).collect();
-        let expected = model.into_optimized().unwrap().into_runnable().unwrap();
+        let expected = model.clone().into_optimized().unwrap().into_runnable().unwrap();
         let expected = expected.run(self.inputs.clone()).unwrap();
         let found = ours.into_runnable().unwrap().run(self.inputs.clone()).unwrap();
         bits.add(&what, &self.inputs, &expected, &found);
+        bits.programs += usize::from(check_program(&model, &self.inputs, &expected, what));
         for (found, expected) in found.iter().zip(expected) {
             let close = Approximation::Custom(1e-4, 1e-4, 0.0);
             let close = found.close_enough(&expected, close);
@@ -255,6 +257,7 @@ fn convolutions_of_all_sizes_answer_the_same_with_all_that_follows() {
     for kind in ["ForebayConvolution", "ForebayDepthwise", "ForebayProduct", "ForebaySteps"] {
         assert!(kinds.contains(kind), "expected a {kind} among {kinds:?}");
     }
+    assert!(bits.programs >= 249, "{}", bits.programs);
     bits.check("convolutions");
 }
 
@@ -317,6 +320,7 @@ fn products_over_any_axes_answer_the_same() {
             assert_eq!(found, is_ours, "{axes}: {names:?}");
         }
     }
+    assert!(bits.programs >= 28, "{}", bits.programs);
     bits.check("products");
 }
 
@@ -358,6 +362,7 @@ fn products_of_computed_tensors_answer_the_same() {
         let found = names.iter().any(|name| name == "ForebayPaired");
         assert_eq!(found, is_ours, "{expression}: {names:?}");
     }
+    assert_eq!(bits.programs, 6);
     bits.check("paired");
 }
 
@@ -416,6 +421,7 @@ fn what_is_done_to_whole_axes_answers_the_same() {
     for kind in ["ForebayReduction", "ForebaySoftmax", "ForebayMaxPool", "ForebayRepeat"] {
         assert!(kinds.contains(kind), "expected a {kind} among {kinds:?}");
     }
+    assert!(bits.programs >= 100, "{}", bits.programs);
     bits.check("whole");
 }
 
