@@ -3,7 +3,8 @@
 use crate::sound::Function;
 use tract_onnx::Onnx;
 use tract_onnx::model::ParsingContext;
-use tract_onnx::ops::rec::common::CommonRec;
+use tract_onnx::ops::rec::common::{CommonRec, WireBody};
+use tract_onnx::ops::rec::gru::GRU;
 use tract_onnx::ops::rec::rnn::RNN;
 use tract_onnx::pb::NodeProto;
 use tract_onnx::prelude::*;
@@ -28,6 +29,7 @@ pub(crate) fn framework() -> Onnx {
     operators.insert("LogSoftmax", log_softmax);
     operators.insert("Cast", build_cast);
     operators.insert("RNN", rnn);
+    operators.insert("GRU", gru);
     framework
 }
 
@@ -54,6 +56,51 @@ fn rnn(_: &ParsingContext, node: &NodeProto) -> Built {
     let body = RNN { fore: op(), back: op() };
     let net = CommonRec::from_node_and_options(node, 3, 0, Box::new(body))?;
     Ok((expand(net), vec![]))
+}
+
+/// Hidden values up to which tract's operation for a whole sequence multiplies its input itself, and
+/// fails where the product comes out with its axes the other way around. Steps one by one do not.
+const UNPROJECTED: usize = 64;
+
+fn gru(_: &ParsingContext, node: &NodeProto) -> Built {
+    let linear_before_reset = node.get_attr_opt("linear_before_reset")?.unwrap_or(false);
+    let (f, g) = (Box::new(nn::sigmoid()), Box::new(math::tanh()));
+    let body = Gru(GRU { f, g, linear_before_reset });
+    Ok((expand(CommonRec::from_node_and_options(node, 3, 0, Box::new(body))?), vec![]))
+}
+
+/// tract's, but for sequences of which it fails to compute some.
+#[derive(Debug, Clone)]
+struct Gru(GRU);
+
+impl WireBody for Gru {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    fn wire_body(&self, prefix: &str, body: &mut TypedModel) -> TractResult<()> {
+        self.0.wire_body(prefix, body)
+    }
+
+    fn w_b_multipliers(&self) -> (usize, usize) {
+        self.0.w_b_multipliers()
+    }
+
+    fn have_extra_c_state(&self) -> bool {
+        self.0.have_extra_c_state()
+    }
+
+    fn fused_sequence_op(
+        &self,
+        hidden: usize,
+        has_bias: bool,
+        chunk: isize,
+        steps: usize,
+        emits_all: bool,
+    ) -> Option<Box<dyn TypedOp>> {
+        let op = || self.0.fused_sequence_op(hidden, has_bias, chunk, steps, emits_all);
+        (hidden > UNPROJECTED).then(op).flatten()
+    }
 }
 
 fn log_softmax(context: &ParsingContext, node: &NodeProto) -> Built {
