@@ -1,7 +1,7 @@
 //! Checks that several sections of the configuration share. Each notes what it expected and what it
 //! found, and goes on with a value that will do, so that everything else is checked too.
 
-use forebay_config::{Form, Ratio, Span, Table};
+use forebay_config::{Form, Span, Table};
 use http::HeaderName;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -38,15 +38,6 @@ pub(super) fn header_name(table: &Table<'_, '_>, key: &str) -> Option<HeaderName
         table.note(span, key, format!("expected the name of a header, found {name:?}"));
     }
     header
-}
-
-/// A part of a whole.
-pub(super) fn share(table: &Table<'_, '_>, key: &str, default: f64) -> f64 {
-    let Some((Ratio(share), span)) = table.spanned::<Ratio>(key) else { return default };
-    if share > 1.0 {
-        table.note(span, key, format!("expected at most 100%, found {}%", share * 100.0));
-    }
-    share
 }
 
 /// A path to ask an endpoint for.

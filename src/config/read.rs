@@ -1,15 +1,15 @@
 //! From TOML to [`Config`]: one function a section, in the order of the reference file.
 
 use super::check::{
-    Names, absolute_path, at_least, header_name, interval, millis, positive, secs, share,
-    timeout_within,
+    Names, absolute_path, at_least, header_name, millis, positive, secs, timeout_within,
 };
 use super::{
     AccessLog, Config, EndpointProtocol, Fleet, Hedge, Limits, Pool, Probe, ProbeKind,
     ProbeSchedule, Protocol, Queue, Retry, Server, Source, listener, route,
 };
+use forebay_config::pool::Ejection;
 use forebay_config::{Diagnostics, Document, Section, Table};
-use forebay_routing::{Ejection, Policy};
+use forebay_routing::Policy;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -114,7 +114,7 @@ fn pool(name: String, table: &Table<'_, '_>, base: &Path) -> Pool {
         poll: table.table("poll").map(|table| super::poll::poll(&table)),
         hedge: table.table("hedge").map(|table| Hedge::read(&table)),
         slow_start: table.or("slow_start", Duration::ZERO),
-        ejection: ejection(&table.table_or_empty("ejection")),
+        ejection: Ejection::read(&table.table_or_empty("ejection")).rules(),
         retry: Retry::read(&table.table_or_empty("retry")),
         name,
     }
@@ -182,25 +182,5 @@ fn probe(table: &Table<'_, '_>) -> Probe {
         kind: if is_tcp { ProbeKind::Tcp } else { ProbeKind::Http(path) },
         timeout: timeout_within(table, "timeout", interval.min(millis(800)), interval),
         schedule,
-    }
-}
-
-fn ejection(table: &Table<'_, '_>) -> Ejection {
-    let base_time = positive(table, "base_time", secs(3));
-    Ejection {
-        consecutive_failures: table.within("consecutive_failures", 0..=1_000_000, 5),
-        interval: interval(table, "interval", secs(2)),
-        min_requests: table.within("min_requests", 1..=1_000_000, 20),
-        success_rate: share(table, "success_rate", 0.8),
-        latency_factor: table.spanned::<f64>("latency_factor").map(|(factor, span)| {
-            if !(1.1..=1e6).contains(&factor) {
-                table.note(span, "latency_factor", format!("expected 1.1 or more, found {factor}"));
-            }
-            factor
-        }),
-        base_time,
-        max_time: positive(table, "max_time", secs(300)).max(base_time),
-        max_share: share(table, "max_share", 0.5),
-        panic_below: share(table, "panic_below", 0.5),
     }
 }

@@ -2,9 +2,9 @@
 
 use super::endpoint::{Endpoint, EndpointState, LongLived};
 use crate::config;
-use forebay_routing::health::outlier;
+use forebay_routing::health::rotation as health;
 use forebay_routing::pick::{Ring, identity};
-use forebay_routing::{Health, PickMemory, Policy};
+use forebay_routing::{PickMemory, Policy};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -64,25 +64,16 @@ struct ReadySet {
     last_resort: bool,
 }
 
-/// The endpoints that are used. A probe that has no answer in time is weak evidence: the endpoint may have
-/// much to do. It is enough to prefer others, but not to refuse every request where there is no other. One
-/// that refuses connections, or says that it is not ready, is not asked.
+/// The endpoints that are used.
 fn ready_set(config: &config::Pool, endpoints: &[Arc<Endpoint>]) -> ReadySet {
-    let count = |health| endpoints.iter().filter(|e| e.state.health() == health).count();
-    let (ready, ejected) = (count(Health::Ready), count(Health::Ejected));
-    let all = endpoints.len() - count(Health::Draining);
-    let panics = ejected > 0 && outlier::panics(ready, all, config.ejection.panic_below);
-    let last_resort = ready == 0 && !panics;
-    let is_used = |endpoint: &&Arc<Endpoint>| match endpoint.state.health() {
-        Health::Ready => true,
-        Health::Ejected => panics,
-        Health::Down => last_resort && endpoint.state.is_silent(),
-        Health::Probing | Health::Draining => false,
-    };
+    let healths = endpoints.iter().map(|endpoint| endpoint.state.health());
+    let rule = health::Rotation::of(healths, config.ejection.panic_below);
+    let is_used =
+        |endpoint: &&Arc<Endpoint>| rule.uses(endpoint.state.health(), endpoint.state.is_silent());
     let used: Vec<_> = endpoints.iter().filter(is_used).map(Arc::clone).collect();
     for (place, endpoint) in used.iter().enumerate() {
         endpoint.state.place.store(place, Relaxed);
     }
-    let last_resort = last_resort && !used.is_empty();
-    ReadySet { used, panics, last_resort }
+    let last_resort = rule.last_resort && !used.is_empty();
+    ReadySet { used, panics: rule.panics, last_resort }
 }

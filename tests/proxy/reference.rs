@@ -2,6 +2,7 @@
 
 use forebay::config::{Config, Hedge, Limits, ProbeSchedule, Queue, Retry};
 use forebay_config::Section;
+use forebay_config::pool::Ejection;
 use std::path::Path;
 
 #[test]
@@ -21,6 +22,7 @@ fn declared_sections_stand_there_as_they_are_declared() {
         keys_of::<Queue>(),
         keys_of::<Retry>(),
         keys_of::<Hedge>(),
+        keys_of::<Ejection>(),
         keys_of::<ProbeSchedule>(),
     ] {
         assert!(source.contains(&expected), "expected in conf/reference.toml:\n{expected}");

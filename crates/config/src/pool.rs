@@ -67,6 +67,58 @@ crate::section! {
 }
 
 crate::section! {
+    /// Takes an endpoint out of rotation for what its answers are like, beside what its probes say: no
+    /// connection, a connection that breaks, a timeout that was the operator's, a 500, 502, or 503 that is not
+    /// for load. A client's mistake (4xx) never counts, nor does 429 or a queue that is full, nor a timeout of
+    /// a request that had little time: its client gave less than the route, or half of it passed in the queue.
+    pub struct Ejection {
+        /// Failures in a row that take it out at once. A timeout is one of them only if the endpoint answered
+        /// nobody else meanwhile: otherwise it is slow, as under overload, and only its share of answers says
+        /// whether it does worse than the others. 0: not judged by them.
+        consecutive_failures: u32 = 5, within(0..=1_000_000);
+        /// At the end of each window shares and latencies are judged.
+        interval: Duration = Duration::from_secs(2), interval();
+        /// Requests in a window without which an endpoint is not judged by it: a share of few is chance.
+        min_requests: u32 = 20, within(1..=1_000_000);
+        /// Share of answers below which it is taken out, unless the median of the pool is below it too: requests
+        /// that fail everywhere are not an endpoint's fault. "0%": not judged.
+        success_rate: f64 = 0.8, share();
+        /// Multiple of the median of the pool's mean latencies above which it is taken out. Default: none, since
+        /// picking by cost gives a slow endpoint less by itself, and a fleet may be mixed by intention.
+        latency_factor: Option<f64> = None, optional(within(1.1..=1e6)), shown "5.0";
+        /// How long the first ejection lasts. Each further one lasts twice as long, until as long has passed
+        /// without one. An endpoint that comes back is on trial: one failure, even for load, takes it out again.
+        /// One that falls and rises by its probes is held back likewise from its second fall on.
+        base_time: Duration = Duration::from_secs(3), positive();
+        /// How long an ejection lasts at most.
+        max_time: Duration = Duration::from_secs(300), positive();
+        /// Share of the pool that may be out at once, but always one endpoint, and never the last in rotation.
+        /// "0%": nothing is ever ejected.
+        max_share: f64 = 0.5, share();
+        /// With less than this share of the pool in rotation, those that are ejected are used all the same: half
+        /// of a sick fleet does more than none. "0%": never.
+        panic_below: f64 = 0.5, share();
+    }
+}
+
+impl Ejection {
+    /// The rules that outliers are detected by.
+    pub fn rules(&self) -> forebay_routing::Ejection {
+        forebay_routing::Ejection {
+            consecutive_failures: self.consecutive_failures,
+            interval: self.interval,
+            min_requests: self.min_requests,
+            success_rate: self.success_rate,
+            latency_factor: self.latency_factor,
+            base_time: self.base_time,
+            max_time: self.max_time.max(self.base_time),
+            max_share: self.max_share,
+            panic_below: self.panic_below,
+        }
+    }
+}
+
+crate::section! {
     /// When an endpoint is probed, and what becomes of it by that.
     pub struct ProbeSchedule {
         /// Time between two probes of an endpoint whose health is settled.

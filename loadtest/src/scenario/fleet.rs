@@ -2,8 +2,9 @@
 
 use super::table::{kind_of, required};
 use crate::distribution::Distribution;
-use crate::units::{Ratio, TimeSpan};
-use forebay_config::Table;
+use crate::units::TimeSpan;
+use forebay_config::pool::{Ejection, Hedge, Retry};
+use forebay_config::{Section, Table};
 use std::time::Duration;
 
 /// Maximum number of endpoints in a group.
@@ -110,10 +111,14 @@ pub struct Sim {
     pub queue: Queue,
     /// Load reports.
     pub reports: Reports,
-    /// Second attempts after failures.
+    /// Second attempts after failures; the keys and defaults of the proxy's `[pool.NAME.retry]`.
     pub retry: Retry,
-    /// Second attempts beside slow first ones, if there are any.
+    /// Second attempts beside slow first ones, if there are any; the keys and defaults of the proxy's
+    /// `[pool.NAME.hedge]`.
     pub hedge: Option<Hedge>,
+    /// When an endpoint is taken out for its answers; the keys and defaults of the proxy's
+    /// `[pool.NAME.ejection]`. Peers of the proxy take none out.
+    pub ejection: Ejection,
     /// Active checks.
     pub probe: Probe,
 }
@@ -125,28 +130,6 @@ pub struct Queue {
     pub size: usize,
     /// From the end of one request at an endpoint until the next one is there.
     pub handoff_delay: TimeSpan,
-}
-
-/// When a request is sent again; the keys and defaults of the proxy's `[pool.NAME.retry]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Retry {
-    /// Attempts of one request, the first included.
-    pub attempts: u32,
-    /// Retries that each good answer pays for, 0 to 1.
-    pub budget: f64,
-    /// Retries a second that are allowed beside that while retries are answered.
-    pub min_per_second: f64,
-}
-
-/// When a slow request gets a second attempt; the keys and defaults of the proxy's `[pool.NAME.hedge]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Hedge {
-    /// Quantile of latencies after which it is made, 0 to 1.
-    pub quantile: f64,
-    /// Second attempts per request that are allowed, 0 to 1.
-    pub budget: f64,
-    /// It is made no sooner.
-    pub min_delay: TimeSpan,
 }
 
 /// Health checks by the proxies; the keys and defaults of the proxy's `[pool.NAME.probe]`.
@@ -187,7 +170,8 @@ impl Default for Sim {
             queue: Queue { size: 1024, handoff_delay: TimeSpan(Duration::from_micros(500)) },
             reports: Reports::default(),
             hedge: None,
-            retry: Retry { attempts: 3, budget: 0.1, min_per_second: 0.0 },
+            retry: Retry::default(),
+            ejection: Ejection::default(),
             probe: Probe {
                 interval: SECOND,
                 fast_interval: TimeSpan(Duration::from_millis(100)),
@@ -274,8 +258,9 @@ fn sim(top: &Table<'_, '_>) -> Sim {
             delay: reports.or("delay", told.delay),
             ttl: reports.or("ttl", told.ttl),
         },
-        retry: retry(&table.table_or_empty("retry"), &sim.retry),
-        hedge: table.table("hedge").map(|table| hedge(&table)),
+        retry: Retry::read(&table.table_or_empty("retry")),
+        hedge: table.table("hedge").map(|table| Hedge::read(&table)),
+        ejection: Ejection::read(&table.table_or_empty("ejection")),
         probe: probe(&table.table_or_empty("probe"), &sim.probe),
     }
 }
@@ -284,22 +269,6 @@ fn queue(table: &Table<'_, '_>, default: &Queue) -> Queue {
     Queue {
         size: table.within("size", 0..=1_000_000, default.size),
         handoff_delay: table.or("handoff_delay", default.handoff_delay),
-    }
-}
-
-fn retry(table: &Table<'_, '_>, default: &Retry) -> Retry {
-    Retry {
-        attempts: table.within("attempts", 1..=10, default.attempts),
-        budget: table.get::<Ratio>("budget").map_or(default.budget, |share| share.0),
-        min_per_second: table.within("min_per_second", 0.0..=1e6, default.min_per_second),
-    }
-}
-
-fn hedge(table: &Table<'_, '_>) -> Hedge {
-    Hedge {
-        quantile: table.within("quantile", 0.5..=0.9999, 0.95),
-        budget: table.get::<Ratio>("budget").map_or(0.03, |share| share.0),
-        min_delay: table.or("min_delay", TimeSpan(Duration::from_millis(5))),
     }
 }
 

@@ -44,6 +44,12 @@ pub(super) enum Event {
         /// Which request.
         request: RequestKey,
     },
+    /// A second attempt beside a slow first one is due.
+    Hedge(RequestKey),
+    /// The time that one attempt may take is up.
+    AttemptTimeout(AttemptKey),
+    /// A proxy looks for outliers among its endpoints.
+    Outliers(usize),
     /// An attempt's answer reaches its proxy.
     Answer(AttemptKey),
     /// A load report reaches a proxy.

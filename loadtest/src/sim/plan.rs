@@ -5,7 +5,7 @@ use crate::plan::arrivals::{Shape, Source};
 use crate::plan::seed::derive;
 use crate::plan::{Load, Plan, PlanError};
 use crate::report::outcome::{Failure, Outcome};
-use crate::scenario::{EndpointFault, Group, Request, Scenario, Sim, Simulated};
+use crate::scenario::{EndpointFault, Group, Request, RequestKind, Scenario, Sim, Simulated};
 use crate::units::{nanos, nanos_of};
 use forebay_protocol::{Priority, Reason};
 use std::time::Duration;
@@ -38,6 +38,8 @@ pub struct SimPlan {
     pub timeouts: Vec<(u64, Outcome)>,
     /// By kind of request: how urgent it is, 0 being the most urgent class.
     pub classes: Vec<u8>,
+    /// By kind of request: the number of the model that it asks for.
+    pub models: Vec<u64>,
     /// Faults of endpoints.
     pub faults: Vec<EndpointFault>,
     /// From when to when, in nanoseconds, more is asked for than all endpoints can serve.
@@ -95,6 +97,7 @@ impl SimPlan {
         let one_way = nanos(sim.round_trip.0) / 2;
         let timeouts = run.requests.iter().map(|request| timeout(request, run.timeout)).collect();
         let classes = run.requests.iter().map(|request| class(request.priority)).collect();
+        let models = models(&run.requests);
         for number in faults.iter().flat_map(|fault| &fault.endpoints) {
             if *number as usize >= endpoints {
                 return Err(SimPlanError::Fault(*number));
@@ -113,6 +116,7 @@ impl SimPlan {
             one_way,
             timeouts,
             classes,
+            models,
             faults,
             overload,
         })
@@ -135,6 +139,12 @@ impl SimPlan {
         let slots = |group: &Group| group.slots * group.batch.map_or(1, |batch| batch.max_size);
         let each = |group: &Group| std::iter::repeat_n(slots(group), group.count as usize);
         self.groups.iter().flat_map(each).collect()
+    }
+
+    /// Does a request of this kind say when it must be answered, or does its client just leave?
+    pub fn states_deadline(&self, kind: usize) -> bool {
+        let deadline = self.run.requests.get(kind).and_then(|request| request.deadline);
+        deadline.is_some_and(|deadline| deadline.0 < self.run.timeout)
     }
 
     /// Requests a second that all endpoints together can serve.
@@ -192,6 +202,17 @@ fn class(priority: Option<Priority>) -> u8 {
         Priority::Normal => 1,
         Priority::Batch => 2,
     }
+}
+
+/// The number of the model that each kind asks for: the same one for the same model and version.
+fn models(requests: &[Request]) -> Vec<u64> {
+    let name = |request: &Request| match &request.kind {
+        RequestKind::Infer(infer) => (infer.model.clone(), infer.version.clone()),
+        RequestKind::Http { path, .. } => (path.clone(), None),
+    };
+    let names: Vec<_> = requests.iter().map(name).collect();
+    let number = |name| names.iter().position(|it| it == name).unwrap_or_default() as u64;
+    names.iter().map(number).collect()
 }
 
 /// A request's own deadline, or the run's timeout.

@@ -178,6 +178,39 @@ fn an_endpoint_that_fails_fast_attracts_policies_that_count_requests() {
 }
 
 #[test]
+fn an_endpoint_that_fails_fast_is_ejected_by_the_proxy_and_by_no_peer() {
+    let rest = fault("kind = \"sinkhole\"\nafter = \"1ms\"");
+    let plan = fleet("1000/s", &rest);
+    for policy in ["random", "round_robin"] {
+        let found = simulated(&plan, policy);
+        let impact = found.faults[0].summary();
+        assert!(found.taken_out > 0, "{policy}: never ejected");
+        assert!(impact.share_later < 0.01, "{policy}: {impact:?}");
+        assert_eq!(found.record.error_share(), 0.0, "{policy}: retries cover for it");
+    }
+    assert_eq!(simulated(&plan, "nginx_least_conn").taken_out, 0);
+    let plan = fleet("1000/s", &format!("{rest}\n[sim.ejection]\nmax_share = \"0%\""));
+    let found = simulated(&plan, "round_robin");
+    assert_eq!(found.taken_out, 0, "switched off");
+    assert!(found.faults[0].summary().share_later > 0.2);
+}
+
+#[test]
+fn an_attempt_that_takes_longer_than_one_may_is_made_elsewhere() {
+    let stalls = fault("kind = \"slow\"\nfactor = 1000.0");
+    let worst = |sim: &str| {
+        let found = simulated(&fleet("200/s", &format!("{stalls}\n{sim}")), "round_robin");
+        assert_eq!(found.record.error_share(), 0.0, "{sim}");
+        found.record.latency.max()
+    };
+    let without = worst("[sim.ejection]\nmax_share = \"0%\"\n[sim.retry]\nbudget = \"100%\"\n");
+    let with = worst(
+        "[sim.ejection]\nmax_share = \"0%\"\n[sim.retry]\nbudget = \"100%\"\nattempt_timeout = \"200ms\"\n",
+    );
+    assert!(with < 0.6 && without > 1.0, "{with} with, {without} without");
+}
+
+#[test]
 fn nothing_is_answered_after_its_deadline_and_overload_is_accounted_for() {
     let phases = "deadline = \"100ms\"\n[[load.phase]]\nkind = \"constant\"\nrate = \"4000/s\"\n\
                   for = \"3s\"\n[[load.phase]]\nkind = \"constant\"\nrate = \"100/s\"\nfor = \"3s\"\n";

@@ -1,16 +1,15 @@
 //! The proxy's own code: [`forebay_routing`], called as the proxy calls it.
 
-use super::{Balancer, Decision, Done, Ending, RequestView, bind};
-use crate::scenario::Hedge;
+use super::{Balancer, Decision, Done, RequestView, bind};
 use crate::sim::fleet::Fleet;
 use crate::sim::keys::RequestKey;
 use crate::sim::plan::SimPlan;
-use crate::units::nanos;
 use forebay_protocol::Reason;
+use forebay_routing::attempt::blame::Sample;
 use forebay_routing::pick::{Context, Ring};
 use forebay_routing::{
-    Binding, Candidate, Dispatch, Enqueued, Entry, FairQueue, InFlight, Latencies, Load,
-    PickMemory, Policy, PoolView, Position, RelativeCost, Report, RetryBudget, Rng, Time,
+    Binding, Candidate, Dispatch, Enqueued, Entry, FairQueue, InFlight, Load, ModelHandle,
+    ModelStats, PickMemory, Policy, PoolView, Position, Report, Rng, Time,
 };
 use slotmap::SecondaryMap;
 use std::sync::Arc;
@@ -33,30 +32,31 @@ pub(super) struct Forebay {
     now: u64,
     /// Requests that wait, and where each was sent already.
     queue: FairQueue<(RequestKey, Vec<u32>)>,
-    hedges: Option<Hedges>,
+    /// What is known of each model.
+    models: Arc<ModelStats>,
+    /// No second attempt is made sooner; `None`: none is made at all.
+    min_hedge_delay: Option<Duration>,
+    /// Since when each has been ready.
+    since: Vec<Time>,
     states: SecondaryMap<RequestKey, State>,
 }
 
 /// The state of a request.
 enum State {
-    Queued(Position),
-    Running(Attempts),
+    Queued(Position, ModelHandle),
+    Running(Running, Option<Running>),
 }
 
-/// A request that is under way.
-struct Attempts {
-    began: u64,
-    /// When it may have a second attempt.
-    due: u64,
-    first: (usize, InFlight),
-    second: Option<(usize, InFlight)>,
+/// An attempt that is under way.
+struct Running {
+    endpoint: usize,
+    guard: InFlight,
+    asked: ModelHandle,
 }
 
 /// An endpoint in rotation.
 struct ReadyEndpoint {
     endpoint: usize,
-    /// Since when it has been in rotation.
-    since: Time,
     load: Arc<Load>,
 }
 
@@ -67,8 +67,8 @@ impl Candidate for ReadyEndpoint {
 }
 
 impl ReadyEndpoint {
-    fn new(endpoint: usize, load: &Arc<Load>, since: Time) -> Self {
-        Self { endpoint, since, load: Arc::clone(load) }
+    fn new(endpoint: usize, load: &Arc<Load>) -> Self {
+        Self { endpoint, load: Arc::clone(load) }
     }
 
     fn is_among(&self, tried: &[u32]) -> bool {
@@ -80,14 +80,13 @@ impl Forebay {
     pub(super) fn new(policy: Policy, plan: &SimPlan, seed: u64) -> Self {
         let load = |_| Arc::new(Load::new(plan.sim.slots));
         let loads: Vec<Arc<Load>> = (0..plan.endpoints()).map(load).collect();
-        // Those that are there from the start were there before.
-        let since = Time::default();
-        let known =
-            |(endpoint, load): (usize, &Arc<Load>)| ReadyEndpoint::new(endpoint, load, since);
+        let known = |(endpoint, load): (usize, &Arc<Load>)| ReadyEndpoint::new(endpoint, load);
         let keyed = if policy == Policy::Sticky { loads.len() as u64 } else { 0 };
         Self {
             policy,
             ready: loads.iter().enumerate().map(known).collect(),
+            // Those that are there from the start were there before.
+            since: vec![Time::default(); loads.len()],
             loads,
             report_ttl: plan.sim.reports.ttl.0,
             slow_start: plan.sim.slow_start.0,
@@ -97,7 +96,8 @@ impl Forebay {
             rng: Rng::new(seed),
             now: 0,
             queue: FairQueue::new(plan.sim.queue.size),
-            hedges: plan.sim.hedge.as_ref().map(Hedges::new),
+            models: Arc::new(ModelStats::new(plan.sim.hedge.as_ref().map(|it| it.quantile))),
+            min_hedge_delay: plan.sim.hedge.as_ref().map(|hedge| hedge.min_delay),
             states: SecondaryMap::new(),
         }
     }
@@ -121,17 +121,16 @@ impl Forebay {
     }
 
     /// The request goes to the one in rotation with this `index`.
-    fn send(&mut self, request: RequestKey, index: usize, out: &mut Vec<Decision>) {
+    fn send(
+        &mut self,
+        request: RequestKey,
+        (index, asked): (usize, ModelHandle),
+        out: &mut Vec<Decision>,
+    ) {
         let known = &self.ready[index];
-        let (endpoint, guard) = (known.endpoint, known.load.enter());
-        bind(request, Some(endpoint), out);
-        let after = self.hedges.as_ref().and_then(Hedges::after);
-        let due = after.map_or(u64::MAX, |after| self.now.saturating_add(nanos(after)));
-        if after.is_some() {
-            out.push(Decision::Wake { request, at: due });
-        }
-        let run = Attempts { began: self.now, due, first: (endpoint, guard), second: None };
-        self.states.insert(request, State::Running(run));
+        let running = Running { endpoint: known.endpoint, guard: known.load.enter(), asked };
+        bind(request, Some(running.endpoint), out);
+        self.states.insert(request, State::Running(running, None));
     }
 
     fn refuse(&mut self, request: RequestKey, reason: Reason, out: &mut Vec<Decision>) {
@@ -139,14 +138,14 @@ impl Forebay {
         out.push(Decision::Refuse { request, reason });
     }
 
-    fn join(&mut self, ask: &RequestView<'_>, out: &mut Vec<Decision>) {
+    fn join(&mut self, ask: &RequestView<'_>, asked: ModelHandle, out: &mut Vec<Decision>) {
         let entry = Entry {
             class: ask.class,
             since: time(ask.now),
             deadline: time(ask.deadline),
             client: u64::from(ask.client),
             key: Some(ask.key),
-            relative_cost: RelativeCost::default(),
+            relative_cost: asked.relative_cost(),
         };
         let mut rng = self.rng.clone();
         let promised = self.view(None, ask.now).can_meet_deadline(&self.queue, &entry, &mut rng);
@@ -157,10 +156,10 @@ impl Forebay {
         match self.queue.enqueue(&entry, (ask.request, ask.tried.to_vec())) {
             Enqueued::Full(_) => self.refuse(ask.request, Reason::QueueFull, out),
             Enqueued::Queued(position) => {
-                self.states.insert(ask.request, State::Queued(position));
+                self.states.insert(ask.request, State::Queued(position, asked));
             }
             Enqueued::Displaced(position, (other, _)) => {
-                self.states.insert(ask.request, State::Queued(position));
+                self.states.insert(ask.request, State::Queued(position, asked));
                 self.refuse(other, Reason::Displaced, out);
             }
         }
@@ -180,7 +179,10 @@ impl Forebay {
             };
             let Some((request, _)) = taken else { break };
             match next {
-                Dispatch::Bind(index) => self.send(request, index, out),
+                Dispatch::Bind(index) => {
+                    let Some(State::Queued(_, asked)) = self.states.remove(request) else { break };
+                    self.send(request, (index, asked), out);
+                }
                 Dispatch::NoEndpoint => self.refuse(request, Reason::NoEndpoint, out),
                 Dispatch::TooLate => self.refuse(request, Reason::DeadlineExceeded, out),
             }
@@ -196,88 +198,88 @@ impl Forebay {
 impl Balancer for Forebay {
     fn arrive(&mut self, ask: &RequestView<'_>, _: &Fleet, out: &mut Vec<Decision>) {
         self.now = ask.now;
-        if let Some(hedges) = self.hedges.as_ref().filter(|_| ask.tried.is_empty()) {
-            hedges.budget.earn(time(ask.now));
-        }
+        let asked = self.models.handle(ask.model, time(ask.now));
         if self.queue.is_empty() {
             let mut rng = self.rng.clone();
             let tried = |known: &ReadyEndpoint| known.is_among(ask.tried);
             let binding =
                 self.view(None, ask.now).with_key(Some(ask.key)).bind_now_with_slow_start(
-                    (self.slow_start, |known: &ReadyEndpoint| known.since),
-                    (time(ask.deadline), RelativeCost::default()),
+                    (self.slow_start, |known: &ReadyEndpoint| self.since[known.endpoint]),
+                    (time(ask.deadline), asked.relative_cost()),
                     tried,
                     &mut rng,
                 );
             self.rng = rng;
             match binding {
-                Binding::Bind(index) => return self.send(ask.request, index, out),
+                Binding::Bind(index) => return self.send(ask.request, (index, asked), out),
                 Binding::NoEndpoint => return self.refuse(ask.request, Reason::NoEndpoint, out),
                 Binding::Wait => {}
             }
         }
-        self.join(ask, out);
+        self.join(ask, asked, out);
         self.dispatch(None, ask.now, out);
     }
 
     fn finished(&mut self, done: &Done, _: &Fleet, out: &mut Vec<Decision>) {
         self.now = done.now;
-        let Some(State::Running(run)) = self.states.remove(done.request) else { return };
-        let began = run.began;
-        let (guard, rest) = run.without(done.endpoint);
-        let was_last = rest.is_none();
-        if let Some(rest) = rest {
-            self.states.insert(done.request, State::Running(rest));
-        }
-        let tells = match done.ending {
-            Ending::Answered => true,
-            Ending::Abandoned => was_last,
-            Ending::Superseded | Ending::Failed | Ending::Lost => false,
+        let Some(State::Running(first, second)) = self.states.remove(done.request) else { return };
+        let (running, left) = match second {
+            Some(second) if first.endpoint != done.endpoint => (second, Some(first)),
+            other => (first, other),
         };
-        if let Some(hedges) = self.hedges.as_ref().filter(|_| tells) {
-            hedges.latencies.observe(Duration::from_nanos(done.now - began), time(done.now));
+        if let Some(left) = left {
+            self.states.insert(done.request, State::Running(left, None));
         }
-        match done.ending {
-            // It took at least so long.
-            Ending::Answered | Ending::Superseded => {
-                guard.answered(Duration::from_nanos(done.took), time(done.now));
-                drop(guard);
-            }
-            Ending::Abandoned => guard.late(Duration::from_nanos(done.took), time(done.now)),
-            Ending::Failed | Ending::Lost => {
-                self.loads[done.endpoint].failed(time(done.now));
-                drop(guard);
-            }
+        let (took, now) = (Duration::from_nanos(done.took), time(done.now));
+        let Running { guard, mut asked, .. } = running;
+        let found = done.blame.consequences(took, true);
+        if found.penalty {
+            self.loads[done.endpoint].failed(now);
+        }
+        match found.sample {
+            Sample::Answered => guard.answered(asked.answered(took, now), now),
+            Sample::AtLeast => guard.answered(asked.given_up(took), now),
+            Sample::CutShort => guard.cut_short(asked.given_up(took), now),
+            Sample::Late | Sample::Nothing | Sample::Open => {}
+        }
+        // Before the next one is bound there.
+        if found.sample == Sample::Late {
+            guard.late(asked.given_up(took), now);
+        } else {
+            drop(guard);
         }
         let freed = self.ready_index(done.endpoint).ok();
         self.dispatch(freed, done.now, out);
     }
 
-    fn wake(&mut self, ask: &RequestView<'_>, _: &Fleet, out: &mut Vec<Decision>) {
+    fn hedge_after(&self, request: RequestKey) -> Option<Duration> {
+        let min_delay = self.min_hedge_delay?;
+        let Some(State::Running(running, None)) = self.states.get(request) else { return None };
+        running.asked.estimate().map(|usual| usual.max(min_delay))
+    }
+
+    fn room(&mut self, ask: &RequestView<'_>) -> Option<usize> {
         self.now = ask.now;
-        let Some(State::Running(run)) = self.states.get_mut(ask.request) else { return };
-        if run.due != ask.now || run.second.is_some() {
-            return;
-        }
-        let first = run.first.0;
         let mut rng = self.rng.clone();
-        let tried = |known: &ReadyEndpoint| known.endpoint == first || known.is_among(ask.tried);
+        let tried = |known: &ReadyEndpoint| known.is_among(ask.tried);
         let index = self.view(None, ask.now).bind_hedge(self.queue.len(), tried, &mut rng);
         self.rng = rng;
-        let Some(known) = index.map(|index| &self.ready[index]) else { return };
-        let (endpoint, load) = (known.endpoint, Arc::clone(&known.load));
-        let paid = |hedges: &Hedges| hedges.budget.try_retry(time(ask.now));
-        if !self.hedges.as_ref().is_some_and(paid) {
-            return;
-        }
-        if let Some(State::Running(run)) = self.states.get_mut(ask.request) {
-            run.second = Some((endpoint, load.enter()));
-            bind(ask.request, Some(endpoint), out);
+        index.map(|index| self.ready[index].endpoint)
+    }
+
+    fn hedged(&mut self, ask: &RequestView<'_>, endpoint: usize) {
+        let asked = self.models.handle(ask.model, time(ask.now));
+        if let Some(State::Running(_, second)) = self.states.get_mut(ask.request) {
+            *second = Some(Running { endpoint, guard: self.loads[endpoint].enter(), asked });
         }
     }
 
+    fn first_took(&mut self, ask: &RequestView<'_>, took: Duration) {
+        self.models.handle(ask.model, time(ask.now)).first_took(took, time(ask.now));
+    }
+
     fn abandoned(&mut self, request: RequestKey, _: &mut Vec<Decision>) {
-        if let Some(State::Queued(position)) = self.states.remove(request) {
+        if let Some(State::Queued(position, _)) = self.states.remove(request) {
             self.queue.remove(&position);
         }
     }
@@ -286,9 +288,7 @@ impl Balancer for Forebay {
         match (self.ready_index(endpoint), ready) {
             (Ok(at), false) => drop(self.ready.remove(at)),
             (Err(at), true) => {
-                let since = time(self.now);
-                self.loads[endpoint].rejoined();
-                self.ready.insert(at, ReadyEndpoint::new(endpoint, &self.loads[endpoint], since));
+                self.ready.insert(at, ReadyEndpoint::new(endpoint, &self.loads[endpoint]));
             }
             _ => {}
         }
@@ -298,43 +298,15 @@ impl Balancer for Forebay {
         self.dispatch(None, self.now, out);
     }
 
+    fn rejoined(&mut self, endpoint: usize, now: u64) {
+        self.now = now;
+        self.loads[endpoint].rejoined();
+        self.since[endpoint] = time(now);
+    }
+
     fn reported(&mut self, endpoint: usize, report: &Report, now: u64) {
         self.now = now;
         self.loads[endpoint].report(report, time(now));
-    }
-}
-
-impl Attempts {
-    /// Takes out the attempt at this endpoint; what is left, if there is another.
-    fn without(self, endpoint: usize) -> (InFlight, Option<Self>) {
-        let Self { first, second, .. } = self;
-        let (ended, left) = match second {
-            Some(second) if first.0 != endpoint => (second, Some(first)),
-            other => (first, other),
-        };
-        // It has no further one beside it.
-        (ended.1, left.map(|first| Self { first, second: None, due: u64::MAX, ..self }))
-    }
-}
-
-/// Second attempts beside slow first ones.
-struct Hedges {
-    latencies: Latencies,
-    budget: RetryBudget,
-    min_delay: Duration,
-}
-
-impl Hedges {
-    fn new(settings: &Hedge) -> Self {
-        Self {
-            latencies: Latencies::new(settings.quantile),
-            budget: RetryBudget::for_hedges(settings.budget),
-            min_delay: settings.min_delay.0,
-        }
-    }
-
-    fn after(&self) -> Option<Duration> {
-        self.latencies.estimate().map(|usual| usual.max(self.min_delay))
     }
 }
 

@@ -15,7 +15,8 @@ mod prequal;
 use super::fleet::{Fleet, Probed};
 use super::keys::RequestKey;
 use forebay_protocol::Reason;
-use forebay_routing::Report;
+use forebay_routing::{Blame, Report};
+use std::time::Duration;
 
 /// A request as its balancer sees it.
 #[derive(Debug, Clone, Copy)]
@@ -30,29 +31,16 @@ pub struct RequestView<'a> {
     pub client: u32,
     /// How urgent it is: 0 is the most urgent class.
     pub class: u8,
+    /// The number of the model that it asks for.
+    pub model: u64,
     /// When it is given up, in nanoseconds on the virtual clock.
     pub deadline: u64,
     /// Service time at speed 1, in nanoseconds. For oracles only.
     pub demand: u64,
     /// By endpoint: whether its proxy takes it for ready.
     pub ready: &'a [bool],
-    /// Endpoints that it was sent to already, without success.
+    /// Endpoints that it was sent to already.
     pub tried: &'a [u32],
-}
-
-/// How an attempt ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
-    /// With an answer.
-    Answered,
-    /// With one that says to ask elsewhere, or with an error.
-    Failed,
-    /// Without an answer, so that the endpoint may not be there any more.
-    Lost,
-    /// The client gave up.
-    Abandoned,
-    /// It was given up because the request's other attempt was answered.
-    Superseded,
 }
 
 /// An attempt that is over.
@@ -66,8 +54,8 @@ pub struct Done {
     pub now: u64,
     /// Nanoseconds since it was sent.
     pub took: u64,
-    /// How it ended.
-    pub ending: Ending,
+    /// How it ended, as far as that speaks of the endpoint.
+    pub blame: Blame,
 }
 
 /// A balancer's decision.
@@ -114,6 +102,22 @@ pub trait Balancer {
     /// The time has come at which the balancer wanted to look at this request again.
     fn wake(&mut self, _ask: &RequestView<'_>, _fleet: &Fleet, _out: &mut Vec<Decision>) {}
 
+    /// How long an attempt of this request, just bound, may take until a second one is worth its cost.
+    fn hedge_after(&self, _request: RequestKey) -> Option<Duration> {
+        None
+    }
+
+    /// An endpoint for a second attempt that has room for it at once.
+    fn room(&mut self, _ask: &RequestView<'_>) -> Option<usize> {
+        None
+    }
+
+    /// A second attempt goes to the endpoint that was found to have room.
+    fn hedged(&mut self, _ask: &RequestView<'_>, _endpoint: usize) {}
+
+    /// The first attempt of this request took so long, or was waited for.
+    fn first_took(&mut self, _ask: &RequestView<'_>, _took: Duration) {}
+
     /// The client gave a request up that is not bound.
     fn abandoned(&mut self, _request: RequestKey, _out: &mut Vec<Decision>) {}
 
@@ -126,6 +130,9 @@ pub trait Balancer {
         _out: &mut Vec<Decision>,
     ) {
     }
+
+    /// An endpoint is ready again, maybe as another process.
+    fn rejoined(&mut self, _endpoint: usize, _now: u64) {}
 
     /// An endpoint has said something of its load.
     fn reported(&mut self, _endpoint: usize, _report: &Report, _now: u64) {}

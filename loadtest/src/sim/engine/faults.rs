@@ -1,13 +1,11 @@
-//! EndpointFaultKind, and what proxies do about it: second attempts and health checks, as the proxy has them.
+//! Faults of endpoints, and the health checks by which proxies find out, as the proxy has them.
 
 use super::proxy::Check;
 use super::{Answer, Engine};
 use crate::sim::clock::Event;
-use crate::sim::keys::RequestKey;
 use crate::units::nanos;
 use forebay_protocol::Reason;
-use forebay_routing::{Health, ProbeOutcome, Time};
-use std::time::Duration;
+use forebay_routing::ProbeOutcome;
 
 impl Engine<'_> {
     pub(super) fn plan_faults(&mut self) {
@@ -43,25 +41,6 @@ impl Engine<'_> {
         }
     }
 
-    /// Sends a request again whose attempt at `endpoint` failed, if that is allowed.
-    pub(super) fn retry(&mut self, key: RequestKey, endpoint: usize) -> bool {
-        let Some(request) = self.requests.get_mut(key) else { return false };
-        let proxy = &self.proxies[request.proxy];
-        if !request.tried.is_empty() {
-            proxy.budget.retry_failed();
-        }
-        request.tried.push(u32::try_from(endpoint).unwrap_or(u32::MAX));
-        let max = self.plan.sim.retry.attempts as usize;
-        let untried = |at: usize| !request.tried.iter().any(|tried| *tried as usize == at);
-        let left = || proxy.ready.iter().enumerate().any(|(at, ready)| *ready && untried(at));
-        let now = Time::new(Duration::from_nanos(self.now));
-        if request.tried.len() >= max || !left() || !proxy.budget.try_retry(now) {
-            return false;
-        }
-        self.ask(key);
-        true
-    }
-
     /// The answer to a health check, or that there is none.
     pub(super) fn check(&mut self, proxy: usize, endpoint: usize, number: u32) {
         let now = self.now;
@@ -78,11 +57,8 @@ impl Engine<'_> {
         let at = now + nanos(pause.0).max(1);
         self.clock.plan(at, Event::Check { proxy, endpoint, number });
         if let Some(health) = changed {
-            let ready = health == Health::Ready;
-            self.proxies[proxy].ready[endpoint] = ready;
-            self.call_balancer(proxy, |balancer, fleet, outbox| {
-                balancer.health_changed(endpoint, ready, fleet, outbox);
-            });
+            self.proxies[proxy].probed(endpoint, health, now);
+            self.refresh_rotation(proxy);
         }
     }
 

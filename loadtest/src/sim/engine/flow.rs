@@ -1,20 +1,18 @@
 //! One request: asked for, bound, served, answered, or given up.
 
+use super::attempts::Why;
 use super::proxy::Proxy;
-use super::{Answer, Attempt, DelayedReport, Engine, Request};
+use super::{Answer, DelayedReport, Engine, Request};
 use crate::report::outcome::{Finished, Outcome};
-use crate::sim::balancer::{Balancer, Decision, Done, Ending, RequestView};
+use crate::sim::balancer::{Balancer, Decision, RequestView};
 use crate::sim::clock::Event;
 use crate::sim::fleet::{Fleet, Full, Next, Started, Work};
 use crate::sim::keys::{AttemptKey, RequestKey};
-use crate::sim::plan::{SimPlan, refused};
+use crate::sim::plan::SimPlan;
 use crate::units::nanos;
 use forebay_protocol::Reason;
-use forebay_routing::{Report, Time};
+use forebay_routing::{Report, attempt};
 use std::time::Duration;
-
-/// The status of every good answer.
-const OK: u16 = 200;
 
 impl Engine<'_> {
     /// Asks the balancer of the request's proxy for an endpoint.
@@ -66,25 +64,11 @@ impl Engine<'_> {
         while let Some(decision) = self.decisions.pop_front() {
             match decision {
                 Decision::Bind { request, endpoint } => self.bind(request, endpoint),
-                Decision::Refuse { request, reason } => self.finish(request, refused(reason)),
+                Decision::Refuse { request, reason } => {
+                    self.on(request, attempt::event::Event::Rejected(Why(reason)));
+                }
                 Decision::Probe { .. } | Decision::Wake { .. } => {}
             }
-        }
-    }
-
-    fn bind(&mut self, key: RequestKey, endpoint: usize) {
-        let Some(request) = self.requests.get_mut(key) else { return };
-        let is_hedge = !request.attempts.is_empty();
-        self.tally.sent(self.plan, self.now, endpoint, is_hedge);
-        let attempt =
-            Attempt { request: key, endpoint, sent: self.now, answer: None, report: None };
-        let attempt = self.attempts.insert(attempt);
-        request.attempts.push(attempt);
-        let at = self.now + self.plan.one_way;
-        self.fleet.endpoints[endpoint].expect(at, request.demand.unwrap_or(0));
-        match self.plan.one_way {
-            0 => self.reach(attempt),
-            _ => self.clock.plan(at, Event::Reach(attempt)),
         }
     }
 
@@ -149,47 +133,16 @@ impl Engine<'_> {
     pub(super) fn answer(&mut self, number: AttemptKey) {
         let Some(attempt) = self.attempts.remove(number) else { return };
         // The request may be over already.
-        let Some(request) = self.requests.get_mut(attempt.request) else { return };
-        let (key, endpoint, proxy) = (attempt.request, attempt.endpoint, request.proxy);
-        request.attempts.retain(|other| *other != number);
-        let others = request.attempts.clone();
+        let Some(request) = self.requests.get(attempt.request) else { return };
+        // Its connection is closed if it was given up.
+        if !request.running.contains(&number) {
+            return;
+        }
+        let (endpoint, proxy) = (attempt.endpoint, request.proxy);
         if let Some(report) = attempt.report {
             self.heard(proxy, endpoint, Report { answered: 1, ..report });
         }
-        let (ending, outcome) = match attempt.answer {
-            Some(Answer::Good) => (Ending::Answered, Outcome::Ok(OK)),
-            Some(Answer::Refused(reason)) => (Ending::Failed, refused(reason)),
-            Some(Answer::Lost(reason)) => (Ending::Lost, refused(reason)),
-            None => (Ending::Lost, refused(Reason::EndpointReset)),
-        };
-        let took = self.now - attempt.sent;
-        let done = Done { request: key, endpoint, now: self.now, took, ending };
-        self.call_balancer(proxy, |balancer, fleet, outbox| {
-            balancer.finished(&done, fleet, outbox);
-        });
-        if ending == Ending::Lost {
-            self.suspect(proxy, endpoint);
-        }
-        if ending == Ending::Answered {
-            self.proxies[proxy].budget.earn(Time::new(Duration::from_nanos(self.now)));
-        } else {
-            // As long as there is another attempt, that may be answered.
-            let tried = self.requests.get_mut(key).filter(|_| !others.is_empty());
-            if let Some(request) = tried {
-                request.tried.push(u32::try_from(endpoint).unwrap_or(u32::MAX));
-                return;
-            }
-            if self.retry(key, endpoint) {
-                return;
-            }
-        }
-        for other in others {
-            self.give_up(proxy, other, Ending::Superseded);
-        }
-        if self.measured(key) {
-            self.tally.answered(endpoint);
-        }
-        self.finish(key, outcome);
+        self.answered(number, &attempt);
     }
 
     pub(super) fn plan_polls(&mut self) {
@@ -235,40 +188,23 @@ impl Engine<'_> {
     pub(super) fn expire(&mut self, kind: usize) {
         let Some((_, key)) = self.expiries[kind].pop_front() else { return };
         let Some(request) = self.requests.get(key) else { return };
-        let (proxy, (_, outcome)) = (request.proxy, self.plan.timeouts[request.kind]);
-        let attempts = request.attempts.clone();
-        if attempts.is_empty() {
-            self.call_balancer(proxy, |balancer, _, outbox| balancer.abandoned(key, outbox));
-        }
-        if !attempts.is_empty() && self.measured(key) {
+        if request.running.is_empty() {
+            self.call_balancer(request.proxy, |balancer, _, outbox| {
+                balancer.abandoned(key, outbox);
+            });
+        } else if self.measured(key) {
             self.tally.late();
         }
-        for attempt in attempts {
-            self.give_up(proxy, attempt, Ending::Abandoned);
-        }
-        self.finish(key, outcome);
+        self.expired(key);
     }
 
-    /// Gives an attempt up that is under way.
-    fn give_up(&mut self, proxy: usize, key: AttemptKey, ending: Ending) {
-        let Some(attempt) = self.attempts.get(key) else { return };
-        let Attempt { request, endpoint, sent, .. } = *attempt;
-        if self.fleet.endpoints[endpoint].leave(self.now, key) {
-            self.attempts.remove(key);
-        }
-        let done = Done { request, endpoint, now: self.now, took: self.now - sent, ending };
-        self.call_balancer(proxy, |balancer, fleet, outbox| {
-            balancer.finished(&done, fleet, outbox);
-        });
-    }
-
-    fn measured(&self, key: RequestKey) -> bool {
+    pub(super) fn measured(&self, key: RequestKey) -> bool {
         let warm_up = nanos(self.plan.run.timeline.warm_up);
         self.requests.get(key).is_some_and(|request| request.intended >= warm_up)
     }
 
     /// The request is over.
-    fn finish(&mut self, key: RequestKey, outcome: Outcome) {
+    pub(super) fn finish(&mut self, key: RequestKey, outcome: Outcome) {
         let Some(request) = self.requests.remove(key) else { return };
         let intended = Duration::from_nanos(request.intended);
         let finished = Finished {
@@ -285,7 +221,7 @@ impl Engine<'_> {
 }
 
 /// The part of a request that its balancer sees.
-fn view_of<'a>(
+pub(super) fn view_of<'a>(
     plan: &SimPlan,
     proxies: &'a [Proxy],
     now: u64,
@@ -297,6 +233,7 @@ fn view_of<'a>(
         key: request.key,
         client: request.client,
         class: plan.classes[request.kind],
+        model: plan.models[request.kind],
         deadline: request.intended.saturating_add(plan.timeouts[request.kind].0),
         demand: request.demand.unwrap_or(0),
         ready: &proxies[request.proxy].ready,

@@ -4,10 +4,10 @@
 //! chance follows from the seed and the number of the request or of the proxy, so that every policy
 //! is given the very same requests at the same moments.
 
+mod attempts;
 mod faults;
 mod flow;
 mod proxy;
-
 mod tally;
 mod workload;
 
@@ -22,8 +22,9 @@ use crate::sim::fleet::{Fleet, Probed};
 use crate::sim::keys::{AttemptKey, ProbeKey, ReportKey, RequestKey};
 use crate::sim::plan::{PROXY, SimPlan};
 use crate::units::nanos;
+use attempts::{Sent, Why};
 use forebay_protocol::Reason;
-use forebay_routing::Report;
+use forebay_routing::{Attempts, Report, attempt};
 use proxy::Proxy;
 use slotmap::SlotMap;
 use std::collections::VecDeque;
@@ -75,16 +76,25 @@ struct Request {
     /// One of [`KEYS`], by chance.
     key: u64,
     proxy: usize,
+    /// What decides on its attempts.
+    decisions: Attempts<Why>,
+    /// Endpoints that it was sent to.
     tried: Vec<u32>,
-    /// Those under way: one, or two of which the earlier answer counts.
-    attempts: Vec<AttemptKey>,
+    /// All attempts, and those under way: one, or two of which the earlier answer counts.
+    sent: Vec<Sent>,
+    running: Vec<AttemptKey>,
+    /// Errors that attempts were answered with.
+    errors: Vec<(usize, Reason)>,
+    /// When a second attempt is due beside the present one.
+    hedge_at: Option<u64>,
 }
 
 /// A request on its way to an endpoint, there, or on its way back.
 struct Attempt {
     request: RequestKey,
+    /// Its place among the request's.
+    place: usize,
     endpoint: usize,
-    sent: u64,
     answer: Option<Answer>,
     report: Option<Report>,
 }
@@ -113,7 +123,7 @@ impl<'a> Engine<'a> {
             now: 0,
             clock: Clock::default(),
             fleet: Fleet::new(&plan.groups),
-            proxies: (0..plan.sim.proxies).map(|_| Proxy::new(plan)).collect(),
+            proxies: (0..plan.sim.proxies).map(|_| Proxy::new(plan, policy)).collect(),
             balancers: build(policy, plan),
             requests: SlotMap::with_key(),
             attempts: SlotMap::with_key(),
@@ -127,6 +137,7 @@ impl<'a> Engine<'a> {
         };
         engine.plan_polls();
         engine.plan_faults();
+        engine.plan_outlier_checks();
         engine
     }
 
@@ -177,6 +188,9 @@ impl<'a> Engine<'a> {
             Event::Fault { fault, begins } => self.inject_fault(fault, begins),
             Event::Check { proxy, endpoint, number } => self.check(proxy, endpoint, number),
             Event::Wake { balancer, request } => self.wake(balancer, request),
+            Event::Hedge(request) => self.hedge(request),
+            Event::AttemptTimeout(attempt) => self.time_out(attempt),
+            Event::Outliers(proxy) => self.check_outliers(proxy),
             Event::Answer(attempt) => self.answer(attempt),
             Event::Report(told) => {
                 if let Some(told) = self.reports.remove(told) {
@@ -213,12 +227,16 @@ impl<'a> Engine<'a> {
             client: drawn.client,
             key: derive(seed, index ^ KEY) % KEYS,
             proxy,
+            decisions: attempts::decisions(self.plan, drawn.kind, intended),
             tried: Vec::new(),
-            attempts: Vec::new(),
+            sent: Vec::new(),
+            running: Vec::new(),
+            errors: Vec::new(),
+            hedge_at: None,
         };
         let key = self.requests.insert(request);
         let (timeout, _) = self.plan.timeouts[drawn.kind];
         self.expiries[drawn.kind].push_back((intended + timeout, key));
-        self.ask(key);
+        self.on(key, attempt::event::Event::Began);
     }
 }

@@ -25,6 +25,8 @@ pub struct SimResult {
     pub late: u64,
     /// Second attempts beside slow first ones.
     pub hedges: u64,
+    /// How often a proxy took an endpoint out of rotation.
+    pub taken_out: u64,
     /// Events on the virtual clock.
     pub events: u64,
 }
@@ -49,6 +51,7 @@ impl Tally {
             kinds: plan.run.requests.iter().filter_map(|_| plan.overload.map(impact)).collect(),
             late: 0,
             hedges: 0,
+            taken_out: 0,
             events: 0,
         };
         Self { result, names: (0..n).map(|number| format!("endpoint-{number}")).collect() }
@@ -61,6 +64,11 @@ impl Tally {
             impact.bound(now, hit);
         }
         self.result.hedges += u64::from(is_hedge);
+    }
+
+    /// A proxy took an endpoint into rotation, or out of it.
+    pub(super) fn rotated(&mut self, ready: bool) {
+        self.result.taken_out += u64::from(!ready);
     }
 
     /// An endpoint has served so many requests more.
