@@ -160,8 +160,7 @@ impl Held {
                 Ok(())
             }
             Err(full) => {
-                metrics::counter!(metric::proxy::MEMORY_FULL, "bound" => full.as_str())
-                    .increment(1);
+                metric::proxy::MEMORY_FULL.with([full.as_str()]).increment(1);
                 Err(full)
             }
         }

@@ -123,11 +123,7 @@ impl Connections {
         if self.protocol == ADMIN {
             return;
         }
-        metrics::counter!(
-            metric::proxy::CONNECTIONS,
-            "listener" => self.listener.to_string(), "reason" => outcome,
-        )
-        .increment(1);
+        metric::proxy::CONNECTIONS.with([&self.listener, outcome]).increment(1);
     }
 
     /// How many are open.

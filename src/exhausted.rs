@@ -16,10 +16,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 /// Counts a connection that failed for want of `resource`.
 pub fn count(resource: Exhausted, operation: &'static str) {
-    metrics::counter!(
-        metric::proxy::EXHAUSTED, "resource" => resource.as_str(), "operation" => operation,
-    )
-    .increment(1);
+    metric::proxy::EXHAUSTED.with([resource.as_str(), operation]).increment(1);
 }
 
 /// The resource whose lack is behind an error of Pingora, if one is.

@@ -44,8 +44,7 @@ impl Reloader {
         let task = tokio::spawn(async move { this.try_reload().await });
         let result = task.await.unwrap_or_else(|error| Err(format!("the reload failed: {error}")));
         let outcome = if result.is_ok() { "ok" } else { "refused" };
-        metrics::counter!(forebay_protocol::metric::proxy::RELOADS, "outcome" => outcome)
-            .increment(1);
+        forebay_protocol::metric::proxy::RELOADS.with([outcome]).increment(1);
         match &result {
             Ok(generation) => tracing::info!(generation, "configuration reloaded"),
             Err(error) => tracing::error!(error, "reload refused, the running configuration stays"),

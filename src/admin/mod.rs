@@ -113,7 +113,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 
 /// Refuses what a page in a browser may have sent, and counts it.
 fn refuse_foreign(foreign: Foreign) -> Response<Vec<u8>> {
-    metrics::counter!(metric::ADMIN_REFUSED, "cause" => foreign.as_str()).increment(1);
+    metric::ADMIN_REFUSED.with([foreign.as_str()]).increment(1);
     let (status, error) = match foreign {
         Foreign::CrossSite => {
             (StatusCode::FORBIDDEN, "expected a request of a program or of this site's own page")
@@ -193,51 +193,45 @@ impl Admin {
     fn set_gauges(&self, snapshot: &Snapshot) {
         // Counted where a recorder may be missing: the first lines come before it.
         for (cause, count) in forebay_process::log::lost() {
-            metrics::counter!(metric::LOG_DROPPED, "cause" => cause).absolute(count);
+            metric::LOG_DROPPED.with([cause]).absolute(count);
         }
-        metrics::counter!(metric::PANICS).absolute(forebay_process::log::panics());
+        metric::PANICS.with([]).absolute(forebay_process::log::panics());
         for (task, count) in self.lifecycle.tasks.restarts() {
-            metrics::counter!(metric::TASK_RESTARTS, "task" => task).absolute(count);
+            metric::TASK_RESTARTS.with([task]).absolute(count);
         }
         let stalled = self.lifecycle.tasks.stalled();
         for task in ["control", "probe"] {
             let count = stalled.get(task).copied().unwrap_or_default();
             #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-            metrics::gauge!(metric::TASKS_STALLED, "task" => task).set(count as f64);
+            metric::TASKS_STALLED.with([task]).set(count as f64);
         }
         let lost = self.reloader.access_log().lost().total();
-        metrics::counter!(metric::ACCESS_LOG_DROPPED).absolute(lost);
+        metric::ACCESS_LOG_DROPPED.with([]).absolute(lost);
         #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-        metrics::gauge!(metric::IN_FLIGHT).set(self.lifecycle.in_flight() as f64);
+        metric::IN_FLIGHT.with([]).set(self.lifecycle.in_flight() as f64);
         #[allow(clippy::cast_precision_loss, reason = "bytes in memory are far below 2^52")]
-        metrics::gauge!(metric::MEMORY_HELD).set(self.lifecycle.memory().held() as f64);
+        metric::MEMORY_HELD.with([]).set(self.lifecycle.memory().held() as f64);
         // A reload changes no listener, but may have brought other certificates.
         for (connections, listener) in self.listeners.iter().zip(&snapshot.config.listeners) {
             if let Some(ends) = listener.tls.as_ref().and_then(Tls::first_end) {
                 let ends = ends.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-                metrics::gauge!(metric::TLS_EXPIRY, "listener" => connections.listener.to_string())
-                    .set(ends.as_secs_f64());
+                metric::TLS_EXPIRY.with([&connections.listener]).set(ends.as_secs_f64());
             }
             #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-            metrics::gauge!(
-                metric::CONNECTIONS_OPEN, "listener" => connections.listener.to_string(),
-            )
-            .set(connections.open() as f64);
+            metric::CONNECTIONS_OPEN.with([&connections.listener]).set(connections.open() as f64);
         }
         let loaded = snapshot.loaded_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        metrics::gauge!(metric::CONFIG_LOADED).set(loaded.as_secs_f64());
+        metric::CONFIG_LOADED.with([]).set(loaded.as_secs_f64());
         for pool in &snapshot.pools {
             for (priority, count) in pool.state.queue.counts() {
-                let pool = pool.config.name.clone();
+                let pool = pool.config.name.as_str();
                 #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-                metrics::gauge!(metric::QUEUED, "pool" => pool, "priority" => priority.as_str())
-                    .set(count as f64);
+                metric::QUEUED.with([pool, priority.as_str()]).set(count as f64);
             }
-            let name = pool.config.name.clone();
-            metrics::gauge!(metric::POOL_PANIC, "pool" => name)
-                .set(f64::from(u8::from(pool.rotation.panics)));
-            let name = pool.config.name.clone();
-            metrics::gauge!(metric::POOL_LAST_RESORT, "pool" => name)
+            let name = pool.config.name.as_str();
+            metric::POOL_PANIC.with([name]).set(f64::from(u8::from(pool.rotation.panics)));
+            metric::POOL_LAST_RESORT
+                .with([name])
                 .set(f64::from(u8::from(pool.rotation.last_resort)));
             for endpoint in &pool.endpoints {
                 set_endpoint_gauges(pool, endpoint);
@@ -271,24 +265,24 @@ fn drain_of(path: &str) -> Result<Drain, (StatusCode, String)> {
 
 fn set_endpoint_gauges(pool: &Pool, endpoint: &Endpoint) {
     let (state, load) = (&endpoint.state, &endpoint.state.load);
-    let labels = [("pool", pool.config.name.clone()), ("endpoint", state.name.to_string())];
-    metrics::gauge!(metric::ENDPOINT_IN_FLIGHT, &labels).set(state.in_flight());
-    metrics::gauge!(metric::ENDPOINT_COST, &labels).set(cost(pool, endpoint));
+    let labels = [pool.config.name.as_str(), &*state.name];
+    metric::ENDPOINT_IN_FLIGHT.with(labels).set(state.in_flight());
+    metric::ENDPOINT_COST.with(labels).set(cost(pool, endpoint));
     if let Some(queue) = load.reported_queue() {
-        metrics::gauge!(metric::ENDPOINT_QUEUE, &labels).set(queue);
+        metric::ENDPOINT_QUEUE.with(labels).set(queue);
     }
     if let Some(at) = load.reported_at() {
         let age = clock::now().since(at).as_secs_f64();
-        metrics::gauge!(metric::ENDPOINT_REPORT_AGE, &labels).set(age);
+        metric::ENDPOINT_REPORT_AGE.with(labels).set(age);
     }
     let health = state.health();
     for one in Health::ALL {
-        let [pool, endpoint] = labels.clone();
-        metrics::gauge!(
-            metric::ENDPOINT_HEALTH,
-            "pool" => pool.1, "endpoint" => endpoint.1, "health" => one.as_str(),
-        )
-        .set(if one == health { 1.0 } else { 0.0 });
+        let [pool, endpoint] = labels;
+        metric::ENDPOINT_HEALTH.with([pool, endpoint, one.as_str()]).set(if one == health {
+            1.0
+        } else {
+            0.0
+        });
     }
 }
 

@@ -84,11 +84,7 @@ impl Http2 {
                 _ => None,
             };
             if let Some(kind) = kind {
-                metrics::counter!(
-                    metric::proxy::HTTP2_FLOODS,
-                    "listener" => listener.to_string(), "kind" => kind,
-                )
-                .increment(1);
+                metric::proxy::HTTP2_FLOODS.with([&listener, kind]).increment(1);
                 let client = client.as_deref().unwrap_or_default();
                 tracing::warn!(target: CLIENT, %listener, client, kind, "{}", forebay_http2guard::FLOODED);
             }

@@ -95,13 +95,13 @@ where
         Ok(accepted) => accepted.map_err(HandshakeError::from),
         Err(_) => Err(HandshakeError::Late(in_all)),
     };
-    metrics::counter!(
-        metric::proxy::TLS_HANDSHAKES,
-        "listener" => connections.listener.to_string(),
-        "version" => accepted.as_ref().map_or("", version),
-        "outcome" => accepted.as_ref().map_or_else(HandshakeError::outcome, |_| "ok"),
-    )
-    .increment(1);
+    metric::proxy::TLS_HANDSHAKES
+        .with([
+            &connections.listener,
+            accepted.as_ref().map_or("", version),
+            accepted.as_ref().map_or_else(HandshakeError::outcome, |_| "ok"),
+        ])
+        .increment(1);
     accepted
 }
 

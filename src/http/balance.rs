@@ -69,13 +69,9 @@ fn refusal(rejected: Rejected, request: &Request, pool: &Pool) -> Refusal {
             (Reason::DeadlineExceeded, None, "no endpoint was free before the deadline")
         }
     };
-    metrics::counter!(
-        metric::proxy::SHED,
-        "pool" => pool.config.name.clone(),
-        "priority" => request.priority.as_str(),
-        "reason" => reason.code(),
-    )
-    .increment(1);
+    metric::proxy::SHED
+        .with([pool.config.name.as_str(), request.priority.as_str(), reason.code()])
+        .increment(1);
     Refusal { retry_after: after, ..Refusal::new(reason, message) }
 }
 

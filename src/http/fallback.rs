@@ -13,14 +13,14 @@ use forebay_protocol::{Reason, metric};
 /// Goes on to the next variant, since the present one failed for this reason.
 pub fn stand_in(request: &mut Request, present: &Target, next: Option<Target>, reason: Reason) {
     let Some(next) = next else { return };
-    metrics::counter!(
-        metric::proxy::DEGRADED,
-        "route" => present.route.name.clone(),
-        "from" => present.variant.name.clone(),
-        "to" => next.variant.name.clone(),
-        "reason" => reason.code(),
-    )
-    .increment(1);
+    metric::proxy::DEGRADED
+        .with([
+            present.route.name.as_str(),
+            present.variant.name.as_str(),
+            next.variant.name.as_str(),
+            reason.code(),
+        ])
+        .increment(1);
     request.degraded.get_or_insert(reason);
     request.target = Some(next);
 }

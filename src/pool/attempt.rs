@@ -106,24 +106,22 @@ pub fn context<'a>(
 
 /// Notes what is to be noted of a request's attempts, the last of which are at this pool.
 pub fn carry_out(effects: &Effects, attempts: &mut [EndpointAttempt], pool: &Pool) {
-    let name = || pool.config.name.clone();
+    let name = pool.config.name.as_str();
     for effect in effects.iter() {
         match effect {
             Effect::Retry(true) => {
-                metrics::counter!(metric::RETRIES, "pool" => name()).increment(1);
+                metric::RETRIES.with([name]).increment(1);
             }
             Effect::Retry(false) => {
-                metrics::counter!(metric::RETRIES_REFUSED, "pool" => name()).increment(1);
+                metric::RETRIES_REFUSED.with([name]).increment(1);
             }
             Effect::HedgeRefused(cause) => {
                 let cause = cause.as_str();
-                metrics::counter!(metric::HEDGES_REFUSED, "pool" => name(), "cause" => cause)
-                    .increment(1);
+                metric::HEDGES_REFUSED.with([name, cause]).increment(1);
             }
             Effect::Hedged(outcome) => {
                 let outcome = outcome.as_str();
-                metrics::counter!(metric::HEDGES, "pool" => name(), "outcome" => outcome)
-                    .increment(1);
+                metric::HEDGES.with([name, outcome]).increment(1);
             }
             Effect::Took(_) => {}
             Effect::Settle(place, blame) => {

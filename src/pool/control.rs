@@ -14,6 +14,7 @@ use super::queue::Queue;
 use super::{Endpoint, EndpointState, Hedges, Pool, PoolState, STANDSTILL, Snapshot, health};
 use crate::config::{self, Config, EndpointProtocol, Source};
 use crate::exhausted;
+use crate::telemetry::variant_metrics::VariantMetrics;
 use arc_swap::ArcSwap;
 use forebay_process::supervise::{Importance, Pulse, Supervisor, fault_point, hang_point};
 use forebay_routing::health::outlier::OutlierDetector;
@@ -207,7 +208,9 @@ impl Control {
         self.probers.extend(next.started);
         self.pools = next.pools;
         self.detectors.retain(|name, _| config.pools.iter().any(|pool| pool.name == *name));
-        Snapshot { config: Arc::new(config), pools, generation, loaded_at: SystemTime::now() }
+        let metrics = Arc::new(VariantMetrics::new(&config));
+        let loaded_at = SystemTime::now();
+        Snapshot { config: Arc::new(config), metrics, pools, generation, loaded_at }
     }
 
     fn pool(&self, config: &Arc<config::Pool>, next: &mut Next) -> Arc<Pool> {
@@ -290,6 +293,7 @@ fn refreshed(current: &Snapshot) -> Snapshot {
     };
     Snapshot {
         config: Arc::clone(&current.config),
+        metrics: Arc::clone(&current.metrics),
         pools: current.pools.iter().map(pool).collect(),
         generation: current.generation,
         loaded_at: current.loaded_at,

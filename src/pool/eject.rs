@@ -5,6 +5,7 @@
 
 use super::{EndpointState, Pool};
 use crate::clock;
+use forebay_protocol::family::CounterFamily;
 use forebay_protocol::metric::proxy as metric;
 use forebay_routing::health::outlier::{Cause, Member, OutlierDetector, Verdict};
 
@@ -46,12 +47,6 @@ pub(super) fn probe_failed(pool: &Pool, state: &EndpointState) {
     }
 }
 
-fn count(name: &'static str, pool: &Pool, state: &EndpointState, cause: Cause) {
-    metrics::counter!(
-        name,
-        "pool" => pool.config.name.clone(),
-        "endpoint" => state.name.to_string(),
-        "cause" => cause.as_str(),
-    )
-    .increment(1);
+fn count(family: CounterFamily<3>, pool: &Pool, state: &EndpointState, cause: Cause) {
+    family.with([pool.config.name.as_str(), &state.name, cause.as_str()]).increment(1);
 }

@@ -26,6 +26,7 @@ mod side_request;
 pub use endpoint::{Endpoint, EndpointState, LongLived};
 
 use crate::config;
+use crate::telemetry::variant_metrics::VariantMetrics;
 use forebay_routing::{ModelHandle, ModelStats, PickMemory, RetryBudget, RetryPolicy};
 use queue::Queue;
 use rotation::Rotation;
@@ -38,6 +39,8 @@ use std::time::{Duration, SystemTime};
 pub struct Snapshot {
     /// What the file says.
     pub config: Arc<config::Config>,
+    /// The metrics of its variants.
+    pub metrics: Arc<VariantMetrics>,
     /// In the order of [`config::Config::pools`].
     pub pools: Vec<Arc<Pool>>,
     /// How many configurations this process has run, this one included.

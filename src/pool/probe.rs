@@ -96,14 +96,13 @@ async fn run(watch: Watch, changes: mpsc::Sender<Message>) {
     let mut peer = HttpPeer::new(state.address, false, String::new());
     peer.options.connection_timeout = Some(settings.timeout);
     peer.options.total_connection_timeout = Some(settings.timeout);
-    let labels = [("pool", pool), ("endpoint", state.name.to_string())];
     let mut silent = state.is_silent();
     loop {
         fault_point("probe");
         hang_point("probe").await;
         pulse.beat();
         let heard = state.heard_so_far();
-        let outcome = timeout(settings.timeout, probe(&peer, &settings.kind, &labels[0].1, &state))
+        let outcome = timeout(settings.timeout, probe(&peer, &settings.kind, &pool, &state))
             .await
             .unwrap_or(Ok(ProbeOutcome::Silent));
         let outcome = match outcome {
@@ -123,9 +122,7 @@ async fn run(watch: Watch, changes: mpsc::Sender<Message>) {
             ProbeOutcome::Silent => "silent",
             ProbeOutcome::Working => "working",
         };
-        let [pool, endpoint] = labels.clone();
-        metrics::counter!(metric::PROBES, "pool" => pool.1, "endpoint" => endpoint.1, "outcome" => word)
-            .increment(1);
+        metric::PROBES.with([&pool, &state.name, word]).increment(1);
         if matches!(outcome, ProbeOutcome::Failed | ProbeOutcome::Silent) {
             state.reports.forget_order();
         }

@@ -330,9 +330,7 @@ struct Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.queue.leave(&self.place);
-        let name = self.pool.to_owned();
-        metrics::histogram!(metric::proxy::QUEUE_SECONDS, "pool" => name)
-            .record(self.since.elapsed());
+        metric::proxy::QUEUE_SECONDS.with([self.pool]).record(self.since.elapsed());
     }
 }
 

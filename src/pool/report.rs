@@ -73,11 +73,7 @@ pub fn accept(
 
 /// Counts a report that was not believed.
 pub(super) fn dropped(pool: &str, origin: Origin, cause: &'static str) {
-    metrics::counter!(
-        metric::proxy::REPORTS_DROPPED,
-        "pool" => pool.to_owned(), "origin" => origin.as_str(), "cause" => cause,
-    )
-    .increment(1);
+    metric::proxy::REPORTS_DROPPED.with([pool, origin.as_str(), cause]).increment(1);
 }
 
 /// Has endpoints in rotation asked at once whose reports were heard and are stale by now. Costs a

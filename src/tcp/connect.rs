@@ -94,11 +94,5 @@ fn no_connection() -> Refusal {
 }
 
 fn count_attempt(pool: &Pool, endpoint: &EndpointState, outcome: &'static str) {
-    metrics::counter!(
-        metric::proxy::ATTEMPTS,
-        "pool" => pool.config.name.clone(),
-        "endpoint" => endpoint.name.to_string(),
-        "outcome" => outcome,
-    )
-    .increment(1);
+    metric::proxy::ATTEMPTS.with([pool.config.name.as_str(), &endpoint.name, outcome]).increment(1);
 }

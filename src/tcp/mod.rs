@@ -249,15 +249,14 @@ impl Session {
     /// Begins to count what passes to the endpoint that took it.
     fn traffic(&mut self, pool: &Pool) -> Arc<Traffic> {
         let taken = self.attempts.last().map(|picked| Arc::clone(&picked.endpoint));
-        let endpoint = taken.as_ref().map(|endpoint| endpoint.state.name.to_string());
+        let endpoint = taken.as_ref().map_or("", |endpoint| &endpoint.state.name);
         let counter = |direction: &'static str| -> Counter {
-            metrics::counter!(
-                metric::proxy::CONNECTION_BYTES,
-                "listener" => self.connection.listener().listener.to_string(),
-                "pool" => pool.config.name.clone(),
-                "endpoint" => endpoint.clone().unwrap_or_default(),
-                "direction" => direction,
-            )
+            metric::proxy::CONNECTION_BYTES.with([
+                &self.connection.listener().listener,
+                pool.config.name.as_str(),
+                endpoint,
+                direction,
+            ])
         };
         let traffic = Arc::new(Traffic::new(counter("in"), counter("out"), taken));
         self.traffic = Some(Arc::clone(&traffic));
@@ -293,11 +292,7 @@ impl Session {
         }
         let listener = &self.connection.listener().listener;
         let total = self.arrived.elapsed();
-        metrics::histogram!(
-            metric::proxy::CONNECTION_SECONDS,
-            "listener" => listener.to_string(), "pool" => pool.to_owned(),
-        )
-        .record(total);
+        metric::proxy::CONNECTION_SECONDS.with([listener, pool]).record(total);
         if !observer.log().is_on() {
             return;
         }

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use forebay_process::supervise::{Importance, Supervisor, fault_point};
+use forebay_protocol::family::Kind;
 use forebay_protocol::metric::proxy as metric;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_util::MetricKindMask;
@@ -46,76 +47,14 @@ pub fn install(tasks: &Supervisor) -> Result<PrometheusHandle> {
 }
 
 fn describe() {
-    use metrics::{describe_counter as counter, describe_gauge as gauge};
-    counter!(metric::REQUESTS, "finished requests");
-    metrics::describe_histogram!(
-        metric::REQUEST_SECONDS,
-        metrics::Unit::Seconds,
-        "from the header's arrival to the end of the answer"
-    );
-    gauge!(metric::IN_FLIGHT, "requests inside the proxy");
-    gauge!(metric::MEMORY_HELD, "bytes of bodies and answers that are held in memory");
-    counter!(
-        metric::MEMORY_FULL,
-        "times that bytes found no memory, by the bound that was reached"
-    );
-    counter!(metric::SLOW_CLIENTS, "clients that were cut off since they were too slow, by side");
-    counter!(metric::ATTEMPTS, "attempts by how they ended");
-    counter!(
-        metric::UNSOLICITED,
-        "connections to endpoints that were to be used and held bytes that answer no request"
-    );
-    counter!(metric::RETRIES, "requests that were sent once more");
-    counter!(metric::RETRIES_REFUSED, "retries that the budget refused");
-    gauge!(metric::QUEUED, "requests that wait in the proxy for an endpoint");
-    metrics::describe_histogram!(
-        metric::QUEUE_SECONDS,
-        metrics::Unit::Seconds,
-        "how long requests waited for an endpoint, of those that had to"
-    );
-    counter!(metric::SHED, "requests refused because of load");
-    counter!(metric::HEDGES, "second attempts beside a slow first one, by outcome");
-    counter!(metric::HEDGES_REFUSED, "second attempts that were not made, by cause");
-    counter!(metric::DEGRADED, "requests that went on to a cheaper variant");
-    counter!(metric::EJECTIONS, "endpoints taken out for what their answers were like, by cause");
-    counter!(metric::EJECTIONS_REFUSED, "ejections that would have left too few in rotation");
-    gauge!(metric::POOL_PANIC, "1 while so few are ready that ejected endpoints are used too");
-    gauge!(
-        metric::POOL_LAST_RESORT,
-        "1 while endpoints that do not answer probes are used for want of any other"
-    );
-    gauge!(metric::ENDPOINT_IN_FLIGHT, "requests sent to the endpoint and unfinished");
-    gauge!(metric::ENDPOINT_HEALTH, "1 for the endpoint's present health");
-    gauge!(metric::ENDPOINT_COST, "expected seconds until a request sent now is finished");
-    gauge!(metric::ENDPOINT_QUEUE, "queue depth that the endpoint reported last");
-    counter!(metric::PROBES, "health probes by outcome");
-    counter!(metric::POLLS, "polls for load by outcome");
-    gauge!(metric::ENDPOINT_REPORT_AGE, "seconds since the endpoint's last load report");
-    counter!(metric::REPORTS_DROPPED, "load reports that were not believed, by cause");
-    gauge!(metric::CONNECTIONS_OPEN, "open connections of clients");
-    counter!(metric::CONNECTIONS, "connections of clients that ended, by how");
-    counter!(
-        metric::HTTP2_FLOODS,
-        "client connections ended for a flood of HTTP/2 frames, by kind"
-    );
-    counter!(metric::TLS_HANDSHAKES, "TLS handshakes with clients, by how they ended");
-    gauge!(metric::TLS_EXPIRY, "Unix time at which the first certificate of a listener expires");
-    counter!(metric::CONNECTION_BYTES, "bytes over connections at layer 4");
-    metrics::describe_histogram!(
-        metric::CONNECTION_SECONDS,
-        metrics::Unit::Seconds,
-        "how long connections at layer 4 lasted"
-    );
-    counter!(metric::ADMIN_REFUSED, "admin requests that a web page may have sent, by cause");
-    counter!(metric::RELOADS, "configuration reloads by outcome");
-    gauge!(metric::CONFIG_LOADED, "Unix time of the configuration that runs");
-    counter!(metric::ACCESS_LOG_DROPPED, "access log lines that were dropped");
-    counter!(metric::EXHAUSTED, "connections that failed for want of descriptors, ports or memory");
-    counter!(metric::PANICS, "panics, which are mistakes of this program");
-    gauge!(
-        metric::TASKS_STALLED,
-        "tasks of the process that stand still: it is not ready meanwhile"
-    );
-    counter!(metric::TASK_RESTARTS, "tasks of the process that were started again");
-    counter!(metric::LOG_DROPPED, "lines of the process log that were not written, by cause");
+    for family in metric::ALL {
+        let help = family.help();
+        match family.kind {
+            Kind::Counter => metrics::describe_counter!(family.name, help),
+            Kind::Gauge => metrics::describe_gauge!(family.name, help),
+            Kind::Histogram => {
+                metrics::describe_histogram!(family.name, metrics::Unit::Seconds, help);
+            }
+        }
+    }
 }

@@ -7,34 +7,21 @@ use crate::refusal::Refusal;
 use crate::telemetry::access_log::{self, AccessLogger};
 use forebay_protocol::{Priority, Reason, header, metric};
 use forebay_routing::attempt::event::Hedged;
-use metrics::{Counter, Histogram};
 use pingora::Error;
 use pingora::proxy::Session;
-use std::collections::HashMap;
-use std::sync::Mutex;
 
 /// Longest model name or path in a log line.
 const MAX_FIELD: usize = 256;
 
-/// Metrics and access log of a process.
+/// The access log of a process; its metrics are the recorder's.
 pub struct Observer {
     log: AccessLogger,
-    /// Resolving a metric by its labels costs more than counting it: the common outcome of each
-    /// route is resolved once.
-    answered: Mutex<HashMap<(String, String), Answered>>,
-}
-
-/// The metrics of requests that were answered with 200.
-#[derive(Clone)]
-struct Answered {
-    count: Counter,
-    seconds: Histogram,
 }
 
 impl Observer {
     /// An observer that writes its lines to `log`.
     pub fn new(log: AccessLogger) -> Self {
-        Self { log, answered: Mutex::default() }
+        Self { log }
     }
 
     /// The log, to reopen or flush it.
@@ -61,7 +48,7 @@ pub fn observe(
         request.refusal = Some(left);
     }
     let reason = reason(session, request);
-    count(observer, request, status, reason);
+    count(request, status, reason);
     write_line(observer, session, request, status, reason);
     request.in_flight = None;
 }
@@ -84,12 +71,7 @@ pub fn record_rejected_connection(
     refusal: &Refusal,
 ) -> String {
     let status = refusal.reason.status().as_u16();
-    metrics::counter!(
-        metric::proxy::REQUESTS,
-        "route" => "", "variant" => "",
-        "status" => status.to_string(), "reason" => refusal.reason.code(),
-    )
-    .increment(1);
+    metric::proxy::REQUESTS.with(["", "", &status.to_string(), refusal.reason.code()]).increment(1);
     let identity = Identity::anonymous();
     // A flood of connections must not become a flood of lines: those are counted.
     let is_counted_only =
@@ -127,66 +109,22 @@ fn reason(session: &Session, request: &Request) -> &'static str {
     stated.map_or("ok", Reason::code)
 }
 
-fn count(observer: &Observer, request: &Request, status: u16, reason: &'static str) {
+fn count(request: &Request, status: u16, reason: &'static str) {
     let elapsed = request.took();
     let Some(target) = &request.target else {
-        metrics::counter!(
-            metric::proxy::REQUESTS,
-            "route" => "", "variant" => "", "status" => status.to_string(), "reason" => reason,
-        )
-        .increment(1);
+        metric::proxy::REQUESTS.with(["", "", &status.to_string(), reason]).increment(1);
         return;
     };
     let (route, variant) = (target.route.name.as_str(), target.variant.name.as_str());
-    if status == 200 && reason == "ok" {
-        let answered = answered(observer, route, variant);
-        answered.count.increment(1);
-        answered.seconds.record(elapsed);
+    let handles = request.snapshot.metrics.of(&target.variant);
+    if let Some(handles) = handles {
+        handles.seconds.record(elapsed);
+    }
+    if let Some(handles) = handles.filter(|_| status == 200 && reason == "ok") {
+        handles.answered.increment(1);
         return;
     }
-    let labels = [("route", route.to_owned()), ("variant", variant.to_owned())];
-    metrics::histogram!(metric::proxy::REQUEST_SECONDS, &labels).record(elapsed);
-    let [route, variant] = labels;
-    metrics::counter!(
-        metric::proxy::REQUESTS,
-        "route" => route.1, "variant" => variant.1,
-        "status" => status.to_string(), "reason" => reason,
-    )
-    .increment(1);
-}
-
-thread_local! {
-    /// Handles that this thread has resolved, so that threads do not meet in a lock.
-    static RESOLVED: std::cell::RefCell<Vec<(String, String, Answered)>> =
-        const { std::cell::RefCell::new(Vec::new()) };
-}
-
-fn answered(observer: &Observer, route: &str, variant: &str) -> Answered {
-    RESOLVED.with_borrow_mut(|resolved| {
-        if let Some((_, _, found)) = resolved.iter().find(|(r, v, _)| r == route && v == variant) {
-            return found.clone();
-        }
-        let key = (route.to_owned(), variant.to_owned());
-        let mut shared =
-            observer.answered.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let found = shared.entry(key).or_insert_with(|| resolve(route, variant)).clone();
-        resolved.push((route.to_owned(), variant.to_owned(), found.clone()));
-        found
-    })
-}
-
-fn resolve(route: &str, variant: &str) -> Answered {
-    let (route, variant) = (route.to_owned(), variant.to_owned());
-    Answered {
-        seconds: metrics::histogram!(
-            metric::proxy::REQUEST_SECONDS,
-            "route" => route.clone(), "variant" => variant.clone(),
-        ),
-        count: metrics::counter!(
-            metric::proxy::REQUESTS,
-            "route" => route, "variant" => variant, "status" => "200", "reason" => "ok",
-        ),
-    }
+    metric::proxy::REQUESTS.with([route, variant, &status.to_string(), reason]).increment(1);
 }
 
 fn write_line(

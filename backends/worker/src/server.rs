@@ -285,7 +285,7 @@ impl Server {
                 }
                 Err(error) if is_about_one_connection(&error) => {}
                 Err(error) => {
-                    self.app.metrics.counter(metric::ACCEPT_ERRORS, &[]).increment(1);
+                    self.app.metrics.counter(&metric::ACCEPT_ERRORS, []).increment(1);
                     tracing::warn!(target: CLIENT, %error, "accept failed");
                     // One more can be told that it is one too many.
                     let is_told = Exhausted::of(&error) == Some(Exhausted::Descriptors)
@@ -370,7 +370,7 @@ impl Server {
         Arc::new(move |event| {
             if let Event::Flood(flood) = event {
                 let kind = flood.as_str();
-                app.metrics.counter(metric::HTTP2_FLOODS, &[("kind", kind)]).increment(1);
+                app.metrics.counter(&metric::HTTP2_FLOODS, [kind]).increment(1);
                 tracing::warn!(target: CLIENT, %peer, kind, "{}", forebay_http2guard::FLOODED);
             }
             tracing::debug!(?event, "HTTP/2");

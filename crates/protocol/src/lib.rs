@@ -15,7 +15,7 @@ pub mod openai;
 pub mod orca;
 pub mod prometheus;
 
-pub use names::{header, metric, priority, reason};
+pub use names::{family, header, metric, priority, reason};
 pub use orca::LoadReport;
 pub use priority::Priority;
 pub use reason::{Blame, Reason};

@@ -122,9 +122,9 @@ impl QueueMetrics {
     };
     /// Our own worker.
     pub const FOREBAY: Self = Self {
-        waiting: Gauge::named(worker::QUEUE_DEPTH),
-        running: Running::WithWaiting(Gauge::named(worker::IN_FLIGHT)),
-        slots: Some(Gauge::named(worker::SLOTS)),
+        waiting: Gauge::named(worker::QUEUE_DEPTH.name),
+        running: Running::WithWaiting(Gauge::named(worker::IN_FLIGHT.name)),
+        slots: Some(Gauge::named(worker::SLOTS.name)),
     };
 
     const fn of(waiting: &'static str, running: &'static str) -> Self {

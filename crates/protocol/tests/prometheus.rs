@@ -31,9 +31,9 @@ fn our_own_workers_page_gives_slots_too() {
     let page = format!(
         "# TYPE {0} gauge\n{0} 5\n# TYPE {1} gauge\n{1}{{model=\"a\"}} 1\n{1}{{model=\"b\"}} 2\n\
          # TYPE {2} gauge\n{2} 4\n",
-        worker::IN_FLIGHT,
-        worker::QUEUE_DEPTH,
-        worker::SLOTS
+        worker::IN_FLIGHT.name,
+        worker::QUEUE_DEPTH.name,
+        worker::SLOTS.name
     );
     let expected =
         LoadReport { rif: Some(5), queue: Some(3), slots: Some(4), ..LoadReport::default() };

@@ -76,19 +76,9 @@ pub fn count_attempt(target: &Target, endpoint: &EndpointState, outcome: &'stati
 
 /// Counts a connection that is closed since the endpoint sent bytes on it that answer no request.
 fn count_unsolicited(pool: &str, endpoint: &EndpointState) {
-    metrics::counter!(
-        metric::proxy::UNSOLICITED,
-        "pool" => pool.to_owned(),
-        "endpoint" => endpoint.name.to_string(),
-    )
-    .increment(1);
+    metric::proxy::UNSOLICITED.with([pool, &endpoint.name]).increment(1);
 }
 
 fn attempts(target: &Target, endpoint: &EndpointState, outcome: &'static str) -> Counter {
-    metrics::counter!(
-        metric::proxy::ATTEMPTS,
-        "pool" => target.pool.config.name.clone(),
-        "endpoint" => endpoint.name.to_string(),
-        "outcome" => outcome,
-    )
+    metric::proxy::ATTEMPTS.with([target.pool.config.name.as_str(), &endpoint.name, outcome])
 }

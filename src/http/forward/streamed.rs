@@ -390,7 +390,7 @@ pub fn refusal(request: &mut Request, error: &Error) -> Option<Refusal> {
             Refusal::new(reason, message_of(reason))
         }
         ErrorSource::Downstream if *error.etype() == ErrorType::WriteTimedout => {
-            metrics::counter!(metric::proxy::SLOW_CLIENTS, "side" => "answer").increment(1);
+            metric::proxy::SLOW_CLIENTS.with(["answer"]).increment(1);
             Refusal::new(Reason::ClientTooSlow, "the client did not read its answer")
         }
         ErrorSource::Downstream if timed_out => {

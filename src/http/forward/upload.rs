@@ -229,7 +229,7 @@ fn failed(request: &mut Request, attempt: usize, stopped: Stopped) -> Refusal {
 
 /// The refusal of a body whose rest does not come.
 pub(in crate::http) fn too_slow() -> Refusal {
-    metrics::counter!(metric::proxy::SLOW_CLIENTS, "side" => "request").increment(1);
+    metric::proxy::SLOW_CLIENTS.with(["request"]).increment(1);
     let message = "the rest of the body came too slowly, or not at all";
     Refusal::new(Reason::RequestTimeout, message)
 }

@@ -328,7 +328,7 @@ fn taken(written: Result<pingora::Result<()>, TooSlow>) -> Result<(), Refusal> {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) if *error.etype() != ErrorType::WriteTimedout => Err(client_left(&error)),
         Ok(Err(_)) | Err(TooSlow) => {
-            metrics::counter!(metric::proxy::SLOW_CLIENTS, "side" => "answer").increment(1);
+            metric::proxy::SLOW_CLIENTS.with(["answer"]).increment(1);
             let message = "the client did not read its answer, or too slowly";
             Err(Refusal::new(Reason::ClientTooSlow, message))
         }

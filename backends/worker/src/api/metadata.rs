@@ -12,6 +12,7 @@ use crate::telemetry::stats::Stats;
 use axum::extract::State as Shared;
 use axum::response::{IntoResponse, Response};
 use forebay_protocol::Reason;
+use forebay_protocol::family::GaugeFamily;
 use forebay_protocol::metric::worker as metric;
 use forebay_protocol::oip::{
     Datatype, ModelMetadata, ModelStatistics, Ready, ServerMetadata, Statistics, TensorMetadata,
@@ -280,34 +281,30 @@ fn numbers<'a>(
 /// `GET /metrics`. Gauges are read off their sources now, so that they can't be out of date.
 pub(crate) async fn metrics(Shared(app): Shared<Arc<App>>) -> Response {
     #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-    let set = |name, labels: &[(&'static str, &str)], value: usize| {
-        app.metrics.gauge(name, labels).set(value as f64);
-    };
+    let set = |gauge: metrics::Gauge, value: usize| gauge.set(value as f64);
+    let plain = |family: &GaugeFamily<0>| app.metrics.gauge(family, []);
     #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
     let set_bytes = |gauge: metrics::Gauge, bytes: u64| gauge.set(bytes as f64);
     let counts = app.queue.counts();
-    set(metric::IN_FLIGHT, &[], counts.waiting + counts.executing);
-    set(metric::SLOTS, &[], app.load.slots());
+    set(plain(&metric::IN_FLIGHT), counts.waiting + counts.executing);
+    set(plain(&metric::SLOTS), app.load.slots());
     for (task, count) in app.tasks.restarts() {
-        app.metrics.counter(metric::TASK_RESTARTS, &[("task", task)]).absolute(count);
+        app.metrics.counter(&metric::TASK_RESTARTS, [task]).absolute(count);
     }
-    set(metric::CONNECTIONS, &[], app.connections.count());
-    set(metric::EXECUTORS_LOST, &[], app.watchdog.lost());
-    set_bytes(app.metrics.gauge(metric::MODELS_MEMORY, &[]), app.repository.memory());
+    set(plain(&metric::CONNECTIONS), app.connections.count());
+    set(plain(&metric::EXECUTORS_LOST), app.watchdog.lost());
+    set_bytes(plain(&metric::MODELS_MEMORY), app.repository.memory());
     let facts: Vec<_> = app.options.engines.iter().flat_map(|engine| engine.facts()).collect();
-    let facts = facts.iter().map(|(name, value)| (*name, value.as_str()));
-    let labels: Vec<_> =
-        [("version", env!("CARGO_PKG_VERSION"))].into_iter().chain(facts).collect();
-    set(metric::INFO, &labels, 1);
+    app.metrics.info(env!("CARGO_PKG_VERSION"), &facts);
     for (name, model) in app.repository.served().iter() {
-        set(metric::QUEUE_DEPTH, &[("model", name)], app.queue.depth(model.line.id()));
+        set(app.metrics.gauge(&metric::QUEUE_DEPTH, [name]), app.queue.depth(model.line.id()));
         for (number, entry) in &model.versions {
             let number = number.to_string();
             let labels = (name.as_str(), number.as_str());
             let version = entry.version();
-            let gauge = |name| app.metrics.by_version.gauge(name, labels);
-            gauge(metric::MODEL_READY).set(f64::from(u8::from(version.is_some())));
-            set_bytes(gauge(metric::MODEL_MEMORY), version.map_or(0, |v| v.memory.bytes()));
+            let gauge = |family| app.metrics.by_version.gauge(family, labels);
+            gauge(&metric::MODEL_READY).set(f64::from(u8::from(version.is_some())));
+            set_bytes(gauge(&metric::MODEL_MEMORY), version.map_or(0, |v| v.memory.bytes()));
             if let Some(version) = version {
                 Stats::show_model(&app.metrics, labels, &*version.loaded);
             }

@@ -122,7 +122,7 @@ async fn answer(
     drop(share);
     owner
         .metrics
-        .counter(metric::EMBEDDING_TOKENS, &[("model", &version.model)])
+        .counter(&metric::EMBEDDING_TOKENS, [version.model.as_str()])
         .increment(used as u64);
     write(wish, embeddings, used).await
 }

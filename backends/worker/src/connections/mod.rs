@@ -131,8 +131,7 @@ impl Connections {
 
 /// Counts a connection that the worker closes.
 pub(crate) fn count_closed(metrics: &Metrics, why: Why) {
-    let labels = [("reason", why.as_str())];
-    metrics.counter(metric::CONNECTIONS_CLOSED, &labels).increment(1);
+    metrics.counter(&metric::CONNECTIONS_CLOSED, [why.as_str()]).increment(1);
 }
 
 /// Looks after all connections until the end.

@@ -241,7 +241,7 @@ impl Models {
             );
         }
         let labels = (version.model.as_str(), version.number.as_str());
-        let seconds = self.metrics.by_version.gauge(metric::MODEL_LOAD_SECONDS, labels);
+        let seconds = self.metrics.by_version.gauge(&metric::MODEL_LOAD_SECONDS, labels);
         seconds.set(took.as_secs_f64());
     }
 

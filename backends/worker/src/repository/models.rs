@@ -90,7 +90,7 @@ impl Models {
     /// Lets a version go once its last request has gone.
     pub(crate) fn retire(&self, version: Arc<Version>, why: &'static str) {
         let (model, number) = (version.model.as_str(), version.number.as_str());
-        self.metrics.by_version.gauge(metric::MODEL_READY, (model, number)).set(0.0);
+        self.metrics.by_version.gauge(&metric::MODEL_READY, (model, number)).set(0.0);
         self.metrics.unloads(model, why).increment(1);
         tracing::info!(model, version = number, digest = version.digest, why, "model retired");
         self.retired().push(version);

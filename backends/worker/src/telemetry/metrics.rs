@@ -2,8 +2,9 @@
 //! mix, and labels come from the repository only.
 
 use crate::telemetry::version_metrics::VersionMetrics;
+use forebay_protocol::family::{CounterFamily, GaugeFamily, HistogramFamily, Kind};
 use forebay_protocol::metric::worker as name;
-use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, Unit};
+use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
@@ -40,7 +41,7 @@ impl Metrics {
             (name::EXECUTE_SECONDS, BUCKETS),
             (name::BATCH_ROWS, BATCH_BUCKETS),
         ] {
-            let matcher = Matcher::Full(histogram.to_owned());
+            let matcher = Matcher::Full(histogram.name.to_owned());
             // Fails only for an empty list of buckets.
             builder = builder
                 .set_buckets_for_metric(matcher, buckets)
@@ -60,35 +61,55 @@ impl Metrics {
 
     /// Attempts to load a model, by outcome.
     pub(crate) fn loads(&self, model: &str, outcome: &'static str) -> Counter {
-        self.counter(name::MODEL_LOADS, &[("model", model), ("outcome", outcome)])
+        self.counter(&name::MODEL_LOADS, [model, outcome])
     }
 
     /// Versions that were taken out of service, by why.
     pub(crate) fn unloads(&self, model: &str, why: &'static str) -> Counter {
-        self.counter(name::MODEL_UNLOADS, &[("model", model), ("why", why)])
+        self.counter(&name::MODEL_UNLOADS, [model, why])
     }
 
-    /// A counter with labels.
-    pub(crate) fn counter(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
-        self.recorder.register_counter(&key(name, labels), &METADATA)
+    /// A counter with these values of its labels.
+    pub(crate) fn counter<const N: usize>(
+        &self,
+        family: &CounterFamily<N>,
+        values: [&str; N],
+    ) -> Counter {
+        self.recorder.register_counter(&family.key(values), &METADATA)
     }
 
-    /// A histogram by model.
-    pub(crate) fn histogram(&self, name: &'static str, model: &str) -> Histogram {
-        self.recorder.register_histogram(&key(name, &[("model", model)]), &METADATA)
+    /// A histogram with these values of its labels.
+    pub(crate) fn histogram<const N: usize>(
+        &self,
+        family: &HistogramFamily<N>,
+        values: [&str; N],
+    ) -> Histogram {
+        self.recorder.register_histogram(&family.key(values), &METADATA)
     }
 
-    /// A gauge with labels.
-    pub(crate) fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Gauge {
-        self.recorder.register_gauge(&key(name, labels), &METADATA)
+    /// A gauge with these values of its labels.
+    pub(crate) fn gauge<const N: usize>(
+        &self,
+        family: &GaugeFamily<N>,
+        values: [&str; N],
+    ) -> Gauge {
+        self.recorder.register_gauge(&family.key(values), &METADATA)
+    }
+
+    /// Shows what this worker is, with what engines say of their machine in labels of their own.
+    pub(crate) fn info(&self, version: &str, facts: &[(&'static str, String)]) {
+        let (name, labels) = name::INFO.key([version]).into_parts();
+        let facts = facts.iter().map(|(name, value)| Label::new(*name, value.clone()));
+        let labels = labels.into_iter().chain(facts).collect::<Vec<_>>();
+        self.recorder.register_gauge(&Key::from_parts(name, labels), &METADATA).set(1.0);
     }
 
     /// Text for Prometheus.
     pub(crate) fn render(&self) -> String {
         for (cause, count) in forebay_process::log::lost() {
-            self.counter(name::LOG_DROPPED, &[("cause", cause)]).absolute(count);
+            self.counter(&name::LOG_DROPPED, [cause]).absolute(count);
         }
-        self.counter(name::PANICS, &[]).absolute(forebay_process::log::panics());
+        self.counter(&name::PANICS, []).absolute(forebay_process::log::panics());
         let mut text = self.handle.render();
         self.by_version.render(&mut text);
         text
@@ -100,48 +121,15 @@ impl Metrics {
     }
 
     fn describe(&self) {
-        let counter = |name: &'static str, text: &'static str| {
-            self.recorder.describe_counter(name.into(), None, text.into());
-        };
-        let histogram = |name: &'static str, text: &'static str| {
-            self.recorder.describe_histogram(name.into(), Some(Unit::Seconds), text.into());
-        };
-        let gauge = |name: &'static str, text: &'static str| {
-            self.recorder.describe_gauge(name.into(), None, text.into());
-        };
-        counter(name::ABANDONED, "requests that nobody waited for any more, by stage and reason");
-        counter(name::EMBEDDING_TOKENS, "tokens that were embedded");
-        counter(name::BATCH_RETRIES, "requests that were tried alone after their batch failed");
-        counter(name::OVERRUNS, "runs that were stopped at max_execution");
-        counter(name::LENT, "times that a run lent its executor to a shorter one");
-        histogram(name::QUEUE_SECONDS, "seconds in the queue");
-        histogram(name::EXECUTE_SECONDS, "seconds of a batch in the engine");
-        self.recorder.describe_histogram(
-            name::BATCH_ROWS.into(),
-            None,
-            "rows that ran as one batch".into(),
-        );
-        gauge(name::EXECUTORS_LOST, "executors given up because a run did not end");
-        gauge(name::IN_FLIGHT, "requests executing and queued");
-        gauge(name::QUEUE_DEPTH, "requests queued");
-        gauge(name::SLOTS, "requests that can run at once");
-        counter(name::MODEL_LOADS, "attempts to load a version, by outcome");
-        counter(name::MODEL_UNLOADS, "versions that were taken out of service, by why");
-        counter(name::CONNECTIONS_CLOSED, "connections that the worker closed, by reason");
-        counter(name::ACCEPT_ERRORS, "connections that could not be accepted");
-        counter(name::HTTP2_FLOODS, "connections ended for a flood of HTTP/2 frames, by kind");
-        gauge(name::CONNECTIONS, "open connections");
-        gauge(name::MODELS_MEMORY, "bytes that all models take in memory");
-        counter(name::PANICS, "panics, which are mistakes of this program or of the engine");
-        counter(name::TASK_RESTARTS, "tasks of the process that were started again");
-        counter(name::LOG_DROPPED, "lines of the process log that were not written, by cause");
-        gauge(name::INFO, "1, with what this worker is in the labels");
+        for family in name::ALL.iter().filter(|family| !VersionMetrics::has(family)) {
+            let (name, help) = (family.name.into(), family.help().into());
+            match family.kind {
+                Kind::Counter => self.recorder.describe_counter(name, None, help),
+                Kind::Gauge => self.recorder.describe_gauge(name, None, help),
+                Kind::Histogram => self.recorder.describe_histogram(name, None, help),
+            }
+        }
     }
-}
-
-fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
-    let labels = labels.iter().map(|(key, value)| Label::new(*key, (*value).to_owned()));
-    Key::from_parts(name, labels.collect::<Vec<_>>())
 }
 
 impl std::fmt::Debug for Metrics {

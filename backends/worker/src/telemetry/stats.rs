@@ -78,22 +78,21 @@ impl Spent {
 impl Stats {
     /// Counters with the labels of this model and version.
     pub(crate) fn new(metrics: &Metrics, model: &str, version: &str) -> Self {
-        let by_model = |name| metrics.counter(name, &[("model", model)]);
+        let by_model = |family| metrics.counter(family, [model]);
         let abandoned = |stage, reason: Reason| {
-            let labels = [("model", model), ("stage", stage), ("reason", reason.code())];
-            metrics.counter(metric::ABANDONED, &labels)
+            metrics.counter(&metric::ABANDONED, [model, stage, reason.code()])
         };
         let both = |stage| {
             [Reason::DeadlineExceeded, Reason::ClientClosed].map(|reason| abandoned(stage, reason))
         };
         Self {
             answered: metrics.by_version.inferences(model, version, "ok"),
-            queue_seconds: metrics.histogram(metric::QUEUE_SECONDS, model),
-            execute_seconds: metrics.histogram(metric::EXECUTE_SECONDS, model),
-            batch_rows: metrics.histogram(metric::BATCH_ROWS, model),
-            retries: by_model(metric::BATCH_RETRIES),
-            overruns: by_model(metric::OVERRUNS),
-            lent: by_model(metric::LENT),
+            queue_seconds: metrics.histogram(&metric::QUEUE_SECONDS, [model]),
+            execute_seconds: metrics.histogram(&metric::EXECUTE_SECONDS, [model]),
+            batch_rows: metrics.histogram(&metric::BATCH_ROWS, [model]),
+            retries: by_model(&metric::BATCH_RETRIES),
+            overruns: by_model(&metric::OVERRUNS),
+            lent: by_model(&metric::LENT),
             abandoned: [both("queue"), both("engine")],
             success: Spent::default(),
             fail: Spent::default(),
@@ -186,13 +185,13 @@ impl Stats {
     #[allow(clippy::cast_precision_loss, reason = "rows are few")]
     pub(crate) fn show_model(metrics: &Metrics, version: (&str, &str), model: &dyn Model) {
         let (curve, (compilations, took)) = (model.curve(), model.compilations());
-        metrics.by_version.counter(metric::MODEL_COMPILATIONS, version).absolute(compilations);
-        metrics.by_version.counter(metric::MODEL_FALLBACKS, version).absolute(model.fallbacks());
-        let seconds = metrics.by_version.gauge(metric::MODEL_COMPILE_SECONDS, version);
+        metrics.by_version.counter(&metric::MODEL_COMPILATIONS, version).absolute(compilations);
+        metrics.by_version.counter(&metric::MODEL_FALLBACKS, version).absolute(model.fallbacks());
+        let seconds = metrics.by_version.gauge(&metric::MODEL_COMPILE_SECONDS, version);
         seconds.set(took.as_secs_f64());
-        metrics.by_version.gauge(metric::BATCH_BEST, version).set(curve.best() as f64);
+        metrics.by_version.gauge(&metric::BATCH_BEST, version).set(curve.best() as f64);
         for (rows, seconds) in curve.known() {
-            metrics.by_version.gauge_of_rows(metric::BATCH_SECONDS, version, rows).set(seconds);
+            metrics.by_version.gauge_of_rows(&metric::BATCH_SECONDS, version, rows).set(seconds);
         }
     }
 
