@@ -43,7 +43,9 @@ forebay_config::section! {
         /// See `min_rate`.
         stall_timeout: Duration = Duration::from_secs(10), positive();
         /// gRPC: an inference states no length, so it is held in memory up to `body`, whatever `buffer` says.
-        /// A stream of messages may last; without a deadline of its client's it may be silent for this long.
+        /// A stream of messages may last; without a deadline of its client's it may be silent for this long. With one
+        /// it ends there, however often something moves, and has a connection to its endpoint of its own: nothing else
+        /// can be ended without those beside it.
         stream_idle: Duration = Duration::from_secs(3600), positive();
         /// The header that names the client, for the fairness of queues. Only where something in front sets it,
         /// or whoever asks under many names gets the most. Default: none, a client is an address.

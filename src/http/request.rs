@@ -10,6 +10,7 @@ use crate::http::variant::Target;
 use crate::lifecycle::InFlightRequest;
 use crate::pool::Snapshot;
 use crate::pool::attempt::EndpointAttempt;
+use crate::pool::liveness::CutAt;
 use crate::refusal::Refusal;
 use forebay_protocol::oip::SchedulingParameters;
 use forebay_protocol::{Priority, Reason};
@@ -39,6 +40,8 @@ pub struct Request {
     pub mode: Option<ForwardMode>,
     /// When an answer must be there.
     pub deadline: Option<Instant>,
+    /// Ends the exchange of the pipe at the deadline.
+    pub cut: Option<CutAt>,
     /// Endpoints that were tried, the present one last.
     pub attempts: Vec<EndpointAttempt>,
     /// What decides on them, once there are any.
@@ -114,6 +117,7 @@ impl Request {
             target: None,
             mode: None,
             deadline: None,
+            cut: None,
             attempts: Vec::new(),
             decisions: None,
             answering_attempt: None,

@@ -122,7 +122,7 @@ impl Exchange {
         self.was_cut.load(Relaxed)
     }
 
-    fn cut(&self) {
+    pub(super) fn cut(&self) {
         if self.own.is_some() && getsockname(self.socket).ok() == self.own {
             self.was_cut.store(true, Relaxed);
             // One that is gone has ended by itself.

@@ -9,6 +9,9 @@ use super::awaited::{Exchange, Patience, is_unreachable};
 use super::{EndpointState, Pool};
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::time::Instant;
+use tokio::task::AbortHandle;
+use tokio::time::sleep_until;
 
 /// Until the other end of a connection to this endpoint acknowledges nothing any more. It is looked at
 /// only when a probe had no answer.
@@ -49,6 +52,39 @@ impl Drop for Watched {
         if awaited.get(&socket).is_some_and(|known| Arc::ptr_eq(known, &self.exchange)) {
             awaited.remove(&socket);
         }
+    }
+}
+
+/// Ends the connection of an exchange at its deadline, unless this is dropped before: Pingora, which moves
+/// the bytes, bounds each read and write, so that what moves just before the deadline could last for as long
+/// again. The connection must be the exchange's own.
+#[derive(Debug)]
+pub struct CutAt {
+    exchange: Arc<Exchange>,
+    timer: AbortHandle,
+}
+
+impl CutAt {
+    /// Ends the exchange on this socket at this time.
+    pub fn new(socket: RawFd, at: Instant) -> Self {
+        let exchange = Arc::new(Exchange::new(socket, Patience::endless()));
+        let cut = Arc::clone(&exchange);
+        let timer = tokio::spawn(async move {
+            sleep_until(at.into()).await;
+            cut.cut();
+        });
+        Self { exchange, timer: timer.abort_handle() }
+    }
+
+    /// Did the deadline come?
+    pub fn was_cut(&self) -> bool {
+        self.exchange.was_cut()
+    }
+}
+
+impl Drop for CutAt {
+    fn drop(&mut self) {
+        self.timer.abort();
     }
 }
 
@@ -129,6 +165,21 @@ mod tests {
         let watched = watched(&endpoint, &ours, overdue);
         endpoint.awaited.look(true);
         assert!(watched.exchange().was_cut());
+        assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_deadline_ends_a_connection_unless_the_exchange_was_over_before() {
+        let (ours, mut theirs) = pair();
+        drop(CutAt::new(ours.as_raw_fd(), Instant::now()));
+        tokio::task::yield_now().await;
+        theirs.set_nonblocking(true).unwrap();
+        assert!(theirs.read(&mut [0]).is_err(), "still open");
+        let cut = CutAt::new(ours.as_raw_fd(), Instant::now());
+        while !cut.was_cut() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        theirs.set_nonblocking(false).unwrap();
         assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
     }
 

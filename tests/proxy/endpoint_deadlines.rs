@@ -38,6 +38,26 @@ async fn a_header_that_drips_is_bounded_by_the_deadline() {
 }
 
 #[tokio::test]
+async fn an_answer_to_a_wish_for_another_protocol_is_bounded_too() {
+    let (proxy, _endpoint) = short().await;
+    for path in [DRIP_HEADER, DRIP_BODY, DRIP_CHUNKS] {
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
+        );
+        let (answer, closed) = raw(proxy.address, request.as_bytes(), PATIENCE).await;
+        let expected = if path == DRIP_HEADER { "HTTP/1.1 504 " } else { "HTTP/1.1 200 " };
+        assert!(answer.starts_with(expected) && closed, "{answer}");
+        let line = proxy.next_line();
+        assert_eq!(
+            (&line["reason"], &line["mode"]),
+            (&"deadline_exceeded".into(), &"streamed".into())
+        );
+        let took = u128::from(line["total_us"].as_u64().unwrap());
+        assert!((DEADLINE.as_micros()..2 * DEADLINE.as_micros()).contains(&took), "{path}: {took}");
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_drips_is_bounded_by_the_deadline_and_passed_on_until_then() {
     let (proxy, _endpoint) = short().await;
     for path in [DRIP_BODY, DRIP_CHUNKS] {

@@ -8,6 +8,7 @@ use forebay_protocol::grpc::pb::health::HealthCheckRequest;
 use forebay_protocol::grpc::{Code, infer as wire, pb};
 use forebay_protocol::oip::{Data, InferRequest, Tensor};
 use forebay_protocol::{LoadReport, header};
+use futures_util::StreamExt;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
@@ -16,6 +17,7 @@ use prost::Message;
 use rustix::process::Signal;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
@@ -302,6 +304,29 @@ async fn a_stream_passes_in_order_and_ends_in_words_if_its_endpoint_dies() {
 }
 
 #[tokio::test]
+async fn the_deadline_of_a_stream_is_one_for_all_of_it_whatever_moves() {
+    const DEADLINE: Duration = Duration::from_secs(2);
+    let endpoint = Endpoint::start(Behaviour::FallsSilent(DEADLINE * 3 / 4)).await;
+    let proxy = Proxy::in_front_of(&[endpoint.address], 1, "").await;
+    let headers = [("grpc-timeout", "2S")];
+    // One whose client has said everything, and one whose client could say more.
+    for says_more in [false, true] {
+        let (sender, mut stream) = Call::stream(proxy.address, STREAM, &headers).await;
+        sender.send(framed(&arith(1.0))).await.unwrap();
+        let kept = says_more.then_some(sender);
+        assert!(stream.next().await.is_some() && stream.next().await.is_some());
+        stream.end().await.refused(Code::DeadlineExceeded, "deadline_exceeded", "deadline");
+        drop(kept);
+        let line = proxy.next_line();
+        assert_eq!(line["reason"], "deadline_exceeded");
+        let took = Duration::from_micros(line["total_us"].as_u64().unwrap());
+        assert!((DEADLINE..DEADLINE * 3 / 2).contains(&took), "{took:?}");
+    }
+    let late = proxy.metric("forebay_requests_total", &["reason=\"deadline_exceeded\""]).await;
+    assert_eq!(late, 2.0);
+}
+
+#[tokio::test]
 async fn health_is_the_proxys_own_and_can_be_watched() {
     let workers = Worker::start_many(1).await;
     let mut proxy = Proxy::start(&pool_of(&addresses(&workers), "")).await;
@@ -370,6 +395,8 @@ enum Behaviour {
     Answer,
     /// The same, each time that it is let.
     Held(&'static Semaphore),
+    /// A message at once and one after this time, and nothing more.
+    FallsSilent(Duration),
     /// Says so in the header.
     Unavailable,
     /// Says so behind a message.
@@ -420,7 +447,10 @@ async fn answer(
     seen: Arc<Mutex<Vec<http::HeaderMap>>>,
 ) -> Result<http::Response<Body>, hyper::Error> {
     let (parts, body) = request.into_parts();
-    body.collect().await?;
+    let unread = match behaviour {
+        Behaviour::FallsSilent(_) if parts.method == http::Method::POST => Some(body),
+        _ => body.collect().await.map(|_| None)?,
+    };
     let response = http::Response::builder().header("content-type", "application/grpc");
     if parts.method == http::Method::GET {
         return Ok(response.body(Full::default().boxed_unsync()).unwrap());
@@ -431,7 +461,7 @@ async fn answer(
     }
     let mut end = http::HeaderMap::new();
     let code = match behaviour {
-        Behaviour::Answer | Behaviour::Held(_) => Code::Ok,
+        Behaviour::Answer | Behaviour::Held(_) | Behaviour::FallsSilent(_) => Code::Ok,
         Behaviour::Unavailable | Behaviour::UnavailableInTrailers => Code::Unavailable,
     };
     end.insert(header::GRPC_STATUS, code.value());
@@ -444,6 +474,17 @@ async fn answer(
         return Ok(response);
     }
     let message = Bytes::from_static(&[0; 5]);
+    if let Behaviour::FallsSilent(after) = behaviour {
+        let first = message.clone();
+        let frames = futures_util::stream::iter([Ok(Frame::data(first))])
+            .chain(futures_util::stream::once(async move {
+                tokio::time::sleep(after).await;
+                drop(unread);
+                Ok(Frame::data(message))
+            }))
+            .chain(futures_util::stream::pending());
+        return Ok(response.body(http_body_util::StreamBody::new(frames).boxed_unsync()).unwrap());
+    }
     let frames = [Ok(Frame::data(message)), Ok(Frame::trailers(end))];
     let body = http_body_util::StreamBody::new(futures_util::stream::iter(frames));
     Ok(response.body(body.boxed_unsync()).unwrap())

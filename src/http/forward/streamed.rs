@@ -19,7 +19,7 @@ use crate::http::request::Request;
 use crate::http::variant;
 use crate::pool::Endpoint;
 use crate::pool::awaited::Patience;
-use crate::pool::liveness::Watched;
+use crate::pool::liveness::{CutAt, Watched};
 use crate::pool::queue::Bound;
 use crate::refusal::Refusal;
 use forebay_protocol::grpc;
@@ -58,11 +58,7 @@ pub async fn peer(
     // A kept connection had closed: the endpoint itself is not at fault, and gets another one.
     if let Some(endpoint) = again(request) {
         let left = request.time_left().unwrap_or(limits.stream_idle);
-        let mut peer = endpoint_peer(request, &endpoint, left);
-        // A key of its own: no kept connection has it, and this one is not kept.
-        peer.group_key = fastrand::u64(1..);
-        peer.options.idle_timeout = Some(Duration::ZERO);
-        return Ok(peer);
+        return Ok(with_its_own_connection(endpoint_peer(request, &endpoint, left)));
     }
     let is_repeatable = may_be_sent_again(session, request);
     let next = match request.outstanding.take() {
@@ -85,7 +81,22 @@ pub async fn peer(
     let endpoint = Arc::clone(&request.attempts[sending.attempt].endpoint);
     // The wait for an endpoint took of the time.
     let left = request.time_left().unwrap_or(limits.stream_idle);
-    Ok(endpoint_peer(request, &endpoint, left))
+    let peer = endpoint_peer(request, &endpoint, left);
+    // Nothing but the end of its connection ends a stream in which nothing moves.
+    let ends = request.deadline.is_some() && is_http2(&peer);
+    Ok(if ends { with_its_own_connection(peer) } else { peer })
+}
+
+/// The same endpoint by a connection that no other request is on.
+fn with_its_own_connection(mut peer: Box<HttpPeer>) -> Box<HttpPeer> {
+    // A key of its own: no kept connection has it, and this one is not kept.
+    peer.group_key = fastrand::u64(1..);
+    peer.options.idle_timeout = Some(Duration::ZERO);
+    peer
+}
+
+fn is_http2(peer: &HttpPeer) -> bool {
+    peer.options.alpn.get_max_http_version() > 1
 }
 
 fn endpoint_peer(request: &Request, endpoint: &Endpoint, left: Duration) -> Box<HttpPeer> {
@@ -113,8 +124,9 @@ pub fn connected(
     socket: RawFd,
 ) -> pingora::Result<()> {
     request.wire = None;
+    request.cut = request.deadline.map(|at| CutAt::new(socket, at));
     // In HTTP/2 an endpoint may speak first, and each answer names its request.
-    if peer.options.alpn.get_max_http_version() > 1 {
+    if is_http2(peer) {
         return Ok(());
     }
     let before = wire::look(socket);
@@ -146,8 +158,14 @@ pub fn broke_off(
 ) -> Box<Error> {
     let was_cut = request.wire.take().is_some_and(|wire| wire.was_cut());
     if *error.etype() == UNSOLICITED {
+        request.cut = None;
         return error;
     }
+    if is_too_late(request) {
+        error.set_retry(false);
+        return error;
+    }
+    request.cut = None;
     if was_cut {
         let is_repeatable = may_be_sent_again(session, request);
         let silent = End::Silent(Refusal::new(Reason::EndpointSilent, NO_SIGN));
@@ -162,6 +180,11 @@ pub fn broke_off(
         && may_be_sent_again(session, request);
     error.set_retry(again);
     error
+}
+
+/// Was the exchange ended since its deadline came?
+fn is_too_late(request: &Request) -> bool {
+    request.cut.as_ref().is_some_and(CutAt::was_cut)
 }
 
 /// Has the exchange watched, to be ended if the endpoint goes silent and it can be sent elsewhere.
@@ -272,8 +295,12 @@ pub fn response_body(request: &mut Request, end: bool) -> pingora::Result<()> {
     if let Some(picked) = request.attempts.last() {
         picked.endpoint.state.heard();
     }
-    if end && let Some(wire) = &request.wire {
-        wire.answer_ended();
+    if end {
+        // Its connection may be kept for others.
+        request.cut = None;
+        if let Some(wire) = &request.wire {
+            wire.answer_ended();
+        }
     }
     if request.identity.grpc.is_some_and(grpc::Method::is_stream) {
         return in_time(request);
@@ -323,6 +350,9 @@ pub fn response_header(
         super::grpc::note(request, &head.headers);
     }
     let Some(picked) = request.attempts.last_mut() else { return Ok(()) };
+    if head.status == StatusCode::SWITCHING_PROTOCOLS || is_head || wire::has_no_body(head) {
+        request.cut = None;
+    }
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         // From here on it is a connection, which takes no slot.
         picked.guard = Some(Bound::long_lived(&picked.endpoint));
@@ -369,7 +399,8 @@ pub fn refusal(request: &mut Request, error: &Error) -> Option<Refusal> {
         return Some(refusal);
     }
     let is_upstream = !is_malformed(error) && error.esource() == &ErrorSource::Upstream;
-    let timed_out = matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
+    let timed_out = matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout)
+        || (is_upstream && is_too_late(request));
     if is_upstream {
         endpoint_failed(request, error, timed_out);
         if let Some(refusal) = request.refusal.take() {

@@ -117,7 +117,8 @@ impl Wire {
     }
 }
 
-fn has_no_body(head: &ResponseHeader) -> bool {
+/// Is there no body behind this header, whatever was asked?
+pub(super) fn has_no_body(head: &ResponseHeader) -> bool {
     let empty = head.headers.get(http::header::CONTENT_LENGTH).is_some_and(|length| length == "0");
     empty || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
