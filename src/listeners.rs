@@ -244,7 +244,7 @@ fn http(proxy: &Proxy, h2: bool, server: &config::Server) -> HttpProxy<Proxy> {
     };
     let mut app = HttpProxy::new(proxy.clone(), Arc::new(conf));
     app.handle_init_modules();
-    app.h2_options = Some(http2::options());
+    app.h2_options = Some(http2::options(server.http2_window));
     let mut options = HttpServerOptions::default();
     // Within TLS it is agreed upon beforehand.
     options.h2c = h2;

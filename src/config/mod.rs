@@ -62,6 +62,8 @@ pub struct Server {
     pub drain_timeout: Duration,
     /// Idle connections to endpoints that are kept open, over all pools.
     pub idle_connections: usize,
+    /// Bytes of bodies that a client may send ahead of the proxy on one connection of HTTP/2.
+    pub http2_window: u32,
     /// Where access log lines go.
     pub access_log: AccessLog,
 }

@@ -8,13 +8,16 @@ use super::{
     ProbeSchedule, Protocol, Queue, Retry, Server, Source, listener, route,
 };
 use forebay_config::pool::Ejection;
-use forebay_config::{Diagnostics, Document, Section, Table};
+use forebay_config::{ByteSize, Diagnostics, Document, Section, Table};
 use forebay_routing::Policy;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Of an HTTP/2 connection, where nothing is said: about what the protocol begins with.
+const DEFAULT_HTTP2_WINDOW: u32 = 64 * 1024;
 
 /// Bounds that no sensible fleet reaches; they keep a typing error from becoming an outage.
 const MAX_THREADS: usize = 1024;
@@ -88,12 +91,26 @@ fn server(table: &Table<'_, '_>, base: &Path) -> Server {
         drain_delay: table.or("drain_delay", secs(1)),
         drain_timeout: table.or("drain_timeout", secs(30)),
         idle_connections: table.within("idle_connections", 1..=1_000_000, 1024),
+        http2_window: http2_window(table),
         access_log: match table.get::<String>("access_log").as_deref() {
             None | Some("stdout") => AccessLog::Stdout,
             Some("off") => AccessLog::Off,
             Some(file) => AccessLog::File(base.join(file)),
         },
     }
+}
+
+/// Bytes that a client may send ahead on a connection of HTTP/2: at least what the protocol begins with.
+fn http2_window(table: &Table<'_, '_>) -> u32 {
+    let (least, most) = (u64::from(DEFAULT_HTTP2_WINDOW), 16 * 1024 * 1024);
+    let Some((ByteSize(window), span)) = table.spanned::<ByteSize>("http2_window") else {
+        return DEFAULT_HTTP2_WINDOW;
+    };
+    if !(least..=most).contains(&window) {
+        let bound = format!("expected {} to {}", ByteSize(least), ByteSize(most));
+        table.note(span, "http2_window", format!("{bound}, found {}", ByteSize(window)));
+    }
+    u32::try_from(window).unwrap_or(DEFAULT_HTTP2_WINDOW)
 }
 
 fn pool(name: String, table: &Table<'_, '_>, base: &Path) -> Pool {

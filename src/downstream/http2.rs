@@ -33,13 +33,16 @@ const MAX_SEND_BUFFER: usize = 64 * 1024;
 /// The error code ENHANCE_YOUR_CALM (RFC 9113, section 7).
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// What the HTTP/2 library is told.
-pub fn options() -> H2Options {
+/// What the HTTP/2 library is told; `window`: bytes that a client may send ahead.
+pub fn options(window: u32) -> H2Options {
     // From Pingora's own defaults, which bound the number of streams.
     let mut options = default_h2_options();
     options.max_header_list_size(MAX_HEADER_LIST);
     options.max_pending_accept_reset_streams(MAX_CANCELLED);
     options.max_send_buffer_size(MAX_SEND_BUFFER);
+    // One stream may have all of it, and all of them no more.
+    options.initial_window_size(window);
+    options.initial_connection_window_size(window);
     options
 }
 

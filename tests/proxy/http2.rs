@@ -393,6 +393,38 @@ async fn what_the_library_refuses_is_counted_and_logged_too() {
     assert_eq!(endpoint.served(), 11);
 }
 
+#[tokio::test]
+async fn a_client_may_send_as_much_ahead_as_the_file_says() {
+    for (line, window) in [("", 65_536), ("http2_window = \"1MiB\"", 1_048_576)] {
+        let pool = pool_of(&[([127, 0, 0, 1], 9).into()], "");
+        let proxy = Proxy::start_with(line, &pool).await;
+        let mut raw = Raw::connect(&proxy).await;
+        // Of a stream, and what is added to the connection's 65,535.
+        let (mut of_stream, mut added) = (None, None);
+        // One byte more is not worth a frame.
+        let is_more = window > 65_536;
+        while of_stream.is_none() || (is_more && added.is_none()) {
+            let frame = raw.next().await.expect("settings and a window");
+            let number =
+                |at: usize| u32::from_be_bytes(frame.payload[at..at + 4].try_into().unwrap());
+            match frame.kind {
+                SETTINGS if frame.flags == 0 => {
+                    let entries = (0..frame.payload.len()).step_by(6);
+                    let window = entries.clone().find(|at| frame.payload[at + 1] == 4);
+                    of_stream = Some(window.map_or(65_535, |at| number(at + 2)));
+                }
+                WINDOW_UPDATE if frame.stream == 0 => added = Some(number(0)),
+                _ => {}
+            }
+        }
+        assert_eq!(
+            (of_stream, added),
+            (Some(window), is_more.then_some(window - 65_535)),
+            "{line}"
+        );
+    }
+}
+
 fn block_of_good() -> Vec<u8> {
     block(&POST)
 }
