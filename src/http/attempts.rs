@@ -7,6 +7,7 @@
 
 use crate::clock;
 use crate::http::balance::balance;
+use crate::http::decisions::Decisions;
 use crate::http::fallback;
 use crate::http::forward::{count_answer, count_attempt};
 use crate::http::request::Request;
@@ -14,48 +15,13 @@ use crate::http::variant::Target;
 use crate::pool::attempt::{EndpointAttempt, carry_out, context};
 use crate::refusal::Refusal;
 use forebay_protocol::Reason;
-use forebay_routing::attempt::event::{
-    Effect, End, Ending, Event, Next, RefusalCause, Sending, StandIn, Terms,
-};
+use forebay_routing::attempt::event::{Effect, End, Ending, Event, Next, Sending, StandIn, Terms};
 use forebay_routing::{Attempts, Blame};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Of an endpoint that is silent.
 pub const NO_SIGN: &str = "the endpoint answers neither the request nor probes";
-
-impl RefusalCause for Refusal {
-    fn deadline_passed() -> Self {
-        Self::new(Reason::DeadlineExceeded, "no answer before the deadline")
-    }
-
-    fn attempt_timed_out() -> Self {
-        Self::new(Reason::AttemptTimeout, "the endpoint did not answer in time")
-    }
-
-    fn lets_another_stand_in(&self) -> bool {
-        self.reason == Reason::DeadlineExceeded || self.reason.retryable()
-    }
-}
-
-impl Decisions {
-    /// Whether the answer of this attempt, which was an error, may still be passed on.
-    pub fn keeps(&self, attempt: usize) -> bool {
-        self.attempts.keeps(attempt)
-    }
-
-    /// Is nothing more to be decided?
-    pub fn are_over(&self) -> bool {
-        self.attempts.is_over()
-    }
-}
-
-/// What decides on a request's attempts.
-pub struct Decisions {
-    attempts: Attempts<Refusal>,
-    /// Where the request was to go first.
-    asked: Target,
-}
 
 /// How the request's answers are treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

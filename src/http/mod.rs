@@ -2,7 +2,8 @@
 //!
 //! [`proxy`] puts them on Pingora's phases, and [`pipeline`] takes a request through them in this order:
 //! [`identify`], [`route`], [`variant`], [`admit`], [`receive`], [`forward`] with [`balance`] and [`fallback`],
-//! [`respond`]. [`request`] carries what they found out, [`response`] what is answered.
+//! [`respond`]. [`request`] carries what they found out, [`response`] what is answered. [`attempts`] is what all
+//! ways of forwarding share: may it be sent again, may a variant stand in, whose fault was it?
 //!
 //! Two ways lead through them. A *buffered* request has a body that is received first ([`receive`]), so
 //! that no endpoint waits for its client, and is sent by our own attempt engine
@@ -13,6 +14,7 @@
 pub mod admit;
 pub mod attempts;
 pub mod balance;
+pub mod decisions;
 pub mod fallback;
 pub mod forward;
 pub mod grpc;

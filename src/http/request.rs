@@ -3,7 +3,7 @@
 //! Each stage writes its own part and reads those before it. Nothing here decides anything.
 
 use crate::body_memory::Held;
-use crate::http::attempts::Decisions;
+use crate::http::decisions::Decisions;
 use crate::http::forward::wire::Wire;
 use crate::http::identify::Identity;
 use crate::http::variant::Target;

@@ -4,51 +4,23 @@
 //! simulated is an inference that the proxy holds in memory, so it may be sent again whatever becomes of the
 //! attempt before.
 
+use super::decisions::{Sent, Why};
 use super::flow::view_of;
 use super::{Answer, Attempt, Engine};
 use crate::report::outcome::Outcome;
 use crate::sim::balancer::Done;
 use crate::sim::clock::Event as Planned;
 use crate::sim::keys::{AttemptKey, RequestKey};
-use crate::sim::plan::{SimPlan, refused};
+use crate::sim::plan::refused;
 use forebay_protocol::Reason;
 use forebay_routing::attempt::event::{
-    self, Context, Effect, End, Ending, Event, Next, RefusalCause, Sending, Terms,
+    self, Context, Effect, End, Ending, Event, Next, RefusalCause, Sending,
 };
-use forebay_routing::{Attempts, Blame, RetryOn, Time};
+use forebay_routing::{Blame, RetryOn, Time};
 use std::time::Duration;
 
 /// The status of every good answer.
 const OK: u16 = 200;
-
-/// Why a request is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Why(pub Reason);
-
-impl RefusalCause for Why {
-    fn deadline_passed() -> Self {
-        Self(Reason::DeadlineExceeded)
-    }
-
-    fn attempt_timed_out() -> Self {
-        Self(Reason::AttemptTimeout)
-    }
-
-    fn lets_another_stand_in(&self) -> bool {
-        self.0 == Reason::DeadlineExceeded || self.0.retryable()
-    }
-}
-
-/// What decides on the attempts of a request of this kind that came at this moment.
-pub(super) fn decisions(plan: &SimPlan, kind: usize, intended: u64) -> Attempts<Why> {
-    let in_all = plan.timeouts[kind].0;
-    Attempts::new(Terms {
-        deadline: Some(time(intended.saturating_add(in_all))),
-        usual_time: plan.run.timeout,
-        is_hurried: plan.states_deadline(kind),
-        is_replayable: true,
-    })
-}
 
 impl Engine<'_> {
     /// Takes in what has happened to a request, and does what follows from it.
@@ -278,16 +250,6 @@ impl Engine<'_> {
         };
         self.finish(key, outcome);
     }
-}
-
-/// An attempt that was sent.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Sent {
-    key: AttemptKey,
-    endpoint: usize,
-    at: u64,
-    /// How often the endpoint had answered then.
-    heard: u32,
 }
 
 fn answer(status: u16, is_success: bool, reason: Option<Reason>) -> event::Answer {

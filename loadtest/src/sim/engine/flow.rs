@@ -1,6 +1,6 @@
 //! One request: asked for, bound, served, answered, or given up.
 
-use super::attempts::Why;
+use super::decisions::Why;
 use super::proxy::Proxy;
 use super::{Answer, DelayedReport, Engine, Request};
 use crate::report::outcome::{Finished, Outcome};

@@ -5,9 +5,11 @@
 //! is given the very same requests at the same moments.
 
 mod attempts;
+mod decisions;
 mod faults;
 mod flow;
 mod proxy;
+mod rotation;
 mod tally;
 mod workload;
 
@@ -22,7 +24,7 @@ use crate::sim::fleet::{Fleet, Probed};
 use crate::sim::keys::{AttemptKey, ProbeKey, ReportKey, RequestKey};
 use crate::sim::plan::{PROXY, SimPlan};
 use crate::units::nanos;
-use attempts::{Sent, Why};
+use decisions::{Sent, Why};
 use forebay_protocol::Reason;
 use forebay_routing::{Attempts, Report, attempt};
 use proxy::Proxy;
@@ -227,7 +229,7 @@ impl<'a> Engine<'a> {
             client: drawn.client,
             key: derive(seed, index ^ KEY) % KEYS,
             proxy,
-            decisions: attempts::decisions(self.plan, drawn.kind, intended),
+            decisions: decisions::decisions(self.plan, drawn.kind, intended),
             tried: Vec::new(),
             sent: Vec::new(),
             running: Vec::new(),

@@ -1,18 +1,12 @@
 //! The state of one proxy beside its balancer: its rotation, health checks, ejections and budgets.
 
-use super::Engine;
 use crate::scenario::EndpointFaultKind;
 use crate::sim::balancer::policy::SimPolicy;
-use crate::sim::clock::Event;
 use crate::sim::plan::SimPlan;
-use crate::units::nanos;
 use forebay_routing::health::outlier::{EjectionHistory, Member, OutcomeCounts, OutlierDetector};
 use forebay_routing::health::rotation::Rotation;
 use forebay_routing::{Ejection, Health, HealthCheck, Outcome, RetryBudget, RetryPolicy, Time};
 use std::time::Duration;
-
-/// How often a proxy looks for outliers if nothing calls for it.
-const OUTLIER_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The state of one proxy beside its balancer.
 pub(super) struct Proxy {
@@ -107,6 +101,11 @@ impl Proxy {
         self.outliers.counts[endpoint].answers()
     }
 
+    /// Are endpoints ever ejected?
+    pub(super) fn ejects(&self) -> bool {
+        self.outliers.rules.is_on()
+    }
+
     /// Does what requests met call for a look at once?
     pub(super) fn is_called(&mut self) -> bool {
         std::mem::take(&mut self.outliers.is_called)
@@ -123,13 +122,13 @@ impl Proxy {
     }
 
     /// Is anything to be seen by looking for outliers?
-    fn is_worth_a_look(&self, now: Time) -> bool {
+    pub(super) fn is_worth_a_look(&self, now: Time) -> bool {
         let Outliers { rules, window_began, any_out, .. } = &self.outliers;
         *any_out || now.since(*window_began) >= rules.interval
     }
 
     /// Looks for outliers.
-    fn detect(&mut self, now: Time) {
+    pub(super) fn detect(&mut self, now: Time) {
         if now.since(self.outliers.window_began) >= self.outliers.rules.interval {
             self.outliers.window_began = now;
         }
@@ -151,7 +150,7 @@ impl Proxy {
 
     /// Brings health and rotation up to date; the endpoints whose health came back, and those that came into
     /// rotation or went out of it.
-    fn refresh(&mut self) -> (Vec<usize>, Vec<usize>) {
+    pub(super) fn refresh(&mut self) -> (Vec<usize>, Vec<usize>) {
         let Outliers { rules, histories, probed, healths, .. } = &mut self.outliers;
         let mut rejoined = Vec::new();
         for (endpoint, health) in healths.iter_mut().enumerate() {
@@ -175,48 +174,6 @@ impl Proxy {
             }
         }
         (rejoined, changed)
-    }
-}
-
-impl Engine<'_> {
-    pub(super) fn plan_outlier_checks(&mut self) {
-        let every = nanos(OUTLIER_CHECK_INTERVAL);
-        for (number, proxy) in self.proxies.iter().enumerate() {
-            if proxy.outliers.rules.is_on() {
-                // Proxies were not started at the same moment.
-                let first = self.plan.seed_of(number as u64) % every;
-                self.clock.plan(first, Event::Outliers(number));
-            }
-        }
-    }
-
-    /// The time has come to look for outliers.
-    pub(super) fn check_outliers(&mut self, proxy: usize) {
-        if self.proxies[proxy].is_worth_a_look(time(self.now)) {
-            self.detect_outliers(proxy);
-        }
-        self.clock.plan(self.now + nanos(OUTLIER_CHECK_INTERVAL), Event::Outliers(proxy));
-    }
-
-    /// Looks for outliers, and has the balancer do without those that are taken out.
-    pub(super) fn detect_outliers(&mut self, proxy: usize) {
-        self.proxies[proxy].detect(time(self.now));
-        self.refresh_rotation(proxy);
-    }
-
-    /// Tells the balancer what has changed.
-    pub(super) fn refresh_rotation(&mut self, proxy: usize) {
-        let (now, (rejoined, changed)) = (self.now, self.proxies[proxy].refresh());
-        for endpoint in rejoined {
-            self.call_balancer(proxy, |balancer, _, _| balancer.rejoined(endpoint, now));
-        }
-        for endpoint in changed {
-            let ready = self.proxies[proxy].ready[endpoint];
-            self.tally.rotated(ready);
-            self.call_balancer(proxy, |balancer, fleet, outbox| {
-                balancer.health_changed(endpoint, ready, fleet, outbox);
-            });
-        }
     }
 }
 

@@ -1,0 +1,40 @@
+//! What is remembered to decide on the attempts of a request.
+
+use crate::http::variant::Target;
+use crate::refusal::Refusal;
+use forebay_protocol::Reason;
+use forebay_routing::Attempts;
+use forebay_routing::attempt::event::RefusalCause;
+
+impl RefusalCause for Refusal {
+    fn deadline_passed() -> Self {
+        Self::new(Reason::DeadlineExceeded, "no answer before the deadline")
+    }
+
+    fn attempt_timed_out() -> Self {
+        Self::new(Reason::AttemptTimeout, "the endpoint did not answer in time")
+    }
+
+    fn lets_another_stand_in(&self) -> bool {
+        self.reason == Reason::DeadlineExceeded || self.reason.retryable()
+    }
+}
+
+/// What decides on a request's attempts.
+pub struct Decisions {
+    pub(super) attempts: Attempts<Refusal>,
+    /// Where the request was to go first.
+    pub(super) asked: Target,
+}
+
+impl Decisions {
+    /// Whether the answer of this attempt, which was an error, may still be passed on.
+    pub fn keeps(&self, attempt: usize) -> bool {
+        self.attempts.keeps(attempt)
+    }
+
+    /// Is nothing more to be decided?
+    pub fn are_over(&self) -> bool {
+        self.attempts.is_over()
+    }
+}
