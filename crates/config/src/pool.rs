@@ -86,9 +86,11 @@ crate::section! {
         /// Multiple of the median of the pool's mean latencies above which it is taken out. Default: none, since
         /// picking by cost gives a slow endpoint less by itself, and a fleet may be mixed by intention.
         latency_factor: Option<f64> = None, optional(within(1.1..=1e6)), shown "5.0";
-        /// How long the first ejection lasts. Each further one lasts twice as long, until as long has passed
-        /// without one. An endpoint that comes back is on trial: one failure, even for load, takes it out again.
-        /// One that falls and rises by its probes is held back likewise from its second fall on.
+        /// How long the first ejection lasts. Each further one lasts twice as long, up to `max_time`, which is the
+        /// longest that an endpoint can be out that is well; each `base_time` without one takes a doubling back, so that
+        /// with the defaults nothing is held against an endpoint any more that was well for half a minute. One that
+        /// comes back is on trial: one failure, even for load, takes it out again. One that falls and rises by its probes
+        /// is held back likewise from its second fall on.
         base_time: Duration = Duration::from_secs(3), positive();
         /// How long an ejection lasts at most.
         max_time: Duration = Duration::from_secs(300), positive();
