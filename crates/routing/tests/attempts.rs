@@ -314,7 +314,8 @@ impl<'a> Run<'a> {
         self.world.now = self.world.now + millis(self.world.rng.below(8));
         let (now, hedge_at) = (self.world.now, self.hedge_at);
         let late = self.begun.iter().position(|it| it.runs && it.until.is_some_and(|at| at <= now));
-        if let Some(late) = late {
+        // What ends it otherwise may come just when its time is up.
+        if let Some(late) = late.filter(|_| self.world.rng.below(4) > 0) {
             let unheard = self.world.rng.below(2) > 0;
             return Event::Ended(late, End::TimedOut { unheard });
         }

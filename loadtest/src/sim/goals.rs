@@ -341,10 +341,16 @@ impl Runs<'_> {
             found.faults.first().map_or(f64::NAN, |impact| impact.summary().p99_during * 1e3)
         };
         let with = |name| self.row(name).map_or(f64::NAN, |row| p99(&row.found));
-        let blind = p99(&self.changed(ROUND_ROBIN, |sim| sim.slow_start = TimeSpan::default()));
+        // Ejection keeps the killed endpoint out for a part of the time in which it is cold, so that less is
+        // left to slow start. Its own effect is what is held to a bound.
+        let ramped = p99(&self.changed(ROUND_ROBIN, |sim| sim.ejection.max_share = 0.0));
+        let blind = p99(&self.changed(ROUND_ROBIN, |sim| {
+            sim.ejection.max_share = 0.0;
+            sim.slow_start = TimeSpan::default();
+        }));
         let before = self.row(FOREBAY).and_then(|row| row.found.faults.first());
         let before = before.map_or(f64::NAN, |impact| impact.summary().p99_before * 1e3);
-        let (forebay, ramped) = (with(FOREBAY), with(ROUND_ROBIN));
+        let forebay = with(FOREBAY);
         vec![
             self.goal(
                 "p99 while one is cold",
@@ -354,7 +360,7 @@ impl Runs<'_> {
                 forebay <= 1.1 * before,
             ),
             self.goal(
-                "the same by round_robin",
+                "the same by round_robin, without ejection",
                 format!("{ramped:.1} = {:.2}", ramped / blind),
                 "<= 0.90 of that without slow start".to_owned(),
                 format!("without {blind:.1}"),
