@@ -4,6 +4,7 @@
 //! must be able to wait until an endpoint has nothing left to do before it stops it.
 
 use anyhow::{Context, Result, bail};
+use forebay_protocol::oip::encoded;
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -74,7 +75,7 @@ impl Endpoint {
             stream.set_write_timeout(Some(MAX_ANSWER_TIME))?;
             let address = self.address.to_string();
             let path =
-                format!("/pools/{}/endpoints/{}/{verb}", encode(&self.pool), encode(&address));
+                format!("/pools/{}/endpoints/{}/{verb}", encoded(&self.pool), encoded(&address));
             let head = format!(
                 "POST {path} HTTP/1.1\r\nhost: {admin}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
             );
@@ -95,18 +96,4 @@ impl Endpoint {
         }
         Ok(said)
     }
-}
-
-/// A name as one part of a path: all is percent-encoded that RFC 3986 does not leave to anybody.
-fn encode(name: &str) -> String {
-    let mut text = String::with_capacity(name.len());
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            text.push(char::from(byte));
-        } else {
-            // Writing to a string does not fail.
-            let _ = std::fmt::Write::write_fmt(&mut text, format_args!("%{byte:02X}"));
-        }
-    }
-    text
 }

@@ -186,15 +186,8 @@ fn probe(table: &Table<'_, '_>) -> Probe {
         table.note(span, "path", "expected kind = \"http\" beside it");
     }
     let path = absolute_path(table, "path", "/v2/health/ready");
-    let mut schedule = ProbeSchedule::read(table);
+    let schedule = ProbeSchedule::checked(table);
     let interval = schedule.interval;
-    if let Some((fast, span)) = table.spanned::<Duration>("fast_interval")
-        && fast > interval
-    {
-        let expected = format!("expected at most the interval ({interval:?})");
-        table.note(span, "fast_interval", format!("{expected}, found {fast:?}"));
-    }
-    schedule.fast_interval = schedule.fast_interval.min(interval);
     Probe {
         kind: if is_tcp { ProbeKind::Tcp } else { ProbeKind::Http(path) },
         timeout: timeout_within(table, "timeout", interval.min(millis(800)), interval),

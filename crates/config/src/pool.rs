@@ -4,6 +4,8 @@
 //! configuration what the proxy would do with it.
 
 use crate::form::{any, interval, optional, positive, ratio, share, some_of, within};
+use crate::section::Section;
+use crate::table::Table;
 use forebay_routing::RetryPolicy;
 use std::time::Duration;
 
@@ -140,5 +142,20 @@ impl Retry {
     pub fn policy(&self) -> RetryPolicy {
         let Self { attempts, attempt_timeout, ref on, .. } = *self;
         RetryPolicy { attempts, attempt_timeout, on: on.clone() }
+    }
+}
+
+impl ProbeSchedule {
+    /// Reads the section, and checks what its keys say together.
+    pub fn checked(table: &Table<'_, '_>) -> Self {
+        let schedule = Self::read(table);
+        let interval = schedule.interval;
+        if let Some((fast, span)) = table.spanned::<Duration>("fast_interval")
+            && fast > interval
+        {
+            let expected = format!("expected at most the interval ({interval:?})");
+            table.note(span, "fast_interval", format!("{expected}, found {fast:?}"));
+        }
+        Self { fast_interval: schedule.fast_interval.min(interval), ..schedule }
     }
 }

@@ -5,15 +5,11 @@ use crate::plan::target::Target;
 use crate::scenario::{Infer, Protocol};
 use bytes::Bytes;
 use forebay_protocol::grpc::{self, Code, INFERENCE_SERVICE, pb};
-use forebay_protocol::oip::{Datatype, MAX_TENSORS, ModelMetadata, TensorMetadata};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use forebay_protocol::oip::{Datatype, MAX_TENSORS, ModelMetadata, TensorMetadata, encoded};
 use prost::Message;
 
 /// Maximum length of metadata, in bytes.
 const MAX_METADATA: usize = 1 << 20;
-
-/// Everything but the characters that RFC 3986 leaves unreserved.
-const RESERVED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// No answer to the question what a model is like.
 #[derive(Debug, thiserror::Error)]
@@ -27,10 +23,9 @@ pub struct MetadataError {
 
 /// `base/v2/models/{model}[/versions/{version}]`, names percent-encoded.
 pub(super) fn path(base: &str, model: &str, version: Option<&str>) -> String {
-    let encode = |name| utf8_percent_encode(name, &RESERVED);
-    let path = format!("{base}/v2/models/{}", encode(model));
+    let path = format!("{base}/v2/models/{}", encoded(model));
     match version {
-        Some(version) => format!("{path}/versions/{}", encode(version)),
+        Some(version) => format!("{path}/versions/{}", encoded(version)),
         None => path,
     }
 }

@@ -3,7 +3,7 @@
 use super::table::{kind_of, required};
 use crate::distribution::Distribution;
 use crate::units::TimeSpan;
-use forebay_config::pool::{Ejection, Hedge, Retry};
+use forebay_config::pool::{Ejection, Hedge, ProbeSchedule, Queue, Retry};
 use forebay_config::{Section, Table};
 use std::time::Duration;
 
@@ -107,7 +107,7 @@ pub struct Sim {
     pub slots: u32,
     /// Time in which an endpoint that comes into rotation comes to its full share.
     pub slow_start: TimeSpan,
-    /// Requests that wait in a proxy.
+    /// Requests that wait in a proxy; the keys and defaults of the proxy's `[pool.NAME.queue]`.
     pub queue: Queue,
     /// Load reports.
     pub reports: Reports,
@@ -119,30 +119,9 @@ pub struct Sim {
     /// When an endpoint is taken out for its answers; the keys and defaults of the proxy's
     /// `[pool.NAME.ejection]`. Peers of the proxy take none out.
     pub ejection: Ejection,
-    /// Active checks.
-    pub probe: Probe,
-}
-
-/// A proxy's queue; the keys and defaults of the proxy's `[pool.NAME.queue]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Queue {
-    /// How many may wait.
-    pub size: usize,
-    /// From the end of one request at an endpoint until the next one is there.
-    pub handoff_delay: TimeSpan,
-}
-
-/// Health checks by the proxies; the keys and defaults of the proxy's `[pool.NAME.probe]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Probe {
-    /// From one probe to the next.
-    pub interval: TimeSpan,
-    /// The same while a change is under way, or after an attempt failed.
-    pub fast_interval: TimeSpan,
-    /// Successes in a row that bring an endpoint back.
-    pub rise: u32,
-    /// Failures in a row that take it out.
-    pub fall: u32,
+    /// Active checks; the keys and defaults of the proxy's `[pool.NAME.probe]`, as far as simulated
+    /// endpoints have them.
+    pub probe: ProbeSchedule,
 }
 
 /// How proxies learn of the endpoints' load.
@@ -167,17 +146,12 @@ impl Default for Sim {
             round_trip: TimeSpan::default(),
             slots: 0,
             slow_start: TimeSpan::default(),
-            queue: Queue { size: 1024, handoff_delay: TimeSpan(Duration::from_micros(500)) },
+            queue: Queue::default(),
             reports: Reports::default(),
             hedge: None,
             retry: Retry::default(),
             ejection: Ejection::default(),
-            probe: Probe {
-                interval: SECOND,
-                fast_interval: TimeSpan(Duration::from_millis(100)),
-                rise: 2,
-                fall: 2,
-            },
+            probe: ProbeSchedule::default(),
         }
     }
 }
@@ -251,7 +225,7 @@ fn sim(top: &Table<'_, '_>) -> Sim {
         round_trip: table.or("round_trip", sim.round_trip),
         slots: table.within("slots", 1..=100_000, sim.slots),
         slow_start: table.or("slow_start", sim.slow_start),
-        queue: queue(&table.table_or_empty("queue"), &sim.queue),
+        queue: Queue::read(&table.table_or_empty("queue")),
         reports: Reports {
             in_band: reports.or("in_band", told.in_band),
             every: reports.has("every").then(|| required(&reports, "every", SECOND)),
@@ -261,24 +235,7 @@ fn sim(top: &Table<'_, '_>) -> Sim {
         retry: Retry::read(&table.table_or_empty("retry")),
         hedge: table.table("hedge").map(|table| Hedge::read(&table)),
         ejection: Ejection::read(&table.table_or_empty("ejection")),
-        probe: probe(&table.table_or_empty("probe"), &sim.probe),
-    }
-}
-
-fn queue(table: &Table<'_, '_>, default: &Queue) -> Queue {
-    Queue {
-        size: table.within("size", 0..=1_000_000, default.size),
-        handoff_delay: table.or("handoff_delay", default.handoff_delay),
-    }
-}
-
-fn probe(table: &Table<'_, '_>, default: &Probe) -> Probe {
-    let interval = table.or("interval", default.interval);
-    Probe {
-        interval,
-        fast_interval: table.or("fast_interval", default.fast_interval).min(interval),
-        rise: table.within("rise", 1..=100, default.rise),
-        fall: table.within("fall", 1..=100, default.fall),
+        probe: ProbeSchedule::checked(&table.table_or_empty("probe")),
     }
 }
 

@@ -12,7 +12,7 @@ mod table;
 
 pub use fault::{Fault, FaultKind, MAX_FAULTS, MAX_PROCESSES, Process};
 pub use file::{ScenarioError, parse};
-pub use fleet::{Batch, EndpointFault, EndpointFaultKind, Group, Probe, Reports, Sim, Simulated};
+pub use fleet::{Batch, EndpointFault, EndpointFaultKind, Group, Reports, Sim, Simulated};
 pub use objective::{Comparison, Measure, Objective, ObjectiveError};
 
 use crate::distribution::Distribution;

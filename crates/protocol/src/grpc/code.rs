@@ -1,6 +1,7 @@
 //! Status codes and the text that goes with them.
 
 use http::HeaderValue;
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
 
 /// Longest `grpc-message` that is sent, in bytes before encoding: clients bound their header lists.
 const MAX_MESSAGE: usize = 2048;
@@ -74,6 +75,9 @@ impl Code {
     }
 }
 
+/// What gRPC has encoded beside what is not ASCII.
+const ENCODED: &AsciiSet = &CONTROLS.add(b'%');
+
 /// The value of the trailer `grpc-message`: percent-encoded, and cut if it is longer than anyone
 /// reads.
 pub fn encode_message(message: &str) -> HeaderValue {
@@ -81,14 +85,7 @@ pub fn encode_message(message: &str) -> HeaderValue {
     while !message.is_char_boundary(end) {
         end -= 1;
     }
-    let mut text = Vec::with_capacity(end);
-    for &byte in &message.as_bytes()[..end] {
-        if matches!(byte, b' '..=b'~') && byte != b'%' {
-            text.push(byte);
-        } else {
-            text.extend_from_slice(format!("%{byte:02X}").as_bytes());
-        }
-    }
+    let text: String = utf8_percent_encode(&message[..end], ENCODED).collect();
     // Printable ASCII is always a header value.
     HeaderValue::from_maybe_shared(bytes::Bytes::from(text))
         .unwrap_or_else(|_| HeaderValue::from_static(""))
@@ -96,20 +93,7 @@ pub fn encode_message(message: &str) -> HeaderValue {
 
 /// What [`encode_message`] made, or another program did; what can't be decoded stays as it is.
 pub fn decode_message(value: &HeaderValue) -> String {
-    let mut text = Vec::with_capacity(value.len());
-    let mut rest = value.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let digits = tail.get(..2).filter(|_| *first == b'%');
-        let digits = digits.and_then(|two| std::str::from_utf8(two).ok());
-        if let Some(byte) = digits.and_then(|two| u8::from_str_radix(two, 16).ok()) {
-            text.push(byte);
-            rest = &tail[2..];
-        } else {
-            text.push(*first);
-            rest = tail;
-        }
-    }
-    String::from_utf8_lossy(&text).into_owned()
+    percent_decode(value.as_bytes()).decode_utf8_lossy().into_owned()
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ pub use error::{EncodeError, Found, ParseError, TensorProblem};
 pub use message::Encoded;
 pub use metadata::{ErrorBody, ModelIndex, ModelMetadata, Ready, ServerMetadata, TensorMetadata};
 pub use parameters::{Parameter, Parameters};
-pub use path::{Call, Path, with_model};
+pub use path::{Call, Path, encoded, with_model};
 pub use request::{InferRequest, RequestedOutput};
 pub use response::InferResponse;
 pub use scheduling_parameters::SchedulingParameters;

@@ -1,5 +1,7 @@
 //! Which call a path means, without an allocation: the proxy asks for every request.
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
+
 /// A call of the protocol, as far as path tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
@@ -78,12 +80,12 @@ pub fn with_model(path: &str, model: Option<&str>, version: Option<&str>) -> Opt
     }
     let mut path = String::from("/v2/models/");
     match model {
-        Some(model) => push_encoded(&mut path, model),
+        Some(model) => path.extend(encoded(model)),
         None => path.push_str(present),
     }
     if let Some(version) = version {
         path.push_str("/versions/");
-        push_encoded(&mut path, version);
+        path.extend(encoded(version));
     }
     if !tail.is_empty() {
         path.push('/');
@@ -92,15 +94,11 @@ pub fn with_model(path: &str, model: Option<&str>, version: Option<&str>) -> Opt
     Some(path)
 }
 
-fn push_encoded(path: &mut String, name: &str) {
-    for byte in name.bytes() {
-        // What stands for itself in a path, everywhere (RFC 3986, 2.3).
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            path.push(char::from(byte));
-        } else {
-            path.push_str(&format!("%{byte:02X}"));
-        }
-    }
+/// A name as one part of a path: what does not stand for itself everywhere is encoded (RFC 3986, 2.3).
+pub fn encoded(name: &str) -> PercentEncode<'_> {
+    const RESERVED: &AsciiSet =
+        &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+    utf8_percent_encode(name, RESERVED)
 }
 
 fn split(path: &str) -> (&str, &str) {

@@ -90,7 +90,7 @@ impl Forebay {
             loads,
             report_ttl: plan.sim.reports.ttl.0,
             slow_start: plan.sim.slow_start.0,
-            handoff_delay: plan.sim.queue.handoff_delay.0,
+            handoff_delay: plan.sim.queue.handoff_delay,
             recent: Arc::default(),
             ring: Ring::new(0..keyed),
             rng: Rng::new(seed),

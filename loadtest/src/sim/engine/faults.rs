@@ -16,7 +16,7 @@ impl Engine<'_> {
                 self.clock.plan(end, Event::Fault { fault: number, begins: false });
             }
         }
-        let interval = nanos(self.plan.sim.probe.interval.0).max(1);
+        let interval = nanos(self.plan.sim.probe.interval).max(1);
         for proxy in 0..self.proxies.len() {
             // Proxies do not ask all at the same time.
             let first = self.plan.seed_of(proxy as u64) % interval;
@@ -54,7 +54,7 @@ impl Engine<'_> {
         let changed = check.check.probed(outcome);
         check.last = now;
         let pause = if check.check.unsettled() { probe.fast_interval } else { probe.interval };
-        let at = now + nanos(pause.0).max(1);
+        let at = now + nanos(pause).max(1);
         self.clock.plan(at, Event::Check { proxy, endpoint, number });
         if let Some(health) = changed {
             self.proxies[proxy].probed(endpoint, health, now);
@@ -64,7 +64,7 @@ impl Engine<'_> {
 
     /// An attempt got no answer: the next check comes sooner.
     pub(super) fn suspect(&mut self, proxy: usize, endpoint: usize) {
-        let (now, fast) = (self.now, nanos(self.plan.sim.probe.fast_interval.0));
+        let (now, fast) = (self.now, nanos(self.plan.sim.probe.fast_interval));
         let Some(check) = self.check_of(proxy, endpoint) else { return };
         check.number = check.number.wrapping_add(1);
         let (at, number) = ((check.last + fast).max(now + 1), check.number);
