@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_for_both_families_does_not_disguise_an_ipv4_caller() {
+    fn a_socket_for_both_families_does_not_disguise_an_ipv4_client() {
         let mapped = ends("[::ffff:192.0.2.1]:40000", "[::ffff:198.51.100.7]:443");
         let line = write(ProxyVersion::V1, mapped).unwrap();
         assert_eq!(line, b"PROXY TCP4 192.0.2.1 198.51.100.7 40000 443\r\n");

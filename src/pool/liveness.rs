@@ -89,18 +89,18 @@ impl Drop for CutAt {
 }
 
 /// Until a request that waits for an answer on this socket waits in vain.
-pub async fn in_vain(
+pub async fn until_lost(
     (endpoint, pool): (&EndpointState, &Pool),
     socket: impl Fn() -> Option<RawFd>,
     patience: Patience,
-) -> Vain {
+) -> Lost {
     loop {
         endpoint.unanswered().await;
         if socket().is_some_and(is_unreachable) {
-            return Vain::Unreachable;
+            return Lost::Unreachable;
         }
         if is_over(patience, endpoint, pool) {
-            return Vain::Silent;
+            return Lost::Silent;
         }
     }
 }
@@ -114,7 +114,7 @@ fn is_over(patience: Patience, endpoint: &EndpointState, pool: &Pool) -> bool {
 
 /// Why a request waits in vain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Vain {
+pub enum Lost {
     /// The other end acknowledges nothing.
     Unreachable,
     /// It answers neither the request nor probes.

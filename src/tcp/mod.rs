@@ -19,7 +19,7 @@ use crate::pool::{Pool, Snapshot, liveness};
 use crate::refusal::Refusal;
 use crate::tcp::connect::connect;
 use crate::tcp::relay::{End, Traffic, relay};
-use crate::telemetry::access_log::{ConnectionLine, timestamp};
+use crate::telemetry::access_log::{ConnectionEntry, timestamp};
 use crate::telemetry::observe::Observer;
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
@@ -147,7 +147,7 @@ impl Layer4 {
                 () = liveness::unreachable(&state, socket) => End::EndpointBroke,
             },
         };
-        if end == End::CallerBroke {
+        if end == End::ClientBroke {
             reset(&endpoint);
         }
         match end {
@@ -159,7 +159,7 @@ impl Layer4 {
                 let message = format!("nothing was said for {idle:?}");
                 Err(Refusal::new(Reason::IdleTimeout, message))
             }
-            End::CallerBroke => Err(broke(Reason::ClientClosed)),
+            End::ClientBroke => Err(broke(Reason::ClientClosed)),
             End::EndpointBroke => {
                 session.suspect();
                 Err(broke(Reason::EndpointReset))
@@ -301,7 +301,7 @@ impl Session {
             .traffic
             .as_ref()
             .map_or((0, 0), |traffic| (traffic.from_client.bytes(), traffic.from_endpoint.bytes()));
-        observer.log().write(&ConnectionLine {
+        observer.log().write(&ConnectionEntry {
             time: timestamp(SystemTime::now()),
             protocol: self.connection.listener().protocol,
             listener,

@@ -28,7 +28,7 @@ pub enum End {
     /// Neither moved a byte for too long.
     Idle,
     /// The client's connection broke.
-    CallerBroke,
+    ClientBroke,
     /// The endpoint's connection broke.
     EndpointBroke,
 }
@@ -131,7 +131,7 @@ where
             match copied {
                 Ok(_) => End::Orderly,
                 Err(_) if traffic.from_endpoint.broke.load(Relaxed) => End::EndpointBroke,
-                Err(_) => End::CallerBroke,
+                Err(_) => End::ClientBroke,
             }
         }
         () = traffic.idle(idle) => End::Idle,
@@ -244,7 +244,7 @@ mod tests {
 
     #[tokio::test]
     async fn it_is_said_who_broke() {
-        for (client_breaks, expected) in [(true, End::CallerBroke), (false, End::EndpointBroke)] {
+        for (client_breaks, expected) in [(true, End::ClientBroke), (false, End::EndpointBroke)] {
             let (client, endpoint, task) = between(LONG).await;
             let (breaks, _stays) =
                 if client_breaks { (client, endpoint) } else { (endpoint, client) };

@@ -21,7 +21,7 @@ const SETTINGS: Settings = Settings {
 
 /// One finished request. Times are microseconds, sizes bytes.
 #[derive(Debug, Default, Serialize)]
-pub struct Line<'a> {
+pub struct Entry<'a> {
     /// When it ended, UTC.
     pub time: String,
     /// `x-request-id`.
@@ -80,7 +80,7 @@ pub struct Line<'a> {
 
 /// One ended connection at Layer 4. Times are microseconds, sizes bytes.
 #[derive(Debug, Serialize)]
-pub struct ConnectionLine<'a> {
+pub struct ConnectionEntry<'a> {
     /// When it ended, UTC.
     pub time: String,
     /// `tcp`; lines of requests have no such field.

@@ -78,7 +78,7 @@ pub fn record_rejected_connection(
         matches!(refusal.reason, Reason::ConnectionLimit | Reason::ProxyExhausted);
     if observer.log.is_on() && !is_counted_only {
         let (method, path) = request_head::request_line(from.head);
-        observer.log.write(&access_log::Line {
+        observer.log.write(&access_log::Entry {
             time: access_log::timestamp(std::time::SystemTime::now()),
             request_id: &identity.request_id,
             trace_id: identity.trace_id(),
@@ -141,7 +141,7 @@ fn write_line(
     let identity = &request.identity;
     let target = request.target.as_ref();
     let micros = |d: std::time::Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
-    observer.log.write(&access_log::Line {
+    observer.log.write(&access_log::Entry {
         time: access_log::timestamp(std::time::SystemTime::now()),
         request_id: &identity.request_id,
         trace_id: identity.trace_id(),

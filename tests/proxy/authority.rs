@@ -1,4 +1,4 @@
-//! Certificates for tests, and callers that believe them.
+//! Certificates for tests, and clients that believe them.
 
 use crate::client::{Failed, Response, send_on};
 use crate::harness::{Folder, PATIENCE};
@@ -20,7 +20,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 pub const INFER: &str = "/v2/models/m/infer";
-/// What callers ask for.
+/// What clients ask for.
 pub const NAME: &str = "models.example.org";
 pub static V13: [&SupportedProtocolVersion; 1] = [&version::TLS13];
 pub static V12: [&SupportedProtocolVersion; 1] = [&version::TLS12];
@@ -68,11 +68,11 @@ impl Authority {
         format!("certificate = {:?}\nkey = {:?}\n", path("pem"), path("key"))
     }
 
-    /// A caller that believes this authority.
-    pub fn caller(&self) -> Caller {
+    /// A client that believes this authority.
+    pub fn client(&self) -> Client {
         let mut roots = RootCertStore::empty();
         roots.add(self.der.clone()).unwrap();
-        Caller { roots, shows: None, alpn: &[], versions: &BOTH }
+        Client { roots, shows: None, alpn: &[], versions: &BOTH }
     }
 }
 
@@ -81,16 +81,16 @@ fn pem(what: &str, der: &[u8]) -> String {
     format!("-----BEGIN {what}-----\n{text}\n-----END {what}-----\n")
 }
 
-/// What a caller believes, shows and speaks.
+/// What a client believes, shows and speaks.
 #[derive(Clone)]
-pub struct Caller {
+pub struct Client {
     roots: RootCertStore,
     shows: Option<(CertificateDer<'static>, Vec<u8>)>,
     alpn: &'static [&'static str],
     versions: &'static [&'static SupportedProtocolVersion],
 }
 
-impl Caller {
+impl Client {
     /// Shows a certificate of `authority`.
     pub fn shows(mut self, authority: &Authority) -> Self {
         let (der, key) = authority.sign(&CertificateParams::new(Vec::new()).unwrap());

@@ -170,7 +170,7 @@ async fn a_body_that_says_it_is_too_long_is_refused_before_it_comes() {
 }
 
 #[tokio::test]
-async fn a_caller_that_sends_all_of_a_refused_body_still_reads_why() {
+async fn a_client_that_sends_all_of_a_refused_body_still_reads_why() {
     let (proxy, _endpoint) = echoing("[limits]\nbody = \"64KiB\"").await;
     let answer = post(proxy.address, INFER, body(3_000_000)).await;
     assert_eq!((answer.status.as_u16(), answer.reason()), (413, "body_too_large"));
@@ -252,7 +252,7 @@ async fn malformed_requests_are_refused_and_closed() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_the_callers_mistake() {
+async fn a_body_that_breaks_off_is_the_clients_mistake() {
     let (proxy, endpoint) = echoing("").await;
     let mut stream = tokio::net::TcpStream::connect(proxy.address).await.unwrap();
     let request = format!("POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nhe");

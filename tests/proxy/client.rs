@@ -1,4 +1,4 @@
-//! A caller: single requests, raw bytes, and steady load over kept-alive connections.
+//! A client: single requests, raw bytes, and steady load over kept-alive connections.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -143,21 +143,21 @@ pub async fn raw(address: SocketAddr, bytes: &[u8], quiet: Duration) -> (String,
     }
 }
 
-/// Callers that send one request after the other over kept-alive connections until stopped.
+/// Clients that send one request after the other over kept-alive connections until stopped.
 pub struct Load {
     stop: Arc<AtomicBool>,
     done: Arc<AtomicUsize>,
-    callers: JoinSet<BTreeMap<String, usize>>,
+    clients: JoinSet<BTreeMap<String, usize>>,
 }
 
 impl Load {
     pub fn start(address: SocketAddr, path: &'static str, body: &'static str, n: usize) -> Self {
         let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let mut callers = JoinSet::new();
+        let mut clients = JoinSet::new();
         for _ in 0..n {
-            callers.spawn(caller(address, path, body, Arc::clone(&stop), Arc::clone(&done)));
+            clients.spawn(client(address, path, body, Arc::clone(&stop), Arc::clone(&done)));
         }
-        Self { stop, done, callers }
+        Self { stop, done, clients }
     }
 
     pub fn done(&self) -> usize {
@@ -175,7 +175,7 @@ impl Load {
     pub async fn stop(self) -> BTreeMap<String, usize> {
         self.stop.store(true, Relaxed);
         let mut outcomes = BTreeMap::new();
-        for one in self.callers.join_all().await {
+        for one in self.clients.join_all().await {
             for (outcome, count) in one {
                 *outcomes.entry(outcome).or_default() += count;
             }
@@ -184,9 +184,9 @@ impl Load {
     }
 }
 
-/// One caller. A refused connection ends it: the proxy has left. A connection that was closed
+/// One client. A refused connection ends it: the proxy has left. A connection that was closed
 /// between two requests, as announced, is opened again.
-async fn caller(
+async fn client(
     address: SocketAddr,
     path: &'static str,
     body: &'static str,

@@ -1,4 +1,4 @@
-//! An operator takes an endpoint out of use, and no caller notices.
+//! An operator takes an endpoint out of use, and no client notices.
 
 use crate::client::{Load, get, post};
 use crate::endpoint::{Behaviour, Endpoint};

@@ -32,7 +32,7 @@ async fn ejections(proxy: &Proxy, cause: &str) -> f64 {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_answers_500_at_once_gets_next_to_nothing_and_no_caller_sees_it() {
+async fn an_endpoint_that_answers_500_at_once_gets_next_to_nothing_and_no_client_sees_it() {
     let all = start([Behaviour::Failing, Behaviour::Echo, Behaviour::Echo, Behaviour::Echo]).await;
     for policy in ["least_inflight", "round_robin", "adaptive"] {
         let before = all[0].served();
@@ -96,7 +96,7 @@ async fn a_request_that_fails_everywhere_takes_nobody_out() {
 }
 
 #[tokio::test]
-async fn a_callers_mistakes_and_haste_take_nobody_out() {
+async fn a_clients_mistakes_and_haste_take_nobody_out() {
     let all = start([Behaviour::Missing, Behaviour::Missing]).await;
     let proxy = Proxy::in_front_of(&addresses(&all), 2, "").await;
     for _ in 0..20 {

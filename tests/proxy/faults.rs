@@ -1,4 +1,4 @@
-//! What callers see when endpoints fail: nothing, as long as anyone can answer.
+//! What clients see when endpoints fail: nothing, as long as anyone can answer.
 
 use crate::client::{Load, get, post, post_with};
 use crate::endpoint::{Behaviour, Endpoint, echo};
@@ -21,7 +21,7 @@ fn only_ok(outcomes: &BTreeMap<String, usize>) {
 }
 
 #[tokio::test]
-async fn a_worker_that_is_killed_under_load_costs_no_caller_an_answer_and_comes_back() {
+async fn a_worker_that_is_killed_under_load_costs_no_client_an_answer_and_comes_back() {
     let mut workers = Worker::start_many(3).await;
     let proxy = Proxy::in_front_of(&addresses(&workers), 3, "").await;
     let load = Load::start(proxy.address, ARITH_INFER, ARITH, 16);
@@ -50,7 +50,7 @@ async fn a_worker_that_is_killed_under_load_costs_no_caller_an_answer_and_comes_
 }
 
 #[tokio::test]
-async fn half_of_the_workers_killed_at_once_cost_no_caller_an_answer() {
+async fn half_of_the_workers_killed_at_once_cost_no_client_an_answer() {
     let workers = Worker::start_many(4).await;
     let proxy = Proxy::in_front_of(&addresses(&workers), 4, "").await;
     let load = Load::start(proxy.address, ARITH_INFER, ARITH, 16);
@@ -98,7 +98,7 @@ async fn attempts(proxy: &Proxy, endpoint: SocketAddr) -> f64 {
 }
 
 #[tokio::test]
-async fn a_worker_that_drains_under_load_costs_no_caller_an_answer() {
+async fn a_worker_that_drains_under_load_costs_no_client_an_answer() {
     let mut workers = Worker::start_many(2).await;
     let proxy = Proxy::in_front_of(&addresses(&workers), 2, "").await;
     let load = Load::start(proxy.address, ARITH_INFER, ARITH, 8);
@@ -161,7 +161,7 @@ async fn what_an_endpoint_is_told_of_the_time_is_what_is_left_of_it() {
 }
 
 #[tokio::test]
-async fn a_route_bounds_what_a_caller_may_ask_for() {
+async fn a_route_bounds_what_a_client_may_ask_for() {
     let silent = Endpoint::start(Behaviour::Silent).await;
     let config = pool_of(&[silent.address], "") + "deadline = \"300ms\"\n";
     let proxy = Proxy::start(&config).await;
@@ -218,7 +218,7 @@ async fn whatever_an_endpoint_does_wrong_another_makes_good() {
 }
 
 #[tokio::test]
-async fn a_connection_that_was_kept_for_too_long_costs_no_caller_an_answer() {
+async fn a_connection_that_was_kept_for_too_long_costs_no_client_an_answer() {
     let endpoint = Endpoint::start(Behaviour::OnePerConnection).await;
     let proxy = Proxy::in_front_of(&[endpoint.address], 1, "").await;
     for _ in 0..10 {
@@ -313,7 +313,7 @@ async fn a_pool_that_fails_everything_gets_hardly_more_than_is_offered() {
 }
 
 #[tokio::test]
-async fn a_caller_that_leaves_takes_its_attempt_with_it() {
+async fn a_client_that_leaves_takes_its_attempt_with_it() {
     let silent = Endpoint::start(Behaviour::Silent).await;
     let proxy = Proxy::in_front_of(&[silent.address], 1, "").await;
     let mut stream = tokio::net::TcpStream::connect(proxy.address).await.unwrap();

@@ -154,7 +154,7 @@ async fn messages_are_bounded_by_the_bodys_limit_and_by_memory() {
 }
 
 #[tokio::test]
-async fn a_timeout_of_the_callers_ends_the_call_and_is_passed_on() {
+async fn a_timeout_of_the_clients_ends_the_call_and_is_passed_on() {
     let workers = Worker::start_many(1).await;
     let proxy = Proxy::in_front_of(&addresses(&workers), 1, "").await;
     let headers = [("grpc-timeout", "80m")];
@@ -233,7 +233,7 @@ async fn an_endpoint_that_says_unavailable_is_not_asked_again() {
         assert_eq!(ended.code(), Code::Ok, "{}", ended.words());
     }
     assert!(busy.seen.lock().unwrap().len() + late.seen.lock().unwrap().len() > 2);
-    // If all say so, the caller gets the answer of the last.
+    // If all say so, the client gets the answer of the last.
     let proxy = Proxy::in_front_of(&all[..2], 2, more).await;
     let ended = call(proxy.address, INFER, &arith(1.0)).await;
     assert_eq!((ended.code(), ended.words()), (Code::Unavailable, "come back later".to_owned()));
@@ -245,11 +245,11 @@ async fn no_call_fails_when_a_worker_is_killed() {
     let mut workers = Worker::start_many(3).await;
     let more = "retry = { attempts = 3, min_per_second = 100 }";
     let proxy = Proxy::in_front_of(&addresses(&workers), 3, more).await;
-    let mut callers = tokio::task::JoinSet::new();
+    let mut clients = tokio::task::JoinSet::new();
     let (stop, stopped) = tokio::sync::watch::channel(false);
     for _ in 0..4 {
         let (address, stopped) = (proxy.address, stopped.clone());
-        callers.spawn(async move {
+        clients.spawn(async move {
             let connection = Connection::open(address).await;
             let mut outcomes = std::collections::BTreeMap::<_, usize>::new();
             while !*stopped.borrow() {
@@ -268,7 +268,7 @@ async fn no_call_fails_when_a_worker_is_killed() {
     workers[0].signal(Signal::KILL);
     answered(200.0).await;
     stop.send(true).unwrap();
-    for outcomes in callers.join_all().await {
+    for outcomes in clients.join_all().await {
         let good = outcomes.keys().all(|(code, _)| *code == 0);
         assert!(good, "{outcomes:?}");
     }

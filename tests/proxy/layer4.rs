@@ -16,9 +16,9 @@ use tokio::time::timeout;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Plain {
     /// Says its address and a line end at once, then gives back what it gets, and ends when the
-    /// caller does.
+    /// client does.
     Greet,
-    /// Reads until the caller is done, then answers with all of it.
+    /// Reads until the client is done, then answers with all of it.
     Collect,
     /// Says its address and a line end at once, then breaks.
     Break,
@@ -66,7 +66,7 @@ async fn serve(mut stream: TcpStream, plain: Plain, address: SocketAddr) -> std:
     }
     stream.write_all(format!("{address}\n").as_bytes()).await?;
     if plain == Plain::Break {
-        // Only when the caller has heard it.
+        // Only when the client has heard it.
         stream.read_exact(&mut [0]).await?;
         return stream.set_zero_linger();
     }
@@ -115,12 +115,12 @@ pub async fn line(stream: &mut (impl AsyncRead + Unpin)) -> String {
 
 /// A connection is not taken, and that is said as clearly as TCP can say it.
 async fn refused(address: SocketAddr) {
-    // The reset may come before the caller knows that it is connected.
+    // The reset may come before the client knows that it is connected.
     let Ok(mut stream) = TcpStream::connect(address).await else { return };
     assert!(rest(&mut stream).await.is_err(), "a failure must not look like an empty answer");
 }
 
-/// How a connection ends for its caller: `Ok` with what came last, or an error.
+/// How a connection ends for its client: `Ok` with what came last, or an error.
 async fn rest(stream: &mut TcpStream) -> std::io::Result<String> {
     let mut text = String::new();
     timeout(PATIENCE, stream.read_to_string(&mut text)).await.unwrap().map(|_| text)
@@ -154,7 +154,7 @@ async fn connections_are_spread_by_what_is_open_and_count_until_they_end() {
 }
 
 #[tokio::test]
-async fn a_caller_that_is_done_speaking_still_hears_the_answer() {
+async fn a_client_that_is_done_speaking_still_hears_the_answer() {
     let endpoint = PlainEndpoint::start(Plain::Collect).await;
     let proxy = layer4(&[endpoint.address], "", "").await;
     let sent: Vec<u8> = (0..5_000_000_usize).map(|i| u8::try_from(i * 31 % 251).unwrap()).collect();

@@ -60,7 +60,7 @@ async fn the_state_of_a_trace_goes_on_with_its_trace_only() {
 }
 
 #[tokio::test]
-async fn what_a_caller_sends_can_not_break_the_log() {
+async fn what_a_client_sends_can_not_break_the_log() {
     let endpoint = Endpoint::start(Behaviour::Echo).await;
     let proxy = Proxy::in_front_of(&[endpoint.address], 1, "").await;
     let odd = "/v2/models/a%0d%0a%1b%5b31m%22%7d/infer";

@@ -1,4 +1,4 @@
-//! What operators do while callers call: reload, stop, look.
+//! What operators do while clients call: reload, stop, look.
 
 use crate::client::{Load, get, post};
 use crate::endpoint::{Behaviour, Endpoint};
@@ -69,7 +69,7 @@ async fn a_reload_keeps_what_was_learnt() {
     let endpoint = Endpoint::start(Behaviour::Echo).await;
     let proxy = Proxy::in_front_of(&[endpoint.address], 1, "").await;
     post(proxy.address, "/v2/models/m/infer", "x").await;
-    // The caller may have its answer before everything is taken in.
+    // The client may have its answer before everything is taken in.
     let learnt = eventually("the request taken in", async || {
         let endpoint = proxy.endpoints().await[0].clone();
         (endpoint["in_flight"] == 0 && endpoint["service_ms"].is_number()).then_some(endpoint)
@@ -128,7 +128,7 @@ async fn a_second_signal_stops_at_once() {
     eventually("draining", async || proxy.messages().contains("draining").then_some(())).await;
     proxy.signal(Signal::TERM);
     assert!(proxy.ended().await.success());
-    assert!(stuck.await.unwrap(), "what was cut is an error to its caller");
+    assert!(stuck.await.unwrap(), "what was cut is an error to its client");
 }
 
 #[tokio::test]

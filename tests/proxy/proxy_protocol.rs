@@ -18,7 +18,7 @@ const INFER: &str = "POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\nconnection: 
                      content-length: 1\r\n\r\nx";
 
 #[tokio::test]
-async fn a_request_is_logged_with_the_caller_that_the_header_names() {
+async fn a_request_is_logged_with_the_client_that_the_header_names() {
     let endpoint = Endpoint::start(Behaviour::Echo).await;
     let config = format!("proxy_protocol = \"require\"\n{}", pool_of(&[endpoint.address], ""));
     let proxy = Proxy::start(&config).await;
@@ -74,14 +74,14 @@ async fn where_none_is_expected_a_header_is_no_way_to_choose_an_address() {
     assert_eq!(endpoint.served(), 1);
 }
 
-/// What an endpoint gets on the connection of a caller that sends this and no more, and where that
-/// caller was.
+/// What an endpoint gets on the connection of a client that sends this and no more, and where that
+/// client was.
 async fn received(listener: &str, sent: &[u8]) -> (Vec<u8>, SocketAddr, Proxy) {
     let endpoint = TcpListener::bind(anywhere()).await.unwrap();
     let proxy = layer4(&[endpoint.local_addr().unwrap()], listener, "").await;
-    let mut caller = TcpStream::connect(proxy.address).await.unwrap();
-    caller.write_all(sent).await.unwrap();
-    caller.shutdown().await.unwrap();
+    let mut client = TcpStream::connect(proxy.address).await.unwrap();
+    client.write_all(sent).await.unwrap();
+    client.shutdown().await.unwrap();
     let bytes = async {
         loop {
             let (mut stream, _) = endpoint.accept().await.unwrap();
@@ -93,43 +93,43 @@ async fn received(listener: &str, sent: &[u8]) -> (Vec<u8>, SocketAddr, Proxy) {
         }
     };
     let bytes = timeout(PATIENCE, bytes).await.unwrap();
-    (bytes, caller.local_addr().unwrap(), proxy)
+    (bytes, client.local_addr().unwrap(), proxy)
 }
 
 #[tokio::test]
 async fn an_endpoint_is_told_whose_connection_it_gets() {
-    let (bytes, caller, proxy) = received("send_proxy_protocol = \"v1\"", b"hello").await;
-    let (from, to) = (caller.port(), proxy.address.port());
+    let (bytes, client, proxy) = received("send_proxy_protocol = \"v1\"", b"hello").await;
+    let (from, to) = (client.port(), proxy.address.port());
     let expected = format!("PROXY TCP4 127.0.0.1 127.0.0.1 {from} {to}\r\nhello");
     assert_eq!(String::from_utf8_lossy(&bytes), expected);
 
-    let (bytes, caller, _proxy) = received("send_proxy_protocol = \"v2\"", b"hello").await;
+    let (bytes, client, _proxy) = received("send_proxy_protocol = \"v2\"", b"hello").await;
     assert_eq!(&bytes[..16], b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c");
-    assert_eq!(bytes[24..26], caller.port().to_be_bytes());
+    assert_eq!(bytes[24..26], client.port().to_be_bytes());
     assert_eq!(&bytes[28..], b"hello");
 }
 
 #[tokio::test]
-async fn the_caller_is_passed_on_from_one_header_to_the_next() {
+async fn the_client_is_passed_on_from_one_header_to_the_next() {
     let both = "proxy_protocol = \"require\"\nsend_proxy_protocol = \"v1\"";
     let sent = [V2, b"hello"].concat();
     let (bytes, _, proxy) = received(both, &sent).await;
     assert_eq!(bytes, [V1, b"hello"].concat());
     let line = proxy.next_line();
     assert_eq!(line["client"], CALLER);
-    assert_eq!(line["bytes_in"], 5, "the header is not the caller's");
+    assert_eq!(line["bytes_in"], 5, "the header is not the client's");
 }
 
 #[tokio::test]
-async fn an_endpoint_that_speaks_first_need_not_wait_for_the_caller() {
+async fn an_endpoint_that_speaks_first_need_not_wait_for_the_client() {
     let endpoint = PlainEndpoint::start(Plain::Greet).await;
     let both = "proxy_protocol = \"require\"";
     let proxy = layer4(&[endpoint.address], both, "").await;
-    let mut caller = TcpStream::connect(proxy.address).await.unwrap();
-    caller.write_all(V2).await.unwrap();
-    let greeting = timeout(PATIENCE, line(&mut caller)).await.unwrap();
+    let mut client = TcpStream::connect(proxy.address).await.unwrap();
+    client.write_all(V2).await.unwrap();
+    let greeting = timeout(PATIENCE, line(&mut client)).await.unwrap();
     assert_eq!(greeting, endpoint.address.to_string());
-    caller.shutdown().await.unwrap();
-    assert_eq!(timeout(PATIENCE, caller.read(&mut [0])).await.unwrap().unwrap(), 0);
+    client.shutdown().await.unwrap();
+    assert_eq!(timeout(PATIENCE, client.read(&mut [0])).await.unwrap().unwrap(), 0);
     assert_eq!(proxy.next_line()["client"], CALLER);
 }

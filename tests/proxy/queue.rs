@@ -16,7 +16,7 @@ const INFER: &str = "/v2/models/m/infer";
 /// However fast the endpoint is, it gets no more than it has slots.
 const ONE_SLOT: &str = "slots = 1\nqueue = { handoff_delay = \"1us\" }";
 
-/// A caller that waits for the answer to `body`.
+/// A client that waits for the answer to `body`.
 fn ask(
     proxy: &Proxy,
     body: &'static str,

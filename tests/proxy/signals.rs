@@ -74,7 +74,7 @@ async fn play(mut stream: TcpStream, script: Script) -> Option<()> {
 }
 
 #[tokio::test]
-async fn reports_are_understood_in_every_form_and_kept_from_callers() {
+async fn reports_are_understood_in_every_form_and_kept_from_clients() {
     let endpoint = Scripted::start().await;
     let proxy = Proxy::in_front_of(&[endpoint.address], 1, "report_ttl = \"1h\"").await;
     for (number, (header, value)) in [

@@ -104,7 +104,7 @@ async fn nothing_open(proxy: &Proxy) {
 }
 
 #[tokio::test]
-async fn at_layer_4_the_callers_address_is_the_key() {
+async fn at_layer_4_the_clients_address_is_the_key() {
     let mut all = PlainEndpoint::start_many(3, Plain::Greet).await;
     let addresses: Vec<_> = all.iter().map(|endpoint| endpoint.address).collect();
     let proxy = layer4(&addresses, "", "policy = \"sticky\"").await;

@@ -1,4 +1,4 @@
-//! TLS ends at the listener: what callers and operators see of it, and what those get who do not
+//! TLS ends at the listener: what clients and operators see of it, and what those get who do not
 //! come to terms.
 
 use crate::authority::{Authority, INFER, NAME, V12, V13, inference};
@@ -41,15 +41,15 @@ async fn handshakes(proxy: &Proxy, outcome: &str, count: f64) {
 async fn requests_are_answered_in_both_versions_of_http_and_of_tls() {
     let authority = Authority::new();
     let (proxy, endpoint) = serving("", &authority.write("a", &[NAME])).await;
-    let caller = authority.caller();
+    let client = authority.client();
     for (versions, name) in [(&V13, "1.3"), (&V12, "1.2")] {
-        let caller = caller.clone().only(versions);
+        let client = client.clone().only(versions);
         for alpn in [&[][..], &["http/1.1"], &["spdy", "http/1.1"]] {
-            let answer = caller.clone().speaks(alpn).infer(proxy.address, "one").await.unwrap();
+            let answer = client.clone().speaks(alpn).infer(proxy.address, "one").await.unwrap();
             assert_eq!((answer.status.as_u16(), answer.text()), (200, echo(b"one")), "{alpn:?}");
             assert_eq!(proxy.next_line()["tls"], name, "{alpn:?}");
         }
-        let stream = caller.clone().speaks(&["h2", "http/1.1"]).connect(proxy.address).await;
+        let stream = client.clone().speaks(&["h2", "http/1.1"]).connect(proxy.address).await;
         let stream = stream.unwrap();
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]), "the better one");
         let uri = format!("https://{NAME}{INFER}");
@@ -68,7 +68,7 @@ async fn requests_are_answered_in_both_versions_of_http_and_of_tls() {
 async fn bodies_of_any_size_pass_and_a_connection_is_kept() {
     let authority = Authority::new();
     let (proxy, endpoint) = serving("", &authority.write("a", &[NAME])).await;
-    let stream = authority.caller().connect(proxy.address).await.unwrap();
+    let stream = authority.client().connect(proxy.address).await.unwrap();
     let io = hyper_util::rt::TokioIo::new(stream);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
     tokio::spawn(connection);
@@ -94,13 +94,13 @@ async fn bodies_of_any_size_pass_and_a_connection_is_kept() {
 async fn a_renewed_certificate_is_shown_after_a_reload_and_open_connections_stay() {
     let authority = Authority::new();
     let (proxy, _endpoint) = serving("", &authority.write("a", &[NAME])).await;
-    let caller = authority.caller();
+    let client = authority.client();
     let shown = async || {
-        let stream = caller.connect(proxy.address).await.unwrap();
+        let stream = client.connect(proxy.address).await.unwrap();
         stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
     };
     let first = shown().await;
-    let open = caller.connect(proxy.address).await.unwrap();
+    let open = client.connect(proxy.address).await.unwrap();
 
     // A file that is not complete yet, or a key that is not there yet, must not end anything.
     let key = authority.folder.0.join("a.key");
@@ -132,14 +132,14 @@ async fn each_name_gets_its_own_certificate() {
         pair(&["*.example.com"]),
     );
     let (proxy, _endpoint) = serving("", &tls).await;
-    let caller = authority.caller();
+    let client = authority.client();
     for name in [NAME, "other.example.org", "another.example.org", "a.example.com"] {
-        // The caller sees to it that the certificate is for this name.
-        let stream = caller.connect_as(proxy.address, name).await;
+        // The client sees to it that the certificate is for this name.
+        let stream = client.connect_as(proxy.address, name).await;
         stream.unwrap_or_else(|error| panic!("{name}: {error}"));
     }
     for name in ["a.b.example.com", "example.com", "127.0.0.1"] {
-        let refused = caller.connect_as(proxy.address, name).await.unwrap_err();
+        let refused = client.connect_as(proxy.address, name).await.unwrap_err();
         assert!(refused.to_string().contains("certificate"), "{name}: {refused}");
     }
     handshakes(&proxy, "client_refused", 3.0).await;
@@ -150,14 +150,14 @@ async fn clients_show_certificates_where_they_must() {
     let (authority, strangers) = (Authority::new(), Authority::new());
     let certificate = authority.write("a", &[NAME]);
     let tls = format!("{certificate}client_ca = {:?}\n", authority.file);
-    let nobody = authority.caller();
+    let nobody = authority.client();
     let (known, stranger) = (nobody.clone().shows(&authority), nobody.clone().shows(&strangers));
 
     let (proxy, endpoint) = serving("", &tls).await;
     assert_eq!(known.infer(proxy.address, "x").await.unwrap().text(), echo(b"x"));
     for versions in [&V13, &V12] {
-        for caller in [&nobody, &stranger] {
-            assert!(caller.clone().only(versions).infer(proxy.address, "x").await.is_err());
+        for client in [&nobody, &stranger] {
+            assert!(client.clone().only(versions).infer(proxy.address, "x").await.is_err());
         }
     }
     handshakes(&proxy, "client_certificate", 4.0).await;
@@ -166,8 +166,8 @@ async fn clients_show_certificates_where_they_must() {
     assert_eq!(endpoint.served(), 1);
 
     let (proxy, _endpoint) = serving("", &format!("{tls}client_certificate = \"optional\"")).await;
-    for caller in [&nobody, &known] {
-        assert_eq!(caller.infer(proxy.address, "x").await.unwrap().text(), echo(b"x"));
+    for client in [&nobody, &known] {
+        assert_eq!(client.infer(proxy.address, "x").await.unwrap().text(), echo(b"x"));
     }
     assert!(stranger.infer(proxy.address, "x").await.is_err(), "a bad one is worse than none");
 }
@@ -194,18 +194,18 @@ async fn what_is_no_handshake_is_closed_and_counted_by_its_reason() {
     }
     handshakes(&proxy, "closed", 2.0).await;
 
-    let caller = authority.caller();
-    assert!(caller.clone().only(&V12).connect(proxy.address).await.is_err());
+    let client = authority.client();
+    assert!(client.clone().only(&V12).connect(proxy.address).await.is_err());
     handshakes(&proxy, "incompatible", 1.0).await;
-    assert!(caller.clone().speaks(&["h2"]).connect(proxy.address).await.is_err());
+    assert!(client.clone().speaks(&["h2"]).connect(proxy.address).await.is_err());
     handshakes(&proxy, "protocol", 1.0).await;
-    assert!(Authority::new().caller().connect(proxy.address).await.is_err());
+    assert!(Authority::new().client().connect(proxy.address).await.is_err());
     handshakes(&proxy, "client_refused", 1.0).await;
 
     let labels = ["reason=\"tls_handshake_failed\""];
     assert_eq!(proxy.metric("forebay_connections_total", &labels).await, 9.0);
     assert_eq!(endpoint.served(), 0);
-    assert_eq!(caller.infer(proxy.address, "x").await.unwrap().text(), echo(b"x"), "unimpressed");
+    assert_eq!(client.infer(proxy.address, "x").await.unwrap().text(), echo(b"x"), "unimpressed");
 }
 
 #[tokio::test]
@@ -245,7 +245,7 @@ async fn whoever_falls_silent_is_not_waited_for() {
     .await;
     // After it.
     for alpn in [&["h2"][..], &["http/1.1"]] {
-        let mut stream = authority.caller().speaks(alpn).connect(proxy.address).await.unwrap();
+        let mut stream = authority.client().speaks(alpn).connect(proxy.address).await.unwrap();
         let end = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.unwrap();
         end.expect("the word of TLS that this is the end");
     }
@@ -259,7 +259,7 @@ async fn whoever_falls_silent_is_not_waited_for() {
 async fn an_idle_connection_that_ends_with_the_process_is_told_so() {
     let authority = Authority::new();
     let (mut proxy, _endpoint) = serving("", &authority.write("a", &[NAME])).await;
-    let mut stream = authority.caller().connect(proxy.address).await.unwrap();
+    let mut stream = authority.client().connect(proxy.address).await.unwrap();
     let request = format!("POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx");
     stream.write_all(request.as_bytes()).await.unwrap();
     stream.flush().await.unwrap();
@@ -279,7 +279,7 @@ async fn where_there_is_no_room_a_connection_is_closed_without_a_handshake() {
     let authority = Authority::new();
     let tls = authority.write("a", &[NAME]);
     let (proxy, endpoint) = serving("max_connections = 1", &tls).await;
-    let only = authority.caller().connect(proxy.address).await.unwrap();
+    let only = authority.client().connect(proxy.address).await.unwrap();
     // A connection without a request would make room.
     endpoint.becomes(Behaviour::Gated);
     let request = tokio::spawn(send_on(only, inference("x")));
@@ -290,7 +290,7 @@ async fn where_there_is_no_room_a_connection_is_closed_without_a_handshake() {
     assert_eq!(request.await.unwrap().unwrap().text(), echo(b"x"));
     endpoint.becomes(Behaviour::Echo);
     eventually("room again", async || {
-        authority.caller().infer(proxy.address, "x").await.ok().filter(|a| a.status == 200)
+        authority.client().infer(proxy.address, "x").await.ok().filter(|a| a.status == 200)
     })
     .await;
     let labels = ["reason=\"connection_limit\""];
@@ -304,7 +304,7 @@ async fn callers_that_leave_in_the_middle_are_noticed() {
     endpoint.becomes(Behaviour::Gated);
     let whole = format!("POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nlast");
     let sends = async |bytes: &str| {
-        let mut stream = authority.caller().connect(proxy.address).await.unwrap();
+        let mut stream = authority.client().connect(proxy.address).await.unwrap();
         stream.write_all(bytes.as_bytes()).await.unwrap();
         stream.flush().await.unwrap();
         stream
@@ -333,10 +333,10 @@ async fn a_proxy_header_comes_before_the_handshake() {
     let (proxy, _endpoint) = serving("proxy_protocol = \"require\"", &tls).await;
     let mut stream = TcpStream::connect(proxy.address).await.unwrap();
     stream.write_all(b"PROXY TCP4 192.0.2.7 198.51.100.1 40000 443\r\n").await.unwrap();
-    let stream = authority.caller().shake(stream, NAME).await.unwrap();
+    let stream = authority.client().shake(stream, NAME).await.unwrap();
     assert_eq!(send_on(stream, inference("x")).await.unwrap().text(), echo(b"x"));
     assert_eq!(proxy.next_line()["client"], "192.0.2.7:40000");
-    assert!(authority.caller().connect(proxy.address).await.is_err());
+    assert!(authority.client().connect(proxy.address).await.is_err());
 }
 
 #[tokio::test]
@@ -348,7 +348,7 @@ async fn it_can_end_at_layer_4_too() {
     let proxy = layer4(&[endpoint.address], &listener, "").await;
     let mut stream = TcpStream::connect(proxy.address).await.unwrap();
     stream.write_all(b"PROXY TCP4 192.0.2.7 198.51.100.1 40000 443\r\n").await.unwrap();
-    let mut stream = authority.caller().shake(stream, NAME).await.unwrap();
+    let mut stream = authority.client().shake(stream, NAME).await.unwrap();
     let greeting = timeout(PATIENCE, line(&mut stream)).await.unwrap();
     assert_eq!(greeting, endpoint.address.to_string());
     stream.write_all(b"hello").await.unwrap();

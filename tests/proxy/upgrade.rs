@@ -1,4 +1,4 @@
-//! The load generator exchanges the proxy, and its callers do not notice.
+//! The load generator exchanges the proxy, and its clients do not notice.
 
 use crate::endpoint::{Behaviour, Endpoint};
 use crate::harness::{Folder, Proxy, anywhere, pool_of};
@@ -32,7 +32,7 @@ kind = "drain"
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upgrade_and_a_restart_under_load_cost_no_caller_an_answer() {
+async fn an_upgrade_and_a_restart_under_load_cost_no_client_an_answer() {
     let endpoints =
         [Endpoint::start(Behaviour::Echo).await, Endpoint::start(Behaviour::Echo).await];
     let addresses = endpoints.each_ref().map(|endpoint| endpoint.address);

@@ -65,7 +65,7 @@ impl Backend {
         }
     }
 
-    /// Serves a request that arrived at `arrived` and whose caller waits for `patience`.
+    /// Serves a request that arrived at `arrived` and whose client waits for `patience`.
     pub(crate) async fn served(
         &self,
         service: Service,

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 /// Longest single demand that is drawn: an unbounded tail would make one slot useless for hours.
-const LONGEST: f64 = 3600.0;
+const MAX_SECONDS: f64 = 3600.0;
 
 /// A distribution of service times. All values in seconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -63,7 +63,7 @@ impl Distribution {
                 }
             }
         };
-        Duration::from_secs_f64(seconds.clamp(0.0, LONGEST))
+        Duration::from_secs_f64(seconds.clamp(0.0, MAX_SECONDS))
     }
 }
 

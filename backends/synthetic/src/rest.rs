@@ -143,7 +143,7 @@ impl Backend {
     }
 }
 
-/// The name that the caller gave to its request; any body will do, also one that has none.
+/// The name that the client gave to its request; any body will do, also one that has none.
 fn id(body: &[u8], json_len: Option<u64>) -> Option<String> {
     #[derive(Deserialize)]
     struct Named {

@@ -33,7 +33,7 @@ const ROUNDED: f64 = 0.01;
 /// The whole comparison ends after so long; what is large is compared with fewer inputs.
 const TIME: Duration = Duration::from_millis(1500);
 /// A graph whose nodes take longer than this one by one is compared with each made fast alone.
-const PATIENCE: Duration = Duration::from_secs(1);
+const MAX_COMPARE_TIME: Duration = Duration::from_secs(1);
 
 /// The kind of values that generated inputs hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +79,7 @@ pub(crate) fn compare(
             }
             let seed = seed ^ ((round * KINDS.len() + turn) as u64).wrapping_mul(0x9e37_79b9);
             let inputs = inputs(model, shapes, kind, seed);
-            let limit = Limit { until: (!is_slow).then(|| Instant::now() + PATIENCE) };
+            let limit = Limit { until: (!is_slow).then(|| Instant::now() + MAX_COMPARE_TIME) };
             let mut right = run(model, &reference, &inputs, &limit);
             if matches!(right, Err(RunError::Cancelled)) {
                 is_slow = true;

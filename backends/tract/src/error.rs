@@ -79,9 +79,9 @@ pub enum LoadError {
 
 /// Text of an engine's error, causes included, short enough for a header or a log line.
 pub(crate) fn text(error: &(impl std::fmt::Display + ?Sized)) -> String {
-    const MOST: usize = 600;
+    const MAX_MESSAGE: usize = 600;
     let mut text = format!("{error:#}").replace('\n', " ");
-    if let Some((cut, _)) = text.char_indices().nth(MOST) {
+    if let Some((cut, _)) = text.char_indices().nth(MAX_MESSAGE) {
         text.truncate(cut);
         text.push('…');
     }

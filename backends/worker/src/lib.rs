@@ -1,6 +1,6 @@
 //! A model-serving worker: Open Inference Protocol v2 over HTTP/1.1, h2c and gRPC on one port.
 //!
-//! A worker that accepts whatever arrives melts under load and takes the callers' deadlines with
+//! A worker that accepts whatever arrives melts under load and takes the clients' deadlines with
 //! it; one that hides its queue lets every proxy guess. This one bounds each thing that can grow,
 //! refuses early and in words, never starts what nobody waits for any more, and states its load on
 //! every answer.
@@ -46,7 +46,7 @@
 //! # Non-finite numbers
 //! NaN and infinities in inputs are refused with 400, outputs that hold them with 500, in JSON and
 //! binary alike. `allow_non_finite = true` in a model's `model.toml` lifts both; JSON can't carry
-//! such outputs, so the caller is then asked to take them as binary data.
+//! such outputs, so the client is then asked to take them as binary data.
 
 mod allocator;
 mod api;

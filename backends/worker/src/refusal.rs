@@ -1,4 +1,4 @@
-//! Every error that a caller sees: a reason, its status, and words.
+//! Every error that a client sees: a reason, its status, and words.
 
 use axum::response::{IntoResponse, Response};
 use forebay_process::limit::CLIENT;
@@ -30,7 +30,7 @@ impl Refusal {
         Self::new(Reason::InvalidRequest, message)
     }
 
-    /// The deadline has passed; the caller's timer and the executor may both be the one to notice.
+    /// The deadline has passed; the client's timer and the executor may both be the one to notice.
     pub(crate) fn late() -> Self {
         let text = "the deadline passed before the answer was there";
         Self::new(Reason::DeadlineExceeded, text)
@@ -38,7 +38,7 @@ impl Refusal {
 }
 
 impl Refusal {
-    /// Says so in the log. What callers or overload can cause by the thousand is counted, not logged.
+    /// Says so in the log. What clients or overload can cause by the thousand is counted, not logged.
     pub(crate) fn log(&self) {
         let (reason, error) = (self.reason.code(), &self.message);
         match self.reason {

@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use tokio::time::sleep;
 
 /// How often it is looked whether much has ended.
-const LOOK: Duration = Duration::from_millis(250);
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// Looks for which threads that have not given back anything are woken.
 const ROUNDS: u32 = 3;
 
@@ -114,7 +114,7 @@ pub async fn watch(watched: &[Watched<'_>]) {
         watched.iter().map(|(_, few)| Fall { most: 0, few: *few, is_used: false }).collect();
     let mut rounds = 0;
     loop {
-        sleep(LOOK).await;
+        sleep(CHECK_INTERVAL).await;
         for (fall, (taken, _)) in falls.iter_mut().zip(watched) {
             if fall.takes_in(taken.look()) {
                 rounds = ROUNDS;

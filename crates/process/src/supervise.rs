@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep};
 
 /// Pause before a task is started again; it doubles while the task keeps panicking.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 /// A task that ran this long before it panicked begins with the first pause.
 const STABLE: Duration = Duration::from_secs(30);
 /// Panics in a row after which a vital task is given up: about 20 s.
@@ -234,7 +234,7 @@ impl Failures {
             return None;
         }
         let pause = self.pause;
-        self.pause = (pause * 2).min(LONGEST_PAUSE);
+        self.pause = (pause * 2).min(MAX_PAUSE);
         let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
         tracing::error!(task, panics, pause_ms, "task failed, starting it again");
         Some((pause, down))
@@ -337,7 +337,7 @@ mod tests {
         sleep(FIRST_PAUSE / 2).await;
         assert!(ended.is_finished() && !supervisor.all_up());
         failing.abort();
-        sleep(LONGEST_PAUSE).await;
+        sleep(MAX_PAUSE).await;
         assert!(supervisor.all_up());
         assert_eq!(supervisor.restarts(), BTreeMap::from([("failing", 1)]));
     }

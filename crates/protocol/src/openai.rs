@@ -163,7 +163,7 @@ pub struct Embedding {
     pub embedding: Numbers,
 }
 
-/// Numbers as the caller wants them.
+/// Numbers as the client wants them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Numbers {
@@ -216,7 +216,7 @@ pub struct ErrorBody {
 pub struct ErrorObject {
     /// What was expected and what was found.
     pub message: String,
-    /// `invalid_request_error` if the caller has to act, else `server_error`.
+    /// `invalid_request_error` if the client has to act, else `server_error`.
     #[serde(rename = "type")]
     pub kind: String,
     /// The key that is wrong, where that is known.
@@ -228,8 +228,8 @@ pub struct ErrorObject {
 impl ErrorBody {
     /// A refusal for this reason.
     pub fn new(reason: Reason, message: String) -> Self {
-        let is_callers = reason.status().is_client_error();
-        let kind = if is_callers { "invalid_request_error" } else { "server_error" };
+        let is_clients = reason.status().is_client_error();
+        let kind = if is_clients { "invalid_request_error" } else { "server_error" };
         let code = Some(reason.code().to_owned());
         Self { error: ErrorObject { message, kind: kind.to_owned(), param: None, code } }
     }

@@ -18,7 +18,7 @@ pub const MAX_PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// Most series of one metric: a label for each model, version and rank.
 const MAX_SERIES: usize = 10_000;
 /// Most requests that are believed to be anywhere.
-const MOST: f64 = 1e9;
+const MAX_VALUE: f64 = 1e9;
 
 /// Why a page of metrics is not believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -140,7 +140,7 @@ impl QueueMetrics {
     /// A server that has had no request yet may leave out one of its gauges: the other counts.
     ///
     /// # Errors
-    /// Anything that makes the page doubtful; the caller counts it and goes on without.
+    /// Anything that makes the page doubtful; the reader counts that and goes on without it.
     pub fn read(&self, page: &[u8]) -> Result<LoadReport, PrometheusError> {
         if page.len() > MAX_PAGE_BYTES {
             return Err(PrometheusError::TooLong);
@@ -203,10 +203,10 @@ fn sums<const N: usize>(
             }
         }
     }
-    if sums.iter().flatten().any(|sum| *sum > MOST) {
+    if sums.iter().flatten().any(|sum| *sum > MAX_VALUE) {
         return Err(PrometheusError::BadValue);
     }
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to MOST")]
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to MAX_VALUE")]
     Ok(sums.map(|sum| sum.map(|sum: f64| sum.round() as u32)))
 }
 
@@ -230,7 +230,7 @@ fn split_labels(rest: &str) -> Result<(&str, &str), PrometheusError> {
 fn count(rest: &str) -> Result<f64, PrometheusError> {
     let text = rest.split_ascii_whitespace().next().ok_or(PrometheusError::Malformed)?;
     let value: f64 = text.parse().map_err(|_| PrometheusError::Malformed)?;
-    if (0.0..=MOST).contains(&value) { Ok(value) } else { Err(PrometheusError::BadValue) }
+    if (0.0..=MAX_VALUE).contains(&value) { Ok(value) } else { Err(PrometheusError::BadValue) }
 }
 
 /// Is `key="value"` among `labels`? The values that are looked for have nothing to escape.

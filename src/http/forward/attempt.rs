@@ -8,7 +8,7 @@ use super::exchange::{Answer, Message, NO_SOCKET, exchange};
 use crate::clock;
 use crate::http::request::Request;
 use crate::pool::awaited::Patience;
-use crate::pool::liveness::{self, Vain};
+use crate::pool::liveness::{self, Lost};
 use crate::pool::{Endpoint, Pool};
 use forebay_routing::attempt::event::Sending;
 use pingora::connectors::http::Connector;
@@ -46,7 +46,7 @@ pub(super) enum Ended {
     Broke(Box<Error>),
     TooLate,
     /// The endpoint answers neither it nor probes.
-    InVain,
+    Lost,
 }
 
 impl Attempt {
@@ -76,16 +76,16 @@ impl Attempt {
                 Ok(Err(error)) => Ended::Broke(error),
                 Err(_) => Ended::TooLate,
             },
-            why = self.in_vain(&socket) => match why {
-                Vain::Silent => Ended::InVain,
-                Vain::Unreachable => Ended::Broke(acknowledges_nothing()),
+            why = self.until_lost(&socket) => match why {
+                Lost::Silent => Ended::Lost,
+                Lost::Unreachable => Ended::Broke(acknowledges_nothing()),
             },
         }
     }
 
     /// Until it is clear that the endpoint does not answer.
-    async fn in_vain(&self, socket: &AtomicI32) -> Vain {
+    async fn until_lost(&self, socket: &AtomicI32) -> Lost {
         let socket = || Some(socket.load(Relaxed)).filter(|socket| *socket != NO_SOCKET);
-        liveness::in_vain((&self.endpoint.state, &self.pool), socket, self.patience).await
+        liveness::until_lost((&self.endpoint.state, &self.pool), socket, self.patience).await
     }
 }

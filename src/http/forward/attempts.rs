@@ -189,7 +189,7 @@ impl<'a> Attempts<'a> {
                     }
                 }
             }
-            Ended::InVain => End::Silent(Refusal::new(Reason::EndpointSilent, NO_SIGN)),
+            Ended::Lost => End::Silent(Refusal::new(Reason::EndpointSilent, NO_SIGN)),
             Ended::TooLate => End::TimedOut { unheard: state.answers_so_far() == attempt.heard },
         };
         let next = self.on(Event::Ended(attempt.index, end));

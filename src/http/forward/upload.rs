@@ -24,7 +24,7 @@ use crate::http::receive::{self, broken_off, client_left, too_late};
 use crate::http::request::Request;
 use crate::http::variant::{self, Target};
 use crate::pool::awaited::Patience;
-use crate::pool::liveness::{Vain, in_vain};
+use crate::pool::liveness::{Lost, until_lost};
 use crate::refusal::Refusal;
 use bytes::Bytes;
 use forebay_protocol::{Reason, metric};
@@ -96,9 +96,9 @@ pub(super) async fn upload(
     let sent = upload.run(request, (head, body), &mut connection);
     let sent = tokio::select! {
         sent = timeout_at(deadline.into(), sent) => sent.unwrap_or(Err(Stopped::Late)),
-        why = in_vain((&endpoint.state, &pool), socket, patience) => Err(match why {
-            Vain::Silent => Stopped::Silent,
-            Vain::Unreachable => Stopped::Endpoint(acknowledges_nothing()),
+        why = until_lost((&endpoint.state, &pool), socket, patience) => Err(match why {
+            Lost::Silent => Stopped::Silent,
+            Lost::Unreachable => Stopped::Endpoint(acknowledges_nothing()),
         }),
     };
     request.times.forward += started.elapsed();

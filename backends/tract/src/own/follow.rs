@@ -12,7 +12,7 @@ use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
 use tract_onnx::tract_core::ops::math::{Add, Div, Max, Min, Mul, Sub};
 
 /// Longest chain of steps of one kernel.
-const MOST_STEPS: usize = 24;
+const MAX_STEPS: usize = 24;
 
 /// A value `v` made into `clip(scale * v + offset, low, high)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -108,7 +108,7 @@ impl Rewrite<'_> {
     }
 
     fn go_on(&self, followed: &mut Followed, axis: usize) -> TractResult<()> {
-        while followed.steps.len() < MOST_STEPS
+        while followed.steps.len() < MAX_STEPS
             && !self.source.output_outlets()?.contains(&followed.outlet)
             && (self.take_gate(followed)?
                 || self.take_one(followed, axis)?
@@ -242,7 +242,7 @@ impl Rewrite<'_> {
             };
             (line, inlet) = (next, reader);
             nodes.push(node.id);
-            if nodes.len() > MOST_STEPS {
+            if nodes.len() > MAX_STEPS {
                 return Ok(None);
             }
         }

@@ -10,7 +10,7 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 
 /// Most operations of one formula.
-const MOST_NODES: usize = 20;
+const MAX_NODES: usize = 20;
 
 pub(super) struct Formulas<'a> {
     pub(super) rewrite: &'a Rewrite<'a>,
@@ -37,7 +37,7 @@ impl Formulas<'_> {
         }
         let mut made = vec![Made { outlet: self.value, open, register: 0 }];
         let (mut formula, mut nodes) = (Formula::default(), Vec::new());
-        while nodes.len() < MOST_NODES {
+        while nodes.len() < MAX_NODES {
             let Some((node, lines)) = self.next(&made)? else { return Ok(None) };
             for made in &mut made {
                 made.open.retain(|reader| reader.node != node);

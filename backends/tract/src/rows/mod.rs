@@ -35,9 +35,9 @@ use visit::{Rows, Visit, digest};
 /// accident is rare, and beyond the size below which tract folds a constant of one value a row.
 pub(crate) const ROWS: [usize; 2] = [17, 67];
 /// Largest tensor that is computed here where it depends on no input.
-const MOST_ELEMENTS: usize = 1 << 22;
+const MAX_ELEMENTS: usize = 1 << 22;
 /// Constants up to this size are compared between the two walks. Larger ones are weights.
-const MOST_COMPARED: usize = 1 << 16;
+const MAX_COMPARED: usize = 1 << 16;
 
 /// Proves that each row of the outputs depends on the same row of the inputs only, and that there
 /// are as many. `graph` gives the typed graph for a number of rows.
@@ -147,9 +147,9 @@ impl Walk {
         };
         let (from, to) = (shapes(&from), shapes(&to));
         if !is_random && inputs.iter().all(|input| matches!(input, Rows::Fixed(_))) {
-            let is_small = to.as_ref().is_some_and(|to| {
-                to.iter().all(|to| to.iter().product::<usize>() <= MOST_ELEMENTS)
-            });
+            let is_small = to
+                .as_ref()
+                .is_some_and(|to| to.iter().all(|to| to.iter().product::<usize>() <= MAX_ELEMENTS));
             return Ok(fixed(node, &inputs, is_small));
         }
         let (Some(from), Some(to)) = (from, to) else {
@@ -193,7 +193,7 @@ impl Walk {
                 && !visit.told.contains(&slot)
             {
                 shape.hash(&mut hasher);
-                let small = value.as_ref().filter(|value| value.len() <= MOST_COMPARED);
+                let small = value.as_ref().filter(|value| value.len() <= MAX_COMPARED);
                 small.map(|value| digest(value)).hash(&mut hasher);
             }
         }

@@ -46,7 +46,7 @@ const REWRITES: usize = 500;
 /// ... and for each of its nodes; real models need less than ten.
 const REWRITES_OF_NODE: usize = 50;
 /// Operators behind a division that are looked at.
-const MOST_FOLLOWED: usize = 16;
+const MAX_FOLLOWED: usize = 16;
 
 /// As `TypedModel::into_decluttered`.
 pub(crate) fn declutter(mut model: TypedModel) -> TractResult<TypedModel> {
@@ -243,7 +243,7 @@ fn meets_step(model: &TypedModel, node: &TypedNode) -> bool {
             || name.starts_with("Comp")
             || node.op_as::<Cast>().is_some_and(|op| !op.to.is_float());
         followed += 1;
-        if is_step || followed > MOST_FOLLOWED {
+        if is_step || followed > MAX_FOLLOWED {
             return true;
         }
         let moves = node.op_is::<AxisOp>() || node.op_is::<MultiBroadcastTo>();

@@ -15,9 +15,9 @@ use tract_onnx::tract_core::tract_linalg::block_quant::BlockQuantStorage;
 use tract_onnx::tract_core::tract_linalg::mmm::PackedMatrixStorage;
 
 /// Values that a range may have: more than any model needs, and less than what takes all memory.
-const MOST_STEPS: f64 = (1_u64 << 28) as f64;
+const MAX_STEPS: f64 = (1_u64 << 28) as f64;
 /// Nodes that are gone through in search of the inputs that a value comes from.
-const MOST_FOLLOWED: usize = 1000;
+const MAX_FOLLOWED: usize = 1000;
 
 /// A value of an input that an operator can't take.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +45,7 @@ impl Asked {
         let slots = slots.iter().filter_map(|&slot| node.inputs.get(slot));
         let mut open: Vec<usize> = slots.map(|input| input.node).collect();
         while let Some(id) = open.pop() {
-            if !seen.insert(id) || seen.len() > MOST_FOLLOWED {
+            if !seen.insert(id) || seen.len() > MAX_FOLLOWED {
                 continue;
             }
             let node = model.node(id);
@@ -216,8 +216,8 @@ impl Checked {
         let [start, end, step] = [number(&inputs[0])?, number(&inputs[1])?, number(&inputs[2])?];
         let steps = ((end - start) / step).ceil();
         // What is no number is no count of steps.
-        if step == 0.0 || steps.is_nan() || steps > MOST_STEPS {
-            let expected = format!("a range of at most {MOST_STEPS} values");
+        if step == 0.0 || steps.is_nan() || steps > MAX_STEPS {
+            let expected = format!("a range of at most {MAX_STEPS} values");
             let found = format!("{start} to {end} in steps of {step}");
             return Err(self.asked.bad(&expected, &found));
         }

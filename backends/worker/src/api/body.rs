@@ -213,7 +213,7 @@ pub(crate) fn too_slow(bytes: usize, took: Duration) -> Refusal {
     Refusal::new(Reason::RequestTimeout, text)
 }
 
-/// The caller left, or its connection broke.
+/// The client left, or its connection broke.
 pub(crate) fn broken_off(error: &axum::Error) -> Refusal {
     Refusal::request(format!("the body broke off: {error}"))
 }

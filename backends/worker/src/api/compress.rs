@@ -23,7 +23,7 @@ const MIN_LENGTH: usize = 1 << 10;
 const PIECE: usize = 16 << 10;
 const SAVED: usize = 8;
 
-/// How the caller would have its answer compressed, by the header `name`. Gzip goes first where it
+/// How the client would have its answer compressed, by the header `name`. Gzip goes first where it
 /// does not care, then deflate.
 pub(crate) fn accepted(headers: &HeaderMap, name: &HeaderName) -> Encoding {
     let mut best = (Encoding::Identity, 0.0);
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_heaviest_weight_decides_and_gzip_where_the_caller_does_not_care() {
+    fn the_heaviest_weight_decides_and_gzip_where_the_client_does_not_care() {
         for (value, expected) in [
             ("", Encoding::Identity),
             ("identity", Encoding::Identity),

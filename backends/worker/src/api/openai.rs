@@ -1,7 +1,7 @@
 //! OpenAI's embeddings over HTTP: `POST /v1/embeddings`, `GET /v1/models`.
 //!
-//! Each input is a request of its own to the engine, so that inputs of all callers form batches, the
-//! executors are shared as always, and a caller that leaves stops what has not begun. So many of one
+//! Each input is a request of its own to the engine, so that inputs of all clients form batches, the
+//! executors are shared as always, and a client that leaves stops what has not begun. So many of one
 //! call are in line at once that the executors stay busy, not so many that others find the line full.
 
 use crate::api::{rest, terms};

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
 /// Time between two looks.
-const LOOK: Duration = Duration::from_millis(500);
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a client may leave an answer unread before its connection is closed.
 pub(crate) const SLOW_READER: Duration = Duration::from_secs(15);
 /// A connection makes room for another only if it was idle for so long: one that has just been opened
@@ -139,7 +139,7 @@ pub(crate) async fn watch(connections: Arc<Connections>, lifecycle: Lifecycle, t
     loop {
         tokio::select! {
             () = lifecycle.reached(Phase::Ended) => return,
-            () = tokio::time::sleep(LOOK) => connections.look(Instant::now(), &timeouts),
+            () = tokio::time::sleep(CHECK_INTERVAL) => connections.look(Instant::now(), &timeouts),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! From texts to embeddings: tokens, the model's inputs, and one vector out of its outputs.
 //!
-//! An encoder takes tokens and gives a vector for each of them; what callers want is one for a text.
+//! An encoder takes tokens and gives a vector for each of them; what clients want is one for a text.
 //! What lies between differs from model to model and is silently wrong if it is got wrong: so
 //! `model.toml` says it, and what does not fit the model keeps it from being served.
 //!
@@ -141,7 +141,7 @@ impl Embedder {
         self.checked(encoded.get_ids().to_vec())
     }
 
-    /// Tokens that the caller has made itself, or those of a text.
+    /// Tokens that the client has made itself, or those of a text.
     ///
     /// # Errors
     /// There are none, too many, or some that the tokenizer does not know.

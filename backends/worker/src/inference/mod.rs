@@ -4,7 +4,7 @@
 //! it is known that the model can take it, and how to write the answer. All between is here and the
 //! same for all: which version, until when, how urgent, the checks, the queue, the count.
 //!
-//! Two guards make sure that nothing is lost on any way out, a caller's disappearance included,
+//! Two guards make sure that nothing is lost on any way out, a client's disappearance included,
 //! which merely drops this future: [`Ticket`] takes the job out of the line or stops it, and
 //! [`Tally`] counts the outcome.
 
@@ -16,7 +16,7 @@ use crate::inference::blocking::{INLINE, INLINE_BINARY, bounded, off_io};
 use crate::memory::Share;
 use crate::refusal::Refusal;
 use crate::repository::version::Version;
-use crate::scheduler::job::{Caller, Job};
+use crate::scheduler::job::{Client, Job};
 use crate::scheduler::queue::Rank;
 use crate::state::App;
 use crate::telemetry::metrics::NO_MODEL;
@@ -38,7 +38,7 @@ pub(crate) struct Terms {
     pub(crate) arrived: Instant,
     /// Nobody waits for the answer after this.
     pub(crate) deadline: Option<Instant>,
-    /// As the caller or the proxy said; it overrules the request's own parameter.
+    /// As the client or the proxy said; it overrules the request's own parameter.
     pub(crate) priority: Option<Priority>,
 }
 
@@ -81,7 +81,7 @@ pub(crate) struct Answer {
 /// its queue; `write` makes the transport's answer. Both end with the deadline.
 ///
 /// # Errors
-/// Everything that a caller is told instead of an answer.
+/// Everything that a client is told instead of an answer.
 pub(crate) async fn infer<R, W, T>(
     app: &Arc<App>,
     (model, version): (&str, Option<&str>),
@@ -190,7 +190,7 @@ async fn submit(
     let (reply, mut outputs) = oneshot::channel();
     let (rows, form) = version.loaded.form(&inputs).map_err(|e| Refusal::input(e.to_string()))?;
     let least = version.loaded.least(&form);
-    let caller = Arc::new(Caller::default());
+    let client = Arc::new(Client::default());
     let job = Job {
         version: Arc::clone(version),
         inputs,
@@ -198,13 +198,13 @@ async fn submit(
         form,
         deadline: terms.deadline,
         queued: Instant::now(),
-        caller: Arc::clone(&caller),
+        client: Arc::clone(&client),
         reply,
     };
     let priority = terms.priority.unwrap_or_default();
     let pushed = app.queue.push(version.line.id(), priority, job);
     let rank = pushed.map_err(|error| queue_full(version, &error))?;
-    let mut ticket = Ticket { app, version, rank, deadline: terms.deadline, caller: Some(caller) };
+    let mut ticket = Ticket { app, version, rank, deadline: terms.deadline, client: Some(client) };
     // From then on even the fastest run would be too late: whoever still waits in line need not go on.
     let hopeless = terms.deadline.and_then(|at| at.checked_sub(least));
     let result = tokio::select! {
@@ -223,7 +223,7 @@ async fn submit(
             },
         },
     };
-    ticket.caller = None;
+    ticket.client = None;
     result
 }
 
@@ -249,7 +249,7 @@ fn respond(version: &Version, request: &InferRequest, mut outputs: Vec<Tensor>) 
     }
 }
 
-/// The outputs, each as its largest elements where the caller wants those.
+/// The outputs, each as its largest elements where the client wants those.
 async fn classified(
     version: &Arc<Version>,
     request: &InferRequest,
@@ -292,14 +292,14 @@ struct Ticket<'a> {
     rank: Rank,
     deadline: Option<Instant>,
     /// `None` once the executor has answered.
-    caller: Option<Arc<Caller>>,
+    client: Option<Arc<Client>>,
 }
 
 impl Ticket<'_> {
     /// Waits until the run is given up.
     async fn lost(&self) {
-        match &self.caller {
-            Some(caller) => caller.lost.notified().await,
+        match &self.client {
+            Some(client) => client.lost.notified().await,
             None => std::future::pending().await,
         }
     }
@@ -307,10 +307,10 @@ impl Ticket<'_> {
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        let Some(caller) = &self.caller else { return };
-        caller.left.store(true, Relaxed);
+        let Some(client) = &self.client else { return };
+        client.left.store(true, Relaxed);
         drop(self.app.queue.withdraw(self.version.line.id(), &self.rank));
-        let stage = if caller.started.load(Relaxed) { Stage::Engine } else { Stage::Queue };
+        let stage = if client.started.load(Relaxed) { Stage::Engine } else { Stage::Queue };
         let is_late = self.deadline.is_some_and(|at| Instant::now() >= at);
         self.version.stats.abandoned(stage, is_late);
     }

@@ -129,7 +129,7 @@ fn check_outputs(request: &InferRequest, model: &dyn Model) -> Result<(), Refusa
 }
 
 fn quoted(name: &str) -> String {
-    /// A name longer than this is the caller's joke, not ours to repeat.
+    /// A name longer than this is the client's joke, not ours to repeat.
     const MAX_QUOTED: usize = 200;
     let short: String = name.chars().take(MAX_QUOTED).collect();
     format!("\"{}\"", short.escape_debug())

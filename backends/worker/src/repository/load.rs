@@ -269,7 +269,7 @@ fn compared(builds: &[(&str, f64)]) -> String {
     each.collect::<Vec<_>>().join(", ")
 }
 
-/// From texts to the model's inputs; each length is run once, so that no caller waits for its plan.
+/// From texts to the model's inputs; each length is run once, so that no client waits for its plan.
 fn embedder(
     config: &ModelConfig,
     tokenizer: Option<Vec<u8>>,

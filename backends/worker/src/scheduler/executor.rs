@@ -109,16 +109,16 @@ fn pin(index: usize) {
 fn serve(pool: &Pool, seat: &Arc<Seat>, batch: Batch<Job>, may_lend: bool) {
     let Batch { mut jobs, most, account } = batch;
     let started = Instant::now();
-    let callers = jobs.iter().map(|job| Arc::clone(&job.caller)).collect();
+    let clients = jobs.iter().map(|job| Arc::clone(&job.client)).collect();
     let version = match jobs.first() {
         Some(job) => Arc::clone(&job.version),
         None => return,
     };
     let limit = version.config.max_execution;
-    let entry = pool.watchdog.enter(seat, callers, account, limit);
+    let entry = pool.watchdog.enter(seat, clients, account, limit);
     jobs.retain(|job| !job.is_pointless(started));
     for job in &jobs {
-        job.caller.started.store(true, Relaxed);
+        job.client.started.store(true, Relaxed);
         version.stats.queued(started.duration_since(job.queued));
     }
     let run = Run { pool, seat, version: &version, entry: &entry, account, may_lend, most };
@@ -137,7 +137,7 @@ fn serve(pool: &Pool, seat: &Arc<Seat>, batch: Batch<Job>, may_lend: bool) {
     let replies: Vec<_> = jobs.into_iter().map(|job| job.reply).collect();
     drop(version);
     for (reply, result) in replies.into_iter().zip(results) {
-        // Fails if the caller has gone: then nobody is there to tell.
+        // Fails if the client has gone: then nobody is there to tell.
         drop(reply.send(result));
     }
 }
@@ -268,7 +268,7 @@ enum Failure {
 impl Failure {
     fn refusal(&self, version: &Version) -> Refusal {
         let reason = match self {
-            // If the callers had gone instead, nobody reads it.
+            // If the clients had gone instead, nobody reads it.
             Self::Stopped => return Refusal::late(),
             Self::Engine(RunError::Input(_) | RunError::Shape(_)) => Reason::InvalidInput,
             Self::Overrun | Self::Engine(_) => Reason::InferenceFailed,

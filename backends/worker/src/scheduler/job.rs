@@ -21,13 +21,13 @@ pub(crate) struct Job {
     pub(crate) deadline: Option<Instant>,
     /// When it was put in line.
     pub(crate) queued: Instant,
-    pub(crate) caller: Arc<Caller>,
+    pub(crate) client: Arc<Client>,
     pub(crate) reply: oneshot::Sender<Result<Vec<Tensor>, Refusal>>,
 }
 
 /// Whoever waits for a job, as it is seen from its executor.
 #[derive(Debug, Default)]
-pub(crate) struct Caller {
+pub(crate) struct Client {
     /// Nobody waits any more.
     pub(crate) left: AtomicBool,
     /// The engine has begun.
@@ -39,7 +39,7 @@ pub(crate) struct Caller {
 impl Job {
     /// Does nobody wait for it any more, or would it be too late?
     pub(crate) fn is_pointless(&self, now: Instant) -> bool {
-        self.caller.left.load(Relaxed) || self.deadline.is_some_and(|at| now >= at)
+        self.client.left.load(Relaxed) || self.deadline.is_some_and(|at| now >= at)
     }
 }
 

@@ -1,13 +1,13 @@
 //! Runs that can't be stopped.
 //!
 //! A run is stopped between two nodes of its graph, but a single node may hold a loop without end,
-//! and a thread can't be taken from it. Left alone it would hold an executor for ever and its callers
+//! and a thread can't be taken from it. Left alone it would hold an executor for ever and its clients
 //! as long as they have patience. So every run is entered here with the time by which it must have
-//! been stopped. When that has passed by a margin the thread is given up: its callers are answered,
+//! been stopped. When that has passed by a margin the thread is given up: its clients are answered,
 //! and another takes its place. So often a worker may lose one; then it drains, to be started anew.
 
 use crate::lifecycle::{Lifecycle, Phase};
-use crate::scheduler::job::{Caller, Job};
+use crate::scheduler::job::{Client, Job};
 use crate::scheduler::queue::{Account, Queue};
 use forebay_process::supervise::fault_point;
 use std::collections::HashMap;
@@ -47,7 +47,7 @@ pub(crate) struct Entry(u64);
 #[derive(Debug)]
 struct Running {
     seat: Arc<Seat>,
-    callers: Vec<Arc<Caller>>,
+    clients: Vec<Arc<Client>>,
     account: Account,
     started: Instant,
     /// Must be over by then.
@@ -72,7 +72,7 @@ impl Watchdog {
     pub(crate) fn enter(
         &self,
         seat: &Arc<Seat>,
-        callers: Vec<Arc<Caller>>,
+        clients: Vec<Arc<Client>>,
         account: Account,
         limit: Duration,
     ) -> Entry {
@@ -81,7 +81,7 @@ impl Watchdog {
         let mut runs = self.lock();
         let number = runs.next;
         runs.next += 1;
-        let running = Running { seat: Arc::clone(seat), callers, account, started, due };
+        let running = Running { seat: Arc::clone(seat), clients, account, started, due };
         runs.by_number.insert(number, running);
         Entry(number)
     }
@@ -145,7 +145,7 @@ impl<S: Fn(usize) -> io::Result<()>> Parts<S> {
         for run in self.watchdog.overdue(now) {
             let (seat, seconds) = (&run.seat, (now - run.started).as_secs_f64());
             self.queue.finished(&run.account, seconds);
-            run.callers.iter().for_each(|caller| caller.lost.notify_one());
+            run.clients.iter().for_each(|client| client.lost.notify_one());
             if seat.lost.swap(true, Relaxed) {
                 // Another run on the same thread, which was lent to this one.
                 continue;

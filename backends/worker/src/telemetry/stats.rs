@@ -210,7 +210,7 @@ impl Stats {
         self.lent.increment(1);
     }
 
-    /// Nobody waits for a request any more, because its time is over or because the caller has left.
+    /// Nobody waits for a request any more, because its time is over or because the client has left.
     pub(crate) fn abandoned(&self, stage: Stage, is_late: bool) {
         self.abandoned[usize::from(stage == Stage::Engine)][usize::from(!is_late)].increment(1);
     }

@@ -47,11 +47,11 @@ async fn requests_that_wait_together_run_together_and_each_gets_its_own_rows() {
         metric(&worker, "forebay_worker_batch_best_rows{model=\"arith\",version=\"1\"}").await;
     assert!(best >= 8.0, "expected joining to pay for a model of two sums, found {best}");
     let address = worker.address();
-    let callers = (0_u8..24).map(|caller| {
+    let clients = (0_u8..24).map(|client| {
         tokio::spawn(async move {
-            let (a, b) = (f32::from(caller), 100.0);
+            let (a, b) = (f32::from(client), 100.0);
             // One to three rows: joined as they come, split as they were.
-            let rows = usize::from(caller % 3) + 1;
+            let rows = usize::from(client % 3) + 1;
             let input = |name: &str, value| tensor(name, &[rows, 4], vec![value; 4 * rows]);
             let body = json_body(vec![input("a", a), input("b", b)]);
             let outputs = send(address, infer_request("arith", body)).await.outputs();
@@ -59,8 +59,8 @@ async fn requests_that_wait_together_run_together_and_each_gets_its_own_rows() {
             assert_eq!(outputs[1], tensor("difference", &[rows, 4], vec![a - b; 4 * rows]));
         })
     });
-    for caller in callers.collect::<Vec<_>>() {
-        caller.await.unwrap();
+    for client in clients.collect::<Vec<_>>() {
+        client.await.unwrap();
     }
     let (count, rows) = batches(&worker, "arith").await;
     assert_eq!(rows, 48.0, "every row ran once");
@@ -74,24 +74,24 @@ async fn a_bad_row_spoils_its_own_request_and_no_other() {
     let worker = start_with(&scratch, 1, &[("lookup", delay), ("log", delay)]).await;
     let address = worker.address();
     // Index 99 makes the engine fail for the whole batch; what is not finite is seen row by row.
-    let callers = (0_i64..8).map(|caller| {
+    let clients = (0_i64..8).map(|client| {
         tokio::spawn(async move {
-            let row = if caller == 3 { 99 } else { caller };
+            let row = if client == 3 { 99 } else { client };
             let looked_up = send(address, infer_request("lookup", lookup(&[row]))).await;
-            let x = if caller == 3 { 0.0 } else { 1.0 };
+            let x = if client == 3 { 0.0 } else { 1.0 };
             let body = json_body(vec![tensor("x", &[1, 2], vec![1.0, x])]);
-            (caller, looked_up, send(address, infer_request("log", body)).await)
+            (client, looked_up, send(address, infer_request("log", body)).await)
         })
     });
-    for caller in callers.collect::<Vec<_>>() {
-        let (caller, looked_up, log) = caller.await.unwrap();
-        if caller == 3 {
+    for client in clients.collect::<Vec<_>>() {
+        let (client, looked_up, log) = client.await.unwrap();
+        if client == 3 {
             let part = "input \"x\" of Gather";
             looked_up.refused(400, "invalid_input", part);
             log.refused(500, "inference_failed", "element 1");
         } else {
             #[allow(clippy::cast_precision_loss, reason = "small numbers")]
-            let first = caller as f32 * 2.0;
+            let first = client as f32 * 2.0;
             assert_eq!(looked_up.outputs(), [tensor("y", &[1, 2], vec![first, first + 1.0])]);
             assert_eq!(log.outputs(), [tensor("y", &[1, 2], vec![0.0, 0.0])]);
         }
@@ -142,18 +142,18 @@ async fn slots_are_what_runs_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reports_under_load_never_count_more_than_there_is_and_end_at_nothing() {
-    const CALLERS: u32 = 12;
+    const CLIENTS: u32 = 12;
     let worker = start(Options { executors: 2, ..options(fixtures()) }).await;
     let address = worker.address();
-    let callers = (0..CALLERS).map(|caller| {
+    let clients = (0..CLIENTS).map(|client| {
         tokio::spawn(async move {
             let mut reports = Vec::new();
             for round in 0..30 {
-                let sent = match (caller + round) % 3 {
+                let sent = match (client + round) % 3 {
                     0 => infer_request("lookup", lookup(&[1, 2])),
                     _ => infer_request("arith", arith_body(1.0, 1.0)),
                 };
-                if (caller * 7 + round) % 10 == 0 {
+                if (client * 7 + round) % 10 == 0 {
                     // This one leaves at once, or nearly so.
                     let patience = Duration::from_micros(u64::from(round) * 50);
                     drop(tokio::time::timeout(patience, try_send(address, sent)).await);
@@ -167,12 +167,12 @@ async fn reports_under_load_never_count_more_than_there_is_and_end_at_nothing() 
         })
     });
     let mut seen = std::collections::HashSet::new();
-    for caller in callers.collect::<Vec<_>>() {
-        for report in caller.await.unwrap() {
+    for client in clients.collect::<Vec<_>>() {
+        for report in client.await.unwrap() {
             let (rif, queue) = (report.rif.unwrap(), report.queue.unwrap());
             assert!(queue <= rif, "{report}");
             // Its own request is answered: it is not counted any more. Those that left may be.
-            assert!(rif <= 2 * CALLERS, "{report}");
+            assert!(rif <= 2 * CLIENTS, "{report}");
             assert!(seen.insert(report.seq), "numbered twice: {report}");
         }
     }
@@ -201,7 +201,7 @@ fn endless_request() -> Request<Bytes> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_that_can_not_be_stopped_costs_one_executor_and_its_callers_are_answered() {
+async fn a_run_that_can_not_be_stopped_costs_one_executor_and_its_clients_are_answered() {
     let scratch = Scratch::new("endless");
     // The product before the long node must be over by then, which takes longer on a busy machine, and the
     // long node, which takes longer by as much, must not be by far.

@@ -109,7 +109,7 @@ async fn what_can_not_be_embedded_is_refused_in_openais_form() {
     let worker = start_fixtures().await;
     let long = ["river"; 39].join(" ");
     let huge = "x".repeat(40 * 256 + 1);
-    let caller = "invalid_request_error";
+    let client = "invalid_request_error";
     for (body, status, code, part) in [
         (json!({"model": "embed"}), 400, "invalid_request", "input"),
         (json!({"input": "a"}), 400, "invalid_request", "model"),
@@ -146,10 +146,10 @@ async fn what_can_not_be_embedded_is_refused_in_openais_form() {
         (json!({"model": "nonesuch", "input": "a"}), 404, "model_not_found", "nonesuch"),
     ] {
         let answer = post(&worker, "/v1/embeddings", body.to_string()).await;
-        refused(&answer, status, caller, code, part);
+        refused(&answer, status, client, code, part);
     }
     let answer = get(&worker, "/v1/models/nonesuch").await;
-    refused(&answer, 404, caller, "model_not_found", "nonesuch");
+    refused(&answer, 404, client, "model_not_found", "nonesuch");
     let mut late = request(
         http::Method::POST,
         "/v1/embeddings",

@@ -332,7 +332,7 @@ async fn a_stream_that_is_damaged_ends_with_the_reason() {
 
 #[tokio::test]
 async fn a_message_that_is_only_announced_takes_no_memory() {
-    // Room for one body; a hundred callers promise one each and send its first bytes.
+    // Room for one body; a hundred clients promise one each and send its first bytes.
     let memory = Options { max_body: 1 << 20, max_body_memory: 1 << 20, ..options(fixtures()) };
     let worker = start(memory).await;
     let mut promises = Vec::new();
@@ -358,7 +358,7 @@ async fn a_message_that_stops_half_way_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_caller_that_leaves_a_stream_stops_its_work() {
+async fn a_client_that_leaves_a_stream_stops_its_work() {
     let worker = start(Options { executors: 1, ..options(fixtures()) }).await;
     let (sender, call) = Call::stream(worker.address(), STREAM, &[]).await;
     for _ in 0..3 {

@@ -136,7 +136,7 @@ impl Connection {
     }
 }
 
-/// A call that is under way; dropping it is the caller going away.
+/// A call that is under way; dropping it is the client going away.
 pub(crate) struct Call {
     pub(crate) headers: HeaderMap,
     body: Incoming,

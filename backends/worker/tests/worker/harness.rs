@@ -197,11 +197,11 @@ pub(crate) fn eventually<F: Future<Output = bool>>(
     what: &'static str,
     condition: impl Fn() -> F,
 ) -> impl Future<Output = ()> {
-    let caller = std::panic::Location::caller();
+    let client = std::panic::Location::caller();
     async move {
         let started = Instant::now();
         while !condition().await {
-            assert!(started.elapsed() < PATIENCE, "waited in vain until {what} at {caller}");
+            assert!(started.elapsed() < PATIENCE, "waited in vain until {what} at {client}");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }

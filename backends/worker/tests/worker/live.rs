@@ -255,12 +255,12 @@ async fn models_beyond_the_memory_are_loaded_on_demand_once_for_all_who_wait() {
     assert_eq!(get(&worker, "/v2/models/b/ready").await.status, 200);
     assert_eq!(metric(&worker, "forebay_worker_models_memory_bytes").await, 60 << 20);
     let address = worker.address();
-    let callers = (0..20).map(|_| {
+    let clients = (0..20).map(|_| {
         let sent = request(Method::POST, "/v2/models/b/infer", arith_body(1.0, 1.0));
         tokio::spawn(async move { send(address, sent).await.status })
     });
-    for caller in callers.collect::<Vec<_>>() {
-        assert_eq!(caller.await.unwrap(), 200);
+    for client in clients.collect::<Vec<_>>() {
+        assert_eq!(client.await.unwrap(), 200);
     }
     assert_eq!(metric(&worker, &loads("b", "ok")).await, 1);
     assert_eq!(state(&worker, "a", "1").await, on_demand, "it was not used for longer");
@@ -282,8 +282,8 @@ async fn callers_of_models_that_drive_each_other_out_are_all_answered() {
     let scratch = Scratch::new("thrash");
     let worker = start_cramped(&scratch).await;
     let address = worker.address();
-    let callers = (0..8).map(|caller| {
-        let path = if caller % 2 == 0 { "/v2/models/a/infer" } else { "/v2/models/b/infer" };
+    let clients = (0..8).map(|client| {
+        let path = if client % 2 == 0 { "/v2/models/a/infer" } else { "/v2/models/b/infer" };
         tokio::spawn(async move {
             for _ in 0..10 {
                 let answer = send(address, request(Method::POST, path, arith_body(1.0, 1.0))).await;
@@ -291,8 +291,8 @@ async fn callers_of_models_that_drive_each_other_out_are_all_answered() {
             }
         })
     });
-    for caller in callers.collect::<Vec<_>>() {
-        caller.await.unwrap();
+    for client in clients.collect::<Vec<_>>() {
+        client.await.unwrap();
     }
     assert!(metric(&worker, "forebay_worker_models_memory_bytes").await <= 100 << 20);
 }
@@ -335,18 +335,18 @@ async fn a_model_that_grows_forgets_plans_before_others_have_to_go() {
     assert!(metric(&worker, &of("b")).await > 0);
 }
 
-/// Callers of one model until they are told to stop; how many answers, and what was not one.
+/// Clients of one model until they are told to stop; how many answers, and what was not one.
 struct Traffic {
     stop: Arc<AtomicBool>,
     answers: Arc<AtomicU64>,
-    callers: Vec<tokio::task::JoinHandle<Vec<String>>>,
+    clients: Vec<tokio::task::JoinHandle<Vec<String>>>,
 }
 
 impl Traffic {
-    fn start(address: SocketAddr, model: &str, callers: usize) -> Self {
+    fn start(address: SocketAddr, model: &str, clients: usize) -> Self {
         let (stop, answers) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let path = format!("/v2/models/{model}/infer");
-        let callers = (0..callers).map(|_| {
+        let clients = (0..clients).map(|_| {
             let (stop, answers, path) = (Arc::clone(&stop), Arc::clone(&answers), path.clone());
             tokio::spawn(async move {
                 let mut failures = Vec::new();
@@ -364,14 +364,14 @@ impl Traffic {
                 failures
             })
         });
-        let callers = callers.collect();
-        Self { stop, answers, callers }
+        let clients = clients.collect();
+        Self { stop, answers, clients }
     }
 
     async fn end(self) -> u64 {
         self.stop.store(true, Relaxed);
-        for caller in self.callers {
-            assert_eq!(caller.await.unwrap(), Vec::<String>::new());
+        for client in self.clients {
+            assert_eq!(client.await.unwrap(), Vec::<String>::new());
         }
         self.answers.load(Relaxed)
     }

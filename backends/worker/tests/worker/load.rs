@@ -14,7 +14,7 @@ async fn start_single(queue: usize) -> Worker {
     start(Options { executors: 1, queue, ..options(fixtures()) }).await
 }
 
-/// A slow request under way; dropping it is the caller going away.
+/// A slow request under way; dropping it is the client going away.
 struct Slow(tokio::task::JoinHandle<()>);
 
 impl Slow {
@@ -120,7 +120,7 @@ async fn a_full_queue_refuses_at_once_and_other_models_are_not_touched() {
 }
 
 #[tokio::test]
-async fn a_caller_that_leaves_the_queue_frees_its_place_and_is_counted() {
+async fn a_client_that_leaves_the_queue_frees_its_place_and_is_counted() {
     let worker = start_single(1).await;
     let running = Slow::start(&worker);
     until_busy(&worker, 1, 0).await;
@@ -156,13 +156,13 @@ async fn a_heavy_model_does_not_keep_a_light_one_waiting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn concurrent_callers_each_get_their_own_answer() {
+async fn concurrent_clients_each_get_their_own_answer() {
     let worker = start(Options { executors: 4, ..options(fixtures()) }).await;
     let address = worker.address();
-    let callers = (0_u16..32).map(|caller| {
+    let clients = (0_u16..32).map(|client| {
         tokio::spawn(async move {
             for round in 0_u16..10 {
-                let (a, b) = (f32::from(caller), f32::from(round));
+                let (a, b) = (f32::from(client), f32::from(round));
                 let body = arith_body(a, b);
                 let sent = request(Method::POST, "/v2/models/arith/infer", body);
                 let outputs = send(address, sent).await.outputs();
@@ -171,8 +171,8 @@ async fn concurrent_callers_each_get_their_own_answer() {
             }
         })
     });
-    for caller in callers.collect::<Vec<_>>() {
-        caller.await.unwrap();
+    for client in clients.collect::<Vec<_>>() {
+        client.await.unwrap();
     }
     until_busy(&worker, 0, 0).await;
     assert_eq!(count(&worker, "arith", "ok").await, 320);
@@ -190,7 +190,7 @@ async fn reports_agree_with_the_time_that_requests_spend_here() {
     // Little's law: what is there on average is the sum of all stays by the time. Whatever the machine
     // is like, that holds; the reports are a witness of their own, read at other moments than the stays
     // are measured at.
-    const CALLERS: usize = 6;
+    const CLIENTS: usize = 6;
     const EXECUTORS: u32 = 2;
     let worker = start(Options { executors: 2, ..options(fixtures()) }).await;
     let address = worker.address();
@@ -198,7 +198,7 @@ async fn reports_agree_with_the_time_that_requests_spend_here() {
     let path = "/v2/models/slow/infer";
     // Its plan is compiled by the first.
     assert_eq!(infer(&worker, "slow", body.clone()).await.status, 200);
-    let callers = (0..CALLERS).map(|_| {
+    let clients = (0..CLIENTS).map(|_| {
         let body = body.clone();
         tokio::spawn(async move {
             for _ in 0..60 {
@@ -207,7 +207,7 @@ async fn reports_agree_with_the_time_that_requests_spend_here() {
             }
         })
     });
-    let callers: Vec<_> = callers.collect();
+    let clients: Vec<_> = clients.collect();
     eventually("they are at it", || async {
         get(&worker, "/v2/health/live").await.report().rif > Some(EXECUTORS)
     })
@@ -215,10 +215,10 @@ async fn reports_agree_with_the_time_that_requests_spend_here() {
     let (before, started) = (times(&worker, "slow").await, Instant::now());
     let (mut there, mut waiting, mut last) = (0.0, 0.0, started);
     // As long as all of them are at it.
-    while !callers.iter().any(tokio::task::JoinHandle::is_finished) {
+    while !clients.iter().any(tokio::task::JoinHandle::is_finished) {
         let report = get(&worker, "/v2/health/live").await.report();
         let (rif, queue) = (report.rif.unwrap(), report.queue.unwrap());
-        assert!(rif as usize <= CALLERS, "{report}");
+        assert!(rif as usize <= CLIENTS, "{report}");
         assert!(queue <= rif && rif - queue <= EXECUTORS, "no more than runs at once: {report}");
         assert_eq!(report.slots, Some(EXECUTORS));
         let step = last.elapsed().as_secs_f64();
@@ -235,8 +235,8 @@ async fn reports_agree_with_the_time_that_requests_spend_here() {
         "{there:.2} and {waiting:.2} request seconds were reported, {queued:.2} waited and {ran:.2} ran, in {all:.2} s"
     );
     assert!(close(there, queued + ran) && close(waiting, queued), "{told}");
-    for caller in callers {
-        caller.await.unwrap();
+    for client in clients {
+        client.await.unwrap();
     }
     until_busy(&worker, 0, 0).await;
 }

@@ -71,15 +71,15 @@ async fn examples_give_what_onnx_runtime_gave_in_json_and_binary() {
 async fn examples_give_the_same_when_all_run_at_once() {
     let worker = start_bundled().await;
     let address = worker.address();
-    let callers = (0..4).flat_map(|_| examples()).map(|example| {
+    let clients = (0..4).flat_map(|_| examples()).map(|example| {
         tokio::spawn(async move {
             for binary in [false, true] {
                 try_example(address, &example, binary).await;
             }
         })
     });
-    for caller in callers.collect::<Vec<_>>() {
-        caller.await.unwrap();
+    for client in clients.collect::<Vec<_>>() {
+        client.await.unwrap();
     }
 }
 

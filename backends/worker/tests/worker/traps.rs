@@ -5,33 +5,33 @@ use forebay_worker::Options;
 use http::Method;
 use std::path::Path;
 
-/// Five steps for the recurrent model, other ones for each caller.
-fn steps(caller: u8) -> Vec<u8> {
-    let wave = (0..15_u8).map(|i| f32::from(i * (caller + 1)).sin()).collect();
+/// Five steps for the recurrent model, other ones for each client.
+fn steps(client: u8) -> Vec<u8> {
+    let wave = (0..15_u8).map(|i| f32::from(i * (client + 1)).sin()).collect();
     json_body(vec![tensor("x", &[5, 1, 3], wave)])
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_recurrent_model_remembers_never_crosses_from_one_caller_to_the_next() {
+async fn what_a_recurrent_model_remembers_never_crosses_from_one_client_to_the_next() {
     let worker = start(Options { executors: 2, ..options(fixtures()) }).await;
     let address = worker.address();
     let mut alone = Vec::new();
-    for caller in 0..6 {
+    for client in 0..6 {
         // A worker that has served nobody yet.
         let fresh = start(Options { executors: 1, ..options(fixtures()) }).await;
-        alone.push(infer(&fresh, "lstm", steps(caller)).await.outputs());
+        alone.push(infer(&fresh, "lstm", steps(client)).await.outputs());
     }
-    assert!(alone[0] != alone[1], "callers that differ");
-    let callers = (0..6).zip(alone).map(|(caller, alone)| {
+    assert!(alone[0] != alone[1], "clients that differ");
+    let clients = (0..6).zip(alone).map(|(client, alone)| {
         tokio::spawn(async move {
             for _ in 0..20 {
-                let sent = request(Method::POST, "/v2/models/lstm/infer", steps(caller));
-                assert_eq!(send(address, sent).await.outputs(), alone, "caller {caller}");
+                let sent = request(Method::POST, "/v2/models/lstm/infer", steps(client));
+                assert_eq!(send(address, sent).await.outputs(), alone, "client {client}");
             }
         })
     });
-    for caller in callers.collect::<Vec<_>>() {
-        caller.await.unwrap();
+    for client in clients.collect::<Vec<_>>() {
+        client.await.unwrap();
     }
 }
 

@@ -27,7 +27,7 @@ macro_rules! codes {
 codes! {
     /// Answered.
     Ok = 0, "0";
-    /// The caller gave up.
+    /// The client gave up.
     Cancelled = 1, "1";
     /// Something that has no code.
     Unknown = 2, "2";
@@ -39,7 +39,7 @@ codes! {
     NotFound = 5, "5";
     /// What is to be made is there.
     AlreadyExists = 6, "6";
-    /// The caller may not.
+    /// The client may not.
     PermissionDenied = 7, "7";
     /// Too much: a quota, or the size of a message.
     ResourceExhausted = 8, "8";
@@ -57,7 +57,7 @@ codes! {
     Unavailable = 14, "14";
     /// Lost for good.
     DataLoss = 15, "15";
-    /// The caller did not say who it is.
+    /// The client did not say who it is.
     Unauthenticated = 16, "16";
 }
 

@@ -51,7 +51,7 @@ impl Method {
         matches!(self, Self::ServerLive | Self::ServerReady | Self::HealthCheck | Self::HealthWatch)
     }
 
-    /// May it last for as long as the caller likes?
+    /// May it last for as long as the client likes?
     pub const fn is_stream(self) -> bool {
         matches!(self, Self::StreamInfer | Self::HealthWatch | Self::Unknown)
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Largest number that eight digits have.
-const MOST: u128 = 99_999_999;
+const MAX_AMOUNT: u128 = 99_999_999;
 
 /// Reads `grpc-timeout`. `None`: not of its form.
 pub fn parse_timeout(text: &str) -> Option<Duration> {
@@ -35,11 +35,11 @@ pub fn format_timeout(timeout: Duration) -> String {
         ("H", 3_600_000_000_000),
     ] {
         let number = nanos.div_ceil(size);
-        if number <= MOST {
+        if number <= MAX_AMOUNT {
             return format!("{number}{unit}");
         }
     }
-    format!("{MOST}H")
+    format!("{MAX_AMOUNT}H")
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@
 
 use http::HeaderName;
 
-/// Identity of one request; kept if the caller sent one, made otherwise, returned and logged.
+/// Identity of one request; kept if the client sent one, made otherwise, returned and logged.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Milliseconds that the caller is still willing to wait. What is left is passed to the worker.
+/// Milliseconds that the client is still willing to wait. What is left is passed to the worker.
 pub const REQUEST_DEADLINE: HeaderName = HeaderName::from_static("x-request-deadline");
 /// How urgent a request is: `high`, `normal` or `batch`, see [`Priority`](crate::Priority).
 pub const REQUEST_PRIORITY: HeaderName = HeaderName::from_static("x-request-priority");
@@ -32,7 +32,7 @@ pub const SERVICE_DEMAND: HeaderName = HeaderName::from_static("x-service-demand
 pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// The same in words, percent-encoded.
 pub const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-/// Time that a gRPC caller will wait.
+/// Time that a gRPC client will wait.
 pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// How gRPC messages are compressed, where their prefix says that they are.
 pub const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
@@ -46,5 +46,5 @@ pub const VARIANT: HeaderName = HeaderName::from_static("x-forebay-variant");
 /// Why another variant answered than the one that was asked for: the code of a
 /// [`Reason`](crate::Reason).
 pub const DEGRADED: HeaderName = HeaderName::from_static("x-forebay-degraded");
-/// The endpoint that answered; sent only where the route allows callers to see it.
+/// The endpoint that answered; sent only where the route allows clients to see it.
 pub const ENDPOINT: HeaderName = HeaderName::from_static("x-forebay-endpoint");

@@ -1,6 +1,6 @@
 //! Why a request was refused or failed: one enum, one table.
 //!
-//! Callers branch on codes, operators alert on them, and dashboards group by them. If the status,
+//! Clients branch on codes, operators alert on them, and dashboards group by them. If the status,
 //! the blame and the permission to retry were decided where each error arises, they would drift
 //! apart; here each reason states all of them, and every header, log field and metric label that
 //! names a reason takes its text from [`Reason::code`].
@@ -11,8 +11,8 @@ use http::StatusCode;
 /// Who has to change something so that the request succeeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blame {
-    /// The caller: the same request will fail again.
-    Caller,
+    /// The client: the same request will fail again.
+    Client,
     /// The proxy or its configuration.
     Proxy,
     /// The endpoint, or the way to it.
@@ -23,7 +23,7 @@ impl Blame {
     /// The word in logs and metric labels.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Caller => "caller",
+            Self::Client => "client",
             Self::Proxy => "proxy",
             Self::Endpoint => "endpoint",
         }
@@ -82,43 +82,43 @@ macro_rules! reasons {
 }
 
 reasons! {
-    // --- the caller's
+    // --- the client's
     /// Not HTTP or JSON that can be understood.
-    InvalidRequest = "invalid_request", BAD_REQUEST, InvalidArgument, Caller, false;
+    InvalidRequest = "invalid_request", BAD_REQUEST, InvalidArgument, Client, false;
     /// Understood, but the tensors do not fit the model: name, datatype, shape or count.
-    InvalidInput = "invalid_input", BAD_REQUEST, InvalidArgument, Caller, false;
+    InvalidInput = "invalid_input", BAD_REQUEST, InvalidArgument, Client, false;
     /// No route matches this path and model.
-    NoRoute = "no_route", NOT_FOUND, NotFound, Caller, false;
+    NoRoute = "no_route", NOT_FOUND, NotFound, Client, false;
     /// The path names nothing that is served.
-    NotFound = "not_found", NOT_FOUND, Unimplemented, Caller, false;
+    NotFound = "not_found", NOT_FOUND, Unimplemented, Client, false;
     /// The model, or this version of it, is not in the repository.
-    ModelNotFound = "model_not_found", NOT_FOUND, NotFound, Caller, false;
+    ModelNotFound = "model_not_found", NOT_FOUND, NotFound, Client, false;
     /// The path exists, but not with this method.
-    MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED, Unimplemented, Caller, false;
-    /// The operator does not let callers do this.
-    Forbidden = "forbidden", FORBIDDEN, PermissionDenied, Caller, false;
+    MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED, Unimplemented, Client, false;
+    /// The operator does not let clients do this.
+    Forbidden = "forbidden", FORBIDDEN, PermissionDenied, Client, false;
     /// The body is longer than the limit, or inflates beyond it.
-    BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, ResourceExhausted, Caller, false;
+    BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, ResourceExhausted, Client, false;
     /// More header bytes or fields than the limit.
-    HeadersTooLarge = "headers_too_large", REQUEST_HEADER_FIELDS_TOO_LARGE, ResourceExhausted, Caller, false;
+    HeadersTooLarge = "headers_too_large", REQUEST_HEADER_FIELDS_TOO_LARGE, ResourceExhausted, Client, false;
     /// The client sent more HTTP/2 frames beside its requests, or cancelled more of them at once, than
     /// any use of the service needs; its connection ends with GOAWAY.
-    ClientFlood = "client_flood", TOO_MANY_REQUESTS, ResourceExhausted, Caller, false;
+    ClientFlood = "client_flood", TOO_MANY_REQUESTS, ResourceExhausted, Client, false;
     /// A `Content-Encoding` that is not spoken here.
-    UnsupportedEncoding = "unsupported_encoding", UNSUPPORTED_MEDIA_TYPE, Unimplemented, Caller, false;
+    UnsupportedEncoding = "unsupported_encoding", UNSUPPORTED_MEDIA_TYPE, Unimplemented, Client, false;
     /// The request did not arrive in the time that it is given.
-    RequestTimeout = "request_timeout", REQUEST_TIMEOUT, DeadlineExceeded, Caller, true;
+    RequestTimeout = "request_timeout", REQUEST_TIMEOUT, DeadlineExceeded, Client, true;
     /// The client read its answer more slowly than `limits.min_rate`, or not at all; only the log has
     /// this status.
-    ClientTooSlow = "client_too_slow", REQUEST_TIMEOUT, DeadlineExceeded, Caller, true;
-    /// The caller left before the answer; nobody sees this status but the log.
-    ClientClosed = "client_closed", BAD_REQUEST, Cancelled, Caller, false;
+    ClientTooSlow = "client_too_slow", REQUEST_TIMEOUT, DeadlineExceeded, Client, true;
+    /// The client left before the answer; nobody sees this status but the log.
+    ClientClosed = "client_closed", BAD_REQUEST, Cancelled, Client, false;
     /// The listener requires a PROXY header, and the connection began with something else.
-    InvalidProxyHeader = "invalid_proxy_header", BAD_REQUEST, InvalidArgument, Caller, false;
-    /// The listener speaks TLS, and the caller and it did not come to terms.
-    TlsHandshakeFailed = "tls_handshake_failed", BAD_REQUEST, InvalidArgument, Caller, false;
+    InvalidProxyHeader = "invalid_proxy_header", BAD_REQUEST, InvalidArgument, Client, false;
+    /// The listener speaks TLS, and the client and it did not come to terms.
+    TlsHandshakeFailed = "tls_handshake_failed", BAD_REQUEST, InvalidArgument, Client, false;
     /// Neither side of a connection said anything for as long as it may be idle.
-    IdleTimeout = "idle_timeout", REQUEST_TIMEOUT, DeadlineExceeded, Caller, true;
+    IdleTimeout = "idle_timeout", REQUEST_TIMEOUT, DeadlineExceeded, Client, true;
 
     // --- load and time
     /// The listener holds as many connections as it may.
@@ -188,10 +188,10 @@ mod tests {
     }
 
     #[test]
-    fn a_callers_mistake_is_never_a_5xx_and_an_endpoints_fault_never_a_4xx() {
+    fn a_clients_mistake_is_never_a_5xx_and_an_endpoints_fault_never_a_4xx() {
         for &reason in Reason::ALL {
             match reason.blame() {
-                Blame::Caller => assert!(reason.status().is_client_error(), "{}", reason.code()),
+                Blame::Client => assert!(reason.status().is_client_error(), "{}", reason.code()),
                 _ => assert!(reason.status().is_server_error(), "{}", reason.code()),
             }
         }

@@ -163,33 +163,33 @@ pub(super) fn join(mut json: Vec<u8>, binary: &[u8], any_binary: bool) -> Encode
     Encoded { body: json, json_len }
 }
 
-/// A list that stops being read at `MOST` entries.
+/// A list that stops being read at `MAX` entries.
 #[derive(Debug)]
-pub(super) struct Bounded<T, const MOST: usize>(pub(super) Vec<T>);
+pub(super) struct Bounded<T, const MAX: usize>(pub(super) Vec<T>);
 
-impl<T, const MOST: usize> Default for Bounded<T, MOST> {
+impl<T, const MAX: usize> Default for Bounded<T, MAX> {
     fn default() -> Self {
         Self(Vec::new())
     }
 }
 
-impl<'de, T: serde::Deserialize<'de>, const MOST: usize> serde::Deserialize<'de>
-    for Bounded<T, MOST>
+impl<'de, T: serde::Deserialize<'de>, const MAX: usize> serde::Deserialize<'de>
+    for Bounded<T, MAX>
 {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct List<T, const MOST: usize>(PhantomData<T>);
-        impl<'de, T: serde::Deserialize<'de>, const MOST: usize> Visitor<'de> for List<T, MOST> {
-            type Value = Bounded<T, MOST>;
+        struct List<T, const MAX: usize>(PhantomData<T>);
+        impl<'de, T: serde::Deserialize<'de>, const MAX: usize> Visitor<'de> for List<T, MAX> {
+            type Value = Bounded<T, MAX>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "an array of at most {MOST} entries")
+                write!(f, "an array of at most {MAX} entries")
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
                 let mut entries = Vec::new();
                 while let Some(entry) = seq.next_element()? {
-                    if entries.len() == MOST {
-                        let found = Found::MoreThan(MOST);
+                    if entries.len() == MAX {
+                        let found = Found::MoreThan(MAX);
                         return Err(A::Error::custom(format_args!(
-                            "expected at most {MOST} entries, found {found}"
+                            "expected at most {MAX} entries, found {found}"
                         )));
                     }
                     entries.push(entry);

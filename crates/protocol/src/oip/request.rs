@@ -8,11 +8,11 @@ use super::{EncodeError, MAX_TENSORS, Parameters, ParseError, Tensor};
 /// A request for one inference.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct InferRequest {
-    /// The caller's name for it; the response repeats it.
+    /// The client's name for it; the response repeats it.
     pub id: Option<String>,
     /// Parameters of the whole request: `binary_data_output`, `timeout`, `priority`, …
     pub parameters: Parameters,
-    /// Inputs in the caller's order.
+    /// Inputs in the client's order.
     pub inputs: Vec<Tensor>,
     /// Outputs that are asked for; empty: all.
     pub outputs: Vec<RequestedOutput>,
@@ -77,7 +77,7 @@ impl InferRequest {
         Ok(join(json, &bytes, self.inputs.iter().any(binary)))
     }
 
-    /// Does the caller want this output as bytes? The output's own parameter overrules the
+    /// Does the client want this output as bytes? The output's own parameter overrules the
     /// request's, and JSON is what the protocol falls back to.
     ///
     /// # Errors
@@ -91,7 +91,7 @@ impl InferRequest {
 }
 
 impl InferRequest {
-    /// How many of the largest elements the caller wants of this output, instead of all.
+    /// How many of the largest elements the client wants of this output, instead of all.
     ///
     /// # Errors
     /// The parameter `classification` is no count.

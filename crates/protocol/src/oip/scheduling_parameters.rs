@@ -21,7 +21,7 @@ const MAX_HEAD_BYTES: usize = 16 * 1024;
 pub struct SchedulingParameters {
     /// How urgent it is.
     pub priority: Option<Priority>,
-    /// The time that its caller is willing to wait.
+    /// The time that its client is willing to wait.
     pub timeout: Option<Duration>,
 }
 

@@ -332,14 +332,14 @@ fn once<T>(slot: &mut Option<T>, value: T) -> Result<(), ReportError> {
 
 /// A count that no honest endpoint exceeds; a larger one would overflow what is computed from it.
 fn count(value: f64) -> Result<u32, ReportError> {
-    const MOST: f64 = 1e9;
-    if value > MOST {
+    const MAX_VALUE: f64 = 1e9;
+    if value > MAX_VALUE {
         return Err(ReportError::BadValue);
     }
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "0 <= value <= MOST"
+        reason = "0 <= value <= MAX_VALUE"
     )]
     Ok(value as u32)
 }

@@ -5,7 +5,7 @@
 //! tallied, without locks, and judged by one task: failures in a row at once, shares and latencies at
 //! the end of each window, against what the rest of the pool does in the same time.
 //!
-//! The cure must not be worse. Only what is an endpoint's own fault counts: a caller's mistake (4xx)
+//! The cure must not be worse. Only what is an endpoint's own fault counts: a client's mistake (4xx)
 //! never does, and being busy (429, 503) only while the endpoint has to prove itself. A timeout counts as
 //! a failure in a row only where nobody else was answered meanwhile (Envoy counts all of them, as 504s, and
 //! so takes out healthy endpoints that are overloaded). At most a share of
@@ -71,7 +71,7 @@ impl Ejection {
 pub enum Outcome {
     /// With what was asked for, after this time.
     Answered(Duration),
-    /// With an answer that says nothing against it: a caller's mistake, or one whose time is no
+    /// With an answer that says nothing against it: a client's mistake, or one whose time is no
     /// measure.
     Understood,
     /// With the word that it has too much to do.

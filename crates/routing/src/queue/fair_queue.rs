@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_line_drops_from_the_caller_that_has_the_most_in_it() {
+    fn a_full_line_drops_from_the_client_that_has_the_most_in_it() {
         let mut queue = FairQueue::new(10);
         for n in 0..10 {
             queue.enqueue(&entry(1, n, 1), 1);
@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn a_caller_with_one_request_at_a_time_has_no_more_than_its_share() {
+    fn a_client_with_one_request_at_a_time_has_no_more_than_its_share() {
         let mut queue = FairQueue::new(1000);
         for n in 0..300 {
             queue.enqueue(&entry(1, 100 + n, 1), 1);
@@ -524,7 +524,7 @@ mod tests {
         assert_eq!(queue.ahead_of(&entry(0, 1, 1)), 0);
         assert_eq!(queue.ahead_of(&entry(1, 30, 1)), 31);
         assert_eq!(queue.ahead_of(&entry(1, 500, 1)), 100);
-        assert_eq!(queue.ahead_of(&entry(1, 500, 2)), 1, "another caller gets its turn");
+        assert_eq!(queue.ahead_of(&entry(1, 500, 2)), 1, "another client gets its turn");
         assert_eq!(queue.ahead_of(&entry(2, 500, 1)), 101);
     }
 

@@ -30,7 +30,7 @@ impl Engine<'_> {
         }
     }
 
-    /// The same for what may have an attempt sent, which is left to the caller.
+    /// The same for what may have an attempt sent, which is left to the client.
     fn decide_on(&mut self, key: RequestKey, event: Event<Why>) -> Next<Why> {
         let Some(request) = self.requests.get_mut(key) else { return Next::Wait };
         let number = request.proxy;

@@ -20,7 +20,7 @@ use prost::Message;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-/// How messages may be compressed that come in; those that go out are as the caller's are.
+/// How messages may be compressed that come in; those that go out are as the client's are.
 const ACCEPTED: HeaderValue = HeaderValue::from_static("identity,gzip,deflate");
 
 /// A message as it stands in a body.

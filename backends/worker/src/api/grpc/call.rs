@@ -184,7 +184,7 @@ impl Messages {
     }
 
     async fn framed(&mut self) -> Result<Option<(bool, Received)>, Refusal> {
-        // Between two messages a caller may be silent for as long as it likes.
+        // Between two messages a client may be silent for as long as it likes.
         if self.buffer.is_empty() && !self.begun().await? {
             return Ok(None);
         }

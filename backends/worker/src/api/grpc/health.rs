@@ -1,6 +1,6 @@
 //! The standard health service, and load reports out of band.
 //!
-//! Both have calls that last as long as the caller likes. They end when the worker closes, so that
+//! Both have calls that last as long as the client likes. They end when the worker closes, so that
 //! nobody who only watches keeps it from going.
 
 use super::answer::{self, frame};
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 /// How often a watcher's status is looked at.
 const WATCH_STEP: Duration = Duration::from_millis(50);
-/// Time between two load reports if the caller does not say, and the bounds of what it may say.
+/// Time between two load reports if the client does not say, and the bounds of what it may say.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 const REPORT_INTERVALS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(60));
 

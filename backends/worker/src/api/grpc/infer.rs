@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Requests of one stream that run or wait at once; what comes then waits in the connection, so that
-/// its window closes and the caller slows down.
+/// its window closes and the client slows down.
 const AHEAD: usize = 32;
 
 /// `ModelInfer`.
@@ -101,7 +101,7 @@ fn name(message: &[u8]) -> Result<(String, String), Refusal> {
     Ok((text(1)?, text(2)?))
 }
 
-/// The answer in a stream to a request that is refused: its id, so that the caller knows which.
+/// The answer in a stream to a request that is refused: its id, so that the client knows which.
 fn refused(message: &[u8], refusal: Refusal) -> pb::ModelStreamInferResponse {
     refusal.log();
     let id = text_field(message, 3).ok().flatten().unwrap_or_default().to_owned();

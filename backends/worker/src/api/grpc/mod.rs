@@ -54,7 +54,7 @@ async fn only_grpc(request: Request, next: Next) -> Result<Response, Refusal> {
     Ok(next.run(request).await)
 }
 
-/// Says so in the caller's protocol if there is nothing at a path.
+/// Says so in the client's protocol if there is nothing at a path.
 pub(crate) async fn or_nothing(State(app): State<Arc<App>>, request: Request) -> Response {
     let refusal = rest::nothing(request.uri());
     refuse(&app, grpc::is_grpc(request.headers()), refusal)

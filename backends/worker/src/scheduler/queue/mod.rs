@@ -1,6 +1,6 @@
 //! Who runs next: bounded lines, one a model, shared by weight; batches formed from their heads.
 //!
-//! One line for all would let a heavy model's callers fill it and starve a light model's; a line
+//! One line for all would let a heavy model's clients fill it and starve a light model's; a line
 //! without a bound turns overload into latency for everyone. So each model has its own, and an
 //! executor that is free asks:
 //!
