@@ -71,7 +71,13 @@ impl Models {
             // What is retired already frees its memory when its requests have gone.
             let stays = repository.memory().saturating_sub(self.retired_bytes());
             if stays.saturating_add(bytes) > bound && !self.evict_one(spare) {
-                return Err(format!("the {bound} bytes of memory for models are in use"));
+                // A model that is being loaded can go when it has been.
+                let may_go = bytes > 0 && stays > self.ready_bytes();
+                if !may_go || Instant::now() >= until || self.is_ended() {
+                    return Err(format!("the {bound} bytes of memory for models are in use"));
+                }
+                std::thread::sleep(STEP);
+                continue;
             }
             self.free();
             if let Some(share) = repository.try_hold(bytes, bound) {
@@ -92,6 +98,13 @@ impl Models {
         let Some(bound) = self.options.models_memory else { return };
         let stays = || self.repository.memory().saturating_sub(self.retired_bytes());
         while stays() > bound && self.evict_one(spare) {}
+    }
+
+    /// Bytes that the versions take which can be asked now.
+    fn ready_bytes(&self) -> u64 {
+        let served = self.repository.served();
+        let entries = served.values().flat_map(|model| model.versions.values());
+        entries.filter_map(|entry| Some(entry.version()?.memory.bytes())).sum()
     }
 
     /// Unloads the version that was not used for longest. `false`: there is none.
