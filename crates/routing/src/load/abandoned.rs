@@ -25,7 +25,7 @@ pub(super) struct Abandoned {
 impl Abandoned {
     /// One more, which is likely done at `until`.
     pub(super) fn add(&self, until: Time) {
-        let each = self.each.get_or_init(|| Box::new([const { AtomicU64::new(0) }; MAX_KNOWN]));
+        let each = self.each.get_or_init(|| Box::new(std::array::from_fn(|_| AtomicU64::new(0))));
         if let Some(soonest) = each.iter().min_by_key(|done| done.load(Relaxed)) {
             soonest.fetch_max(until.nanos(), Relaxed);
         }
