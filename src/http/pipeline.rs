@@ -84,10 +84,12 @@ pub async fn run(
         None => receive(session, request, limits, &account).await?,
     };
     take_in_parameters(session.req_header(), request, route, received.at_hand());
-    let sent = send(session, request, received, (services.connector, &account)).await;
+    // A request whose body is still to come need not have room for this.
+    let sending = send(session, request, received, (services.connector, &account));
+    let sent = Box::pin(sending).await;
     // Its body is not needed any more, however long the client takes to read.
     request.body_memory = None;
     let (response, rest) = sent?;
-    respond::answer(session, request, response, rest, services.connector).await?;
+    Box::pin(respond::answer(session, request, response, rest, services.connector)).await?;
     Ok(Passed::Answered)
 }

@@ -44,7 +44,8 @@ pub(in crate::http) async fn send(
         Received::Begun(begun) => {
             request.mode = Some(ForwardMode::Streamed);
             let head = buffered::request_head(session.req_header(), Length::AsStated)?;
-            upload::upload(session, request, &target, (head, begun), to).await?
+            // Few bodies are so long.
+            Box::pin(upload::upload(session, request, &target, (head, begun), to)).await?
         }
     };
     let Won { answer: Answer { head, body, trailers, rest, held }, endpoint, index } = won;
