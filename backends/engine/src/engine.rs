@@ -15,7 +15,7 @@ pub trait Engine: Debug + Send + Sync {
     /// Names of files that it can read, in a version's directory; the first that is there is read.
     fn files(&self) -> &'static [&'static str];
 
-    /// What its models run on.
+    /// The kind of hardware that its models use.
     fn device(&self) -> Device;
 
     /// Words for the forms that it can compile a model to; none if there is no choice.
@@ -23,8 +23,7 @@ pub trait Engine: Debug + Send + Sync {
         &[]
     }
 
-    /// What there is to know of the machine that it runs on, such as its vector unit, by names that can
-    /// be labels of a metric.
+    /// Facts about the machine, such as its vector unit. Names must be valid metric labels.
     fn facts(&self) -> Vec<(&'static str, String)> {
         Vec::new()
     }
@@ -52,7 +51,7 @@ pub struct ModelFile<'a> {
     pub bytes: &'a [u8],
 }
 
-/// What runs a model.
+/// The kind of hardware that an engine uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Device {
     /// The machine's processors.

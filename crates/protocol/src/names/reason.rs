@@ -111,7 +111,7 @@ reasons! {
     /// The client read its answer more slowly than `limits.min_rate`, or not at all; only the log has
     /// this status.
     ClientTooSlow = "client_too_slow", REQUEST_TIMEOUT, DeadlineExceeded, Client, true;
-    /// The client left before the answer; nobody sees this status but the log.
+    /// The client left before the answer. Only the log shows this status.
     ClientClosed = "client_closed", BAD_REQUEST, Cancelled, Client, false;
     /// The listener requires a PROXY header, and the connection began with something else.
     InvalidProxyHeader = "invalid_proxy_header", BAD_REQUEST, InvalidArgument, Client, false;
