@@ -24,8 +24,6 @@ pub mod blame;
 pub mod event;
 pub mod policy;
 mod race;
-#[cfg(test)]
-mod tests;
 mod verdict;
 
 use crate::Time;

@@ -1,11 +1,10 @@
 //! What must hold of a request's attempts in whatever order things happen: attempts that end late, never
 //! or twice, hedges that both fail, an empty budget, a client that leaves and a deadline that passes at any
 //! step. Each failure names the seed that brings it back.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
-#![allow(clippy::cast_precision_loss, reason = "small numbers")]
 
+use crate::cause::{Why, millis};
 use forebay_routing::attempt::event::{
-    Answer, Context, Effect, End, Ending, Event, Next, RefusalCause, Sending, StandIn, Step, Terms,
+    Answer, Context, Effect, End, Ending, Event, Next, Sending, StandIn, Step, Terms,
 };
 use forebay_routing::{Attempts, Blame, RetryBudget, RetryOn, RetryPolicy, Rng, Time};
 use std::collections::BTreeSet;
@@ -15,27 +14,6 @@ use std::time::Duration;
 const MAX_STEPS: usize = 400;
 /// Retries that a budget of a quiet pool holds in the beginning.
 const RESERVE: f64 = 10.0;
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Why {
-    Deadline,
-    AttemptTimeout,
-    Full,
-    Broken,
-    Invalid,
-}
-
-impl RefusalCause for Why {
-    fn deadline_passed() -> Self {
-        Self::Deadline
-    }
-    fn attempt_timed_out() -> Self {
-        Self::AttemptTimeout
-    }
-    fn lets_another_stand_in(&self) -> bool {
-        *self != Self::Invalid
-    }
-}
 
 /// A pool, and what was taken from its budgets.
 struct Pool {
@@ -55,7 +33,7 @@ impl Pool {
     fn new(rng: &mut Rng) -> Self {
         let mut on = RetryOn::DEFAULT.to_vec();
         on.retain(|_| rng.below(5) > 0);
-        let attempt_timeout = (rng.below(2) > 0).then(|| millis(1 + rng.below(40)));
+        let attempt_timeout = (rng.below(2) > 0).then(|| millis(1) + up_to(40, rng));
         let budget = [0.0, 0.1, 0.5, 1.0][rng.below(4)];
         let attempts = u32::try_from(1 + rng.below(5)).unwrap();
         let policy = RetryPolicy { attempts, attempt_timeout, on };
@@ -138,14 +116,14 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(world: &'a mut World, mishap: Mishap) -> Self {
-        let deadline = (world.rng.below(3) == 0).then(|| millis(world.rng.below(100)));
+        let deadline = (world.rng.below(3) == 0).then(|| up_to(100, &mut world.rng));
         let deadline = match mishap {
             Mishap::Deadline(at) => Some(at),
             _ => deadline.map(|in_time| world.now + in_time),
         };
         let terms = Terms {
             deadline,
-            usual_time: millis(world.rng.below(100)),
+            usual_time: up_to(100, &mut world.rng),
             is_hurried: world.rng.below(2) > 0,
             is_replayable: world.rng.below(4) > 0,
         };
@@ -311,7 +289,7 @@ impl<'a> Run<'a> {
 
     /// Something that happens by itself: time passes, and mostly an attempt ends.
     fn happens(&mut self) -> Event<Why> {
-        self.world.now = self.world.now + millis(self.world.rng.below(8));
+        self.world.now = self.world.now + up_to(8, &mut self.world.rng);
         let (now, hedge_at) = (self.world.now, self.hedge_at);
         let late = self.begun.iter().position(|it| it.runs && it.until.is_some_and(|at| at <= now));
         // What ends it otherwise may come just when its time is up.
@@ -402,8 +380,8 @@ impl<'a> Run<'a> {
     }
 }
 
-fn millis(millis: usize) -> Duration {
-    Duration::from_millis(millis as u64)
+fn up_to(end: usize, rng: &mut Rng) -> Duration {
+    millis(rng.below(end) as u64)
 }
 
 fn run(world: &mut World, mishap: Mishap) -> Vec<Time> {

@@ -1,30 +1,8 @@
-#![allow(clippy::panic, reason = "a test may fail")]
-use super::event::*;
-use super::policy::{RetryOn, RetryPolicy};
-use super::{Attempts, Blame};
-use crate::{Outcome, RetryBudget, Time};
-use std::time::Duration;
+//! One rule of attempts after the other, each by the shortest way of events to it.
 
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Why {
-    Deadline,
-    AttemptTimeout,
-    Broken,
-    Full,
-    Asked,
-}
-
-impl RefusalCause for Why {
-    fn deadline_passed() -> Self {
-        Self::Deadline
-    }
-    fn attempt_timed_out() -> Self {
-        Self::AttemptTimeout
-    }
-    fn lets_another_stand_in(&self) -> bool {
-        *self != Self::Asked
-    }
-}
+use crate::cause::{Why, millis};
+use forebay_routing::attempt::event::*;
+use forebay_routing::{Attempts, Blame, Outcome, RetryBudget, RetryOn, RetryPolicy, Time};
 
 /// A request at a pool that has as many endpoints as are wanted.
 struct Case {
@@ -41,10 +19,6 @@ struct Case {
 
 const OK: Answer =
     Answer { status: 200, is_success: true, is_busy: false, states_reason: false, is_whole: true };
-
-fn millis(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
 
 fn policy() -> RetryPolicy {
     RetryPolicy { attempts: 3, attempt_timeout: None, on: RetryOn::DEFAULT.to_vec() }
@@ -326,7 +300,7 @@ fn no_variant_stands_in_for_a_mistake_or_after_the_deadline_or_unpaid() {
     let no = |why| Next::Finish(Ending::Refuse(why));
     let other = StandIn::OtherPool;
     assert_eq!(refused(Why::Full, 5, other, 0.0), Next::FallBack(Why::Full));
-    assert_eq!(refused(Why::Asked, 5, other, 0.0), no(Why::Asked));
+    assert_eq!(refused(Why::Invalid, 5, other, 0.0), no(Why::Invalid));
     assert_eq!(refused(Why::Full, 1000, other, 0.0), no(Why::Full));
     assert_eq!(refused(Why::Full, 5, StandIn::SamePool, 0.1), Next::FallBack(Why::Full));
     assert_eq!(refused(Why::Full, 5, StandIn::SamePool, 0.0), no(Why::Full));
