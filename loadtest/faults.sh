@@ -9,7 +9,7 @@
 # 200 ms and 50 ms where one is stopped. Environment, all optional:
 #   SECONDS_EACH=20 RATE=250                 how long and how much
 #   FAULTS="nothing kill_one kill_half stop_one flap_one"
-#   FOREBAY, FOREBAY_LOAD                    binaries; built with the profile dist if not given
+#   FOREBAY, FOREBAY_LOAD, FOREBAY_WORKER    binaries; built with the profile dist if not given
 #   PROXY_CORE=0 LOAD_CORE=1                 where the proxy, and where generator and backends run
 set -euo pipefail
 
@@ -21,7 +21,7 @@ faults=${FAULTS:-nothing kill_one kill_half stop_one flap_one}
 
 # (Re)starts backend number $1 on its port.
 start() {
-    launch "backend.$1" "$load_core" "$load" backend --slots 4 --listen "127.0.0.1:${ports[$1]}"
+    launch "backend.$1" "$load_core" "$synthetic" --synthetic --slots 4 --listen "127.0.0.1:${ports[$1]}"
     pids[$1]=$pid
 }
 crash() { kill -KILL "${pids[$1]}" && wait "${pids[$1]}" 2> /dev/null || true; }

@@ -11,7 +11,7 @@
 #   RATES="500 600"                          requests/s: 75 % and 90 % of what the fleet can do
 #   WARM_UP=8  SECONDS_EACH=24
 #   POLICIES="adaptive least_inflight"
-#   FOREBAY, FOREBAY_LOAD                    binaries; built with the profile dist if not given
+#   FOREBAY, FOREBAY_LOAD, FOREBAY_WORKER    binaries; built with the profile dist if not given
 #   PROXY_CORE=0 LOAD_CORE=1                 where the proxy, and where generator and backends run
 set -euo pipefail
 

@@ -2,13 +2,15 @@
 # It gives them:
 #   root target here           the repository, cargo's target directory, this folder
 #   work                       a directory of their own, removed at the end
-#   load, PROXY_CORE=0, LOAD_CORE=1
+#   load, synthetic            the load generator, and the worker that stands for a backend
+#   PROXY_CORE=0, LOAD_CORE=1
 #   FILE                       where the table goes, besides standard output
 # and ends every program that they have started, however they end.
 #
 # It takes from the environment, all optional:
 #   ROUNDS=3                                 more take longer, and are quieter
-#   FOREBAY, EMPTY_PROXY, FOREBAY_LOAD       binaries; built with the profile dist if not given
+#   FOREBAY, EMPTY_PROXY,                    binaries; built with the profile dist if not given
+#   FOREBAY_LOAD, FOREBAY_WORKER
 #   NGINX, HAPROXY, ENVOY, TRAEFIK           binaries of the peers, if not in PATH
 #   PROXY_CORE=0 LOAD_CORE=1                 where the proxy, and where generator and backends run
 # shellcheck shell=bash
@@ -16,7 +18,7 @@
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd) root=$(cd "$here/../.." && pwd)
 profile=${PROFILE:-dist} target=${CARGO_TARGET_DIR:-$root/target}
 built=$target/$profile
-load=${FOREBAY_LOAD:-$built/forebay-load}
+load=${FOREBAY_LOAD:-$built/forebay-load} synthetic=${FOREBAY_WORKER:-$built/forebay-worker}
 rounds=${ROUNDS:-3}
 proxy_core=${PROXY_CORE:-0} load_core=${LOAD_CORE:-1}
 work=$(mktemp -d) started=
@@ -67,7 +69,7 @@ free_port() {
 # A synthetic backend; sets port.
 backend() { # NAME CORE FLAGS...
     local out=$work/$1.out
-    launch "$1" "$2" "$load" backend "${@:3}"
+    launch "$1" "$2" "$synthetic" --synthetic "${@:3}"
     for _ in $(seq 100); do
         port=$(sed -n 's|listening on http://127.0.0.1:||p' "$out")
         [ -z "$port" ] || return 0
@@ -221,10 +223,11 @@ version_of() {
 }
 revision=$(git -C "$root" describe --always --dirty 2>/dev/null || echo unknown)
 
-# Builds what is asked for (forebay-load, forebay, empty) unless its binary is given.
+# Builds what is asked for (forebay-load, forebay-worker, forebay, empty) unless its binary is given.
 build() {
     case $1 in
         forebay-load) [ -n "${FOREBAY_LOAD:-}" ] || set -- -p forebay-loadtest ;;
+        forebay-worker) [ -n "${FOREBAY_WORKER:-}" ] || set -- -p forebay-worker ;;
         forebay) [ -n "${FOREBAY:-}" ] || set -- --no-default-features --bin forebay ;;
         empty) [ -n "${EMPTY_PROXY:-}" ] || set -- --no-default-features --example empty_proxy ;;
         *) return ;;
@@ -244,6 +247,7 @@ installed() {
 prepare() { # PEERS
     local peer
     build forebay-load
+    build forebay-worker
     for peer in $1; do build "$peer"; done
     present=$(installed "$1" | xargs)
     [ -n "$present" ] || die "none of the peers is installed: $1"

@@ -13,7 +13,7 @@
 #   ROUNDS=3  SECONDS_EACH=4  CONNECTIONS=64  RATE=10000
 #   PYTHON=python3                           one that has tritonclient[http,grpc], else it is skipped
 #   PERF_ANALYZER=perf_analyzer              skipped where it is not installed or does not start
-#   FOREBAY, FOREBAY_LOAD                    binaries; built with the profile dist if not given
+#   FOREBAY, FOREBAY_LOAD, FOREBAY_WORKER    binaries; built with the profile dist if not given
 #   PROXY_CORE=0 LOAD_CORE=1                 where server and proxy, and where generators run
 set -euo pipefail
 

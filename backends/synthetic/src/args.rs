@@ -1,4 +1,4 @@
-//! The command line, of a worker with `--synthetic` and of the load generator's `backend`.
+//! The command line of a worker with `--synthetic`.
 
 use crate::distribution::Distribution;
 use crate::{Backend, Options, Service};

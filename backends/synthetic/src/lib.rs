@@ -7,13 +7,13 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`args`] | the command line: `forebay-worker --synthetic`, `forebay-load backend` |
+//! | `args` | the command line: `forebay-worker --synthetic` |
 //! | `slot_queue` | the slots and the queue before them, in exact time; [`timer`] is its timer |
 //! | `call` | what both protocols share: one inference from its demand to its digest |
 //! | `rest`, `grpc` | the protocols |
 //! | [`distribution`] | how long a service takes |
 
-pub mod args;
+mod args;
 mod call;
 pub mod distribution;
 mod grpc;
@@ -22,7 +22,7 @@ mod rest;
 mod slot_queue;
 pub mod timer;
 
-pub use args::{Args, ServeError, main, serve};
+pub use args::main;
 pub use slot_queue::{Load, Refused, SlotQueue};
 
 use bytes::Bytes;

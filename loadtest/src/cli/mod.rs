@@ -43,9 +43,6 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Sim(args) => simulate(&args),
         Command::Compare(args) => compare(&args),
         Command::Report(args) => report(&args),
-        Command::Backend(args) => {
-            forebay_synthetic::serve(&args).map(|()| OK).map_err(|error| Fault::Run(error.into()))
-        }
     };
     let (status, error) = match status {
         Ok(status) => return ExitCode::from(status),

@@ -7,13 +7,42 @@ use forebay_loadtest::report::Report;
 use forebay_loadtest::report::fault_window::FaultWindowReport;
 use forebay_loadtest::report::style::Style;
 use forebay_loadtest::report::{html, table};
-use forebay_loadtest::scenario;
+use forebay_loadtest::{scenario, synthetic};
+use std::process::ExitCode;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_forebay-load");
+/// Names the flags of a backend that this program is to be, instead of testing anything.
+const FLAGS: &str = "FOREBAY_TEST_BACKEND";
+
+/// A command of a scenario that starts a backend with these flags. It is this very program: a worker would
+/// have to be built first, and with it the engine.
+fn backend(flags: &str) -> String {
+    let program = std::env::current_exe().unwrap();
+    let words = [
+        "env",
+        &format!("{FLAGS}={flags}"),
+        program.to_str().unwrap(),
+        "faults::a_backend_while_it_is_wanted",
+        "--exact",
+        "--ignored",
+        "--nocapture",
+    ];
+    format!("command = {words:?}")
+}
+
+#[test]
+#[ignore = "it is the backend of the other tests"]
+fn a_backend_while_it_is_wanted() {
+    let Ok(flags) = std::env::var(FLAGS) else { return };
+    let words = ["forebay-worker", "--synthetic"].into_iter().chain(flags.split(' '));
+    let status = synthetic::main(words.map(Into::into));
+    // Without more words: those of the backend itself are what a test reads.
+    std::process::exit(i32::from(status != ExitCode::SUCCESS) * 2);
+}
 
 /// Four seconds of load on a backend that the run starts, and its fault after one.
 fn scenario(port: u16, fault: &str) -> String {
     let load = harness::steady("constant", "100/s", "4s");
+    let command = backend(&format!("--slots 4 --listen 127.0.0.1:{port}"));
     format!(
         r#"
         target = "http://127.0.0.1:{port}"
@@ -27,7 +56,7 @@ fn scenario(port: u16, fault: &str) -> String {
         demand = "constant:5ms"
         [[process]]
         name = "a"
-        command = ["{PROGRAM}", "backend", "--slots", "4", "--listen", "127.0.0.1:{port}"]
+        {command}
         ready = "http://127.0.0.1:{port}/v2/health/ready"
         slow = "http://127.0.0.1:{port}/slow"
         [[fault]]
@@ -125,12 +154,8 @@ fn a_drained_program_ends_by_itself_and_an_upgrade_replaces_it() {
     );
     let port = harness::free_port();
     let new = harness::free_port();
-    let text = scenario(port, "kind = \"upgrade\"\noverlap = \"100ms\"").replace(
-        "overlap",
-        &format!(
-            "command = [\"{PROGRAM}\", \"backend\", \"--listen\", \"127.0.0.1:{new}\"]\noverlap"
-        ),
-    );
+    let text = scenario(port, "kind = \"upgrade\"\noverlap = \"100ms\"")
+        .replace("overlap", &format!("{}\noverlap", backend(&format!("--listen 127.0.0.1:{new}"))));
     let plan = Plan::new(scenario::parse(&text).unwrap()).unwrap();
     let upgraded = run::run(plan, Options::default()).unwrap();
     // The new one listens elsewhere, so the target is gone as soon as the old one has ended.
@@ -165,13 +190,13 @@ fn a_program_that_does_not_start_or_a_fault_without_one_is_refused() {
     assert!(error.contains("expected the name of a [[process]], found b"), "{error}");
     let error = refused("at = \"1s\"", "at = \"1h\"");
     assert!(error.contains("fault.at: expected a time"), "{error}");
-    let error = refused(PROGRAM, "/nowhere/at/all");
+    let error = refused("\"env\"", "\"/nowhere/at/all\"");
     assert!(error.starts_with("a: /nowhere/at/all: No such file"), "{error}");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let error = refused("slow =", &format!("sockets = [\"{address}\"]\nslow ="));
     assert!(error.starts_with(&format!("a: can't listen on {address}: ")), "{error}");
-    let error = refused("\"backend\", ", "\"backend\", \"--no-such-flag\", ");
+    let error = refused("--slots", "--no-such-flag");
     assert!(
         error.contains("a has ended, exit status: 2") && error.contains("--no-such-flag"),
         "{error}"

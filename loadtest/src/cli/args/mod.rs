@@ -72,8 +72,6 @@ pub enum Command {
     Compare(CompareArgs),
     /// Show a report again, or turn it into a page
     Report(ReportArgs),
-    /// Be a backend with known service times, to measure proxies and balancers against
-    Backend(forebay_synthetic::Args),
 }
 
 /// Arguments of `run`.
