@@ -15,43 +15,43 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// What a synthetic backend is told.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+struct Args {
     /// Address to listen on; port 0 lets the system choose
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
-    pub listen: SocketAddr,
+    listen: SocketAddr,
 
     /// Requests that are served at once; the others wait in line, first come first served
     #[arg(long, value_name = "N", default_value_t = 1)]
-    pub slots: u32,
+    slots: u32,
 
     /// Service time of one request: constant:TIME, exponential:TIME, lognormal:TIME:SIGMA or
     /// bimodal:TIME:TIME:SHARE. A request's header x-service-demand (microseconds) overrides it
     #[arg(long, value_name = "DISTRIBUTION", default_value = "constant:0ms")]
-    pub service: Distribution,
+    service: Distribution,
 
     /// Every service takes so many times as long; a number sent to POST /slow comes on top
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
-    pub slow: f64,
+    slow: f64,
 
     /// Requests that may wait in line; more are refused with 503
     #[arg(long, value_name = "N", default_value_t = 10_000)]
-    pub queue: usize,
+    queue: usize,
 
     /// Name of the model that is served
     #[arg(long, value_name = "NAME", default_value = "synthetic")]
-    pub model: String,
+    model: String,
 
     /// Service times follow from it
     #[arg(long, value_name = "N", default_value_t = 1)]
-    pub seed: u64,
+    seed: u64,
 
     /// No line, no service time, no load report: 300 bytes at once, to measure a proxy's overhead
     #[arg(long, conflicts_with_all = ["slots", "service", "slow", "queue"])]
-    pub fast: bool,
+    fast: bool,
 
     /// After SIGTERM: not ready, but served on for so long before it ends with the last request
     #[arg(long, value_name = "TIME", default_value = "0s")]
-    pub drain_delay: TimeSpan,
+    drain_delay: TimeSpan,
 }
 
 /// Be a backend with known service times, to measure proxies and balancers against
@@ -67,7 +67,7 @@ struct Cli {
 
 /// Why a backend does not serve.
 #[derive(Debug, thiserror::Error)]
-pub enum ServeError {
+enum ServeError {
     /// The address can't be listened on.
     #[error("{address}: {error}")]
     Listen {
@@ -109,7 +109,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 ///
 /// # Errors
 /// The address can't be listened on, or there is no timer or signal handler to be had.
-pub fn serve(args: &Args) -> Result<(), ServeError> {
+fn serve(args: &Args) -> Result<(), ServeError> {
     let service = (!args.fast).then_some(Service {
         slots: args.slots,
         queue: args.queue,

@@ -5,35 +5,60 @@
 
 use crate::document::Document;
 use crate::section::{Key, Section};
-use clap::{Arg, ArgMatches, Command, FromArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
 /// The flags that were given, for the keys of `S`.
 #[derive(Debug, Clone)]
 pub struct Flags<S> {
-    /// The same as a file would say it.
-    given: String,
+    /// By key: the same as a file would say it, a line each.
+    given: BTreeMap<&'static str, String>,
     section: PhantomData<S>,
 }
 
 impl<S> Default for Flags<S> {
     fn default() -> Self {
-        Self { given: String::new(), section: PhantomData }
+        Self { given: BTreeMap::new(), section: PhantomData }
     }
 }
 
 impl<S: Section> Flags<S> {
+    /// The flags, each with the name of its key as its identity, to be changed before they are added to a
+    /// command.
+    pub fn args() -> Vec<Arg> {
+        S::keys().iter().map(flag::<S>).collect()
+    }
+
+    /// Was the flag of this key given?
+    pub fn has(&self, key: &str) -> bool {
+        self.given.contains_key(key)
+    }
+
+    /// The names of the keys whose flags were given.
+    pub fn given(&self) -> impl Iterator<Item = &'static str> {
+        self.given.keys().copied()
+    }
+
     /// The section as the flags say, and as `below` where they say nothing.
     pub fn over(&self, below: S) -> S {
         // Each flag was checked when it was parsed.
-        S::read_over(&Document::parse(&self.given).root(), below)
+        let text: String = self.given.values().map(String::as_str).collect();
+        S::read_over(&Document::parse(&text).root(), below)
     }
 }
 
 impl<S: Section> FromArgMatches for Flags<S> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let given = |key: &Key| matches.get_one::<String>(key.name).map(|line| format!("{line}\n"));
-        Ok(Self { given: S::keys().iter().filter_map(given).collect(), section: PhantomData })
+        let given = |key: Key| {
+            // A command need not have all of them.
+            let values = matches.try_get_many::<String>(key.name).ok().flatten()?;
+            let values: Vec<&str> = values.map(String::as_str).collect();
+            let value = values.join(", ");
+            let value = if key.is_list { format!("[{value}]") } else { value };
+            Some((key.name, format!("{} = {value}\n", key.name)))
+        };
+        Ok(Self { given: S::keys().into_iter().filter_map(given).collect(), section: PhantomData })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -44,7 +69,7 @@ impl<S: Section> FromArgMatches for Flags<S> {
 
 impl<S: Section> clap::Args for Flags<S> {
     fn augment_args(command: Command) -> Command {
-        command.args(S::keys().iter().map(flag::<S>))
+        command.args(Self::args())
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -53,14 +78,17 @@ impl<S: Section> clap::Args for Flags<S> {
 }
 
 fn flag<S: Section>(key: &Key) -> Arg {
-    let name = key.name;
+    let (name, is_list) = (key.name, key.is_list);
     // As long as the process lives, as the command line itself.
     let long: &'static str = Box::leak(name.replace('_', "-").into_boxed_str());
     let flag = Arg::new(name)
         .long(long)
         .value_name(key.kind)
-        .value_parser(move |text: &str| written::<S>(name, text))
+        .value_parser(move |text: &str| written::<S>((name, is_list), text))
         .help(help(key));
+    if is_list {
+        return flag.action(ArgAction::Append);
+    }
     if key.kind == "BOOL" { flag.num_args(0..=1).default_missing_value("true") } else { flag }
 }
 
@@ -70,37 +98,44 @@ fn help(key: &Key) -> String {
     let words = words.join(" ");
     let words = words.strip_suffix('.').unwrap_or(&words);
     match &key.default {
-        Some(default) => format!("{words} [default: {}]", default.trim_matches('"')),
-        None => words.to_owned(),
+        Some(default) if !key.is_list => {
+            format!("{words} [default: {}]", default.trim_matches('"'))
+        }
+        _ => words.to_owned(),
     }
 }
 
-/// The line of a file that says what the flag does.
-fn written<S: Section>(name: &str, text: &str) -> Result<String, String> {
-    let quoted = format!("{name} = {}", quoted(text));
-    let Some(error) = error_in::<S>(&quoted) else { return Ok(quoted) };
+/// The value as a file has it.
+fn written<S: Section>(key: (&str, bool), text: &str) -> Result<String, String> {
+    let quoted = quoted(text);
+    let Some(error) = error_in::<S>(key, &quoted) else { return Ok(quoted) };
     // Numbers and truth values stand bare.
     let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '+' | '-' | '_');
     if !text.chars().all(is_word) {
         return Err(error);
     }
-    let bare = format!("{name} = {text}");
-    match error_in::<S>(&bare) {
-        None => Ok(bare),
+    match error_in::<S>(key, text) {
+        None => Ok(text.to_owned()),
         // What it says of a number is about the number, not about its being text.
         Some(error) if text.parse::<f64>().is_ok() => Err(error),
         Some(_) => Err(error),
     }
 }
 
-/// The first thing that is wrong with the text, in words.
-fn error_in<S: Section>(text: &str) -> Option<String> {
-    let document = Document::parse(text);
+/// The first thing that is wrong with this value of a key, in words.
+fn error_in<S: Section>((name, is_list): (&str, bool), value: &str) -> Option<String> {
+    let text = if is_list { format!("{name} = [{value}]") } else { format!("{name} = {value}") };
+    let document = Document::parse(&text);
     S::read_over(&document.root(), S::default());
     let found = document.finish().err()?;
-    let message = found.iter().next()?.message.clone();
-    // The name stands before it, which the command line names itself.
-    Some(message.split_once(": ").map_or(message.clone(), |(_, words)| words.to_owned()))
+    // The name stands before it, which the command line names itself; that other keys are missing is no
+    // matter of this one. What is no TOML has no name.
+    let of_key = |message: &str| match message.split_once(": ") {
+        Some((key, words)) if key == name => Some(words.to_owned()),
+        Some((key, _)) if S::keys().iter().any(|known| known.name == key) => None,
+        _ => Some(message.to_owned()),
+    };
+    found.iter().find_map(|error| of_key(&error.message))
 }
 
 /// A string of TOML.
@@ -121,7 +156,7 @@ fn quoted(text: &str) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::form::{any, optional, positive, within};
+    use crate::form::{any, list_within, optional, positive, required, within};
     use clap::Parser;
     use std::time::Duration;
 
@@ -137,6 +172,18 @@ mod tests {
             is_so: bool = false, any();
             /// Its name.
             name: String = "n".to_owned(), any();
+            /// Sizes, one after the other.
+            sizes: Vec<u64> = Vec::new(), list_within(1..=9);
+        }
+    }
+
+    crate::section! {
+        /// Keys that must be there.
+        struct Due {
+            /// Where to.
+            to: String = String::new(), required(any()), shown "\"there\"";
+            /// How long.
+            length as "for": Duration = Duration::from_secs(1), required(positive()), shown "\"5s\"";
         }
     }
 
@@ -157,7 +204,9 @@ mod tests {
         let found =
             parse(&["--most-of-all", "9", "--time=2s", "--is-so", "--name", "a \"b\"\n5"]).unwrap();
         let (time, name) = (Some(Duration::from_secs(2)), "a \"b\"\n5".to_owned());
-        assert_eq!(found, Tested { most_of_all: 9, time, is_so: true, name });
+        let sizes = Vec::new();
+        assert_eq!(found, Tested { most_of_all: 9, time, is_so: true, name, sizes });
+        assert_eq!(parse(&["--sizes", "1", "--sizes=9"]).unwrap().sizes, [1, 9]);
         assert_eq!(parse(&["--name", "5"]).unwrap().name, "5", "a number may be a name");
         for (words, expected) in [
             (&["--most-of-all", "10"][..], "expected 1 to 9, found 10"),
@@ -166,10 +215,30 @@ mod tests {
             (&["--time", "5"], "expected a duration"),
             (&["--time", "0s"], "expected more than 0"),
             (&["--is-so=maybe"], "expected true or false"),
+            (&["--sizes", "1", "--sizes", "10"], "expected 1 to 9, found 10"),
+            (&["--sizes", "1]\nis_so = [true"], "expected a whole number"),
         ] {
             let said = parse(words).unwrap_err();
             assert!(said.contains(expected), "{expected}\n--- not in\n{said}");
         }
+    }
+
+    #[test]
+    fn keys_that_a_file_must_have_are_defaulted_by_the_program_and_bounded_all_the_same() {
+        #[derive(Debug, Parser)]
+        struct Cli {
+            #[command(flatten)]
+            flags: Flags<Due>,
+        }
+        let parse = |words: &[&str]| Cli::try_parse_from([&["test"], words].concat());
+        let below = Due { to: "here".to_owned(), length: Duration::from_secs(7) };
+        let flags = parse(&["--for", "9s"]).unwrap().flags;
+        assert_eq!((flags.has("for"), flags.has("to")), (true, false));
+        assert_eq!(flags.given().collect::<Vec<_>>(), ["for"]);
+        let length = Duration::from_secs(9);
+        assert_eq!(flags.over(below.clone()), Due { length, ..below });
+        let error = parse(&["--for", "0s"]).unwrap_err().to_string();
+        assert!(error.contains("expected more than 0"), "{error}");
     }
 
     #[test]

@@ -1,5 +1,11 @@
 //! The forms in which values are written: units, bounds and choices.
 
+mod list;
+mod shown;
+
+pub use list::{above_zero, list, list_within, required};
+pub use shown::Shown;
+
 use crate::diagnostic::Span;
 use crate::section::Form;
 use crate::table::Table;
@@ -7,108 +13,8 @@ use crate::units::{ByteRate, ByteSize, Ratio};
 use crate::value::FromToml;
 use std::fmt::Display;
 use std::marker::PhantomData;
-use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
 use std::time::Duration;
-
-/// A value that can be written into a file.
-pub trait Shown {
-    /// A word for such values in the help of a flag.
-    const KIND: &'static str;
-
-    /// As it stands there.
-    fn shown(&self) -> String;
-}
-
-impl Shown for Duration {
-    const KIND: &'static str = "TIME";
-
-    fn shown(&self) -> String {
-        /// Nanoseconds of each unit.
-        const UNITS: [(&str, u128); 5] = [
-            ("h", 3_600_000_000_000),
-            ("m", 60_000_000_000),
-            ("s", 1_000_000_000),
-            ("ms", 1_000_000),
-            ("us", 1_000),
-        ];
-        let nanos = self.as_nanos();
-        if nanos == 0 {
-            return "\"0s\"".to_owned();
-        }
-        match UNITS.iter().find(|(_, unit)| nanos.is_multiple_of(*unit)) {
-            Some((name, unit)) => format!("\"{}{name}\"", nanos / unit),
-            None => format!("\"{nanos}ns\""),
-        }
-    }
-}
-
-impl Shown for ByteSize {
-    const KIND: &'static str = "SIZE";
-
-    fn shown(&self) -> String {
-        self.to_string()
-    }
-}
-
-impl Shown for ByteRate {
-    const KIND: &'static str = "RATE";
-
-    fn shown(&self) -> String {
-        let units = [(1024.0 * 1024.0, "MiB"), (1024.0, "KiB")];
-        match units.iter().find(|(size, _)| self.0 >= *size && self.0 % size == 0.0) {
-            Some((size, unit)) => format!("\"{}{unit}/s\"", self.0 / size),
-            None => format!("\"{}B/s\"", self.0),
-        }
-    }
-}
-
-impl Shown for Ratio {
-    const KIND: &'static str = "SHARE";
-
-    fn shown(&self) -> String {
-        // Without the digits that a binary fraction adds.
-        format!("\"{}%\"", (self.0 * 1e6).round() / 1e4)
-    }
-}
-
-impl Shown for String {
-    const KIND: &'static str = "NAME";
-
-    fn shown(&self) -> String {
-        format!("{self:?}")
-    }
-}
-
-macro_rules! shown_as_it_is {
-    ($($type:ty = $kind:literal),*) => {$(
-        impl Shown for $type {
-            const KIND: &'static str = $kind;
-
-            fn shown(&self) -> String {
-                self.to_string()
-            }
-        }
-    )*};
-}
-shown_as_it_is!(bool = "BOOL", u16 = "N", u32 = "N", u64 = "N", usize = "N", f64 = "X");
-
-impl Shown for SocketAddr {
-    const KIND: &'static str = "ADDR";
-
-    fn shown(&self) -> String {
-        format!("\"{self}\"")
-    }
-}
-
-impl Shown for PathBuf {
-    const KIND: &'static str = "PATH";
-
-    fn shown(&self) -> String {
-        format!("{:?}", self.display().to_string())
-    }
-}
 
 /// Any value of the type.
 pub struct Any<T>(PhantomData<T>);
@@ -336,6 +242,10 @@ impl<T: Default, F: Form<T>> Form<Option<T>> for Optional<F> {
     fn kind(&self) -> &'static str {
         self.0.kind()
     }
+
+    fn is_list(&self) -> bool {
+        self.0.is_list()
+    }
 }
 
 /// A form whose values have a word of their own in the help of a flag.
@@ -357,6 +267,10 @@ impl<T, F: Form<T>> Form<T> for Called<F> {
 
     fn kind(&self) -> &'static str {
         self.0
+    }
+
+    fn is_list(&self) -> bool {
+        self.1.is_list()
     }
 }
 
@@ -416,7 +330,11 @@ impl<T: Copy + PartialEq> Form<Vec<T>> for SomeOf<T> {
     }
 
     fn kind(&self) -> &'static str {
-        "NAMES"
+        "NAME"
+    }
+
+    fn is_list(&self) -> bool {
+        true
     }
 }
 

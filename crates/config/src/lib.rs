@@ -16,6 +16,7 @@ pub mod file;
 #[cfg(feature = "flags")]
 pub mod flags;
 pub mod form;
+mod kinds;
 pub mod pool;
 mod section;
 mod table;
@@ -27,7 +28,8 @@ pub use toml::de::DeValue;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Span};
 pub use document::Document;
-pub use section::{Form, Key, Section};
+pub use kinds::{Kind, Kinds};
+pub use section::{Form, Key, Section, comment, listed};
 pub use table::{NameOrTable, Table};
 pub use units::{ByteRate, ByteSize, Rate, Ratio};
 pub use value::FromToml;

@@ -16,6 +16,11 @@ pub trait Form<T> {
 
     /// A word for such values in the help of a flag, such as `TIME`.
     fn kind(&self) -> &'static str;
+
+    /// Whether it is an array, whose values a flag takes one by one.
+    fn is_list(&self) -> bool {
+        false
+    }
 }
 
 /// A key as the reference file has it.
@@ -27,6 +32,8 @@ pub struct Key {
     pub doc: &'static [&'static str],
     /// A word for its values in the help of a flag.
     pub kind: &'static str,
+    /// Whether it is an array.
+    pub is_list: bool,
     /// Its default as it stands in a file; `None` if that is to leave it out, or depends on the machine.
     pub default: Option<String>,
     /// Its default, or an example where there is none to show.
@@ -38,13 +45,13 @@ impl Key {
     pub fn new(
         name: &'static str,
         doc: &'static [&'static str],
-        kind: &'static str,
+        (kind, is_list): (&'static str, bool),
         default: Option<String>,
         example: Option<&'static str>,
     ) -> Self {
         let shown = example.map(str::to_owned).or(default.clone()).unwrap_or_default();
         let default = default.filter(|_| example.is_none());
-        Self { name, doc, kind, default, shown }
+        Self { name, doc, kind, is_list, default, shown }
     }
 }
 
@@ -69,19 +76,32 @@ pub trait Section: Sized + Default {
         let mut text = comment(Self::ABOUT);
         text.push_str(header);
         text.push('\n');
-        for (place, key) in Self::keys().into_iter().enumerate() {
-            if place > 0 {
-                text.push('\n');
-            }
-            text.push_str(&comment(key.doc));
-            text.push_str(&format!("{} = {}\n", key.name, key.shown));
-        }
+        text.push_str(&listed(&Self::keys()));
         text
     }
 }
 
-fn comment(lines: &[&str]) -> String {
+/// Keys as a reference file has them.
+pub fn listed(keys: &[Key]) -> String {
+    let text = |key: &Key| format!("{}{} = {}\n", comment(key.doc), key.name, key.shown);
+    keys.iter().map(text).collect::<Vec<_>>().join("\n")
+}
+
+/// Lines of documentation as a file has them.
+pub fn comment(lines: &[&str]) -> String {
     lines.iter().map(|line| format!("#{line}\n")).collect()
+}
+
+/// The name of a key in a file: that of its field, unless another is given.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! key_name {
+    ($key:ident) => {
+        stringify!($key)
+    };
+    ($key:ident $name:literal) => {
+        $name
+    };
 }
 
 /// Declares a section: a structure whose fields are keys of the same names.
@@ -103,7 +123,8 @@ fn comment(lines: &[&str]) -> String {
 /// ```
 ///
 /// The structure gets `Default` and [`Section`]. `shown` gives the example for a key whose
-/// default is to leave it out, or depends on the machine. Fields of a block `beside { field: Type = value; }`
+/// default is to leave it out, or depends on the machine. A key whose name is a word of Rust has another
+/// field (`length as "for": Duration = …`). Fields of a block `beside { field: Type = value; }`
 /// behind the structure are no keys: the program sets them.
 #[macro_export]
 macro_rules! section {
@@ -112,7 +133,7 @@ macro_rules! section {
         $vis:vis struct $name:ident {
             $(
                 $(#[doc = $doc:literal])*
-                $key:ident: $type:ty = $default:expr, $form:expr $(, shown $shown:literal)?;
+                $key:ident $(as $called:literal)?: $type:ty = $default:expr, $form:expr $(, shown $shown:literal)?;
             )*
         }
         $(beside {
@@ -138,7 +159,7 @@ macro_rules! section {
             fn read_over(table: &$crate::Table<'_, '_>, default: Self) -> Self {
                 Self {
                     $($key: $crate::Form::<$type>::read(
-                        &$form, table, stringify!($key), default.$key,
+                        &$form, table, $crate::key_name!($key $($called)?), default.$key,
                     ),)*
                     $($($field: default.$field,)*)?
                 }
@@ -147,9 +168,9 @@ macro_rules! section {
             fn keys() -> Vec<$crate::Key> {
                 let default = Self::default();
                 vec![$($crate::Key::new(
-                    stringify!($key),
+                    $crate::key_name!($key $($called)?),
                     &[$($doc),*],
-                    $crate::Form::<$type>::kind(&$form),
+                    ($crate::Form::<$type>::kind(&$form), $crate::Form::<$type>::is_list(&$form)),
                     $crate::Form::<$type>::show(&$form, &default.$key),
                     [$($shown)?].into_iter().next(),
                 )),*]

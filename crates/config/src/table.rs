@@ -131,6 +131,18 @@ impl<'d, 's> Table<'d, 's> {
         default
     }
 
+    /// Which of the kinds `known` the key `kind` names; `None` if it is absent or names none, which is noted.
+    pub fn kind(&self, known: &[&'static str]) -> Option<&'static str> {
+        let (found, span) = self.required_spanned::<String>("kind")?;
+        let kind = known.iter().copied().find(|kind| *kind == found);
+        if kind.is_none() {
+            let known: Vec<_> = known.iter().map(|kind| format!("{kind:?}")).collect();
+            let message = format!("expected {}, found {found:?}", known.join(" or "));
+            self.note(span, "kind", message);
+        }
+        kind
+    }
+
     /// The table at `key`, if there is one.
     pub fn table(&self, key: &str) -> Option<Table<'d, 's>> {
         let value = self.entry(key)?;
