@@ -1,4 +1,4 @@
-//! What runs without arguments: the whole of it on one machine, with models that really answer.
+//! The demo that runs without arguments: proxy and workers on one machine, with real models.
 
 use crate::config::Config;
 use crate::pool::control::ControlHandle;
@@ -14,8 +14,10 @@ use std::time::Duration;
 
 /// The file that the demo runs, from the folder of the project.
 const CONFIG: &str = "conf/demo.toml";
-/// The request that the banner proposes.
-const EXAMPLE: (&str, &str) = ("magika", "backends/models/magika/examples/python.json");
+/// The request that the banner proposes: its answer is a label rather than 214 probabilities.
+const EXAMPLE: (&str, &str) = ("magika", "examples/python.json");
+/// Asks the same model about any file.
+const FILE_TYPE: &str = "examples/filetype.sh";
 /// Longest that the banner waits for the models.
 const MAX_START_TIME: Duration = Duration::from_secs(120);
 
@@ -99,11 +101,15 @@ impl Banner {
         }
         let (model, example) = EXAMPLE;
         let here = std::env::current_dir().unwrap_or_default();
-        let example = self.folder.join(example);
-        let example = example.strip_prefix(&here).unwrap_or(&example).display();
-        let _ = writeln!(text, "\nTry it: which kind of file is this? And who is how busy?\n");
+        let from_here = |file: &str| {
+            let file = self.folder.join(file);
+            file.strip_prefix(&here).unwrap_or(&file).display().to_string()
+        };
+        let example = from_here(example);
+        let _ = writeln!(text, "\nTry it: the type of a file, and the load of each worker\n");
         let _ =
             writeln!(text, "  curl -s http://{}/v2/models/{model}/infer -d @{example}", self.proxy);
+        let _ = writeln!(text, "  {} FILE...", from_here(FILE_TYPE));
         let _ = writeln!(text, "  curl -s http://{}/status", self.admin);
         let _ = writeln!(text, "\nCtrl-C drains and stops everything.");
         text

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Everything beside the peers, in less than ten minutes: what a proxy costs, and the tail on a mixed
-# fleet at 75 % and at 90 % of what it can do. Writes one Markdown file, which the README shows:
+# fleet at 75 % and at 90 % of what it can do. Writes one Markdown file, which docs/benchmarks.md shows:
 #
-#   loadtest/peers/run.sh measured.md && .ci/readme.py measured README.md measured.md
+#   loadtest/peers/run.sh measured.md && .ci/docs.py measured measured.md
 #
 # The machine should have nothing else to do: two cores are enough, and the table says what neighbours
 # took. On Debian:

@@ -22,7 +22,7 @@ const SETTINGS: Settings = Settings {
 /// One finished request. Times are microseconds, sizes bytes.
 #[derive(Debug, Default, Serialize)]
 pub struct Entry<'a> {
-    /// When it ended, UTC.
+    /// End of the request, UTC.
     pub time: String,
     /// `x-request-id`.
     pub request_id: &'a str,
@@ -30,13 +30,13 @@ pub struct Entry<'a> {
     pub trace_id: &'a str,
     /// Address of the client.
     pub client: Option<String>,
-    /// Version of TLS that it came in, such as `1.3`.
+    /// TLS version, such as `1.3`; null without TLS.
     pub tls: Option<&'a str>,
     /// HTTP method.
     pub method: &'a str,
     /// Path without the query.
     pub path: &'a str,
-    /// HTTP status; 0 if no answer was given.
+    /// HTTP status; 0 if the client got no answer.
     pub status: u16,
     /// Status of a gRPC call, whose HTTP status is always 200.
     pub grpc_status: Option<u8>,
@@ -46,68 +46,68 @@ pub struct Entry<'a> {
     pub route: Option<&'a str>,
     /// Name of the variant.
     pub variant: Option<&'a str>,
-    /// Model in the path.
+    /// Model named by the request.
     pub model: Option<&'a str>,
-    /// Version in the path.
+    /// Version named by the request.
     pub version: Option<&'a str>,
-    /// How urgent it was: `high`, `normal` or `batch`.
+    /// `high`, `normal` or `batch`.
     pub priority: &'static str,
-    /// `buffered` or `streamed`.
+    /// `buffered` (held in memory) or `streamed`.
     pub mode: Option<&'static str>,
     /// The endpoint that was tried last.
     pub endpoint: Option<&'a str>,
-    /// How many were tried.
+    /// Number of attempts.
     pub attempts: usize,
-    /// What became of a second attempt beside a slow first one: `won`, `lost` or `failed`.
+    /// Outcome of a hedge: `won`, `lost` or `failed`; null without one.
     pub hedged: Option<&'static str>,
-    /// Why another variant answered than the one that was asked for.
+    /// Reason for which a fallback answered; null if the requested variant did.
     pub degraded: Option<&'static str>,
-    /// Body that came in.
+    /// Bytes of the request's body.
     pub bytes_in: u64,
-    /// Body that went out.
+    /// Bytes of the answer's body.
     pub bytes_out: u64,
-    /// From the header's arrival to the end.
+    /// Time from the header's arrival to the end.
     pub total_us: u64,
-    /// Receiving the body, if it was held.
+    /// Time to receive the body, if it was held.
     pub receive_us: u64,
-    /// Until it was bound to an endpoint, the wait in the queue included.
+    /// Time until an endpoint was picked, including the wait in the queue.
     pub balance_us: u64,
-    /// Waiting for endpoints.
+    /// Time spent waiting for endpoints.
     pub forward_us: u64,
-    /// The refusal in words.
+    /// Text of the refusal.
     pub error: Option<&'a str>,
 }
 
 /// One ended connection at Layer 4. Times are microseconds, sizes bytes.
 #[derive(Debug, Serialize)]
 pub struct ConnectionEntry<'a> {
-    /// When it ended, UTC.
+    /// End of the connection, UTC.
     pub time: String,
     /// `tcp`; lines of requests have no such field.
     pub protocol: &'static str,
-    /// Where it came in.
+    /// Address of the listener.
     pub listener: &'a str,
     /// Address of the client.
     pub client: String,
-    /// Version of TLS that ends here, such as `1.3`.
+    /// TLS version, such as `1.3`; null without TLS.
     pub tls: Option<&'static str>,
-    /// `ok`, or why it ended otherwise.
+    /// `ok`, or the code of the reason.
     pub reason: &'static str,
     /// Name of the pool.
     pub pool: &'a str,
     /// The endpoint that was tried last.
     pub endpoint: Option<&'a str>,
-    /// How many were tried.
+    /// Number of endpoints tried.
     pub attempts: usize,
-    /// From the client to the endpoint.
+    /// Bytes from the client to the endpoint.
     pub bytes_in: u64,
-    /// From the endpoint to the client.
+    /// Bytes from the endpoint to the client.
     pub bytes_out: u64,
-    /// From its arrival to its end.
+    /// Time from the connection's arrival to its end.
     pub total_us: u64,
-    /// From its arrival until an endpoint had taken it.
+    /// Time from the connection's arrival until an endpoint accepted it.
     pub connect_us: u64,
-    /// The reason in words.
+    /// Text of the reason.
     pub error: Option<&'a str>,
 }
 
@@ -128,12 +128,12 @@ impl AccessLogger {
         LineWriter::start(target, SETTINGS).map(|writer| Self(Some(writer)))
     }
 
-    /// Are lines wanted at all?
+    /// Whether the log is written at all.
     pub fn is_on(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Writes a line, soon; drops it if too many wait.
+    /// Queues a line for writing; drops it if the queue is full.
     pub fn write(&self, line: &impl Serialize) {
         let Some(writer) = &self.0 else { return };
         let mut text = Vec::with_capacity(512);
@@ -144,14 +144,14 @@ impl AccessLogger {
         }
     }
 
-    /// Opens the file again under its name.
+    /// Reopens the file under its name, for log rotation.
     pub fn reopen(&self) {
         if let Some(writer) = &self.0 {
             writer.reopen();
         }
     }
 
-    /// Lines that were not written so far, by cause.
+    /// Number of lines dropped so far, by cause.
     pub fn lost(&self) -> Lost {
         self.0.as_ref().map(LineWriter::lost).unwrap_or_default()
     }

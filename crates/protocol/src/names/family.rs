@@ -4,14 +4,14 @@
 //! family is a constant of its kind and its number of labels, so that a value for each label is asked
 //! for wherever it is counted; the descriptions on the metrics page come from the same declaration.
 
-/// What a family measures.
+/// The kind of a family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A number that only grows.
     Counter,
     /// A number as it is now.
     Gauge,
-    /// How values are distributed.
+    /// The distribution of values.
     Histogram,
 }
 
@@ -31,7 +31,7 @@ impl Kind {
 pub struct Described {
     /// Its name.
     pub name: &'static str,
-    /// What it measures.
+    /// The kind of its values.
     pub kind: Kind,
     /// The names of its labels.
     pub labels: &'static [&'static str],
@@ -149,7 +149,7 @@ macro_rules! family {
     (Histogram, $labels:tt) => { $crate::names::family::HistogramFamily<{ $crate::names::family::count!($labels) }> };
 }
 
-/// How many labels these are.
+/// The number of labels.
 macro_rules! count {
     ([$($label:ident),*]) => {{
         const LABELS: &[&str] = &[$(stringify!($label)),*];

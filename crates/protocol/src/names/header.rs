@@ -4,9 +4,9 @@ use http::HeaderName;
 
 /// Identity of one request; kept if the client sent one, made otherwise, returned and logged.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Milliseconds that the client is still willing to wait. What is left is passed to the worker.
+/// Milliseconds that the client is still willing to wait. The time that is left is passed to the worker.
 pub const REQUEST_DEADLINE: HeaderName = HeaderName::from_static("x-request-deadline");
-/// How urgent a request is: `high`, `normal` or `batch`, see [`Priority`](crate::Priority).
+/// Priority of a request: `high`, `normal` or `batch`, see [`Priority`](crate::Priority).
 pub const REQUEST_PRIORITY: HeaderName = HeaderName::from_static("x-request-priority");
 /// W3C trace context: <https://www.w3.org/TR/trace-context/>.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -28,15 +28,15 @@ pub const LOAD_REPORT_BIN: HeaderName = HeaderName::from_static("endpoint-load-m
 /// Asks a synthetic backend for a service time in microseconds.
 pub const SERVICE_DEMAND: HeaderName = HeaderName::from_static("x-service-demand");
 
-/// How a gRPC call ended: a number, see [`Code`](crate::grpc::Code).
+/// Status of a gRPC call: a number, see [`Code`](crate::grpc::Code).
 pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// The same in words, percent-encoded.
 pub const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// Time that a gRPC client will wait.
 pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-/// How gRPC messages are compressed, where their prefix says that they are.
+/// Compression of gRPC messages whose prefix says that they are compressed.
 pub const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
-/// What a gRPC side can read.
+/// Compressions that a gRPC peer can read.
 pub const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
 /// Stable code of any refusal, see [`Reason`](crate::Reason).

@@ -1,17 +1,17 @@
-//! How urgent a request is: three classes, which all programs must name and order alike.
+//! The urgency of a request: three classes, which all programs must name and order alike.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// How urgent a request is. Ordered: what is less goes first.
+/// The urgency of a request. Ordered: the lesser value goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Priority {
     /// Before all others.
     High,
-    /// What a request has that does not say.
+    /// The default of a request that states none.
     #[default]
     Normal,
-    /// When there is nothing else to do.
+    /// Work for times when nothing else is queued.
     Batch,
 }
 

@@ -8,14 +8,14 @@
 use crate::grpc::Code;
 use http::StatusCode;
 
-/// Who has to change something so that the request succeeds.
+/// The side that has to change something so that the request succeeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blame {
     /// The client: the same request will fail again.
     Client,
     /// The proxy or its configuration.
     Proxy,
-    /// The endpoint, or the way to it.
+    /// The endpoint, or the network between.
     Endpoint,
 }
 
@@ -51,13 +51,13 @@ macro_rules! reasons {
             /// gRPC status code that goes with the reason.
             pub const fn grpc(self) -> Code { match self { $(Self::$name => Code::$grpc,)* } }
 
-            /// Who has to change something.
+            /// The side that has to change something.
             pub const fn blame(self) -> Blame { match self { $(Self::$name => Blame::$blame,)* } }
 
-            /// May the same request be sent once more, to another endpoint or later?
+            /// Whether the same request may be sent once more, to another endpoint or later.
             pub const fn retryable(self) -> bool { match self { $(Self::$name => $retry,)* } }
 
-            /// The nearest reason to how another server ended a gRPC call; `None` if it went well.
+            /// The reason nearest to another server's gRPC status; `None` for success.
             pub const fn from_grpc(code: Code) -> Option<Self> {
                 Some(match code {
                     Code::Ok => return None,
@@ -83,86 +83,86 @@ macro_rules! reasons {
 
 reasons! {
     // --- the client's
-    /// Not HTTP or JSON that can be understood.
+    /// The request is not valid HTTP or JSON.
     InvalidRequest = "invalid_request", BAD_REQUEST, InvalidArgument, Client, false;
-    /// Understood, but the tensors do not fit the model: name, datatype, shape or count.
+    /// The request is well formed, but its tensors do not fit the model: name, datatype, shape or count.
     InvalidInput = "invalid_input", BAD_REQUEST, InvalidArgument, Client, false;
     /// No route matches this path and model.
     NoRoute = "no_route", NOT_FOUND, NotFound, Client, false;
-    /// The path names nothing that is served.
+    /// Nothing is served at this path.
     NotFound = "not_found", NOT_FOUND, Unimplemented, Client, false;
     /// The model, or this version of it, is not in the repository.
     ModelNotFound = "model_not_found", NOT_FOUND, NotFound, Client, false;
     /// The path exists, but not with this method.
     MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED, Unimplemented, Client, false;
-    /// The operator does not let clients do this.
+    /// The configuration does not allow clients to do this.
     Forbidden = "forbidden", FORBIDDEN, PermissionDenied, Client, false;
     /// The body is longer than the limit, or inflates beyond it.
     BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, ResourceExhausted, Client, false;
-    /// More header bytes or fields than the limit.
+    /// The header has more bytes or fields than the limit.
     HeadersTooLarge = "headers_too_large", REQUEST_HEADER_FIELDS_TOO_LARGE, ResourceExhausted, Client, false;
-    /// The client sent more HTTP/2 frames beside its requests, or cancelled more of them at once, than
-    /// any use of the service needs; its connection ends with GOAWAY.
+    /// The client sent too many HTTP/2 frames other than requests, or cancelled too many requests at once;
+    /// its connection ends with GOAWAY.
     ClientFlood = "client_flood", TOO_MANY_REQUESTS, ResourceExhausted, Client, false;
-    /// A `Content-Encoding` that is not spoken here.
+    /// The `Content-Encoding` is not supported.
     UnsupportedEncoding = "unsupported_encoding", UNSUPPORTED_MEDIA_TYPE, Unimplemented, Client, false;
-    /// The request did not arrive in the time that it is given.
+    /// The request did not arrive completely within the time limit.
     RequestTimeout = "request_timeout", REQUEST_TIMEOUT, DeadlineExceeded, Client, true;
-    /// The client read its answer more slowly than `limits.min_rate`, or not at all; only the log has
+    /// The client read its answer more slowly than `limits.min_rate`, or not at all. Only the log shows
     /// this status.
     ClientTooSlow = "client_too_slow", REQUEST_TIMEOUT, DeadlineExceeded, Client, true;
-    /// The client left before the answer. Only the log shows this status.
+    /// The client closed the connection or cancelled before the answer. Only the log shows this status.
     ClientClosed = "client_closed", BAD_REQUEST, Cancelled, Client, false;
-    /// The listener requires a PROXY header, and the connection began with something else.
+    /// The listener requires a PROXY header, and the connection began without one.
     InvalidProxyHeader = "invalid_proxy_header", BAD_REQUEST, InvalidArgument, Client, false;
-    /// The listener speaks TLS, and the client and it did not come to terms.
+    /// The TLS handshake failed.
     TlsHandshakeFailed = "tls_handshake_failed", BAD_REQUEST, InvalidArgument, Client, false;
-    /// Neither side of a connection said anything for as long as it may be idle.
+    /// The connection was idle in both directions for longer than `idle_timeout`.
     IdleTimeout = "idle_timeout", REQUEST_TIMEOUT, DeadlineExceeded, Client, true;
 
     // --- load and time
-    /// The listener holds as many connections as it may.
+    /// The listener has reached its maximum number of connections.
     ConnectionLimit = "connection_limit", SERVICE_UNAVAILABLE, Unavailable, Proxy, true;
-    /// The connection waited for its client, and made room for another one.
+    /// The connection was idle and was closed to make room for a new one.
     Evicted = "evicted", SERVICE_UNAVAILABLE, Unavailable, Proxy, true;
-    /// Bodies and answers hold as much memory as they may: all of them, or those of this client.
+    /// Buffered bodies and answers have reached their memory limit, in total or for this client.
     MemoryLimit = "memory_limit", SERVICE_UNAVAILABLE, Unavailable, Proxy, true;
-    /// The queue is at its bound.
+    /// The queue is full.
     QueueFull = "queue_full", SERVICE_UNAVAILABLE, Unavailable, Endpoint, true;
-    /// It had to make way in the queue for a request that is more urgent.
+    /// A more urgent request took its place in the full queue.
     Displaced = "displaced", SERVICE_UNAVAILABLE, Unavailable, Proxy, true;
-    /// Too much is to be done before it to be in time, so it was not begun.
+    /// The work queued ahead would push it past its deadline; it was rejected without being tried.
     DeadlineUnreachable = "deadline_unreachable", SERVICE_UNAVAILABLE, Unavailable, Proxy, true;
-    /// The deadline passed before an answer was there.
+    /// The deadline passed before the answer arrived.
     DeadlineExceeded = "deadline_exceeded", GATEWAY_TIMEOUT, DeadlineExceeded, Endpoint, false;
 
-    /// One attempt took longer than an attempt may; another endpoint may be faster.
+    /// One attempt took longer than `attempt_timeout`; another endpoint may be faster.
     AttemptTimeout = "attempt_timeout", GATEWAY_TIMEOUT, DeadlineExceeded, Endpoint, true;
 
     // --- the endpoint's
-    /// The model is in the repository but not loaded and warmed (yet).
+    /// The model is in the repository, but not loaded and warmed yet.
     ModelNotReady = "model_not_ready", SERVICE_UNAVAILABLE, Unavailable, Endpoint, true;
-    /// The model could not be loaded; what was served of it before still is.
+    /// The model could not be loaded; versions that were served before are still served.
     LoadFailed = "load_failed", INTERNAL_SERVER_ERROR, Internal, Endpoint, false;
-    /// The server is on its way out and takes nothing new.
+    /// The server is shutting down and accepts no new requests.
     Draining = "draining", SERVICE_UNAVAILABLE, Unavailable, Endpoint, true;
     /// The engine failed on this request.
     InferenceFailed = "inference_failed", INTERNAL_SERVER_ERROR, Internal, Endpoint, false;
     /// No endpoint of the pool is in rotation.
     NoEndpoint = "no_endpoint", SERVICE_UNAVAILABLE, Unavailable, Endpoint, true;
-    /// No connection to any endpoint that was tried.
+    /// No connection could be opened to any endpoint that was tried.
     ConnectFailed = "connect_failed", SERVICE_UNAVAILABLE, Unavailable, Endpoint, true;
     /// The connection broke before the answer was complete.
     EndpointReset = "endpoint_reset", BAD_GATEWAY, Unavailable, Endpoint, true;
     /// The endpoint answers neither the request nor probes.
     EndpointSilent = "endpoint_silent", SERVICE_UNAVAILABLE, Unavailable, Endpoint, true;
-    /// The endpoint answered something that is not HTTP.
+    /// The endpoint's answer is not valid HTTP.
     InvalidResponse = "invalid_response", BAD_GATEWAY, Unavailable, Endpoint, true;
 
     // --- the proxy's
-    /// The proxy had no file descriptor, local port or memory left for a connection.
+    /// The proxy ran out of file descriptors, local ports or memory for a connection.
     ProxyExhausted = "proxy_exhausted", SERVICE_UNAVAILABLE, Unavailable, Proxy, true;
-    /// A fault of ours.
+    /// A fault of Forebay itself.
     Internal = "internal", INTERNAL_SERVER_ERROR, Internal, Proxy, false;
 }
 
