@@ -46,7 +46,7 @@ impl Weights {
         Self { values: Arc::new(values), lines, channels }
     }
 
-    /// As they were given, line by line.
+    /// The values as they were given, line by line.
     fn unpack(&self) -> Vec<f32> {
         let lanes = lanes();
         let mut made = Vec::with_capacity(self.lines * self.channels);
@@ -166,7 +166,7 @@ pub struct Convolution {
     layout: Layout,
 }
 
-/// Where the windows of a convolution lie in images of one size.
+/// Positions of a convolution's windows in images of one size.
 #[derive(Debug, Clone)]
 struct Layout {
     geometry: Geometry,
@@ -333,7 +333,7 @@ fn pad(x: &[f32], geometry: &Geometry) -> Vec<f32> {
     padded
 }
 
-/// Where the windows begin.
+/// The start of each window.
 #[derive(Clone, Copy)]
 struct Windows<'a> {
     /// Within an image; empty: at multiples of `stride` in all images.

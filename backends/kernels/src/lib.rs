@@ -72,7 +72,7 @@ impl Unit {
         Self::of(arch())
     }
 
-    /// Has this machine such a unit?
+    /// Whether this machine has such a unit.
     #[must_use]
     pub fn is_here(self) -> bool {
         self.arch().is_some()

@@ -6,10 +6,10 @@ use pulp::Simd;
 #[inline(always)]
 pub(crate) fn max<S: Simd>(simd: S, a: S::f32s, b: S::f32s) -> S::f32s {
     if S::F32_LANES > 1 {
-        // The hardware does it so (x86), or gives what is no number where either is none (ARM).
+        // The hardware does the same (x86), or returns NaN where either is NaN (ARM).
         simd.max_f32s(a, b)
     } else {
-        // `f32::max`, which stands for it otherwise, loses what is no number.
+        // `f32::max`, the fallback otherwise, would lose NaN.
         simd.select_f32s(simd.greater_than_f32s(a, b), a, b)
     }
 }

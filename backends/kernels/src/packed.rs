@@ -20,7 +20,7 @@ pub struct Packed {
 pub type Share<'a> = &'a mut dyn FnMut(&mut Arc<Packed>);
 
 impl Packed {
-    /// So many zeros, to be filled.
+    /// A buffer of `length` zeros, to be filled.
     pub(crate) fn zeros(length: usize) -> Self {
         let spare = LINE / size_of::<f32>();
         let data = vec![0.0; length + spare];

@@ -8,7 +8,7 @@ use pulp::{Simd, WithSimd};
 
 pub use forebay_program::Reduction;
 
-/// How a reduction goes on one vector after the other.
+/// One vector's step of a reduction.
 trait Reduces {
     fn start(self) -> f32;
     fn add<S: Simd>(self, simd: S, sum: S::f32s, value: S::f32s) -> S::f32s;
@@ -35,7 +35,7 @@ impl Reduces for Reduction {
     #[inline(always)]
     fn join(self, a: f32, b: f32) -> f32 {
         match self {
-            // As the vectors do it: what is no number stays none if it comes second.
+            // As the vectors do it: NaN stays NaN if it comes second.
             Self::Max => {
                 if a > b {
                     a
@@ -48,7 +48,7 @@ impl Reduces for Reduction {
     }
 }
 
-/// Is any of the values no number?
+/// Whether any of the values is NaN.
 pub fn any_nan(values: &[f32]) -> bool {
     // Over all of it, so that it compiles to a few vector instructions.
     values.iter().fold(false, |any, value| any | value.is_nan())

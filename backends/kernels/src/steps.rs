@@ -1,4 +1,4 @@
-//! What is done to a value between its sum and the memory.
+//! The epilogue: operations on a value between its sum and the memory.
 
 use crate::arch;
 use crate::math;
@@ -12,7 +12,7 @@ pub use forebay_program::steps::{Formula, Line, Pair, REGISTERS, Spread, Step};
 pub struct Beside<'a> {
     /// Its values.
     pub data: &'a [f32],
-    /// How its rows go with those of the output.
+    /// The mapping of its rows to those of the output.
     pub spread: Spread,
 }
 
@@ -42,7 +42,7 @@ macro_rules! beside {
     };
 }
 
-/// What `Pair` makes, for each vector, by one of the macros above; asked once for all.
+/// The results of `Pair`, for each vector, by one of the macros above; asked once for all.
 macro_rules! pairs {
     ($simd:expr, $pair:expr, $each:ident!($($with:tt)*)) => {
         match $pair {

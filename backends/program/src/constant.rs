@@ -1,5 +1,5 @@
-//! Constants of a program, by reference: weights are most of a model, and a program is made for each set
-//! of shapes. Whoever packs them reads them where they lie, and nothing holds a second copy meanwhile.
+//! Constants of a program, by reference: weights are most of a model, and a program is made for each set of
+//! shapes. A device that packs them reads them in place, and nothing holds a second copy meanwhile.
 
 use forebay_protocol::oip::Datatype;
 use std::any::Any;
@@ -14,7 +14,7 @@ pub trait Values: Any + Debug + Send + Sync {
     /// `None` for one that is known inside of the engine that made the program alone.
     fn datatype(&self) -> Option<Datatype>;
 
-    /// As they lie in memory; `None` if they lie in no plain order.
+    /// The bytes in memory; `None` if they are not in plain order.
     fn bytes(&self) -> Option<&[u8]>;
 
     /// The values, if they are FP32 in plain order.
@@ -24,12 +24,12 @@ pub trait Values: Any + Debug + Send + Sync {
 /// A constant.
 pub type Constant = Arc<dyn Values>;
 
-/// Numbers that nobody else holds.
+/// Numbers that no other object holds.
 #[derive(Debug)]
 pub struct Owned {
     /// Their sizes.
     pub shape: Vec<usize>,
-    /// As many as the sizes say.
+    /// The numbers; their count is the product of the sizes.
     pub numbers: Vec<f32>,
 }
 
@@ -60,7 +60,7 @@ pub struct Weights {
     pub factors: Vec<Factor>,
 }
 
-/// What weights are multiplied with.
+/// A factor of weights.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Factor {
     /// All with one number.
@@ -114,7 +114,7 @@ pub struct Stride {
 }
 
 impl Matrix {
-    /// Where each line and each column begins: the weight of both is at the sum of the two.
+    /// Start of each line and each column: the weight of both is at the sum of the two.
     #[must_use]
     pub fn places(&self) -> [Vec<usize>; 2] {
         [&self.lines, &self.channels].map(|axes| {

@@ -1,17 +1,18 @@
-//! What a compiled graph computes, as plain data that any device can be programmed from.
+//! A compiled graph's computation, as plain data that any device can be programmed from.
 //!
-//! Bringing a model down to a few fused operations is one thing, and packing weights for a vector unit
-//! or writing a shader is another. If the first ends in the second's types, each device needs its own
-//! way down from the graph. So the way down ends in a [`Program`]: operations, shapes, what is done to
-//! each value afterwards, and constants by reference. Nothing here is packed, allocated or run.
+//! Reducing a model to a few fused operations is one thing, and packing weights for a vector unit or writing
+//! a shader is another. If the first ends in the second's types, each device needs its own way down from the
+//! graph. So the way down ends in a [`Program`]: operations, shapes, the steps applied to each value
+//! afterwards, and constants by reference. Nothing here is packed, allocated or run.
 //!
-//! What no device but the one at hand can do stays a [`Op::Foreign`] operation, of a type that is that
-//! device's own; another device refuses a program that has one, and [`Program::foreign`] names them.
-//! Likewise dimensions may be expressions until the sizes of a run are known.
+//! An operation that only one device can do stays a [`Op::Foreign`] operation, of a type of that device;
+//! another device refuses a program that has one, and [`Program::foreign`] names them. Likewise dimensions
+//! may be expressions until the sizes of a run are known.
 //!
-//! Modules: [`steps`] (what is done to a value before it is stored), [`windows`] (convolutions and
-//! pools), [`products`] (of two computed tensors), [`constant`] (weights, by reference), [`reference`](mod@reference)
-//! (what a program computes, in double precision and without haste: devices are compared with it).
+//! Modules: [`steps`] (operations on a value before it is stored), [`windows`] (convolutions and pools),
+//! [`products`] (of two computed tensors), [`constant`] (weights, by reference),
+//! [`reference`](mod@reference) (the result of a program in double precision, computed slowly: devices are
+//! compared with it).
 
 pub mod constant;
 pub mod products;
@@ -37,7 +38,7 @@ pub struct Program<Dim = usize, Foreign = String> {
     pub outputs: Vec<Value>,
 }
 
-/// What comes out of a node.
+/// A value that a node produces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Value {
     /// Its place among the nodes.
@@ -51,15 +52,15 @@ pub struct Value {
 pub struct Node<Dim, Foreign> {
     /// After the node of the file that it was made of.
     pub name: String,
-    /// What it does.
+    /// Its operation.
     pub op: Op<Foreign>,
     /// Tensors that steps read come behind the operation's own.
     pub inputs: Vec<Value>,
-    /// What comes out.
+    /// Its outputs.
     pub outputs: Vec<Fact<Dim>>,
 }
 
-/// What is known of a value.
+/// The known facts about a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fact<Dim> {
     /// `None` for one that is known inside of the engine that made the program alone.
@@ -68,7 +69,8 @@ pub struct Fact<Dim> {
     pub shape: Vec<Dim>,
 }
 
-/// What a node does. Those that fuse steps or name channels are on FP32, with channels as the last axis.
+/// The operation of a node. Operations that fuse steps or name channels are on FP32, with channels as the
+/// last axis.
 #[derive(Debug, Clone)]
 pub enum Op<Foreign> {
     /// Gives an input of the model.
@@ -83,7 +85,7 @@ pub enum Op<Foreign> {
     Steps(Vec<Step>),
     /// Reduces neighbouring axes.
     Reduce {
-        /// How.
+        /// The kind of reduction.
         reduction: Reduction,
         /// Those of the input.
         axes: Range<usize>,
@@ -118,14 +120,14 @@ pub enum Op<Foreign> {
     Slice {
         /// The axis.
         axis: usize,
-        /// Where it begins.
+        /// Start of the slice.
         start: usize,
         /// From each place that is taken to the next.
         step: usize,
     },
-    /// With one value around.
+    /// Pads with one value.
     Pad {
-        /// So often before each axis; behind it, until the output's size.
+        /// Padding before each axis; the padding after it fills up the size of the output.
         before: Vec<usize>,
         /// A single one.
         value: Constant,
@@ -138,11 +140,11 @@ pub enum Op<Foreign> {
     },
     /// Of two tensors of the same rank, in which axes of size 1 are repeated.
     Binary(Binary),
-    /// What only the engine that made the program can do.
+    /// An operation that only the engine that made the program can do.
     Foreign(Foreign),
 }
 
-/// What is made of two values.
+/// An operation on two values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Binary {
     /// a + b
@@ -159,17 +161,17 @@ pub enum Binary {
     Min,
     /// a to the power of b
     Pow,
-    /// Is a equal to b?
+    /// a equals b.
     Equal,
-    /// Is it another?
+    /// a differs from b.
     NotEqual,
-    /// Is it less?
+    /// a is less than b.
     Less,
-    /// Is it less or equal?
+    /// a is at most b.
     LessEqual,
-    /// Is it greater?
+    /// a is greater than b.
     Greater,
-    /// Is it greater or equal?
+    /// a is at least b.
     GreaterEqual,
 }
 
@@ -195,7 +197,7 @@ pub struct Product {
     pub steps: Vec<Step>,
 }
 
-/// What becomes of the values along an axis.
+/// A reduction of the values along an axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reduction {
     /// Their sum.
@@ -219,7 +221,7 @@ impl<Dim, Foreign> Program<Dim, Foreign> {
         Value { node: self.nodes.len() - 1, slot: 0 }
     }
 
-    /// What is known of a value; `None` if there is no such value.
+    /// The facts about a value; `None` if there is no such value.
     #[must_use]
     pub fn fact(&self, value: Value) -> Option<&Fact<Dim>> {
         self.nodes.get(value.node)?.outputs.get(value.slot)

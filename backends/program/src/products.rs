@@ -1,15 +1,15 @@
 //! Products of two tensors that are both computed, as in attention.
 
-/// How the axes of two tensors go together.
+/// The pairing of two tensors' axes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pairing {
-    /// Which input is the left side.
+    /// Number of the input that is the left side.
     pub slot: usize,
-    /// Where each axis stands in the left side, the right side and the output.
+    /// Position of each axis in the left side, the right side and the output.
     pub axes: Vec<Places>,
 }
 
-/// Where an axis stands in the left side, the right side and the output.
+/// Position of an axis in the left side, the right side and the output.
 pub type Places = (Option<usize>, Option<usize>, Option<usize>);
 
 /// Products of equal sizes.
@@ -17,7 +17,7 @@ pub type Places = (Option<usize>, Option<usize>, Option<usize>);
 pub struct Products {
     /// Their sizes.
     pub matrices: Matrices,
-    /// Where the left side, the right side and the output of each begin.
+    /// Start of the left side, the right side and the output of each product.
     pub places: Vec<[usize; 3]>,
 }
 

@@ -1,4 +1,4 @@
-//! What is done to a value between its sum and the memory: the epilogue of a fused operation.
+//! The epilogue of a fused operation: operations on a value between its sum and the memory.
 //!
 //! A tensor that is written only to be read once costs more than the arithmetic on it. So operations
 //! on single values become steps of the operation before them, which each device takes while a value is
@@ -17,7 +17,7 @@ pub enum Step {
     Gate {
         /// Factor of the value.
         scale: f32,
-        /// What is added to that.
+        /// The offset added to the product.
         offset: f32,
         /// Least of the gate.
         low: f32,
@@ -60,7 +60,7 @@ pub enum Step {
     Formula(Formula),
 }
 
-/// What is made of two values.
+/// An operation on two values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pair {
     /// a + b
@@ -89,7 +89,7 @@ pub struct Formula {
 pub enum Line {
     /// A step that reads neither tensor nor channel.
     One {
-        /// What is done.
+        /// The step.
         step: Step,
         /// Register that is read.
         a: usize,
@@ -98,7 +98,7 @@ pub enum Line {
     },
     /// Two registers.
     Two {
-        /// What is made of them.
+        /// The operation on the two.
         pair: Pair,
         /// First register.
         a: usize,
@@ -112,14 +112,14 @@ pub enum Line {
 /// Registers of a formula.
 pub const REGISTERS: usize = 4;
 
-/// How the rows of a tensor go with the rows of an output.
+/// The mapping of a tensor's rows to the rows of an output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Spread {
     /// Rows of the output one after the other that read the same row.
     pub repeat: usize,
     /// Rows that the tensor has, after which it begins again.
     pub rows: usize,
-    /// Has each row one value for each channel, or one for all?
+    /// Whether each row has one value for each channel, or one for all.
     pub has_channels: bool,
 }
 
@@ -134,7 +134,7 @@ impl Spread {
         if self.repeat == 1 && row < self.rows { row } else { row / self.repeat % self.rows }
     }
 
-    /// How the rows of a tensor go with those of a larger one; channels are at `axis` of both.
+    /// The mapping of a tensor's rows to those of a larger one; channels are at `axis` of both.
     #[must_use]
     pub fn of(other: &[usize], shape: &[usize], axis: usize) -> Option<Self> {
         let has_channels = other[axis] == shape[axis];

@@ -35,7 +35,7 @@ impl Geometry {
         Some([size(0)?, size(1)?])
     }
 
-    /// Does it differ from the other in no more than the size of the images and their frames?
+    /// Whether it differs from the other only in the size of the images and their padding.
     #[must_use]
     pub fn resizes(&self, other: &Self) -> bool {
         let sized = Self { input: self.input, before: self.before, after: self.after, ..*other };
@@ -48,7 +48,7 @@ impl Geometry {
         [0, 1].map(|axis| self.input[axis] + self.before[axis] + self.after[axis])
     }
 
-    /// Is there a frame?
+    /// Whether there is padding.
     #[must_use]
     pub fn is_padded(&self) -> bool {
         self.padded() != self.input
@@ -84,9 +84,9 @@ pub struct Window {
 /// Zeros around an image, along one axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Padding {
-    /// So many before and after.
+    /// Numbers of padding elements before and after.
     Explicit(usize, usize),
-    /// So many that there is a window for each stride; of an odd number one more after.
+    /// Padding so that there is a window for each stride; an odd number puts one more after.
     SameUpper,
     /// The same; of an odd number one more before.
     SameLower,

@@ -90,7 +90,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
-            // To standard output for --help, else to standard error; if that is closed, so be it.
+            // To standard output for --help, otherwise to standard error; if that is closed, the text is
+            // lost.
             drop(error.print());
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
@@ -154,7 +155,7 @@ fn announce(address: SocketAddr, options: &Options) {
             format!("{} slots, service time {}{slow}", service.slots, service.time)
         }
     };
-    // At once: whoever reads the address alone may be gone before a second write.
+    // In one write: a reader that takes the address alone may be gone before a second write.
     let words = format!("listening on http://{address}\nmodel {}: {serves}\n", options.model);
     // A missing reader or a full disk does not stop the backend.
     let mut out = io::stdout().lock();

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 const MAX_BODY: usize = 64 << 20;
 /// Longest service time that a request may ask for.
 const MAX_DEMAND: Duration = Duration::from_secs(3600);
-/// What the server calls itself.
+/// Name of the server in its metadata.
 pub(crate) const NAME: &str = "forebay-synthetic";
 /// The only version of the model.
 pub(crate) const VERSION: &str = "1";
@@ -97,7 +97,7 @@ impl Backend {
         }
     }
 
-    /// What the model is like: any number of rows of 64 numbers in, one digest out.
+    /// Metadata of the model: any number of rows of 64 numbers in, one digest out.
     pub(crate) fn metadata(&self) -> ModelMetadata {
         let tensor =
             |name: &str, datatype, shape| TensorMetadata { name: name.to_owned(), datatype, shape };
@@ -121,7 +121,7 @@ impl Backend {
         }
     }
 
-    /// What is running and what waits, at this moment.
+    /// Current numbers of running and waiting requests.
     pub(crate) fn report(&self) -> Option<LoadReport> {
         let service = self.options.service?;
         let load = self.slot_queue.load();

@@ -1,8 +1,8 @@
-//! How long a piece of work takes: the distributions that routing benchmarks are made of.
+//! The distributions of service times that routing benchmarks are made of.
 //!
-//! A backend that always takes the same time hides every mistake of a balancer. Real inference is
-//! spread out (sizes, batches, neighbours), and policies differ only in how they cope with that.
-//! Drawn from a seeded generator, so that two policies can be given the very same demands.
+//! A backend that always takes the same time hides every mistake of a balancer. Real inference times vary
+//! (sizes, batches, neighbours), and policies differ only in how they cope with that. Service times are
+//! drawn from a seeded generator, so that two policies can be given the very same demands.
 
 use forebay_config::units::{self, TimeSpan};
 use std::fmt;

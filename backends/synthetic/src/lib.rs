@@ -42,10 +42,10 @@ const MAX_CONNECTIONS: usize = 20_000;
 /// Pause after a failed `accept`, which is nearly always a lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
-/// How long the last answer may take from our hands to the socket's.
+/// Time that the last answer may take from the server to the socket.
 const LAST_WRITE: Duration = Duration::from_millis(5);
 
-/// What a synthetic backend does.
+/// Settings of a synthetic backend.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
     /// Name of the model that is served.
@@ -54,7 +54,7 @@ pub struct Options {
     pub service: Option<Service>,
 }
 
-/// How requests are served.
+/// Settings of its service.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Service {
     /// Requests that are served at once.
@@ -136,8 +136,8 @@ impl Backend {
         }
     }
 
-    /// Is not ready any more, for `delay` serves on all the same, so that everyone notices, then takes
-    /// nothing new, and ends when the last request has its answer.
+    /// Becomes not ready, serves on for `delay` so that every balancer notices, then accepts nothing new,
+    /// and ends when the last request has its answer.
     pub async fn drain(&self, delay: Duration) {
         self.draining.set(true);
         tokio::time::sleep(delay).await;

@@ -34,7 +34,7 @@ pub enum Refused {
     Late,
 }
 
-/// How long the queue is at a moment.
+/// The length of the queue at a moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Load {
     /// Being served.
@@ -119,7 +119,7 @@ impl SlotQueue {
         Ok(())
     }
 
-    /// How long the queue is now.
+    /// The current length of the queue.
     pub fn load(&self) -> Load {
         let state = self.state.borrow();
         Load {
@@ -174,7 +174,7 @@ impl SlotQueue {
                 return Some(end);
             }
             if let Some(Reverse(service)) = state.running.pop() {
-                // Nobody may be waiting for it any more.
+                // The waiting request may be gone already.
                 let _ = service.done.send(());
             }
             if let Some((id, waiting)) = state.queue.pop_first() {

@@ -1,10 +1,10 @@
 //! The budget of frames that are not requests, and how useful work refills it.
 //!
-//! There are two accounts. *Control frames* are cheap one by one and are charged one each; a new
-//! request, each DATA frame that the server sends and the bytes in it earn some, because clients send
-//! PRIORITY with requests, and WINDOW_UPDATE and PING as they receive. *Cancelled requests* are
-//! expensive, because their work is done for nobody; a reset is charged by how soon it comes, and each
-//! request that is answered in full earns as much as the fastest reset costs.
+//! There are two accounts. *Control frames* are cheap one by one and are charged one each; a new request,
+//! each DATA frame that the server sends and the bytes in it earn some, because clients send PRIORITY with
+//! requests, and WINDOW_UPDATE and PING as they receive. *Cancelled requests* are expensive, because their
+//! work is wasted; a reset is charged by how soon it comes, and each request that is answered in full earns
+//! as much as the fastest reset costs.
 //!
 //! Both accounts refill slowly with time and are capped, so a long quiet connection holds no more than
 //! a short burst.
@@ -170,12 +170,12 @@ impl Budget {
         self.last_stream
     }
 
-    /// Is there a request that has begun and not ended?
+    /// Whether a request has begun and not ended.
     pub fn is_busy(&self) -> bool {
         !self.open.is_empty()
     }
 
-    /// Is this a request that has begun, and nothing of its answer has been sent?
+    /// Whether this request has begun and nothing of its answer has been sent.
     pub fn is_unanswered(&self, stream: u32) -> bool {
         self.open.iter().any(|open| open.stream == stream && !open.answering)
     }
@@ -267,8 +267,8 @@ impl Budget {
             return self.control.charge(1, Flood::Reset);
         };
         match now.saturating_duration_since(open.since) {
-            // What it did not want may have been all but done; a client that stops a long answer
-            // has had something of it.
+            // The work for the refused answer may have been almost done; a client that stops a long answer
+            // has received part of it.
             _ if open.answering => self.control.charge(1, Flood::Reset),
             age if age < AT_ONCE => self.cancel.charge(CANCEL_AT_ONCE, Flood::Reset),
             age if age < EARLY => self.cancel.charge(CANCEL_EARLY, Flood::Reset),

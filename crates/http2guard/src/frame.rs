@@ -62,12 +62,12 @@ impl Frame {
         }
     }
 
-    /// Does a DATA or HEADERS frame end its stream?
+    /// Whether a DATA or HEADERS frame ends its stream.
     pub fn ends_stream(&self) -> bool {
         matches!(self.kind, kind::DATA | kind::HEADERS) && self.flags & END_STREAM != 0
     }
 
-    /// Does a HEADERS or CONTINUATION frame end its header block?
+    /// Whether a HEADERS or CONTINUATION frame ends its header block.
     pub fn ends_headers(&self) -> bool {
         matches!(self.kind, kind::HEADERS | kind::CONTINUATION) && self.flags & END_HEADERS != 0
     }
@@ -107,7 +107,7 @@ impl Scanner {
         Self { bytes: [0; HEADER + START], here: 0, rest: 0 }
     }
 
-    /// Is the next byte the first of a frame?
+    /// Whether the next byte is the first of a frame.
     pub fn at_boundary(&self) -> bool {
         self.here == 0 && self.rest == 0
     }
@@ -147,7 +147,7 @@ impl Scanner {
         }
     }
 
-    /// How many of the first bytes of the present frame are of interest.
+    /// Number of the current frame's first bytes that the scanner needs.
     fn wanted(&self) -> usize {
         if usize::from(self.here) < HEADER {
             return HEADER;
@@ -164,8 +164,8 @@ impl Scanner {
         frame
     }
 
-    /// How many of `bytes` belong to the present frame; 0 at a boundary or where its length is not
-    /// known yet.
+    /// Number of `bytes` that belong to the current frame; 0 at a boundary or where its length is not known
+    /// yet.
     pub fn belonging(&self, bytes: &[u8]) -> usize {
         if self.here == 0 {
             return usize::try_from(self.rest).unwrap_or(usize::MAX).min(bytes.len());

@@ -41,13 +41,13 @@ pub enum Event {
     Idle,
 }
 
-/// Is told of each [`Event`].
+/// A function that receives each [`Event`].
 pub type Observer = Arc<dyn Fn(Event) + Send + Sync>;
 
 /// A server's side of a connection.
 pub struct Guarded<S> {
     stream: S,
-    /// Was read before and is read again.
+    /// Bytes that were read once and are read again.
     ahead: Bytes,
     phase: Phase,
     observer: Observer,
@@ -55,7 +55,8 @@ pub struct Guarded<S> {
 }
 
 enum Phase {
-    /// So many bytes of the preface have come. A server need not wait for it before it sends SETTINGS.
+    /// Number of bytes of the preface received so far. A server need not wait for it before it sends
+    /// SETTINGS.
     Preface(usize, Scanner),
     /// It is not HTTP/2.
     Other,
@@ -73,7 +74,7 @@ struct Guard {
     closing: Option<Closing>,
 }
 
-/// Where the client is with its headers.
+/// The client's position in its headers.
 #[derive(Default)]
 struct Headers {
     /// Frames that have come.
@@ -88,7 +89,7 @@ struct Headers {
     timer: Option<(Awaited, Pin<Box<Sleep>>)>,
 }
 
-/// What must not take long; with a number that tells one from the next.
+/// An event that must not take long, with a number that tells one from the next.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Awaited {
     FirstRequest,
@@ -96,7 +97,7 @@ enum Awaited {
     Frame(u64),
 }
 
-/// How the connection ends of a client whose budget is exhausted.
+/// The end of the connection of a client that has exhausted its budget.
 struct Closing {
     goaway: Bytes,
     shut: bool,
@@ -129,7 +130,8 @@ impl<S> Guarded<S> {
         &self.stream
     }
 
-    /// The connection inside. What is read from it or written to it is not seen by the guard.
+    /// The connection inside. The guard sees nothing of bytes that are read from it or written to it
+    /// directly.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.stream
     }
@@ -205,7 +207,7 @@ impl Guard {
         }
     }
 
-    /// Is something late that the client has begun, or its first request?
+    /// Whether something is late: a frame that the client has begun, or its first request.
     fn poll_late(&mut self, cx: &mut Context<'_>, timeout: Option<Duration>) -> Option<Awaited> {
         let timeout = timeout?;
         let awaited = self.headers.awaited(&self.received);
@@ -286,7 +288,7 @@ impl Guard {
 impl Headers {
     fn received(&mut self, frame: &Frame) {
         self.frames += 1;
-        // What comes before this frame is complete.
+        // All frames before this one are complete.
         self.begun |= self.blocks > 0 && !self.open;
         if frame.kind == kind::HEADERS {
             self.blocks += 1;
@@ -387,8 +389,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guarded<S> {
         late.is_some()
     }
 
-    /// How much of `bytes` may still be written: all, or the rest of the present frame if the
-    /// connection is closing.
+    /// Number of `bytes` that may still be written: all, or the rest of the current frame if the connection
+    /// is closing.
     fn allowed(&self, bytes: &[u8]) -> usize {
         match &self.phase {
             Phase::Http2(guard) if guard.closing.is_some() => guard.sent.belonging(bytes),
@@ -453,7 +455,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         let closing = this.phase.is_closing();
         let allowed = this.allowed(bytes);
         if closing && allowed == 0 {
-            // The client has been told to go away: the rest is for nobody.
+            // The client has been told to go away: drop the rest.
             return Poll::Ready(Ok(bytes.len()));
         }
         let written = ready!(Pin::new(&mut this.stream).poll_write(cx, &bytes[..allowed]))?;

@@ -18,7 +18,7 @@
 //!
 //! A connection that does not begin with the HTTP/2 preface passes through unchanged.
 
-/// What is said in a process's log of a connection whose client has exhausted its budget.
+/// The log message for a connection whose client has exhausted its budget.
 pub const FLOODED: &str =
     "an HTTP/2 connection was ended, since its client sent more frames than its requests need";
 

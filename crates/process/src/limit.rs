@@ -1,9 +1,9 @@
-//! How often one kind of event is logged.
+//! A limit on how often one kind of event is logged.
 //!
-//! A client can cause some events as often as it likes: a failed handshake, a malformed request, a
-//! connection that is aborted. Each as a line would let a stranger fill a disk or hide the lines that
-//! matter. Events of the libraries below, and those of our own that are marked with [`CLIENT`], pass a
-//! few times in each window; the others are counted, and one line says how many there were.
+//! A client can cause some events as often as it likes: a failed handshake, a malformed request, an aborted
+//! connection. If each were a line, a stranger could fill a disk or hide the lines that matter. Events of
+//! the libraries below, and our own that are marked with [`CLIENT`], pass a few times in each window; the
+//! others are counted, and one line gives their number.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -61,7 +61,7 @@ impl<S: Subscriber> Layer<S> for Limit {
     }
 }
 
-/// Is it an event of ours that no client can cause at will?
+/// Whether this is an event of our own code that no client can cause at will.
 fn is_own(target: &str) -> bool {
     target.starts_with("forebay") && target != CLIENT
 }

@@ -118,7 +118,7 @@ pub fn lost() -> [(&'static str, u64); 4] {
     ]
 }
 
-/// Panics so far, whatever they ended.
+/// Number of panics so far, of tasks and requests alike.
 pub fn panics() -> u64 {
     PANICS.load(Relaxed)
 }

@@ -15,33 +15,33 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::sleep;
 
-/// How often it is looked whether much has ended.
+/// Interval of the check whether much work has ended.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// Looks for which threads that have not given back anything are woken.
 const ROUNDS: u32 = 3;
 
-/// How often memory was to be given back.
+/// Number of times that memory was to be given back.
 static WANTED: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
-    /// How often this thread has done so.
+    /// Number of times that this thread has given memory back.
     static GIVEN: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Has the process's memory in small pages.
+/// Keeps the process's memory in small pages.
 pub fn without_huge_pages() {
     if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
         tracing::debug!(%error, "transparent huge pages stay as they are");
     }
 }
 
-/// Has what this process starts decide for itself: the setting is inherited, and an inference engine
-/// gains from huge pages.
+/// Lets child processes decide for themselves: the setting is inherited, and an inference engine gains from
+/// huge pages.
 pub fn with_huge_pages() {
     let _ = rustix::thread::disable_transparent_huge_pages(false);
 }
 
-/// How much there is of something that takes memory, in whatever it is counted.
+/// The current amount of something that takes memory, in any unit.
 #[derive(Debug, Default)]
 pub struct Taken {
     now: AtomicUsize,
@@ -65,25 +65,25 @@ impl Taken {
         self.now.fetch_sub(less, Relaxed);
     }
 
-    /// How much there is.
+    /// The current amount.
     pub fn now(&self) -> usize {
         self.now.load(Relaxed)
     }
 
-    /// How much there is, and the most since the last time that this was asked.
+    /// The current amount, and the maximum since the last call.
     fn look(&self) -> (usize, usize) {
         let now = self.now();
         (now, self.most.swap(now, Relaxed).max(now))
     }
 }
 
-/// When enough of something has ended to think of its memory.
+/// Decides when enough work has ended to give memory back.
 #[derive(Debug)]
 struct Fall {
     most: usize,
-    /// What may end without a thought.
+    /// Amount below which an end is ignored.
     few: usize,
-    /// Has there been anything since memory was last given back?
+    /// Whether anything was used since memory was last given back.
     is_used: bool,
 }
 
@@ -106,7 +106,7 @@ impl Fall {
 /// mebibyte or so.
 pub type Watched<'a> = (&'a Taken, usize);
 
-/// Has memory given back when much has ended, until dropped. Each thread of the runtime is to call
+/// Gives memory back when much work has ended, until dropped. Each thread of the runtime calls
 /// [`idle_thread`] when it has nothing to do.
 pub async fn watch(watched: &[Watched<'_>]) {
     let threads = Handle::current().metrics().num_workers();

@@ -65,8 +65,8 @@ impl Exhausted {
     }
 }
 
-/// Is an error of `accept` about a single connection? Linux passes errors of the network on a new
-/// connection to `accept` (accept(2)); the next one may be fine.
+/// Whether an error of `accept` concerns a single connection. Linux passes network errors of a new
+/// connection to `accept` (accept(2)); the next connection may be fine.
 pub fn is_about_one_connection(error: &io::Error) -> bool {
     const ERRORS: [i32; 11] = [
         libc::ECONNABORTED,
@@ -84,7 +84,7 @@ pub fn is_about_one_connection(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|number| ERRORS.contains(&number))
 }
 
-/// How the descriptors of a process are shared out.
+/// The division of a process's descriptors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Descriptors {
     /// All that the process may have open.
@@ -119,19 +119,19 @@ impl Descriptors {
         })
     }
 
-    /// How many connections of clients beyond the bound may be open at once, for as long as it takes to say
+    /// Number of client connections beyond the limit that may be open at once, just long enough to tell them
     /// why they are refused.
     pub const fn for_last_words(self) -> u64 {
         let room = (self.for_requests - self.for_clients) / 4;
         if room > 256 { 256 } else { room }
     }
 
-    /// May a client have this one?
+    /// Whether a client may have this descriptor.
     pub fn allow_client(self, socket: BorrowedFd<'_>) -> bool {
         below(socket, self.for_clients)
     }
 
-    /// May a request have this one?
+    /// Whether a request may have this descriptor.
     pub fn allow_request(self, socket: BorrowedFd<'_>) -> bool {
         below(socket, self.for_requests)
     }

@@ -24,10 +24,10 @@ const MAX_PAUSE: Duration = Duration::from_secs(5);
 const STABLE: Duration = Duration::from_secs(30);
 /// Panics in a row after which a vital task is given up: about 20 s.
 const MAX_PANICS: u32 = 10;
-/// How often the watchdog looks for tasks that stand still.
+/// Interval at which the watchdog looks for stalled tasks.
 const WATCH: Duration = Duration::from_secs(1);
 
-/// How much depends on a task.
+/// The importance of a task for the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Importance {
     /// Without it the process cannot serve: it is not ready while the task is down.
@@ -46,7 +46,7 @@ struct Shared {
     down: AtomicUsize,
     /// The vital task that was given up.
     lost: watch::Sender<Option<&'static str>>,
-    /// How often tasks were started again, by name.
+    /// Number of restarts, by task name.
     restarts: Mutex<BTreeMap<&'static str, u64>>,
     /// Of tasks that must not stand still.
     pulses: Mutex<Vec<Weak<Beats>>>,
@@ -86,7 +86,7 @@ impl Beats {
 }
 
 impl Supervisor {
-    /// Do all vital tasks run, and do all that have a pulse go on?
+    /// Whether all vital tasks run, and all tasks with a pulse make progress.
     pub fn all_up(&self) -> bool {
         self.0.down.load(Relaxed) == 0 && self.stalled().is_empty()
     }
@@ -105,7 +105,7 @@ impl Supervisor {
         Pulse(beats)
     }
 
-    /// How many tasks stand still, by name.
+    /// Number of stalled tasks, by name.
     pub fn stalled(&self) -> BTreeMap<&'static str, u64> {
         let pulses = self.0.pulses.lock().unwrap_or_else(PoisonError::into_inner);
         let mut stalled = BTreeMap::new();
@@ -132,7 +132,7 @@ impl Supervisor {
         }
     }
 
-    /// How often tasks have failed, by name.
+    /// Number of failures, by task name.
     pub fn restarts(&self) -> BTreeMap<&'static str, u64> {
         self.0.restarts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

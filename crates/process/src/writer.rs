@@ -29,7 +29,7 @@ const REPORT: Duration = Duration::from_secs(10);
 /// Pause after a panic of the writer, so that one that repeats does not take a core.
 const AFTER_PANIC: Duration = Duration::from_millis(100);
 
-/// Where lines go.
+/// The destination of lines.
 #[derive(Debug)]
 pub enum Target {
     /// A duplicate of standard output or standard error.
@@ -78,7 +78,7 @@ fn open(path: &Path) -> io::Result<File> {
     options.custom_flags(libc::O_NONBLOCK).open(path)
 }
 
-/// How a [`LineWriter`] behaves.
+/// The behaviour of a [`LineWriter`].
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     /// Its name in messages and as a thread.
@@ -180,7 +180,7 @@ impl LineWriter {
         }
     }
 
-    /// How often the writer has panicked; it goes on each time.
+    /// Number of panics of the writer; it continues after each.
     pub fn panics(&self) -> u64 {
         self.shared.panics.load(Relaxed)
     }
@@ -337,11 +337,11 @@ impl Writer {
     }
 }
 
-/// What the writer has said of itself.
+/// The writer's account of itself.
 #[derive(Default)]
 struct Health {
     failing: bool,
-    /// When dropped lines were reported, and how many there had been by then.
+    /// Time of the last report of dropped lines, and their number by then.
     reported: Option<(Instant, u64)>,
 }
 
@@ -457,7 +457,7 @@ mod tests {
     #[test]
     fn a_reader_that_stands_still_costs_lines_and_not_time() {
         let (_read, mut write) = io::pipe().unwrap();
-        // What a pipe takes before it blocks.
+        // As much as a pipe takes before it blocks.
         write.write_all(&[b'-'; 64 * 1024]).unwrap();
         let target = Target::Stream(std::os::fd::OwnedFd::from(write).into());
         let writer = LineWriter::start(target, SETTINGS).unwrap();

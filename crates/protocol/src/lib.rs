@@ -1,9 +1,9 @@
 //! The words on the wire.
 //!
-//! The proxy, the worker and the load generator are separate programs that meet only in HTTP.
-//! Whatever two of them must spell alike stands here once: header names, metric names, the
-//! reasons for a refusal, the load report and the Open Inference Protocol, over REST and gRPC. A
-//! name that is typed twice is a name that will one day differ.
+//! The proxy, the worker and the load generator are separate programs that meet only in HTTP. Names that two
+//! of them share are defined here once: header names, metric names, the reasons for a refusal, the load
+//! report and the Open Inference Protocol, over REST and gRPC. A name that is typed twice is a name that
+//! will one day differ.
 //!
 //! This crate knows nothing of routing, sockets or inference engines.
 

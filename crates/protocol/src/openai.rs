@@ -1,8 +1,8 @@
-//! What OpenAI's embeddings API says, as far as it is spoken here.
+//! OpenAI's embeddings API, as far as it is supported.
 //!
-//! `input` may be a text, a list of texts, a list of tokens or a list of those. A generic reader would
-//! take thirty bytes for each two-byte token before anyone could count them; here the lists are
-//! bounded while they are read, and a token takes four bytes.
+//! `input` may be a text, a list of texts, a list of tokens or a list of those. A generic reader would take
+//! thirty bytes for each two-byte token before the tokens could be counted; here the lists are bounded while
+//! they are read, and a token takes four bytes.
 //!
 //! Source: <https://platform.openai.com/docs/api-reference/embeddings>.
 
@@ -21,9 +21,9 @@ pub const MAX_TOKENS: usize = 1 << 16;
 pub struct EmbeddingsRequest {
     /// Name of the model.
     pub model: String,
-    /// What is to be embedded.
+    /// The inputs to embed.
     pub input: Inputs,
-    /// How numbers are to be written.
+    /// The requested encoding of numbers.
     #[serde(default)]
     pub encoding_format: Option<EncodingFormat>,
     /// Numbers that are wanted of each embedding.
@@ -31,7 +31,7 @@ pub struct EmbeddingsRequest {
     pub dimensions: Option<usize>,
 }
 
-/// How an embedding's numbers are written.
+/// The encoding of an embedding's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EncodingFormat {
@@ -148,7 +148,7 @@ pub struct EmbeddingsResponse {
     pub data: Vec<Embedding>,
     /// Name of the model.
     pub model: String,
-    /// What it cost.
+    /// The tokens that it took.
     pub usage: Usage,
 }
 
@@ -157,7 +157,7 @@ pub struct EmbeddingsResponse {
 pub struct Embedding {
     /// `embedding`.
     pub object: String,
-    /// Which input.
+    /// Index of the input.
     pub index: usize,
     /// Its numbers.
     pub embedding: Numbers,
@@ -198,9 +198,9 @@ pub struct ModelObject {
     pub id: String,
     /// `model`.
     pub object: String,
-    /// When it was made, in seconds since 1970; 0 where nobody knows.
+    /// Creation time in seconds since 1970; 0 if unknown.
     pub created: u64,
-    /// Whose it is.
+    /// The owner.
     pub owned_by: String,
 }
 
@@ -214,7 +214,7 @@ pub struct ErrorBody {
 /// A refusal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorObject {
-    /// What was expected and what was found.
+    /// The expected and the found value.
     pub message: String,
     /// `invalid_request_error` if the client has to act, else `server_error`.
     #[serde(rename = "type")]

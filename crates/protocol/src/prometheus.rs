@@ -1,10 +1,9 @@
 //! Queue lengths from the metrics of other servers, in Prometheus' text form.
 //!
-//! Few servers state their load on their answers; nearly all have a page of metrics. Of a hundred
-//! kilobytes of it two numbers matter: how many requests wait, and how many run. Both must be
-//! gauges: a counter only grows, and whoever takes one for a load sends an endpoint less and less
-//! until it gets nothing. A page that is damaged where it matters is dropped whole, like any other
-//! load report.
+//! Few servers state their load on their answers; nearly all have a page of metrics. Of a hundred kilobytes
+//! of it two numbers matter: how many requests wait, and how many run. Both must be gauges: a counter only
+//! grows, and a proxy that took one for a load would send the endpoint less and less until it gets nothing.
+//! A page that is damaged where it matters is dropped whole, like any other load report.
 //!
 //! Source: <https://prometheus.io/docs/instrumenting/exposition_formats/>.
 
@@ -73,18 +72,18 @@ impl Gauge {
     }
 }
 
-/// Where a server's metrics say how busy it is. Numbers are requests.
+/// The metrics in which a server reports its queue. Numbers are requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueMetrics {
     /// Waiting there.
     pub waiting: Gauge,
-    /// What else is there.
+    /// The running requests.
     pub running: Running,
-    /// What it can run at once, if it says so.
+    /// Requests that it can run at once, if it reports them.
     pub slots: Option<Gauge>,
 }
 
-/// How a server says what it runs.
+/// The form in which a server reports its running requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Running {
     /// It does not.
@@ -102,7 +101,7 @@ impl QueueMetrics {
     pub const SGLANG: Self = Self::of("sglang:num_queue_reqs", "sglang:num_running_reqs");
     /// Text Generation Inference.
     pub const TGI: Self = Self::of("tgi_queue_size", "tgi_batch_current_size");
-    /// Triton; on a port of its own (8002). What it says of running inferences are counters.
+    /// Triton; on a port of its own (8002). Its metrics of running inferences are counters.
     pub const TRITON: Self = Self {
         waiting: Gauge::named("nv_inference_pending_request_count"),
         running: Running::Unsaid,
@@ -233,7 +232,7 @@ fn count(rest: &str) -> Result<f64, PrometheusError> {
     if (0.0..=MAX_VALUE).contains(&value) { Ok(value) } else { Err(PrometheusError::BadValue) }
 }
 
-/// Is `key="value"` among `labels`? The values that are looked for have nothing to escape.
+/// Whether `key="value"` is among `labels`. The values that are looked for have nothing to escape.
 fn has_label(labels: &str, key: &str, value: &str) -> bool {
     let mut rest = labels;
     while let Some((name, quoted)) = rest.split_once("=\"") {

@@ -18,7 +18,7 @@ use std::time::Duration;
 pub struct FaultWindow {
     /// Latencies of the successes.
     pub latency: Times,
-    /// How requests ended.
+    /// Outcomes of the requests.
     pub outcomes: HashMap<Outcome, u64>,
 }
 
@@ -36,7 +36,7 @@ pub struct FaultWindowReport {
     pub name: String,
     /// Whether a fault goes on in it.
     pub is_fault: bool,
-    /// Where it begins and ends, in seconds from the end of the warm-up.
+    /// Begin and end, in seconds from the end of the warm-up.
     pub span: (f64, f64),
     /// Requests that were meant to start in it.
     pub requests: u64,
@@ -46,7 +46,7 @@ pub struct FaultWindowReport {
     pub ok_rate: f64,
     /// Latencies of the successes.
     pub latency: Quantiles,
-    /// How the others ended.
+    /// Outcomes of the other requests.
     pub errors: Vec<Count>,
     /// The run's objectives, for this window.
     pub objectives: Vec<Judged>,

@@ -74,9 +74,9 @@ pub struct Report {
 pub struct RunInfo {
     /// The scenario's name.
     pub name: String,
-    /// Where requests went.
+    /// Target of the requests.
     pub target: String,
-    /// How they were put on the wire.
+    /// Protocol of the requests.
     pub protocol: String,
     /// The load in words.
     pub load: String,
@@ -117,7 +117,7 @@ pub struct Results {
     pub service: Quantiles,
     /// Errors: from the intended start to when it was known.
     pub error_latency: Quantiles,
-    /// How requests ended: class and count, most frequent first.
+    /// Outcomes of the requests: class and count, most frequent first.
     pub outcomes: Vec<Count>,
     /// Answers by `x-forebay-variant`.
     pub variants: BTreeMap<String, u64>,
@@ -153,9 +153,9 @@ pub struct Generator {
 pub struct FaultRecord {
     /// `kill a`, `slow b x 3`.
     pub fault: String,
-    /// When it was to begin and to end, in seconds from the end of the warm-up.
+    /// Planned begin and end, in seconds from the end of the warm-up.
     pub planned: (f64, f64),
-    /// When it began and ended.
+    /// Actual begin and end.
     pub actual: (f64, f64),
     /// Why it could not be done.
     pub problem: Option<String>,
@@ -193,7 +193,7 @@ pub struct Point {
     pub buckets: Buckets,
 }
 
-/// Where it ran.
+/// The machine of the run.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Machine {
     /// Processors that this process may use.

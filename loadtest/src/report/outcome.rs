@@ -1,4 +1,4 @@
-//! How one request ended, and how many ended in the same way.
+//! The outcome of a request, and counts of outcomes.
 
 use forebay_protocol::Reason;
 use forebay_protocol::grpc::Code;
@@ -55,15 +55,15 @@ pub enum Failure {
 /// One finished request, as a lane reports it. Times from the start of the run.
 #[derive(Debug, Clone, Copy)]
 pub struct Finished {
-    /// When it was meant to start.
+    /// Intended start.
     pub intended: Duration,
-    /// When the generator took it up: later than intended by the generator's own lag.
+    /// Time at which the generator took it up: later than intended by the generator's own lag.
     pub taken: Duration,
-    /// When a connection was free for it.
+    /// Time at which a connection was free for it.
     pub sent: Duration,
-    /// When it was over.
+    /// Time of its end.
     pub done: Duration,
-    /// How it ended.
+    /// Its outcome.
     pub outcome: Outcome,
     /// Bytes of the request's body.
     pub bytes_out: u64,
@@ -71,7 +71,7 @@ pub struct Finished {
     pub bytes_in: u64,
 }
 
-/// How many requests ended in one way.
+/// The number of requests with one outcome.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Count {
     /// `200`, `503 queue_full`, `connect_refused`, …
@@ -124,7 +124,7 @@ impl Failure {
     }
 }
 
-/// How requests ended, most frequent first.
+/// Counts of the outcomes, most frequent first.
 pub(crate) fn counts(outcomes: &HashMap<Outcome, u64>) -> Vec<Count> {
     let mut outcomes: Vec<Count> = outcomes
         .iter()

@@ -82,7 +82,7 @@ pub struct Record {
     pub wait: Times,
     /// Requests that had to wait for a connection.
     pub waited: u64,
-    /// How requests ended.
+    /// Outcomes of the requests.
     pub outcomes: HashMap<Outcome, u64>,
     /// Requests of the warm-up, which count nowhere else.
     pub warm_up: u64,
@@ -100,7 +100,7 @@ pub struct Record {
     pub connections: u64,
     /// Maximum number of requests under way at once, the sum over threads.
     pub max_in_flight: u64,
-    /// When the last request was over, from the start of the run.
+    /// End of the last request, from the start of the run.
     pub last_done: Duration,
     /// Before, during and after faults.
     pub fault_windows: FaultWindows,

@@ -1,6 +1,6 @@
 //! Colours of a terminal, where there is one.
 
-/// How much colour the reader can take.
+/// The amount of colour that the reader's terminal supports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
     /// A terminal.

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 pub struct Shares<'a> {
     /// At most so many as were asked for.
     pub entries: Vec<(&'a str, u64)>,
-    /// How many more there are, and their sum.
+    /// Number of the remaining entries, and their sum.
     pub rest: (usize, u64),
     /// The sum that the counts are shares of.
     pub total: u64,

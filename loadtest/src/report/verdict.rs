@@ -32,9 +32,9 @@ pub struct Verdict {
 /// An objective's verdict.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Judged {
-    /// As it was asked.
+    /// The objective as it was given.
     pub objective: String,
-    /// As it was measured, for people.
+    /// The measured value, formatted for people.
     pub measured: String,
     /// The same as a number.
     pub value: Option<f64>,

@@ -5,6 +5,6 @@
 pub struct Array {
     /// Sizes.
     pub shape: Vec<usize>,
-    /// As many as the sizes say.
+    /// The values; their count is the product of the sizes.
     pub values: Vec<f64>,
 }

@@ -1,7 +1,7 @@
-//! What a program computes, in double precision, one value after the other.
+//! The result of a program, in double precision, one value after the other.
 //!
-//! A device's answers need something to be compared with that shares none of its code, and that says of
-//! each node what it should have been. This is slow, allocates a tensor for each node, and is for tests.
+//! A device's answers are compared with a computation that shares none of its code, and that gives the
+//! expected result of each node. It is slow, allocates a tensor for each node, and is for tests.
 
 mod array;
 mod layout;

@@ -12,7 +12,7 @@ fn reset_by_server(stream: u32, code: u32) -> Frame {
     Frame { start, ..frame(kind::RST_STREAM, 0, stream, 4) }
 }
 
-/// How often `step` can be repeated, up to `most`.
+/// Number of times that `step` can be repeated, up to `most`.
 fn lasts(most: u32, mut step: impl FnMut(&mut Budget, u32, Instant) -> Result<(), Flood>) -> u32 {
     let start = Instant::now();
     let mut budget = Budget::new(start);
@@ -61,7 +61,8 @@ fn a_few_control_frames_a_second_last_for_ever() {
 
 #[test]
 fn a_download_pays_for_its_windows_however_small_the_pieces() {
-    // What the server sends at once, and how many WINDOW_UPDATE frames and PINGs it takes.
+    // Bytes that the server sends at once, and the numbers of WINDOW_UPDATE frames and PINGs that it
+    // tolerates.
     for (length, updates) in [(16_384, 35), (4096, 10), (1024, 5), (100, 3), (16, 3)] {
         let lasted = lasts(50_000, |budget, _, now| {
             budget.sent(&frame(kind::DATA, 0, 1, length), now)?;

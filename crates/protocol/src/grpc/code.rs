@@ -35,9 +35,9 @@ codes! {
     InvalidArgument = 3, "3";
     /// No answer in time.
     DeadlineExceeded = 4, "4";
-    /// What is asked for is not there.
+    /// The requested entity does not exist.
     NotFound = 5, "5";
-    /// What is to be made is there.
+    /// The entity to be created exists already.
     AlreadyExists = 6, "6";
     /// The client may not.
     PermissionDenied = 7, "7";
@@ -51,7 +51,7 @@ codes! {
     OutOfRange = 11, "11";
     /// Not spoken here.
     Unimplemented = 12, "12";
-    /// A fault of whoever answers.
+    /// A fault of the server.
     Internal = 13, "13";
     /// Not now, or not here: ask another endpoint.
     Unavailable = 14, "14";
@@ -75,7 +75,7 @@ impl Code {
     }
 }
 
-/// What gRPC has encoded beside what is not ASCII.
+/// Characters that gRPC percent-encodes in addition to non-ASCII ones.
 const ENCODED: &AsciiSet = &CONTROLS.add(b'%');
 
 /// The value of the trailer `grpc-message`: percent-encoded, and cut if it is longer than anyone
@@ -91,7 +91,8 @@ pub fn encode_message(message: &str) -> HeaderValue {
         .unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-/// What [`encode_message`] made, or another program did; what can't be decoded stays as it is.
+/// Decodes a message that [`encode_message`] or another program encoded; anything undecodable is returned as
+/// it is.
 pub fn decode_message(value: &HeaderValue) -> String {
     percent_decode(value.as_bytes()).decode_utf8_lossy().into_owned()
 }

@@ -1,4 +1,4 @@
-//! How messages stand in a body: a flag, a length in four bytes, and as many bytes.
+//! The framing of messages in a body: a flag, a length in four bytes, and that many bytes.
 
 use crate::Reason;
 use bytes::{Bytes, BytesMut};
@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 /// Bytes before each message.
 pub const PREFIX_BYTES: usize = 5;
 
-/// What stands before a message.
+/// The prefix of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Prefix {
     /// Whether it is compressed, as the header `grpc-encoding` says.

@@ -120,7 +120,7 @@ fn write_parameters(parameters: &Parameters) -> BTreeMap<String, pb::InferParame
     parameters.iter().map(entry).collect()
 }
 
-/// What stands in a message, before its tensors have their data.
+/// The parts of a message, before its tensors have their data.
 #[derive(Default)]
 struct Parts<'a> {
     model: String,
@@ -273,7 +273,7 @@ fn typed(datatype: Datatype, count: usize, contents: &[u8]) -> Result<Data, Tens
     })
 }
 
-/// How the elements of a list stand on the wire.
+/// The wire form of a list's elements.
 #[derive(Clone, Copy, PartialEq)]
 enum Form {
     Varint,

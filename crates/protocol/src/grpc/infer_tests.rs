@@ -1,4 +1,4 @@
-//! Reading what prost writes, and refusing what nobody should write.
+//! Reads the messages that prost writes, and refuses malformed ones.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::*;

@@ -1,4 +1,4 @@
-//! Which call a path means, as far as whoever routes it has to know.
+//! The call that a path means, as far as routing needs it.
 
 use super::{HEALTH_SERVICE, INFERENCE_SERVICE};
 
@@ -19,7 +19,7 @@ pub enum Method {
     HealthWatch,
     /// Any other method of the inference service, all with one message there and one back.
     OtherUnary,
-    /// A method of which nobody here knows how many messages it has.
+    /// An unknown method, which may have any number of messages.
     Unknown,
 }
 
@@ -41,17 +41,17 @@ impl Method {
         }
     }
 
-    /// Is it one inference?
+    /// Whether it is one inference.
     pub const fn is_infer(self) -> bool {
         matches!(self, Self::Infer)
     }
 
-    /// Does it ask how a server is, rather than a model?
+    /// Whether it asks for the health of a server rather than of a model.
     pub const fn is_health(self) -> bool {
         matches!(self, Self::ServerLive | Self::ServerReady | Self::HealthCheck | Self::HealthWatch)
     }
 
-    /// May it last for as long as the client likes?
+    /// Whether it may last for as long as the client likes.
     pub const fn is_stream(self) -> bool {
         matches!(self, Self::StreamInfer | Self::HealthWatch | Self::Unknown)
     }

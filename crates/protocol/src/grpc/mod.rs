@@ -6,9 +6,9 @@
 //! let one small message cost a worker gigabytes. The same reason is behind the module `infer`: the
 //! messages that carry tensors are read with the bounds of [`oip`](crate::oip), into its types.
 //!
-//! With the feature `grpc` come the messages themselves (`pb`), made from the files in `proto/`
-//! by the program in `generate/`. What that made is part of the sources: a build then needs neither
-//! `protoc` nor a compiler for its language, which take a minute of CPU time to build.
+//! With the feature `grpc` come the messages themselves (`pb`), generated from the files in `proto/` by the
+//! program in `generate/`. The generated code is part of the sources: a build then needs neither `protoc`
+//! nor a compiler for its language, which take a minute of CPU time to build.
 
 mod code;
 mod frame;
@@ -44,7 +44,7 @@ pub const MODEL_STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStrea
 /// `content-type` of requests and answers.
 pub const CONTENT_TYPE: &str = "application/grpc";
 
-/// Do these headers begin a gRPC message? (gRPC-Web is another protocol.)
+/// Whether these headers begin a gRPC message. (gRPC-Web is another protocol.)
 pub fn is_grpc(headers: &HeaderMap) -> bool {
     let value = headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes());
     let rest = value.and_then(|value| value.strip_prefix(CONTENT_TYPE.as_bytes()));

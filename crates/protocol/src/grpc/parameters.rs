@@ -3,8 +3,8 @@
 use super::protobuf::{Fields, ProtobufError, Value};
 use crate::oip::{MAX_PARAMETERS, Parameter, Parameters, ParseError, SchedulingParameters};
 
-/// What a `ModelInferRequest` says of its own urgency. What can't be understood says nothing: whoever
-/// runs the request has words for that.
+/// The scheduling parameters of a `ModelInferRequest`. Malformed ones count as absent: the server that runs
+/// the request reports them.
 pub fn scheduling_parameters(message: &[u8]) -> SchedulingParameters {
     let mut parameters = Vec::new();
     for field in Fields::of(message) {

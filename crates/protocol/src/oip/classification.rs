@@ -6,16 +6,17 @@ use super::{BytesData, Data, Datatype, Tensor};
 use std::cmp::Ordering;
 use std::fmt::Display;
 
-/// Can the elements of this datatype be ordered and written?
+/// Whether the elements of this datatype can be ordered and written as text.
 pub const fn can_classify(datatype: Datatype) -> bool {
     !matches!(datatype, Datatype::Bool | Datatype::Fp16 | Datatype::Bytes)
 }
 
 /// The `most` largest elements of each of `rows` rows, largest first, each as `VALUE:INDEX` or
-/// `VALUE:INDEX:LABEL`; a row is whatever lies in it, flattened. With `is_batch` the result has the
-/// shape `[rows, most]`, without `[most]`, and rows have to be 1.
+/// `VALUE:INDEX:LABEL`; all dimensions of a row are flattened. With `is_batch` the result has the shape
+/// `[rows, most]`, without it `[most]`, and there must be one row.
 ///
-/// `None`: the datatype has no order (see [`can_classify`]), or the elements are not so many rows.
+/// `None`: the datatype has no order (see [`can_classify`]), or the elements do not divide into that many
+/// rows.
 pub fn classify(tensor: &Tensor, is_batch: bool, most: usize, labels: &[String]) -> Option<Tensor> {
     let rows = if is_batch { *tensor.shape.first()? } else { 1 };
     let length = tensor.data.len().checked_div(rows)?;

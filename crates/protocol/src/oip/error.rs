@@ -1,4 +1,4 @@
-//! What can be wrong with a message, in words for the person who wrote the client.
+//! Errors of messages, in words for the author of the client.
 
 use super::{Datatype, MAX_RANK};
 use crate::Reason;
@@ -50,7 +50,7 @@ pub enum ParseError {
     Tensor {
         /// Name of the tensor.
         name: String,
-        /// What is wrong with it.
+        /// The problem with it.
         problem: TensorProblem,
     },
     /// A parameter of the request or of a tensor has the wrong type or range.
@@ -58,7 +58,7 @@ pub enum ParseError {
     Parameter {
         /// Name of the parameter.
         name: &'static str,
-        /// What it has to be.
+        /// The expected type.
         expected: &'static str,
     },
 }
@@ -78,7 +78,7 @@ impl ParseError {
     }
 }
 
-/// What is wrong with one tensor.
+/// A problem of one tensor.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum TensorProblem {
     /// A part of the tensor is not protobuf.
@@ -130,7 +130,7 @@ pub enum TensorProblem {
     Element {
         /// The tensor's datatype.
         datatype: Datatype,
-        /// What stands there, in words.
+        /// Description of the value found.
         found: String,
         /// Its position in row-major order.
         index: usize,
@@ -177,7 +177,7 @@ pub enum Found {
     Exactly(usize),
     /// Reading stopped here.
     MoreThan(usize),
-    /// Nobody counted: the text is too short for more.
+    /// An upper bound, not a count: the text is too short for more.
     AtMost(usize),
 }
 
@@ -197,6 +197,6 @@ impl std::fmt::Display for Found {
 pub struct EncodeError {
     /// Name of the tensor.
     pub name: String,
-    /// What JSON can't carry.
+    /// The value that JSON can't carry.
     pub found: &'static str,
 }

@@ -99,11 +99,11 @@ impl Array<'_> {
     }
 }
 
-/// Where elements go, and the first thing that was wrong.
+/// The destination of elements, and the first error.
 struct Sink<'a, V> {
     array: &'a Array<'a>,
     elements: V,
-    /// How many arrays deep the elements stand: 1 if flat.
+    /// Depth of the arrays that hold the elements: 1 if flat.
     leaf_depth: Option<usize>,
     problem: Option<TensorProblem>,
 }
@@ -145,7 +145,7 @@ impl<V: Elements> Sink<'_, V> {
     }
 }
 
-/// What stands `depth` arrays deep: an element or one more array.
+/// The value at `depth` nested arrays: an element or one more array.
 struct Level<'s, 'a, V> {
     sink: &'s mut Sink<'a, V>,
     depth: usize,

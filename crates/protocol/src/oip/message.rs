@@ -1,5 +1,5 @@
-//! What requests and responses have in common: a JSON head that lists tensors, and perhaps the
-//! tensors' bytes after it.
+//! The parts common to requests and responses: a JSON head that lists tensors, and optionally the tensors'
+//! bytes after it.
 
 use super::error::Found;
 use super::tensor::overflow;

@@ -30,7 +30,7 @@ pub struct ModelMetadata {
     pub inputs: Vec<TensorMetadata>,
     /// Outputs in the model's order.
     pub outputs: Vec<TensorMetadata>,
-    /// What else there is to say: the content's digest, labels of versions.
+    /// Further facts: the content's digest, labels of versions.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub properties: BTreeMap<String, String>,
 }
@@ -60,7 +60,7 @@ pub struct Ready {
 /// Body of every refusal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// What was expected and what was found.
+    /// The expected and the found value.
     pub error: String,
 }
 

@@ -38,7 +38,7 @@ impl Parameters {
         self.0.iter().map(|(name, value)| (name, value))
     }
 
-    /// Is there none?
+    /// Whether there are no parameters.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -1,4 +1,4 @@
-//! Which call a path means, without an allocation: the proxy asks for every request.
+//! The call that a path means, without an allocation: the proxy asks for every request.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 
@@ -26,7 +26,7 @@ pub enum Call {
 /// A path of the protocol, split; parts are still percent-encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Path<'a> {
-    /// What is asked for.
+    /// The requested call.
     pub call: Call,
     /// The model, where the path names one.
     pub model: Option<&'a str>,

@@ -77,8 +77,8 @@ impl InferRequest {
         Ok(join(json, &bytes, self.inputs.iter().any(binary)))
     }
 
-    /// Does the client want this output as bytes? The output's own parameter overrules the
-    /// request's, and JSON is what the protocol falls back to.
+    /// Whether the client wants this output as bytes. The output's own parameter overrules the request's,
+    /// and JSON is the protocol's default.
     ///
     /// # Errors
     /// One of the parameters is neither true nor false.
@@ -91,10 +91,10 @@ impl InferRequest {
 }
 
 impl InferRequest {
-    /// How many of the largest elements the client wants of this output, instead of all.
+    /// Number of the largest elements that the client wants of this output, instead of all.
     ///
     /// # Errors
-    /// The parameter `classification` is no count.
+    /// The parameter `classification` is not a count.
     pub fn classes(&self, output: &str) -> Result<Option<usize>, ParseError> {
         let own = self.outputs.iter().find(|o| o.name == output);
         let count = own.map(|o| o.parameters.count("classification")).transpose()?.flatten();

@@ -1,4 +1,4 @@
-//! What a request says of its own urgency: the parameters `priority` and `timeout`, as Triton has them.
+//! The urgency that a request states: the parameters `priority` and `timeout`, as Triton defines them.
 //!
 //! The program that runs the request reads all of it anyway; one that passes it on must not take tensors
 //! apart to know whether it is urgent. So [`SchedulingParameters::in_json`] looks at the beginning of a
@@ -16,17 +16,18 @@ use std::time::Duration;
 /// `parameters` stand before `inputs`.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 
-/// See above. What it does not say is `None`.
+/// See above. Unstated parameters are `None`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SchedulingParameters {
-    /// How urgent it is.
+    /// The stated priority.
     pub priority: Option<Priority>,
     /// The time that its client is willing to wait.
     pub timeout: Option<Duration>,
 }
 
 impl SchedulingParameters {
-    /// What `parameters` say: `priority` as a level, `timeout` in microseconds; 0 of either says nothing.
+    /// The values of `parameters`: `priority` as a level, `timeout` in microseconds; 0 of either counts as
+    /// unstated.
     ///
     /// # Errors
     /// One of them is not a whole number of 0 or more.
@@ -36,8 +37,8 @@ impl SchedulingParameters {
         Ok(Self { priority, timeout: timeout.map(Duration::from_micros) })
     }
 
-    /// What a body says that begins with this JSON. What can't be understood says nothing: whoever runs
-    /// the request has words for that.
+    /// The values in a body that begins with this JSON. Malformed ones count as absent: the server that runs
+    /// the request reports them.
     pub fn in_json(json: &[u8]) -> Self {
         let head = &json[..json.len().min(MAX_HEAD_BYTES)];
         let has = |word: &[u8]| memmem::find(head, word).is_some();

@@ -1,4 +1,4 @@
-//! What models have done, in the form of Triton's statistics extension.
+//! Statistics of models, in the form of Triton's statistics extension.
 //!
 //! Source: <https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_statistics.md>.
 
@@ -11,7 +11,7 @@ pub struct Statistics {
     pub model_stats: Vec<ModelStatistics>,
 }
 
-/// What one version has done.
+/// Statistics of one version.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ModelStatistics {
@@ -19,7 +19,7 @@ pub struct ModelStatistics {
     pub name: String,
     /// Its version.
     pub version: String,
-    /// When it last ran, in milliseconds since 1970; 0: never.
+    /// Time of the last run, in milliseconds since 1970; 0: never.
     pub last_inference: u64,
     /// Rows that it answered.
     pub inference_count: u64,
@@ -37,13 +37,13 @@ pub struct ModelStatistics {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DurationStatistic {
-    /// How often.
+    /// Number of events.
     pub count: u64,
     /// Nanoseconds in all.
     pub ns: u64,
 }
 
-/// Where the time of requests went.
+/// The time that requests spent in each stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct InferStatistics {
@@ -86,8 +86,8 @@ pub struct MemoryUsage {
     /// `CPU`, `CPU_PINNED` or `GPU`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Which one.
+    /// Number of the memory device.
     pub id: i64,
-    /// How much.
+    /// Size in bytes.
     pub byte_size: u64,
 }

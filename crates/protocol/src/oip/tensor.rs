@@ -85,7 +85,7 @@ impl BytesData {
         self.ends.len()
     }
 
-    /// Is there no element?
+    /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
@@ -274,7 +274,7 @@ data! {
 }
 
 impl Data {
-    /// Is there no element?
+    /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

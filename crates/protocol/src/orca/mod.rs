@@ -266,7 +266,7 @@ fn number(value: &RawValue) -> Result<f64, ReportError> {
 struct Builder {
     report: LoadReport,
     entries: usize,
-    /// Keys that nobody here reads: two of one are a sign of damage all the same.
+    /// Unknown keys: a duplicate of one is a sign of damage all the same.
     others: Vec<String>,
 }
 

@@ -77,7 +77,7 @@ impl Side {
         }
     }
 
-    /// As many runs, each of as many cells, drawn with replacement.
+    /// Draws the same number of runs, each with the same number of cells, with replacement.
     pub(super) fn resample(&self, rng: &mut fastrand::Rng, totals: &mut Totals) {
         totals.clear();
         for _ in 0..self.runs.len() {

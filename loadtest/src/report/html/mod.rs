@@ -326,7 +326,7 @@ fn generator(out: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(out, "</table></section>")
 }
 
-/// When the run began, as people write it.
+/// Start of the run, in a form for people.
 fn started(report: &Report) -> String {
     // A date has four digits for its year.
     const END_OF_TIME: u64 = 253_402_300_799;

@@ -16,7 +16,7 @@ const LETTER: f64 = 7.4;
 /// Labels of an axis, about.
 const TICKS: f64 = 5.0;
 
-/// How values become places on an axis.
+/// The mapping of values to positions on an axis.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Scale {
     /// Differences are distances.
@@ -48,7 +48,7 @@ impl Scale {
         if high <= 0.0 { Self::Log(1e-3, 1.0) } else { Self::Log(low / 1.3, high * 1.3) }
     }
 
-    /// Where `value` lies between the ends, 0 to 1.
+    /// Position of `value` between the ends, 0 to 1.
     fn at(self, value: f64) -> f64 {
         let share = match self {
             Self::Linear(low, high) => (value - low) / (high - low),
