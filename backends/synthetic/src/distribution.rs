@@ -4,6 +4,7 @@
 //! (sizes, batches, neighbours), and policies differ only in how they cope with that. Service times are
 //! drawn from a seeded generator, so that two policies can be given the very same demands.
 
+use forebay_config::form::Shown;
 use forebay_config::units::{self, TimeSpan};
 use std::fmt;
 use std::str::FromStr;
@@ -99,6 +100,27 @@ forebay_config::from_text! {
                     bimodal:TIME:TIME:SHARE";
 }
 
+impl Default for Distribution {
+    /// No time at all.
+    fn default() -> Self {
+        Self::Constant(0.0)
+    }
+}
+
+/// As it is read: `constant:0.005s`.
+impl Shown for Distribution {
+    const KIND: &'static str = "DISTRIBUTION";
+
+    fn shown(&self) -> String {
+        match *self {
+            Self::Constant(mean) => format!("\"constant:{mean}s\""),
+            Self::Exponential(mean) => format!("\"exponential:{mean}s\""),
+            Self::LogNormal { mean, sigma } => format!("\"lognormal:{mean}s:{sigma}\""),
+            Self::Bimodal { short, long, share } => format!("\"bimodal:{short}s:{long}s:{share}\""),
+        }
+    }
+}
+
 impl fmt::Display for Distribution {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let span = units::seconds;
@@ -152,6 +174,16 @@ mod tests {
             let mean = total.as_secs_f64() / f64::from(SAMPLES);
             let error = (mean / distribution.mean() - 1.0).abs();
             assert!(error < 0.02, "{text}: mean {mean}, seed 7");
+        }
+    }
+
+    #[test]
+    fn a_distribution_stands_in_a_file_as_it_is_read_there() {
+        for text in
+            ["constant:0s", "exponential:20ms", "lognormal:20ms:0.8", "bimodal:5ms:100ms:0.1"]
+        {
+            let distribution: Distribution = text.parse().unwrap();
+            assert_eq!(distribution.shown().trim_matches('"').parse(), Ok(distribution));
         }
     }
 

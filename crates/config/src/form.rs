@@ -272,6 +272,10 @@ impl<T, F: Form<T>> Form<T> for Called<F> {
     fn is_list(&self) -> bool {
         self.1.is_list()
     }
+
+    fn is_required(&self) -> bool {
+        self.1.is_required()
+    }
 }
 
 /// One of these, by its name.

@@ -21,6 +21,11 @@ pub trait Form<T> {
     fn is_list(&self) -> bool {
         false
     }
+
+    /// Whether there must be a value.
+    fn is_required(&self) -> bool {
+        false
+    }
 }
 
 /// A key as the reference file has it.
@@ -34,6 +39,8 @@ pub struct Key {
     pub kind: &'static str,
     /// Whether it is an array.
     pub is_list: bool,
+    /// Whether it must be there.
+    pub is_required: bool,
     /// Its default as it stands in a file; `None` if that is to leave it out, or depends on the machine.
     pub default: Option<String>,
     /// Its default, or an example where there is none to show.
@@ -41,17 +48,19 @@ pub struct Key {
 }
 
 impl Key {
-    /// A key whose default is shown, or `example` in its place.
-    pub fn new(
+    /// A key of this form, whose default is shown, or `example` in its place.
+    pub fn of<T, F: Form<T>>(
         name: &'static str,
         doc: &'static [&'static str],
-        (kind, is_list): (&'static str, bool),
-        default: Option<String>,
+        form: &F,
+        default: &T,
         example: Option<&'static str>,
     ) -> Self {
+        let default = form.show(default);
         let shown = example.map(str::to_owned).or(default.clone()).unwrap_or_default();
         let default = default.filter(|_| example.is_none());
-        Self { name, doc, kind, is_list, default, shown }
+        let (kind, is_list, is_required) = (form.kind(), form.is_list(), form.is_required());
+        Self { name, doc, kind, is_list, is_required, default, shown }
     }
 }
 
@@ -167,11 +176,11 @@ macro_rules! section {
 
             fn keys() -> Vec<$crate::Key> {
                 let default = Self::default();
-                vec![$($crate::Key::new(
+                vec![$($crate::Key::of::<$type, _>(
                     $crate::key_name!($key $($called)?),
                     &[$($doc),*],
-                    ($crate::Form::<$type>::kind(&$form), $crate::Form::<$type>::is_list(&$form)),
-                    $crate::Form::<$type>::show(&$form, &default.$key),
+                    &$form,
+                    &default.$key,
                     [$($shown)?].into_iter().next(),
                 )),*]
             }

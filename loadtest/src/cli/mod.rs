@@ -131,13 +131,8 @@ fn sim_plan(args: &SimArgs) -> Result<SimPlan, SimError> {
 
 fn scenario(args: &SimArgs) -> Result<Scenario, SimError> {
     let mut scenario = Scenario::read(&args.scenario)?;
-    scenario.seed = args.seed.unwrap_or(scenario.seed);
-    if args.policy.is_some() {
-        scenario.simulated.sim.policy.clone_from(&args.policy);
-    }
-    if !args.policies.is_empty() {
-        scenario.simulated.sim.policies.clone_from(&args.policies);
-    }
+    scenario.general = args.seed.over(scenario.general);
+    scenario.simulated.sim = args.policies.over(scenario.simulated.sim);
     Ok(scenario)
 }
 

@@ -15,9 +15,6 @@ use forebay_protocol::oip::{
 };
 use http::{HeaderMap, HeaderValue, header};
 
-/// Different inputs where nothing is said.
-pub(super) const DEFAULT_DISTINCT: usize = 16;
-
 /// Makes random requests for one model.
 #[derive(Debug)]
 pub(super) struct Random {

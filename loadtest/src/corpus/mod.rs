@@ -14,7 +14,7 @@ use crate::connection::ask::call_headers;
 use crate::connection::{Answer, Outgoing};
 use crate::plan::Plan;
 use crate::plan::mix::{Mix, Weights};
-use crate::scenario::{Infer, Protocol, Request, RequestKind};
+use crate::scenario::{Http, Infer, Protocol, Request, RequestKind};
 use body::{Body, MAX_CORPUS, Size, TooLarge, take_room};
 use bytes::Bytes;
 use check::Check;
@@ -201,7 +201,7 @@ async fn kind(plan: &Plan, request: &Request, room: &mut u64) -> Result<Kind, Re
         popularity: None,
     };
     let path = match &request.kind {
-        RequestKind::Http { method, path, body } => {
+        RequestKind::Http(Http { method, path, body }) => {
             kind.method = match (method, body) {
                 (Some(method), _) => method.parse().map_err(http::Error::from)?,
                 (None, Some(_)) => Method::POST,
@@ -241,11 +241,7 @@ async fn bodies(
     room: &mut u64,
     kind: &mut Kind,
 ) -> Result<(), RequestError> {
-    let distinct = if infer.input.is_empty() {
-        infer.distinct.unwrap_or(infer::DEFAULT_DISTINCT)
-    } else {
-        infer.input.len()
-    };
+    let distinct = if infer.input.is_empty() { infer.distinct } else { infer.input.len() };
     kind.popularity = (infer.zipf > 0.0).then(|| Weights::zipf(distinct, infer.zipf));
     if !infer.input.is_empty() {
         // Each has headers of its own: they say where a body's JSON ends.
@@ -284,9 +280,9 @@ fn headers(plan: &Plan, request: &Request) -> Result<HeaderMap, http::Error> {
         call_headers(&mut headers);
     }
     if let Some(deadline) = request.deadline.filter(|_| grpc) {
-        headers.insert(GRPC_TIMEOUT, HeaderValue::try_from(format_timeout(deadline.0))?);
+        headers.insert(GRPC_TIMEOUT, HeaderValue::try_from(format_timeout(deadline))?);
     } else if let Some(deadline) = request.deadline {
-        let millis = u64::try_from(deadline.0.as_millis()).unwrap_or(u64::MAX);
+        let millis = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
         headers.insert(REQUEST_DEADLINE, HeaderValue::from(millis));
     }
     if let Some(priority) = request.priority {

@@ -9,7 +9,7 @@ mod process;
 use crate::connection::ask;
 use crate::plan::target::Target;
 use crate::report::FaultRecord;
-use crate::scenario::{Fault, FaultKind, Protocol, Trust};
+use crate::scenario::{Fault, FaultKind, Protocol, Slow, Trust, Upgrade};
 use process::Process;
 use rustix::process::Signal;
 use std::cell::RefCell;
@@ -45,13 +45,13 @@ impl Processes {
     pub(crate) async fn run_faults(&self, faults: &[Fault], start: Instant) -> Vec<FaultRecord> {
         let mut all = Vec::with_capacity(faults.len());
         for fault in faults {
-            let end = fault.at.0 + fault.length.0;
-            tokio::time::sleep_until((start + fault.at.0).into()).await;
+            let end = fault.at + fault.length;
+            tokio::time::sleep_until((start + fault.at).into()).await;
             let began = start.elapsed();
             let problem = self.inject(fault, start + end).await.err();
             all.push(FaultRecord {
                 fault: fault.to_string(),
-                planned: (fault.at.0.as_secs_f64(), end.as_secs_f64()),
+                planned: (fault.at.as_secs_f64(), end.as_secs_f64()),
                 actual: (began.as_secs_f64(), start.elapsed().as_secs_f64()),
                 problem,
             });
@@ -117,7 +117,7 @@ async fn inject(process: &mut Process, kind: &FaultKind, end: Instant) -> Result
             until(end).await;
             process.signal(Signal::CONT)
         }
-        FaultKind::Slow(factor) => match process.slow() {
+        FaultKind::Slow(Slow { factor }) => match process.slow() {
             Some(url) => {
                 set_slowdown(url, *factor).await?;
                 until(end).await;
@@ -130,10 +130,10 @@ async fn inject(process: &mut Process, kind: &FaultKind, end: Instant) -> Result
             until(end).await;
             Ok(())
         }
-        FaultKind::Upgrade { command, overlap, ready } => {
+        FaultKind::Upgrade(Upgrade { command, overlap, ready }) => {
             let command = if command.is_empty() { &process.command() } else { command };
             let old = process.spawn(command)?;
-            tokio::time::sleep(overlap.0).await;
+            tokio::time::sleep(*overlap).await;
             process.wait_until_ready_at(ready.as_deref()).await?;
             if let Some(old) = old {
                 process::end(old).await;

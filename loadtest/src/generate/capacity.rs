@@ -9,8 +9,8 @@ use super::run::{self, Options, RunError};
 use crate::plan::{Plan, PlanError};
 use crate::report::Report;
 use crate::report::style::Style;
-use crate::scenario::{Load, Phase, Scenario, Spacing};
-use crate::units::{self, Rate, Ratio, TimeSpan, seconds};
+use crate::scenario::{Constant, Load, Open, Phase, Scenario, Spacing};
+use crate::units::{self, Rate, Ratio, seconds};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -34,7 +34,7 @@ pub struct CapacityPlan {
     /// How requests are spaced.
     pub spacing: Spacing,
     /// How long each rate is measured.
-    pub length: TimeSpan,
+    pub length: Duration,
     /// The first rate.
     pub from: Rate,
     /// The highest rate.
@@ -202,13 +202,13 @@ impl Search {
 
 impl CapacityPlan {
     fn search(&self) -> Search {
-        let lowest = MIN_REQUESTS / self.length.0.as_secs_f64().max(1e-3);
+        let lowest = MIN_REQUESTS / self.length.as_secs_f64().max(1e-3);
         Search::new(lowest, self.from.0, self.to.0, self.precision.0)
     }
 
     fn step(&self, rate: Rate) -> Result<Plan, PlanError> {
-        let phases = vec![Phase::Constant { rate, length: self.length }];
-        let load = Load::Open { spacing: self.spacing, phases };
+        let phases = vec![Phase::Constant(Constant { rate, length: self.length })];
+        let load = Load::Open(Open { spacing: self.spacing, phases });
         let plan = Plan::new(Scenario { load, ..self.scenario.clone() })?;
         Ok(Plan { busy: self.busy, ..plan })
     }

@@ -13,8 +13,9 @@ pub mod timeline;
 pub mod tls;
 
 use crate::scenario::{
-    self, Infer, Live, Load as LoadSpec, MAX_FAULTS, MAX_PROCESSES, Objective, Protocol,
-    RequestKind, Scenario, Spacing, Trust,
+    self, Bursts, Closed, Constant, Diurnal, General, Http, Live, Load as LoadSpec, MAX_FAULTS,
+    MAX_PROCESSES, MAX_THREADS, Objective, Open, Protocol, Ramp, Replay, RequestKind, Scenario,
+    Spacing, Trust,
 };
 use crate::units::{self, Rate, TimeSpan};
 use arrivals::{Phase, Shape, Source};
@@ -25,24 +26,12 @@ use std::time::Duration;
 use target::{Target, TargetError};
 use timeline::Timeline;
 
-/// Maximum number of connections of a run: file descriptors and ports of one machine end not far above.
-pub const MAX_CONNECTIONS: usize = 20_000;
-/// Maximum number of requests at a time on one HTTP/2 connection.
-pub const MAX_STREAMS: usize = 1000;
-/// Maximum number of clients: as many as a proxy can be expected to tell apart.
-pub const MAX_CLIENTS: usize = 1_000_000;
 /// The header that names a client where none is given: what the proxy's documentation suggests.
 pub(crate) const DEFAULT_CLIENT_HEADER: &str = "x-client";
-/// Maximum number of generating threads.
-pub const MAX_THREADS: usize = 64;
-/// Warm-up where none is given.
-const DEFAULT_WARM_UP: Duration = Duration::from_secs(1);
 /// When a request is given up where nothing is said.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Maximum number of connections of an open loop where nothing is said. With HTTP/2: 10 of them.
-const DEFAULT_CONNECTIONS: usize = 1000;
-/// Requests at a time on an HTTP/2 connection where nothing is said; servers' usual limit.
-const DEFAULT_STREAMS: usize = 100;
+/// Maximum number of connections of an open loop where nothing is said, and over HTTP/2.
+const DEFAULT_CONNECTIONS: [usize; 2] = [1000, 10];
 
 /// A run, ready to start but for the bodies of its requests.
 #[derive(Debug, Clone)]
@@ -160,49 +149,51 @@ impl Plan {
     }
 
     fn towards(target: Target, scenario: Scenario) -> Result<Self, PlanError> {
-        let warm_up = scenario.warm_up.map_or(DEFAULT_WARM_UP, |span| span.0);
-        let timeout = scenario.timeout.map_or(DEFAULT_TIMEOUT, |span| span.0);
-        positive("timeout", TimeSpan(timeout))?;
-        let (streams, connections) = match scenario.live.protocol {
-            Protocol::Http1 => (1, DEFAULT_CONNECTIONS),
-            Protocol::Http2 | Protocol::Grpc => {
-                (scenario.live.streams.unwrap_or(DEFAULT_STREAMS), 10)
-            }
+        let General { name, seed, warm_up, timeout, clients: count, client_header, objectives } =
+            scenario.general;
+        let timeout = timeout.unwrap_or(DEFAULT_TIMEOUT);
+        let Live { protocol, connections, streams, threads, processes, mut faults, .. } =
+            scenario.live;
+        let (streams, default) = match protocol {
+            Protocol::Http1 => (1, DEFAULT_CONNECTIONS[0]),
+            Protocol::Http2 | Protocol::Grpc => (streams, DEFAULT_CONNECTIONS[1]),
         };
-        let connections = scenario.live.connections.unwrap_or(connections);
-        let threads = scenario.live.threads.unwrap_or(1);
-        within("connections", connections, MAX_CONNECTIONS)?;
-        within("streams", streams, MAX_STREAMS)?;
-        within("threads", threads, MAX_THREADS.min(connections))?;
+        let connections = connections.unwrap_or(default);
+        if threads > connections {
+            let expected = format!("1 to {}", MAX_THREADS.min(connections));
+            return Err(bounds("threads", &expected, &threads.to_string()));
+        }
         if scenario.requests.is_empty() {
             return Err(bounds("request", "at least one [[request]]", "none"));
         }
-        check_requests(&scenario.requests)?;
         let not_inference =
-            |request: &scenario::Request| matches!(request.kind, RequestKind::Http { .. });
-        if scenario.live.protocol == Protocol::Grpc && scenario.requests.iter().any(not_inference) {
+            |request: &scenario::Request| matches!(request.kind, RequestKind::Http(_));
+        if protocol == Protocol::Grpc && scenario.requests.iter().any(not_inference) {
             return Err(bounds("request", "inferences alone with the protocol grpc", "others"));
         }
-        let clients = clients(scenario.clients, scenario.client_header.as_deref())?;
+        let clients = clients(count, client_header.as_deref())?;
         let mut recorded = Vec::new();
         let (load, measured) = match &scenario.load {
-            LoadSpec::Closed { length } => (Load::Closed, positive("for", *length)?),
-            LoadSpec::Open { spacing, phases } => open(*spacing, phases, warm_up)?,
-            LoadSpec::Replay { file, speed } => {
+            LoadSpec::Closed(Closed { length }) => (Load::Closed, *length),
+            LoadSpec::Open(Open { spacing, phases }) => open(*spacing, phases, warm_up)?,
+            LoadSpec::Replay(Replay { file, speed }) => {
                 let path = scenario.base.join(file);
                 let (load, span, picks) = replayed(&path, *speed, &scenario.requests)?;
                 recorded = picks;
                 // The log's own beginning serves as warm-up.
-                (load, positive("the log without warm_up", TimeSpan(span.saturating_sub(warm_up)))?)
+                let measured = span.saturating_sub(warm_up);
+                if measured.is_zero() {
+                    return Err(bounds("the log without warm_up", "more than 0 s", "0 s"));
+                }
+                (load, measured)
             }
         };
-        let mut faults = scenario.live.faults;
         faults.sort_by_key(|fault| fault.at);
-        check_faults(&scenario.live.processes, &faults, measured)?;
+        check_faults(&processes, &faults, measured)?;
         Ok(Self {
-            name: scenario.name.unwrap_or_else(|| "run".to_owned()),
+            name: name.unwrap_or_else(|| "run".to_owned()),
             target,
-            seed: scenario.seed,
+            seed,
             connections,
             streams,
             threads,
@@ -215,10 +206,10 @@ impl Plan {
             requests: scenario.requests,
             clients,
             recorded: recorded.into(),
-            processes: scenario.live.processes,
+            processes,
             faults,
             base: scenario.base,
-            objectives: scenario.objectives,
+            objectives,
         })
     }
 
@@ -229,7 +220,7 @@ impl Plan {
 
     /// Where faults begin and end, from the end of the warm-up.
     pub fn borders(&self) -> Vec<Duration> {
-        self.faults.iter().flat_map(|fault| [fault.at.0, fault.at.0 + fault.length.0]).collect()
+        self.faults.iter().flat_map(|fault| [fault.at, fault.at + fault.length]).collect()
     }
 
     /// The load in words, for people.
@@ -295,7 +286,6 @@ fn clients(count: Option<u32>, header: Option<&str>) -> Result<Option<Clients>, 
             None => Ok(None),
         };
     };
-    within("clients", count as usize, MAX_CLIENTS)?;
     let name = header.unwrap_or(DEFAULT_CLIENT_HEADER);
     let header = name.parse().map_err(|_| bounds("client_header", "a header's name", name))?;
     Ok(Some(Clients { count, header }))
@@ -320,26 +310,25 @@ fn open(
 }
 
 fn phase(spec: &scenario::Phase) -> Result<Phase, PlanError> {
-    let seconds = |what, span: TimeSpan| positive(what, span).map(|span| span.as_secs_f64());
-    let (shape, length) = match *spec {
-        scenario::Phase::Constant { rate, length } => (Shape::Constant(rate.0), length),
-        scenario::Phase::Ramp { from, to, length } => {
+    let seconds = Duration::as_secs_f64;
+    let (shape, length) = match spec {
+        scenario::Phase::Constant(Constant { rate, length }) => (Shape::Constant(rate.0), length),
+        scenario::Phase::Ramp(Ramp { from, to, length }) => {
             (Shape::Ramp { from: from.0, to: to.0 }, length)
         }
-        scenario::Phase::Bursts { base, peak, every, burst, length } => {
-            let (every, burst) = (seconds("every", every)?, seconds("burst", burst)?);
+        scenario::Phase::Bursts(Bursts { base, peak, every, burst, length }) => {
+            let (every, burst) = (seconds(every), seconds(burst));
             if burst > every {
                 let (expected, found) = (units::seconds(every), units::seconds(burst));
                 return Err(bounds("burst", &format!("at most every = {expected}"), &found));
             }
             (Shape::Bursts { base: base.0, peak: peak.0, every, length: burst }, length)
         }
-        scenario::Phase::Diurnal { low, high, period, length } => {
-            let period = seconds("period", period)?;
-            (Shape::Diurnal { low: low.0, high: high.0, period }, length)
+        scenario::Phase::Diurnal(Diurnal { low, high, period, length }) => {
+            (Shape::Diurnal { low: low.0, high: high.0, period: seconds(period) }, length)
         }
     };
-    Ok(Phase { shape, length: seconds("for", length)? })
+    Ok(Phase { shape, length: seconds(length) })
 }
 
 type Replayed = (Load, Duration, Vec<Option<u32>>);
@@ -349,9 +338,6 @@ fn replayed(
     speed: f64,
     requests: &[scenario::Request],
 ) -> Result<Replayed, PlanError> {
-    if !(speed.is_finite() && speed > 0.0) {
-        return Err(bounds("load.speed", "a number above 0", &speed.to_string()));
-    }
     let fail = |error| PlanError::Replay { path: path.to_owned(), error };
     let lines = replay::read(path).map_err(fail)?;
     // Metadata and probes that nothing in the scenario stands for are left out.
@@ -376,32 +362,12 @@ fn stands_for(line: &replay::Line, requests: &[scenario::Request]) -> Option<u32
         RequestKind::Infer(infer) => {
             line.is_inference() && line.model.as_deref() == Some(infer.model.as_str())
         }
-        RequestKind::Http { path, .. } => {
+        RequestKind::Http(Http { path, .. }) => {
             let path = path.split_once('?').map_or(path.as_str(), |(path, _)| path);
             line.path.as_deref() == Some(path)
         }
     })?;
     u32::try_from(found).ok()
-}
-
-fn check_requests(requests: &[scenario::Request]) -> Result<(), PlanError> {
-    for request in requests {
-        if !(request.weight.is_finite() && request.weight > 0.0) {
-            return Err(bounds("weight", "a number above 0", &request.weight.to_string()));
-        }
-        if let RequestKind::Infer(Infer { batch, zipf, distinct, .. }) = &request.kind {
-            if batch.contains(&0) {
-                return Err(bounds("batch", "at least 1", "0"));
-            }
-            if !(0.0..=10.0).contains(zipf) {
-                return Err(bounds("zipf", "0 to 10", &zipf.to_string()));
-            }
-            if *distinct == Some(0) {
-                return Err(bounds("distinct", "at least 1", "0"));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Each fault has its process and ends before the next one begins: otherwise a figure could belong to
@@ -428,28 +394,17 @@ fn check_faults(
         if processes.iter().all(|process| process.name != fault.process) {
             return Err(bounds("fault.process", "the name of a [[process]]", &fault.process));
         }
-        if fault.at.0 < free || fault.at.0 >= measured {
+        if fault.at < free || fault.at >= measured {
             let expected = format!(
                 "a time after the fault before, and before the end: {} to {}",
                 units::seconds(free.as_secs_f64()),
                 units::seconds(measured.as_secs_f64())
             );
-            return Err(bounds("fault.at", &expected, &fault.at.to_string()));
+            return Err(bounds("fault.at", &expected, &TimeSpan(fault.at).to_string()));
         }
-        free = fault.at.0 + positive("fault.for", fault.length)?;
+        free = fault.at + fault.length;
     }
     Ok(())
-}
-
-fn positive(what: &str, span: TimeSpan) -> Result<Duration, PlanError> {
-    if span.0.is_zero() { Err(bounds(what, "more than 0 s", "0 s")) } else { Ok(span.0) }
-}
-
-fn within(what: &str, found: usize, max: usize) -> Result<(), PlanError> {
-    if (1..=max).contains(&found) {
-        return Ok(());
-    }
-    Err(bounds(what, &format!("1 to {max}"), &found.to_string()))
 }
 
 fn bounds(what: &str, expected: &str, found: &str) -> PlanError {

@@ -1,14 +1,12 @@
 //! Reading a scenario file: all that is wrong with it at once, with line and column.
 
-use super::table::{kind_of, required};
 use super::{
-    Encoding, Header, Infer, Live, Load, Objective, Phase, Protocol, Range, Request, RequestKind,
-    Scenario, Shape, Spacing, Trust, fault, fleet,
+    Batch, Closed, EndpointFault, EndpointFaultKind, Fault, FaultKind, General, Group, Live, Load,
+    Open, Phase, Process, Reports, Request, RequestKind, Scenario, Sim, Simulated, Trust,
 };
-use crate::units::{Rate, TimeSpan};
 use forebay_config::file;
-use forebay_config::{Diagnostics, Document, Table, from_text};
-use forebay_protocol::Priority;
+use forebay_config::pool::{Ejection, Hedge, ProbeSchedule, Queue, Retry};
+use forebay_config::{Diagnostics, Document, Kinds as _, Section as _, Table};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -33,8 +31,9 @@ impl Scenario {
         let mut scenario = file::load(path, READ_TIMEOUT, parse)
             .map_err(|error| ScenarioError::Wrong(error.render(&name).trim_end().to_owned()))?;
         scenario.base = path.parent().map(Path::to_owned).unwrap_or_default();
-        if scenario.name.is_none() {
-            scenario.name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        if scenario.general.name.is_none() {
+            scenario.general.name =
+                path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
         }
         Ok(scenario)
     }
@@ -57,144 +56,92 @@ fn top(table: &Table<'_, '_>) -> Scenario {
         table.note(table.span(), "request", "expected at least one [[request]], found none");
     }
     Scenario {
-        name: table.get("name"),
-        seed: table.or("seed", 1),
-        warm_up: table.get("warm_up"),
-        timeout: table.get("timeout"),
-        clients: table.get("clients"),
-        client_header: table.get("client_header"),
-        objectives: table.get("objectives").unwrap_or_default(),
+        general: General::read(table),
         load: load(table),
         requests,
         base: PathBuf::new(),
         live: live(table),
-        simulated: fleet::simulated(table),
+        simulated: simulated(table),
     }
 }
 
 fn live(table: &Table<'_, '_>) -> Live {
-    let protocols = [
-        ("http/1.1", Protocol::Http1),
-        ("h2", Protocol::Http2),
-        ("h2c", Protocol::Http2),
-        ("grpc", Protocol::Grpc),
-    ];
     Live {
-        target: table.get("target"),
-        protocol: table.choice("protocol", &protocols, Protocol::Http1),
-        tls: tls(&table.table_or_empty("tls")),
-        connections: table.get("connections"),
-        streams: table.get("streams"),
-        threads: table.get("threads"),
-        processes: table.tables("process").iter().map(fault::process).collect(),
-        faults: table.tables("fault").iter().map(fault::fault).collect(),
+        tls: Trust::read(&table.table_or_empty("tls")),
+        processes: table.tables("process").iter().map(Process::read).collect(),
+        faults: table.tables("fault").iter().map(fault).collect(),
+        ..Live::read(table)
     }
-}
-
-fn tls(table: &Table<'_, '_>) -> Trust {
-    Trust { insecure: table.or("insecure", false), ca: table.get("ca") }
 }
 
 fn load(top: &Table<'_, '_>) -> Load {
     let Some(table) = top.table("load") else {
         top.note(top.span(), "load", "expected a table ([load]), found none");
-        return Load::Closed { length: SECOND };
+        return Load::Closed(Closed::default());
     };
-    match kind_of(&table, &["open", "closed", "replay"]) {
-        "closed" => Load::Closed { length: required(&table, "for", SECOND) },
-        "replay" => Load::Replay {
-            file: required(&table, "file", PathBuf::new()),
-            speed: table.or("speed", 1.0),
-        },
-        _ => {
-            let spacing = [("constant", Spacing::Constant), ("poisson", Spacing::Poisson)];
-            let phases: Vec<Phase> = table.tables("phase").iter().map(phase).collect();
+    match Load::read(&table) {
+        Load::Open(open) => {
+            let phases: Vec<Phase> = table.tables("phase").iter().map(Phase::read).collect();
             if phases.is_empty() {
-                table.note(
-                    table.span(),
-                    "phase",
-                    "expected at least one [[load.phase]], found none",
-                );
+                let message = "expected at least one [[load.phase]], found none";
+                table.note(table.span(), "phase", message);
             }
-            Load::Open { spacing: table.choice("spacing", &spacing, Spacing::Constant), phases }
+            Load::Open(Open { phases, ..open })
         }
-    }
-}
-
-fn phase(table: &Table<'_, '_>) -> Phase {
-    let rate = |key| required(table, key, Rate(0.0));
-    let span = |key| required(table, key, SECOND);
-    match kind_of(table, &["constant", "ramp", "bursts", "diurnal"]) {
-        "ramp" => Phase::Ramp { from: rate("from"), to: rate("to"), length: span("for") },
-        "bursts" => Phase::Bursts {
-            base: rate("base"),
-            peak: rate("peak"),
-            every: span("every"),
-            burst: span("burst"),
-            length: span("for"),
-        },
-        "diurnal" => Phase::Diurnal {
-            low: rate("low"),
-            high: rate("high"),
-            period: span("period"),
-            length: span("for"),
-        },
-        _ => Phase::Constant { rate: rate("rate"), length: span("for") },
+        other => other,
     }
 }
 
 fn request(table: &Table<'_, '_>) -> Request {
-    let kind = match kind_of(table, &["infer", "http"]) {
-        "http" => RequestKind::Http {
-            method: table.get("method"),
-            path: required(table, "path", String::new()),
-            body: table.get("body"),
-        },
-        _ => RequestKind::Infer(infer(table)),
-    };
-    Request {
-        weight: table.or("weight", 1.0),
-        deadline: table.get("deadline"),
-        priority: table.choice(
-            "priority",
-            &Priority::ALL.map(|priority| (priority.as_str(), Some(priority))),
-            None,
-        ),
-        demand: table.get("demand"),
-        headers: table.get("headers").unwrap_or_default(),
-        kind,
-    }
+    Request { kind: RequestKind::read(table), ..Request::read(table) }
 }
 
-fn infer(table: &Table<'_, '_>) -> Infer {
-    let encodings = [("json", Encoding::Json), ("binary", Encoding::Binary)];
-    Infer {
-        model: required(table, "model", String::new()),
-        version: table.get("version"),
-        encoding: table.choice("encoding", &encodings, Encoding::Json),
-        batch: table.get("batch").unwrap_or_default(),
-        distinct: table.get("distinct"),
-        zipf: table.or("zipf", 0.0),
-        shape: table.get("shape").unwrap_or_default(),
-        range: table.get("range"),
-        input: table.get("input").unwrap_or_default(),
-    }
+fn fault(table: &Table<'_, '_>) -> Fault {
+    Fault { kind: FaultKind::read(table), ..Fault::read(table) }
 }
 
-/// Stands for a span that is missing, which has been noted.
-const SECOND: TimeSpan = TimeSpan(Duration::from_secs(1));
+/// The fleet that a scenario describes, if it describes one.
+fn simulated(top: &Table<'_, '_>) -> Simulated {
+    let sim = sim(&top.table_or_empty("sim"));
+    let Some(table) = top.table("fleet") else { return Simulated { sim, ..Simulated::default() } };
+    let groups = table.tables("endpoint");
+    if groups.is_empty() {
+        let message = "expected at least one [[fleet.endpoint]], found none";
+        table.note(table.span(), "endpoint", message);
+    }
+    let fleet = groups.iter().map(group).collect();
+    let faults = table.tables("fault").iter().map(endpoint_fault).collect();
+    Simulated { fleet, faults, sim }
+}
 
-from_text! {
-    Objective = "an objective such as \"p99<50ms\" or \"errors<0.1%\"";
-    Header = Header::EXPECTED;
-    Shape = Shape::EXPECTED;
-    Range = Range::EXPECTED;
+fn group(table: &Table<'_, '_>) -> Group {
+    let batch = table.table("batch").map(|table| Batch::read(&table));
+    Group { batch, ..Group::read(table) }
+}
+
+fn endpoint_fault(table: &Table<'_, '_>) -> EndpointFault {
+    EndpointFault { kind: EndpointFaultKind::read(table), ..EndpointFault::read(table) }
+}
+
+fn sim(table: &Table<'_, '_>) -> Sim {
+    Sim {
+        queue: Queue::read(&table.table_or_empty("queue")),
+        reports: Reports::read(&table.table_or_empty("reports")),
+        retry: Retry::read(&table.table_or_empty("retry")),
+        hedge: table.table("hedge").map(|table| Hedge::read(&table)),
+        ejection: Ejection::read(&table.table_or_empty("ejection")),
+        probe: ProbeSchedule::checked(&table.table_or_empty("probe")),
+        ..Sim::read(table)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that fails may say so bluntly")]
     use super::*;
+    use crate::scenario::{Ramp, Spacing, reference};
+    use crate::units::Rate;
+    use forebay_protocol::Priority;
 
     const GOOD: &str = r#"
         target = "http://127.0.0.1:8080"
@@ -226,11 +173,13 @@ mod tests {
     #[test]
     fn a_scenario_is_read() {
         let scenario = parse(GOOD).unwrap();
-        assert_eq!((scenario.objectives.len(), scenario.requests.len()), (2, 2));
-        let Load::Open { spacing: Spacing::Poisson, phases } = &scenario.load else {
+        assert_eq!((scenario.general.objectives.len(), scenario.requests.len()), (2, 2));
+        let Load::Open(Open { spacing: Spacing::Poisson, phases }) = &scenario.load else {
             unreachable!("the text says open and poisson")
         };
-        assert!(matches!(phases.as_slice(), [Phase::Ramp { to: Rate(to), .. }] if *to == 1000.0));
+        assert!(
+            matches!(phases.as_slice(), [Phase::Ramp(Ramp { to: Rate(to), .. })] if *to == 1000.0)
+        );
         let RequestKind::Infer(infer) = &scenario.requests[0].kind else {
             unreachable!("it says infer")
         };
@@ -260,16 +209,44 @@ demand = "sometimes"
             errors.iter().map(|error| (error.line, error.message.as_str())).collect();
         for (line, part) in [
             (1, "seed: expected a whole number"),
-            (2, "objectives: expected an array"),
+            (2, "objectives: expected an objective such as"),
             (4, "load.kind: expected \"open\" or \"closed\" or \"replay\", found \"opn\""),
             (7, "load.phase.*.rate: expected a rate"),
-            (5, "load.phase.*.for: expected a span of time"),
+            (5, "load.phase.*.for: expected a duration"),
             (8, "request.*.model: expected a string, found nothing"),
             (10, "request.*.modle: unknown key, did you mean \"model\"?"),
             (11, "request.*.demand: expected constant:TIME"),
         ] {
             let is_there = |(at, text): &(usize, &str)| *at == line && text.contains(part);
             assert!(found.iter().any(is_there), "{line}: {part}\n{found:#?}");
+        }
+    }
+
+    #[test]
+    fn the_reference_file_is_what_the_keys_say_and_has_all_of_them() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/reference.toml");
+        let text = reference::text();
+        assert_eq!(std::fs::read_to_string(path).unwrap(), text, "expected in {path}:\n{text}");
+        let document = Document::parse(&text);
+        top(&document.root());
+        let (asked, present) = (document.keys_asked(), document.keys_present());
+        document.finish().unwrap();
+        let missing: Vec<_> = asked.difference(&present).collect();
+        assert!(missing.is_empty(), "not in the reference: {missing:?}");
+    }
+
+    #[test]
+    fn the_other_kinds_of_load_are_in_the_reference_too() {
+        let text = reference::text();
+        for kind in Load::all().into_iter().skip(1) {
+            let keys = kind.keys.iter().map(|key| format!("{} = {}", key.name, key.shown));
+            let lines: Vec<String> =
+                [format!("kind = {:?}", kind.name)].into_iter().chain(keys).collect();
+            for line in &lines {
+                assert!(text.contains(&format!("#   {line}\n")), "{line}");
+            }
+            let request = "[[request]]\nkind = \"http\"\npath = \"/\"";
+            parse(&format!("[load]\n{}\n{request}", lines.join("\n"))).unwrap();
         }
     }
 }

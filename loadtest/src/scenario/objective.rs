@@ -4,6 +4,7 @@
 //! comparison and one value with its unit; it is met or missed, and the exit status says which.
 
 use crate::units::{self, Rate, TimeSpan, UnitError};
+use forebay_config::form::Shown;
 use std::fmt;
 use std::str::FromStr;
 
@@ -135,15 +136,20 @@ impl FromStr for Objective {
 /// As it is written: `p99.9 < 50.0 ms`.
 impl fmt::Display for Objective {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.measure {
+        write!(f, "{} {} {}", self.measure, self.comparison.sign(), self.format(self.bound))
+    }
+}
+
+impl fmt::Display for Measure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             // 99.9 is not exactly representable; rounding brings back what was written.
-            Measure::Quantile(quantile) => write!(f, "p{}", (quantile * 1e7).round() / 1e5)?,
-            Measure::Mean => f.write_str("mean")?,
-            Measure::Max => f.write_str("max")?,
-            Measure::ErrorShare | Measure::ErrorCount => f.write_str("errors")?,
-            Measure::Rate => f.write_str("rate")?,
+            Self::Quantile(quantile) => write!(f, "p{}", (quantile * 1e7).round() / 1e5),
+            Self::Mean => f.write_str("mean"),
+            Self::Max => f.write_str("max"),
+            Self::ErrorShare | Self::ErrorCount => f.write_str("errors"),
+            Self::Rate => f.write_str("rate"),
         }
-        write!(f, " {} {}", self.comparison.sign(), self.format(self.bound))
     }
 }
 
@@ -155,6 +161,25 @@ fn errors(value: &str) -> Result<(Measure, f64), ObjectiveError> {
     };
     let bound: f64 = number.parse().map_err(|_| wrong())?;
     if bound.is_finite() && bound >= 0.0 { Ok((measure, bound / scale)) } else { Err(wrong()) }
+}
+
+forebay_config::from_text! {
+    Objective = "an objective such as \"p99<50ms\" or \"errors<0.1%\"";
+}
+
+/// In a file: `"p99<0.05s"`.
+impl Shown for Objective {
+    const KIND: &'static str = "OBJECTIVE";
+
+    fn shown(&self) -> String {
+        let bound = match self.measure {
+            Measure::Quantile(_) | Measure::Mean | Measure::Max => format!("{}s", self.bound),
+            Measure::ErrorShare => format!("{}%", self.bound * 100.0),
+            Measure::ErrorCount => self.bound.to_string(),
+            Measure::Rate => format!("{}/s", self.bound),
+        };
+        format!("\"{}{}{bound}\"", self.measure, self.comparison.sign())
+    }
 }
 
 #[cfg(test)]
@@ -172,6 +197,17 @@ mod tests {
             ("rate>=10k/s", "rate >= 10,000/s"),
         ] {
             assert_eq!(text.parse::<Objective>().unwrap().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn objectives_stand_in_a_file_as_they_are_read_there() {
+        for text in
+            ["p99<50ms", "p99.9>=1.5s", "mean<2us", "errors<0.1%", "errors<=5", "rate>10k/s"]
+        {
+            let objective: Objective = text.parse().unwrap();
+            let shown = objective.shown();
+            assert_eq!(shown.trim_matches('"').parse(), Ok(objective), "{shown}");
         }
     }
 

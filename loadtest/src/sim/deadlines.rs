@@ -10,8 +10,8 @@ use super::engine::{self, SimResult};
 use super::{SimError, SimPlan, SimPolicy};
 use crate::distribution::Distribution;
 use crate::report::outcome::Outcome;
-use crate::scenario::{Load, Phase, Scenario, Spacing};
-use crate::units::{self, Rate, TimeSpan, float, nanos};
+use crate::scenario::{Constant, Load, Open, Phase, Scenario, Spacing};
+use crate::units::{self, Rate, float, nanos};
 use forebay_protocol::Reason;
 use std::fmt::Write as _;
 use std::sync::Mutex;
@@ -166,16 +166,16 @@ fn plan(template: &Scenario, cell: &Cell) -> Result<SimPlan, SimError> {
     let phase = |share: f64, requests: f64, services: f64| {
         let rate = capacity * share;
         let seconds = (requests / rate).max(services * SERVICE);
-        let length = TimeSpan(Duration::from_secs_f64(seconds));
-        (Phase::Constant { rate: Rate(rate), length }, length.0)
+        let length = Duration::from_secs_f64(seconds);
+        (Phase::Constant(Constant { rate: Rate(rate), length }), length)
     };
     let (calm, before) = phase(CALM, CALM_REQUESTS, CALM_SERVICES);
     let (busy, length) = phase(cell.offered, REQUESTS, SERVICES);
-    scenario.load = Load::Open { spacing: Spacing::Poisson, phases: vec![calm, busy] };
-    scenario.warm_up = Some(TimeSpan::default());
+    scenario.load = Load::Open(Open { spacing: Spacing::Poisson, phases: vec![calm, busy] });
+    scenario.general.warm_up = Duration::ZERO;
     for request in &mut scenario.requests {
         request.demand = Some(cell.service.1);
-        request.deadline = Some(TimeSpan(Duration::from_secs_f64(SERVICE * cell.ratio)));
+        request.deadline = Some(Duration::from_secs_f64(SERVICE * cell.ratio));
     }
     for group in &mut scenario.simulated.fleet {
         (group.count, group.slots) = (cell.endpoints, cell.slots);

@@ -8,9 +8,10 @@ use super::impact::{Impact, Summary};
 use super::table::Row;
 use super::{SimError, SimPlan, table};
 use crate::scenario::{Scenario, Sim};
-use crate::units::{self, TimeSpan};
+use crate::units;
 use std::fmt::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 /// The policies to beat where proxies are many: P2C, least request, least time, Prequal.
 const RIVALS: [&str; 4] =
@@ -346,7 +347,7 @@ impl Runs<'_> {
         let ramped = p99(&self.changed(ROUND_ROBIN, |sim| sim.ejection.max_share = 0.0));
         let blind = p99(&self.changed(ROUND_ROBIN, |sim| {
             sim.ejection.max_share = 0.0;
-            sim.slow_start = TimeSpan::default();
+            sim.slow_start = Duration::ZERO;
         }));
         let before = self.row(FOREBAY).and_then(|row| row.found.faults.first());
         let before = before.map_or(f64::NAN, |impact| impact.summary().p99_before * 1e3);

@@ -94,7 +94,7 @@ impl SimPlan {
             _ => return Err(SimPlanError::Endpoints(endpoints)),
         }
         let (policy, policies) = policies(&sim, &groups)?;
-        let one_way = nanos(sim.round_trip.0) / 2;
+        let one_way = nanos(sim.round_trip) / 2;
         let timeouts = run.requests.iter().map(|request| timeout(request, run.timeout)).collect();
         let classes = run.requests.iter().map(|request| class(request.priority)).collect();
         let models = models(&run.requests);
@@ -124,8 +124,8 @@ impl SimPlan {
 
     /// From when to when a fault lasts, in nanoseconds.
     pub fn fault_span(&self, fault: &EndpointFault) -> (u64, u64) {
-        let begin = nanos(self.run.timeline.warm_up + fault.at.0);
-        let end = fault.length.map(|length| begin + nanos(length.0));
+        let begin = nanos(self.run.timeline.warm_up + fault.at);
+        let end = fault.length.map(|length| begin + nanos(length));
         (begin, end.unwrap_or_else(|| nanos(self.run.length()).max(begin)))
     }
 
@@ -144,7 +144,7 @@ impl SimPlan {
     /// Does a request of this kind say when it must be answered, or does its client just leave?
     pub fn states_deadline(&self, kind: usize) -> bool {
         let deadline = self.run.requests.get(kind).and_then(|request| request.deadline);
-        deadline.is_some_and(|deadline| deadline.0 < self.run.timeout)
+        deadline.is_some_and(|deadline| deadline < self.run.timeout)
     }
 
     /// Requests a second that all endpoints together can serve.
@@ -208,7 +208,7 @@ fn class(priority: Option<Priority>) -> u8 {
 fn models(requests: &[Request]) -> Vec<u64> {
     let name = |request: &Request| match &request.kind {
         RequestKind::Infer(infer) => (infer.model.clone(), infer.version.clone()),
-        RequestKind::Http { path, .. } => (path.clone(), None),
+        RequestKind::Http(http) => (http.path.clone(), None),
     };
     let names: Vec<_> = requests.iter().map(name).collect();
     let number = |name| names.iter().position(|it| it == name).unwrap_or_default() as u64;
@@ -218,8 +218,8 @@ fn models(requests: &[Request]) -> Vec<u64> {
 /// A request's own deadline, or the run's timeout.
 fn timeout(request: &Request, timeout: Duration) -> (u64, Outcome) {
     match request.deadline {
-        Some(deadline) if deadline.0 < timeout => {
-            (nanos(deadline.0), refused(Reason::DeadlineExceeded))
+        Some(deadline) if deadline < timeout => {
+            (nanos(deadline), refused(Reason::DeadlineExceeded))
         }
         _ => (nanos(timeout), Outcome::Failed(Failure::Timeout)),
     }

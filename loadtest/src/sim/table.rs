@@ -2,7 +2,7 @@
 
 use super::impact::Impact;
 use super::{SimPlan, SimPolicy, SimResult, engine};
-use crate::scenario::{EndpointFault, EndpointFaultKind};
+use crate::scenario::{EndpointFault, EndpointFaultKind, Sinkhole, SlowServices};
 use crate::units::{self, Rate, float, seconds};
 use std::fmt::Write as _;
 use std::sync::Mutex;
@@ -108,16 +108,20 @@ fn fault_table<'a>(
     faults: impl Iterator<Item = (SimPolicy, &'a Impact)>,
 ) -> std::fmt::Result {
     let what = match fault.kind {
-        EndpointFaultKind::Slow(factor) => format!("takes {factor} times as long"),
+        EndpointFaultKind::Slow(SlowServices { factor }) => format!("takes {factor} times as long"),
         EndpointFaultKind::Down => "is killed".to_owned(),
-        EndpointFaultKind::Sinkhole(after) => format!("answers 500 after {after}"),
+        EndpointFaultKind::Sinkhole(Sinkhole { after }) => {
+            format!("answers 500 after {}", seconds(after.as_secs_f64()))
+        }
     };
-    let length = fault.length.map_or("to the end".to_owned(), |length| format!("for {length}"));
+    let length = fault
+        .length
+        .map_or("to the end".to_owned(), |length| format!("for {}", seconds(length.as_secs_f64())));
     writeln!(
         out,
         "\nAt {} {} {what}, {length}. A share has left when it has halved, and is back when it is more \
          than half of what it was.\n",
-        fault.at,
+        seconds(fault.at.as_secs_f64()),
         of_endpoints(&fault.endpoints)
     )?;
     writeln!(

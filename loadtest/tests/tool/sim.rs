@@ -61,7 +61,7 @@ fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
     let json = |seed, policy: &str| {
         let load = harness::steady("poisson", "400/s", "3s");
         let mut scenario = scenario::parse(&format!("warm_up = \"1s\"\n{load}{VARIED}")).unwrap();
-        scenario.seed = seed;
+        scenario.general.seed = seed;
         let plan = SimPlan::new(scenario).unwrap();
         serde_json::to_string(&sim::run(&plan, SimPolicy::named(policy).unwrap())).unwrap()
     };

@@ -99,6 +99,10 @@ impl<T: FromToml, F: Form<T>> Form<T> for Required<F> {
     fn is_list(&self) -> bool {
         self.0.is_list()
     }
+
+    fn is_required(&self) -> bool {
+        true
+    }
 }
 
 /// A number above 0.

@@ -1,10 +1,11 @@
 //! The arguments of `capacity`.
 
-use super::load::{ArrivalsArg, GeneratorArgs};
+use super::flags::SpacingFlag;
+use super::load::GeneratorArgs;
 use super::request::RequestArgs;
 use super::target::scenario_of;
 use crate::generate::capacity::CapacityPlan;
-use crate::scenario::{Comparison, Load, Measure, Objective, Scenario, Spacing};
+use crate::scenario::{Comparison, Load, Measure, Objective, Open, Scenario, Spacing};
 use crate::units::{Rate, Ratio, TimeSpan};
 use clap::Args;
 use std::path::PathBuf;
@@ -17,8 +18,6 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 /// everything quickly has no capacity.
 const DEFAULT_OBJECTIVE: Objective =
     Objective { measure: Measure::ErrorShare, comparison: Comparison::Less, bound: 0.01 };
-/// How long each rate is measured where nothing is said.
-const DEFAULT_LENGTH: TimeSpan = TimeSpan(Duration::from_secs(10));
 
 const EXAMPLES: &str = "\
 Examples:
@@ -27,6 +26,8 @@ Examples:
 
   The mix and the objectives of a scenario; its own load is not used:
       forebay-load capacity mixed.toml --from 1k/s --for 30s --precision 2%
+
+Unless an objective is on errors, errors<1% is one too.
 
 Exit status:
   0  a rate was found
@@ -39,12 +40,8 @@ Exit status:
 #[command(after_help = EXAMPLES)]
 pub struct CapacityArgs {
     /// Where to send requests: a URL (http://host:port), or a scenario file (*.toml)
-    #[arg(value_name = "URL|SCENARIO.toml")]
+    #[arg(id = "where", value_name = "URL|SCENARIO.toml")]
     target: String,
-
-    /// Objectives that a rate must reach; if none is on errors, also errors<1%
-    #[arg(long, value_name = "OBJECTIVE", num_args = 1.., help_heading = "Search")]
-    objective: Vec<Objective>,
 
     /// The first rate
     #[arg(long, value_name = "RATE", default_value = "100/s", help_heading = "Search")]
@@ -58,13 +55,12 @@ pub struct CapacityArgs {
     #[arg(long, value_name = "SHARE", default_value = "5%", help_heading = "Search")]
     precision: Ratio,
 
-    /// How long to measure each rate [default: 10s]
-    #[arg(long = "for", value_name = "TIME", help_heading = "Search")]
-    length: Option<TimeSpan>,
+    /// How long to measure each rate
+    #[arg(long = "for", value_name = "TIME", default_value = "10s", help_heading = "Search")]
+    length: TimeSpan,
 
-    /// How requests are spaced [default: the scenario's, or poisson]
-    #[arg(long, value_name = "KIND", help_heading = "Search")]
-    arrivals: Option<ArrivalsArg>,
+    #[command(flatten)]
+    arrivals: SpacingFlag,
 
     #[command(flatten)]
     generator: GeneratorArgs,
@@ -91,15 +87,16 @@ impl CapacityArgs {
     /// The scenario can't be read, or the arguments contradict each other.
     pub fn plan(&self) -> anyhow::Result<CapacityPlan> {
         let scenario = self.scenario()?;
-        let spacing = match (self.arrivals, &scenario.load) {
-            (Some(arrivals), _) => arrivals.spacing(),
-            (None, Load::Open { spacing, .. }) => *spacing,
-            (None, _) => Spacing::Poisson,
+        // A search finds what a target can take of independent clients, unless another spacing is named.
+        let named = match &scenario.load {
+            Load::Open(open) => open.spacing,
+            _ => Spacing::Poisson,
         };
+        let Open { spacing, .. } = self.arrivals.over(Open { spacing: named, ..Open::default() });
         Ok(CapacityPlan {
             scenario,
             spacing,
-            length: self.length.unwrap_or(DEFAULT_LENGTH),
+            length: self.length.0,
             from: self.from,
             to: self.to,
             precision: self.precision,
@@ -116,18 +113,17 @@ impl CapacityArgs {
             self.to
         );
         let mut scenario = scenario_of(&self.target, &self.request, &self.generator, None)?;
-        scenario.objectives.extend(&self.objective);
         anyhow::ensure!(
-            !scenario.objectives.is_empty(),
+            !scenario.general.objectives.is_empty(),
             "expected at least one --objective, such as 'p99<50ms': without one any rate will do"
         );
         let is_of_errors = |objective: &Objective| {
             matches!(objective.measure, Measure::ErrorShare | Measure::ErrorCount)
         };
-        if !scenario.objectives.iter().any(is_of_errors) {
-            scenario.objectives.push(DEFAULT_OBJECTIVE);
+        if !scenario.general.objectives.iter().any(is_of_errors) {
+            scenario.general.objectives.push(DEFAULT_OBJECTIVE);
         }
-        scenario.timeout = scenario.timeout.or(Some(TimeSpan(DEFAULT_TIMEOUT)));
+        scenario.general.timeout = scenario.general.timeout.or(Some(DEFAULT_TIMEOUT));
         Ok(scenario)
     }
 }

@@ -1,25 +1,19 @@
 //! Flags that say how load is made: they win over what a scenario file says.
 
-use crate::scenario::{Protocol, Scenario, Spacing, Trust};
-use crate::units::{Rate, TimeSpan};
-use clap::{Args, ValueEnum};
-use std::path::PathBuf;
+use super::flags::{ConstantFlags, DEFAULT_LENGTH, GeneralFlags, LiveFlags, OpenFlags, TrustFlags};
+use crate::scenario::{Closed, Constant, Load, Open, Phase, Scenario, Trust};
+use crate::units::TimeSpan;
+use clap::Args;
 
 /// When requests start.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Load")]
 pub(super) struct LoadArgs {
-    /// Open loop: requests a second, whatever the answers do (500/s, 10k/s, 30/m)
-    #[arg(long)]
-    pub(super) rate: Option<Rate>,
+    #[command(flatten)]
+    constant: ConstantFlags,
 
-    /// How the open loop's requests are spaced [default: constant]
-    #[arg(long, value_name = "KIND", requires = "rate")]
-    pub(super) arrivals: Option<ArrivalsArg>,
-
-    /// How long to measure [default: 10s]
-    #[arg(long = "for", value_name = "TIME")]
-    pub(super) length: Option<TimeSpan>,
+    #[command(flatten)]
+    open: OpenFlags,
 
     /// Stop after so many requests, those of the warm-up included
     #[arg(long, value_name = "N")]
@@ -30,72 +24,42 @@ pub(super) struct LoadArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Load")]
 pub(super) struct GeneratorArgs {
-    /// Open loop: most connections [default: 1000, with HTTP/2 10]. Without --rate: so many that send
-    /// as soon as they have their answer
-    #[arg(long, short, value_name = "N")]
-    pub(super) connections: Option<usize>,
+    #[command(flatten)]
+    live: LiveFlags,
 
-    /// Requests at a time on one HTTP/2 connection [default: 100]
-    #[arg(long, value_name = "N")]
-    streams: Option<usize>,
+    #[command(flatten)]
+    tls: TrustFlags,
 
-    /// How requests are put on the wire [default: http/1.1]
-    #[arg(long, value_name = "PROTOCOL")]
-    protocol: Option<Protocol>,
-
-    /// https: believe certificates of the authorities in this PEM file [default: the system's]
-    #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
-    ca: Option<PathBuf>,
-
-    /// https: believe any certificate
-    #[arg(long)]
-    insecure: bool,
-
-    /// Time before anything is measured [default: 1s]
-    #[arg(long, value_name = "TIME")]
-    warm_up: Option<TimeSpan>,
-
-    /// Give a request up so long after it was meant to start [default: 30s]
-    #[arg(long, value_name = "TIME")]
-    timeout: Option<TimeSpan>,
-
-    /// Threads that generate load [default: 1]
-    #[arg(long, value_name = "N")]
-    threads: Option<usize>,
+    #[command(flatten)]
+    general: GeneralFlags,
 
     /// Open loop: never sleep between requests. The generator's own lag falls to a few microseconds
     /// and a core of the machine is kept busy
     #[arg(long)]
     busy: bool,
 
-    /// Requests name one of so many clients, chosen at random
-    #[arg(long, value_name = "N")]
-    clients: Option<u32>,
-
-    /// The header that names the client [default: x-client]
-    #[arg(long, value_name = "NAME")]
-    client_header: Option<String>,
-
-    /// Everything random follows from it [default: 1]
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
-
     /// Before the start, wait so long for the target to answer, and to know the model
     #[arg(long, value_name = "TIME")]
     wait: Option<TimeSpan>,
-
-    /// With a scenario: send to this URL instead of the scenario's target
-    #[arg(long = "target", id = "instead", value_name = "URL")]
-    to: Option<String>,
 }
 
-/// How arrivals are spaced, as a flag.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum ArrivalsArg {
-    /// Evenly
-    Constant,
-    /// As independent clients come
-    Poisson,
+impl LoadArgs {
+    /// The load that the flags describe, if they describe one; `closes`: connections were given, which without a
+    /// rate is a closed loop.
+    pub(super) fn described(&self, closes: bool) -> Option<Load> {
+        let Constant { rate, length } =
+            self.constant.over(Constant { length: DEFAULT_LENGTH, ..Constant::default() });
+        if self.constant.has("rate") {
+            let phases = vec![Phase::Constant(Constant { rate, length })];
+            return Some(Load::Open(Open { phases, ..self.open.over(Open::default()) }));
+        }
+        closes.then_some(Load::Closed(Closed { length }))
+    }
+
+    /// The flags that were given, as they are written.
+    pub(super) fn given(&self) -> impl Iterator<Item = String> {
+        self.constant.given()
+    }
 }
 
 impl GeneratorArgs {
@@ -109,31 +73,25 @@ impl GeneratorArgs {
         self.busy
     }
 
-    /// Flags win over what a file says.
-    pub(super) fn override_in(&self, scenario: &mut Scenario) {
-        scenario.live.target = self.to.clone().or(scenario.live.target.take());
-        scenario.seed = self.seed.unwrap_or(scenario.seed);
-        scenario.live.protocol = self.protocol.unwrap_or(scenario.live.protocol);
-        if self.insecure || self.ca.is_some() {
-            // The flag's path is relative to where the program was called, not to the scenario.
-            let ca = self.ca.as_ref().map(|file| std::path::absolute(file).unwrap_or(file.clone()));
-            scenario.live.tls = Trust { insecure: self.insecure, ca };
-        }
-        scenario.clients = self.clients.or(scenario.clients);
-        scenario.client_header = self.client_header.clone().or(scenario.client_header.take());
-        scenario.live.connections = self.connections.or(scenario.live.connections);
-        scenario.live.streams = self.streams.or(scenario.live.streams);
-        scenario.live.threads = self.threads.or(scenario.live.threads);
-        scenario.warm_up = self.warm_up.or(scenario.warm_up);
-        scenario.timeout = self.timeout.or(scenario.timeout);
+    /// Whether the number of connections was given.
+    pub(super) fn has_connections(&self) -> bool {
+        self.live.has("connections")
     }
-}
 
-impl ArrivalsArg {
-    pub(super) fn spacing(self) -> Spacing {
-        match self {
-            Self::Constant => Spacing::Constant,
-            Self::Poisson => Spacing::Poisson,
+    /// Flags win over what a file says; only objectives come on top of the file's.
+    pub(super) fn override_in(&self, scenario: &mut Scenario) {
+        scenario.live = self.live.over(std::mem::take(&mut scenario.live));
+        if self.tls.given().next().is_some() {
+            let Trust { insecure, ca } = self.tls.over(Trust::default());
+            // The flag's path is relative to where the program was called, not to the scenario.
+            let ca = ca.map(|file| std::path::absolute(&file).unwrap_or(file));
+            scenario.live.tls = Trust { insecure, ca };
+        }
+        let mut objectives = scenario.general.objectives.clone();
+        scenario.general = self.general.over(std::mem::take(&mut scenario.general));
+        if self.general.has("objectives") {
+            objectives.append(&mut scenario.general.objectives);
+            scenario.general.objectives = objectives;
         }
     }
 }

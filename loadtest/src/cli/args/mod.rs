@@ -1,6 +1,7 @@
 //! The arguments of the command line, and how flags become a [`Scenario`].
 
 mod capacity;
+mod flags;
 mod load;
 mod request;
 mod target;
@@ -9,11 +10,11 @@ pub use capacity::CapacityArgs;
 
 use crate::plan::Plan;
 use crate::report::compare::CompareArgs;
-use crate::scenario::{Load, Objective, Phase, Scenario};
-use crate::units::TimeSpan;
+use crate::scenario::Scenario;
 use anyhow::bail;
 use clap::{Args, Parser, Subcommand};
-use load::{ArrivalsArg, GeneratorArgs, LoadArgs};
+use flags::{PolicyFlags, SeedFlag};
+use load::{GeneratorArgs, LoadArgs};
 use request::RequestArgs;
 use std::path::PathBuf;
 use target::{is_file, refuse_what_a_scenario_says, scenario_of};
@@ -79,7 +80,7 @@ pub enum Command {
 #[command(after_help = RUN_EXAMPLES)]
 pub struct RunArgs {
     /// Where to send requests: a URL (http://host:port or https://…), or a scenario file (*.toml)
-    #[arg(value_name = "URL|SCENARIO.toml")]
+    #[arg(id = "where", value_name = "URL|SCENARIO.toml")]
     target: String,
 
     #[command(flatten)]
@@ -90,10 +91,6 @@ pub struct RunArgs {
 
     #[command(flatten)]
     request: RequestArgs,
-
-    /// Objectives that the run must reach: p50…p99.999, mean, max, errors or rate with a bound
-    #[arg(long, value_name = "OBJECTIVE", num_args = 1.., help_heading = "Result")]
-    objective: Vec<Objective>,
 
     /// Write the report as JSON, to standard output if no file is named
     #[arg(
@@ -153,21 +150,17 @@ pub struct SimArgs {
     #[arg(long, conflicts_with_all = ["goals", "table", "json"])]
     pub deadlines: bool,
 
-    /// The policy of the proxies [default: the scenario's, or adaptive]
-    #[arg(long, value_name = "NAME", conflicts_with = "table")]
-    pub policy: Option<String>,
-
     /// Compare policies, as a Markdown table
     #[arg(long)]
     pub table: bool,
 
-    /// The rows of the table [default: the scenario's, or all]
-    #[arg(long, value_name = "NAME,…", value_delimiter = ',', requires = "table")]
-    pub policies: Vec<String>,
+    /// Which policies; they win over the scenario's.
+    #[command(flatten)]
+    pub(crate) policies: PolicyFlags,
 
-    /// Everything random follows from it [default: the scenario's, or 1]
-    #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
+    /// Chance; it wins over the scenario's.
+    #[command(flatten)]
+    pub(crate) seed: SeedFlag,
 
     /// Write the report as JSON, to standard output if no file is named
     #[arg(
@@ -201,28 +194,16 @@ impl RunArgs {
     /// # Errors
     /// The file can't be read, or flags contradict each other.
     pub fn scenario(&self) -> anyhow::Result<Scenario> {
-        let load = &self.load;
-        let length = load.length.unwrap_or(TimeSpan(std::time::Duration::from_secs(10)));
-        let requested = match (load.rate, self.generator.connections) {
-            (Some(rate), _) => Some(Load::Open {
-                spacing: load.arrivals.unwrap_or(ArrivalsArg::Constant).spacing(),
-                phases: vec![Phase::Constant { rate, length }],
-            }),
-            (None, Some(_)) => Some(Load::Closed { length }),
-            (None, None) => None,
-        };
+        let requested = self.load.described(self.generator.has_connections());
         if is_file(&self.target) {
-            let given = [("--rate", load.rate.is_some()), ("--for", load.length.is_some())];
-            refuse_what_a_scenario_says(&given)?;
+            refuse_what_a_scenario_says(self.load.given())?;
         } else if requested.is_none() {
             bail!(
                 "expected --rate for an open loop (500/s) or --connections for a closed one (32), \
                  found neither"
             );
         }
-        let mut scenario = scenario_of(&self.target, &self.request, &self.generator, requested)?;
-        scenario.objectives.extend(&self.objective);
-        Ok(scenario)
+        scenario_of(&self.target, &self.request, &self.generator, requested)
     }
 
     /// How long to wait for the target before the start.

@@ -2,11 +2,9 @@
 
 use super::load::GeneratorArgs;
 use super::request::RequestArgs;
-use crate::scenario::{Live, Load, Scenario, Simulated};
-use crate::units::TimeSpan;
+use crate::scenario::{Closed, General, Live, Load, RequestKind, Scenario, Simulated};
 use anyhow::bail;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// The scenario in the file `target`, or with `load` (or one second of nothing in particular) the
 /// one that flags describe for the URL `target`.
@@ -17,10 +15,10 @@ pub(super) fn scenario_of(
     load: Option<Load>,
 ) -> anyhow::Result<Scenario> {
     let mut scenario = if is_file(target) {
-        refuse_what_a_scenario_says(&request.given())?;
+        refuse_what_a_scenario_says(request.given())?;
         Scenario::read(Path::new(target))?
     } else {
-        let load = load.unwrap_or(Load::Closed { length: TimeSpan(Duration::from_secs(1)) });
+        let load = load.unwrap_or(Load::Closed(Closed::default()));
         described(target, request, load)
     };
     generator.override_in(&mut scenario);
@@ -33,24 +31,25 @@ pub(super) fn is_file(target: &str) -> bool {
 }
 
 /// Refuses flags that a scenario file speaks for.
-pub(super) fn refuse_what_a_scenario_says(given: &[(&str, bool)]) -> anyhow::Result<()> {
-    match given.iter().find(|(_, given)| *given) {
-        Some((flag, _)) => bail!("{flag} is what a scenario file says: change it there"),
+pub(super) fn refuse_what_a_scenario_says(
+    mut given: impl Iterator<Item = String>,
+) -> anyhow::Result<()> {
+    match given.next() {
+        Some(flag) => bail!("{flag} is what a scenario file says: change it there"),
         None => Ok(()),
     }
 }
 
 fn described(target: &str, request: &RequestArgs, load: Load) -> Scenario {
+    let request = request.described(target);
+    let name = match &request.kind {
+        RequestKind::Infer(infer) => infer.model.clone(),
+        RequestKind::Http(_) => "run".to_owned(),
+    };
     Scenario {
-        name: Some(request.model.clone().unwrap_or_else(|| "run".to_owned())),
-        seed: 1,
-        warm_up: None,
-        timeout: None,
-        clients: None,
-        client_header: None,
-        objectives: Vec::new(),
+        general: General { name: Some(name), ..General::default() },
         load,
-        requests: vec![request.described(target)],
+        requests: vec![request],
         base: PathBuf::new(),
         live: Live { target: Some(target.to_owned()), ..Live::default() },
         simulated: Simulated::default(),

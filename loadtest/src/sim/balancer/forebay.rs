@@ -88,8 +88,8 @@ impl Forebay {
             // Those that are there from the start were there before.
             since: vec![Time::default(); loads.len()],
             loads,
-            report_ttl: plan.sim.reports.ttl.0,
-            slow_start: plan.sim.slow_start.0,
+            report_ttl: plan.sim.reports.ttl,
+            slow_start: plan.sim.slow_start,
             handoff_delay: plan.sim.queue.handoff_delay,
             recent: Arc::default(),
             ring: Ring::new(0..keyed),

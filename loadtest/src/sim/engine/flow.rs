@@ -149,7 +149,7 @@ impl Engine<'_> {
         let Some(every) = self.plan.sim.reports.every else { return };
         for proxy in 0..self.proxies.len() {
             // Proxies do not ask all at the same time.
-            let first = self.plan.seed_of(proxy as u64) % nanos(every.0).max(1);
+            let first = self.plan.seed_of(proxy as u64) % nanos(every).max(1);
             self.clock.plan(first, Event::Poll(proxy));
         }
     }
@@ -163,12 +163,12 @@ impl Engine<'_> {
                 self.heard(proxy, endpoint, report);
             }
         }
-        self.clock.plan(self.now + nanos(every.0).max(1), Event::Poll(proxy));
+        self.clock.plan(self.now + nanos(every).max(1), Event::Poll(proxy));
     }
 
     /// A report was heard by `proxy`, which may take it in later.
     fn heard(&mut self, proxy: usize, endpoint: usize, report: Report) {
-        match nanos(self.plan.sim.reports.delay.0) {
+        match nanos(self.plan.sim.reports.delay) {
             0 => self.deliver(proxy, endpoint, &report),
             delay => {
                 // By then the proxy has counted its answer out.

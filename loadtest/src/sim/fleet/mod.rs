@@ -7,7 +7,7 @@ mod latencies;
 
 use super::keys::AttemptKey;
 use crate::distribution::Distribution;
-use crate::scenario::{Batch, EndpointFaultKind, Group};
+use crate::scenario::{Batch, EndpointFaultKind, Group, Sinkhole, SlowServices};
 use crate::units::{float, nanos, nanos_of};
 use forebay_routing::Report;
 use latencies::Latencies;
@@ -268,7 +268,7 @@ impl Endpoint {
         let mut count = 1;
         if let Some(batch) = self.batch {
             count = self.waiting.len().min(batch.max_size as usize);
-            let until = first.member.entered + nanos(batch.wait.0);
+            let until = first.member.entered + nanos(batch.wait);
             if count < batch.max_size as usize && until > now {
                 let known = self.held.replace(until) == Some(until);
                 return if known { Next::Nothing } else { Next::Held(until) };
@@ -281,7 +281,7 @@ impl Endpoint {
     fn start(&mut self, now: u64, count: usize) -> Started {
         self.started = self.started.wrapping_add(1);
         let mut demand =
-            self.batch.map_or(0, |batch| nanos(batch.base.0) + nanos(batch.each.0) * count as u64);
+            self.batch.map_or(0, |batch| nanos(batch.base) + nanos(batch.each) * count as u64);
         let mut members = Vec::with_capacity(count);
         for waiting in self.waiting.drain(..count) {
             demand += waiting.demand;
@@ -306,8 +306,10 @@ impl Endpoint {
     ) -> FaultEffect {
         let mut effect = FaultEffect::default();
         match kind {
-            EndpointFaultKind::Sinkhole(after) => self.sinkhole = begins.then(|| nanos(after.0)),
-            EndpointFaultKind::Slow(factor) => {
+            EndpointFaultKind::Sinkhole(Sinkhole { after }) => {
+                self.sinkhole = begins.then(|| nanos(after));
+            }
+            EndpointFaultKind::Slow(SlowServices { factor }) => {
                 let before = self.factor;
                 self.factor = if begins { factor } else { 1.0 };
                 let ratio = self.factor / before;

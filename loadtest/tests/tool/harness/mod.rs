@@ -30,9 +30,11 @@ pub(crate) fn plan(line: &str) -> Plan {
 /// The error of a command line that makes no plan.
 pub(crate) fn refused(line: &str) -> String {
     let words = ["forebay-load", "run"].into_iter().chain(line.split_whitespace());
-    let Command::Run(args) = Cli::try_parse_from(words).unwrap().command else {
-        unreachable!("the line says run")
+    let command = match Cli::try_parse_from(words) {
+        Ok(cli) => cli.command,
+        Err(error) => return error.to_string(),
     };
+    let Command::Run(args) = command else { unreachable!("the line says run") };
     Plan::new(args.scenario().unwrap()).unwrap_err().to_string()
 }
 
