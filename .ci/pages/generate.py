@@ -1,4 +1,4 @@
-"""The generated parts of README and docs/: reasons, metrics, log fields, help, figures."""
+"""The generated parts of README and docs/: reasons, metrics, log fields, keys, help, figures."""
 
 import http
 import os
@@ -10,6 +10,7 @@ from . import figures
 REASONS = "crates/protocol/src/names/reason.rs"
 METRICS = "crates/protocol/src/names/metric.rs"
 ACCESS_LOG = "src/telemetry/access_log.rs"
+SCENARIO = "loadtest/reference.toml"
 # One entry: documentation, then `Name = "code", STATUS, GrpcCode, Blame, retryable;`
 REASON = re.compile(r"((?:^ *///[^\n]*\n)+) *\w+ = \"(\w+)\", (\w+), (\w+), (\w+), (true|false);", re.MULTILINE)
 # One family: documentation, then `Kind NAME = "name" [labels];`
@@ -19,8 +20,8 @@ KINDS = {"String": "text", "str": "text", "u16": "number", "u8": "number", "u64"
 # Programs, and the commands of each that have a help of their own.
 PROGRAMS = {
     "forebay": ["serve", "check", "drain", "undrain"],
-    "forebay-worker": [],
-    "forebay-load": ["run", "capacity", "compare", "sim", "report", "backend"],
+    "forebay-worker": ["--synthetic"],
+    "forebay-load": ["run", "capacity", "compare", "sim", "report"],
 }
 
 
@@ -72,6 +73,11 @@ def log_fields(root, struct):
     return "\n".join(lines)
 
 
+def scenario(root):
+    """The keys of a scenario, as a test of the load generator holds them to its code."""
+    return f"```toml scenario\n{(root / SCENARIO).read_text().strip()}\n```"
+
+
 def help_of(programs, program, command=None):
     """`--help` as it is printed without a terminal: 100 columns, nothing of this machine's environment."""
     arguments = [programs / program, *([command] if command else []), "--help"]
@@ -99,6 +105,7 @@ def parts(root, programs):
         yield reference / "metrics.md", f"metrics {module}", metrics(root, module)
     for struct in ("Entry", "ConnectionEntry"):
         yield reference / "access-log.md", f"log {struct}", log_fields(root, struct)
+    yield reference / "scenario.md", "scenario", scenario(root)
     yield root / "docs/benchmarks.md", "figures", figures.summary(root)
     yield root / "README.md", "figures", figures.headlines(root)
     if programs:
