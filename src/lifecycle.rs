@@ -5,7 +5,7 @@
 //! that no way out of a request can forget to.
 
 use crate::body_memory::Memory;
-use crate::pool::Snapshot;
+use crate::pool::{Snapshot, readiness};
 use forebay_process::memory::{self, Taken};
 use forebay_process::supervise::Supervisor;
 use std::sync::Arc;
@@ -70,12 +70,10 @@ impl Lifecycle {
         self.cut.send_replace(true);
     }
 
-    /// Can requests be served: not draining, all vital tasks run and none stands still, and every pool
-    /// has an endpoint in rotation?
+    /// Can requests be served: not draining, all vital tasks run and none stands still, and there are
+    /// endpoints for what comes in ([`readiness`])?
     pub fn is_ready(&self, snapshot: &Snapshot) -> bool {
-        !self.is_draining()
-            && self.tasks.all_up()
-            && snapshot.pools.iter().all(|pool| pool.ready_count() > 0)
+        !self.is_draining() && self.tasks.all_up() && readiness::is_ready(snapshot)
     }
 
     /// Counts a new connection in.

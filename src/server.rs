@@ -14,9 +14,9 @@ use crate::downstream::accept_loop;
 use crate::http::proxy::Proxy;
 use crate::lifecycle::Lifecycle;
 use crate::listeners::{Listener, Sockets};
-use crate::pool::Snapshot;
 use crate::pool::control::{self, ControlHandle};
 use crate::pool::fleet::{Fleets, Supervisors, WorkerLog};
+use crate::pool::{Snapshot, readiness};
 use crate::reload::Reloader;
 use crate::telemetry::access_log::AccessLogger;
 use crate::telemetry::metrics;
@@ -189,10 +189,15 @@ fn serve_admin(
     }
 }
 
-/// Until requests can be served, or for [`MAX_WARM_UP`] at most: what is broken must be answered, too.
+/// Until requests can be served by all that will be there, or for [`MAX_WARM_UP`] at most: what is broken
+/// must be answered, too.
 async fn wait_ready(lifecycle: Arc<Lifecycle>, snapshot: Arc<ArcSwap<Snapshot>>) {
     let started = Instant::now();
-    while !lifecycle.is_ready(&snapshot.load()) && started.elapsed() < MAX_WARM_UP {
+    let is_ready = || {
+        let snapshot = snapshot.load();
+        lifecycle.is_ready(&snapshot) && !readiness::may_become_fuller(&snapshot)
+    };
+    while !is_ready() && started.elapsed() < MAX_WARM_UP {
         sleep(READY_CHECK_INTERVAL).await;
     }
 }

@@ -14,6 +14,7 @@ use crate::http::identify;
 use crate::lifecycle::Lifecycle;
 use crate::pool::control::ControlHandle;
 use crate::pool::message::{Drain, Unknown};
+use crate::pool::readiness::{self, Readiness};
 use crate::pool::{Endpoint, Pool, Snapshot};
 use crate::reload::Reloader;
 use async_trait::async_trait;
@@ -53,7 +54,7 @@ forebay admin
 GET  /metrics  Prometheus metrics
 GET  /status   who is how busy, as a table; ?format=json for programs
 GET  /livez    200 as long as the process runs
-GET  /readyz   200 if requests can be served
+GET  /readyz   200 if requests can be served, and what is missing
 POST /reload   read the configuration file again
 POST /pools/POOL/endpoints/ADDRESS/drain    it gets nothing new and finishes what it has
 POST /pools/POOL/endpoints/ADDRESS/undrain  it is used again
@@ -83,12 +84,7 @@ impl ServeHttp for Admin {
             }
             (&Method::GET, "/status") => self.status(&snapshot, form),
             (&Method::GET, "/livez") => answer(StatusCode::OK, TEXT, "live\n"),
-            (&Method::GET, "/readyz") if self.lifecycle.is_ready(&snapshot) => {
-                answer(StatusCode::OK, TEXT, "ready\n")
-            }
-            (&Method::GET, "/readyz") => {
-                answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, self.not_ready(&snapshot))
-            }
+            (&Method::GET, "/readyz") => self.readiness(&snapshot),
             (&Method::POST, "/reload") => match self.reloader.reload().await {
                 Ok(generation) => json_answer(StatusCode::OK, &json!({ "generation": generation })),
                 Err(error) => {
@@ -176,18 +172,22 @@ impl Admin {
         }
     }
 
-    fn not_ready(&self, snapshot: &Snapshot) -> String {
-        let mut text = "not ready\n".to_owned();
+    /// Whether requests can be served, and what is missing, also where they can.
+    fn readiness(&self, snapshot: &Snapshot) -> Response<Vec<u8>> {
+        let (status, word) = if self.lifecycle.is_ready(snapshot) {
+            (StatusCode::OK, "ready\n")
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+        };
+        let mut text = word.to_owned();
+        if self.lifecycle.is_draining() {
+            text += "draining\n";
+        }
         for (task, count) in self.lifecycle.tasks.stalled() {
             text += &format!("task {task}: {count} of its kind stand still\n");
         }
-        for pool in snapshot.pools.iter().filter(|pool| pool.rotation.last_resort) {
-            let name = &pool.config.name;
-            text += &format!(
-                "pool {name}: no endpoint answers probes; as a last resort requests are sent to those that are silent\n"
-            );
-        }
-        text
+        text += &Readiness::of(snapshot).to_string();
+        answer(status, TEXT, text)
     }
 
     fn set_gauges(&self, snapshot: &Snapshot) {
@@ -219,6 +219,12 @@ impl Admin {
             }
             #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
             metric::CONNECTIONS_OPEN.with([&connections.listener]).set(connections.open() as f64);
+        }
+        let ready = self.lifecycle.is_ready(snapshot);
+        metric::READY.with([]).set(f64::from(u8::from(ready)));
+        for route in &snapshot.config.routes {
+            let answered = readiness::is_answered(snapshot, route);
+            metric::ROUTE_READY.with([&route.name]).set(f64::from(u8::from(answered)));
         }
         let loaded = snapshot.loaded_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         metric::CONFIG_LOADED.with([]).set(loaded.as_secs_f64());

@@ -2,7 +2,7 @@
 
 use super::format::{millis, short};
 use crate::config::{Route, Variant};
-use crate::pool::Snapshot;
+use crate::pool::{Snapshot, readiness};
 use serde::Serialize;
 use std::fmt;
 
@@ -10,6 +10,10 @@ use std::fmt;
 #[derive(Debug, Serialize)]
 pub(super) struct RouteStatus<'a> {
     pub(super) name: &'a str,
+    /// Whether its requests can be answered.
+    pub(super) ready: bool,
+    /// Those of its pools that have no endpoint.
+    pub(super) missing: Vec<&'a str>,
     pub(super) variants: Vec<VariantStatus<'a>>,
     pub(super) fallback: Vec<VariantStatus<'a>>,
     pub(super) deadline_ms: f64,
@@ -40,6 +44,8 @@ impl<'a> RouteStatus<'a> {
         let fallback = route.fallback.iter().map(|it| of(it, None));
         Self {
             name: &route.name,
+            ready: readiness::is_answered(snapshot, route),
+            missing: readiness::missing(snapshot, route),
             variants: variants.collect(),
             fallback: fallback.collect(),
             deadline_ms: millis(route.deadline),
@@ -58,7 +64,15 @@ impl fmt::Display for RouteStatus<'_> {
             let separator = if place == 0 { ", else " } else { ", then " };
             write!(f, "{separator}{variant}")?;
         }
-        write!(f, ", deadline {}", short(self.deadline_ms))
+        write!(f, ", deadline {}", short(self.deadline_ms))?;
+        if !self.ready {
+            return f.write_str(", not ready");
+        }
+        for (place, pool) in self.missing.iter().enumerate() {
+            let separator = if place == 0 { ", ready without pool" } else { " and" };
+            write!(f, "{separator} {pool}")?;
+        }
+        Ok(())
     }
 }
 
@@ -96,6 +110,8 @@ mod tests {
         };
         let only = RouteStatus {
             name: "all",
+            ready: true,
+            missing: Vec::new(),
             variants: vec![plain("models", 1000)],
             fallback: Vec::new(),
             deadline_ms: 1500.0,
@@ -111,13 +127,16 @@ mod tests {
         let small = VariantStatus { weight: None, model: Some("tiny"), ..plain("small", 0) };
         let split = RouteStatus {
             variants: vec![plain("models", 975), canary],
+            missing: vec!["canary"],
             fallback: vec![small, VariantStatus { weight: None, ..plain("last", 0) }],
             ..only
         };
         assert_eq!(
             split.to_string(),
             "route all -> 97.5% pool models, 2.5% canary at pool models model bert version 7, \
-             else pool small model tiny, then pool last, deadline 1.5 s"
+             else pool small model tiny, then pool last, deadline 1.5 s, ready without pool canary"
         );
+        let none = RouteStatus { ready: false, ..split };
+        assert!(none.to_string().ends_with("1.5 s, not ready"), "{none}");
     }
 }

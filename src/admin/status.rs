@@ -10,6 +10,7 @@ use crate::clock;
 use crate::config;
 use crate::connections::Connections;
 use crate::lifecycle::Lifecycle;
+use crate::pool::readiness::Readiness;
 use crate::pool::report::history::Origin;
 use crate::pool::{Endpoint, Pool, Snapshot};
 use crate::telemetry::access_log::timestamp;
@@ -26,6 +27,9 @@ pub struct Status<'a> {
     version: &'static str,
     uptime_seconds: u64,
     ready: bool,
+    /// Pools without an endpoint that routes or listeners name: what they should answer is answered by
+    /// others, or not at all.
+    missing: Vec<&'a str>,
     draining: bool,
     /// Requests inside the proxy.
     in_flight: usize,
@@ -137,10 +141,12 @@ impl<'a> Status<'a> {
             connections: listener.open(),
             max_connections: listener.most(),
         };
+        let missing = Readiness::of(snapshot).missing.into_iter();
         Self {
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: now.since(Time::default()).as_secs(),
             ready: lifecycle.is_ready(snapshot),
+            missing: missing.map(|pool| pool.config.name.as_str()).collect(),
             draining: lifecycle.is_draining(),
             in_flight: lifecycle.in_flight(),
             generation: snapshot.generation,
@@ -230,13 +236,12 @@ impl fmt::Display for Status<'_> {
             (false, true) => "ready",
             (false, false) => "not ready",
         };
-        writeln!(
-            f,
-            "forebay {}, {state}, {} in flight, up {}",
-            self.version,
-            self.in_flight,
-            long(self.uptime_seconds)
-        )?;
+        write!(f, "forebay {}, {state}", self.version)?;
+        for (place, pool) in self.missing.iter().enumerate() {
+            let separator = if place == 0 { " without pool" } else { " and" };
+            write!(f, "{separator} {pool}")?;
+        }
+        writeln!(f, ", {} in flight, up {}", self.in_flight, long(self.uptime_seconds))?;
         writeln!(f, "configuration {}, loaded {}", self.generation, self.config_loaded)?;
         for listener in &self.listeners {
             let ListenerStatus { address, protocol, connections, max_connections } = listener;
@@ -357,6 +362,7 @@ mod tests {
             version: "1.2.3",
             uptime_seconds: 93_784,
             ready: true,
+            missing: vec!["canary", "small"],
             draining: false,
             in_flight: 9,
             generation: 2,
@@ -371,7 +377,7 @@ mod tests {
             routes: Vec::new(),
         };
         let expected = "\
-forebay 1.2.3, ready, 9 in flight, up 1 d 2 h
+forebay 1.2.3, ready without pool canary and small, 9 in flight, up 1 d 2 h
 configuration 2, loaded 2026-01-31T12:00:00.000Z
 listener 0.0.0.0:8080 (http): 17 of 20000 open
 

@@ -10,7 +10,7 @@ use crate::http::forward::send::send;
 use crate::http::receive::{Received, receive};
 use crate::http::request::{ForwardMode, Request};
 use crate::http::stage::Stop;
-use crate::http::{forward, grpc, identify, respond, route, variant};
+use crate::http::{fallback, forward, grpc, identify, respond, route, variant};
 use crate::lifecycle::Lifecycle;
 use crate::pool::Snapshot;
 use arc_swap::ArcSwap;
@@ -71,7 +71,7 @@ pub async fn run(
     let target = variant::choose(&snapshot, route, &request.identity, fastrand::u32(..))?;
     request.priority = request.identity.priority.unwrap_or(route.priority);
     request.key = identify::key(&target.pool.config, &request.identity, &head.headers);
-    request.target = Some(target);
+    fallback::begin(request, target);
     let mode = admit(request, limits, route.deadline, &account)?;
     request.mode = Some(mode);
     if mode == ForwardMode::Streamed {

@@ -24,6 +24,8 @@ pub struct Target {
     pub variant: Arc<Variant>,
     /// Its pool, as it was when the request came.
     pub pool: Arc<Pool>,
+    /// The variant that was drawn first, if its pool has no endpoint.
+    pub instead_of: Option<Arc<Variant>>,
     /// How many of the route's fallbacks were tried or passed over, the present one included.
     fallbacks: usize,
 }
@@ -35,11 +37,13 @@ impl Target {
         let (place, next) = rest.find(|(_, it)| may_answer(it, identity))?;
         let pool = Arc::clone(snapshot.pools.get(next.pool)?);
         let (route, variant) = (Arc::clone(&self.route), Arc::clone(next));
-        Some(Self { route, variant, pool, fallbacks: place + 1 })
+        Some(Self { route, variant, pool, instead_of: None, fallbacks: place + 1 })
     }
 }
 
-/// Draws a variant by weight; `draw` is any number, evenly distributed.
+/// Draws a variant by weight; `draw` is any number, evenly distributed. If the pool of that one has no
+/// endpoint, nor that of any that would stand in for it, one of the others is drawn: a canary that is gone
+/// must not cost its share of the requests.
 ///
 /// # Errors
 /// None of the route's variants can answer this request.
@@ -49,7 +53,15 @@ pub fn choose(
     identity: &Identity,
     draw: u32,
 ) -> Result<Target, Refusal> {
-    let variant = drawn(&route.variants, identity, draw);
+    let all = |variant: &Variant| may_answer(variant, identity);
+    let there = |variant: &Variant| all(variant) && is_there(snapshot, variant);
+    let first = drawn(&route.variants, all, draw);
+    let is_answered = |it: &Variant| there(it) || route.fallback.iter().any(|it| there(it));
+    let other = || drawn(&route.variants, |it| it.weight > 0 && there(it), draw);
+    let variant = match first {
+        Some(first) if !is_answered(first) => other().or(Some(first)),
+        first => first,
+    };
     let found = variant.and_then(|variant| Some((variant, snapshot.pools.get(variant.pool)?)));
     let Some((variant, pool)) = found else {
         let name = &route.name;
@@ -57,16 +69,22 @@ pub fn choose(
             format!("no variant of route {name} can be asked for by a request of this form");
         return Err(Refusal::new(Reason::NoRoute, message));
     };
+    let instead_of = first.filter(|first| !Arc::ptr_eq(first, variant)).map(Arc::clone);
     let (route, variant, pool) = (Arc::clone(route), Arc::clone(variant), Arc::clone(pool));
-    Ok(Target { route, variant, pool, fallbacks: 0 })
+    Ok(Target { route, variant, pool, instead_of, fallbacks: 0 })
 }
 
-fn drawn<'a>(
-    variants: &'a [Arc<Variant>],
-    identity: &Identity,
+/// Has its pool an endpoint?
+fn is_there(snapshot: &Snapshot, variant: &Variant) -> bool {
+    snapshot.pools.get(variant.pool).is_some_and(|pool| !pool.rotation.ready.is_empty())
+}
+
+fn drawn(
+    variants: &[Arc<Variant>],
+    is_eligible: impl Fn(&Variant) -> bool,
     draw: u32,
-) -> Option<&'a Arc<Variant>> {
-    let eligible = || variants.iter().filter(|variant| may_answer(variant, identity));
+) -> Option<&Arc<Variant>> {
+    let eligible = || variants.iter().filter(|variant| is_eligible(variant));
     let sum: u32 = eligible().map(|variant| variant.weight).sum();
     let mut left = draw.checked_rem(sum).unwrap_or_default();
     let by_weight = eligible().find(|variant| {
@@ -123,7 +141,8 @@ mod tests {
 
     fn count(variants: &[Arc<Variant>], model: Option<&str>) -> Vec<usize> {
         let identity = Identity { model: model.map(str::to_owned), ..Identity::default() };
-        let drawn = |draw| drawn(variants, &identity, draw).map(|it| it.name.clone());
+        let may_answer = |it: &Variant| may_answer(it, &identity);
+        let drawn = |draw| drawn(variants, may_answer, draw).map(|it| it.name.clone());
         let all: Vec<_> = (0..Variant::WHOLE).map(drawn).collect();
         let of = |name: &str| all.iter().filter(|it| it.as_deref() == Some(name)).count();
         variants.iter().map(|variant| of(&variant.name)).collect()

@@ -19,6 +19,7 @@ pub mod message;
 mod poll;
 pub mod probe;
 pub mod queue;
+pub mod readiness;
 pub mod report;
 pub mod rotation;
 mod side_request;

@@ -33,6 +33,7 @@ mod operations;
 mod path_endpoint;
 mod proxy_protocol;
 mod queue;
+mod readiness;
 mod reference;
 mod scripted;
 mod signals;

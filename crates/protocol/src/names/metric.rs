@@ -9,6 +9,10 @@ pub mod proxy {
         Histogram REQUEST_SECONDS = "forebay_request_duration_seconds" [route, variant];
         /// Requests inside the proxy.
         Gauge IN_FLIGHT = "forebay_requests_in_flight" [];
+        /// 1 while requests can be served, as `/readyz` says.
+        Gauge READY = "forebay_ready" [];
+        /// 1 while requests of the route can be answered by one of its variants or fallbacks.
+        Gauge ROUTE_READY = "forebay_route_ready" [route];
         /// Bytes of bodies and answers held in memory.
         Gauge MEMORY_HELD = "forebay_memory_held_bytes" [];
         /// Times that bytes found no memory, by the `bound` that was reached (`client`: the client's share;
