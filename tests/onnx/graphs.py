@@ -16,6 +16,7 @@ import argparse
 import collections
 import pathlib
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -23,17 +24,23 @@ import time
 
 import numpy
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 import cases
 import kinds
+import layers
+import live
+import steps
+from live import ROWS, session_of_untyped
 
 OPSET = 17
 # How far outputs may move for a change of the inputs of a millionth.
 STEADY = 1e-4
+# Outputs beyond this, or none at all, come of values that nothing is left of.
+TOO_LARGE = 1e6
 ROUND = 60
 SMALLEST = 40
+FLAGS = ["--batch", "32", "--quantized"]
 
 
 class Skip(Exception):
@@ -41,12 +48,8 @@ class Skip(Exception):
 
 
 def session(model):
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options)
+        return live.session(model)
     except Exception as error:  # noqa: BLE001: whatever it does not take is no graph for us
         raise Skip(str(error)) from error
 
@@ -73,17 +76,19 @@ def moved(a, b):
 class Case:
     """A model with inputs of several numbers of rows."""
 
-    def __init__(self, nodes, weights, inputs, outputs, is_open, is_loose=False):
+    def __init__(self, nodes, weights, inputs, outputs, is_open, is_loose=False, opset=OPSET, fixed=()):
         self.nodes, self.weights, self.inputs = nodes, weights, inputs
         self.outputs, self.is_open, self.is_loose = outputs, is_open, is_loose
+        # The version of the operator set, and inputs whose rows are always as many.
+        self.opset, self.fixed = opset, fixed
 
     def with_nodes(self, nodes, outputs):
-        return Case(nodes, self.weights, self.inputs, outputs, self.is_open, self.is_loose)
+        return Case(nodes, self.weights, self.inputs, outputs, self.is_open, self.is_loose, self.opset, self.fixed)
 
     def model(self):
         def value(name, array):
             shape = [
-                "n" if place == 0 and self.is_open else f"{name}_{place}" if self.is_loose else size
+                size if name in self.fixed else "n" if place == 0 and self.is_open else f"{name}_{place}" if self.is_loose else size
                 for place, size in enumerate(array.shape)
             ]
             kind = helper.np_dtype_to_tensor_dtype(array.dtype)
@@ -97,9 +102,12 @@ class Case:
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self.outputs],
             [numpy_helper.from_array(array, name) for name, array in self.weights.items()],
         )
-        opset = [helper.make_opsetid("", OPSET)]
-        model = helper.make_model(graph, opset_imports=opset, ir_version=8)
-        running = session_of_untyped(model)
+        opsets = live.opsets(self.opset)
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=8 if self.opset < 21 else 10)
+        try:
+            running = session_of_untyped(model)
+        except Exception as error:  # noqa: BLE001
+            raise Skip(str(error)) from error
         results = answers(running, list(first), list(first.values()))
         for output, result in zip(model.graph.output, results):
             shape = list(result.shape)
@@ -130,20 +138,13 @@ class Case:
                 else array
                 for array in arrays
             ]
+            if any(result.dtype.kind == "f" and not (numpy.abs(result) < TOO_LARGE).all() for result in right):
+                raise Skip("large values")
             near = answers(running, list(inputs), nudged)
             if any(moved(a, b) > STEADY for a, b in zip(near, right)):
                 raise Skip("not steady")
             data_sets.append((arrays, right))
         cases.write(folder, model, data_sets)
-
-
-def session_of_untyped(model):
-    """ONNX Runtime finds the types of outputs by itself if they have none."""
-    untyped = onnx.ModelProto()
-    untyped.CopyFrom(model)
-    for output in untyped.graph.output:
-        output.ClearField("type")
-    return session(onnx.shape_inference.infer_shapes(untyped))
 
 
 def make(seed):
@@ -166,6 +167,73 @@ def make(seed):
     return kind.__name__, Case(graph.nodes, graph.weights, sets, outputs, is_open, is_loose)
 
 
+def make_wide(seed):
+    """Any steps, one after another, in any version of the operator set."""
+    rng = random.Random(seed)
+    graph = live.Live(rng)
+    rank = rng.choice([2, 3, 3, 4, 4, 5])
+    sizes = [rng.choice([1, 2, 3, 4, 5, 6]) for _ in range(rank - 1)]
+    graph.source((ROWS, *sizes), normal)
+    if rng.random() < 0.4:
+        is_fixed = rng.random() < 0.1
+        other = [rng.choice([1, size, size]) for size in sizes]
+        graph.source((1 if is_fixed else ROWS, *other), normal, is_fixed)
+    made = list(graph.inputs)
+    families = [steps.ELEMENTWISE, steps.MOVING, layers.LAYERS, layers.SHAPES]
+    families = rng.sample(families, rng.randint(2, 4)) + [layers.RARE] * (rng.random() < 0.25)
+    wanted, tries = rng.randint(1, 10), 0
+    while len(made) - len(graph.inputs) < wanted and tries < 40:
+        tries += 1
+        step, x = rng.choice(rng.choice(families)), rng.choice(made[-3:])
+        known = len(graph.nodes)
+        try:
+            made.append(step(graph, x))
+        except (ValueError, IndexError, ZeroDivisionError):
+            del graph.nodes[known:]
+    if not graph.nodes:
+        raise ValueError("no step fits")
+    others = rng.sample(made[:-1], min(len(made) - 1, rng.choice([0, 0, 1, 2])))
+    outputs = [made[-1], *[name for name in others if name not in graph.inputs and name != made[-1]]]
+    nodes = used(graph.nodes, outputs)
+    return rng, graph, nodes, list(dict.fromkeys(outputs))
+
+
+def normal(shape, random):
+    return (random.normal(size=shape) * random.choice([0.1, 1.0, 1.0, 3.0])).astype(numpy.float32)
+
+
+def wide(seed):
+    rng, graph, nodes, outputs = make_wide(seed)
+    read = {name for node in nodes for name in node.input} | {name for node in nodes for name in captured(node)}
+    names = [name for name in graph.inputs if name in read]
+    if not names or outputs[0] in graph.inputs:
+        raise ValueError("nothing is read")
+    is_open = rng.random() < 0.75
+    values = numpy.random.default_rng(rng.randrange(1 << 32))
+    sets = [{name: graph.inputs[name] for name in names}]
+
+    def filled(rows, sizes):
+        def shape(name):
+            first, *rest = graph.inputs[name].shape
+            first = rows if is_open and name not in graph.fixed else first
+            return (first, *[size + sizes.get(place, 0) for place, size in enumerate(rest)])
+
+        return {name: graph.fills[name](shape(name), values) for name in names}
+
+    for rows in (1, 1, 3):
+        sets.append(filled(rows, {}))
+    is_loose = rng.random() < 0.3
+    if is_loose:
+        sets.append(filled(2, {place: rng.choice([0, 0, 1, 2]) for place in range(5)}))
+    weights = {name: graph.weights[name] for name in graph.weights if name in read}
+    return "wide", Case(nodes, weights, sets, outputs, is_open, is_loose, graph.opset, graph.fixed)
+
+
+def captured(node):
+    graphs = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+    return [name for graph in graphs for inner in graph.node for name in inner.input]
+
+
 def again(array, values, is_open, rows):
     shape = (rows, *array.shape[1:]) if is_open else array.shape
     scale = values.choice([0.1, 1.0, 1.0, 3.0])
@@ -179,7 +247,7 @@ def verdict(case, scratch):
         case.write(folder)
     except (Skip, ValueError):
         return "skip", ""
-    return cases.run([folder], "--batch", "32")[folder]
+    return cases.run([folder], *FLAGS)[folder]
 
 
 def shrink(case, scratch, wrong):
@@ -205,7 +273,7 @@ def shrink(case, scratch, wrong):
             if verdict(smaller, scratch)[0] == wrong:
                 best, is_smaller = smaller, True
                 break
-    names = {name for node in best.nodes for name in node.input}
+    names = {name for node in best.nodes for name in [*node.input, *captured(node)]}
     best.weights = {name: array for name, array in best.weights.items() if name in names}
     return best
 
@@ -215,7 +283,7 @@ def used(nodes, outputs):
     for node in reversed(nodes):
         if wanted & set(node.output):
             kept.append(node)
-            wanted |= set(node.input)
+            wanted |= set(node.input) | set(captured(node))
     return kept[::-1]
 
 
@@ -233,6 +301,7 @@ def main():
     arguments.add_argument("--seconds", type=float, default=1e9)
     arguments.add_argument("--count", type=int, default=1 << 62)
     arguments.add_argument("--seed", type=int, default=1)
+    arguments.add_argument("--kinds", choices=["usual", "wide", "both"], default="both")
     arguments.add_argument("--keep", type=pathlib.Path, default=pathlib.Path("wrong-graphs"))
     options = arguments.parse_args()
     print(f"seed {options.seed}", flush=True)
@@ -243,20 +312,21 @@ def main():
             scratch, made = pathlib.Path(scratch), {}
             while len(made) < min(ROUND, options.count - verdicts.total()):
                 seed += 1
+                is_wide = options.kinds == "wide" or options.kinds == "both" and seed % 2
                 try:
-                    kind, case = make(seed)
+                    kind, case = wide(seed) if is_wide else make(seed)
                     folder = scratch / str(seed)
                     case.write(folder)
                     made[folder] = (kind, case)
                 except (Skip, ValueError):
                     shutil.rmtree(scratch / str(seed), ignore_errors=True)
                     by_kind["left out"] += 1
-            for folder, (found, why) in cases.run(list(made), "--batch", "32").items():
+            for folder, (found, why) in cases.run(list(made), *FLAGS).items():
                 kind, case = made[folder]
                 verdicts[found] += 1
                 by_kind[kind] += 1
                 if found == "refused":
-                    refusals[why[:110]] += 1
+                    refusals[re.sub(r'"[^"]*"|\d+', "_", why)[-130:]] += 1
                     # Right, or a fault that the comparison at load has kept from being served.
                     if "to differ" in why:
                         print(f"refused: seed {folder.name} ({kind}): {why[-200:]}", flush=True)
@@ -273,7 +343,7 @@ def main():
                     for node in small.nodes:
                         print("   ", onnx.printer.to_text(node)[:160].replace("\n", " "))
     print(f"{verdicts.total()} graphs: {dict(verdicts)}, {dict(by_kind)}")
-    for why, count in refusals.most_common(12):
+    for why, count in refusals.most_common(20):
         print(f"  refused {count}: {why}")
     if wrong:
         sys.exit(f"{wrong} of {verdicts.total()} graphs differ")

@@ -101,16 +101,32 @@ pub(crate) fn tanh<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     simd.div_f32s(simd.mul_f32s(x, above), below)
 }
 
-/// Error function, to 1.5e-7 (Abramowitz and Stegun, 7.1.26).
+/// Error function: a rational function, odd, as in Eigen, so that what is small keeps its digits.
 #[inline(always)]
 pub(crate) fn erf<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let splat = |value| simd.splat_f32s(value);
-    let size = simd.abs_f32s(x);
-    let t = simd.div_f32s(splat(1.0), simd.mul_add_e_f32s(size, splat(0.327_591_1), splat(1.0)));
-    let polynomial = [1.061_405_4, -1.453_152_1, 1.421_413_8, -0.284_496_72, 0.254_829_6];
-    let sum = horner(simd, t, &polynomial);
-    let tail = exp(simd, simd.neg_f32s(simd.mul_f32s(size, size)));
-    let value = simd.sub_f32s(splat(1.0), simd.mul_f32s(simd.mul_f32s(sum, t), tail));
-    let sign = simd.and_f32s(x, splat(-0.0));
-    simd.or_f32s(value, sign)
+    // Beyond, it is 1 or -1 to the last place.
+    let x = clip(simd, x, splat(-4.0), splat(4.0));
+    let square = simd.mul_f32s(x, x);
+    let above = horner(
+        simd,
+        square,
+        &[
+            -2.726_142_3e-10,
+            2.770_681_4e-8,
+            -2.101_024e-6,
+            -5.692_506_4e-5,
+            -7.349_906_3e-4,
+            -2.954_6e-3,
+            -1.609_603_3e-2,
+        ],
+    );
+    let below = horner(
+        simd,
+        square,
+        &[-1.456_607_2e-5, -2.133_740_5e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2],
+    );
+    // Rounding may end a unit beyond.
+    let value = simd.div_f32s(simd.mul_f32s(x, above), below);
+    clip(simd, value, splat(-1.0), splat(1.0))
 }

@@ -45,6 +45,19 @@ pub enum LoadError {
         /// The inputs.
         inputs: String,
     },
+    /// The build gives no answer where the graph of the file has one.
+    #[error(
+        "expected the compiled graph to run where the file's graph does, in the shapes {shapes} with \
+         inputs of the kind {inputs}: {why}"
+    )]
+    Fails {
+        /// Shapes of the inputs.
+        shapes: String,
+        /// The inputs.
+        inputs: String,
+        /// The error.
+        why: String,
+    },
     /// An input or output of a kind that is not served.
     #[error("expected a tensor of a known datatype, found {found} for \"{name}\"")]
     Unsupported {

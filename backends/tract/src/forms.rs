@@ -91,6 +91,9 @@ impl Forms {
                     None => Ok(vec![node]),
                 }
             }
+            "MaxPool" | "AveragePool" | "LpPool" => Ok(vec![without_padding(node)]),
+            "TopK" if self.opset < 10 => Ok(self.top(node)),
+            "MeanVarianceNormalization" => Ok(self.normalised(&node)),
             "Swish" => match find(&node, "alpha").map_or(1.0, |alpha| alpha.f) {
                 1.0 => Ok(vec![node]),
                 other => Err(refused(&node, "alpha", &other.to_string())),
@@ -150,43 +153,67 @@ impl Forms {
         ]
     }
 
-    /// Recurrent nets: the engine runs them forwards, with the usual functions, and nothing else.
-    fn recurrent(&mut self, mut node: pb::NodeProto) -> Result<Nodes, LoadError> {
-        if let Some(clip) = node.attribute.iter().find(|attribute| attribute.name == "clip")
-            && clip.f != 0.0
-        {
-            return Err(refused(&node, "clip", &clip.f.to_string()));
+    /// As the next version of the operator set has it, with the number of values as an input.
+    fn top(&mut self, mut node: pb::NodeProto) -> Nodes {
+        let name = self.fresh(&node, "count");
+        let count = constant_integers(&name, &[integer(&node, "k").unwrap_or(1)]);
+        node.input.truncate(1);
+        node.input.push(name);
+        vec![count, node]
+    }
+
+    /// (x - m) / (s + 1e-9) with the mean m and the deviation s of x - m: of squares of x itself nothing is
+    /// left where the mean is large.
+    fn normalised(&mut self, node: &pb::NodeProto) -> Nodes {
+        let [mean, off, square, variance, deviation, least, divisor] =
+            ["mean", "off", "square", "variance", "deviation", "least", "divisor"]
+                .map(|what| self.fresh(node, what));
+        let x = node.input.first().cloned().unwrap_or_default();
+        let y = node.output.first().cloned().unwrap_or_default();
+        let axes = ints(node, "axes").map_or_else(|| vec![0, 2, 3], <[i64]>::to_vec);
+        let given = self.fresh(node, "axes");
+        let mut nodes = Vec::new();
+        if self.opset >= 18 {
+            nodes.push(constant_integers(&given, &axes));
         }
-        if let Some(forget @ 1..) = integer(&node, "input_forget") {
-            return Err(refused(&node, "input_forget", &forget.to_string()));
-        }
-        let functions = texts(&node, "activations").unwrap_or_default();
-        let usual: &[&str] = match node.op_type.as_str() {
-            "LSTM" => &["Sigmoid", "Tanh", "Tanh"],
-            "GRU" => &["Sigmoid", "Tanh"],
-            _ => &["Tanh"],
+        let reduce = |from: &str, to: &str| {
+            let mut made = plain("ReduceMean", &[from], to);
+            if self.opset >= 18 {
+                made.input.push(given.clone());
+            } else {
+                let mut attribute = attribute("axes", AttributeType::Ints);
+                attribute.ints.clone_from(&axes);
+                made.attribute.push(attribute);
+            }
+            made
         };
-        let is_usual = functions
-            .chunks(usual.len())
-            .all(|side| side.iter().zip(usual).all(|(a, b)| a.eq_ignore_ascii_case(b)));
-        // A plain net of one function each way has a builder of ours.
-        let is_simple = node.op_type == "RNN"
-            && functions.iter().all(|function| crate::operators::is_simple(function))
-            && functions.windows(2).all(|pair| pair[0] == pair[1]);
-        if !is_usual && !is_simple {
-            return Err(refused(&node, "activations", &functions.join(", ")));
-        }
-        let direction = text(&node, "direction").unwrap_or_else(|| "forward".to_owned());
-        if direction != "reverse" {
+        nodes.extend([
+            reduce(&x, &mean),
+            plain("Sub", &[&x, &mean], &off),
+            plain("Mul", &[&off, &off], &square),
+            reduce(&square, &variance),
+            plain("Sqrt", &[&variance], &deviation),
+            constant(&least, 1e-9),
+            plain("Add", &[&deviation, &least], &divisor),
+            plain("Div", &[&off, &divisor], &y),
+        ]);
+        nodes
+    }
+
+    /// Recurrent nets: tract runs the usual ones forwards, and nothing else.
+    fn recurrent(&mut self, mut node: pb::NodeProto) -> Result<Nodes, LoadError> {
+        // What is unusual is built as the definition has it, in both directions.
+        if crate::operators::is_unusual(&node, self.opset) {
             return Ok(vec![node]);
         }
-        let has_lengths = node.input.get(4).is_some_and(|lengths| !lengths.is_empty());
-        if self.opset < 10 || has_lengths {
-            return Err(refused(&node, "direction", &direction));
+        let mut nodes = self.apart(&mut node);
+        let direction = text(&node, "direction").unwrap_or_else(|| "forward".to_owned());
+        if direction != "reverse" {
+            nodes.push(node);
+            return Ok(nodes);
         }
         node.attribute.retain(|attribute| attribute.name != "direction");
         let time = i64::from(integer(&node, "layout") == Some(1));
-        let mut nodes = Vec::new();
         let x = node.input.first().cloned().unwrap_or_default();
         let turned = self.fresh(&node, "turned");
         nodes.extend(self.turn(&node, &x, &turned, time));
@@ -204,6 +231,17 @@ impl Forms {
         Ok(nodes)
     }
 
+    /// Keeps the first cell from being the first state: tract gives up a net where one value is both.
+    fn apart(&mut self, node: &mut pb::NodeProto) -> Nodes {
+        let has = |slot: usize| node.input.get(slot).is_some_and(|name| !name.is_empty());
+        if node.op_type != "LSTM" || !has(5) || !has(6) {
+            return Vec::new();
+        }
+        let kept = self.fresh(node, "cell");
+        let first = std::mem::replace(&mut node.input[6], kept.clone());
+        vec![plain(crate::operators::KEPT, &[&first], &kept)]
+    }
+
     /// Turns an axis round.
     fn turn(&mut self, node: &pb::NodeProto, from: &str, to: &str, axis: i64) -> Nodes {
         let values = [("start", -1), ("end", i64::MIN + 1), ("axis", axis), ("step", -1)];
@@ -218,6 +256,14 @@ impl Forms {
         nodes.push(plain("Slice", &inputs, to));
         nodes
     }
+}
+
+/// `VALID` is no padding at all; where it says so, tract forgets that the last window may be cut off.
+fn without_padding(mut node: pb::NodeProto) -> pb::NodeProto {
+    if text(&node, "auto_pad").is_some_and(|pad| pad == "VALID") {
+        node.attribute.retain(|attribute| !["auto_pad", "pads"].contains(&attribute.name.as_str()));
+    }
+    node
 }
 
 fn refused(node: &pb::NodeProto, attribute: &str, value: &str) -> LoadError {

@@ -55,13 +55,24 @@ pub(crate) fn inspect(
     Ok(interface)
 }
 
-/// Gives each node a name of its own, which tract insists on and ONNX does not. Edges go by the
-/// names of values, so nothing else changes.
+/// Gives each node a name of its own, which tract insists on and ONNX does not: also those of graphs within
+/// the graph. Edges go by the names of values, so nothing else changes.
 pub(crate) fn name_nodes(graph: &mut pb::GraphProto) {
     let values = graph.input.iter().map(|input| &input.name);
     let weights = graph.initializer.iter().map(|weight| &weight.name);
     let mut seen: HashSet<String> = values.chain(weights).cloned().collect();
+    name_in(graph, &mut seen, 0);
+}
+
+fn name_in(graph: &mut pb::GraphProto, seen: &mut HashSet<String>, depth: usize) {
     for (index, node) in graph.node.iter_mut().enumerate() {
+        let graphs = node.attribute.iter_mut().flat_map(|a| a.g.iter_mut().chain(&mut a.graphs));
+        let graphs: Vec<_> = graphs.collect();
+        for graph in graphs {
+            if depth < MAX_SUBGRAPHS {
+                name_in(graph, seen, depth + 1);
+            }
+        }
         while !node.name.is_empty() && !seen.insert(node.name.clone()) {
             node.name = format!("{}#{index}", node.name);
         }

@@ -1,5 +1,15 @@
 //! Operators that the engine builds wrongly, built here.
 
+mod activation;
+mod branch;
+mod einsum;
+mod pad;
+mod recurrent;
+mod sequence;
+
+pub(crate) use recurrent::is_unusual;
+pub(crate) use sequence::Sequence;
+
 use crate::sound::Function;
 use tract_onnx::Onnx;
 use tract_onnx::model::ParsingContext;
@@ -15,6 +25,9 @@ use tract_onnx::tract_core::ops::math;
 use tract_onnx::tract_core::ops::nn::{self, Reduce, Reducer};
 use tract_onnx::tract_hir::internal::*;
 
+/// Name of an operator that changes nothing, and that no rewrite looks through.
+pub(crate) const KEPT: &str = "ForebayKept";
+
 type Built = TractResult<(Box<dyn InferenceOp>, Vec<String>)>;
 
 /// tract's reader of ONNX files with our operators in it.
@@ -28,8 +41,13 @@ pub(crate) fn framework() -> Onnx {
     });
     operators.insert("LogSoftmax", log_softmax);
     operators.insert("Cast", build_cast);
+    operators.insert(KEPT, |_, _| Ok((values(Function::Kept), vec![])));
+    operators.insert("Einsum", einsum::build);
+    operators.insert("If", branch::build);
+    operators.insert("Pad", pad::build);
     operators.insert("RNN", rnn);
     operators.insert("GRU", gru);
+    operators.insert("LSTM", lstm);
     framework
 }
 
@@ -38,11 +56,21 @@ fn values(function: Function) -> Box<dyn InferenceOp> {
 }
 
 /// Is it a function that a plain recurrent net may have here?
-pub(crate) fn is_simple(function: &str) -> bool {
+fn is_simple(function: &str) -> bool {
     ["relu", "tanh", "sigmoid"].contains(&function.to_ascii_lowercase().as_str())
 }
 
-fn rnn(_: &ParsingContext, node: &NodeProto) -> Built {
+fn lstm(context: &ParsingContext, node: &NodeProto) -> Built {
+    if is_unusual(node, context.onnx_operator_set_version) {
+        return recurrent::build(context, node);
+    }
+    tract_onnx::ops::rec::lstm::lstm(context, node)
+}
+
+fn rnn(context: &ParsingContext, node: &NodeProto) -> Built {
+    if is_unusual(node, context.onnx_operator_set_version) {
+        return recurrent::build(context, node);
+    }
     let attribute = node.attribute.iter().find(|attribute| attribute.name == "activations");
     let function = attribute.and_then(|attribute| attribute.strings.first());
     let function = function.map(|function| function.to_ascii_lowercase());
@@ -62,7 +90,10 @@ fn rnn(_: &ParsingContext, node: &NodeProto) -> Built {
 /// fails where the product comes out with its axes the other way around. Steps one by one do not.
 const UNPROJECTED: usize = 64;
 
-fn gru(_: &ParsingContext, node: &NodeProto) -> Built {
+fn gru(context: &ParsingContext, node: &NodeProto) -> Built {
+    if is_unusual(node, context.onnx_operator_set_version) {
+        return recurrent::build(context, node);
+    }
     let linear_before_reset = node.get_attr_opt("linear_before_reset")?.unwrap_or(false);
     let (f, g) = (Box::new(nn::sigmoid()), Box::new(math::tanh()));
     let body = Gru(GRU { f, g, linear_before_reset });

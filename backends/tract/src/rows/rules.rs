@@ -2,6 +2,7 @@
 
 use super::shape::told;
 use super::visit::{Rows, Visit};
+use crate::operators::Sequence;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::Downsample;
@@ -125,6 +126,7 @@ impl Visit<'_> {
         } else if node.op_is::<LstmEpilogue>()
             || node.op_is::<GruEpilogue>()
             || node.op_is::<GruSeq>()
+            || node.op_is::<Sequence>()
         {
             self.cell()
         } else {

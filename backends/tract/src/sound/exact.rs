@@ -8,14 +8,16 @@ use super::places::{self, Asked};
 use super::values::Function;
 use crate::own;
 use std::collections::HashMap;
-use tract_onnx::prelude::DatumType::{I8, I16, I32, I64, U8, U16, U32, U64};
+use tract_onnx::prelude::DatumType::{F32, I8, I16, I32, I64, U8, U16, U32, U64};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::cnn::{MaxPool, OptMaxPool};
 use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
 use tract_onnx::tract_core::ops::logic::IfThenElse;
 use tract_onnx::tract_core::ops::lstm_cell::LstmEpilogue;
-use tract_onnx::tract_core::ops::math::{Div, Max, Min, Pow, Rem, ShiftLeft, ShiftRight, Tanh};
+use tract_onnx::tract_core::ops::math::{
+    Div, Erf, Max, Min, Pow, Rem, ShiftLeft, ShiftRight, Tanh,
+};
 use tract_onnx::tract_core::ops::nn::silu::Silu;
 use tract_onnx::tract_core::ops::nn::{Reduce, Reducer, Sigmoid};
 use tract_onnx::tract_core::ops::scan::{OptScan, Scan};
@@ -90,8 +92,11 @@ pub(crate) fn finish(model: &mut TypedModel) -> TractResult<()> {
             continue;
         }
         let is_float = node.outputs.iter().all(|output| output.fact.datum_type.is_float());
+        let is_single = node.outputs.iter().all(|output| output.fact.datum_type == F32);
         if let Some(op) = node.op_as_mut::<ElementWiseOp>() {
-            if op.1.is_none()
+            if is_single && op.0.is::<Erf>() {
+                op.0 = Box::new(Function::Erf);
+            } else if op.1.is_none()
                 && is_float
                 && let Some(function) = function(op)
             {

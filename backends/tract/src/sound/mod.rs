@@ -35,7 +35,7 @@ use tract_onnx::tract_core::ops::cnn::Conv;
 use tract_onnx::tract_core::ops::dummy::Dummy;
 use tract_onnx::tract_core::ops::einsum::EinSum;
 use tract_onnx::tract_core::ops::element_wise::{ElementWiseMiniOp, ElementWiseOp};
-use tract_onnx::tract_core::ops::math::{Div, Mul, Pow, Sqrt, Square};
+use tract_onnx::tract_core::ops::math::{Div, Mul, Pow, Rem, Sqrt, Square, Sub};
 use tract_onnx::tract_core::ops::quant::DequantizeLinearF32;
 use tract_onnx::tract_core::optim::{Optimizer, OptimizerSession, TypedPass};
 
@@ -45,6 +45,9 @@ const DECLUTTER: &str = "declutter";
 const REWRITES: usize = 500;
 /// ... and for each of its nodes; real models need less than ten.
 const REWRITES_OF_NODE: usize = 50;
+/// Nodes of a graph that grows by rewrites, for each that it had, and so many more.
+const GROWTH: usize = 20;
+const GROWTH_AT_LEAST: usize = 1000;
 /// Operators behind a division that are looked at.
 const MAX_FOLLOWED: usize = 16;
 
@@ -86,8 +89,10 @@ fn guarded(mut optimizer: Optimizer) -> Optimizer {
 fn bounded(mut optimizer: Optimizer, model: &TypedModel) -> Optimizer {
     let most = REWRITES + REWRITES_OF_NODE * model.nodes().len();
     let left = Arc::new(AtomicUsize::new(most));
-    let bound =
-        |pass| -> Box<dyn TypedPass> { Box::new(Bounded { pass, left: Arc::clone(&left) }) };
+    let most_nodes = GROWTH_AT_LEAST + GROWTH * model.nodes().len();
+    let bound = |pass| -> Box<dyn TypedPass> {
+        Box::new(Bounded { pass, left: Arc::clone(&left), most_nodes })
+    };
     optimizer.passes = optimizer.passes.into_iter().map(bound).collect();
     optimizer
 }
@@ -97,6 +102,7 @@ fn bounded(mut optimizer: Optimizer, model: &TypedModel) -> Optimizer {
 struct Bounded {
     pass: Box<dyn TypedPass>,
     left: Arc<AtomicUsize>,
+    most_nodes: usize,
 }
 
 impl TypedPass for Bounded {
@@ -111,7 +117,8 @@ impl TypedPass for Bounded {
     ) -> TractResult<Option<TypedModelPatch>> {
         let patch = self.pass.next(session, model)?;
         if patch.is_some()
-            && self.left.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1)).is_err()
+            && (model.nodes().len() > self.most_nodes
+                || self.left.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1)).is_err())
         {
             bail!("the rewrites of the graph come to no end: its sizes may contradict each other");
         }
@@ -171,9 +178,13 @@ fn is_sound(model: &TypedModel, node: &TypedNode) -> TractResult<bool> {
         return broadcasts_are_sound(model, node, op);
     }
     if node.op_is::<Conv>() {
-        // c / conv(x) becomes a convolution with c / weights.
-        let divides = |inlet: &InletId| inlet.slot == 1 && is_binary::<Div>(model.node(inlet.node));
-        return Ok(!node.outputs[0].successors.iter().any(divides));
+        // c / conv(x) becomes a convolution with c / weights, and c - conv(x) one with the weights as
+        // they are.
+        let is_turned = |inlet: &InletId| {
+            let next = model.node(inlet.node);
+            inlet.slot == 1 && (is_binary::<Div>(next) || is_binary::<Sub>(next))
+        };
+        return Ok(!node.outputs[0].successors.iter().any(is_turned));
     }
     if is_unary::<Square>(node) {
         // The square of the root of a negative number is no number.
@@ -183,6 +194,10 @@ fn is_sound(model: &TypedModel, node: &TypedNode) -> TractResult<bool> {
     if is_binary::<Mul>(node) && is_float {
         // Zero times infinity, or times what is no number, is no number.
         return Ok(!node.inputs.iter().any(|input| is_uniform(model, *input, 0.0)));
+    }
+    if is_binary::<Rem>(node) {
+        // tract takes it to be commutative.
+        return Ok(false);
     }
     if is_binary::<Pow>(node) {
         return Ok(!is_uniform(model, node.inputs[1], 0.5));

@@ -29,6 +29,13 @@ pub(crate) struct BadValue {
     found: String,
 }
 
+impl BadValue {
+    /// Of an operator that is not asked for its inputs.
+    pub(crate) fn new(asked: &str, expected: String, found: &impl ToString) -> Self {
+        Self { asked: asked.to_owned(), expected, found: found.to_string() }
+    }
+}
+
 /// The inputs of the graph that a value is worked out from, and the operator that reads it, to be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Asked {

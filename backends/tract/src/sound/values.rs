@@ -11,9 +11,12 @@ pub(crate) enum Function {
     Sigmoid,
     Tanh,
     Silu,
+    Erf,
     /// ln(1 + e^x), which neither overflows nor loses what is small.
     Softplus,
     Celu(f32),
+    /// The value itself.
+    Kept,
 }
 
 // Parameters come from files, which hold no NaN that would matter here.
@@ -24,7 +27,15 @@ impl Function {
         match self {
             Self::Sigmoid => 1.0 / (1.0 + (-x).exp()),
             Self::Tanh => x.tanh(),
+            Self::Kept => x,
             Self::Silu => x / (1.0 + (-x).exp()),
+            // The kernel's precision is that of the only type that this is asked for.
+            #[allow(clippy::cast_possible_truncation, reason = "to that type")]
+            Self::Erf => {
+                let mut value = [x as f32];
+                steps::run(&mut value, 1, &[Step::Erf], &[]);
+                f64::from(value[0])
+            }
             Self::Softplus if x > 0.0 => x + (-x).exp().ln_1p(),
             Self::Softplus => x.exp().ln_1p(),
             Self::Celu(_) if x > 0.0 => x,
@@ -38,7 +49,8 @@ impl Function {
             Self::Sigmoid => Some(Step::Sigmoid),
             Self::Tanh => Some(Step::Tanh),
             Self::Silu => Some(Step::Silu),
-            Self::Softplus | Self::Celu(_) => None,
+            Self::Erf => Some(Step::Erf),
+            Self::Softplus | Self::Celu(_) | Self::Kept => None,
         }
     }
 }
@@ -54,6 +66,9 @@ impl ElementWiseMiniOp for Function {
 
     #[allow(clippy::cast_possible_truncation, reason = "to the precision of the output")]
     fn eval_in_place(&self, tensor: &mut Tensor, _: Option<DatumType>) -> TractResult<()> {
+        if *self == Self::Kept {
+            return Ok(());
+        }
         let datum_type = tensor.datum_type();
         let mut plain = tensor.try_as_plain_ram_mut()?;
         if datum_type == f32::datum_type() {
