@@ -1,6 +1,7 @@
 //! A refusal: the reason, in words, as an answer that every client of the protocol understands.
 
 use bytes::Bytes;
+use forebay_framing::Violation;
 use forebay_protocol::{Reason, header};
 use pingora::http::ResponseHeader;
 use std::borrow::Cow;
@@ -15,6 +16,12 @@ pub struct Refusal {
     pub message: Cow<'static, str>,
     /// When it may be worth asking again.
     pub retry_after: Option<Duration>,
+}
+
+impl From<Violation> for Refusal {
+    fn from(Violation { reason, message }: Violation) -> Self {
+        Self::new(reason, message)
+    }
 }
 
 impl Refusal {

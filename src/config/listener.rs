@@ -3,6 +3,7 @@
 use super::check::{Names, known_pool, positive, secs};
 use super::tls::{self, Tls};
 use forebay_config::Table;
+use forebay_framing::proxy_protocol::Version as ProxyVersion;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -45,15 +46,6 @@ pub struct Tcp {
     pub idle_timeout: Duration,
     /// Whether an endpoint is told whose connection it gets, and how.
     pub send_proxy_protocol: Option<ProxyVersion>,
-}
-
-/// The two forms of the PROXY protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ProxyVersion {
-    /// A line of text.
-    V1,
-    /// Binary.
-    V2,
 }
 
 impl Protocol {

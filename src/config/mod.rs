@@ -19,7 +19,7 @@ mod tls;
 pub(crate) use check::MAX_MODEL_NAME;
 pub use forebay_config::pool::{Hedge, ProbeSchedule, Queue, Retry, RetryOn};
 pub use limits::Limits;
-pub use listener::{Listener, Protocol, ProxyVersion, Tcp};
+pub use listener::{Listener, Protocol, Tcp};
 pub use load::ConfigError;
 pub use poll::{Poll, PollSource};
 pub use tls::{Certificate, Tls};

@@ -11,7 +11,6 @@
 use crate::connections::{Connection, Connections};
 use crate::downstream::http1_reader::{Arrival, Http1Reader};
 use crate::downstream::http2::Http2;
-use crate::downstream::proxy_protocol;
 use crate::downstream::tls::{self, Encrypted};
 use crate::exhausted::{self, LastWords};
 use crate::http::proxy::{KEEPALIVE_SECONDS, MAX_WRITE_STALL, Proxy};
@@ -21,6 +20,7 @@ use crate::refusal::Refusal;
 use crate::telemetry::observe::{Observer, RejectedConnection, record_rejected_connection};
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
+use forebay_framing::proxy_protocol;
 use forebay_process::resources::Exhausted;
 use forebay_protocol::Reason;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream, ServerApp};

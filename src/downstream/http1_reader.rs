@@ -6,10 +6,10 @@
 //! [`request_head::check`], and of what follows only the body. What comes behind that body is the next
 //! request, and stays here until its turn.
 
-use crate::downstream::chunked::Chunks;
-use crate::downstream::request_head::{self, Framing, MAX_HEAD};
 use crate::refusal::Refusal;
 use bytes::{Buf, BytesMut};
+use forebay_framing::chunked::Chunks;
+use forebay_framing::request_head::{self, Framing, MAX_HEAD};
 use forebay_protocol::Reason;
 use pingora::protocols::Stream;
 use pingora::protocols::l4::socket::SocketAddr;
@@ -185,11 +185,12 @@ impl Http1Reader {
         }
         let Some(end) = end_of_head(bytes, searched.saturating_sub(3)) else {
             *searched = bytes.len();
-            return (bytes.len() > MAX_HEAD).then(|| Arrival::Refused(request_head::too_long()));
+            return (bytes.len() > MAX_HEAD)
+                .then(|| Arrival::Refused(request_head::too_long().into()));
         };
         Some(match request_head::check(&bytes[..end]) {
             Ok(framing) => self.take(end, framing),
-            Err(refusal) => Arrival::Refused(refusal),
+            Err(violation) => Arrival::Refused(violation.into()),
         })
     }
 

@@ -5,8 +5,8 @@
 //! replaced, a deadline is only ever shortened.
 
 use crate::config::{self, Limits, MAX_MODEL_NAME};
-use crate::downstream::request_head::{self, is_h2c};
 use crate::refusal::Refusal;
+use forebay_framing::request_head::{self, is_h2c};
 use forebay_protocol::grpc::{self, Method};
 use forebay_protocol::oip::{Call, Path};
 use forebay_protocol::priority::{Priority, UnknownPriority};
@@ -37,11 +37,11 @@ pub fn identify(
     let read = identity.read(&head.method, version, path, &head.headers);
     read.map_err(|message| Refusal::new(Reason::InvalidRequest, message))?;
     if version == Version::HTTP_2
-        && let Err(refusal) = request_head::check_http2(head)
+        && let Err(violation) = request_head::check_http2(head, head.raw_path())
     {
         // It may be long, and the answer may be waited for.
         forget_fields(session.req_header_mut());
-        return Err(refusal);
+        return Err(violation.into());
     }
     let address = session.client_addr().and_then(|address| address.as_inet());
     identity.client = client(address, &head.headers, limits.client_header.as_ref());

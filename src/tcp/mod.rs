@@ -8,9 +8,8 @@
 mod connect;
 pub mod relay;
 
-use crate::config::{self, ProxyVersion};
+use crate::config;
 use crate::connections::{Connection, Connections};
-use crate::downstream::proxy_protocol::{self, Ends};
 use crate::downstream::tls;
 use crate::http::identify;
 use crate::lifecycle::{InFlightRequest, Lifecycle};
@@ -23,6 +22,7 @@ use crate::telemetry::access_log::{ConnectionEntry, timestamp};
 use crate::telemetry::observe::Observer;
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
+use forebay_framing::proxy_protocol::{self, Ends, Version};
 use forebay_protocol::{Reason, metric};
 use forebay_routing::{Blame, Outcome};
 use metrics::Counter;
@@ -197,7 +197,7 @@ impl Layer4 {
 
     /// What an endpoint gets before anything else.
     fn preamble(&self, ends: Ends, early: &[u8]) -> Vec<u8> {
-        let header = |version: ProxyVersion| proxy_protocol::write(version, ends).ok();
+        let header = |version: Version| proxy_protocol::write(version, ends).ok();
         let mut preamble = self.settings.send_proxy_protocol.and_then(header).unwrap_or_default();
         preamble.extend_from_slice(early);
         preamble

@@ -1,10 +1,10 @@
 //! What is left behind by a request: counts, times, and one line in the access log.
 
-use crate::downstream::request_head;
 use crate::http::identify::Identity;
 use crate::http::request::{ForwardMode, Request};
 use crate::refusal::Refusal;
 use crate::telemetry::access_log::{self, AccessLogger};
+use forebay_framing::request_head;
 use forebay_protocol::{Priority, Reason, header, metric};
 use forebay_routing::attempt::event::Hedged;
 use pingora::Error;

@@ -5,12 +5,11 @@
 //! lenient in ways that nobody here knows, so whatever the standard lets a server refuse is refused
 //! before anything is made of it, in words. (RFC 9112; the numbers below are its sections.)
 
-use crate::refusal::Refusal;
+use crate::Violation;
 use forebay_protocol::Reason;
 use http::uri::PathAndQuery;
-use http::{Method, Uri, header};
+use http::{Method, Uri, header, request};
 use httparse::{Header, Status};
-use pingora::http::RequestHeader;
 use std::mem::MaybeUninit;
 
 /// Longest head.
@@ -33,7 +32,7 @@ pub enum Framing {
 ///
 /// # Errors
 /// Why it is refused: 400, 405 or 431.
-pub fn check(head: &[u8]) -> Result<Framing, Refusal> {
+pub fn check(head: &[u8]) -> Result<Framing, Violation> {
     if head.len() > MAX_HEAD {
         return Err(too_long());
     }
@@ -61,17 +60,17 @@ pub fn check(head: &[u8]) -> Result<Framing, Refusal> {
 }
 
 /// Checks the head of an HTTP/2 request, as far as the HTTP/2 library has not: the same bounds and the
-/// same letter as over HTTP/1.
+/// same rules as over HTTP/1. `raw_path` is its `:path` as it came.
 ///
 /// # Errors
 /// Why it is refused: 400, 405 or 431.
-pub fn check_http2(head: &RequestHeader) -> Result<(), Refusal> {
+pub fn check_http2(head: &request::Parts, raw_path: &[u8]) -> Result<(), Violation> {
     let fields = &head.headers;
     if fields.len() > MAX_FIELDS {
         return Err(too_many());
     }
     let lengths = fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
-    if lengths.sum::<usize>() + head.raw_path().len() > MAX_HEAD {
+    if lengths.sum::<usize>() + raw_path.len() > MAX_HEAD {
         return Err(too_long());
     }
     if head.method == Method::CONNECT {
@@ -89,18 +88,18 @@ pub fn check_http2(head: &RequestHeader) -> Result<(), Refusal> {
 }
 
 /// A head that is too long, found whole or not.
-pub fn too_long() -> Refusal {
+pub fn too_long() -> Violation {
     let message = format!("expected a header of at most {MAX_HEAD} bytes, found more");
-    Refusal::new(Reason::HeadersTooLarge, message)
+    Violation::new(Reason::HeadersTooLarge, message)
 }
 
-fn too_many() -> Refusal {
+fn too_many() -> Violation {
     let message = format!("expected at most {MAX_FIELDS} header fields, found more");
-    Refusal::new(Reason::HeadersTooLarge, message)
+    Violation::new(Reason::HeadersTooLarge, message)
 }
 
-fn connect() -> Refusal {
-    Refusal::new(Reason::MethodNotAllowed, "CONNECT is not understood here")
+fn connect() -> Violation {
+    Violation::new(Reason::MethodNotAllowed, "CONNECT is not understood here")
 }
 
 /// Method and path of a head that may be wrong, for the log: what there is of them.
@@ -114,7 +113,7 @@ pub fn request_line(head: &[u8]) -> (String, String) {
 }
 
 /// Lines end in CRLF (2.2), and none goes on in the next (5.2).
-fn lines(head: &[u8]) -> Result<(), Refusal> {
+fn lines(head: &[u8]) -> Result<(), Violation> {
     let mut before = 0;
     for end in memchr::memchr_iter(b'\n', head) {
         if end == before || head[end - 1] != b'\r' {
@@ -138,7 +137,7 @@ struct Fields<'h> {
 }
 
 impl<'h> Fields<'h> {
-    fn gather(headers: &[Header<'h>]) -> Result<Self, Refusal> {
+    fn gather(headers: &[Header<'h>]) -> Result<Self, Violation> {
         let mut found = Self::default();
         for Header { name, value } in headers {
             let is = |known: &str| name.eq_ignore_ascii_case(known);
@@ -161,7 +160,7 @@ impl<'h> Fields<'h> {
     }
 
     /// Where the body ends (6.3).
-    fn framing(&self, one_dot_one: bool) -> Result<Framing, Refusal> {
+    fn framing(&self, one_dot_one: bool) -> Result<Framing, Violation> {
         match (self.coding.is_some(), self.length) {
             (true, Some(_)) => {
                 Err(invalid("expected content-length or transfer-encoding, found both"))
@@ -182,12 +181,12 @@ pub fn is_h2c(offer: &[u8]) -> bool {
     offer.trim_ascii().eq_ignore_ascii_case(b"h2c")
 }
 
-fn once<T>(place: &mut Option<T>, value: T, several: &'static str) -> Result<(), Refusal> {
+fn once<T>(place: &mut Option<T>, value: T, several: &'static str) -> Result<(), Violation> {
     if place.replace(value).is_some() { Err(invalid(several)) } else { Ok(()) }
 }
 
 /// Digits and nothing else: what a sign, a comma or a blank means differs from reader to reader.
-fn length(value: &[u8]) -> Result<u64, Refusal> {
+fn length(value: &[u8]) -> Result<u64, Violation> {
     let digits = std::str::from_utf8(value).ok();
     let digits = digits.filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     digits
@@ -196,7 +195,7 @@ fn length(value: &[u8]) -> Result<u64, Refusal> {
 }
 
 /// A path, or `*` for OPTIONS, or a whole URL of the host that the request names (3.2).
-fn target(target: &str, method: Option<&str>, host: Option<&[u8]>) -> Result<(), Refusal> {
+fn target(target: &str, method: Option<&str>, host: Option<&[u8]>) -> Result<(), Violation> {
     if host.is_some_and(|host| host.contains(&b'@')) {
         return Err(invalid("expected a host without a user"));
     }
@@ -239,8 +238,8 @@ fn said(error: httparse::Error) -> &'static str {
     }
 }
 
-fn invalid(message: &'static str) -> Refusal {
-    Refusal::new(Reason::InvalidRequest, message)
+fn invalid(message: &'static str) -> Violation {
+    Violation::new(Reason::InvalidRequest, message)
 }
 
 #[cfg(test)]
@@ -249,7 +248,7 @@ mod tests {
     use super::*;
 
     fn checked(line: &str, fields: &str) -> Result<Framing, Reason> {
-        check(format!("{line}\r\n{fields}\r\n").as_bytes()).map_err(|refusal| refusal.reason)
+        check(format!("{line}\r\n{fields}\r\n").as_bytes()).map_err(|violation| violation.reason)
     }
 
     #[test]

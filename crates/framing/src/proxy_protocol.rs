@@ -6,7 +6,6 @@
 //! write such a header, so a listener either requires it of everybody or reads none: guessing would
 //! let a client choose its own address.
 
-use crate::config::ProxyVersion;
 use bytes::BytesMut;
 use ppp::{v1, v2};
 use std::io;
@@ -24,6 +23,15 @@ const V2_FIXED: usize = 16;
 /// Longest second version that is taken: addresses have at most 216 bytes, and what balancers add
 /// to them (names, TLS details) some hundreds.
 const MAX_V2: usize = 4096;
+
+/// A version of the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// As a line of text.
+    V1,
+    /// In binary.
+    V2,
+}
 
 /// The two ends of the client's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,11 +85,11 @@ pub async fn read(
 ///
 /// # Errors
 /// None in practice: addresses always fit.
-pub fn write(version: ProxyVersion, ends: Ends) -> io::Result<Vec<u8>> {
+pub fn write(version: Version, ends: Ends) -> io::Result<Vec<u8>> {
     let pair = (canonical(ends.source), canonical(ends.destination));
     match version {
-        ProxyVersion::V1 => Ok(v1::Addresses::from(pair).to_string().into_bytes()),
-        ProxyVersion::V2 => {
+        Version::V1 => Ok(v1::Addresses::from(pair).to_string().into_bytes()),
+        Version::V2 => {
             let addresses = v2::Addresses::from(pair);
             let kind = match addresses {
                 // One end in each family: there is no form for that.
@@ -100,7 +108,10 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 /// The header at the beginning of `bytes` and its length; `None` if it is not complete.
-fn parse(bytes: &[u8]) -> Result<Option<(usize, Option<Ends>)>, HeaderError> {
+///
+/// # Errors
+/// No header begins like that, or it is malformed.
+pub fn parse(bytes: &[u8]) -> Result<Option<(usize, Option<Ends>)>, HeaderError> {
     let begins = |prefix: &[u8]| bytes.starts_with(prefix) || prefix.starts_with(bytes);
     if begins(v1::PROTOCOL_PREFIX.as_bytes()) {
         return parse_v1(bytes);
@@ -181,7 +192,7 @@ mod tests {
             ends("192.0.2.1:40000", "198.51.100.7:443"),
             ends("[2001:db8::1]:40000", "[2001:db8::2]:443"),
         ] {
-            for version in [ProxyVersion::V1, ProxyVersion::V2] {
+            for version in [Version::V1, Version::V2] {
                 let mut bytes = write(version, ends).unwrap();
                 let length = bytes.len();
                 bytes.extend_from_slice(b"GET / HTTP/1.1\r\n");
@@ -196,15 +207,15 @@ mod tests {
     #[test]
     fn a_socket_for_both_families_does_not_disguise_an_ipv4_client() {
         let mapped = ends("[::ffff:192.0.2.1]:40000", "[::ffff:198.51.100.7]:443");
-        let line = write(ProxyVersion::V1, mapped).unwrap();
+        let line = write(Version::V1, mapped).unwrap();
         assert_eq!(line, b"PROXY TCP4 192.0.2.1 198.51.100.7 40000 443\r\n");
     }
 
     #[test]
     fn ends_of_different_families_are_said_to_be_unknown() {
         let mixed = ends("192.0.2.1:40000", "[2001:db8::2]:443");
-        assert_eq!(write(ProxyVersion::V1, mixed).unwrap(), b"PROXY UNKNOWN\r\n");
-        for version in [ProxyVersion::V1, ProxyVersion::V2] {
+        assert_eq!(write(Version::V1, mixed).unwrap(), b"PROXY UNKNOWN\r\n");
+        for version in [Version::V1, Version::V2] {
             let bytes = write(version, mixed).unwrap();
             assert_eq!(parse(&bytes).unwrap(), Some((bytes.len(), None)), "{version:?}");
         }
@@ -250,8 +261,8 @@ mod tests {
         let seed = fastrand::u64(..);
         let mut rng = fastrand::Rng::with_seed(seed);
         let samples = [
-            write(ProxyVersion::V1, ends("192.0.2.1:4", "192.0.2.2:5")).unwrap(),
-            write(ProxyVersion::V2, ends("[::1]:4", "[::2]:5")).unwrap(),
+            write(Version::V1, ends("192.0.2.1:4", "192.0.2.2:5")).unwrap(),
+            write(Version::V2, ends("[::1]:4", "[::2]:5")).unwrap(),
         ];
         for round in 0..100_000 {
             let mut bytes = samples[round % 2].clone();
@@ -268,7 +279,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_follows_the_header_is_kept() {
-        let header = write(ProxyVersion::V2, ends("192.0.2.1:4", "192.0.2.2:5")).unwrap();
+        let header = write(Version::V2, ends("192.0.2.1:4", "192.0.2.2:5")).unwrap();
         let (mut sender, mut receiver) = tokio::io::duplex(16);
         let sending = tokio::spawn(async move {
             use tokio::io::AsyncWriteExt;
