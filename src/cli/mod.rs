@@ -52,8 +52,18 @@ enum Command {
     /// Check a configuration file and report every error in it.
     Check {
         /// The configuration file.
-        #[arg(value_name = "FILE")]
-        config: PathBuf,
+        #[arg(value_name = "FILE", required_unless_present = "reference")]
+        config: Option<PathBuf>,
+        /// Write all keys that there are, with their documentation and their defaults, in place of a check.
+        #[arg(
+            long,
+            value_name = "FORM",
+            num_args = 0..=1,
+            require_equals = true,
+            default_missing_value = "toml",
+            conflicts_with = "config"
+        )]
+        reference: Option<ReferenceForm>,
     },
     /// Give an endpoint nothing new; it finishes what it has.
     Drain {
@@ -88,6 +98,14 @@ enum LogFormat {
     Json,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ReferenceForm {
+    /// A configuration file: conf/reference.toml.
+    Toml,
+    /// A page for reading: docs/reference/configuration.md.
+    Markdown,
+}
+
 /// Runs the command line; returns the exit code.
 pub fn main() -> ExitCode {
     let status = run(Cli::parse());
@@ -109,7 +127,11 @@ fn run(cli: Cli) -> ExitCode {
     }
     let worker_log = WorkerLog { json: logs_json(&cli), level: cli.log_level.clone() };
     let result = match cli.command {
-        Some(Command::Check { config }) => return check(&config),
+        Some(Command::Check { config: Some(config), .. }) => return check(&config),
+        Some(Command::Check { reference, .. }) => {
+            print_reference(reference.unwrap_or(ReferenceForm::Toml));
+            Ok(())
+        }
         Some(Command::Serve { config }) => serve(&config, worker_log),
         Some(Command::Drain { endpoint, wait }) => {
             let wait = wait.map(|seconds| Duration::from_secs(seconds.into()));
@@ -164,6 +186,14 @@ fn check(file: &Path) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn print_reference(form: ReferenceForm) {
+    let text = match form {
+        ReferenceForm::Toml => Config::reference_file(),
+        ReferenceForm::Markdown => Config::reference_page(),
+    };
+    tell(text.trim_end());
 }
 
 fn tell(line: &str) {

@@ -1,15 +1,15 @@
 //! Where clients come in: addresses, what is spoken there, and how much of it.
 
-use super::check::{Names, known_pool, positive, secs};
+use super::check::Names;
 use super::tls::{self, Tls};
-use forebay_config::Table;
+use forebay_config::form::{any, list, one_of, positive, required, section_name, within};
+use forebay_config::{Section, Table};
 use forebay_framing::proxy_protocol::Version as ProxyVersion;
-use std::net::SocketAddr;
-use std::path::Path;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 /// One address where clients come in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Listener {
     /// Address and port; port 0 lets the OS choose.
     pub address: SocketAddr,
@@ -26,7 +26,7 @@ pub struct Listener {
 }
 
 /// What is spoken at a listener.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Protocol {
     /// Requests, each routed and balanced by itself.
     Http {
@@ -35,17 +35,6 @@ pub enum Protocol {
     },
     /// Bytes: a whole connection goes to one endpoint.
     Tcp(Tcp),
-}
-
-/// A listener at Layer 4.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tcp {
-    /// Name of the pool. Not an index: a reload may add pools, but listeners stay as they are.
-    pub pool: String,
-    /// Time without a byte in either direction after which a connection is closed.
-    pub idle_timeout: Duration,
-    /// Whether an endpoint is told whose connection it gets, and how.
-    pub send_proxy_protocol: Option<ProxyVersion>,
 }
 
 impl Protocol {
@@ -58,93 +47,133 @@ impl Protocol {
     }
 }
 
+/// The word for what is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ProtocolName {
+    Http,
+    Tcp,
+}
+
 /// Most that can be asked for: more sockets than a process may have.
 const MAX_CONNECTIONS: usize = 10_000_000;
 /// Enough for a fleet's clients, and what they hold fits a small machine.
 const DEFAULT_CONNECTIONS: usize = 20_000;
+/// Stands for an address that is missing until everything else is checked.
+const NO_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
-pub(super) fn read(
-    table: &Table<'_, '_>,
-    base: &Path,
-    pools: &[String],
-    names: &mut Names,
-) -> Option<Listener> {
-    let address = table.required_spanned::<SocketAddr>("address").map(|(address, span)| {
-        // Port 0 is another port every time.
-        if address.port() != 0 {
-            names.take(table, "address", &address.to_string(), span);
-        }
-        address
-    });
-    let is_tcp = table.choice("protocol", &[("http", false), ("tcp", true)], false);
-    let proxy_protocol = [("off", false), ("require", true)];
+/// Of all connections those that one client may have, if nothing is said: the rest is left to others.
+const fn share_of_one_client(max_connections: usize) -> usize {
+    let share = max_connections - max_connections / 4;
+    if share == 0 { 1 } else { share }
+}
+
+forebay_config::section! {
+    /// Where requests come in; changes need a restart.
+    pub(super) struct ListenerKeys {
+        /// Required. Port 0 lets the OS choose.
+        address: SocketAddr = NO_ADDRESS, required(any()), shown "\"127.0.0.1:8080\"";
+        /// "http": requests, each routed and balanced by itself. "tcp": see below.
+        protocol: ProtocolName = ProtocolName::Http,
+            one_of(&[("http", ProtocolName::Http), ("tcp", ProtocolName::Tcp)]);
+        /// "require": every connection begins with a PROXY header (v1 or v2) that names the client, as load
+        /// balancers write it; any other connection is closed. "off": none is read. There is nothing between:
+        /// where a header is optional, a client chooses its own address.
+        proxy_protocol: bool = false, one_of(&[("off", false), ("require", true)]);
+        /// Connections that may be open at once. A further one makes those leave that have waited longest for
+        /// their client: silent ones, and those kept for a next request (closed in order, with GOAWAY over
+        /// HTTP/2). If none waits it is refused at once (503, or a reset at Layer 4). Below the process's limit
+        /// of open files, of which a connection takes one, or two at Layer 4: the soft limit is raised to the
+        /// hard one at start, and `forebay check` warns of a sum that does not fit. Some descriptors are kept for
+        /// probes, the admin listener and connections to endpoints.
+        max_connections: usize = DEFAULT_CONNECTIONS, within(1..=MAX_CONNECTIONS);
+        /// Of these, those that one client may have: an IPv4 address, or the /64 network of an IPv6 address. Where
+        /// a PROXY header is required the address that it names counts; raise this where a balancer without one
+        /// stands in front. Default: three quarters of max_connections.
+        max_connections_per_client: usize = share_of_one_client(DEFAULT_CONNECTIONS), within(1..=MAX_CONNECTIONS);
+    }
+}
+
+forebay_config::section! {
+    /// A listener for requests.
+    pub(super) struct HttpKeys {
+        /// HTTP/1.1 always; "h2c" is HTTP/2 without TLS on the same port, told apart by its first bytes. Where
+        /// TLS ends (see below) the word is "h2", and clients choose by ALPN. Default: both.
+        protocols: Vec<String> = vec!["http/1.1".to_owned(), "h2c".to_owned()], list();
+    }
+}
+
+forebay_config::section! {
+    /// Layer 4: a whole connection goes to one endpoint, whatever is spoken on it. A connection counts
+    /// there as one request in flight, until it ends.
+    pub struct Tcp {
+        /// Required here, and only here: the pool that takes the connections.
+        // Not an index: a reload may add pools, but listeners stay as they are.
+        pool: String = String::new(), required(section_name("pool")), shown "\"plain\"";
+        /// Time without a byte in either direction after which a connection is closed.
+        idle_timeout: Duration = Duration::from_secs(600), positive();
+        /// Whether endpoints get a PROXY header that names the client: "off", "v1" (text) or "v2" (binary).
+        /// They must expect it.
+        send_proxy_protocol: Option<ProxyVersion> = None, one_of(&[
+            ("off", None),
+            ("v1", Some(ProxyVersion::V1)),
+            ("v2", Some(ProxyVersion::V2)),
+        ]);
+    }
+}
+
+/// Reads the table, and checks what its keys say together.
+pub(super) fn read(table: &Table<'_, '_>, names: &mut Names) -> Listener {
+    let keys = ListenerKeys::read(table);
+    // Port 0 is another port every time.
+    if keys.address.port() != 0
+        && let Some(span) = table.place_of("address")
+    {
+        names.take(table, "address", &keys.address.to_string(), span);
+    }
     let encrypted = table.table("tls");
-    let protocol =
-        if is_tcp { Protocol::Tcp(tcp(table, pools)) } else { http(table, encrypted.is_some()) };
+    let protocol = match keys.protocol {
+        ProtocolName::Http => {
+            Tcp::refuse(table, "protocol = \"tcp\"");
+            Protocol::Http { h2: speaks_h2(table, encrypted.is_some()) }
+        }
+        ProtocolName::Tcp => {
+            HttpKeys::refuse(table, "protocol = \"http\"");
+            Protocol::Tcp(Tcp::read(table))
+        }
+    };
     let alpn: &[&[u8]] = match protocol {
         Protocol::Http { h2: true } => &[b"h2", b"http/1.1"],
         Protocol::Http { h2: false } => &[b"http/1.1"],
         // Whoever ends it inside knows what is spoken.
         Protocol::Tcp(_) => &[],
     };
-    let max_connections = table.within("max_connections", 1..=MAX_CONNECTIONS, DEFAULT_CONNECTIONS);
-    // The rest is left to others.
-    let one_client = (max_connections - max_connections / 4).max(1);
-    let listener = Listener {
-        address: SocketAddr::from(([0, 0, 0, 0], 0)),
-        proxy_protocol: table.choice("proxy_protocol", &proxy_protocol, false),
-        max_connections,
-        max_connections_per_client: table.within(
-            "max_connections_per_client",
-            1..=MAX_CONNECTIONS,
-            one_client,
-        ),
-        // What is wrong with it is noted, so that nothing runs without what was asked for.
-        tls: encrypted.and_then(|encrypted| tls::read(&encrypted, base, alpn)),
-        protocol,
+    let max_connections_per_client = if table.has("max_connections_per_client") {
+        keys.max_connections_per_client
+    } else {
+        share_of_one_client(keys.max_connections)
     };
-    Some(Listener { address: address?, ..listener })
+    Listener {
+        address: keys.address,
+        proxy_protocol: keys.proxy_protocol,
+        max_connections: keys.max_connections,
+        max_connections_per_client,
+        // What is wrong with it is noted, so that nothing runs without what was asked for.
+        tls: encrypted.and_then(|encrypted| tls::read(&encrypted, alpn)),
+        protocol,
+    }
 }
 
-fn http(table: &Table<'_, '_>, encrypted: bool) -> Protocol {
-    const TCP_ONLY: &str = "expected protocol = \"tcp\" beside it";
-    for (key, span) in [
-        ("pool", table.spanned::<String>("pool").map(|(_, span)| span)),
-        ("idle_timeout", table.spanned::<Duration>("idle_timeout").map(|(_, span)| span)),
-        (
-            "send_proxy_protocol",
-            table.spanned::<String>("send_proxy_protocol").map(|(_, span)| span),
-        ),
-    ] {
-        if let Some(span) = span {
-            table.note(span, key, TCP_ONLY);
-        }
-    }
+/// Is HTTP/2 among the protocols? The word for it depends on whether the listener is encrypted.
+fn speaks_h2(table: &Table<'_, '_>, encrypted: bool) -> bool {
     let word = if encrypted { "h2" } else { "h2c" };
-    let mut h2 = true;
-    if let Some((protocols, span)) = table.spanned::<Vec<String>>("protocols") {
-        h2 = protocols.iter().any(|p| p == word);
-        let known = |p: &String| p == "http/1.1" || p == word;
-        if protocols.iter().any(|p| !known(p)) || !protocols.iter().any(|p| p == "http/1.1") {
-            let expected = format!("expected [\"http/1.1\"] or [\"http/1.1\", {word:?}]");
-            table.note(span, "protocols", format!("{expected}, found {protocols:?}"));
-        }
+    let both = vec!["http/1.1".to_owned(), word.to_owned()];
+    let HttpKeys { protocols } = HttpKeys::read_over(table, HttpKeys { protocols: both });
+    let known = |protocol: &String| protocol == "http/1.1" || protocol == word;
+    if (!protocols.iter().all(known) || !protocols.iter().any(|protocol| protocol == "http/1.1"))
+        && let Some(span) = table.place_of("protocols")
+    {
+        let expected = format!("expected [\"http/1.1\"] or [\"http/1.1\", {word:?}]");
+        table.note(span, "protocols", format!("{expected}, found {protocols:?}"));
     }
-    Protocol::Http { h2 }
-}
-
-fn tcp(table: &Table<'_, '_>, pools: &[String]) -> Tcp {
-    if let Some((_, span)) = table.spanned::<Vec<String>>("protocols") {
-        table.note(span, "protocols", "expected protocol = \"http\" beside it");
-    }
-    let send = [("off", None), ("v1", Some(ProxyVersion::V1)), ("v2", Some(ProxyVersion::V2))];
-    let pool = table.required_spanned::<String>("pool").map(|(name, span)| {
-        known_pool(table, pools, &name, span);
-        name
-    });
-    Tcp {
-        pool: pool.unwrap_or_default(),
-        idle_timeout: positive(table, "idle_timeout", secs(600)),
-        send_proxy_protocol: table.choice("send_proxy_protocol", &send, None),
-    }
+    protocols.iter().any(|protocol| protocol == word)
 }

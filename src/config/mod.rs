@@ -5,15 +5,20 @@
 //! are resolved, ranges are checked, units are gone. Nothing after it validates. Whatever is wrong
 //! is reported at once, with line and column, by `forebay check`, at start and at reload alike.
 //!
-//! Every key, its default and the reason for it stand in `conf/reference.toml`.
+//! Every key is declared once, with its form, its default and the reason for it, in the file of its section:
+//! what is read, `conf/reference.toml` and the page `docs/reference/configuration.md` come from there.
 
 mod check;
 mod limits;
 mod listener;
 mod load;
 mod poll;
+mod pool;
+mod probe;
 mod read;
+mod reference;
 mod route;
+mod server;
 mod tls;
 
 pub(crate) use check::MAX_MODEL_NAME;
@@ -22,13 +27,12 @@ pub use limits::Limits;
 pub use listener::{Listener, Protocol, Tcp};
 pub use load::ConfigError;
 pub use poll::{Poll, PollSource};
+pub use pool::{EndpointProtocol, Fleet, Pool, Source};
+pub use probe::{Probe, ProbeKind};
+pub use server::{AccessLog, Server};
 pub use tls::{Certificate, Tls};
 
 use forebay_protocol::Priority;
-use forebay_routing::{Ejection, Policy};
-use http::HeaderName;
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,138 +49,6 @@ pub struct Config {
     pub pools: Vec<Arc<Pool>>,
     /// First match wins.
     pub routes: Vec<Arc<Route>>,
-}
-
-/// Of the process.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Server {
-    /// I/O threads.
-    pub threads: usize,
-    /// Metrics, status and reload; `None`: no admin listener.
-    pub admin: Option<SocketAddr>,
-    /// Hosts by which operators and scrapers name the admin listener, beside its address and loopback.
-    pub admin_hosts: Vec<String>,
-    /// Not ready, but still listening: the time that clients and probes get to notice.
-    pub drain_delay: Duration,
-    /// Then listeners are closed, and requests in flight get this long to finish.
-    pub drain_timeout: Duration,
-    /// Idle connections to endpoints that are kept open, over all pools.
-    pub idle_connections: usize,
-    /// Bytes of bodies that a client may send ahead of the proxy on one connection of HTTP/2.
-    pub http2_window: u32,
-    /// Where access log lines go.
-    pub access_log: AccessLog,
-}
-
-/// Where access log lines go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AccessLog {
-    /// Nowhere.
-    Off,
-    /// Standard output.
-    Stdout,
-    /// Appended to a file, which is reopened on reload (for log rotation).
-    File(PathBuf),
-}
-
-/// A pool of interchangeable endpoints.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Pool {
-    /// Its name.
-    pub name: String,
-    /// Where its endpoints come from.
-    pub source: Source,
-    /// What its endpoints are asked in; gRPC goes in HTTP/2 whatever stands here.
-    pub protocol: EndpointProtocol,
-    /// How an endpoint is picked.
-    pub policy: Policy,
-    /// For the policy `sticky`: the header whose value, beside the model, is the key.
-    pub sticky: Option<HeaderName>,
-    /// Requests that an endpoint can run at once, until it reports its own figure; 0: as many as
-    /// come.
-    pub slots: u32,
-    /// Requests that wait for an endpoint.
-    pub queue: Queue,
-    /// A load report older than this is not believed.
-    pub report_ttl: Duration,
-    /// Time to open a connection.
-    pub connect_timeout: Duration,
-    /// Time that an idle connection is kept.
-    pub idle_timeout: Duration,
-    /// Time after which a connection is given up whose other end acknowledges nothing.
-    pub tcp_keepalive: Duration,
-    /// What TCP_USER_TIMEOUT is set to; `None`: the system's own.
-    pub tcp_user_timeout: Option<Duration>,
-    /// How often an HTTP/2 connection is asked with a PING whether it is still there; `None`: never.
-    pub http2_ping_interval: Option<Duration>,
-    /// How health is found out.
-    pub probe: Probe,
-    /// Where its load is asked for, beside what answers and probes bring.
-    pub poll: Option<Poll>,
-    /// When a second attempt is made beside a slow first one; `None`: never.
-    pub hedge: Option<Hedge>,
-    /// Time in which an endpoint that has become ready comes to its share; zero: at once.
-    pub slow_start: Duration,
-    /// When an endpoint is taken out for what its answers are like.
-    pub ejection: Ejection,
-    /// What is sent again.
-    pub retry: Retry,
-}
-
-/// What an endpoint is asked in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum EndpointProtocol {
-    /// HTTP/1.1, as many connections as requests at once.
-    #[default]
-    Http1,
-    /// HTTP/2 without TLS, many requests on each connection.
-    H2,
-}
-
-impl EndpointProtocol {
-    /// Names in the configuration.
-    pub const NAMES: &'static [(&'static str, Self)] =
-        &[("http/1.1", Self::Http1), ("h2", Self::H2)];
-}
-
-/// Where a pool's endpoints come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
-    /// Addresses in the file.
-    Static(Vec<SocketAddr>),
-    /// Workers that this process starts, watches and restarts on the same machine.
-    Fleet(Fleet),
-}
-
-/// Workers on the same machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fleet {
-    /// How many.
-    pub workers: usize,
-    /// The model repository that they serve.
-    pub models: PathBuf,
-    /// Executor threads of each.
-    pub executors: usize,
-}
-
-/// Active health checks.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Probe {
-    /// What is asked.
-    pub kind: ProbeKind,
-    /// Time that a probe may take.
-    pub timeout: Duration,
-    /// When it is asked, and what follows.
-    pub schedule: ProbeSchedule,
-}
-
-/// What a probe asks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ProbeKind {
-    /// GET of this path; 200 is ready.
-    Http(String),
-    /// A connection; one that is taken is ready.
-    Tcp,
 }
 
 /// Which requests go to which pool.

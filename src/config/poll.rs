@@ -1,7 +1,8 @@
 //! `[pool.NAME.poll]`: where the load of an endpoint is asked for.
 
-use super::check::{absolute_path, interval, timeout_within};
-use forebay_config::Table;
+use super::check::{request_path, timeout_within};
+use forebay_config::form::{interval, one_of, optional, positive, required, text, within};
+use forebay_config::{Section, Table};
 use forebay_protocol::prometheus::{Gauge, QueueMetrics, Running};
 use std::time::Duration;
 
@@ -29,8 +30,9 @@ pub enum PollSource {
     Metrics(QueueMetrics),
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Kind {
+/// The word for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum KindName {
     Orca,
     Custom,
     Forebay,
@@ -41,75 +43,99 @@ enum Kind {
     TensorRtLlm,
 }
 
-const KINDS: [(&str, Kind); 8] = [
-    ("forebay", Kind::Forebay),
-    ("vllm", Kind::Vllm),
-    ("sglang", Kind::Sglang),
-    ("tgi", Kind::Tgi),
-    ("triton", Kind::Triton),
-    ("tensorrt_llm", Kind::TensorRtLlm),
-    ("orca", Kind::Orca),
-    ("custom", Kind::Custom),
+const KINDS: &[(&str, KindName)] = &[
+    ("forebay", KindName::Forebay),
+    ("vllm", KindName::Vllm),
+    ("sglang", KindName::Sglang),
+    ("tgi", KindName::Tgi),
+    ("triton", KindName::Triton),
+    ("tensorrt_llm", KindName::TensorRtLlm),
+    ("orca", KindName::Orca),
+    ("custom", KindName::Custom),
 ];
-const DEFAULT_INTERVAL: Duration = Duration::from_millis(100);
 
-pub(super) fn poll(table: &Table<'_, '_>) -> Poll {
-    if !table.has("kind") {
-        let known: Vec<_> = KINDS.iter().map(|(name, _)| format!("{name:?}")).collect();
-        let message = format!("expected {}, found nothing", known.join(" or "));
-        table.note(table.span(), "kind", message);
-    }
-    let kind = table.choice("kind", &KINDS, Kind::Forebay);
-    let path = if matches!(kind, Kind::Orca) { "/v2/health/live" } else { "/metrics" };
-    let interval = interval(table, "interval", DEFAULT_INTERVAL);
-    Poll {
-        source: source(kind, table),
-        path: absolute_path(table, "path", path),
-        port: table.spanned::<u16>("port").and_then(|(port, span)| {
-            if port == 0 {
-                table.note(span, "port", "expected 1 to 65535, found 0");
-            }
-            (port != 0).then_some(port)
-        }),
-        interval,
-        timeout: timeout_within(table, "timeout", interval, interval),
+forebay_config::section! {
+    /// Asks each endpoint for its load, out of band. Default: none, since our own workers state theirs on
+    /// every answer; for servers that do not, it is what tells the proxy of requests that others sent, and
+    /// of those that wait. If it fails, the proxy's own counts are used.
+    pub(super) struct PollKeys {
+        /// Required. What is asked, and which numbers count (all are gauges):
+        ///   forebay       our worker's /metrics
+        ///   vllm          vllm:num_requests_waiting, vllm:num_requests_running
+        ///   sglang        sglang:num_queue_reqs, sglang:num_running_reqs (started with --enable-metrics)
+        ///   tgi           tgi_queue_size, tgi_batch_current_size
+        ///   triton        nv_inference_pending_request_count; what runs is taken from the proxy's own count
+        ///   tensorrt_llm  nv_trt_llm_request_metrics in Triton: waiting, scheduled
+        ///   orca          a load report among the headers of the answer, whatever its body
+        ///   custom        the metrics named by `waiting` and `running`
+        kind: KindName = KindName::Forebay, required(one_of(KINDS)), shown "\"forebay\"";
+        /// Asked with GET. Default: "/metrics"; for orca "/v2/health/live".
+        path: String = "/metrics".to_owned(), request_path();
+        /// Where metrics have a port of their own, as Triton's (8002). Default: the endpoint's.
+        port: Option<u16> = None, optional(within(1..=65535)), shown "8002";
+        /// Time between two polls of an endpoint. Less is fresher and costs both sides more.
+        interval: Duration = Duration::from_millis(100), interval();
+        /// Time that a poll may take. At most `interval`, which is the default: a server that needs longer for
+        /// its metrics gets a longer interval.
+        timeout: Duration = Duration::from_millis(100), positive();
     }
 }
 
-fn source(kind: Kind, table: &Table<'_, '_>) -> PollSource {
+forebay_config::section! {
+    /// Metrics of a server that has no kind of its own.
+    pub(super) struct CustomPollKeys {
+        /// Required for custom. A gauge of requests that wait.
+        waiting: String = String::new(), required(metric_name()), shown "\"forebay_worker_queue_depth\"";
+        /// A gauge of requests that run. Default: none, the proxy's own count stands in for it.
+        running: Option<String> = None, optional(metric_name()), shown "\"my_requests_running\"";
+    }
+}
+
+/// Reads the table, and checks what its keys say together.
+pub(super) fn read(table: &Table<'_, '_>) -> Poll {
+    let PollKeys { kind, path, port, interval, timeout } = PollKeys::read(table);
+    if kind != KindName::Custom {
+        CustomPollKeys::refuse(table, "kind = \"custom\"");
+    }
+    let is_default = !table.has("path") && kind == KindName::Orca;
+    Poll {
+        source: source(kind, table),
+        path: if is_default { "/v2/health/live".to_owned() } else { path },
+        port,
+        interval,
+        timeout: timeout_within(table, timeout, interval, interval),
+    }
+}
+
+fn source(kind: KindName, table: &Table<'_, '_>) -> PollSource {
     PollSource::Metrics(match kind {
-        Kind::Orca => return PollSource::Orca,
-        Kind::Forebay => QueueMetrics::FOREBAY,
-        Kind::Vllm => QueueMetrics::VLLM,
-        Kind::Sglang => QueueMetrics::SGLANG,
-        Kind::Tgi => QueueMetrics::TGI,
-        Kind::Triton => QueueMetrics::TRITON,
-        Kind::TensorRtLlm => QueueMetrics::TENSORRT_LLM,
-        Kind::Custom => {
+        KindName::Orca => return PollSource::Orca,
+        KindName::Forebay => QueueMetrics::FOREBAY,
+        KindName::Vllm => QueueMetrics::VLLM,
+        KindName::Sglang => QueueMetrics::SGLANG,
+        KindName::Tgi => QueueMetrics::TGI,
+        KindName::Triton => QueueMetrics::TRITON,
+        KindName::TensorRtLlm => QueueMetrics::TENSORRT_LLM,
+        KindName::Custom => {
+            let CustomPollKeys { waiting, running } = CustomPollKeys::read(table);
             let gauge = |name: String| Gauge { name: name.into(), label: None };
-            let running = metric_name(table, "running").map(gauge);
-            let waiting = if table.has("waiting") {
-                metric_name(table, "waiting").unwrap_or_default()
-            } else {
-                table.required::<String>("waiting").unwrap_or_default()
-            };
             QueueMetrics {
                 waiting: gauge(waiting),
-                running: running.map_or(Running::Unsaid, Running::Apart),
+                running: running.map(gauge).map_or(Running::Unsaid, Running::Apart),
                 slots: None,
             }
         }
     })
 }
 
-fn metric_name(table: &Table<'_, '_>, key: &str) -> Option<String> {
-    let (name, span) = table.spanned::<String>(key)?;
-    let letter = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
-    if name.is_empty()
-        || name.starts_with(|c: char| c.is_ascii_digit())
-        || !name.chars().all(letter)
-    {
-        table.note(span, key, format!("expected the name of a metric, found {name:?}"));
-    }
-    Some(name)
+/// The name of a metric, as Prometheus allows it.
+const fn metric_name() -> forebay_config::form::Text {
+    const WORDS: &str = "the name of a metric";
+    text("METRIC", WORDS, |name| {
+        let letter = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+        let fits = !name.is_empty()
+            && !name.starts_with(|c: char| c.is_ascii_digit())
+            && name.chars().all(letter);
+        (!fits).then_some(WORDS)
+    })
 }

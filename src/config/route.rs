@@ -3,70 +3,127 @@
 //! Most routes have one variant, their pool. So `pool = "NAME"` is enough for those, and tables are
 //! needed only where there is more to say.
 
-use super::check::{MAX_MODEL_NAME, Names, known_pool, positive, secs};
+use super::check::{MAX_MODEL_NAME, Names};
 use super::{Pattern, Route, Variant};
-use forebay_config::{NameOrTable, Table};
+use forebay_config::form::{
+    any, each, nested, one_of, optional, positive, required, section_name, text, within,
+};
+use forebay_config::{NameOrTable, Section, Table};
 use forebay_protocol::Priority;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How urgent a request is, by the words of its header.
-const PRIORITIES: [(&str, Priority); 3] = [
+const PRIORITIES: &[(&str, Priority)] = &[
     (Priority::High.as_str(), Priority::High),
     (Priority::Normal.as_str(), Priority::Normal),
     (Priority::Batch.as_str(), Priority::Batch),
 ];
 
+forebay_config::section! {
+    /// Which requests go to which pool.
+    pub(super) struct RouteKeys {
+        /// Required, once. Its name in logs and metrics.
+        name: String = String::new(), required(any()), shown "\"models\"";
+        /// Models that it takes: names, or beginnings that end in "*". Default: any, and paths without one.
+        models: Vec<String> = Vec::new(), each("the name of a model", |name: &String| !name.is_empty()),
+            shown "[\"magika\", \"silero-*\"]";
+        /// Beginnings of the path that it takes. Default: any.
+        paths: Vec<String> = Vec::new(), each("a path that begins with /", |path: &String| path.starts_with('/')),
+            shown "[\"/v2/\"]";
+        /// The pool that answers. Required, unless the route has variants: see the next route.
+        pool: Option<String> = None, optional(section_name("pool")), shown "\"models\"";
+        /// Cheaper variants that answer if the pool can't: names of pools, or tables as [[route.variant]] below, but
+        /// without a weight. They are tried in this order if the pool has no endpoint or a full queue, can't meet the
+        /// deadline, or fails; never if it answered. The answer says so in x-forebay-degraded. Default: none.
+        fallback: () = (), nested("a list of names of pools and of tables of variants"),
+            shown "[\"plain\", { name = \"small\", pool = \"local\", model = \"magika\", version = \"1\" }]";
+        /// How urgent a request is that does not say so in x-request-priority: "high", "normal" or "batch". Of
+        /// inferences that are held in memory, Triton's parameters count too, where they stand in the first 16 KiB of
+        /// JSON or in a message of gRPC: `priority` (1: high, 2: normal, 3 and more: batch; 0: this), and `timeout`
+        /// in microseconds, as a deadline.
+        priority: Priority = Priority::default(), one_of(PRIORITIES);
+        /// Time that a request may take. A client may ask for less with x-request-deadline (milliseconds) or the
+        /// body's `timeout` (see `priority` above), not for more.
+        deadline: Duration = Duration::from_secs(30), positive();
+        /// Whether answers name the endpoint that gave them (x-forebay-endpoint). Off: clients need not
+        /// know your addresses.
+        expose_endpoint: bool = false, any();
+    }
+}
+
+forebay_config::section! {
+    /// A variant, in place of the route's `pool`.
+    pub(super) struct VariantKeys {
+        /// Its name in x-forebay-variant, logs and metrics; each once in a route. Default: the name of its pool.
+        name: Option<String> = None, optional(any()), shown "\"stable\"";
+        /// Required. The pool that answers.
+        pool: String = String::new(), required(section_name("pool")), shown "\"models\"";
+        /// The model that is asked for in place of the one that the client names, as two models in one pool are two
+        /// variants. Only requests that name their model where the proxy can exchange it (paths under /v2/models/,
+        /// messages of ModelInfer that are not compressed) get such a variant; others are drawn from the rest.
+        /// Default: the client's.
+        model: Option<String> = None, optional(part_of_path()), shown "\"bert-distilled\"";
+        /// The version that is asked for. Default: the client's, or with `model` that model's own default.
+        version: Option<String> = None, optional(part_of_path()), shown "\"7\"";
+    }
+}
+
+forebay_config::section! {
+    /// How often a variant answers.
+    pub(super) struct WeightKeys {
+        /// Share of the route's requests in thousandths. The weights of a route add up to 1000; 0 is a variant that
+        /// gets nothing. Required where there are several.
+        weight: u32 = Variant::WHOLE, within(0..=Variant::WHOLE), shown "950";
+    }
+}
+
+/// Reads the table, and checks what its keys say together. `pools` are the names of the pools in their order.
 pub(super) fn read(table: &Table<'_, '_>, pools: &[String], names: &mut Names) -> Route {
-    let name = table.required_spanned::<String>("name").map(|(name, span)| {
+    let keys = RouteKeys::read(table);
+    if let Some((name, span)) = table.spanned::<String>("name") {
         names.take(table, "name", &name, span);
-        name
-    });
-    let models = table.items::<String>("models").map(|(models, _)| models).unwrap_or_default();
-    for (_, span) in models.iter().flatten().filter(|(model, _)| model.is_empty()) {
-        table.note(span.clone(), "models", "expected the name of a model, found \"\"");
     }
-    let models = models.into_iter().flatten().map(|(model, _)| model);
-    let paths = table.spanned::<Vec<String>>("paths");
-    if let Some((paths, span)) = &paths
-        && let Some(bad) = paths.iter().find(|path| !path.starts_with('/'))
-    {
-        let expected = "expected paths that begin with /";
-        table.note(span.clone(), "paths", format!("{expected}, found {bad:?}"));
-    }
-    let variants = variants(table, pools);
+    let variants = variants(table, keys.pool, pools);
     Route {
-        name: name.unwrap_or_default(),
-        models: models.map(pattern).collect(),
-        paths: paths.map(|(paths, _)| paths).unwrap_or_default(),
+        name: keys.name,
+        models: keys.models.into_iter().map(pattern).collect(),
+        paths: keys.paths,
         fallback: fallbacks(table, pools, &variants),
         variants,
-        deadline: positive(table, "deadline", secs(30)),
-        priority: table.choice("priority", &PRIORITIES, Priority::default()),
-        expose_endpoint: table.or("expose_endpoint", false),
+        deadline: keys.deadline,
+        priority: keys.priority,
+        expose_endpoint: keys.expose_endpoint,
     }
 }
 
 /// The variants of a route: the one that `pool` stands for, or those of the tables.
-fn variants(table: &Table<'_, '_>, pools: &[String]) -> Vec<Arc<Variant>> {
+fn variants(table: &Table<'_, '_>, pool: Option<String>, pools: &[String]) -> Vec<Arc<Variant>> {
     let tables = table.tables("variant");
-    if !table.has("variant") {
-        return vec![Arc::new(plain(required_pool(table, pools)))];
+    match (table.place_of("pool"), table.has("variant")) {
+        (Some(span), true) => {
+            table.note(span, "pool", "expected either a pool or variants, found both");
+        }
+        (None, false) => {
+            let message = "expected the name of a pool, or variants, found neither";
+            table.note(table.span(), "pool", message);
+        }
+        _ => {}
     }
-    if let Some((_, span)) = table.spanned::<String>("pool") {
-        table.note(span, "pool", "expected either a pool or variants, found both");
+    if !table.has("variant") {
+        return vec![Arc::new(plain(pool.unwrap_or_default(), pools))];
     }
     let mut names = Names::default();
     let is_only = tables.len() == 1;
     let read = |table: &Table<'_, '_>| {
-        let variant = with_pool(table, required_pool(table, pools));
-        let span = table.spanned::<String>("name").map_or(table.span(), |(_, span)| span);
+        let variant = with_pool(VariantKeys::read(table), pools);
+        let span = table.place_of("name").unwrap_or(table.span());
         names.take(table, "name", &variant.name, span);
         if !is_only && !table.has("weight") {
             let expected = "expected a weight beside other variants";
             table.note(table.span(), "weight", format!("{expected}, found none"));
         }
-        let weight = table.within("weight", 0..=Variant::WHOLE, Variant::WHOLE);
-        Variant { weight, ..variant }
+        Variant { weight: WeightKeys::read(table).weight, ..variant }
     };
     let variants: Vec<_> = tables.iter().map(read).map(Arc::new).collect();
     let sum: u32 = variants.iter().map(|variant| variant.weight).sum();
@@ -85,62 +142,49 @@ fn fallbacks(
 ) -> Vec<Arc<Variant>> {
     let mut fallbacks = Vec::new();
     for item in table.names_or_tables("fallback") {
-        let (named, item) = match item {
-            NameOrTable::Name(name, span) => (Some((name, span)), None),
-            NameOrTable::Table(item) => (item.required_spanned::<String>("pool"), Some(item)),
+        let (fallback, pool, span) = match item {
+            NameOrTable::Name(name, span) => {
+                section_name("pool").check(table, "fallback", &name, span.clone());
+                (plain(name.clone(), pools), name, span)
+            }
+            NameOrTable::Table(item) => {
+                let keys = VariantKeys::read(&item);
+                let span = item.place_of("pool").unwrap_or(item.span());
+                (with_pool(keys.clone(), pools), keys.pool, span)
+            }
         };
-        let Some((name, span)) = named else { continue };
-        let Some(pool) = known_pool(table, pools, &name, span.clone()) else { continue };
-        let fallback = match &item {
-            Some(item) => with_pool(item, (name.clone(), pool)),
-            None => plain((name.clone(), pool)),
-        };
-        // One of several variants may stand in for the others.
+        // One of several variants may stand in for the others. Of a pool that there is not, no more is said.
         if let [own] = variants
             && own.pool == fallback.pool
+            && pools.contains(&pool)
             && !fallback.renames()
         {
             let message = "expected another pool than the route's own, or another model";
-            table.note(span, "fallback", format!("{message}, found {name:?}"));
+            table.note(span, "fallback", format!("{message}, found {pool:?}"));
         }
         fallbacks.push(Arc::new(fallback));
     }
     fallbacks
 }
 
-/// The name of the pool that the table must have, and its place; the first one's if there is none.
-fn required_pool(table: &Table<'_, '_>, pools: &[String]) -> (String, usize) {
-    let Some((name, span)) = table.required_spanned::<String>("pool") else {
-        return (String::new(), 0);
-    };
-    let place = known_pool(table, pools, &name, span).unwrap_or_default();
-    (name, place)
-}
-
-/// A pool and no more.
-fn plain((name, pool): (String, usize)) -> Variant {
+/// A pool and no more. The first one stands for a pool that there is not until everything else is checked.
+fn plain(name: String, pools: &[String]) -> Variant {
+    let pool = pools.iter().position(|pool| *pool == name).unwrap_or_default();
     Variant { name, pool, model: None, version: None, weight: Variant::WHOLE }
 }
 
-/// A pool, and what the table says beside it.
-fn with_pool(table: &Table<'_, '_>, pool: (String, usize)) -> Variant {
-    let plain = plain(pool);
-    Variant {
-        name: table.get::<String>("name").unwrap_or(plain.name),
-        model: part_of_path(table, "model"),
-        version: part_of_path(table, "version"),
-        ..plain
-    }
+/// A pool, and what is said beside it.
+fn with_pool(keys: VariantKeys, pools: &[String]) -> Variant {
+    let plain = plain(keys.pool, pools);
+    let name = keys.name.unwrap_or(plain.name);
+    Variant { name, model: keys.model, version: keys.version, ..plain }
 }
 
 /// The name of a model or of a version.
-fn part_of_path(table: &Table<'_, '_>, key: &str) -> Option<String> {
-    let (name, span) = table.spanned::<String>(key)?;
-    if name.is_empty() || name.len() > MAX_MODEL_NAME {
-        let expected = format!("expected a name of at most {MAX_MODEL_NAME} bytes");
-        table.note(span, key, format!("{expected}, found {name:?}"));
-    }
-    Some(name)
+const fn part_of_path() -> forebay_config::form::Text {
+    const WORDS: &str = "a name of at most 255 bytes";
+    const { assert!(MAX_MODEL_NAME == 255, "the words say so") };
+    text("NAME", WORDS, |name| (name.is_empty() || name.len() > MAX_MODEL_NAME).then_some(WORDS))
 }
 
 fn pattern(text: String) -> Pattern {

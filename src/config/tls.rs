@@ -5,7 +5,8 @@
 //! so that a renewed certificate is used from the next handshake on.
 
 use forebay_config::file::read_bytes;
-use forebay_config::{Span, Table};
+use forebay_config::form::{nested, one_of, optional, path_in_file, required};
+use forebay_config::{Section, Span, Table};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -88,12 +89,12 @@ struct Settings {
     pairs: Vec<(PathBuf, PathBuf)>,
     client_ca: Option<PathBuf>,
     clients_required: bool,
-    oldest: Oldest,
+    min_version: MinVersion,
 }
 
 /// The oldest version that is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Oldest {
+pub(super) enum MinVersion {
     V12,
     V13,
 }
@@ -101,41 +102,62 @@ enum Oldest {
 /// Most pairs of certificate and key at a listener, so that a reload stays short.
 const MAX_PAIRS: usize = 1000;
 
+forebay_config::section! {
+    /// A certificate and its key.
+    pub(super) struct CertificateKeys {
+        /// Required. The certificate, followed by those that lead to its authority, in PEM form (relative to this
+        /// file's folder).
+        certificate: PathBuf = PathBuf::new(), required(path_in_file()), shown "\"tls/example.pem\"";
+        /// Required. Its private key, in PEM form, without a passphrase. That every user of the machine may read it
+        /// is warned of.
+        key: PathBuf = PathBuf::new(), required(path_in_file()), shown "\"tls/example.key\"";
+    }
+}
+
+forebay_config::section! {
+    /// Which certificates there are beside the first, and which clients are let in.
+    pub(super) struct TlsKeys {
+        /// More certificates with their keys. A client gets the one for the name that it asks for (SNI), which
+        /// may be for "*.example.org"; whoever asks for none of them gets the one above. Default: none.
+        additional_certificates: () = (), nested("a list of tables, each with a `certificate` and its `key`"),
+            shown "[{ certificate = \"tls/example.pem\", key = \"tls/example.key\" }]";
+        /// mTLS: the authorities whose clients are let in, in PEM form. Certificates that they have revoked are let
+        /// in, too: neither CRLs nor OCSP are asked. Default: none, nobody is asked.
+        client_ca: Option<PathBuf> = None, optional(path_in_file()), shown "\"tls/example.pem\"";
+        /// Only with client_ca. "require": a client without a certificate is refused. "optional": it is not, but
+        /// a certificate that it shows must be good.
+        client_certificate: bool = true, one_of(&[("require", true), ("optional", false)]);
+        /// Oldest version that is spoken: "1.2" or "1.3".
+        min_version: MinVersion = MinVersion::V12,
+            one_of(&[("1.2", MinVersion::V12), ("1.3", MinVersion::V13)]);
+    }
+}
+
 /// Reads the table; `alpn`: what is spoken inside, the preferred first. Whatever is wrong is noted.
-pub(super) fn read(table: &Table<'_, '_>, base: &Path, alpn: &[&[u8]]) -> Option<Tls> {
+pub(super) fn read(table: &Table<'_, '_>, alpn: &[&[u8]]) -> Option<Tls> {
     let provider = Arc::new(ring::default_provider());
-    let mut pairs = vec![pair(table, base, &provider)];
-    let further = table.tables("additional_certificates");
-    if further.len() > MAX_PAIRS {
-        let found = further.len();
-        table.note(
-            table.span(),
-            "additional_certificates",
-            format!("expected at most {MAX_PAIRS}, found {found}"),
-        );
+    let mut pairs = vec![pair(table, &provider)];
+    let keys = TlsKeys::read(table);
+    let additional = table.tables("additional_certificates");
+    if additional.len() > MAX_PAIRS {
+        let message = format!("expected at most {MAX_PAIRS}, found {}", additional.len());
+        table.note(table.span(), "additional_certificates", message);
         return None;
     }
-    pairs.extend(further.iter().map(|table| pair(table, base, &provider)));
-    let clients = clients(table, base);
-    let required = [("require", true), ("optional", false)];
-    let clients_required = table.choice("client_certificate", &required, true);
-    if !table.has("client_ca")
-        && let Some((_, span)) = table.spanned::<String>("client_certificate")
-    {
-        table.note(span, "client_certificate", "expected client_ca beside it");
+    pairs.extend(additional.iter().map(|table| pair(table, &provider)));
+    let roots = keys.client_ca.as_deref().map(|file| client_roots(table, file));
+    if keys.client_ca.is_none() && !table.has("client_ca") {
+        table.refuse("client_certificate", "client_ca");
     }
-    let oldest =
-        table.choice("min_version", &[("1.2", Oldest::V12), ("1.3", Oldest::V13)], Oldest::V12);
     let pairs = pairs.into_iter().collect::<Option<Vec<_>>>()?;
     let settings = Settings {
         pairs: pairs.iter().map(|pair| (pair.known.file.clone(), pair.known.key.clone())).collect(),
-        client_ca: clients.as_ref().map(|(file, _)| file.clone()),
-        clients_required,
-        oldest,
+        client_ca: keys.client_ca,
+        clients_required: keys.client_certificate,
+        min_version: keys.min_version,
     };
     let certificates = pairs.iter().map(|pair| pair.known.clone()).collect();
-    let roots = clients.map(|(_, roots)| roots);
-    match server(provider, &settings, pairs, roots, alpn) {
+    match server(provider, &settings, pairs, roots.flatten(), alpn) {
         Ok(server) => Some(Tls { settings, server: Arc::new(server), certificates }),
         Err(error) => {
             table.document().error(table.span(), format!("tls: {error}"));
@@ -153,9 +175,9 @@ fn server(
     roots: Option<RootCertStore>,
     alpn: &[&[u8]],
 ) -> Result<ServerConfig, String> {
-    let versions: &[&SupportedProtocolVersion] = match settings.oldest {
-        Oldest::V12 => &[&version::TLS13, &version::TLS12],
-        Oldest::V13 => &[&version::TLS13],
+    let versions: &[&SupportedProtocolVersion] = match settings.min_version {
+        MinVersion::V12 => &[&version::TLS13, &version::TLS12],
+        MinVersion::V13 => &[&version::TLS13],
     };
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(versions)
@@ -187,27 +209,30 @@ struct Pair {
     names: Vec<String>,
 }
 
-fn pair(table: &Table<'_, '_>, base: &Path, provider: &CryptoProvider) -> Option<Pair> {
-    let place = |(file, span): (PathBuf, Span)| (base.join(file), span);
-    let chain = table.required_spanned::<PathBuf>("certificate").map(place);
-    let key = table.required_spanned::<PathBuf>("key").map(place);
-    let chain = chain.and_then(|(file, span)| {
+fn pair(table: &Table<'_, '_>, provider: &CryptoProvider) -> Option<Pair> {
+    let CertificateKeys { certificate: file, key: key_file } = CertificateKeys::read(table);
+    let [chain_span, key_span] = ["certificate", "key"].map(|key| table.place_of(key));
+    // Of a path that is wrong there is no more to say.
+    let there = |file: &Path, span: Option<Span>| span.filter(|_| !file.as_os_str().is_empty());
+    let chain_span = there(&file, chain_span);
+    let key_span = there(&key_file, key_span);
+    let chain = chain_span.and_then(|span| {
         let chain = certificates(table, "certificate", &file, span.clone())?;
-        Some((chain, file, span))
+        Some((chain, span))
     });
-    let key = key.and_then(|(file, span)| {
+    let key = key_span.and_then(|span| {
         let expected = "expected a file with a private key in PEM form";
         let read =
             |text: Vec<u8>| PrivateKeyDer::from_pem_slice(&text).map_err(|error| error.to_string());
-        let found = read_bytes(&file).map_err(|error| error.to_string()).and_then(read);
+        let found = read_bytes(&key_file).map_err(|error| error.to_string()).and_then(read);
         let note = |error: &dyn Display| {
-            let found = format!("{expected}, found {}: {error}", file.display());
+            let found = format!("{expected}, found {}: {error}", key_file.display());
             table.note(span.clone(), "key", found);
         };
         let key = found.map_err(|error| note(&error)).ok()?;
-        Some((key, file, span))
+        Some((key, span))
     });
-    let ((chain, file, chain_span), (key, key_file, key_span)) = (chain?, key?);
+    let ((chain, chain_span), (key, key_span)) = (chain?, key?);
     let checked = examine(&chain);
     let ((begins, ends), names) = checked
         .map_err(|error| {
@@ -290,18 +315,21 @@ fn examine(
 }
 
 /// The authorities that clients' certificates must come from. That they can't be read is noted.
-fn clients(table: &Table<'_, '_>, base: &Path) -> Option<(PathBuf, RootCertStore)> {
-    let (file, span) = table.spanned::<PathBuf>("client_ca")?;
-    let file = base.join(file);
+fn client_roots(table: &Table<'_, '_>, file: &Path) -> Option<RootCertStore> {
+    let span = table.place_of("client_ca")?;
+    // Of a path that is wrong there is no more to say.
+    if file.as_os_str().is_empty() {
+        return None;
+    }
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(table, "client_ca", &file, span.clone())? {
+    for certificate in certificates(table, "client_ca", file, span.clone())? {
         if let Err(error) = roots.add(certificate) {
             let expected = "expected certificates of authorities, found";
             table.note(span, "client_ca", format!("{expected} {}: {error}", file.display()));
             return None;
         }
     }
-    Some((file, roots))
+    Some(roots)
 }
 
 /// Shows the certificate that is for the name a client asks for, or else the first.

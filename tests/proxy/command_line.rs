@@ -149,13 +149,13 @@ fn nonsense_is_an_error_where_it_stands() {
             format!("{pool}poll = {{ kind = \"vllm\", timeout = \"1s\", waiting = \"x\" }}"),
             &[
                 "5:35: pool.*.poll.timeout: expected at most the interval (100ms), found 1s",
-                "5:41: pool.*.poll.waiting: unknown key",
+                "5:51: pool.*.poll.waiting: expected kind = \"custom\" beside it",
             ],
         ),
         (
             format!("{pool}poll = {{ kind = \"custom\", running = \"no name\" }}"),
             &[
-                "5:8: pool.*.poll.waiting: expected a string, found nothing",
+                "5:8: pool.*.poll.waiting: expected the name of a metric, found nothing",
                 "5:37: pool.*.poll.running: expected the name of a metric, found \"no name\"",
             ],
         ),

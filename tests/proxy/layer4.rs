@@ -363,7 +363,7 @@ async fn requests_and_connections_share_a_pool_and_its_counts() {
 fn keys_of_the_other_layer_are_refused_with_their_place() {
     let pool = "[pool.p]\nendpoints = [\"127.0.0.1:1\"]\nprobe = { kind = \"tcp\" }\n";
     for (listener, expected) in [
-        ("protocol = \"tcp\"", "listener.*.pool: expected a string, found nothing"),
+        ("protocol = \"tcp\"", "listener.*.pool: expected the name of a pool, found nothing"),
         ("protocol = \"tcp\"\npool = \"q\"", "pool: expected a pool (\"p\"), found \"q\""),
         ("protocol = \"udp\"", "protocol: expected \"http\" or \"tcp\", found \"udp\""),
         ("pool = \"p\"", "pool: expected protocol = \"tcp\" beside it"),

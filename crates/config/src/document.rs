@@ -1,6 +1,7 @@
 use crate::diagnostic::{Diagnostics, Lines, Span};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 
 /// Errors that are kept: more than anyone corrects at once, and a bound for a file of nonsense.
@@ -13,6 +14,10 @@ const MAX_SHOWN: usize = 100;
 /// Use: [`Document::parse`], read through [`Document::root`], then [`Document::finish`].
 pub struct Document<'s> {
     source: &'s str,
+    /// Where relative paths in it start.
+    folder: PathBuf,
+    /// Names of the tables that were read by name, by the key that they stand under.
+    names: RefCell<BTreeMap<String, Vec<String>>>,
     pub(crate) root: DeTable<'s>,
     diagnostics: RefCell<Vec<(Span, String)>>,
     /// Errors beyond [`MAX_NOTED`].
@@ -32,12 +37,34 @@ impl<'s> Document<'s> {
             .collect();
         Self {
             source,
+            folder: PathBuf::new(),
+            names: RefCell::default(),
             root: root.into_inner(),
             diagnostics: RefCell::new(diagnostics),
             unkept: Cell::new(errors.len().saturating_sub(MAX_NOTED)),
             asked: RefCell::default(),
             present: RefCell::default(),
         }
+    }
+
+    /// Has relative paths in the file start at `folder`, as a rule the file's own.
+    #[must_use]
+    pub fn in_folder(self, folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), ..self }
+    }
+
+    /// Where relative paths in the file start.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The names under which tables stand at `key`, as far as they were read.
+    pub(crate) fn names(&self, key: &str) -> Vec<String> {
+        self.names.borrow().get(key).cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn know_names(&self, key: &str, names: impl Iterator<Item = String>) {
+        self.names.borrow_mut().insert(key.to_owned(), names.collect());
     }
 
     /// Notes an error that only the program can see, such as a name that nothing has.

@@ -1,12 +1,17 @@
 //! The forms in which values are written: units, bounds and choices.
 
+mod choice;
 mod list;
+mod place;
 mod shown;
+mod text;
 
-pub use list::{above_zero, list, list_within, required};
+pub use choice::{OneOf, SomeOf, one_of, some_of};
+pub use list::{Each, above_zero, each, list, list_within, required};
+pub use place::{Nested, PathInFile, SectionName, nested, path_in_file, section_name};
 pub use shown::Shown;
+pub use text::{AddressOrOff, Text, address_or_off, text};
 
-use crate::diagnostic::Span;
 use crate::section::Form;
 use crate::table::Table;
 use crate::units::{ByteRate, ByteSize, Ratio};
@@ -33,6 +38,10 @@ impl<T: FromToml + Shown> Form<T> for Any<T> {
         Some(value.shown())
     }
 
+    fn expected(&self) -> String {
+        T::EXPECTED.to_owned()
+    }
+
     fn kind(&self) -> &'static str {
         T::KIND
     }
@@ -53,6 +62,10 @@ impl<T: FromToml + PartialOrd + Display + Clone + Shown> Form<T> for Within<T> {
 
     fn show(&self, value: &T) -> Option<String> {
         Some(value.shown())
+    }
+
+    fn expected(&self) -> String {
+        format!("{} to {}", self.0.start(), self.0.end())
     }
 
     fn kind(&self) -> &'static str {
@@ -87,6 +100,10 @@ impl Form<u64> for As<ByteSize> {
         Some(ByteSize(*value).shown())
     }
 
+    fn expected(&self) -> String {
+        ByteSize::EXPECTED.to_owned()
+    }
+
     fn kind(&self) -> &'static str {
         ByteSize::KIND
     }
@@ -100,6 +117,10 @@ impl Form<usize> for As<ByteSize> {
 
     fn show(&self, value: &usize) -> Option<String> {
         Some(ByteSize(*value as u64).shown())
+    }
+
+    fn expected(&self) -> String {
+        ByteSize::EXPECTED.to_owned()
     }
 
     fn kind(&self) -> &'static str {
@@ -116,6 +137,10 @@ impl Form<f64> for As<ByteRate> {
         Some(ByteRate(*value).shown())
     }
 
+    fn expected(&self) -> String {
+        ByteRate::EXPECTED.to_owned()
+    }
+
     fn kind(&self) -> &'static str {
         ByteRate::KIND
     }
@@ -128,6 +153,10 @@ impl Form<f64> for As<Ratio> {
 
     fn show(&self, value: &f64) -> Option<String> {
         Some(Ratio(*value).shown())
+    }
+
+    fn expected(&self) -> String {
+        Ratio::EXPECTED.to_owned()
     }
 
     fn kind(&self) -> &'static str {
@@ -154,6 +183,10 @@ impl Form<f64> for Share {
 
     fn show(&self, value: &f64) -> Option<String> {
         Some(Ratio(*value).shown())
+    }
+
+    fn expected(&self) -> String {
+        format!("{}, at most 100%", Ratio::EXPECTED)
     }
 
     fn kind(&self) -> &'static str {
@@ -185,6 +218,10 @@ impl Form<Duration> for Positive {
         Some(value.shown())
     }
 
+    fn expected(&self) -> String {
+        format!("{}, more than 0", Duration::EXPECTED)
+    }
+
     fn kind(&self) -> &'static str {
         Duration::KIND
     }
@@ -212,8 +249,74 @@ impl Form<Duration> for Interval {
         Some(value.shown())
     }
 
+    fn expected(&self) -> String {
+        format!("{}, 1ms or more", Duration::EXPECTED)
+    }
+
     fn kind(&self) -> &'static str {
         Duration::KIND
+    }
+}
+
+/// A duration of no less than another.
+pub struct AtLeast(Duration);
+
+/// A duration of no less than `least`.
+pub const fn at_least(least: Duration) -> AtLeast {
+    AtLeast(least)
+}
+
+impl Form<Duration> for AtLeast {
+    fn read(&self, table: &Table<'_, '_>, key: &str, default: Duration) -> Duration {
+        let Some((value, span)) = table.spanned::<Duration>(key) else { return default };
+        if value < self.0 {
+            table.note(span, key, format!("expected {:?} or more, found {value:?}", self.0));
+        }
+        value.max(self.0)
+    }
+
+    fn show(&self, value: &Duration) -> Option<String> {
+        Some(value.shown())
+    }
+
+    fn expected(&self) -> String {
+        format!("{}, {:?} or more", Duration::EXPECTED, self.0)
+    }
+
+    fn kind(&self) -> &'static str {
+        Duration::KIND
+    }
+}
+
+/// A number of bytes within bounds.
+pub struct BytesWithin(RangeInclusive<u32>);
+
+/// A number of bytes, written with a unit, within bounds.
+pub const fn bytes_within(range: RangeInclusive<u32>) -> BytesWithin {
+    BytesWithin(range)
+}
+
+impl Form<u32> for BytesWithin {
+    fn read(&self, table: &Table<'_, '_>, key: &str, default: u32) -> u32 {
+        let Some((size, span)) = table.spanned::<ByteSize>(key) else { return default };
+        let value = u32::try_from(size.0).ok().filter(|value| self.0.contains(value));
+        if value.is_none() {
+            table.note(span, key, format!("expected {}, found {size}", self.expected()));
+        }
+        value.unwrap_or(default)
+    }
+
+    fn show(&self, value: &u32) -> Option<String> {
+        Some(ByteSize((*value).into()).shown())
+    }
+
+    fn expected(&self) -> String {
+        let [least, most] = [self.0.start(), self.0.end()].map(|bound| ByteSize((*bound).into()));
+        format!("{least} to {most}")
+    }
+
+    fn kind(&self) -> &'static str {
+        ByteSize::KIND
     }
 }
 
@@ -239,12 +342,16 @@ impl<T: Default, F: Form<T>> Form<Option<T>> for Optional<F> {
         value.as_ref().and_then(|value| self.0.show(value))
     }
 
-    fn kind(&self) -> &'static str {
-        self.0.kind()
+    fn expected(&self) -> String {
+        self.0.expected()
     }
 
     fn is_list(&self) -> bool {
         self.0.is_list()
+    }
+
+    fn kind(&self) -> &'static str {
+        self.0.kind()
     }
 }
 
@@ -265,8 +372,8 @@ impl<T, F: Form<T>> Form<T> for Called<F> {
         self.1.show(value)
     }
 
-    fn kind(&self) -> &'static str {
-        self.0
+    fn expected(&self) -> String {
+        self.1.expected()
     }
 
     fn is_list(&self) -> bool {
@@ -276,155 +383,11 @@ impl<T, F: Form<T>> Form<T> for Called<F> {
     fn is_required(&self) -> bool {
         self.1.is_required()
     }
-}
-
-/// One of these, by its name.
-pub struct OneOf<T: 'static>(&'static [(&'static str, T)]);
-
-/// One of `names`.
-pub const fn one_of<T>(names: &'static [(&'static str, T)]) -> OneOf<T> {
-    OneOf(names)
-}
-
-impl<T: Copy + PartialEq> Form<T> for OneOf<T> {
-    fn read(&self, table: &Table<'_, '_>, key: &str, default: T) -> T {
-        table.choice(key, self.0, default)
-    }
-
-    fn show(&self, value: &T) -> Option<String> {
-        let found = self.0.iter().find(|(_, known)| known == value);
-        found.map(|(name, _)| format!("{name:?}"))
-    }
 
     fn kind(&self) -> &'static str {
-        "NAME"
-    }
-}
-
-/// A list of some of these, each by its name.
-pub struct SomeOf<T: 'static>(&'static [(&'static str, T)]);
-
-/// A list of some of `names`.
-pub const fn some_of<T>(names: &'static [(&'static str, T)]) -> SomeOf<T> {
-    SomeOf(names)
-}
-
-impl<T: Copy + PartialEq> Form<Vec<T>> for SomeOf<T> {
-    fn read(&self, table: &Table<'_, '_>, key: &str, default: Vec<T>) -> Vec<T> {
-        let Some((names, _)) = table.items::<String>(key) else { return default };
-        let known = |(name, span): (String, Span)| {
-            let found = self.0.iter().find(|(known, _)| *known == name);
-            if found.is_none() {
-                let names: Vec<_> = self.0.iter().map(|(name, _)| format!("{name:?}")).collect();
-                let expected = format!("expected some of {}", names.join(", "));
-                table.note(span, key, format!("{expected}, found {name:?}"));
-            }
-            found.map(|(_, value)| *value)
-        };
-        names.into_iter().flatten().filter_map(known).collect()
-    }
-
-    fn show(&self, value: &Vec<T>) -> Option<String> {
-        let name = |value: &T| {
-            let found = self.0.iter().find(|(_, known)| known == value);
-            found.map(|(name, _)| format!("{name:?}"))
-        };
-        let names: Vec<_> = value.iter().filter_map(name).collect();
-        Some(format!("[{}]", names.join(", ")))
-    }
-
-    fn kind(&self) -> &'static str {
-        "NAME"
-    }
-
-    fn is_list(&self) -> bool {
-        true
+        self.0
     }
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
-    use super::*;
-    use crate::document::Document;
-    use crate::section::Section;
-
-    crate::section! {
-        /// What is tested.
-        struct Tested {
-            /// A number.
-            number: usize = 7, within(1..=9);
-            /// A share,
-            /// of two lines.
-            part: f64 = 0.1, share();
-            /// A time. Default: none.
-            time: Option<Duration> = None, optional(interval()), shown "\"5s\"";
-            /// Bytes.
-            size: u64 = 3 << 20, bytes();
-            /// Some.
-            some: Vec<u8> = vec![1, 3], some_of(&[("one", 1), ("two", 2), ("three", 3)]);
-        }
-    }
-
-    fn read(text: &str) -> Result<Tested, String> {
-        let document = Document::parse(text);
-        let tested = Tested::read(&document.root());
-        document.finish().map(|()| tested).map_err(|found| found.render("f"))
-    }
-
-    #[test]
-    fn a_section_is_read_with_its_bounds_and_defaults() {
-        assert_eq!(read("").unwrap(), Tested::default());
-        let stated =
-            read("number = 9\npart = \"50%\"\ntime = \"1s\"\nsize = \"1KiB\"\nsome = [\"two\"]\n");
-        let time = Some(Duration::from_secs(1));
-        let expected = Tested { number: 9, part: 0.5, time, size: 1024, some: vec![2] };
-        assert_eq!(stated.unwrap(), expected);
-        for (text, expected) in [
-            ("number = 10", "number: expected 1 to 9, found 10"),
-            ("part = \"101%\"", "part: expected a share"),
-            ("time = \"1us\"", "time: expected 1ms or more"),
-            ("some = [\"four\"]", "some: expected some of \"one\", \"two\", \"three\""),
-            ("numbers = 1", "did you mean \"number\""),
-            ("tim = \"1s\"", "did you mean \"time\""),
-        ] {
-            let words = read(text).unwrap_err();
-            assert!(words.contains(expected), "{expected}\n--- not in\n{words}");
-        }
-    }
-
-    #[test]
-    fn the_reference_of_a_section_is_its_declaration_and_can_be_read() {
-        let text = Tested::reference("[tested]");
-        let expected = "\
-# What is tested.
-[tested]
-# A number.
-number = 7
-
-# A share,
-# of two lines.
-part = \"10%\"
-
-# A time. Default: none.
-time = \"5s\"
-
-# Bytes.
-size = \"3MiB\"
-
-# Some.
-some = [\"one\", \"three\"]
-";
-        assert_eq!(text, expected);
-        let body = text.split_once("[tested]\n").unwrap().1;
-        let stated = read(body).unwrap();
-        assert_eq!(Tested { time: None, ..stated }, Tested::default());
-    }
-
-    #[test]
-    fn durations_are_shown_in_their_largest_unit() {
-        let shown = |nanos| Duration::from_nanos(nanos).shown();
-        let all = [0, 1500, 500_000, 1_000_000, 90_000_000_000, 7_200_000_000_000].map(shown);
-        assert_eq!(all, ["\"0s\"", "\"1500ns\"", "\"500us\"", "\"1ms\"", "\"90s\"", "\"2h\""]);
-    }
-}
+mod tests;

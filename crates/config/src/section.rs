@@ -14,6 +14,9 @@ pub trait Form<T> {
     /// The value as it stands in a file; `None` if it is said by leaving the key out.
     fn show(&self, value: &T) -> Option<String>;
 
+    /// What such values are, in words: what stands between "expected" and "found" in an error.
+    fn expected(&self) -> String;
+
     /// A word for such values in the help of a flag, such as `TIME`.
     fn kind(&self) -> &'static str;
 
@@ -37,6 +40,8 @@ pub struct Key {
     pub doc: &'static [&'static str],
     /// A word for its values in the help of a flag.
     pub kind: &'static str,
+    /// What its values are, in words.
+    pub expected: String,
     /// Whether it is an array.
     pub is_list: bool,
     /// Whether it must be there.
@@ -60,7 +65,7 @@ impl Key {
         let shown = example.map(str::to_owned).or(default.clone()).unwrap_or_default();
         let default = default.filter(|_| example.is_none());
         let (kind, is_list, is_required) = (form.kind(), form.is_list(), form.is_required());
-        Self { name, doc, kind, is_list, is_required, default, shown }
+        Self { name, doc, kind, expected: form.expected(), is_list, is_required, default, shown }
     }
 }
 
@@ -79,6 +84,14 @@ pub trait Section: Sized + Default {
 
     /// Its keys, in the order of their declaration.
     fn keys() -> Vec<Key>;
+
+    /// Notes each of its keys that the table has: they mean something only with `beside`, another key and its
+    /// value, and that is not there.
+    fn refuse(table: &Table<'_, '_>, beside: &str) {
+        for key in Self::keys() {
+            table.refuse(key.name, beside);
+        }
+    }
 
     /// The section as the reference file has it, under `header` such as `[limits]`.
     fn reference(header: &str) -> String {

@@ -49,6 +49,19 @@ impl<'d, 's> Table<'d, 's> {
         self.entries.iter().any(|(name, _)| name.get_ref() == key)
     }
 
+    /// Where the value of `key` stands, right or wrong; `None` if it is absent.
+    pub fn place_of(&self, key: &str) -> Option<Span> {
+        self.entry(key).map(Spanned::span)
+    }
+
+    /// Notes the value of `key`, if there is one: it means something only with `beside`, another key and its
+    /// value, and that is not there.
+    pub fn refuse(&self, key: &str, beside: &str) {
+        if let Some(span) = self.place_of(key) {
+            self.note(span, key, format!("expected {beside} beside it"));
+        }
+    }
+
     /// The value of `key`, or `None` if it is absent or not a `T` (which is noted).
     pub fn get<T: FromToml>(&self, key: &str) -> Option<T> {
         self.spanned(key).map(|(value, _)| value)
@@ -186,7 +199,8 @@ impl<'d, 's> Table<'d, 's> {
         items.iter().filter_map(read).collect()
     }
 
-    /// The tables whose names are identity (`[key.name]`), in the order of their names.
+    /// The tables whose names are identity (`[key.name]`), in the order of their names. From then on
+    /// [`form::section_name`](crate::form::section_name) knows these names.
     pub fn named(&self, key: &str) -> Vec<(String, Table<'d, 's>)> {
         let Some(value) = self.entry(key) else { return Vec::new() };
         let DeValue::Table(named) = value.get_ref() else {
@@ -195,6 +209,7 @@ impl<'d, 's> Table<'d, 's> {
             return Vec::new();
         };
         let path = format!("{}.*", self.join(key));
+        self.document.know_names(key, named.keys().map(|name| name.get_ref().to_string()));
         let read = |(name, value): (&Spanned<_>, &'d Spanned<_>)| {
             let name: &std::borrow::Cow<'_, str> = name.get_ref();
             Some((name.to_string(), self.as_table(value, name, path.clone())?))

@@ -27,6 +27,10 @@ impl<T: FromToml + Shown> Form<Vec<T>> for List<T> {
         Some(format!("[{}]", shown.join(", ")))
     }
 
+    fn expected(&self) -> String {
+        format!("a list, each {}", T::EXPECTED)
+    }
+
     fn kind(&self) -> &'static str {
         T::KIND
     }
@@ -62,6 +66,48 @@ impl<T: FromToml + Shown + PartialOrd + Display> Form<Vec<T>> for ListWithin<T> 
         list().show(values)
     }
 
+    fn expected(&self) -> String {
+        format!("a list, each {} to {}", self.0.start(), self.0.end())
+    }
+
+    fn kind(&self) -> &'static str {
+        T::KIND
+    }
+
+    fn is_list(&self) -> bool {
+        true
+    }
+}
+
+/// Any number of values that a check lets pass.
+pub struct Each<T> {
+    expected: &'static str,
+    fits: fn(&T) -> bool,
+}
+
+/// Any number of values for which `fits` is true; `expected` says in words what each is.
+pub const fn each<T>(expected: &'static str, fits: fn(&T) -> bool) -> Each<T> {
+    Each { expected, fits }
+}
+
+impl<T: FromToml + Shown> Form<Vec<T>> for Each<T> {
+    fn read(&self, table: &Table<'_, '_>, key: &str, default: Vec<T>) -> Vec<T> {
+        let Some((items, _)) = table.items::<T>(key) else { return default };
+        for (item, span) in items.iter().flatten().filter(|(item, _)| !(self.fits)(item)) {
+            let message = format!("expected {}, found {}", self.expected, item.shown());
+            table.note(span.clone(), key, message);
+        }
+        items.into_iter().flatten().map(|(item, _)| item).collect()
+    }
+
+    fn show(&self, values: &Vec<T>) -> Option<String> {
+        list().show(values)
+    }
+
+    fn expected(&self) -> String {
+        format!("a list, each {}", self.expected)
+    }
+
     fn kind(&self) -> &'static str {
         T::KIND
     }
@@ -80,16 +126,21 @@ pub const fn required<F>(form: F) -> Required<F> {
     Required(form)
 }
 
-impl<T: FromToml, F: Form<T>> Form<T> for Required<F> {
+impl<T, F: Form<T>> Form<T> for Required<F> {
     fn read(&self, table: &Table<'_, '_>, key: &str, default: T) -> T {
         if !table.has(key) {
-            table.note(table.span(), key, format!("expected {}, found nothing", T::EXPECTED));
+            let message = format!("expected {}, found nothing", self.0.expected());
+            table.note(table.span(), key, message);
         }
         self.0.read(table, key, default)
     }
 
     fn show(&self, _: &T) -> Option<String> {
         None
+    }
+
+    fn expected(&self) -> String {
+        self.0.expected()
     }
 
     fn kind(&self) -> &'static str {
@@ -125,6 +176,10 @@ impl Form<f64> for AboveZero {
 
     fn show(&self, value: &f64) -> Option<String> {
         Some(value.shown())
+    }
+
+    fn expected(&self) -> String {
+        "a number above 0".to_owned()
     }
 
     fn kind(&self) -> &'static str {

@@ -1,0 +1,243 @@
+//! `[pool.NAME]`: interchangeable endpoints, and how requests are spread over them.
+
+use super::check::header_name;
+use super::server::MAX_THREADS;
+use super::{Poll, Probe, poll, probe};
+use forebay_config::form::{
+    any, at_least, list, one_of, optional, path_in_file, positive, required, within,
+};
+use forebay_config::pool::{Ejection, Hedge, Queue, Retry};
+use forebay_config::{Form, FromToml, Section, Span, Table};
+use forebay_routing::Policy;
+use http::HeaderName;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Bounds that no sensible fleet reaches; they keep a typing error from becoming an outage.
+const MAX_ENDPOINTS: usize = 10_000;
+const MAX_WORKERS: usize = 256;
+const MAX_SLOTS: u32 = 1_000_000;
+
+forebay_config::section! {
+    /// Interchangeable endpoints.
+    pub struct Pool {
+        /// What its endpoints are asked in: "http/1.1", or "h2" (without TLS) for fewer connections. gRPC goes
+        /// in HTTP/2 whatever stands here.
+        protocol: EndpointProtocol = EndpointProtocol::default(), one_of(EndpointProtocol::NAMES);
+        /// How an endpoint is picked:
+        ///   adaptive        as least_cost, and a request waits in the proxy as long as a better endpoint than
+        ///                   the best that is free is expected to be done sooner
+        ///   least_cost      where the request is expected to finish first, by queue and learnt speed
+        ///   least_inflight  the fewest requests in flight from this proxy
+        ///   p2c             the better of two random ones by requests in flight
+        ///   peak_ewma       the better of two random ones by requests in flight and the highest latency of late
+        ///   weighted        by chance, the more often the fewer requests wait there by its own word
+        ///   round_robin     one after the other
+        ///   random          any
+        ///   sticky          the same endpoint for the same key (see sticky below), unless it has 1.25 times as
+        ///                   many requests in flight as the others, and more than it can run at once; for caches
+        policy: Policy = Policy::default(), one_of(Policy::NAMES);
+        /// For the policy sticky: the header whose value, together with the model's name, is the key. Requests
+        /// without it go where they are expected to finish first. Default: the model's name alone is the key. At
+        /// Layer 4 the client's address without its port is the key, whatever this says.
+        sticky: Option<HeaderName> = None, StickyKey, shown "{ header = \"x-session\" }";
+        /// Requests that an endpoint can run at once, until its load reports say it. An endpoint gets no more
+        /// than that at once; the others wait in the queue below, where they can still go to whichever endpoint
+        /// is free first. Default: none; what an endpoint can run that says nothing is learnt from its latencies:
+        /// it takes as many as come until they double, until many of a flood had no answer in time, or until requests
+        /// are late of which alone hardly any would be. Where deadlines are near the service time that costs the first
+        /// requests of an overload: state it.
+        slots: u32 = 0, within(1..=MAX_SLOTS), shown "4";
+        /// A load report that is older than this is not believed; the proxy's own counts are used then.
+        /// Longer than probe.interval, since probes bring reports too.
+        report_ttl: Duration = Duration::from_secs(2), any();
+        /// Time in which an endpoint that has become ready comes to its full share, from a tenth on: for backends
+        /// that are ready before they are warm. While requests wait for want of any other it takes all that it has
+        /// slots for. Default: at once, since our workers are warm when they say that they are ready.
+        slow_start: Duration = Duration::ZERO, any();
+        /// Time to open a connection. A machine that is there answers within its round trip.
+        connect_timeout: Duration = Duration::from_secs(1), positive();
+        /// Time that an idle connection is kept: less than the endpoint keeps it, or requests meet
+        /// connections that are closing.
+        idle_timeout: Duration = Duration::from_secs(50), positive();
+        /// Time after which a connection is given up whose other end acknowledges nothing, as of a machine that
+        /// lost its power: a silent connection is asked (TCP keepalive) after a third of it, in whole seconds.
+        /// Endpoints acknowledge without being asked to do any work, however busy they are. At least 3s.
+        tcp_keepalive: Duration = Duration::from_secs(3), at_least(Duration::from_secs(3));
+        /// What TCP_USER_TIMEOUT is set to on connections to endpoints. It bounds the time for which sent bytes may
+        /// go unacknowledged, but also that for which an endpoint may be too busy to read the rest of a long
+        /// request, and it stands in for tcp_keepalive. Default: none; while probes go unanswered, a connection
+        /// whose bytes were sent three times without an acknowledgement is given up in any case.
+        tcp_user_timeout: Option<Duration> = None, optional(at_least(Duration::from_millis(100))),
+            shown "\"30s\"";
+        /// How often an HTTP/2 connection is asked with a PING whether it is still there. Servers built on
+        /// grpc-core, such as Triton's, close a connection that sends more than one in five minutes without data.
+        /// Default: none, since tcp_keepalive finds out without the server's help.
+        http2_ping_interval: Option<Duration> = None, optional(at_least(Duration::from_secs(1))),
+            shown "\"10m\"";
+    }
+    beside {
+        /// Its name.
+        name: String = String::new();
+        /// Where its endpoints come from.
+        source: Source = Source::Static(Vec::new());
+        /// Requests that wait for an endpoint.
+        queue: Queue = Queue::default();
+        /// How health is found out.
+        probe: Probe = Probe::default();
+        /// Where its load is asked for, beside what answers and probes bring.
+        poll: Option<Poll> = None;
+        /// When a second attempt is made beside a slow first one; `None`: never.
+        hedge: Option<Hedge> = None;
+        /// When an endpoint is taken out for what its answers are like.
+        ejection: forebay_routing::Ejection = Ejection::default().rules();
+        /// What is sent again.
+        retry: Retry = Retry::default();
+    }
+}
+
+forebay_config::section! {
+    /// Endpoints whose addresses stand in the file.
+    pub(super) struct EndpointKeys {
+        /// Addresses of the endpoints. This or `fleet` is required.
+        endpoints: Vec<SocketAddr> = Vec::new(), Endpoints,
+            shown "[\"127.0.0.1:8001\", \"127.0.0.1:8002\"]";
+    }
+}
+
+forebay_config::section! {
+    /// A pool whose workers the proxy starts, watches and restarts on the same machine. Each listens on
+    /// a port of 127.0.0.1 that the OS chose. Changes need a restart.
+    pub struct Fleet {
+        /// How many.
+        workers: usize = 1, within(1..=MAX_WORKERS);
+        /// Required. The model repository that they serve (relative to this file's folder).
+        models: PathBuf = PathBuf::new(), required(path_in_file()), shown "\"../backends/models\"";
+        /// Executor threads of each: inferences that one runs at once.
+        executors: usize = 1, within(1..=MAX_THREADS);
+    }
+}
+
+/// Where a pool's endpoints come from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Source {
+    /// Addresses in the file.
+    Static(Vec<SocketAddr>),
+    /// Workers that this process starts, watches and restarts on the same machine.
+    Fleet(Fleet),
+}
+
+/// What an endpoint is asked in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EndpointProtocol {
+    /// HTTP/1.1, as many connections as requests at once.
+    #[default]
+    Http1,
+    /// HTTP/2 without TLS, many requests on each connection.
+    H2,
+}
+
+impl EndpointProtocol {
+    /// Names in the configuration.
+    pub const NAMES: &'static [(&'static str, Self)] =
+        &[("http/1.1", Self::Http1), ("h2", Self::H2)];
+}
+
+/// Reads the table of the pool `name` with those in it.
+pub(super) fn read(name: String, table: &Table<'_, '_>) -> Pool {
+    Pool {
+        name,
+        source: source(table),
+        queue: Queue::read(&table.table_or_empty("queue")),
+        probe: probe::read(&table.table_or_empty("probe")),
+        poll: table.table("poll").map(|table| poll::read(&table)),
+        hedge: table.table("hedge").map(|table| Hedge::read(&table)),
+        ejection: Ejection::read(&table.table_or_empty("ejection")).rules(),
+        retry: Retry::read(&table.table_or_empty("retry")),
+        ..Pool::read(table)
+    }
+}
+
+fn source(table: &Table<'_, '_>) -> Source {
+    let endpoints = EndpointKeys::read(table).endpoints;
+    let fleet = table.table("fleet").map(|fleet| Fleet::read(&fleet));
+    match (table.place_of("endpoints"), table.has("fleet")) {
+        (Some(span), true) => {
+            table.note(span, "endpoints", "expected either endpoints or a fleet, found both");
+        }
+        (None, false) => {
+            let message = "expected endpoints or a fleet, found neither";
+            table.note(table.span(), "endpoints", message);
+        }
+        _ => {}
+    }
+    fleet.map_or(Source::Static(endpoints), Source::Fleet)
+}
+
+/// Addresses that requests can be sent to.
+struct Endpoints;
+
+impl Form<Vec<SocketAddr>> for Endpoints {
+    fn read(&self, table: &Table<'_, '_>, key: &str, default: Vec<SocketAddr>) -> Vec<SocketAddr> {
+        let Some((items, span)) = table.items::<SocketAddr>(key) else { return default };
+        if items.is_empty() || items.len() > MAX_ENDPOINTS {
+            let found = items.len();
+            table.note(span, key, format!("expected 1 to {MAX_ENDPOINTS}, found {found}"));
+        }
+        let mut seen = BTreeSet::new();
+        let mut note = |address: SocketAddr, span: Span| {
+            if address.port() == 0 {
+                let expected = "expected a port from 1 to 65535";
+                table.note(span, key, format!("{expected}, found {address}"));
+            } else if !seen.insert(address) {
+                table.note(span, key, format!("expected each once, found {address} again"));
+            }
+            address
+        };
+        items.into_iter().flatten().map(|(address, span)| note(address, span)).collect()
+    }
+
+    fn show(&self, value: &Vec<SocketAddr>) -> Option<String> {
+        list().show(value)
+    }
+
+    fn expected(&self) -> String {
+        format!("a list of 1 to {MAX_ENDPOINTS}, each {} and found once", SocketAddr::EXPECTED)
+    }
+
+    fn kind(&self) -> &'static str {
+        "ADDR"
+    }
+
+    fn is_list(&self) -> bool {
+        true
+    }
+}
+
+/// The key of the policy `sticky`: a table that names a header.
+struct StickyKey;
+
+impl Form<Option<HeaderName>> for StickyKey {
+    fn read(
+        &self,
+        table: &Table<'_, '_>,
+        key: &str,
+        default: Option<HeaderName>,
+    ) -> Option<HeaderName> {
+        table.table(key).map_or(default, |table| header_name(&table, "header"))
+    }
+
+    fn show(&self, value: &Option<HeaderName>) -> Option<String> {
+        value.as_ref().map(|name| format!("{{ header = {:?} }}", name.as_str()))
+    }
+
+    fn expected(&self) -> String {
+        "a table with the name of a `header`".to_owned()
+    }
+
+    fn kind(&self) -> &'static str {
+        "TABLE"
+    }
+}
