@@ -15,11 +15,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Clients are spread over this many locks.
 const SHARDS: usize = 16;
 
-/// What a piece of an answer takes beside its bytes, wherever it waits: its place in a queue, and what
-/// says where its bytes are. A megabyte of events of ten bytes each would take ten without it.
+/// Memory that a piece of an answer takes beside its bytes, wherever it waits: its place in a queue, and the
+/// reference to its bytes. Without it, a megabyte of events of ten bytes each would take ten.
 const PIECE: usize = 128;
 
-/// What a piece of an answer takes of so many bytes.
+/// Memory that a piece of an answer of this many bytes takes.
 pub const fn cost(bytes: usize) -> usize {
     bytes + PIECE
 }
@@ -31,7 +31,7 @@ pub struct Memory {
     clients: [Mutex<HashMap<u64, u64>>; SHARDS],
 }
 
-/// Which bound does not allow more.
+/// The bound that was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Full {
     /// The client's share.

@@ -1,11 +1,10 @@
-//! How many connections each listener holds, whose they are, and which make room for others.
+//! The number of connections of each listener and client, and which of them make room for others.
 //!
-//! A connection costs memory and a file descriptor whether or not it ever says anything, and when
-//! descriptors run out, nothing works any more: not the clients that are there, not the probes, not
-//! the admin listener. So each listener has a bound, and a part of it that no single client can
-//! exceed. When a bound is reached, the connections make room that have waited longest for their
-//! client, silent ones and those kept for a further request alike; a new connection is refused only
-//! where all are busy.
+//! A connection costs memory and a file descriptor even if it never sends a byte, and when descriptors run
+//! out, nothing works any more: not the open connections, not the probes, not the admin listener. So each
+//! listener has a bound, and a part of it that no single client can exceed. When a bound is reached, the
+//! connections that have waited longest for their client make room, silent ones and those kept for a further
+//! request alike; a new connection is refused only where all are busy.
 
 use crate::config;
 use forebay_protocol::{Reason, metric};
@@ -21,7 +20,7 @@ const MAX_EVICTED_AT_ONCE: usize = 16;
 /// Time after a search that found none in which there is no other.
 const MIN_SEARCH_INTERVAL: Duration = Duration::from_millis(5);
 
-/// What is spoken at the admin listener.
+/// The protocol of the admin listener.
 const ADMIN: &str = "admin";
 
 /// The connections of one listener.
@@ -29,7 +28,7 @@ const ADMIN: &str = "admin";
 pub struct Connections {
     /// The listener's address, as it is bound: its name in logs and metrics.
     pub listener: Arc<str>,
-    /// What is spoken there.
+    /// The listener's protocol.
     pub protocol: &'static str,
     most: usize,
     most_per_client: usize,
@@ -49,7 +48,7 @@ struct Seats {
     by_client: HashMap<IpAddr, usize>,
 }
 
-/// What is known of one connection.
+/// The record of one connection.
 #[derive(Debug)]
 struct Seat {
     /// Since when it waits for its client, in milliseconds after the listener's beginning; 0 while it
@@ -69,7 +68,7 @@ pub struct Connection {
     outcome: &'static str,
 }
 
-/// That a connection waits for its client, for those who see when it does.
+/// The mark that a connection waits for its client.
 #[derive(Debug, Clone)]
 pub struct Waiting {
     of: Arc<Connections>,
@@ -126,12 +125,12 @@ impl Connections {
         metric::proxy::CONNECTIONS.with([&self.listener, outcome]).increment(1);
     }
 
-    /// How many are open.
+    /// Number of open connections.
     pub fn open(&self) -> usize {
         self.open.load(Relaxed)
     }
 
-    /// How many may be open.
+    /// Maximum number of open connections.
     pub fn most(&self) -> usize {
         self.most
     }
@@ -176,7 +175,7 @@ impl Connections {
         }
         let found = !longest.is_empty();
         for (_, seat) in longest {
-            // Nobody else sets it: the seats are locked.
+            // The seats are locked, so no other code sets it.
             seat.leaving.store(true, Relaxed);
             self.leaving.fetch_add(1, Relaxed);
             seats.one_less(lock(&seat.client).take());
@@ -236,7 +235,7 @@ impl Connection {
         Waiting { of: Arc::clone(&self.of), seat: Arc::clone(&self.seat) }
     }
 
-    /// Is it to make room for others?
+    /// Whether it has to make room for others.
     pub fn is_leaving(&self) -> bool {
         self.seat.leaving.load(Relaxed)
     }
@@ -260,7 +259,7 @@ impl Waiting {
         self.seat.waits_since.store(0, Relaxed);
     }
 
-    /// Does it wait?
+    /// Whether it waits.
     pub fn is_on(&self) -> bool {
         self.seat.waits_since.load(Relaxed) > 0
     }

@@ -41,13 +41,13 @@ pub fn run() -> Result<()> {
     };
     let worker_log = WorkerLog { json: false, level: "warn".to_owned() };
     server::run(Options { config, file: Some(file), worker_log, started: Box::new(started) })?;
-    say("forebay: everything is finished and stopped\n");
+    say("forebay: stopped\n");
     Ok(())
 }
 
 /// The project's folder: the present one or one above it, or above this program's file.
 fn folder() -> Result<PathBuf> {
-    let here = std::env::current_dir().context("can't find the present folder")?;
+    let here = std::env::current_dir().context("can't find the current directory")?;
     let program = std::env::current_exe().context("can't find this program's own file")?;
     let mut candidates = here.ancestors().chain(program.ancestors());
     let found = candidates.find(|folder| folder.join(CONFIG).is_file());

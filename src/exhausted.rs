@@ -38,7 +38,7 @@ pub fn reset(stream: &TcpStream) {
 /// A connection that is one too many, and is told so; counted until dropped.
 pub struct LastWords;
 
-/// How many there are now, at all listeners.
+/// Their current number, at all listeners.
 static LAST_WORDS: AtomicU64 = AtomicU64::new(0);
 
 impl LastWords {
@@ -59,8 +59,7 @@ impl Drop for LastWords {
 
 type Check = dyn Fn(&TcpSocket) -> pingora::Result<()> + Send + Sync;
 
-/// Has connections to `peer` leave the descriptors alone that are kept for probes and the admin
-/// listener.
+/// Keeps connections to `peer` off the descriptors that are reserved for probes and the admin listener.
 pub fn keep_reserve(peer: &mut HttpPeer) {
     static CHECK: LazyLock<Arc<Check>> = LazyLock::new(|| {
         Arc::new(|socket| {

@@ -23,7 +23,7 @@ pub struct Lifecycle {
     in_flight: Taken,
     /// Open connections at Layer 7.
     open: Taken,
-    /// What bodies and answers hold.
+    /// Memory that bodies and answers hold.
     memory: Arc<Memory>,
     /// Whether what is still open has had its time.
     cut: watch::Sender<bool>,
@@ -55,7 +55,7 @@ impl Lifecycle {
         self.in_flight.now()
     }
 
-    /// Is the process on its way out?
+    /// Whether the process is shutting down.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Relaxed)
     }
@@ -65,13 +65,13 @@ impl Lifecycle {
         self.draining.store(true, Relaxed);
     }
 
-    /// What is still open has had its time.
+    /// Closes the connections that are still open after the drain.
     pub fn cut_what_is_open(&self) {
         self.cut.send_replace(true);
     }
 
-    /// Can requests be served: not draining, all vital tasks run and none stands still, and there are
-    /// endpoints for what comes in ([`readiness`])?
+    /// Whether requests can be served: the process is not draining, all vital tasks run and make progress,
+    /// and there are endpoints for the routes ([`readiness`]).
     pub fn is_ready(&self, snapshot: &Snapshot) -> bool {
         !self.is_draining() && self.tasks.all_up() && readiness::is_ready(snapshot)
     }
@@ -82,12 +82,12 @@ impl Lifecycle {
         OpenConnection(Arc::clone(self))
     }
 
-    /// What takes memory, each with how much of it takes little.
+    /// The consumers of memory, each with the amount that counts as little.
     pub fn takes_memory(&self) -> [memory::Watched<'_>; 3] {
         [(&self.open, 100), (&self.in_flight, 50), (self.memory.taken(), 1024 * 1024)]
     }
 
-    /// What bodies and answers hold.
+    /// Memory that bodies and answers hold.
     pub fn memory(&self) -> &Arc<Memory> {
         &self.memory
     }
@@ -112,9 +112,9 @@ impl Lifecycle {
     }
 }
 
-/// How often a draining process looks whether it is idle.
+/// Interval at which a draining process checks whether it is idle.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(10);
-/// How many looks in a row must see nothing.
+/// Number of checks in a row that must find it idle.
 const IDLE_CHECKS: u32 = 5;
 /// Time that the last connections get to say something, or to end.
 const MAX_SILENCE: Duration = Duration::from_secs(1);

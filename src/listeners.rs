@@ -1,4 +1,4 @@
-//! Where clients come in: sockets, and who takes what is accepted there.
+//! The sockets that clients connect to, and the acceptors of their connections.
 //!
 //! Everything is bound before anything runs: an address in use is an error message, not a panic
 //! inside a service. And a socket stays open when its own loop has ended, because closing it with
@@ -46,9 +46,9 @@ struct Socket {
 }
 
 impl Sockets {
-    /// None yet but those that whoever started this process has passed, in the way of systemd
-    /// (`LISTEN_FDS`). Call it before there are threads that read the environment: what it has read
-    /// leaves it, so that no worker takes it for its own.
+    /// Takes over the sockets that a service manager has passed, as systemd does (`LISTEN_FDS`); none are
+    /// bound yet. Call it before there are threads that read the environment: the variables are removed, so
+    /// that no worker takes the sockets for its own.
     pub fn passed() -> Self {
         let mut found = ListenFd::from_env();
         let mut passed = HashMap::new();
@@ -57,7 +57,7 @@ impl Sockets {
             match socket.and_then(|socket| socket.map(addressed).transpose()) {
                 Ok(socket) => passed.extend(socket),
                 Err(error) => {
-                    tracing::warn!(place, %error, "a socket was passed that is no use");
+                    tracing::warn!(place, %error, "ignoring passed socket: not a usable TCP listener");
                     // Or every worker would inherit it.
                     if let Ok(Some(open)) = found.take_raw_fd(place) {
                         let _ = nix::unistd::close(open);
@@ -82,7 +82,7 @@ impl Sockets {
             }
         };
         if is_passed {
-            tracing::info!(%address, "listening on a socket that was passed");
+            tracing::info!(%address, "listening on a passed socket");
         }
         socket.set_nonblocking(true)?;
         let address = socket.local_addr()?;
@@ -93,13 +93,13 @@ impl Sockets {
     /// Says which sockets were passed that nothing listens on; they are closed.
     pub fn close_unused(&mut self) {
         for (address, _) in self.passed.drain() {
-            tracing::warn!(%address, "a socket was passed for an address that no listener has");
+            tracing::warn!(%address, "ignoring passed socket: no listener has its address");
         }
     }
 
     /// A handle of our own on a bound socket: it stays open when a service closes its own.
     pub fn hold(&self, address: SocketAddr) -> Result<TcpListener> {
-        let bound = self.bound.get(&address).context("a listener that was not bound")?;
+        let bound = self.bound.get(&address).context("a listener was not bound")?;
         Ok(bound.socket.try_clone()?)
     }
 }
@@ -119,7 +119,7 @@ pub struct Listener {
     pub connections: Arc<Connections>,
 }
 
-/// What takes its connections.
+/// The handler of a listener's connections.
 enum Acceptor {
     Http(Arc<Accept>),
     Tcp(Arc<Layer4>),
@@ -197,7 +197,7 @@ impl Listener {
         Ok(())
     }
 
-    /// Takes the connections that wait where nobody accepts any more, and closes.
+    /// Accepts the connections that still wait in the kernel, and closes.
     pub fn close(self, stop: &watch::Sender<bool>) {
         if self.outlives {
             // They wait for the next process, which has more time for them.

@@ -12,9 +12,9 @@ use std::time::Duration;
 pub struct Refusal {
     /// The stable code; status, blame and retryability follow from it.
     pub reason: Reason,
-    /// What was expected and what was found, for the client's eyes.
+    /// The expected and the found value, for the client.
     pub message: Cow<'static, str>,
-    /// When it may be worth asking again.
+    /// Time after which a retry may be worthwhile.
     pub retry_after: Option<Duration>,
 }
 
@@ -27,7 +27,7 @@ impl From<Violation> for Refusal {
 impl Refusal {
     /// A refusal with a message.
     pub fn new(reason: Reason, message: impl Into<Cow<'static, str>>) -> Self {
-        // Whatever is missing now, a probe may bring back within a second.
+        // A probe may bring any missing endpoint back within a second.
         let retry_after = matches!(
             reason,
             Reason::NoEndpoint

@@ -39,7 +39,7 @@ impl Reloader {
     /// # Errors
     /// Why the running configuration stays, as a person reads it.
     pub async fn reload(&self) -> Result<u64, String> {
-        // In a task of its own: whatever it does, the part that asked for it goes on.
+        // In a task of its own: the caller goes on even if it panics.
         let this = self.clone();
         let task = tokio::spawn(async move { this.try_reload().await });
         let result = task.await.unwrap_or_else(|error| Err(format!("the reload failed: {error}")));
@@ -47,7 +47,9 @@ impl Reloader {
         forebay_protocol::metric::proxy::RELOADS.with([outcome]).increment(1);
         match &result {
             Ok(generation) => tracing::info!(generation, "configuration reloaded"),
-            Err(error) => tracing::error!(error, "reload refused, the running configuration stays"),
+            Err(error) => {
+                tracing::error!(error, "reload refused, keeping the running configuration");
+            }
         }
         result
     }

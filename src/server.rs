@@ -1,10 +1,10 @@
 //! The life of the process: bind, serve, reload on SIGHUP, drain on SIGTERM.
 //!
-//! Pingora's own server closes its listeners at the instant of a SIGTERM and then sleeps for the
-//! whole grace period. Here readiness goes first, so that whoever balances over several proxies
-//! turns away before a connection is refused; connections are told to close with their next
-//! answer; listeners are closed after that; and the process leaves as soon as nothing is in flight.
-//! Its services are run as they are, on a runtime of ours.
+//! Pingora's own server closes its listeners at the instant of a SIGTERM and then sleeps for the whole grace
+//! period. Here readiness goes first, so that a load balancer in front turns away before a connection is
+//! refused; connections are told to close with their next answer; listeners are closed after that; and the
+//! process ends as soon as nothing is in flight. Pingora's services run unchanged, on a runtime of this
+//! module.
 
 use crate::admin::Admin;
 use crate::admin::listener::{self, AdminListener};
@@ -39,23 +39,23 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-/// What the process was started with.
+/// The options of the process.
 pub struct Options {
-    /// What runs first.
+    /// The initial configuration.
     pub config: Config,
-    /// Where a reload reads from; `None`: reloads are refused.
+    /// The file that a reload reads; `None`: reloads are refused.
     pub file: Option<PathBuf>,
-    /// How workers of a fleet log.
+    /// Log settings of a fleet's workers.
     pub worker_log: WorkerLog,
     /// Called once everything listens.
     pub started: Box<dyn FnOnce(&Started) + Send>,
 }
 
-/// What runs, for those who tell it to a person.
+/// The addresses of a running proxy, for a banner.
 pub struct Started {
-    /// Where requests come in.
+    /// Addresses of the listeners.
     pub listeners: Vec<SocketAddr>,
-    /// Where the admin listener is.
+    /// Address of the admin listener.
     pub admin: Option<SocketAddr>,
     /// Endpoints and pools.
     pub control: ControlHandle,
@@ -202,7 +202,7 @@ async fn wait_ready(lifecycle: Arc<Lifecycle>, snapshot: Arc<ArcSwap<Snapshot>>)
     }
 }
 
-/// How often a starting process looks whether it is ready.
+/// Interval at which a starting process checks whether it is ready.
 const READY_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 /// Time that the first probes get before a socket is used that was passed.
 const MAX_WARM_UP: Duration = Duration::from_secs(5);
@@ -226,7 +226,10 @@ async fn drain(
             listener.close(stop);
         }
         if timeout(server.drain_timeout, lifecycle.wait_idle()).await.is_err() {
-            tracing::warn!(in_flight = lifecycle.in_flight(), "drain timed out, requests are cut");
+            tracing::warn!(
+                in_flight = lifecycle.in_flight(),
+                "drain timed out, closing connections with requests in flight"
+            );
             lifecycle.cut_what_is_open();
             // Connections get to say how they ended; what is left then goes with the runtime.
             let _ = timeout(LAST_WORDS, lifecycle.wait_idle()).await;

@@ -33,9 +33,9 @@ const MAX_WRITE_STALL: Duration = Duration::from_secs(10);
 
 /// Takes the connections of operators.
 pub struct AdminListener {
-    /// What answers.
+    /// The handler of requests.
     pub admin: Arc<Admin>,
-    /// What is open.
+    /// Open connections.
     pub connections: Arc<Connections>,
 }
 
@@ -74,7 +74,8 @@ impl AdminListener {
                 Arrival::Request(begun) => begun,
                 Arrival::Ended => return reader.farewell().await,
                 Arrival::Http2 => {
-                    let words = "expected HTTP/1.1, found HTTP/2, which is not spoken here";
+                    let words =
+                        "expected HTTP/1.1, found HTTP/2, which this listener does not speak";
                     let refusal = Refusal::new(Reason::InvalidRequest, words);
                     return say(reader, &refusal, "", Duration::ZERO).await;
                 }
@@ -89,7 +90,7 @@ impl AdminListener {
             let answered = timeout(IN_ALL, self.admin.process_new_http(session, &stop)).await;
             let Ok(Some(next)) = answered else { return };
             let (stream, _) = next.consume();
-            // What was given is given back.
+            // The reader that was passed in comes back.
             let Ok(same) = stream.into_any().downcast::<Http1Reader>() else { return };
             reader = same;
             reader.rests();

@@ -1,5 +1,5 @@
-//! The admin listener: metrics, status, reload. Off the clients' listeners, and on loopback unless
-//! the operator says otherwise, since whoever reaches it may reload.
+//! The admin listener: metrics, status, reload. It is separate from the clients' listeners, and on loopback
+//! unless the operator chooses otherwise, since anyone who reaches it can reload.
 
 mod format;
 pub mod listener;
@@ -31,11 +31,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// What the admin listener answers from.
+/// The sources of the admin listener's answers.
 pub struct Admin {
     /// The fleet.
     pub control: ControlHandle,
-    /// What is in flight.
+    /// Requests in flight.
     pub lifecycle: Arc<Lifecycle>,
     /// The clients' connections, listener by listener.
     pub listeners: Vec<Arc<Connections>>,
@@ -92,13 +92,13 @@ impl ServeHttp for Admin {
                 }
             },
             (_, "/metrics" | "/status" | "/livez" | "/readyz" | "/reload") => {
-                let error = format!("{method} is not understood here; GET / lists what is");
+                let error = format!("{method} is not supported; GET / lists the paths");
                 json_answer(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": error }))
             }
             (&Method::GET, "/") => answer(StatusCode::OK, TEXT, HELP),
             (_, path) if path.starts_with("/pools/") => self.drain(&method, path).await,
             _ => {
-                let error = "nothing here; GET / lists what there is";
+                let error = "nothing is served at this path; GET / lists the paths";
                 json_answer(StatusCode::NOT_FOUND, &json!({ "error": error }))
             }
         }
@@ -111,12 +111,13 @@ const TEXT: &str = "text/plain; charset=utf-8";
 fn refuse_foreign(foreign: Foreign) -> Response<Vec<u8>> {
     metric::ADMIN_REFUSED.with([foreign.as_str()]).increment(1);
     let (status, error) = match foreign {
-        Foreign::CrossSite => {
-            (StatusCode::FORBIDDEN, "expected a request of a program or of this site's own page")
-        }
+        Foreign::CrossSite => (
+            StatusCode::FORBIDDEN,
+            "expected a request from a program or from this site's own page",
+        ),
         Foreign::UnknownHost => (
             StatusCode::MISDIRECTED_REQUEST,
-            "expected a host that this listener is known by, see server.admin_hosts",
+            "expected a host name of this listener, see server.admin_hosts",
         ),
     };
     json_answer(status, &json!({ "error": error }))
@@ -184,7 +185,7 @@ impl Admin {
             text += "draining\n";
         }
         for (task, count) in self.lifecycle.tasks.stalled() {
-            text += &format!("task {task}: {count} of its kind stand still\n");
+            text += &format!("task {task}: {count} make no progress\n");
         }
         text += &Readiness::of(snapshot).to_string();
         answer(status, TEXT, text)
@@ -246,8 +247,8 @@ impl Admin {
     }
 }
 
-/// What a path asks for. Its parts are separated first and decoded then, so that a name may contain
-/// anything.
+/// The drain or undrain that a path asks for. Its parts are separated before they are decoded, so that a
+/// name may contain any character.
 fn drain_of(path: &str) -> Result<Drain, (StatusCode, String)> {
     let parts: Vec<_> = path.split('/').collect();
     let (pool, address, drained) = match parts[..] {
@@ -311,7 +312,7 @@ fn answer(status: StatusCode, kind: &str, body: impl Into<Vec<u8>>) -> Response<
 }
 
 fn json_answer(status: StatusCode, value: &impl Serialize) -> Response<Vec<u8>> {
-    // What is written here has no maps with odd keys, which is all that could fail.
+    // Only maps with keys other than strings could fail, and there are none.
     let mut body = serde_json::to_vec_pretty(value).unwrap_or_default();
     body.push(b'\n');
     answer(status, "application/json", body)

@@ -1,4 +1,4 @@
-//! What the status says of a route: its variants, and which may stand in for them.
+//! The status of a route: its variants, and their fallbacks.
 
 use super::format::{millis, short};
 use crate::config::{Route, Variant};

@@ -1,8 +1,8 @@
-//! What the proxy knows right now: `/status`, as a table for people and as JSON for programs.
+//! The proxy's current knowledge: `/status`, as a table for people and as JSON for programs.
 //!
-//! When requests are slow, the first question is who is busy and how one knows. Every number that
-//! pick looks at stands here, with the age and the origin of the report behind it: a queue depth
-//! that is ten seconds old looks like one that is fresh everywhere else.
+//! When requests are slow, the first question is which endpoint is busy and how old that knowledge is. Every
+//! number that pick compares is here, with the age and the origin of the report behind it: elsewhere, a
+//! queue depth that is ten seconds old looks like a fresh one.
 
 use super::format::{long, millis, round, short};
 use super::route_status::RouteStatus;
@@ -33,7 +33,7 @@ pub struct Status<'a> {
     draining: bool,
     /// Requests inside the proxy.
     in_flight: usize,
-    /// How many configurations this process has run.
+    /// Number of configurations that this process has run.
     generation: u64,
     config_loaded: String,
     listeners: Vec<ListenerStatus<'a>>,
@@ -55,7 +55,7 @@ struct PoolStatus<'a> {
     policy: &'static str,
     /// In rotation.
     ready: usize,
-    /// So few are ready that those that are ejected are in rotation too.
+    /// Whether so few endpoints are ready that ejected ones are in rotation, too.
     panic: bool,
     /// Whether none is ready, so that those are tried that do not answer probes.
     last_resort: bool,
@@ -73,22 +73,22 @@ struct EndpointStatus<'a> {
     ejected_for: Option<&'static str>,
     /// Until it is back on trial.
     ejected_ms: Option<f64>,
-    /// How often it was ejected, less what it has made good since.
+    /// Number of its ejections, less those that good behaviour has cancelled.
     strikes: u32,
     /// Sent by this proxy and unfinished.
     in_flight: u32,
     /// Believed to be there, from everyone: the last report, corrected by what was done since.
     occupancy: u32,
-    /// What it can run at once, if that is known.
+    /// Requests that it can run at once, if known.
     slots: Option<u32>,
-    /// Whether that is what its latencies say, since nobody states it.
+    /// Whether `slots` is learnt from latencies, because neither reports nor configuration state it.
     slots_learnt: bool,
     /// In flight there by the last report, from everyone.
     reported_in_flight: Option<u32>,
     /// Waiting there by the last report.
     queue: Option<u32>,
     report_age_ms: Option<f64>,
-    /// How the last report came.
+    /// Origin of the last report.
     origin: Option<&'static str>,
     /// Whether it is too old to be believed.
     stale: bool,
@@ -106,8 +106,8 @@ pub enum Form {
 }
 
 impl Form {
-    /// What `?format=` says, else what `Accept` says: JSON for whoever names it, or says nothing at
-    /// all, as small clients do; the table for curl and browsers.
+    /// The form that `?format=` asks for, otherwise `Accept`: JSON for clients that name it or send no such
+    /// header, as small clients do; the table for curl and browsers.
     pub fn wanted(query: Option<&str>, headers: &HeaderMap) -> Self {
         let stated =
             query.and_then(|query| query.split('&').find_map(|q| q.strip_prefix("format=")));

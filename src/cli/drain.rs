@@ -17,7 +17,7 @@ const MAX_ANSWER: u64 = 64 * 1024;
 /// Time between two looks at what is still in flight.
 const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Which endpoint of which proxy.
+/// An endpoint of a proxy.
 #[derive(clap::Args)]
 pub(super) struct Endpoint {
     /// Admin listener of the proxy.
@@ -46,7 +46,7 @@ pub(super) fn drain(endpoint: &Endpoint, wait: Option<Duration>) -> Result<Strin
     }
 }
 
-/// Has an endpoint used again. Returns what to tell.
+/// Puts an endpoint back into use. Returns the message to print.
 ///
 /// # Errors
 /// The proxy does not answer or knows no such endpoint.
@@ -86,8 +86,8 @@ impl Endpoint {
         };
         let answer =
             connect().with_context(|| format!("no answer from the admin listener {admin}"))?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("an answer that is not HTTP")?;
-        let said: Value = serde_json::from_str(body).context("an answer that is not JSON")?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;
+        let said: Value = serde_json::from_str(body).context("the answer is not JSON")?;
         if let Some(error) = said["error"].as_str() {
             bail!("{error}");
         }

@@ -20,11 +20,11 @@ use std::time::{Duration, SystemTime};
 #[derive(Parser)]
 #[command(name = "forebay", version, after_help = EXIT_CODES, max_term_width = 100)]
 struct Cli {
-    /// Which log messages to show: error, warn, info, debug, trace, or a filter such as
+    /// Log messages to show: error, warn, info, debug, trace, or a filter such as
     /// `info,forebay::pool=debug`.
     #[arg(long, global = true, value_name = "FILTER", env = "FOREBAY_LOG", default_value = "info")]
     log_level: String,
-    /// Form of log messages, which go to standard error.
+    /// Format of log messages, which go to standard error.
     #[arg(long, global = true, value_name = "FORM", default_value = "auto")]
     log_format: LogFormat,
     #[command(subcommand)]
@@ -33,23 +33,23 @@ struct Cli {
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  done; after SIGTERM or Ctrl-C: everything in flight was finished
-  1  it failed, or the configuration is wrong; the reason is on standard error
+  0  done; after SIGTERM or Ctrl-C: every request in flight was finished
+  1  failed, or the configuration is wrong; the reason is on standard error
   2  the command line can't be understood";
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve as a configuration file says.
+    /// Serve with a configuration file.
     ///
-    /// SIGHUP or `POST /reload` on the admin listener reads the file again. SIGTERM and SIGINT
-    /// drain: readiness first, then the listeners, then what is in flight; a second signal stops at
-    /// once.
+    /// SIGHUP or `POST /reload` on the admin listener reads the file again. SIGTERM and SIGINT drain:
+    /// the proxy becomes not ready, closes its listeners, and finishes the requests in flight; a second
+    /// signal stops at once.
     Serve {
         /// The configuration file; conf/reference.toml explains every key.
         #[arg(long, short, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Check a configuration file and report every error in it.
+    /// Check a configuration file, and report every error in it.
     Check {
         /// The configuration file.
         #[arg(value_name = "FILE", required_unless_present = "reference")]
@@ -65,20 +65,20 @@ enum Command {
         )]
         reference: Option<ReferenceForm>,
     },
-    /// Give an endpoint nothing new; it finishes what it has.
+    /// Drain an endpoint: it gets no new requests, and finishes those that it has.
     Drain {
         #[command(flatten)]
         endpoint: drain::Endpoint,
-        /// Return only when nothing is in flight there any more, but fail after this many seconds.
+        /// Return only when nothing is in flight there any more; fail after this many seconds.
         #[arg(long, value_name = "SECONDS")]
         wait: Option<u32>,
     },
-    /// Use an endpoint again that was drained.
+    /// Put a drained endpoint back into use.
     Undrain {
         #[command(flatten)]
         endpoint: drain::Endpoint,
     },
-    /// Run a worker: what `forebay-worker` does, in the same program.
+    /// Run a worker: the same as `forebay-worker`, in this program.
     #[cfg(feature = "demo")]
     #[command(disable_help_flag = true)]
     Worker {
@@ -92,9 +92,9 @@ enum Command {
 enum LogFormat {
     /// Text on a terminal, JSON otherwise.
     Auto,
-    /// For people.
+    /// Plain text.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -197,7 +197,7 @@ fn print_reference(form: ReferenceForm) {
 }
 
 fn tell(line: &str) {
-    // Whoever closed standard output does not want the line.
+    // If standard output is closed, the line is not wanted.
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 

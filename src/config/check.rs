@@ -43,7 +43,7 @@ pub(super) const fn request_path() -> Text {
         if !path.starts_with('/') {
             Some("a path that begins with /")
         } else if path.parse::<http::Uri>().is_err() || !path.is_ascii() {
-            Some("a path as it stands in a URL")
+            Some("a valid URL path")
         } else {
             None
         }

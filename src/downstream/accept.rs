@@ -1,12 +1,12 @@
-//! The edge towards the clients: which protocol a new connection speaks, and what holds for every
-//! request before anything is known of it.
+//! The edge towards the clients: detects the protocol of a new connection, and applies the rules that hold
+//! for every request.
 //!
-//! Pingora tells h2c from HTTP/1.1 by waiting for as many bytes as HTTP/2 begins with. A whole
-//! HTTP/1.0 request can be shorter than that (HAProxy's health check is), and would wait for ever.
-//! Here a connection is HTTP/1.1 as soon as a byte differs, and [`Http1Reader`] reads the head of each of
-//! its requests: whole, in time, and by the letter. Only then does Pingora see it. What is refused
-//! gets words, a count and a line in the log, as any refusal. What comes before HTTP, a PROXY header
-//! and a TLS handshake, has no such words: a connection that fails there is counted and closed.
+//! Pingora tells h2c from HTTP/1.1 by waiting for as many bytes as HTTP/2 begins with. A whole HTTP/1.0
+//! request can be shorter than that (HAProxy's health check is), and would wait forever. Here a connection
+//! is HTTP/1.1 as soon as a byte differs, and [`Http1Reader`] reads the head of each of its requests:
+//! completely, in time, and strictly. Only then does Pingora see it. A refused request gets a message, a
+//! count and a line in the log, as any refusal. The stages before HTTP, a PROXY header and a TLS handshake,
+//! have no such message: a connection that fails there is counted and closed.
 
 use crate::connections::{Connection, Connections};
 use crate::downstream::http1_reader::{Arrival, Http1Reader};
@@ -64,7 +64,7 @@ pub fn socket(stream: TcpStream, peer: SocketAddr) -> L4Stream {
 
 /// Takes the connections of one listener.
 pub struct Accept {
-    /// What takes their requests.
+    /// The handler of their requests.
     pub proxy: Arc<HttpProxy<Proxy>>,
     /// The listener's place in the configuration.
     pub place: usize,
@@ -76,7 +76,7 @@ pub struct Accept {
     pub connections: Arc<Connections>,
     /// The present picture, for its limits.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
-    /// Where new connections are counted.
+    /// Counts new connections.
     pub lifecycle: Arc<Lifecycle>,
     /// Metrics and access log.
     pub observer: Arc<Observer>,
@@ -107,8 +107,8 @@ impl Accept {
         waiting.begins();
         let mut first = [0];
         tokio::select! {
-            // What comes of a connection that stays silent is the same as of one that says too little. A
-            // socket that was just accepted passes for readable, so it is looked whether there is anything.
+            // A silent connection ends like one that sends too little. A socket that was just accepted
+            // counts as readable, so the read checks whether there is anything.
             _ = timeout(patience, stream.peek(&mut first)) => {}
             () = connection.room_is_wanted() => return connection.ended(Reason::Evicted),
         }
@@ -185,16 +185,16 @@ impl Accept {
             // Words need a handshake, which is what there is no room for.
             return;
         }
-        let words = "expected fewer connections, found as many as may be open";
+        let words = "the listener has reached max_connections";
         let refusal = Refusal::new(Reason::ConnectionLimit, words);
         let stream = Box::new(socket(stream, peer));
         let reader = Box::new(Http1Reader::new(stream, BytesMut::new()));
-        // Nobody lingers where there is no room.
+        // No lingering where there is no room.
         self.refuse(reader, &refusal, Duration::ZERO).await;
     }
 
-    /// What comes before HTTP, `in_all` from its beginning at most. From then on the connection is the
-    /// client's; what was read of HTTP already is beside it.
+    /// Runs the stages before HTTP, for `in_all` from the connection's beginning at most. From then on the
+    /// connection is the client's; bytes of HTTP that were read already are returned beside it.
     async fn begin(
         &self,
         mut socket: L4Stream,
@@ -232,8 +232,7 @@ impl Accept {
             socket.set_socket_digest(origin);
             // Only what the header names is a client: without one it is the balancer's own probe.
             if !connection.belongs_to(ends.source.ip()) {
-                let words =
-                    "expected fewer connections of this client, found as many as it may have";
+                let words = "this client has reached max_connections_per_client";
                 return Err(Refusal::new(Reason::ConnectionLimit, words));
             }
         }
@@ -287,7 +286,8 @@ impl Accept {
                 Arrival::Request(begun) => begun,
                 Arrival::Ended => return reader.farewell().await,
                 Arrival::Http2 => {
-                    let words = "expected HTTP/1.1, found HTTP/2, which is not spoken here";
+                    let words =
+                        "expected HTTP/1.1, found HTTP/2, which this listener does not speak";
                     let refusal = Refusal::new(Reason::InvalidRequest, words);
                     connection.ended(refusal.reason);
                     return Box::pin(self.refuse(reader, &refusal, MAX_LINGER)).await;
@@ -308,7 +308,7 @@ impl Accept {
             session.set_pipelined_prefix(begun);
             let next = self.proxy.process_new_http(session, stop).await;
             let Some((stream, kept)) = next.map(ReusedHttpStream::consume) else { return };
-            // What was given is given back.
+            // The reader that was passed in comes back.
             let Ok(same) = stream.into_any().downcast::<Http1Reader>() else { return };
             (reader, settings) = (same, kept);
             reader.rests();
@@ -333,7 +333,7 @@ impl Accept {
         let waiting = connection.waiting();
         waiting.begins();
         let arrival = tokio::select! {
-            // What is there already comes first.
+            // Bytes that have arrived come first.
             biased;
             arrival = reader.next(idle, self.header_timeout()) => Some(arrival),
             _ = stopping.wait_for(|stop| *stop) => None,
@@ -372,7 +372,7 @@ impl Accept {
     }
 }
 
-/// Answers with a refusal and closes. What the client still sends is read for as long as `linger`:
+/// Answers with a refusal and closes. Bytes that the client still sends are read for as long as `linger`:
 /// closing before would reset the connection and destroy the answer.
 pub async fn say(
     mut reader: Box<Http1Reader>,

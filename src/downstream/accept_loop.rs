@@ -51,7 +51,7 @@ pub async fn accept(
         match accepted {
             Ok((stream, peer)) => take(stream, peer),
             Err(error) if is_about_one_connection(&error) => {
-                tracing::debug!(listener = name, %error, "a connection ended before it was accepted");
+                tracing::debug!(listener = name, %error, "connection ended before it was accepted");
             }
             Err(error) => {
                 let resource = Exhausted::of(&error);

@@ -1,10 +1,10 @@
-//! The client's side of an HTTP/1 connection: request after request, each seen before it is believed.
+//! The client's side of an HTTP/1 connection: one request after the other, each checked before it is used.
 //!
-//! Pingora reads the head of a request itself: it bounds each read but not their sum, takes what the
-//! standard lets a server refuse, and answers what it can't understand with a bare 400 that nobody
-//! counts. Its reader is given what was read here instead: a head that was whole in time and passed
-//! [`request_head::check`], and of what follows only the body. What comes behind that body is the next
-//! request, and stays here until its turn.
+//! Pingora reads the head of a request itself: it bounds each read but not their sum, accepts requests that
+//! the standard lets a server refuse, and answers malformed ones with a bare 400 that is not counted. Its
+//! reader is given the bytes that were read here instead: a head that was complete in time and passed
+//! [`request_head::check`], and after it only the body. The bytes behind that body are the next request, and
+//! stay here until its turn.
 
 use crate::refusal::Refusal;
 use bytes::{Buf, BytesMut};
@@ -27,10 +27,10 @@ use tokio::time::Instant;
 const PIECE: usize = 16 * 1024;
 /// Time that the end of an idle connection may take.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// What every HTTP/2 connection begins with (RFC 9113, 3.4).
+/// The preface of every HTTP/2 connection (RFC 9113, 3.4).
 const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// What a client sent next.
+/// The next event from a client.
 #[derive(Debug)]
 pub enum Arrival {
     /// A request; its head and what is here of its body.
@@ -49,7 +49,7 @@ pub struct Http1Reader {
     stream: Stream,
     /// Read from the connection and not yet given to anyone.
     ahead: BytesMut,
-    /// What is still to come of the present request's body.
+    /// The rest of the current request's body.
     body: Body,
     /// Written and not yet sent: header and body of a short answer go out together.
     written: Vec<u8>,
@@ -63,7 +63,7 @@ const PACKET: usize = 1460;
 const GLANCE: usize = 8 * 1024;
 
 thread_local! {
-    /// Where bytes are read before it is known that there are any: connections that wait hold no buffer.
+    /// Buffer for reads of unknown length: connections that wait hold no buffer.
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; GLANCE].into());
 }
 
@@ -104,17 +104,17 @@ impl Http1Reader {
         self.body = Body::Open;
     }
 
-    /// Reads on for nobody, until the client has said everything.
+    /// Reads and drops bytes until the client has sent everything.
     pub async fn discard(&mut self) {
         self.ahead = BytesMut::new();
         let mut rest = [0; 4096];
         while self.stream.read(&mut rest).await.is_ok_and(|read| read > 0) {}
     }
 
-    /// Ends a connection on which nobody is owed anything. Within TLS the client is told, since it could
-    /// not tell a mere end from one that an attacker made (RFC 8446, 6.1).
+    /// Ends a connection with no answer outstanding. Within TLS the client is told, since it could not tell
+    /// a mere end from one that an attacker made (RFC 8446, 6.1).
     pub async fn farewell(mut self) {
-        // What the client does not take in time goes with its socket.
+        // Bytes that the client does not take in time are lost with its socket.
         let _ = timeout(FAREWELL, self.stream.shutdown()).await;
     }
 
@@ -129,7 +129,7 @@ impl Http1Reader {
         self.stream.get_ssl_digest().map(|digest| digest.version.to_string())
     }
 
-    /// What was read and is no request yet.
+    /// Bytes that were read and are not a complete request yet.
     pub fn ahead(&self) -> &[u8] {
         &self.ahead
     }
@@ -138,7 +138,7 @@ impl Http1Reader {
     /// `head` until its head is whole, but not longer than `idle` in all if that is less.
     pub async fn next(&mut self, idle: Duration, head: Duration) -> Arrival {
         if !matches!(self.body, Body::Open) && !self.body.is_done() {
-            // Nobody wanted the rest of that body; what comes is not a head.
+            // The rest of that body was not read; the next bytes are not a head.
             return Arrival::Ended;
         }
         let mut until = Instant::now() + idle;
@@ -157,15 +157,15 @@ impl Http1Reader {
                 Ok(Ok(_)) => {}
                 Err(_) if self.ahead.is_empty() => return Arrival::Ended,
                 Err(_) => {
-                    let message = format!("expected a whole header within {head:?}");
+                    let message = format!("expected a complete header within {head:?}");
                     return Arrival::Refused(Refusal::new(Reason::RequestTimeout, message));
                 }
             }
         }
     }
 
-    /// What the bytes that are here amount to; `None`: nothing yet. The first `searched` of them hold
-    /// no end of a head.
+    /// The event that the buffered bytes amount to; `None`: none yet. The first `searched` of them hold no
+    /// end of a head.
     fn look(&mut self, searched: &mut usize) -> Option<Arrival> {
         while *searched == 0 && self.ahead.starts_with(b"\r\n") {
             // Some clients end a body with a line end too many (RFC 9112, 2.2).
@@ -221,7 +221,7 @@ impl Http1Reader {
         })
     }
 
-    /// Reads what is there into what nobody is given yet, without a buffer while there is nothing.
+    /// Reads the bytes at hand ahead of any reader, without a buffer while there are none.
     fn poll_glance(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         SCRATCH.with_borrow_mut(|scratch| {
             let mut buffer = ReadBuf::new(scratch);
@@ -259,14 +259,14 @@ impl Http1Reader {
         Pin::new(&mut self.stream).poll_write(cx, more)
     }
 
-    /// Reads on into what nobody is given yet.
+    /// Reads on, ahead of any reader.
     fn poll_ahead(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
         self.ahead.reserve(room);
         pin!(self.stream.read_buf(&mut self.ahead)).poll(cx)
     }
 
-    /// The request has been read: only whether the client is still there is of interest. What it
-    /// says is the next request's.
+    /// The request has been read: only whether the client is still there matters. Further bytes belong to
+    /// the next request.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // Pingora flushes an answer of a stated length at its end only. That there is nothing to do but
         // to wait is the moment for what is there already.
@@ -275,7 +275,7 @@ impl Http1Reader {
         {
             flushed?;
         }
-        // Whoever asks waits for something else too, so that nobody need be woken for more.
+        // The caller waits for another event, too, so no wake-up for more bytes is needed.
         if self.ahead.is_empty() && ready!(self.poll_glance(cx))? == 0 {
             return Poll::Ready(Ok(()));
         }
@@ -336,8 +336,8 @@ fn refused(words: &'static str) -> Arrival {
     Arrival::Refused(Refusal::new(Reason::InvalidRequest, words))
 }
 
-/// Where the empty line ends that ends a head, if it lies behind `from`. Line feeds alone count too:
-/// they are refused, but there is nothing to wait for.
+/// The end of the empty line that ends a head, if it lies behind `from`. Bare line feeds count, too: they
+/// are refused, but there is nothing to wait for.
 fn end_of_head(bytes: &[u8], from: usize) -> Option<usize> {
     memchr::memchr_iter(b'\n', &bytes[from..]).map(|at| from + at + 1).find(|&end| {
         let line = &bytes[..end];
@@ -430,7 +430,7 @@ impl AsyncWrite for Http1Reader {
 
 impl Drop for Http1Reader {
     fn drop(&mut self) {
-        // Pingora does not flush in every case of an error. What the socket takes at once is sent.
+        // Pingora does not flush in every case of an error. Bytes that the socket takes at once are sent.
         if !self.written.is_empty() {
             let _ = self.poll_send(&mut Context::from_waker(Waker::noop()), &[]);
         }

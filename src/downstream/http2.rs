@@ -1,8 +1,8 @@
-//! HTTP/2 from clients: held to a budget, and nothing of it unseen.
+//! HTTP/2 from clients: held to a budget, and completely observed.
 //!
-//! Pingora hands over requests, and only those that its HTTP/2 library understands. What a client
-//! sends besides them costs CPU all the same, and what the library answers or resets on its own would
-//! be neither counted nor logged. [`Http2`] is put in front of it: see [`forebay_http2guard`].
+//! Pingora hands over requests, and only those that its HTTP/2 library understands. Other frames of a client
+//! cost CPU all the same, and the library's own answers and resets would be neither counted nor logged.
+//! [`Http2`] is put in front of it: see [`forebay_http2guard`].
 
 use crate::connections::Connection;
 use crate::downstream::http1_reader::Http1Reader;
@@ -33,7 +33,7 @@ const MAX_SEND_BUFFER: usize = 64 * 1024;
 /// The error code ENHANCE_YOUR_CALM (RFC 9113, section 7).
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// What the HTTP/2 library is told; `window`: bytes that a client may send ahead.
+/// Options of the HTTP/2 library; `window`: bytes that a client may send ahead.
 pub fn options(window: u32) -> H2Options {
     // From Pingora's own defaults, which bound the number of streams.
     let mut options = default_h2_options();
@@ -113,22 +113,23 @@ impl Http2 {
     }
 }
 
-/// What is said of an event; `None`: nothing is wrong.
+/// The refusal for an event; `None`: nothing is wrong.
 fn refusal(event: Event) -> Option<Refusal> {
     Some(match event {
         Event::Busy | Event::Idle => return None,
         Event::Flood(flood) => {
-            let message = format!("too many HTTP/2 frames beside requests ({})", flood.as_str());
+            let message =
+                format!("too many HTTP/2 frames other than requests ({})", flood.as_str());
             Refusal::new(Reason::ClientFlood, message)
         }
         Event::GoneAway(ENHANCE_YOUR_CALM) => {
-            Refusal::new(Reason::ClientFlood, "more HTTP/2 frames than the library takes")
+            Refusal::new(Reason::ClientFlood, "more HTTP/2 frames than the HTTP/2 library accepts")
         }
         Event::GoneAway(code) => {
             let message = format!("HTTP/2 connection error with code {code}");
             Refusal::new(Reason::InvalidRequest, message)
         }
-        Event::Late => Refusal::new(Reason::RequestTimeout, "expected a whole header in time"),
+        Event::Late => Refusal::new(Reason::RequestTimeout, "expected a complete header in time"),
         Event::Malformed => {
             Refusal::new(Reason::InvalidRequest, "malformed HTTP/2 request, the stream was reset")
         }
@@ -136,10 +137,9 @@ fn refusal(event: Event) -> Option<Refusal> {
             Reason::HeadersTooLarge,
             format!("expected a header list of at most {MAX_HEADER_LIST} bytes, found more"),
         ),
-        Event::Answered(_) => Refusal::new(
-            Reason::InvalidRequest,
-            "expected one authority and a path as it stands in a URL",
-        ),
+        Event::Answered(_) => {
+            Refusal::new(Reason::InvalidRequest, "expected one authority and a valid URL path")
+        }
     })
 }
 

@@ -1,4 +1,4 @@
-//! What Pingora asks of a connection beside bytes, for wrappers that answer with what is inside.
+//! The traits that Pingora requires of a connection, for wrappers that delegate to the stream inside.
 
 /// Implements `AsyncWrite` through a field.
 macro_rules! forward_writes {

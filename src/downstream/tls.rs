@@ -1,9 +1,9 @@
-//! TLS ends here, so that what is inside can be routed.
+//! Terminates TLS, so that the content can be routed.
 //!
-//! Pingora's own listeners shake hands before anything of ours runs, but a PROXY header comes before
-//! TLS, and whoever says nothing must not be waited for. So the handshake is a step of ours, with a
-//! deadline, with whatever certificates the present configuration has, and every failure has a name:
-//! an operator must be able to tell a scanner from a client that no longer believes the certificate.
+//! Pingora's own listeners shake hands before any code of this program runs, but a PROXY header comes before
+//! TLS, and a silent client must not be waited for. So the handshake is a step of this module, with a
+//! deadline, with the certificates of the current configuration, and every failure has a name: an operator
+//! must be able to tell a scanner from a client that no longer trusts the certificate.
 
 use crate::config::{Config, Tls};
 use crate::connections::Connections;
@@ -72,7 +72,7 @@ impl From<io::Error> for HandshakeError {
     }
 }
 
-/// What handshakes at the listener with this place in the configuration are made with at present.
+/// The current settings of handshakes at the listener with this position in the configuration.
 pub fn current(config: &Config, place: usize) -> Option<Arc<ServerConfig>> {
     config.listeners.get(place)?.tls.as_ref().map(|tls: &Tls| Arc::clone(&tls.server))
 }
@@ -175,7 +175,7 @@ impl AsyncWrite for Encrypted {
     }
 }
 
-// What Pingora asks of a connection beside bytes.
+// The traits that Pingora requires of a connection.
 
 #[async_trait]
 impl Shutdown for Encrypted {

@@ -1,4 +1,4 @@
-//! May the request go on? Its size and its time are checked before anything is spent on it.
+//! Admission: a request's size and time are checked before anything is spent on it.
 
 use crate::body_memory::{Account, Full};
 use crate::config::{Limits, Route};
@@ -35,7 +35,7 @@ pub fn admit(
     if request.identity.upgrade {
         return Ok(ForwardMode::Streamed);
     }
-    // What is held already is the message of this call.
+    // The bytes that are held already are the message of this call.
     if request.body_memory.is_none() && account.is_full() {
         return Err(no_memory(Full::Client));
     }
@@ -79,8 +79,8 @@ pub fn no_memory(full: Full) -> Refusal {
     Refusal::new(
         Reason::MemoryLimit,
         match full {
-            Full::Client => "the bodies and answers of this client hold its share of the memory",
-            Full::Total => "bodies and answers hold all the memory that they may",
+            Full::Client => "this client's bodies and answers have reached limits.client_memory",
+            Full::Total => "bodies and answers have reached limits.memory",
         },
     )
 }

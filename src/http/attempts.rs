@@ -23,7 +23,7 @@ use std::time::Duration;
 /// Of an endpoint that is silent.
 pub const NO_SIGN: &str = "the endpoint answers neither the request nor probes";
 
-/// How the request's answers are treated.
+/// The treatment of the request's answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Handling {
     /// They are held, so that they can be replaced.
@@ -100,7 +100,7 @@ pub fn on(request: &mut Request, event: Event<Refusal>, is_repeatable: bool) -> 
     step.next
 }
 
-/// Nobody waits for an answer any more: what is under way is over, and no endpoint is to blame for that.
+/// Abandons a request whose client no longer waits: its attempts are over, and no endpoint is to blame.
 pub fn abandon(request: &mut Request) {
     if request.decisions.as_ref().is_some_and(|decisions| !decisions.are_over()) {
         on(request, Event::ClientLeft, false);
@@ -109,7 +109,7 @@ pub fn abandon(request: &mut Request) {
     request.attempts.iter_mut().for_each(EndpointAttempt::abandoned);
 }
 
-/// What an end is counted as, if the attempt failed.
+/// The reason that an end is counted as, if the attempt failed.
 fn reason_of(end: &End<Refusal>) -> Reason {
     match end {
         End::Answered(_, Some(refusal))

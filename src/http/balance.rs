@@ -1,7 +1,7 @@
-//! Which endpoint of the pool gets the request, and the count that goes with it.
+//! Picks the endpoint of the pool that gets the request, and counts the request there.
 //!
 //! A request is bound when an endpoint has room for it and waits in the pool's queue until then; a
-//! connection at Layer 4 lasts, so it is picked an endpoint at once, however many others are there.
+//! connection at Layer 4 lasts, so an endpoint is picked at once, however many others are there.
 
 use crate::clock;
 use crate::http::identify;
@@ -46,8 +46,9 @@ pub async fn balance(request: &mut Request, target: &Target) -> Result<(), Refus
     Ok(())
 }
 
-/// What the pool knows of the model that is to work for the request, if one is. How soon its metadata
-/// are told says nothing of what it weighs, nor of how many inferences an endpoint can run at once.
+/// The pool's statistics of the model that works for the request, if one does. The time of a metadata call
+/// says nothing about the weight of the model, nor about the number of inferences that an endpoint can run
+/// at once.
 fn ask(request: &Request, pool: &Pool) -> Option<ModelHandle> {
     let (model, version) = request.model();
     let key = identify::model(model, version);
@@ -59,10 +60,10 @@ fn refusal(rejected: Rejected, request: &Request, pool: &Pool) -> Refusal {
         Rejected::NoEndpoint => return no_endpoint(pool, request.attempts.len()),
         Rejected::Full(after) => (Reason::QueueFull, Some(after), "the queue is full"),
         Rejected::Displaced(after) => {
-            (Reason::Displaced, Some(after), "the queue is full of what is more urgent")
+            (Reason::Displaced, Some(after), "the queue is full of more urgent requests")
         }
         Rejected::DeadlineUnreachable(after) => {
-            let message = "too many requests wait to answer this one before its deadline";
+            let message = "too much work is queued to answer this request before its deadline";
             (Reason::DeadlineUnreachable, Some(after), message)
         }
         Rejected::DeadlinePassed => {
@@ -89,9 +90,9 @@ fn no_endpoint(pool: &Pool, tried: usize) -> Refusal {
     Refusal::new(Reason::NoEndpoint, message)
 }
 
-/// Picks an endpoint that is not among those `tried` for something that lasts, such as a connection or
-/// a stream: it is counted in there at once, however many others are there. What has the same `key` goes
-/// to the same endpoint, if the pool has it so.
+/// Picks an endpoint that is not among those `tried` for a long-lived use, such as a connection or a stream:
+/// it is counted there at once, however many others are there. Uses with the same `key` go to the same
+/// endpoint, if the pool is sticky.
 ///
 /// # Errors
 /// No endpoint is in rotation, or all that are were tried.
@@ -127,7 +128,7 @@ pub fn pick_long_lived(
     Ok(EndpointAttempt::new(Bound::long_lived(&endpoints[index].0), None))
 }
 
-/// Picks an endpoint that the request has not tried and that has room at once, if nobody waits for that.
+/// Picks an endpoint that the request has not tried and that has room at once, if no request waits for it.
 pub fn pick_free(pool: &Pool, request: &Request) -> Option<EndpointAttempt> {
     let bound = pool.bind_free(|endpoint| was_tried(&request.attempts, endpoint))?;
     Some(EndpointAttempt::new(bound, ask(request, pool)))

@@ -1,4 +1,4 @@
-//! What is remembered to decide on the attempts of a request.
+//! State for the decisions on the attempts of a request.
 
 use crate::http::variant::Target;
 use crate::refusal::Refusal;
@@ -20,10 +20,10 @@ impl RefusalCause for Refusal {
     }
 }
 
-/// What decides on a request's attempts.
+/// The decisions on a request's attempts.
 pub struct Decisions {
     pub(super) attempts: Attempts<Refusal>,
-    /// Where the request was to go first.
+    /// The request's first destination.
     pub(super) asked: Target,
 }
 
@@ -33,7 +33,7 @@ impl Decisions {
         self.attempts.keeps(attempt)
     }
 
-    /// Is nothing more to be decided?
+    /// Whether there is nothing more to decide.
     pub fn are_over(&self) -> bool {
         self.attempts.is_over()
     }

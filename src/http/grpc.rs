@@ -1,7 +1,7 @@
-//! What gRPC needs before a request can be routed: an inference names its model in its message.
+//! Reads the message of a gRPC inference before it is routed: the message names the model.
 //!
-//! gRPC states no length, and its clients rarely do. So the message is received first, as far as
-//! the limits allow, and is then held and sent on like any other inference that is held.
+//! gRPC states no length, and its clients rarely do. So the message is received first, as far as the limits
+//! allow, and is then held and sent on like any other inference that is held.
 
 use crate::body_memory::Account;
 use crate::config::{Limits, MAX_MODEL_NAME};
@@ -54,7 +54,7 @@ pub async fn receive(
 fn identify(request: &mut Request, body: &Bytes) -> Result<Bytes, Refusal> {
     let (compressed, message) = grpc::only_message(body)
         .map_err(|error| Refusal::new(error.reason(), error.to_string()))?;
-    // What is inside is the endpoint's to find out: such a call is routed by its path alone.
+    // The endpoint reads the content: such a call is routed by its path alone.
     if compressed || !request.identity.grpc.is_some_and(Method::is_infer) {
         return Ok(message);
     }

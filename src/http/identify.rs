@@ -1,8 +1,8 @@
-//! Who asks for what: model, version, deadline and identities, from path and headers alone.
+//! The identity of a request: model, version, deadline and ids, from path and headers alone.
 //!
-//! The body is not read for this: routing must not wait for it. Headers are the client's word and
-//! believed only where a lie harms nobody else: an id that is too long or not printable is
-//! replaced, a deadline is only ever shortened.
+//! The body is not read for this: routing must not wait for it. Headers are the client's word and trusted
+//! only where a lie harms no other client: an id that is too long or not printable is replaced, a deadline
+//! is only ever shortened.
 
 use crate::config::{self, Limits, MAX_MODEL_NAME};
 use crate::refusal::Refusal;
@@ -55,7 +55,7 @@ fn forget_fields(head: &mut RequestHeader) {
     }
 }
 
-/// What a request says of itself.
+/// The properties that a request states.
 #[derive(Debug, Clone, Default)]
 pub struct Identity {
     /// The protocol call that the path means, if it is one.
@@ -75,9 +75,9 @@ pub struct Identity {
     pub begins_trace: bool,
     /// The time that the client is willing to wait.
     pub deadline: Option<Duration>,
-    /// How urgent it is, if it says so.
+    /// Its priority, if it states one.
     pub priority: Option<Priority>,
-    /// Who asks, as a number: equal for requests of one client.
+    /// The client, as a number: equal for requests of one client.
     pub client: u64,
     /// Length of the body in bytes, if the request states it.
     pub content_length: Option<u64>,
@@ -148,8 +148,7 @@ impl Identity {
     }
 }
 
-/// Who asks: what `header` says where there is one that can be trusted, else the address without its
-/// port.
+/// The client: the value of `header` where one can be trusted, otherwise the address without its port.
 pub fn client(
     address: Option<&SocketAddr>,
     headers: &HeaderMap,
@@ -163,8 +162,8 @@ pub fn client(
     hasher.finish()
 }
 
-/// What is to go to the same endpoint of a sticky pool, as a number that every proxy finds: the model,
-/// and what the pool's header says. Nothing if that header is not there.
+/// The key of a sticky pool, as a number that every proxy computes alike: the model, and the value of the
+/// pool's header. Nothing if that header is missing.
 pub fn key(pool: &config::Pool, identity: &Identity, headers: &HeaderMap) -> Option<u64> {
     if pool.policy != Policy::Sticky {
         return None;
@@ -179,7 +178,7 @@ pub fn key(pool: &config::Pool, identity: &Identity, headers: &HeaderMap) -> Opt
     Some(pick::identity(&text))
 }
 
-/// The same at Layer 4: the client's address, whatever its port.
+/// The same at Layer 4: the client's address without its port.
 pub fn key_of_address(pool: &config::Pool, client: SocketAddr) -> Option<u64> {
     let address = || client.ip().to_canonical().to_string();
     (pool.policy == Policy::Sticky).then(|| pick::identity(address().as_bytes()))

@@ -1,14 +1,15 @@
 //! The stages of a request, one file each.
 //!
 //! [`proxy`] puts them on Pingora's phases, and [`pipeline`] takes a request through them in this order:
-//! [`identify`], [`route`], [`variant`], [`admit`], [`receive`], [`forward`] with [`balance`] and [`fallback`],
-//! [`respond`]. [`request`] carries what they found out, [`response`] what is answered. [`attempts`] is what all
-//! ways of forwarding share: may it be sent again, may a variant stand in, whose fault was it?
+//! [`identify`], [`route`], [`variant`], [`admit`], [`receive`], [`forward`] with [`balance`] and
+//! [`fallback`], [`respond`]. [`request`] carries their results, [`response`] the answer. [`attempts`] is
+//! common to all ways of forwarding: it decides whether a request may be sent again, whether a variant may
+//! stand in, and whose fault a failure was.
 //!
-//! Two ways lead through them. A *buffered* request has a body that is received first ([`receive`]), so
-//! that no endpoint waits for its client, and is sent by our own attempt engine
-//! ([`forward::buffered`]): an inference that is held whole can be sent again to another endpoint whatever
-//! happens to the first. *Streams* of gRPC and other protocols pass through Pingora's own pipe
+//! There are two ways through them. A *buffered* request has a body that is received first ([`receive`]), so
+//! that no endpoint waits for its client, and is sent by the proxy's own attempt engine
+//! ([`forward::buffered`]): an inference that is held whole can be sent again to another endpoint after any
+//! failure of the first. *Streams* of gRPC and other protocols pass through Pingora's own pipe
 //! ([`forward::streamed`]) once they are admitted. All stages before that are the same on both ways.
 
 pub mod admit;

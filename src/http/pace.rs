@@ -1,9 +1,9 @@
-//! How slow a client may be where something waits for it.
+//! Limits how slow a client may be where an endpoint or memory waits for it.
 //!
-//! A timeout for each read or write bounds nothing: a byte every few seconds passes it for ever. A
-//! deadline for the whole refuses what is long but moves. So a client has a credit of time: waiting
-//! for it spends the credit, and bytes that move earn it back at the lowest rate that is allowed. A
-//! client that stalls is cut off when the credit is spent, and so is one that is too slow on average.
+//! A timeout for each read or write bounds nothing: a byte every few seconds passes it forever. A deadline
+//! for the whole refuses a transfer that is long but moves. So a client has a credit of time: waiting for it
+//! spends the credit, and bytes that move earn it back at the minimum rate. A client that stalls is cut off
+//! when the credit is spent, and so is one that is too slow on average.
 
 use crate::config::Limits;
 use std::future::Future;

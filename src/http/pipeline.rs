@@ -1,8 +1,9 @@
 //! The stages of a request, in order: from its header to its answer.
 //!
-//! Each stage is met once, and its file tells all that it does. It gets what is known by then and lets the
-//! request pass, answers it, or refuses it. What can be told from the header alone stands before the
-//! first stage that reads a body, so that nothing is received for a request that may not be answered.
+//! A request meets each stage once, and the stage's file has all of its behaviour. It gets the facts that
+//! are known by then and lets the request pass, answers it, or refuses it. Checks of the header alone stand
+//! before the first stage that reads a body, so that nothing is received for a request that may not be
+//! answered.
 
 use crate::body_memory::Account;
 use crate::http::admit::{admit, take_in_parameters};
@@ -19,7 +20,7 @@ use pingora::connectors::http::Connector;
 use pingora::proxy::Session;
 use std::sync::Arc;
 
-/// How a request left the stages.
+/// The way in which a request left the stages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Passed {
     /// It is answered.

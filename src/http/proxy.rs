@@ -229,7 +229,7 @@ fn prepare(session: &mut Session, lifecycle: &Lifecycle) {
         // Each connection is told before it closes: no request is lost on the way out.
         downstream.set_keepalive(None);
     } else if downstream.get_keepalive().is_some() {
-        // Pingora takes a client's wish to be kept for a wish to be kept for ever.
+        // Pingora takes a client's keep-alive for permission to keep the connection forever.
         downstream.set_keepalive(Some(KEEPALIVE_SECONDS));
     }
     downstream.set_write_timeout(Some(MAX_WRITE_STALL));

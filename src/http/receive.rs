@@ -19,11 +19,11 @@ use pingora::proxy::Session;
 use std::time::Instant;
 use tokio::time::timeout;
 
-/// Longest message of a health call, which names a service at most. It is held without an account,
-/// so that health can be asked for whatever takes the memory.
+/// Maximum length of a health call's message, which names a service at most. It is held without an account,
+/// so that health checks pass even when memory is full.
 const MAX_HEALTH_MESSAGE: u64 = 4096;
 
-/// What was received of a body.
+/// The received part of a body.
 pub enum Received {
     /// All of it.
     Whole(Bytes),
@@ -32,7 +32,7 @@ pub enum Received {
 }
 
 impl Received {
-    /// What is there of the body.
+    /// The bytes of the body that have arrived.
     pub fn at_hand(&self) -> &[u8] {
         match self {
             Self::Whole(body) => body,
@@ -40,7 +40,7 @@ impl Received {
         }
     }
 
-    /// What was received, which of a message is all of it.
+    /// The received bytes, which of a message are all of it.
     pub fn whole(self) -> Bytes {
         match self {
             Self::Whole(body) => body,
@@ -51,7 +51,7 @@ impl Received {
 
 /// The beginning of a body that can't be held whole.
 pub struct Begun {
-    /// What has arrived.
+    /// The bytes that have arrived.
     pub body: BytesMut,
     /// The memory that it takes.
     pub held: Held,
@@ -142,7 +142,7 @@ async fn collect(
     while let Some(chunk) = downstream.read_request_body().await.map_err(broken_off)? {
         let taken = held.grow(chunk.len());
         if body.is_empty() {
-            // What comes in one piece is not copied.
+            // A body that arrives in one piece is not copied.
             *body = BytesMut::from(chunk);
         } else {
             body.extend_from_slice(&chunk);
@@ -170,7 +170,7 @@ pub fn too_late(limits: &Limits) -> Refusal {
 #[allow(clippy::needless_pass_by_value, reason = "the form that map_err takes")]
 pub fn broken_off(error: Box<pingora::Error>) -> Refusal {
     if is_malformed(&error) {
-        return Refusal::new(Reason::InvalidRequest, "the body's chunks can't be understood");
+        return Refusal::new(Reason::InvalidRequest, "the body's chunks are malformed");
     }
     match error.etype() {
         ErrorType::ReadError | ErrorType::WriteError => client_left(&error),

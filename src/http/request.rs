@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 /// The state of one request.
 pub struct Request {
-    /// When its header had arrived.
+    /// Arrival of its header.
     pub arrived: Instant,
     /// Counts as in flight until dropped.
     pub in_flight: Option<InFlightRequest>,
@@ -28,51 +28,51 @@ pub struct Request {
     pub body_memory: Option<Held>,
     /// Configuration and fleet as they were when it came: its limits don't change under way.
     pub snapshot: Arc<Snapshot>,
-    /// What the client asks for.
+    /// The properties that the request states.
     pub identity: Identity,
-    /// How urgent it is, by its own word or its route's.
+    /// Its priority, by its own word or its route's.
     pub priority: Priority,
-    /// What is to go to the same endpoint, as a number, if the pool has it so.
+    /// The key of a sticky pool, as a number.
     pub key: Option<u64>,
-    /// Where it goes; `None` until routed, and for what the proxy answers itself.
+    /// Its destination; `None` until routed, and for requests that the proxy answers itself.
     pub target: Option<Target>,
-    /// How it is sent on, once admitted.
+    /// The forwarding mode, once admitted.
     pub mode: Option<ForwardMode>,
-    /// When an answer must be there.
+    /// Time by which the answer must be there.
     pub deadline: Option<Instant>,
     /// Ends the exchange of the pipe at the deadline.
     pub cut: Option<CutAt>,
     /// Endpoints that were tried, the present one last.
     pub attempts: Vec<EndpointAttempt>,
-    /// What decides on them, once there are any.
+    /// The decisions on its attempts, once there are any.
     pub decisions: Option<Box<Decisions>>,
     /// Place among the attempts of the one that answered, if it is not the last.
     pub answering_attempt: Option<usize>,
-    /// What became of a second attempt beside a slow first one.
+    /// The outcome of a hedge.
     pub hedged: Option<Hedged>,
     /// Why a cheaper variant answers: what was wrong with the one that was chosen first.
     pub degraded: Option<Reason>,
     /// Why it was refused, if it was.
     pub refusal: Option<Refusal>,
-    /// How the endpoint ended it, if it is a gRPC call: a number.
+    /// The status of a gRPC call, as a number.
     pub grpc_status: Option<u8>,
     /// Why, in our words.
     pub endpoint_reason: Option<Reason>,
-    /// How long it took, if its answer was complete before its end.
+    /// Time that the endpoint took, if its answer was complete before its end.
     pub answered_after: Option<Duration>,
-    /// How long the stages took.
+    /// Times of the stages.
     pub times: Times,
     /// Bytes of the body that came in.
     pub bytes_in: u64,
-    /// What is to be done next in the pipe, where Pingora has yet to ask for it.
+    /// The next step in the pipe, until Pingora asks for it.
     pub outstanding: Option<Next<Refusal>>,
-    /// How long the present attempt of the pipe is left at an endpoint that goes silent.
+    /// Time for which the current attempt in the pipe is left at an endpoint that goes silent.
     pub patience: Patience,
     /// The present exchange of the pipe, if it is in HTTP/1.
     pub wire: Option<Wire>,
 }
 
-/// How an admitted request is sent on.
+/// The way in which an admitted request is sent on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ForwardMode {
     /// Its body is received before an endpoint is picked.
@@ -92,7 +92,7 @@ impl ForwardMode {
     }
 }
 
-/// How long the stages of a request took; zero for a stage that it did not pass.
+/// Times of the stages of a request; zero for a stage that it did not pass.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Times {
     /// Receiving the body.

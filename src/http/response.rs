@@ -1,4 +1,4 @@
-//! An answer that is at hand: what an endpoint gave, or whatever else knows it.
+//! An answer at hand, from an endpoint or another source.
 //!
 //! It owns all that it consists of, so that a stage before the endpoints can answer as they do, and one
 //! behind them can keep what they said. An answer that is too long to be held, or that comes as it happens,
@@ -15,7 +15,7 @@ pub struct BufferedResponse {
     pub head: Box<ResponseHeader>,
     /// Its body, in the pieces in which it came.
     pub body: Vec<Bytes>,
-    /// What stands behind the body; of gRPC, its status.
+    /// The trailers behind the body; of gRPC, its status.
     pub trailers: Option<Box<HeaderMap>>,
     /// The memory that its body takes.
     pub held: Held,

@@ -1,4 +1,4 @@
-//! Which route a request takes: the first that matches its model and its path.
+//! Finds the route of a request: the first that matches its model and its path.
 
 use crate::config;
 use crate::http::identify::Identity;

@@ -1,4 +1,4 @@
-//! How a request leaves a stage other than by going on to the next.
+//! The ways in which a request leaves a stage without going on to the next.
 
 use crate::refusal::Refusal;
 use pingora::Error;

@@ -1,4 +1,4 @@
-//! Which of a route's variants answers, and how it is asked for.
+//! Picks one of a route's variants, and writes its model into the request.
 //!
 //! A route may be split: each request is answered by one variant, drawn by weight. A variant is a pool, and
 //! may be another model or version there, which has to be written into the request. That can't be done
@@ -15,7 +15,7 @@ use forebay_protocol::{Reason, grpc, oip};
 use pingora::http::RequestHeader;
 use std::sync::Arc;
 
-/// Where a request goes.
+/// The destination of a request.
 #[derive(Debug, Clone)]
 pub struct Target {
     /// The route that matched.
@@ -26,7 +26,7 @@ pub struct Target {
     pub pool: Arc<Pool>,
     /// The variant that was drawn first, if its pool has no endpoint.
     pub instead_of: Option<Arc<Variant>>,
-    /// How many of the route's fallbacks were tried or passed over, the present one included.
+    /// Number of the route's fallbacks that were tried or passed over, including the current one.
     fallbacks: usize,
 }
 
@@ -65,8 +65,7 @@ pub fn choose(
     let found = variant.and_then(|variant| Some((variant, snapshot.pools.get(variant.pool)?)));
     let Some((variant, pool)) = found else {
         let name = &route.name;
-        let message =
-            format!("no variant of route {name} can be asked for by a request of this form");
+        let message = format!("no variant of route {name} supports a request of this form");
         return Err(Refusal::new(Reason::NoRoute, message));
     };
     let instead_of = first.filter(|first| !Arc::ptr_eq(first, variant)).map(Arc::clone);
@@ -74,7 +73,7 @@ pub fn choose(
     Ok(Target { route, variant, pool, instead_of, fallbacks: 0 })
 }
 
-/// Has its pool an endpoint?
+/// Whether its pool has an endpoint.
 fn is_there(snapshot: &Snapshot, variant: &Variant) -> bool {
     snapshot.pools.get(variant.pool).is_some_and(|pool| !pool.rotation.ready.is_empty())
 }
@@ -96,7 +95,8 @@ fn drawn(
     by_weight.or_else(|| eligible().next())
 }
 
-/// Can the request be sent to this variant? The name of its model must stand where it can be exchanged.
+/// Whether the request can be sent to this variant. The name of its model must stand where it can be
+/// exchanged.
 fn may_answer(variant: &Variant, identity: &Identity) -> bool {
     !variant.renames() || identity.model.is_some()
 }

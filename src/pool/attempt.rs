@@ -22,7 +22,7 @@ pub struct EndpointAttempt {
     pub guard: Option<Bound>,
     /// The model that is to work for it, if one is; nothing lasting is known to be for one.
     pub asked: Option<ModelHandle>,
-    /// When it was picked.
+    /// Time of the pick.
     pub at: Instant,
 }
 
@@ -33,7 +33,7 @@ impl EndpointAttempt {
         Self { endpoint, guard: Some(bound), asked, at: Instant::now() }
     }
 
-    /// How long the work is expected to take there; zero if nothing is known.
+    /// Expected duration of the work there; zero if nothing is known.
     pub fn expected(&self) -> Duration {
         let mean = self.endpoint.state.load.service_seconds().unwrap_or_default();
         let weight = self.asked.as_ref().map_or(1.0, |asked| asked.relative_cost().get());
@@ -48,13 +48,13 @@ impl EndpointAttempt {
         let (waited, now) = (self.at.elapsed(), clock::now());
         let found = blame.consequences(waited, self.asked.is_some());
         if found.penalty {
-            // Before the guard is gone: whoever is bound next must know.
+            // Before the guard is gone: the next request to be bound must know.
             self.endpoint.state.failed(now);
         }
         if found.sample != Sample::Open
             && let Some(guard) = self.guard.take()
         {
-            // What it would have taken for the mean of all models.
+            // The time that it would have taken for the mean of all models.
             let at_least = self.asked.as_ref().map_or(waited, |asked| asked.given_up(waited));
             match (found.sample, &mut self.asked) {
                 (Sample::Answered, Some(asked)) => guard.answered(asked.answered(waited, now)),
@@ -69,7 +69,7 @@ impl EndpointAttempt {
         }
     }
 
-    /// The attempt is over since nobody waits for its answer any more, which is no endpoint's fault.
+    /// Ends the attempt because its client no longer waits, which is no endpoint's fault.
     pub fn abandoned(&mut self) {
         self.settle(Blame::Abandoned);
     }
@@ -81,12 +81,13 @@ impl EndpointAttempt {
     }
 }
 
-/// Was this endpoint among those `tried`?
+/// Whether this endpoint is among those `tried`.
 pub fn was_tried(tried: &[EndpointAttempt], candidate: &Endpoint) -> bool {
     tried.iter().any(|tried| Arc::ptr_eq(&tried.endpoint.state, &candidate.state))
 }
 
-/// What decisions on a request depend on that has made the attempts `tried` and is at this pool now.
+/// The facts that decisions depend on for a request that has made the attempts `tried` and is at this pool
+/// now.
 pub fn context<'a>(
     pool: &'a Pool,
     tried: &[EndpointAttempt],

@@ -20,7 +20,7 @@ const MAX_KEEPALIVE_PROBES: u32 = 2;
 /// the round trip, so this is a second or two on a local network and longer on a long way.
 const MAX_RETRANSMISSIONS: u8 = 3;
 
-/// How the kernel asks on silent connections.
+/// TCP keepalive settings for silent connections.
 pub fn keepalive(pool: &config::Pool) -> TcpKeepalive {
     // The kernel takes whole seconds.
     let each =
@@ -34,24 +34,24 @@ pub fn keepalive(pool: &config::Pool) -> TcpKeepalive {
     }
 }
 
-/// Does the other end acknowledge nothing of what was sent? An end that has no room for more does
+/// Whether the other end acknowledges nothing that was sent. An end that has no room for more does
 /// acknowledge, and is not meant.
 pub fn is_unreachable(socket: RawFd) -> bool {
     get_tcp_info(socket).is_ok_and(|info| info.tcpi_retransmits >= MAX_RETRANSMISSIONS)
 }
 
-/// When a request that waits at an endpoint that went silent is sent to another one.
+/// The time at which a request at an endpoint that went silent is sent to another one.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
     since: Instant,
-    /// How long it is left there in any case; `None`: it stays.
+    /// Minimum time for which it is left there; `None`: it stays.
     at_least: Option<Duration>,
     /// Whether others must answer probes meanwhile.
     pub(super) takes_another: bool,
 }
 
 impl Patience {
-    /// As it was decided, for work that is expected to take so long.
+    /// The patience that was decided on, for work of this expected duration.
     pub fn of(decided: Decided, expected: Duration) -> Self {
         match decided {
             Decided::Overdue => Self::until_overdue(expected),
@@ -79,7 +79,7 @@ impl Patience {
         Self { since: Instant::now(), at_least: None, takes_another: false }
     }
 
-    /// Is it over?
+    /// Whether it is over.
     pub fn is_over(&self) -> bool {
         self.at_least.is_some_and(|at_least| self.since.elapsed() >= at_least)
     }
@@ -117,7 +117,7 @@ impl Exchange {
         self.stays.store(true, Relaxed);
     }
 
-    /// Was its connection ended from here?
+    /// Whether the proxy ended its connection.
     pub fn was_cut(&self) -> bool {
         self.was_cut.load(Relaxed)
     }

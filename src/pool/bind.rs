@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// How often the ticker looks while anybody waits.
+/// Interval of the ticker while any request waits.
 const TICK: Duration = Duration::from_millis(5);
 
 impl Pool {

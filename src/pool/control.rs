@@ -40,7 +40,7 @@ pub struct ControlHandle {
 }
 
 impl ControlHandle {
-    /// Where the present snapshot is found.
+    /// The current snapshot.
     pub fn snapshot(&self) -> &Arc<ArcSwap<Snapshot>> {
         &self.snapshot
     }
@@ -50,7 +50,7 @@ impl ControlHandle {
     /// # Errors
     /// It changes what is fixed at start; nothing has changed then.
     pub async fn reload(&self, config: Config) -> Result<u64, ReloadError> {
-        const GONE: ReloadError = ReloadError::NeedsRestart("the process is stopping: everything");
+        const GONE: ReloadError = ReloadError::ShuttingDown;
         let (reply, answer) = oneshot::channel();
         let message = Message::Reload(Box::new(config), reply);
         self.messages.send(message).await.map_err(|_| GONE)?;
@@ -111,7 +111,7 @@ struct Control {
     fleets: Fleets,
     probers: HashMap<Key, Prober>,
     pools: HashMap<String, Arc<PoolState>>,
-    /// Who judges the endpoints of each pool.
+    /// The outlier detector of each pool.
     detectors: HashMap<String, OutlierDetector>,
     /// Wakes this task: an endpoint's answers should be looked at.
     outlier_wakeup: Arc<Notify>,
@@ -122,7 +122,7 @@ struct Control {
     tasks: Supervisor,
 }
 
-/// How often endpoints are judged if nothing calls for it: how exactly back-offs are kept.
+/// Interval of checks if no event calls for one: the precision of back-offs.
 const OUTLIER_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Control {
@@ -169,7 +169,7 @@ impl Control {
                 if result.is_ok() {
                     publish(snapshot, &Arc::new(refreshed(current)));
                 }
-                // Whoever asked may have gone; it is drained all the same.
+                // The receiver may be gone; the endpoint is drained all the same.
                 let _ = reply.send(result);
             }
             Message::Reload(config, reply) => {
@@ -181,7 +181,7 @@ impl Control {
                     publish(snapshot, &Arc::new(next));
                     Ok(generation)
                 });
-                // Whoever asked may have gone; the reload stands.
+                // The receiver may be gone; the reload stands.
                 let _ = reply.send(result);
             }
         }
@@ -250,7 +250,7 @@ impl Control {
         Arc::new(Pool::new(Arc::clone(config), endpoints, state))
     }
 
-    /// What a pool remembers: what it has, or if its settings have changed, a part of it.
+    /// The state that a pool keeps: all of it, or if its settings have changed, a part.
     fn pool_state(&self, config: &config::Pool) -> Arc<PoolState> {
         let known = self.pools.get(&config.name);
         if let Some(state) = known.filter(|state| state.follows(config)) {
@@ -258,7 +258,7 @@ impl Control {
         }
         let retry = config.retry.clone();
         let budget = RetryBudget::new(retry.budget, retry.min_per_second);
-        // Requests that wait go on waiting, whatever is allowed from now on.
+        // Waiting requests keep their place under the new settings.
         let queue = known.map(|known| Arc::clone(&known.queue));
         let new = || Arc::new(Queue::new(Arc::clone(&self.joined)));
         let pick_memory = known.map(|known| Arc::clone(&known.pick_memory));
@@ -276,7 +276,7 @@ impl Control {
     }
 }
 
-/// What a snapshot in the making brings along.
+/// The parts of a snapshot in the making.
 #[derive(Default)]
 struct Next {
     /// Probers that go on as they are.
@@ -313,8 +313,8 @@ fn publish(snapshot: &ArcSwap<Snapshot>, next: &Arc<Snapshot>) {
 /// that is lost loses all of them.
 const MAX_STREAMS: usize = 128;
 
-/// Bytes of one answer that an endpoint may send over HTTP/2 before they are read here. What is read is
-/// counted ([`body_memory`](crate::body_memory)), and what is not read yet can't be.
+/// Bytes of one answer that an endpoint may send over HTTP/2 before they are read here. Bytes that are read
+/// are counted ([`body_memory`](crate::body_memory)); those that are not read yet can't be.
 const STREAM_WINDOW: u32 = 256 * 1024;
 /// The same for all streams of a connection. An answer whose client does not read must not keep the others
 /// waiting, so it is as much as a quarter of them can fill.

@@ -1,7 +1,8 @@
-//! What requests met at the endpoints of a pool, brought before the judge.
+//! Passive health checking: feeds the outcomes of requests to the outlier detector, and applies its
+//! verdicts.
 //!
-//! The judging itself is pure ([`forebay_routing::health::outlier`]). This is called by the control task alone,
-//! so that ejections, probes and operators never overrule each other half way.
+//! The detector itself is pure ([`forebay_routing::health::outlier`]). Only the control task calls this
+//! module, so that ejections, probes and operators never overrule each other half way.
 
 use super::{EndpointState, Pool};
 use crate::clock;

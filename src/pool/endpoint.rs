@@ -1,7 +1,8 @@
-//! An endpoint: how to reach it, and what is remembered of it.
+//! An endpoint: its address, and the state that is kept for it.
 //!
-//! Many tasks write here at once (requests, probes, polls), so each part is an atomic of its own and says
-//! which side writes it. What the parts mean together, the health, is written by the control task alone.
+//! Many tasks write here at once (requests, probes, polls), so each part is an atomic of its own and
+//! documents which side writes it. The parts' combined meaning, the health, is written by the control task
+//! alone.
 
 use super::awaited::Awaited;
 use super::report::history::ReportHistory;
@@ -18,7 +19,7 @@ use tokio::sync::Notify;
 /// An endpoint at one moment: how to reach it, and what is remembered of it.
 #[derive(Debug)]
 pub struct Endpoint {
-    /// What outlives the snapshot.
+    /// State that outlives the snapshot.
     pub state: Arc<EndpointState>,
     /// Address and timeouts, as Pingora takes them, for plain HTTP.
     pub(super) peer: HttpPeer,
@@ -27,16 +28,16 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// How to reach it.
+    /// The peer to connect to.
     pub fn peer(&self, for_grpc: bool) -> &HttpPeer {
         if for_grpc { &self.grpc } else { &self.peer }
     }
 }
 
-/// What is remembered of an endpoint as long as any snapshot has its address in the same pool.
+/// State of an endpoint for as long as any snapshot has its address in the same pool.
 #[derive(Debug)]
 pub struct EndpointState {
-    /// Where it is.
+    /// Its address.
     pub address: SocketAddr,
     /// The same as text, for logs, labels and headers.
     pub name: Arc<str>,
@@ -45,34 +46,34 @@ pub struct EndpointState {
     /// The load of what lasts: connections at Layer 4, streams. They may be silent for hours, so they
     /// are balanced among themselves and take no slots from requests.
     pub long_lived: Arc<Load>,
-    /// Where its reports came from, and in which order.
+    /// Origin and order of its reports.
     pub reports: ReportHistory,
     /// Counts its answers; resolved when the first comes.
     pub answers: OnceLock<metrics::Counter>,
     /// Whether it may be picked, all in all; written by [`control`](super::control) only, like what it is
     /// made from.
     pub(super) health: AtomicU8,
-    /// Where it stands among those in rotation, if it is; written by [`control`](super::control) only.
+    /// Its position among those in rotation, if it is; written by [`control`](super::control) only.
     pub(super) place: AtomicUsize,
     /// Since when it has been ready, in nanoseconds on the clock of [`Time`].
     ready_since: AtomicU64,
-    /// What its probes say.
+    /// The health by its probes.
     pub(super) probed: AtomicU8,
     /// Whether its probes took it down only by having no answer in time; written by
     /// [`control`](super::control) only.
     pub(super) silent: AtomicBool,
-    /// When its probes had taken it down for that, and when one was answered last, in nanoseconds on the
-    /// clock of [`Time`]; 0: never.
+    /// Time at which its probes had taken it down for that, and time of the last answered probe, in
+    /// nanoseconds on the clock of [`Time`]; 0: never.
     pub(super) silent_since: AtomicU64,
     pub(super) answered_probe_at: AtomicU64,
     /// Whether an operator has it drained.
     pub(super) drained: AtomicBool,
     /// Counts what was heard from it in answers: a number to compare with a later one.
     heard: AtomicU64,
-    /// What requests met here.
+    /// Outcomes of requests here.
     pub(super) counts: OutcomeCounts,
-    /// What is held against it; only [`control`](super::control) writes, and no request on its way waits
-    /// for it.
+    /// Its ejection history; only [`control`](super::control) writes, and no request on its way waits for
+    /// it.
     record: Mutex<EjectionHistory>,
     /// Wakes [`control`](super::control): the tally should be looked at.
     outlier_wakeup: Arc<Notify>,
@@ -111,8 +112,8 @@ impl EndpointState {
         }
     }
 
-    /// What an endpoint's health is, all in all: the operator's word goes first, then that of its probes,
-    /// then what its answers were like.
+    /// The endpoint's overall health: the operator's word goes first, then that of its probes, then the
+    /// outcomes of requests.
     pub(super) fn present_health(&self) -> Health {
         match self.probed() {
             _ if self.is_drained() => Health::Draining,
@@ -153,12 +154,12 @@ impl EndpointState {
         Time::new(Duration::from_nanos(self.ready_since.load(Relaxed)))
     }
 
-    /// What its probes say, whatever else keeps it out.
+    /// The health by its probes alone.
     pub fn probed(&self) -> Health {
         health_in(&self.probed)
     }
 
-    /// Is it down only for having given probes no answer in time?
+    /// Whether it is down only because probes got no answer in time.
     pub fn is_silent(&self) -> bool {
         self.silent.load(Relaxed)
     }
@@ -189,27 +190,27 @@ impl EndpointState {
         self.heard.fetch_add(1, Relaxed);
     }
 
-    /// How much was heard from it so far.
+    /// Number of signs of life so far.
     pub(super) fn heard_so_far(&self) -> u64 {
         self.heard.load(Relaxed)
     }
 
-    /// Has an operator drained it?
+    /// Whether an operator has drained it.
     pub fn is_drained(&self) -> bool {
         self.drained.load(Relaxed)
     }
 
-    /// What is held against it.
+    /// Its ejection history.
     pub fn record(&self) -> MutexGuard<'_, EjectionHistory> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What we sent and is unfinished, be it a request or something that lasts.
+    /// Requests and connections that this proxy sent and that are unfinished.
     pub fn in_flight(&self) -> u32 {
         self.load.in_flight() + self.long_lived.in_flight()
     }
 
-    /// An attempt failed here, whatever it was.
+    /// Records that an attempt failed here, for any cause.
     pub fn failed(&self, now: Time) {
         self.load.failed(now);
         self.long_lived.failed(now);
@@ -222,7 +223,7 @@ impl EndpointState {
         }
     }
 
-    /// How often it has answered: a number to compare with a later one.
+    /// Number of its answers so far, to compare with a later one.
     pub fn answers_so_far(&self) -> u32 {
         self.counts.answers()
     }

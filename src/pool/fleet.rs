@@ -32,12 +32,12 @@ const STABLE: Duration = Duration::from_secs(30);
 /// Time that workers get to finish after they were asked to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How workers write to standard error, which they share with this process.
+/// Log settings of workers, which write to the standard error of this process.
 #[derive(Debug, Clone)]
 pub struct WorkerLog {
     /// One JSON object a line instead of text.
     pub json: bool,
-    /// Which messages.
+    /// The filter of messages.
     pub level: String,
 }
 
@@ -99,7 +99,7 @@ impl Fleets {
         Ok((fleets, supervisors))
     }
 
-    /// Where the workers of a pool listen.
+    /// Addresses of a pool's workers.
     pub fn addresses(&self, pool: &str) -> &[SocketAddr] {
         self.addresses.get(pool).map_or(&[], Vec::as_slice)
     }
@@ -113,7 +113,7 @@ impl Supervisors {
     }
 }
 
-/// What a worker's supervisor works with.
+/// The parts that a worker's supervisor needs.
 #[derive(Clone)]
 struct Watched {
     name: String,
@@ -132,7 +132,7 @@ async fn supervise(watched: Watched, mut running: Option<Worker>, mut stop: watc
             tokio::select! {
                 status = worker.child.wait() => {
                     let status = status.map_or_else(|error| error.to_string(), |s| s.to_string());
-                    tracing::error!(worker = name, %address, status, "worker died, starting it again");
+                    tracing::error!(worker = name, %address, status, "worker died, restarting it");
                 }
                 () = told(&mut stop) => return finish(&name, worker).await,
                 () = fault() => {}
@@ -170,7 +170,7 @@ async fn fault() {
     std::future::pending::<()>().await;
 }
 
-/// Until workers are told to stop; also if nobody is left to tell them.
+/// Waits until workers are told to stop; returns also if the sender is gone.
 async fn told(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
@@ -220,14 +220,14 @@ async fn spawn(fleet: &Fleet, listen: SocketAddr, log: &WorkerLog) -> Result<(Wo
             bail!("the worker ended before it listened: {status}");
         }
         Ok(read) => read.context("can't read the worker's output")?,
-        Err(_) => bail!("the worker did not say where it listens within {START_TIMEOUT:?}"),
+        Err(_) => bail!("the worker did not print its address within {START_TIMEOUT:?}"),
     };
     let address = line
         .trim()
         .strip_prefix("listening on http://")
         .and_then(|address| address.parse().ok())
-        .with_context(|| format!("expected where the worker listens, found {:?}", line.trim()))?;
-    // What it prints later goes nowhere, but the pipe must not fill up.
+        .with_context(|| format!("expected the worker's address, found {:?}", line.trim()))?;
+    // Later output is dropped, but read, so that the pipe does not fill up.
     tokio::spawn(async move { tokio::io::copy(&mut output, &mut tokio::io::sink()).await });
     let lifeline = child.stdin.take();
     Ok((Worker { child, _lifeline: lifeline }, address))

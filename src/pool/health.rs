@@ -1,6 +1,6 @@
-//! What probes and operators say of an endpoint, brought to it.
+//! Applies the results of probes and the operator's drains to an endpoint.
 //!
-//! All of this is called by the control task alone, which is why it may write without asking.
+//! Only the control task calls this module, which is why it may write without asking.
 
 use super::eject;
 use super::message::{Drain, Drained, Unknown};

@@ -1,9 +1,9 @@
-//! Is there still someone at the other end of a connection?
+//! Detects a connection whose other end is gone.
 //!
-//! A machine that loses its power or its network says nothing: its connections stay open, and what is
-//! sent on them is sent again for a quarter of an hour. Pings of HTTP/2 would find out, but servers take
-//! them for an attack. So the kernel is asked: it knows whether the other kernel acknowledges what it is
-//! sent, which needs no help from a server, however busy that is.
+//! A machine that loses its power or its network sends nothing: its connections stay open, and
+//! unacknowledged bytes are sent again for a quarter of an hour. HTTP/2 pings would find out, but servers
+//! take them for an attack. So the kernel is asked: it knows whether the other kernel acknowledges the bytes
+//! that it is sent, which needs no help from a server, however busy that is.
 
 use super::awaited::{Exchange, Patience, is_unreachable};
 use super::{EndpointState, Pool};
@@ -39,7 +39,7 @@ impl Watched {
         Self { endpoint: Arc::clone(endpoint), exchange }
     }
 
-    /// What is watched.
+    /// The watched exchange.
     pub fn exchange(&self) -> &Exchange {
         &self.exchange
     }
@@ -105,7 +105,7 @@ pub async fn until_lost(
     }
 }
 
-/// Is the patience with this endpoint, which belongs to this pool, over?
+/// Whether the patience with this endpoint, which belongs to this pool, is over.
 fn is_over(patience: Patience, endpoint: &EndpointState, pool: &Pool) -> bool {
     endpoint.is_silent()
         && patience.is_over()

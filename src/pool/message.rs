@@ -1,4 +1,4 @@
-//! What the control task is told, and what it answers.
+//! Messages to the control task, and its answers.
 
 use super::EndpointState;
 use crate::config::Config;
@@ -13,7 +13,7 @@ pub enum Message {
     Probed {
         /// The endpoint.
         state: Arc<EndpointState>,
-        /// What its probes say.
+        /// The result of its probes.
         health: Health,
         /// Whether it is down only for having said nothing in time.
         silent: bool,
@@ -24,7 +24,7 @@ pub enum Message {
     Reload(Box<Config>, oneshot::Sender<Result<u64, ReloadError>>),
 }
 
-/// Which endpoint is drained, or used again.
+/// A request to drain an endpoint, or to put it back into use.
 #[derive(Debug, Clone)]
 pub struct Drain {
     /// Name of its pool.
@@ -35,12 +35,12 @@ pub struct Drain {
     pub drained: bool,
 }
 
-/// What became of an endpoint that was drained, or is used again.
+/// The state of an endpoint that was drained, or put back into use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
     /// Its health now.
     pub health: Health,
-    /// What it still has of ours.
+    /// Requests of this proxy that are unfinished there.
     pub in_flight: u32,
 }
 
@@ -54,7 +54,7 @@ pub enum Unknown {
     #[error("pool {0:?} has no endpoint {1}")]
     Endpoint(String, SocketAddr),
     /// The process is on its way out.
-    #[error("the process is stopping")]
+    #[error("the process is shutting down")]
     Stopping,
     /// A mistake of this program.
     #[error("the task that drains endpoints failed")]
@@ -65,9 +65,12 @@ pub enum Unknown {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReloadError {
     /// A part that is fixed at start.
-    #[error("{0} changed, which needs a restart: the running configuration stays")]
+    #[error("{0} changed, which needs a restart; keeping the running configuration")]
     NeedsRestart(&'static str),
+    /// The process ends.
+    #[error("the process is shutting down")]
+    ShuttingDown,
     /// A mistake of this program.
-    #[error("taking it over failed: the running configuration stays")]
+    #[error("taking it over failed; keeping the running configuration")]
     Failed,
 }

@@ -1,10 +1,10 @@
-//! What the proxy knows of the endpoints, and who may change it.
+//! The proxy's knowledge of the endpoints.
 //!
-//! A request must see one consistent picture, and a reload or a health change must not disturb
-//! the requests that run. So the picture is an immutable [`Snapshot`], loaded once a request and
-//! replaced as a whole by one task ([`control`]). What must outlive snapshots (counts in flight,
-//! learnt service times, the retry budget) hangs on the identity of an endpoint or a pool and is
-//! carried from one snapshot to the next: a reload never resets a counter.
+//! A request must see one consistent picture, and a reload or a health change must not disturb the requests
+//! that run. So the picture is an immutable [`Snapshot`], loaded once per request and replaced as a whole by
+//! one task ([`control`]). State that must outlive snapshots (counts in flight, learnt service times, the
+//! retry budget) belongs to the identity of an endpoint or a pool and is carried from one snapshot to the
+//! next: a reload never resets a counter.
 
 pub mod attempt;
 pub mod awaited;
@@ -38,28 +38,28 @@ use std::time::{Duration, SystemTime};
 /// Everything a request needs to know of the configuration and the fleet, at one moment.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// What the file says.
+    /// The configuration.
     pub config: Arc<config::Config>,
     /// The metrics of its variants.
     pub metrics: Arc<VariantMetrics>,
     /// In the order of [`config::Config::pools`].
     pub pools: Vec<Arc<Pool>>,
-    /// How many configurations this process has run, this one included.
+    /// Number of configurations that this process has run, including this one.
     pub generation: u64,
-    /// When this configuration was loaded.
+    /// Time at which this configuration was loaded.
     pub loaded_at: SystemTime,
 }
 
 /// A pool at one moment.
 #[derive(Debug)]
 pub struct Pool {
-    /// What the file says of it.
+    /// The pool's configuration.
     pub config: Arc<config::Pool>,
     /// All endpoints.
     pub endpoints: Vec<Arc<Endpoint>>,
     /// Those of them that are used.
     pub rotation: Arc<Rotation>,
-    /// What outlives the snapshot.
+    /// State that outlives the snapshot.
     pub state: Arc<PoolState>,
 }
 
@@ -75,8 +75,8 @@ impl Pool {
         Self { config, endpoints, rotation, state }
     }
 
-    /// Is an endpoint silent alone? Where others answer probes since, it is neither the network nor work
-    /// that keeps all of them busy.
+    /// Whether an endpoint is silent alone. If others have answered probes since, the cause is neither the
+    /// network nor work that keeps all of them busy.
     pub fn is_silent_alone(&self, silent: &EndpointState) -> bool {
         let since = silent.silent_since.load(Relaxed);
         let answers = |other: &Arc<Endpoint>| {
@@ -86,47 +86,47 @@ impl Pool {
         silent.is_silent() && self.endpoints.iter().any(answers)
     }
 
-    /// How many of those in rotation are there on their own merits.
+    /// Number of endpoints that are in rotation on their own merits.
     pub fn ready_count(&self) -> usize {
         if self.rotation.last_resort { 0 } else { self.rotation.ready.len() }
     }
 }
 
-/// What a pool remembers across snapshots.
+/// State of a pool across snapshots.
 #[derive(Debug)]
 pub struct PoolState {
-    /// What its picks share.
+    /// State shared by its picks.
     pub pick_memory: Arc<PickMemory>,
-    /// When its reports were last looked at for stale ones; see [`report::refresh_stale`].
+    /// Time of the last search for stale reports; see [`report::refresh_stale`].
     pub looked_for_stale: AtomicU64,
     /// Requests that wait for an endpoint.
     pub queue: Arc<Queue>,
-    /// How many retries are left.
+    /// The remaining retries.
     pub budget: RetryBudget,
-    /// What is sent again.
+    /// The conditions of retries.
     pub retry_policy: RetryPolicy,
-    /// What the budget and the policy were made from.
+    /// The settings behind the budget and the policy.
     retry: config::Retry,
     /// Second attempts, if there are any.
     pub hedges: Option<Hedges>,
-    /// What is known of each model.
+    /// Statistics of each model.
     pub models: Arc<ModelStats>,
 }
 
 impl PoolState {
-    /// Was it made from what `config` says?
+    /// Whether it was made from the settings in `config`.
     fn follows(&self, config: &config::Pool) -> bool {
         let hedge = self.hedges.as_ref().map(|hedges| &hedges.settings);
         self.retry == config.retry && hedge == config.hedge.as_ref()
     }
 }
 
-/// What decides on second attempts beside slow first ones.
+/// The state of hedging.
 #[derive(Debug)]
 pub struct Hedges {
-    /// How many are left.
+    /// The remaining hedges.
     pub budget: RetryBudget,
-    /// What they are made after.
+    /// The settings behind it.
     settings: config::Hedge,
 }
 

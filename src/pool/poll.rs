@@ -1,9 +1,9 @@
-//! Load reports on request: one task an endpoint that asks for its queue at short intervals.
+//! Polls for load: one task per endpoint that asks for its queue at short intervals.
 //!
-//! Most servers state their load nowhere but on their page of metrics, and a report on an answer is
-//! no help before the first answer. What is polled becomes a load report like any other. If polling
-//! fails, nothing stops: the last report goes stale and the proxy's own counts are used, which is
-//! said once in the log and counted each time.
+//! Most servers state their load only on their page of metrics, and a report on an answer is no help before
+//! the first answer. The polled numbers become a load report like any other. If polling fails, nothing
+//! stops: the last report goes stale and the proxy's own counts are used, which is logged once and counted
+//! each time.
 
 use super::EndpointState;
 use super::report::{self, history::Origin};
@@ -102,9 +102,9 @@ fn say_once(failing: &mut bool, trouble: Option<String>, endpoint: &str, poll: &
             path,
             port,
             error,
-            "polling its load fails, the proxy's own counts are used"
+            "polling for load failed, using the proxy's own counts"
         ),
-        None => tracing::info!(endpoint, path, port, "polling its load works again"),
+        None => tracing::info!(endpoint, path, port, "polling for load works again"),
     }
 }
 

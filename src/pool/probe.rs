@@ -1,9 +1,9 @@
-//! Active health checks: one task an endpoint.
+//! Active health checks: one task per endpoint.
 //!
-//! A probe asks what a client would ask, on a connection of its own: a kept-alive one would hide
-//! that nobody listens any more. When a request meets trouble, or a change is under way, the next
-//! probe comes at once and then at short intervals, so that an endpoint that died leaves rotation
-//! within a fraction of the interval, while a settled fleet is left alone.
+//! A probe sends a request as a client would, on a connection of its own: a kept-alive one would hide that
+//! the server no longer listens. When a request meets trouble, or a change is under way, the next probe
+//! comes at once and then at short intervals, so that an endpoint that died leaves rotation within a
+//! fraction of the interval, while a settled fleet is left alone.
 
 use super::message::Message;
 use super::poll::{self, Poller};
@@ -44,7 +44,7 @@ impl Prober {
         &self.state
     }
 
-    /// Does it probe and poll as `pool` says?
+    /// Whether it probes and polls with the settings of `pool`.
     pub fn follows(&self, pool: &config::Pool) -> bool {
         self.settings == pool.probe && self.poll == pool.poll
     }
@@ -78,13 +78,14 @@ pub fn start(
     Prober { state, settings, poll: pool.poll.clone(), task, _poller: poller }
 }
 
-/// What a prober's task works with.
+/// The parts that a prober's task needs.
 #[derive(Clone)]
 struct Watch {
     state: Arc<EndpointState>,
     settings: config::Probe,
     pool: String,
-    /// Whether a stale report is worth a probe: nobody polls, and probes' answers may bear reports.
+    /// Whether a stale report is worth a probe: no poll would renew it, and probes' answers may bear
+    /// reports.
     refreshes: bool,
     pulse: Pulse,
 }
@@ -181,7 +182,7 @@ async fn probe(
 ) -> Result<ProbeOutcome, Exhausted> {
     match kind {
         ProbeKind::Http(path) => get(peer, path, pool, state).await,
-        // Nobody knows what such an endpoint would answer; that it listens is all there is.
+        // The answers of such an endpoint are unknown; that it listens is the only evidence.
         ProbeKind::Tcp => match TcpStream::connect(state.address).await {
             Ok(_) => Ok(ProbeOutcome::Ready),
             Err(error) => {

@@ -1,11 +1,11 @@
 //! Late binding: requests wait here, in the proxy, until an endpoint can take them.
 //!
-//! Decisions live in `forebay_routing` ([`PoolView::bind`], [`FairQueue`]); this file brings them together
-//! with what happens: a request comes, an endpoint becomes free, a client leaves, health changes. Each
-//! of these may change who can be bound, and none may be missed, or a request would wait beside a
-//! free endpoint. So whoever frees an endpoint looks at the line at once (the guard [`Bound`] does so
-//! when it is dropped), whoever joins it looks once more after that, and while anybody waits a ticker
-//! looks for what comes about by time alone, such as a report that grew old.
+//! Decisions live in `forebay_routing` ([`PoolView::bind`], [`FairQueue`]); this file applies them to
+//! events: a request comes, an endpoint becomes free, a client leaves, health changes. Each of these may
+//! change which request can be bound, and none may be missed, or a request would wait beside a free
+//! endpoint. So a request that frees an endpoint checks the line at once (the guard [`Bound`] does so when
+//! it is dropped), a request that joins checks once more after that, and while any request waits a ticker
+//! checks for changes by time alone, such as a report that grew old.
 
 use super::endpoint::{Endpoint, EndpointState};
 use super::rotation::Rotation;
@@ -25,7 +25,7 @@ thread_local! {
     static RNG: RefCell<Rng> = RefCell::new(Rng::new(fastrand::u64(..)));
 }
 
-/// Has what chance has to decide decided with this thread's own.
+/// Runs `f` with this thread's random number generator.
 pub fn with_rng<T>(f: impl FnOnce(&mut Rng) -> T) -> T {
     RNG.with_borrow_mut(f)
 }
@@ -34,15 +34,15 @@ pub fn with_rng<T>(f: impl FnOnce(&mut Rng) -> T) -> T {
 #[derive(Debug)]
 pub struct Queue {
     line: Mutex<FairQueue<Ticket>>,
-    /// As many as are in the line, to be read without the lock.
+    /// The length of the line, to be read without the lock.
     count: AtomicUsize,
-    /// The endpoints as they are now, for whoever frees an endpoint.
+    /// The current endpoints, for requests that free one.
     current: Mutex<Weak<Rotation>>,
     /// Wakes the ticker.
     joined: Arc<Notify>,
 }
 
-/// What is kept of a request that waits.
+/// The record of a waiting request.
 #[derive(Debug)]
 struct Ticket {
     reply: oneshot::Sender<Result<Bound, Rejected>>,
@@ -55,26 +55,26 @@ struct Ticket {
 /// A request that is bound to an endpoint: it counts as in flight there until this is dropped.
 #[derive(Debug)]
 pub struct Bound {
-    /// Where it goes.
+    /// The endpoint.
     pub endpoint: Arc<Endpoint>,
     guard: Option<InFlight>,
     queue: Option<Arc<Queue>>,
 }
 
-/// What a request asks of a pool.
+/// A request's demand on a pool.
 #[derive(Debug)]
 pub struct BindRequest {
-    /// How urgent it is.
+    /// Its priority.
     pub priority: Priority,
-    /// Whose it is, as a number.
+    /// Its client, as a number.
     pub client: u64,
-    /// When it must be answered.
+    /// Time by which it must be answered.
     pub deadline: Instant,
-    /// What is to go to the same endpoint, as a number, if anything is.
+    /// The key of a sticky pool, as a number, if there is one.
     pub key: Option<u64>,
     /// The work that it is.
     pub relative_cost: RelativeCost,
-    /// Where it was sent already.
+    /// Endpoints that it was sent to already.
     pub tried: Vec<Arc<EndpointState>>,
 }
 
@@ -83,7 +83,7 @@ pub struct BindRequest {
 pub enum Rejected {
     /// No endpoint is in rotation that it was not sent to already.
     NoEndpoint,
-    /// As many wait as may, and they are at least as urgent.
+    /// The queue is full of requests that are at least as urgent.
     Full(Duration),
     /// It made way for one that is more urgent.
     Displaced(Duration),
@@ -103,12 +103,12 @@ impl Queue {
         }
     }
 
-    /// How many wait.
+    /// Number of waiting requests.
     pub fn count(&self) -> usize {
         self.count.load(Relaxed)
     }
 
-    /// How many of each priority wait.
+    /// Number of waiting requests of each priority.
     pub fn counts(&self) -> [(Priority, usize); 3] {
         let line = self.lock();
         Priority::ALL.map(|priority| (priority, line.len_of(class(priority))))
@@ -125,8 +125,8 @@ impl Queue {
 
     /// Something has changed: `freed` has room, or anything else if `None`. Binds who can be bound.
     pub fn changed(self: &Arc<Self>, freed: Option<&EndpointState>) {
-        // Whoever joins counts itself before it looks for room, and room is made before this looks
-        // for who waits: one of both sees the other.
+        // A request that joins counts itself before it looks for room, and room is made before this check
+        // for waiting requests: one of both sees the other.
         fence(SeqCst);
         if self.count.load(Relaxed) == 0 {
             return;
@@ -136,7 +136,7 @@ impl Queue {
         let Some(rotation) = current.or_else(left_over) else { return };
         let mut freed = freed.and_then(|freed| rotation.place(freed));
         while let Some((ticket, outcome)) = self.next(&rotation, freed.take()) {
-            // One that nobody waits for any more gives its place to the next.
+            // A request whose client has left gives its place to the next.
             if let Err(Ok(mut bound)) = ticket.reply.send(outcome) {
                 bound.queue = None;
             }
@@ -153,7 +153,7 @@ impl Queue {
         let view = rotation.view(freed);
         let (place, next) = with_rng(|rng| view.next(&line, Ticket::has_tried, rng))?;
         let outcome = match next {
-            // Who took the room meanwhile looks here again when it leaves.
+            // A request that took the room meanwhile checks again when it leaves.
             Dispatch::Bind(index) => Ok(Bound::claim(self, &view, index)?),
             Dispatch::NoEndpoint => Err(Rejected::NoEndpoint),
             Dispatch::TooLate => Err(Rejected::DeadlinePassed),
@@ -234,7 +234,7 @@ impl Queue {
         outcome
     }
 
-    /// Binds to an endpoint that is free and not among those `tried`, if there is one and nobody waits
+    /// Binds to an endpoint that is free and not among those `tried`, if there is one and no request waits
     /// for it.
     pub fn bind_free(
         self: &Arc<Self>,
@@ -246,7 +246,7 @@ impl Queue {
         Bound::claim(self, &view, index)
     }
 
-    /// Binds a request before which nobody waits, if that is the best for it.
+    /// Binds a request that has no other before it, if that is the best for it.
     fn bind_now(
         self: &Arc<Self>,
         rotation: &Rotation,
@@ -342,7 +342,7 @@ impl Bound {
         Some(Self { endpoint, guard, queue: Some(Arc::clone(queue)) })
     }
 
-    /// Counts in what lasts, such as a connection: it waits for nobody, and nobody waits for it.
+    /// Counts a long-lived use, such as a connection: it does not wait in the queue.
     pub fn long_lived(endpoint: &Arc<Endpoint>) -> Self {
         let guard = Some(endpoint.state.long_lived.enter());
         Self { endpoint: Arc::clone(endpoint), guard, queue: None }
@@ -367,7 +367,7 @@ impl Bound {
         }
     }
 
-    /// Ends `after` it began without an answer, since nobody waits for one any more.
+    /// Ends `after` it began without an answer, since its client no longer waits.
     pub fn late(mut self, after: Duration) {
         if self.queue.is_some()
             && let Some(guard) = self.guard.take()

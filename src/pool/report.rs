@@ -76,8 +76,8 @@ pub(super) fn dropped(pool: &str, origin: Origin, cause: &'static str) {
     metric::proxy::REPORTS_DROPPED.with([pool, origin.as_str(), cause]).increment(1);
 }
 
-/// Has endpoints in rotation asked at once whose reports were heard and are stale by now. Costs a
-/// look at all of them, but at most once in [`MIN_STALE_CHECK_INTERVAL`], and only while requests come.
+/// Requests new reports from endpoints in rotation whose reports have become stale. Checks all of them, but
+/// at most once in [`MIN_STALE_CHECK_INTERVAL`], and only while requests come.
 pub fn refresh_stale(pool: &Pool, now: Time) {
     let looked = &pool.state.looked_for_stale;
     let last = looked.load(Relaxed);

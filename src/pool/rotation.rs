@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 /// The endpoints of a pool that are used, at one moment.
 #[derive(Debug)]
 pub struct Rotation {
-    /// What the file says of the pool.
+    /// The pool's configuration.
     pub config: Arc<config::Pool>,
     /// Those in rotation.
     pub ready: Vec<Arc<Endpoint>>,
@@ -23,7 +23,7 @@ pub struct Rotation {
     pub last_resort: bool,
     /// Those in rotation in a circle, if the policy wants it.
     pub ring: Ring,
-    /// What the pool's picks share, across snapshots.
+    /// State shared by the pool's picks, across snapshots.
     pub pick_memory: Arc<PickMemory>,
 }
 
@@ -40,7 +40,7 @@ impl Rotation {
         Self { config, ready, long_lived, panics, last_resort, ring, pick_memory }
     }
 
-    /// Where an endpoint stands among those in rotation.
+    /// Position of an endpoint among those in rotation.
     pub(super) fn place(&self, endpoint: &EndpointState) -> Option<usize> {
         let place = endpoint.place.load(Relaxed);
         self.ready.get(place).filter(|it| std::ptr::eq(&*it.state, endpoint)).map(|_| place)

@@ -1,4 +1,4 @@
-//! One bounded GET to an endpoint, for whoever asks it out of band.
+//! One bounded GET to an endpoint, out of band.
 
 use http::StatusCode;
 use pingora::connectors::ConnectorOptions;
@@ -9,7 +9,8 @@ use pingora::{Error, ErrorType};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-/// Idle connections that are kept, over all endpoints; those beyond are opened anew each time.
+/// Maximum number of idle connections that are kept, over all endpoints; further ones are opened for each
+/// request.
 const MAX_IDLE_CONNECTIONS: usize = 4096;
 /// Time that an idle connection is kept: longer than most intervals, shorter than most servers keep
 /// theirs.
@@ -81,7 +82,7 @@ async fn exchange(
         }
         let head = session.response_header().cloned();
         let head =
-            head.ok_or_else(|| Error::explain(ErrorType::ReadError, "an answer without a header"))?;
+            head.ok_or_else(|| Error::explain(ErrorType::ReadError, "the answer has no header"))?;
         Ok(Asked { head, body })
     };
     let asked = exchange.await.map_err(|error| (error, kept))?;

@@ -1,9 +1,9 @@
-//! Layer 4: a whole connection goes to one endpoint, whatever is spoken on it.
+//! Layer 4: a whole connection goes to one endpoint, with any protocol.
 //!
-//! The pools, their health and their counts are those of Layer 7: a connection is picked an endpoint
-//! as a request is, and counts there as one in flight until it ends. What an endpoint does with it
-//! can't be seen from here. So nothing is tried twice but connecting: once an endpoint has taken a
-//! connection, it stays there.
+//! The pools, their health and their counts are those of Layer 7: an endpoint is picked for a connection as
+//! for a request, and the connection counts as one request in flight until it ends. The endpoint's use of it
+//! can't be seen from here. So only connecting is retried: once an endpoint has accepted a connection, the
+//! connection stays there.
 
 mod connect;
 pub mod relay;
@@ -38,7 +38,7 @@ use tokio::time::{Instant, timeout};
 pub struct Layer4 {
     /// The listener's place in the configuration.
     pub place: usize,
-    /// What the file says.
+    /// Settings of the configuration.
     pub settings: config::Tcp,
     /// Whether every connection must begin with a PROXY header.
     pub proxy_protocol: bool,
@@ -156,7 +156,7 @@ impl Layer4 {
                 Ok(())
             }
             End::Idle => {
-                let message = format!("nothing was said for {idle:?}");
+                let message = format!("no byte in either direction for {idle:?}");
                 Err(Refusal::new(Reason::IdleTimeout, message))
             }
             End::ClientBroke => Err(broke(Reason::ClientClosed)),
@@ -167,8 +167,7 @@ impl Layer4 {
         }
     }
 
-    /// Reads the PROXY header if there must be one. What came behind it is the first of the
-    /// client's own bytes.
+    /// Reads the PROXY header if one is required. The bytes behind it are the first of the client's own.
     async fn begin(
         &self,
         client: &mut TcpStream,
@@ -185,7 +184,7 @@ impl Layer4 {
                 if let Some(ends) = ends {
                     session.ends = ends;
                     if !session.connection.belongs_to(ends.source.ip()) {
-                        let words = "expected fewer connections of this client, found as many as it may have";
+                        let words = "this client has reached max_connections_per_client";
                         return Err(Refusal::new(Reason::ConnectionLimit, words));
                     }
                 }
@@ -195,7 +194,7 @@ impl Layer4 {
         }
     }
 
-    /// What an endpoint gets before anything else.
+    /// The bytes that an endpoint receives first.
     fn preamble(&self, ends: Ends, early: &[u8]) -> Vec<u8> {
         let header = |version: Version| proxy_protocol::write(version, ends).ok();
         let mut preamble = self.settings.send_proxy_protocol.and_then(header).unwrap_or_default();
@@ -212,7 +211,7 @@ fn broke(reason: Reason) -> Refusal {
     Refusal::new(reason, message)
 }
 
-/// Has the connection reset when it is closed, instead of ended.
+/// Makes the connection end with a reset when it is closed.
 fn reset(stream: &TcpStream) {
     // One that is gone already needs no reset.
     let _ = stream.set_zero_linger();

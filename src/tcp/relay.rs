@@ -1,9 +1,9 @@
-//! Bytes from one connection to another and back, until either side is done with it.
+//! Relays bytes between two connections, until either side is done.
 //!
-//! Each direction ends by itself: who has said all it has to say may still listen (half-close), and
-//! the other side must learn of the one end without losing what it has yet to say. What must not
-//! be is a pair of connections that nobody uses and nobody closes, so both are closed when neither
-//! moved a byte for a while.
+//! Each direction ends by itself: a side that has sent everything may still listen (half-close), and the
+//! other side must learn of that end without losing the bytes that it has yet to send. A pair of connections
+//! that neither side uses nor closes must not remain, so both are closed when neither moved a byte for a
+//! while.
 
 use crate::pool::Endpoint;
 use metrics::Counter;
@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep};
 /// system calls, and little beside the kernel's own buffers.
 const BUFFER: usize = 16 * 1024;
 
-/// How it ended.
+/// The end of a relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// Both sides said that they were done.
@@ -33,7 +33,7 @@ pub enum End {
     EndpointBroke,
 }
 
-/// What passed. Shared with whoever reports it, also if the relay is dropped midway.
+/// The relayed bytes. Shared with the reporter, also if the relay is dropped midway.
 #[derive(Debug)]
 pub struct Traffic {
     /// From the client.
@@ -45,7 +45,7 @@ pub struct Traffic {
     moved_at: AtomicU64,
 }
 
-/// What passed in one direction.
+/// The bytes of one direction.
 #[derive(Debug)]
 pub struct Flow {
     bytes: AtomicU64,
@@ -60,7 +60,7 @@ impl Flow {
         Self { bytes: AtomicU64::new(0), counter, broke: AtomicBool::new(false), endpoint }
     }
 
-    /// How many bytes.
+    /// Number of bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Relaxed)
     }
@@ -141,7 +141,7 @@ where
 /// A connection whose moves are noted.
 struct Watched<'a, S> {
     stream: &'a mut S,
-    /// What is read from it.
+    /// Counts the bytes read from it.
     flow: &'a Flow,
     traffic: &'a Traffic,
 }
@@ -185,7 +185,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<'_, S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = ready!(Pin::new(&mut *self.stream).poll_shutdown(cx));
-        // Who is gone altogether needs not be told of an end.
+        // A side that has gone altogether needs no end of stream.
         let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotConnected;
         self.note(if result.as_ref().is_err_and(gone) { Ok(()) } else { result })
     }

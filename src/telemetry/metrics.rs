@@ -15,7 +15,7 @@ const LATENCY_BUCKETS: &[f64] = &[
 ];
 /// Gauges of endpoints that are gone disappear after this time.
 const GAUGE_LIFETIME: Duration = Duration::from_secs(300);
-/// How often recorded latencies are moved into their buckets, so that they do not pile up between
+/// Interval at which recorded latencies are moved into their buckets, so that they do not pile up between
 /// two scrapes.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 

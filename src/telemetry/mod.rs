@@ -1,4 +1,4 @@
-//! What is left behind by requests, connections and the process: metrics and the access log.
+//! Metrics and the access log.
 
 pub mod access_log;
 pub mod metrics;

@@ -1,4 +1,4 @@
-//! What is left behind by a request: counts, times, and one line in the access log.
+//! The record of a finished request: counts, times, and one line in the access log.
 
 use crate::http::identify::Identity;
 use crate::http::request::{ForwardMode, Request};
@@ -59,7 +59,7 @@ pub struct RejectedConnection<'a> {
     pub client: Option<String>,
     /// Version of TLS that it speaks.
     pub tls: Option<&'a str>,
-    /// What there is of a request's header, as HTTP/1.1 has it.
+    /// The bytes of a request's header so far, as HTTP/1.1 has it.
     pub head: &'a [u8],
 }
 
@@ -172,7 +172,7 @@ fn write_line(
     });
 }
 
-/// As the client saw it.
+/// The gRPC status that the client saw.
 fn grpc_status(request: &Request) -> Option<u8> {
     request.identity.grpc?;
     let refused = request.refusal.as_ref().map(|refusal| refusal.reason.grpc().number());

@@ -15,7 +15,7 @@ pub struct VariantMetrics(HashMap<usize, Handles>);
 pub struct Handles {
     /// Requests that were answered with 200.
     pub answered: Counter,
-    /// How long requests took, however they ended.
+    /// Duration of requests, with any outcome.
     pub seconds: Histogram,
 }
 
@@ -35,7 +35,7 @@ impl VariantMetrics {
     }
 }
 
-/// Where the configuration keeps it: none is there twice while the configuration lives.
+/// The variant's address in the configuration, which is unique while the configuration lives.
 fn key(variant: &Arc<Variant>) -> usize {
     Arc::as_ptr(variant).addr()
 }

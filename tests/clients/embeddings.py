@@ -122,7 +122,7 @@ def check_refusals(client):
     notes = []
     for status, code, word, arguments in [
         (400, "invalid_input", "at most 128 tokens", {"input": "river " * 200}),
-        (400, "invalid_input", "not empty", {"input": ""}),
+        (400, "invalid_input", "no empty input", {"input": ""}),
         (400, "invalid_input", "tokens below 30522", {"input": [30522]}),
         (400, "invalid_input", "dimensions of 384", {"input": "a", "dimensions": 5}),
         (404, "model_not_found", "nonesuch", {"input": "a", "model": "nonesuch"}),

@@ -27,7 +27,7 @@ async fn callers_that_come_while_no_proxy_runs_are_answered_by_the_next() {
     let mut old = Proxy::start_on(&[&socket], &text).await;
     old.wait_ready(2).await;
     assert_eq!(old.listeners, [address]);
-    assert!(old.messages().contains("listening on a socket that was passed"));
+    assert!(old.messages().contains("listening on a passed socket"));
     let load = Load::start(address, ARITH_INFER, ARITH, 8);
     load.wait(200).await;
     old.signal(Signal::TERM);
@@ -82,7 +82,7 @@ async fn what_was_passed_is_used_by_address_and_the_rest_is_closed() {
     for listener in &proxy.listeners {
         assert_eq!(get(*listener, "/v2").await.status, 200, "{listener}");
     }
-    let words = "a socket was passed for an address that no listener has";
+    let words = "ignoring passed socket: no listener has its address";
     assert!(proxy.messages().contains(words), "{}", proxy.messages());
     drop(other);
     // Programs that other tests start have it for a moment, too.
@@ -119,7 +119,11 @@ async fn what_is_no_socket_of_ours_is_closed_with_a_word() {
     });
     assert_eq!(tokio::time::timeout(PATIENCE, ended).await.unwrap().unwrap(), [0, 0]);
     let words = proxy.messages();
-    assert_eq!(words.matches("a socket was passed that is no use").count(), 2, "{words}");
+    assert_eq!(
+        words.matches("ignoring passed socket: not a usable TCP listener").count(),
+        2,
+        "{words}"
+    );
     proxy.wait_ready(1).await;
     assert_eq!(proxy.listeners, [socket.local_addr().unwrap()]);
 }

@@ -77,7 +77,7 @@ async fn a_client_that_holds_its_share_of_the_memory_is_refused_and_others_are_n
     for length in [1, 70 * KIB] {
         let answer = ask("greedy", length).await.unwrap();
         assert_eq!((answer.status.as_u16(), answer.reason()), (503, "memory_limit"), "{length}");
-        assert!(answer.text().contains("its share"), "{}", answer.text());
+        assert!(answer.text().contains("limits.client_memory"), "{}", answer.text());
         assert_eq!(proxy.next_line()["reason"], "memory_limit");
     }
     let other = ask("modest", 70 * KIB);

@@ -134,7 +134,7 @@ fn nonsense_is_an_error_where_it_stands() {
         ),
         (
             format!("{pool}probe.path = \"/a b\""),
-            &["5:14: pool.*.probe.path: expected a path as it stands in a URL, found \"/a b\""],
+            &["5:14: pool.*.probe.path: expected a valid URL path, found \"/a b\""],
         ),
         (
             format!("{pool}poll = {{ interval = \"500us\", port = 0, path = \"metrics\" }}"),

@@ -341,7 +341,7 @@ async fn health_is_the_proxys_own_and_can_be_watched() {
         assert_eq!((ended.code(), &ended.messages[0][..]), (Code::Ok, expected), "{path}");
     }
     let ended = call(proxy.address, "/grpc.health.v1.Health/Check", &check("nobody")).await;
-    ended.refused(Code::NotFound, "model_not_found", "no such service");
+    ended.refused(Code::NotFound, "model_not_found", "unknown service");
     let watch = framed(&check(""));
     let path = "/grpc.health.v1.Health/Watch";
     let mut watched = Call::start(proxy.address, path, &[], watch.clone()).await;
@@ -351,7 +351,7 @@ async fn health_is_the_proxys_own_and_can_be_watched() {
     workers[0].signal(Signal::KILL);
     assert_eq!(watched.next().await.as_deref(), Some(&[8, 2][..]));
     proxy.signal(Signal::TERM);
-    watched.end().await.refused(Code::Unavailable, "draining", "on its way out");
+    watched.end().await.refused(Code::Unavailable, "draining", "shutting down");
     assert!(proxy.ended().await.success());
 }
 
@@ -368,7 +368,7 @@ async fn every_other_call_passes_through() {
     let ended = call(proxy.address, &path("RepositoryIndex"), &index).await;
     assert!(!ended.message::<pb::RepositoryIndexResponse>().models.is_empty());
     let ended = call(proxy.address, &path("Nonsense"), &index).await;
-    ended.refused(Code::Unimplemented, "not_found", "no method");
+    ended.refused(Code::Unimplemented, "not_found", "unknown method");
     let reports = "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics";
     let mut reports = Call::start(proxy.address, reports, &[], Bytes::from_static(&[0; 5])).await;
     let report = LoadReport::parse_binary(&reports.next().await.unwrap()).unwrap();

@@ -194,9 +194,9 @@ async fn an_outage_of_the_metrics_stops_nothing_and_is_said_when_it_begins_and_e
     known(&proxy, "a report again", |known| known["occupancy"] == 5).await;
     eventually("the end of the outage in the log", async || {
         let said = |words: &str| proxy.messages().matches(words).count();
-        let fails = said("polling its load fails");
+        let fails = said("polling for load failed");
         // A busy machine may miss a poll beside those that this test spoils.
-        (fails >= 1 && said("polling its load works again") == fails).then_some(())
+        (fails >= 1 && said("polling for load works again") == fails).then_some(())
     })
     .await;
 }

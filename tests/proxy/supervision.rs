@@ -78,7 +78,7 @@ async fn a_reload_that_panics_is_refused_and_the_next_one_is_not() {
         std::fs::write(faults.0.join("build"), "").unwrap();
         let answer = post(proxy.admin, "/reload", "").await;
         assert_eq!(answer.status, 422, "{}", answer.text());
-        assert!(answer.text().contains("the running configuration stays"), "{}", answer.text());
+        assert!(answer.text().contains("keeping the running configuration"), "{}", answer.text());
     }
     assert_eq!(post(proxy.address, INFER, "x").await.status, 200);
     assert_eq!(post(proxy.admin, "/reload", "").await.json()["generation"], 2);
@@ -136,7 +136,9 @@ async fn a_task_that_hangs_shows_in_readiness_for_as_long_as_it_does() {
         eventually("a line", async || {
             let messages = proxy.messages();
             let mut lines = messages.lines();
-            lines.any(|line| line.contains("stands still") && line.contains(&words)).then_some(())
+            lines
+                .any(|line| line.contains("makes no progress") && line.contains(&words))
+                .then_some(())
         })
         .await;
         assert_eq!(post(proxy.address, INFER, "x").await.status, 200, "requests are still served");

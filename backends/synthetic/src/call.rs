@@ -51,7 +51,7 @@ impl Backend {
             if error.is::<http_body_util::LengthLimitError>() {
                 (Reason::BodyTooLarge, format!("expected a body of at most {MAX_BODY} bytes"))
             } else {
-                (Reason::InvalidRequest, "the body did not arrive whole".to_owned())
+                (Reason::InvalidRequest, "the body did not arrive completely".to_owned())
             }
         })?;
         Ok(whole.to_bytes())
@@ -77,7 +77,7 @@ impl Backend {
         let deadline = patience.and_then(|patience| arrived.checked_add(patience));
         self.slot_queue.serve(demand, deadline).await.map_err(|refused| match refused {
             Refused::Full => {
-                (Reason::QueueFull, format!("{} requests wait already", service.queue))
+                (Reason::QueueFull, format!("the queue is full with {} requests", service.queue))
             }
             Refused::Late => {
                 (Reason::DeadlineExceeded, "the deadline passed in the queue".to_owned())

@@ -75,7 +75,7 @@ pub(crate) fn check(graph: &TypedModel) -> TractResult<()> {
         }
     });
     let Some((node, Pair { a, b, .. })) = found else { return Ok(()) };
-    bail!("expected sizes that fit together in \"{node}\", found {a} and {b}")
+    bail!("expected sizes that agree in \"{node}\", found {a} and {b}")
 }
 
 /// Gives the pairs of all nodes.
@@ -151,6 +151,6 @@ mod tests {
         assert!(check(&graph).is_ok());
         sum(&mut graph, "sum", z);
         let error = check(&graph).unwrap_err().to_string();
-        assert_eq!(error, "expected sizes that fit together in \"sum\", found 5 and 6");
+        assert_eq!(error, "expected sizes that agree in \"sum\", found 5 and 6");
     }
 }

@@ -23,7 +23,7 @@ impl<'a> Joined<'a> {
             inputs.iter().zip(&requests[0]).all(|(a, b)| a.shape[1..] == b.shape[1..])
         };
         if !requests.iter().all(fits) {
-            let text = "expected requests of the same shape in one batch";
+            let text = "expected requests of one shape in a batch";
             return Err(RunError::Input(text.to_owned()));
         }
         Ok(Self { requests, rows })

@@ -66,7 +66,7 @@ pub(crate) fn to_tract(
             let halves: Vec<_> = data[range].iter().map(|&bits| f16::from_bits(bits)).collect();
             tract::Tensor::from_shape(shape, &halves)
         }
-        Data::Bytes(_) => return Err("BYTES tensors are not taken by this engine".to_owned()),
+        Data::Bytes(_) => return Err("this engine does not accept BYTES tensors".to_owned()),
     };
     made.map_err(|error| text(&error))
 }
@@ -77,7 +77,7 @@ pub(crate) fn from_tract(
     datatype: Datatype,
     tensor: &tract::Tensor,
 ) -> Result<Tensor, String> {
-    let wanted = datum_type(datatype).ok_or("BYTES outputs are not given by this engine")?;
+    let wanted = datum_type(datatype).ok_or("this engine does not return BYTES outputs")?;
     let tensor = tensor.cast_to_dt(wanted).map_err(|error| text(&error))?;
     let view = tensor.try_as_plain_ram().map_err(|error| text(&error))?;
     let data = elements(datatype, view.as_bytes(), tensor.len())?;

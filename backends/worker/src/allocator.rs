@@ -3,13 +3,13 @@
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// What the allocator reads its delay from, in milliseconds.
+/// The variable from which the allocator reads its delay, in milliseconds.
 const PURGE_DELAY: &str = "MIMALLOC_PURGE_DELAY";
-/// What it reads from whether it may ask for huge pages.
+/// The variable that allows huge pages.
 const HUGE_PAGES: &str = "MIMALLOC_ALLOW_THP";
-/// Each request frees tensors that the next one needs again. Given back to the system after 10 ms,
-/// as the allocator does on its own, they cost a third of the time of some models: every page is
-/// cleared and mapped anew.
+/// Each request frees tensors that the next one needs again. If the allocator gave them back to the system
+/// after its default of 10 ms, they would cost a third of the time of some models: every page is cleared and
+/// mapped again.
 const DEFAULT_PURGE_DELAY: &str = "1000";
 
 /// No huge pages: what is allocated of one size lies together, and one value of it would hold 2 MiB. With
@@ -17,8 +17,8 @@ const DEFAULT_PURGE_DELAY: &str = "1000";
 const DEFAULT_HUGE_PAGES: &str = "0";
 
 /// Starts this program again, as the same process, with an allocator that waits longer and takes small
-/// pages: it reads its environment before anything of ours runs. Whoever has set a variable is not
-/// overruled.
+/// pages: it reads its environment before any code of this program runs. A variable that is set already is
+/// kept.
 pub(crate) fn configure() {
     let wanted = [(PURGE_DELAY, DEFAULT_PURGE_DELAY), (HUGE_PAGES, DEFAULT_HUGE_PAGES)];
     let unset = wanted.into_iter().filter(|(name, _)| std::env::var_os(name).is_none());

@@ -21,7 +21,7 @@ const FAILED: u8 = 1;
 /// A flag or the file makes no sense.
 const USAGE: u8 = 2;
 
-/// How long a thread for long work waits for more of it.
+/// Time that an idle thread for long work is kept.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 /// Serve ONNX models over the Open Inference Protocol v2.
@@ -55,9 +55,9 @@ struct Cli {
     flags: Flags<Options>,
 }
 
-/// Runs a worker until a signal (or the end of standard input) ends it. `args` begin with the
-/// program's name. Call it from the program's `main`, before there are threads: the process may be
-/// started anew in place, with its own arguments, for its allocator's sake.
+/// Runs a worker until a signal (or the end of standard input) ends it. `args` begin with the program's
+/// name. Call it from the program's `main`, before there are threads: the process may restart itself in
+/// place, with its own arguments, to configure its allocator.
 ///
 /// Prints one line to standard output once it listens, `listening on http://ADDR`; everything else
 /// goes to standard error. Exit status: 0 after a drain, 1 if the worker could not start or go on,
@@ -75,7 +75,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
-            // To standard output for --help, else to standard error; if that is closed, so be it.
+            // To standard output for --help, otherwise to standard error; if that is closed, the text is
+            // lost.
             drop(error.print());
             return ExitCode::from(if error.use_stderr() { USAGE } else { OK });
         }
@@ -90,7 +91,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         .enable_all()
         .on_thread_park(memory::idle_thread)
         .max_blocking_threads(options.executors.max(2))
-        // What such a thread has freed stays with it for as long as it waits for more.
+        // Memory that such a thread has freed stays with it for as long as it waits for more work.
         .thread_keep_alive(KEEP_ALIVE)
         .on_thread_stop(memory::give_back)
         .build();
@@ -126,7 +127,7 @@ async fn run(options: Options, stop_with_stdin: bool) -> ExitCode {
     if worker.finished().await {
         ExitCode::from(OK)
     } else {
-        complain(FAILED, &"a part of the worker kept failing")
+        complain(FAILED, &"a task of the worker kept failing")
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the machine and the control group around this process have.
+//! Resources of the machine and of the control group of this process.
 
 /// Bytes that a line of this process's status says; 0 if the system does not say.
 pub(crate) fn status_bytes(key: &str) -> u64 {

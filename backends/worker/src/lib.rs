@@ -1,11 +1,10 @@
 //! A model-serving worker: Open Inference Protocol v2 over HTTP/1.1, h2c and gRPC on one port.
 //!
-//! A worker that accepts whatever arrives melts under load and takes the clients' deadlines with
-//! it; one that hides its queue lets every proxy guess. This one bounds each thing that can grow,
-//! refuses early and in words, never starts what nobody waits for any more, and states its load on
-//! every answer.
+//! A worker that accepts every request melts under load and takes the clients' deadlines with it; one that
+//! hides its queue makes every proxy guess. This one bounds each thing that can grow, refuses early and with
+//! a message, never starts a request whose client no longer waits, and states its load on every answer.
 //!
-//! The way of a request, by files:
+//! The path of a request, by files:
 //!
 //! | file | does |
 //! |---|---|
@@ -15,14 +14,14 @@
 //! | `api/ambiguous_framing`, `api/cross_site` | requests that two readers could take for two different ones; calls that pages of other sites may not make |
 //! | `api/body`, `memory`, `api/compress` | a body: bounded in bytes, time and memory, inflated; answers compressed |
 //! | `api/rest`, `api/grpc`, `api/openai`, `api/terms` | a request in its protocol; its deadline and priority |
-//! | `inference` | one inference, whatever it came in on: check, queue, wait, answer |
+//! | `inference` | one inference, over any protocol: check, queue, wait, answer |
 //! | `inference/validate`, `inference/embedding` | do the tensors fit the model? texts to tokens, outputs to embeddings |
 //! | `repository`, `repository/version` | what is served now; a request's way to its version |
 //! | `scheduler/queue`, `scheduler/job` | a bounded line per model; who runs next, and what runs together |
 //! | `scheduler/executor`, `scheduler/watchdog` | a fixed pool of threads that runs the engine; runs that can't be stopped |
 //! | `refusal` | every error, with its reason |
 //!
-//! The way of a model, and what the worker says:
+//! The path of a model, and the worker's metadata:
 //!
 //! | file | does |
 //! |---|---|

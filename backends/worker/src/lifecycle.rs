@@ -1,15 +1,15 @@
-//! Serving, then draining, then closing: so that nobody's request is lost when a worker goes.
+//! Serving, then draining, then closing, so that no request is lost when a worker ends.
 //!
-//! A listener that closes at the first signal refuses those who have not heard of it yet. First
-//! the worker says that it is not ready and goes on serving, until every proxy has had time to ask;
-//! then it closes the listener and finishes what it has.
+//! A listener that closes at the first signal refuses clients that have not heard of it yet. First the
+//! worker reports not ready and goes on serving, until every proxy has had time to ask; then it closes the
+//! listener and finishes the requests that it has.
 
 use std::io::Read;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// Where in its life the worker stands; phases only move forward.
+/// The phase of the worker; phases only move forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Takes requests.
@@ -18,7 +18,7 @@ pub enum Phase {
     Draining,
     /// The listener is closed; what is in flight is finished.
     Closing,
-    /// What is unfinished is dropped.
+    /// Unfinished requests are dropped.
     Ended,
 }
 
@@ -54,7 +54,7 @@ impl Lifecycle {
     /// Takes the later phases on time once draining has begun.
     pub(crate) async fn conduct(self, delay: Duration, timeout: Duration) {
         self.reached(Phase::Draining).await;
-        tracing::info!(delay_ms = delay.as_millis(), "draining: not ready any more");
+        tracing::info!(delay_ms = delay.as_millis(), "draining: no longer ready");
         tokio::time::timeout(delay, self.reached(Phase::Closing)).await.unwrap_or_default();
         self.advance(Phase::Closing);
         tokio::time::timeout(timeout, self.reached(Phase::Ended)).await.unwrap_or_default();

@@ -24,7 +24,7 @@ impl Memory {
         Arc::new(Self { used: Taken::default(), bound })
     }
 
-    /// What is held, for who gives back what was.
+    /// The memory that is held, for the task that gives memory back to the system.
     pub(crate) fn taken(&self) -> &Taken {
         &self.used
     }

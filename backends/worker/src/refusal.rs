@@ -11,7 +11,7 @@ use http::{HeaderValue, StatusCode, header};
 pub(crate) struct Refusal {
     /// The stable code, from which the status follows.
     pub(crate) reason: Reason,
-    /// What was expected and what was found.
+    /// The expected and the found value.
     pub(crate) message: String,
 }
 
@@ -38,7 +38,8 @@ impl Refusal {
 }
 
 impl Refusal {
-    /// Says so in the log. What clients or overload can cause by the thousand is counted, not logged.
+    /// Logs the refusal. Refusals that clients or overload can cause by the thousand are counted, not
+    /// logged.
     pub(crate) fn log(&self) {
         let (reason, error) = (self.reason.code(), &self.message);
         match self.reason {

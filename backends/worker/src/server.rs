@@ -45,7 +45,7 @@ use tokio::time::timeout;
 const MAX_HEADER: u32 = 64 << 10;
 /// Streams that a client may open on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 256;
-/// How often a silent HTTP/2 connection is pinged, and how long the answer may take.
+/// Interval of pings on a silent HTTP/2 connection, and the time for their answer.
 const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
 /// Bytes of one answer that may wait in an HTTP/2 connection for the client's window.
 const MAX_SEND_BUFFER: usize = 128 << 10;
@@ -55,11 +55,12 @@ const MAX_FIELDS: usize = 100;
 const SHARE: usize = 4;
 /// Pause after a failed accept, such as when file descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Time that a client gets to read that there is no descriptor for it. Nobody else is accepted meanwhile.
+/// Time that a client gets to read that there is no descriptor for it. No other client is accepted
+/// meanwhile.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Descriptors that a worker without connections uses.
 const OWN_DESCRIPTORS: usize = 16;
-/// How often histograms are folded and CPU use is sampled.
+/// Interval at which histograms are folded and CPU use is sampled.
 const UPKEEP: Duration = Duration::from_secs(1);
 
 /// A running worker.
@@ -95,7 +96,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// Is it a mistake in flags or file, rather than in the machine?
+    /// Whether it is a mistake in flags or file, rather than in the machine.
     pub fn is_usage(&self) -> bool {
         matches!(self, Self::Repository { .. })
     }
@@ -173,7 +174,7 @@ impl Worker {
         let app = Arc::clone(&self.app);
         move || {
             if let Err(refusal) = app.repository.ask(Command::Scan) {
-                tracing::warn!(error = refusal.message, "no look at the model repository");
+                tracing::warn!(error = refusal.message, "skipped the scan of the model repository");
             }
         }
     }
@@ -209,11 +210,11 @@ async fn serve(app: Arc<App>, listener: TcpListener) {
     let (listener, mut tasks) = kept.into_inner();
     drop(listener);
     let connections = tasks.len();
-    tracing::info!(connections, "listener closed, finishing what is in flight");
+    tracing::info!(connections, "listener closed, finishing requests in flight");
     let finished = async { while tasks.join_next().await.is_some() {} };
     tokio::select! {
         () = finished => {}
-        () = app.lifecycle.reached(Phase::Ended) => tracing::warn!("ended with requests in flight"),
+        () = app.lifecycle.reached(Phase::Ended) => tracing::warn!("drain timed out with requests in flight"),
     }
     app.lifecycle.advance(Phase::Ended);
     app.queue.close();
@@ -221,7 +222,7 @@ async fn serve(app: Arc<App>, listener: TcpListener) {
     drop(app.repository.ask(Command::End));
 }
 
-/// As many connections as are wanted and as descriptors are left for: models and the log need some.
+/// The number of connections that descriptors allow, up to `wanted`: models and the log need some.
 fn most_connections(wanted: usize) -> usize {
     let Descriptors { limit, for_requests, .. } = Descriptors::of_this_process();
     let most = usize::try_from(for_requests).unwrap_or(usize::MAX).saturating_sub(OWN_DESCRIPTORS);
@@ -399,7 +400,7 @@ impl Server {
         let mut share = Share::new(&app.answers);
         let most = app.options.max_answer_memory / SHARE;
         if !record.may_hold(length, most) || share.grow(length).is_err() {
-            let text = "answers that clients have not read hold as much memory as they may";
+            let text = "unread answers have reached max_answer_memory";
             response = grpc::refuse(app, is_grpc, Refusal::new(Reason::QueueFull, text));
             (share, length) = (Share::new(&app.answers), 0);
         }
@@ -449,7 +450,7 @@ fn check(request: &Request<Incoming>) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Has memory given back when many connections have ended, or long bodies and answers, until the end.
+/// Gives memory back when many connections, or long bodies and answers, have ended, until the worker ends.
 async fn give_back(app: Arc<App>) {
     let (connections, most) = (app.connections.taken(), 4 << 20);
     let watched = [(connections, 100), (app.memory.taken(), most), (app.answers.taken(), most)];

@@ -22,7 +22,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-/// What all requests share.
+/// State shared by all requests.
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) options: Options,
@@ -42,7 +42,7 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// What the executors use.
+    /// The parts that the executors use.
     pub(crate) fn pool(&self) -> Pool {
         Pool {
             queue: Arc::clone(&self.queue),
@@ -55,7 +55,7 @@ impl App {
         }
     }
 
-    /// What loading uses.
+    /// The parts that loading uses.
     pub(crate) fn loading(&self) -> models::Parts {
         models::Parts {
             options: self.options.clone(),
@@ -67,7 +67,7 @@ impl App {
         }
     }
 
-    /// What the watchdog of `pool` uses.
+    /// The parts that the watchdog of `pool` uses.
     pub(crate) fn watching(
         &self,
         pool: &Arc<Pool>,

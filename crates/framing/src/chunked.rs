@@ -1,8 +1,8 @@
-//! Where a chunked body ends.
+//! Finds the end of a chunked body.
 //!
-//! What follows a body on the same connection is the next request, so the end must be found exactly
-//! and by the letter (RFC 9112, 7.1): a reader that takes a lone line feed for a line's end, or reads
-//! over what it does not know, finds another end than one that does not.
+//! The bytes behind a body on the same connection are the next request, so the end must be found exactly and
+//! by the standard (RFC 9112, 7.1): a reader that accepts a bare line feed as a line's end, or skips unknown
+//! parts, finds another end than one that does not.
 
 /// Longest line that states a chunk's size, extensions included.
 const MAX_SIZE_LINE: usize = 1024;
@@ -19,7 +19,7 @@ pub struct Chunks {
     length: usize,
 }
 
-/// What comes next.
+/// The next part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
     /// Digits of a size.
@@ -28,7 +28,7 @@ enum At {
     Extension(u64),
     /// The end of that line.
     SizeEnd(u64),
-    /// So many bytes of content.
+    /// Content of this many bytes.
     Data(u64),
     /// The line end behind them.
     DataCr,
@@ -50,12 +50,12 @@ impl Default for Chunks {
 }
 
 impl Chunks {
-    /// Has the end been seen?
+    /// Whether the end has been seen.
     pub fn is_done(&self) -> bool {
         self.at == At::Done
     }
 
-    /// Bytes of content that come next whatever they are.
+    /// Number of content bytes that come next.
     pub fn data_left(&self) -> u64 {
         if let At::Data(left) = self.at { left } else { 0 }
     }
@@ -99,7 +99,7 @@ impl Chunks {
         match (self.at, byte) {
             (At::Size(size), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
                 if self.length > MAX_DIGITS {
-                    return Err("expected a chunk size that can be");
+                    return Err("expected a chunk size of at most 15 hexadecimal digits");
                 }
                 let digit = char::from(byte).to_digit(16).unwrap_or_default();
                 Ok(At::Size(size * 16 + u64::from(digit)))

@@ -1,10 +1,10 @@
-//! Whose connection it is, when a load balancer stands between the client and this proxy.
+//! The client's address, when a load balancer stands between the client and this proxy.
 //!
-//! Such a balancer opens a connection of its own, and every client would seem to come from it. The
-//! PROXY protocol (<https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>) puts the client's
-//! address in front of the first byte, as a line (v1) or in binary (v2). Whoever can connect can
-//! write such a header, so a listener either requires it of everybody or reads none: guessing would
-//! let a client choose its own address.
+//! Such a balancer opens a connection of its own, and every client would seem to come from it. The PROXY
+//! protocol (<https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>) puts the client's address in
+//! front of the first byte, as a line (v1) or in binary (v2). Anyone who can connect can write such a
+//! header, so a listener either requires it of every connection or reads none: guessing would let a client
+//! choose its own address.
 
 use bytes::BytesMut;
 use ppp::{v1, v2};
@@ -38,7 +38,7 @@ pub enum Version {
 pub struct Ends {
     /// The client.
     pub source: SocketAddr,
-    /// What it connected to.
+    /// The address that it connected to.
     pub destination: SocketAddr,
 }
 
@@ -51,13 +51,13 @@ pub enum HeaderError {
     /// It did not come in time.
     #[error("expected a PROXY header within {MAX_HEADER_TIME:?}")]
     Late,
-    /// What came is something else.
+    /// Other bytes arrived.
     #[error("expected a PROXY header: {0}")]
     Malformed(String),
 }
 
-/// Reads the header from `stream`. What follows it is left in the returned buffer. `None`: the
-/// sender speaks for itself (a health check) or does not know the client.
+/// Reads the header from `stream`. The bytes after it are left in the returned buffer. `None`: the sender
+/// speaks for itself (a health check) or does not know the client.
 ///
 /// # Errors
 /// Nothing, too little, too late, or something else.

@@ -1,9 +1,9 @@
-//! Is this the head of an HTTP/1 request that everyone reads alike?
+//! Checks that a head of an HTTP/1 request is one that all readers read alike.
 //!
-//! Requests are smuggled where two readers of the same bytes disagree on where one ends: a length
-//! beside chunks, two lengths, a lone line feed, a folded line. What is behind this proxy may be
-//! lenient in ways that nobody here knows, so whatever the standard lets a server refuse is refused
-//! before anything is made of it, in words. (RFC 9112; the numbers below are its sections.)
+//! Requests are smuggled where two readers of the same bytes disagree on where one ends: a length beside
+//! chunks, two lengths, a bare line feed, a folded line. The servers behind this proxy may be lenient in
+//! unknown ways, so every head that the standard lets a server refuse is refused, with a message, before it
+//! is used. (RFC 9112; the numbers below are its sections.)
 
 use crate::Violation;
 use forebay_protocol::Reason;
@@ -17,12 +17,12 @@ pub const MAX_HEAD: usize = 64 * 1024;
 /// Most header fields.
 const MAX_FIELDS: usize = 100;
 
-/// Where the body ends.
+/// The framing of the body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
     /// After this many bytes; most often none.
     Length(u64),
-    /// Where the chunks say.
+    /// By chunks.
     Chunked,
     /// Perhaps never: the client asks for another protocol.
     Open,
@@ -41,7 +41,7 @@ pub fn check(head: &[u8]) -> Result<Framing, Violation> {
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(head, &mut fields) {
         Ok(Status::Complete(_)) => {}
-        Ok(Status::Partial) => return Err(invalid("expected a whole header")),
+        Ok(Status::Partial) => return Err(invalid("expected a complete header")),
         Err(httparse::Error::TooManyHeaders) => {
             return Err(too_many());
         }
@@ -99,7 +99,7 @@ fn too_many() -> Violation {
 }
 
 fn connect() -> Violation {
-    Violation::new(Reason::MethodNotAllowed, "CONNECT is not understood here")
+    Violation::new(Reason::MethodNotAllowed, "CONNECT is not supported")
 }
 
 /// Method and path of a head that may be wrong, for the log: what there is of them.
@@ -117,7 +117,7 @@ fn lines(head: &[u8]) -> Result<(), Violation> {
     let mut before = 0;
     for end in memchr::memchr_iter(b'\n', head) {
         if end == before || head[end - 1] != b'\r' {
-            return Err(invalid("expected lines that end in CRLF, found a lone LF"));
+            return Err(invalid("expected lines that end in CRLF, found a bare LF"));
         }
         if before > 0 && matches!(head[before], b' ' | b'\t') {
             return Err(invalid("expected a header field on one line, found a folded one"));
@@ -159,7 +159,7 @@ impl<'h> Fields<'h> {
         Ok(found)
     }
 
-    /// Where the body ends (6.3).
+    /// The framing of the body (6.3).
     fn framing(&self, one_dot_one: bool) -> Result<Framing, Violation> {
         match (self.coding.is_some(), self.length) {
             (true, Some(_)) => {
@@ -200,7 +200,7 @@ fn target(target: &str, method: Option<&str>, host: Option<&[u8]>) -> Result<(),
         return Err(invalid("expected a host without a user"));
     }
     if host.is_some_and(|host| !host.iter().all(is_of_host)) {
-        return Err(invalid("expected a host as it stands in a URL"));
+        return Err(invalid("expected a valid URL host"));
     }
     if target == "*" && method == Some("OPTIONS") {
         return Ok(());
@@ -208,7 +208,7 @@ fn target(target: &str, method: Option<&str>, host: Option<&[u8]>) -> Result<(),
     if target.starts_with('/') {
         return match PathAndQuery::try_from(target) {
             Ok(_) => Ok(()),
-            Err(_) => Err(invalid("expected a path as it stands in a URL")),
+            Err(_) => Err(invalid("expected a valid URL path")),
         };
     }
     let url = Uri::try_from(target).ok();
@@ -223,7 +223,7 @@ fn target(target: &str, method: Option<&str>, host: Option<&[u8]>) -> Result<(),
     }
 }
 
-/// May the byte stand in a host and its port (RFC 3986, 3.2.2)?
+/// Whether the byte may stand in a host and its port (RFC 3986, 3.2.2).
 fn is_of_host(byte: &u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:[]%".contains(byte)
 }

@@ -19,8 +19,7 @@
 //! A connection that does not begin with the HTTP/2 preface passes through unchanged.
 
 /// The log message for a connection whose client has exhausted its budget.
-pub const FLOODED: &str =
-    "an HTTP/2 connection was ended, since its client sent more frames than its requests need";
+pub const FLOODED: &str = "closed an HTTP/2 connection whose client exhausted its budget of frames";
 
 mod budget;
 mod frame;

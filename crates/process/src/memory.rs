@@ -31,7 +31,7 @@ thread_local! {
 /// Keeps the process's memory in small pages.
 pub fn without_huge_pages() {
     if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
-        tracing::debug!(%error, "transparent huge pages stay as they are");
+        tracing::debug!(%error, "can't change transparent huge pages");
     }
 }
 

@@ -123,10 +123,10 @@ impl Supervisor {
             let now = self.stalled();
             for (task, count) in now.iter().filter(|(task, count)| known.get(*task) < Some(*count))
             {
-                tracing::error!(task, count, "task stands still, the process is not ready");
+                tracing::error!(task, count, "task makes no progress, the process is not ready");
             }
             for task in known.keys().filter(|task| !now.contains_key(*task)) {
-                tracing::info!(task, "task goes on again");
+                tracing::info!(task, "task makes progress again");
             }
             known = now;
         }
@@ -227,7 +227,7 @@ impl Failures {
         self.panics += 1;
         let (task, panics) = (self.name, self.panics);
         if is_vital && panics >= MAX_PANICS {
-            tracing::error!(task, panics, "task keeps failing, the process has to end");
+            tracing::error!(task, panics, "task keeps failing, ending the process");
             // It stays down.
             std::mem::forget(down);
             shared.lost.send_replace(Some(task));
@@ -236,7 +236,7 @@ impl Failures {
         let pause = self.pause;
         self.pause = (pause * 2).min(MAX_PAUSE);
         let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
-        tracing::error!(task, panics, pause_ms, "task failed, starting it again");
+        tracing::error!(task, panics, pause_ms, "task failed, restarting it");
         Some((pause, down))
     }
 }

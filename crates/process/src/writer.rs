@@ -309,12 +309,12 @@ impl Writer {
             Ok(()) => {
                 if wrote && std::mem::replace(&mut health.failing, false) {
                     let lost = self.shared.failed.load(Relaxed);
-                    tracing::warn!(log = name, lost, "the log can be written again");
+                    tracing::warn!(log = name, lost, "log can be written again");
                 }
             }
             Err(error) => {
                 if !std::mem::replace(&mut health.failing, true) {
-                    tracing::error!(log = name, %error, "the log cannot be written, lines are dropped");
+                    tracing::error!(log = name, %error, "can't write the log, dropping lines");
                 }
             }
         }
@@ -328,11 +328,7 @@ impl Writer {
         if overflowed > known && is_due {
             health.reported = Some((Instant::now(), overflowed));
             let (log, dropped) = (self.settings.name, overflowed - known);
-            tracing::warn!(
-                log,
-                dropped,
-                "log lines were dropped: they could not be written in time"
-            );
+            tracing::warn!(log, dropped, "log lines dropped: they could not be written in time");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// What no model is beyond: so much lighter or heavier than the mean.
+/// Bounds of a model's cost relative to the mean.
 const MIN_RELATIVE_COST: f32 = 1e-4;
 const MAX_RELATIVE_COST: f32 = 1e4;
 
@@ -36,7 +36,7 @@ impl RelativeCost {
         f64::from(f32::from_bits(self.bits))
     }
 
-    /// What a mean request would have taken where one of this weight took so long.
+    /// The time of a mean request, given the time of one with this cost.
     pub(crate) fn normalize(self, took: Duration) -> Duration {
         Duration::try_from_secs_f64(took.as_secs_f64() / self.get()).unwrap_or(Duration::MAX)
     }

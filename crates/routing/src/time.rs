@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// A point on a monotonic clock: the time since its origin, whatever that is.
+/// A point on a monotonic clock: the time since its origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Time(Duration);
 
@@ -17,7 +17,7 @@ impl Time {
         u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// How long ago `earlier` was; zero if it is in the future.
+    /// Time since `earlier`; zero if it is in the future.
     pub fn since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }

@@ -232,7 +232,7 @@ impl Report {
     pub fn with_faults(mut self, faults: Vec<FaultRecord>) -> Self {
         for fault in &faults {
             let Some(problem) = &fault.problem else { continue };
-            self.problems.push(format!("\"{}\" could not be done: {problem}", fault.fault));
+            self.problems.push(format!("\"{}\" failed: {problem}", fault.fault));
         }
         self.faults = faults;
         self

@@ -160,7 +160,7 @@ fn verdicts(out: &mut String, report: &Report, style: Style) -> std::fmt::Result
         writeln!(out, "\n  note: {note}")?;
     }
     for problem in &report.problems {
-        writeln!(out, "\n  {} {problem}", style.bad("not to be quoted:"))?;
+        writeln!(out, "\n  {} {problem}", style.bad("do not quote this run:"))?;
     }
     Ok(())
 }

@@ -174,7 +174,7 @@ fn a_fault_that_can_not_be_carried_out_makes_the_run_invalid() {
     let plan = Plan::new(scenario::parse(&text).unwrap()).unwrap();
     let report = run::run(plan, Options::default()).unwrap();
     let problem = report.problems.join("\n");
-    assert!(problem.contains("\"stop b\" could not be done: b"), "{problem}");
+    assert!(problem.contains("\"stop b\" failed: b"), "{problem}");
 }
 
 #[test]

@@ -26,21 +26,21 @@ pub(super) struct Attempt {
     /// Its place among the request's attempts.
     pub(super) index: usize,
     pub(super) endpoint: Arc<Endpoint>,
-    /// How often the endpoint had answered when it began.
+    /// Number of the endpoint's answers when it began.
     pub(super) heard: u32,
     pool: Arc<Pool>,
-    /// When it is given up.
+    /// Time at which it is given up.
     until: Instant,
-    /// How long it waits once the endpoint is silent.
+    /// Time that it waits once the endpoint is silent.
     patience: Patience,
 }
 
 /// The error of a connection whose other end is gone.
 pub(super) fn acknowledges_nothing() -> Box<Error> {
-    Error::explain(ErrorType::ConnectionClosed, "the endpoint acknowledges nothing")
+    Error::explain(ErrorType::ConnectionClosed, "the endpoint acknowledges no data")
 }
 
-/// How an attempt ended.
+/// The end of an attempt.
 pub(super) enum Ended {
     Answered(Answer),
     Broke(Box<Error>),

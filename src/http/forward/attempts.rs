@@ -1,11 +1,11 @@
 //! The attempts of a request that is held in memory: sent until an endpoint answers.
 //!
-//! Pingora's own pipe can send a body again only up to 64 KiB, and only if the connection failed
-//! before anything was sent. A request that is held can be sent again whatever happened to the attempt
-//! before, and two attempts of it can be under way at once. Which are made is decided in
-//! [`forebay_routing::attempt`]; here the decisions become futures, and how those end is told back. What is
-//! under way is dropped as soon as it is not wanted, and with its connection or stream the endpoint drops it
-//! too, whether it is in a queue or at work.
+//! Pingora's own pipe can send a body again only up to 64 KiB, and only if the connection failed before
+//! anything was sent. A request that is held can be sent again after any end of the attempt before, and two
+//! attempts of it can be under way at once. [`forebay_routing::attempt`] decides which attempts are made;
+//! here the decisions become futures, and the ends of those are reported back. An attempt that is no longer
+//! wanted is dropped at once, and with its connection or stream the endpoint drops it, too, whether it is in
+//! a queue or at work.
 
 use super::attempt::{Attempt, Ended};
 use super::exchange::{self, Message, classify, message_of};
@@ -37,9 +37,9 @@ pub(super) struct Won {
 /// Carries out what is decided for one request.
 pub(super) struct Attempts<'a> {
     request: &'a mut Request,
-    /// As the client sent it.
+    /// The message as the client sent it.
     received: Arc<Message>,
-    /// As the present variant is asked.
+    /// The message as the current variant is asked.
     message: Arc<Message>,
     connector: &'a Connector,
     /// Answers that may be passed on: mostly one, errors beside it while another may do better.
@@ -237,5 +237,5 @@ impl<'a> Attempts<'a> {
 
 /// Of a decision that does not go with those before it.
 fn lost() -> Refusal {
-    Refusal::new(Reason::Internal, "the request's attempts came to no end")
+    Refusal::new(Reason::Internal, "the request's attempts did not end")
 }

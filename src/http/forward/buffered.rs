@@ -53,7 +53,7 @@ fn gone(read: pingora::Result<Option<Bytes>>) -> Refusal {
     }
 }
 
-/// What is sent to whichever endpoint.
+/// The message, for any endpoint.
 fn message(
     session: &Session,
     request: &Request,
@@ -83,16 +83,16 @@ fn is_inference(request: &Request, method: &Method) -> bool {
     request.identity.call == Some(Call::Infer) && method == Method::POST
 }
 
-/// How long the body is.
+/// The length of the body.
 #[derive(Clone, Copy)]
 pub(super) enum Length {
-    /// As long as this, all of which is there.
+    /// This many bytes, all of which are there.
     Of(usize),
-    /// As long as the client states, if it does.
+    /// The length that the client states, if it does.
     AsStated,
 }
 
-/// The request as it is sent, whatever version and framing it came with.
+/// The header of the request to an endpoint, independent of the client's version and framing.
 pub(super) fn request_head(
     received: &RequestHeader,
     length: Length,

@@ -31,7 +31,7 @@ pub(super) const MAX_HELD_ANSWER: usize = 256 * 1024;
 /// Time that an endpoint gets to say why it stopped reading a request.
 pub(super) const MAX_EARLY_ANSWER_WAIT: Duration = Duration::from_millis(200);
 
-/// What is sent, to whichever endpoint.
+/// The message, for any endpoint.
 pub(super) struct Message {
     /// Its header, as far as it is the same for all attempts.
     pub head: RequestHeader,
@@ -39,7 +39,7 @@ pub(super) struct Message {
     pub body: Bytes,
     /// Whether it is a call of gRPC.
     pub is_grpc: bool,
-    /// When nobody waits for its answer any more.
+    /// Time after which its client no longer waits.
     pub deadline: Option<Instant>,
     /// Whether it is an inference: its answer is held, and is replaced by another endpoint's where that may
     /// be better.
@@ -47,7 +47,7 @@ pub(super) struct Message {
     /// Whether it has no effect but its answer, so that it may be sent again although an endpoint may
     /// have received it.
     pub is_repeatable: bool,
-    /// Whose memory its answers take.
+    /// The memory account of its answers.
     pub account: Account,
 }
 
@@ -80,11 +80,11 @@ impl Message {
 pub(super) struct Answer {
     /// Its header.
     pub head: Box<ResponseHeader>,
-    /// What has been read of its body.
+    /// The part of its body that has been read.
     pub body: Vec<Bytes>,
-    /// What stands behind the body, if that was read to its end.
+    /// The trailers behind the body, if that was read to its end.
     pub trailers: Option<Box<HeaderMap>>,
-    /// What has not been read yet, if the answer is longer than is held, or is passed on as it comes.
+    /// The unread rest, if the answer is longer than is held, or is passed on as it comes.
     pub rest: Option<Rest>,
     /// The memory that its body takes.
     pub held: Held,
@@ -92,11 +92,11 @@ pub(super) struct Answer {
 
 /// The part of an answer that has not been read yet.
 pub(in crate::http) struct Rest {
-    /// Where it comes from.
+    /// Its source.
     pub session: Box<EndpointSession>,
     /// Whether the connection can be used again: the whole request was sent before its answer came.
     pub keep: bool,
-    /// How the client keeps pace, if the endpoint answered while the request is still being sent.
+    /// The client's pace, if the endpoint answered while the request is still being sent.
     pub unsent: Option<Pace>,
 }
 
@@ -123,13 +123,13 @@ impl Answer {
         status.as_u16()
     }
 
-    /// Does it refuse because there is too much to do, or not yet, or no more?
+    /// Whether it refuses because of load, or because it is not ready yet or no longer.
     pub(super) fn is_busy(&self) -> bool {
         let says_when = self.head.headers.contains_key(http::header::RETRY_AFTER);
         says_when || self.reason().is_some_and(|reason| reason.retryable())
     }
 
-    /// Is it what was asked for?
+    /// Whether it is a success.
     pub(super) fn is_success(&self) -> bool {
         self.head.status.is_success() && matches!(self.code(), None | Some(Code::Ok))
     }
@@ -149,7 +149,7 @@ impl Answer {
     }
 }
 
-/// What stands behind a body that was read to its end; only HTTP/2 has it here.
+/// The trailers behind a body that was read to its end; only HTTP/2 has them here.
 pub(super) async fn trailers(
     session: &mut EndpointSession,
 ) -> pingora::Result<Option<Box<HeaderMap>>> {
@@ -212,12 +212,12 @@ pub(super) async fn exchange(
     Ok(Answer { head, body, trailers, rest: None, held })
 }
 
-/// Is it certain that nothing of the request was sent?
+/// Whether it is certain that nothing of the request was sent.
 fn is_unsent(error: &Error) -> bool {
     *error.etype() == UNSOLICITED || *error.etype() == CLOSED_BEFORE
 }
 
-/// May a kept connection that breaks so have been closed by the endpoint before the request came?
+/// Whether a kept connection that breaks so may have been closed by the endpoint before the request came.
 pub(super) fn closed_while_idle(error: &Error) -> bool {
     use ErrorType::{ConnectionClosed, ReadError, WriteError};
     matches!(error.etype(), ConnectionClosed | ReadError | WriteError)
@@ -254,7 +254,9 @@ async fn begin(
         Before::Closed => {
             return Error::e_explain(CLOSED_BEFORE, "closed while idle");
         }
-        Before::Unsolicited => return Error::e_explain(UNSOLICITED, "an answer to no request"),
+        Before::Unsolicited => {
+            return Error::e_explain(UNSOLICITED, "an answer that belongs to no request");
+        }
     }
     let Err(error) = send(&mut session, message).await else {
         // An endpoint that answers before it has the whole body may read the rest as another request.
@@ -289,7 +291,7 @@ async fn send(session: &mut EndpointSession, message: &Message) -> pingora::Resu
     session.finish_request_body().await
 }
 
-/// The header of the answer itself, after any that only say to wait. May be dropped and begun anew.
+/// The header of the answer itself, after any interim ones. May be dropped and called again.
 pub(super) async fn final_header(
     session: &mut EndpointSession,
 ) -> pingora::Result<Box<ResponseHeader>> {
@@ -301,7 +303,7 @@ pub(super) async fn final_header(
         }
         match session.response_header() {
             Some(head) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
-                return wire::invalid("a switch of protocols that was not asked for");
+                return wire::invalid("a switch of protocols that was not requested");
             }
             Some(head) if head.status.is_informational() => wire::count_interim(&mut interim)?,
             Some(head) => {
@@ -316,7 +318,7 @@ pub(super) async fn final_header(
 /// Pingora's name for a chunked body that breaks the rules; its constant is not public.
 const INVALID_CHUNK: ErrorType = ErrorType::new("InvalidChunk");
 
-/// What went wrong in an exchange with an endpoint, and why as the client is told.
+/// The cause of a failed exchange with an endpoint, and the reason for the client.
 pub(super) fn classify(error: &Error) -> (RetryOn, Reason) {
     use ErrorType::{
         BindError, ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout,

@@ -22,7 +22,7 @@ pub(super) fn request_head(received: &RequestHeader) -> pingora::Result<RequestH
     Ok(head)
 }
 
-/// How the call ended, if these headers say it.
+/// The status of the call, if these headers state it.
 pub(super) fn code(headers: &HeaderMap) -> Option<Code> {
     headers.get(header::GRPC_STATUS).and_then(Code::parse)
 }

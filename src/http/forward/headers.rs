@@ -1,4 +1,4 @@
-//! What headers of a request say to an endpoint, and those of its answer to the client.
+//! The headers of a request to an endpoint, and those of its answer to the client.
 
 use crate::http::request::Request;
 use forebay_protocol::grpc::format_timeout;
@@ -68,7 +68,7 @@ pub(in crate::http) fn prepare_answer(
     head: &mut ResponseHeader,
     request: &Request,
 ) -> pingora::Result<()> {
-    // The report speaks to this proxy; whoever balances over several proxies would misread it.
+    // The report is for this proxy; a load balancer in front would misread it.
     head.remove_header(&header::LOAD_REPORT);
     head.remove_header(&header::LOAD_REPORT_BIN);
     head.insert_header(header::REQUEST_ID, request.identity.request_id.as_str())?;

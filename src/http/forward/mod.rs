@@ -25,7 +25,7 @@ use metrics::Counter;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::{Error, ErrorType};
 
-/// Takes in the load report of an answer, whoever gets the answer. It must still be counted as in
+/// Takes in the load report of an answer, whichever attempt gets the answer. It must still be counted as in
 /// flight; `complete`: the endpoint has done its work and does not count it any more.
 fn take_in_report(headers: &HeaderMap, target: &Target, endpoint: &EndpointState, complete: bool) {
     let pool = &target.pool.config.name;
@@ -35,14 +35,14 @@ fn take_in_report(headers: &HeaderMap, target: &Target, endpoint: &EndpointState
 /// Inferences of OpenAI's interface, which have no effect but their answer either.
 const OPENAI: [&str; 3] = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"];
 
-/// Has the request no effect but its answer, by all that is known of it?
+/// Whether the request has no effect but its answer, as far as is known.
 fn is_repeatable(request: &Request, head: &RequestHeader) -> bool {
     let infers = matches!(request.identity.call, Some(Call::Infer | Call::ModelOther))
         || OPENAI.contains(&head.uri.path());
     head.method.is_idempotent() || (head.method == Method::POST && infers)
 }
 
-/// How an attempt ends whose answer has begun, and is passed on as it comes.
+/// The end of an attempt whose answer has begun, and is passed on as it arrives.
 fn begun_answer(head: &ResponseHeader) -> End<Refusal> {
     let reason = head.headers.get(header::REASON).map(|value| value.to_str().ok());
     let is_retryable =

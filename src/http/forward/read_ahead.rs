@@ -32,7 +32,7 @@ const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
 /// waits for the client however much is read, so more would take memory and gain nothing.
 const WINDOW: usize = 64 * 1024;
 
-/// How much of an answer may be unread: read from its endpoint and not yet written to its client.
+/// Bytes of an answer that may be unread: read from its endpoint and not yet written to its client.
 pub(in crate::http) struct Room {
     permits: Semaphore,
     /// Bytes for which there are permits, taken or not, in the beginning.
@@ -63,7 +63,7 @@ impl Room {
         Item::Chunk(bytes, takes)
     }
 
-    /// What a piece took is free again.
+    /// Frees the room of a piece.
     pub(in crate::http) fn give_back(&self, takes: usize) {
         self.permits.add_permits(takes);
     }
@@ -81,12 +81,12 @@ impl Room {
     }
 }
 
-/// How long the body of an answer is by its header, in bytes.
+/// The length of an answer's body that its header states, in bytes.
 fn stated_length(head: &ResponseHeader) -> Option<u64> {
     head.headers.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// What is passed from the reader of an answer to its writer.
+/// An item on its way from the reader of an answer to its writer.
 pub(in crate::http) enum Item {
     /// A piece of the body, and how much of the room it takes.
     Chunk(Bytes, usize),
@@ -137,7 +137,7 @@ pub(in crate::http) struct Reader<'a> {
     pub(in crate::http) bounds: Bounds,
     /// The rest of the request, if the endpoint answered before all of it was sent.
     pub(in crate::http) uploads: Option<Receiver<Bytes>>,
-    /// Where what is read has its place until the client takes it.
+    /// The room for bytes that the client has not taken yet.
     pub(in crate::http) room: &'a Room,
     /// Bytes of that room that this answer may still fill.
     pub(in crate::http) size: usize,
@@ -161,7 +161,7 @@ impl Reader<'_> {
             }
             Err(refusal) => Item::Failed(refusal),
         };
-        // Nobody is there to take it if the client is gone.
+        // Fails if the client is gone.
         let _ = queue.send(last);
     }
 
@@ -180,7 +180,7 @@ impl Reader<'_> {
             let read = tokio::select! {
                 read = timeout_at(until.into(), session.read_response_body()) => read,
                 () = unreachable(&self.endpoint.state, socket) => {
-                    let words = "the endpoint acknowledges nothing";
+                    let words = "the endpoint acknowledges no data";
                     Ok(Error::e_explain(ErrorType::ConnectionClosed, words))
                 }
                 piece = next_of(&mut self.uploads) => {
@@ -219,8 +219,8 @@ impl Reader<'_> {
         self.bounds.waited(since.elapsed());
     }
 
-    /// Waits until there is room for a piece of so many bytes, and takes it: how much. `None`: nobody
-    /// is there to write it.
+    /// Waits until there is room for a piece of this many bytes, and takes it: how much. `None`: the writer
+    /// is gone.
     async fn place(&mut self, bytes: usize, held: &Held) -> Option<usize> {
         let cost = cost(bytes);
         // Without memory for it, it has to wait until everything before it is written.
@@ -255,7 +255,7 @@ impl Reader<'_> {
         let refusal = match read {
             Ok(Ok(read)) => return Ok(read),
             Ok(Err(error)) => {
-                tracing::debug!(endpoint = &*state.name, %error, "an answer broke off");
+                tracing::debug!(endpoint = &*state.name, %error, "answer ended early");
                 self.picked.settle(Blame::Failed);
                 state.note(Outcome::Failed);
                 let reason = classify(&error).1;

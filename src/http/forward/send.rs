@@ -1,4 +1,4 @@
-//! Which way a request is sent whose body was received: whole, or as its rest comes.
+//! Sends a request whose body was received: completely, or followed by its rest as it arrives.
 
 use super::attempts::Won;
 use super::buffered::{self, Length};
@@ -18,9 +18,9 @@ use std::sync::Arc;
 
 /// The part of an answer that its endpoint has not given yet.
 pub(in crate::http) struct Unread {
-    /// What is left of it.
+    /// The rest of the answer.
     pub rest: Rest,
-    /// Who gives it.
+    /// The endpoint that sends it.
     pub endpoint: Arc<Endpoint>,
     /// Place of that attempt among the request's.
     pub index: usize,

@@ -145,7 +145,7 @@ pub fn connected(
         error.set_retry(true);
         return Err(error);
     }
-    // What is sent before any request is no way to begin: as if there were no connection.
+    // Bytes that arrive before any request make the connection useless: as if there were none.
     Err(connect_failed(request, error))
 }
 
@@ -182,12 +182,12 @@ pub fn broke_off(
     error
 }
 
-/// Was the exchange ended since its deadline came?
+/// Whether the exchange was ended because its deadline had passed.
 fn is_too_late(request: &Request) -> bool {
     request.cut.as_ref().is_some_and(CutAt::was_cut)
 }
 
-/// Has the exchange watched, to be ended if the endpoint goes silent and it can be sent elsewhere.
+/// Watches the exchange, to end it if the endpoint goes silent and it can be sent elsewhere.
 fn watch(request: &Request, socket: RawFd) -> Option<Watched> {
     let picked = request.attempts.last()?;
     let patience = match request.patience {
@@ -213,12 +213,12 @@ fn goes_on(request: &mut Request, end: End<Refusal>, is_repeatable: bool) -> boo
     }
 }
 
-/// Has the final answer begun on its way to the client?
+/// Whether the final answer has begun on its way to the client.
 pub fn has_answered(session: &Session) -> bool {
     session.response_written().is_some_and(|head| !head.status.is_informational())
 }
 
-/// Has the request no effect but its answer, and is its body at hand?
+/// Whether the request has no effect but its answer, and its body is at hand.
 fn may_be_sent_again(session: &Session, request: &Request) -> bool {
     is_repeatable(request, session.req_header())
         && !request.identity.upgrade
@@ -315,7 +315,7 @@ pub fn response_body(request: &mut Request, end: bool) -> pingora::Result<()> {
 /// The deadline of a stream is one for all of it, however often something moves.
 fn in_time(request: &mut Request) -> pingora::Result<()> {
     if request.time_left().is_some_and(|left| left.is_zero()) {
-        let refusal = Refusal::new(Reason::DeadlineExceeded, "the stream was not over in time");
+        let refusal = Refusal::new(Reason::DeadlineExceeded, "the stream did not end in time");
         return Err(refused(request, refusal));
     }
     Ok(())
@@ -343,7 +343,10 @@ pub fn response_header(
     let Some(target) = request.target.clone() else { return Ok(()) };
     let Some(picked) = request.attempts.last() else { return Ok(()) };
     if head.status == StatusCode::SWITCHING_PROTOCOLS && !request.identity.upgrade {
-        return Error::e_explain(ErrorType::InvalidHTTPHeader, "a switch that nobody asked for");
+        return Error::e_explain(
+            ErrorType::InvalidHTTPHeader,
+            "a switch of protocols that was not requested",
+        );
     }
     request.times.forward = picked.at.elapsed();
     if request.identity.grpc.is_some() {
@@ -369,7 +372,7 @@ pub fn response_header(
 fn endpoint_failed(request: &mut Request, error: &Error, timed_out: bool) {
     if request.decisions.as_ref().is_some_and(|decisions| !decisions.are_over()) {
         let (trouble, reason) = classify(error);
-        // The request was begun, whatever broke.
+        // The request was begun, so any break counts as a reset.
         let trouble = if trouble == RetryOn::Connect { RetryOn::Reset } else { trouble };
         let end = if timed_out {
             End::TimedOut { unheard: false }
@@ -410,7 +413,7 @@ pub fn refusal(request: &mut Request, error: &Error) -> Option<Refusal> {
         attempts::abandon(request);
     }
     if is_malformed(error) {
-        return Some(Refusal::new(Reason::InvalidRequest, "the body's chunks can't be understood"));
+        return Some(Refusal::new(Reason::InvalidRequest, "the body's chunks are malformed"));
     }
     Some(match error.esource() {
         ErrorSource::Upstream if timed_out => {
@@ -432,7 +435,7 @@ pub fn refusal(request: &mut Request, error: &Error) -> Option<Refusal> {
                 request.refusal = Some(Refusal::new(Reason::ClientClosed, "the client left"));
                 return None;
             }
-            _ => Refusal::new(Reason::InvalidRequest, "the request can't be understood"),
+            _ => Refusal::new(Reason::InvalidRequest, "the request is malformed"),
         },
         // Pingora does not say whose fault a body is that breaks off; without an attempt it can
         // only be the client's.
@@ -440,7 +443,7 @@ pub fn refusal(request: &mut Request, error: &Error) -> Option<Refusal> {
             Refusal::new(Reason::InvalidRequest, "the request is not complete")
         }
         ErrorSource::Internal | ErrorSource::Unset => {
-            Refusal::new(Reason::Internal, "a fault of the proxy")
+            Refusal::new(Reason::Internal, "an internal fault of the proxy")
         }
     })
 }

@@ -150,7 +150,7 @@ async fn bind(
 }
 
 fn broken() -> Refusal {
-    Refusal::new(Reason::InvalidRequest, "the request can't be understood")
+    Refusal::new(Reason::InvalidRequest, "the request is malformed")
 }
 
 /// The body as far as it was collected.
@@ -212,9 +212,9 @@ fn failed(request: &mut Request, attempt: usize, stopped: Stopped) -> Refusal {
             return refusal;
         }
         Stopped::Endpoint(error) => {
-            tracing::debug!(%error, "an upload failed");
+            tracing::debug!(%error, "upload failed");
             let (trouble, reason) = classify(&error);
-            // It was begun, whatever broke.
+            // It was begun, so any break counts as a reset.
             let trouble = if trouble == RetryOn::Connect { RetryOn::Reset } else { trouble };
             End::Broke(trouble, Refusal::new(reason, message_of(reason)))
         }
@@ -239,7 +239,7 @@ struct Begun {
     head: Box<ResponseHeader>,
     /// Whether the whole request was sent before that.
     keep: bool,
-    /// How the client keeps pace, if the rest of the request is still to be sent.
+    /// The client's pace, if the rest of the request is still to be sent.
     unsent: Option<Pace>,
 }
 

@@ -13,8 +13,8 @@ use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorType};
 use std::os::fd::RawFd;
 
-/// Most interim answers (1xx) before the final one. Servers send one or two; an endpoint that sends them
-/// without end would keep a request alive for ever.
+/// Maximum number of interim answers (1xx) before the final one. Servers send one or two; an endpoint that
+/// sends them without end would keep a request alive forever.
 const MAX_INTERIM: u32 = 16;
 
 /// Nothing was sent: the connection held bytes that answer no request, or its end.
@@ -23,7 +23,7 @@ pub(super) const UNSOLICITED: ErrorType = ErrorType::new("Unsolicited");
 /// Nothing was sent: the endpoint had closed the connection.
 pub(super) const CLOSED_BEFORE: ErrorType = ErrorType::new("ClosedBefore");
 
-/// What a connection holds before a request is written to it.
+/// The state of a connection before a request is written to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Before {
     /// Nothing, as it should be.
@@ -46,7 +46,7 @@ pub(super) fn look(socket: RawFd) -> Before {
     }
 }
 
-/// Has the connection closed instead of kept: what comes from now on is not read.
+/// Makes the connection close instead of being kept: bytes that arrive from now on are not read.
 pub(super) fn do_not_keep(socket: RawFd) {
     // A connection that is gone is not kept either.
     let _ = shutdown(socket, Shutdown::Read);
@@ -78,7 +78,7 @@ impl Wire {
         }
     }
 
-    /// Was the connection ended from here, since the endpoint is silent?
+    /// Whether the proxy ended the connection because the endpoint is silent.
     pub(super) fn was_cut(&self) -> bool {
         self.watched.as_ref().is_some_and(|watched| watched.exchange().was_cut())
     }
@@ -117,7 +117,7 @@ impl Wire {
     }
 }
 
-/// Is there no body behind this header, whatever was asked?
+/// Whether no body follows this header, for any request.
 pub(super) fn has_no_body(head: &ResponseHeader) -> bool {
     let empty = head.headers.get(http::header::CONTENT_LENGTH).is_some_and(|length| length == "0");
     empty || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
@@ -130,7 +130,7 @@ pub(super) fn has_no_body(head: &ResponseHeader) -> bool {
 pub(super) fn count_interim(seen: &mut u32) -> pingora::Result<()> {
     *seen += 1;
     if *seen > MAX_INTERIM {
-        return invalid("more interim answers than any server sends");
+        return invalid("more than 16 interim answers (1xx)");
     }
     Ok(())
 }

@@ -1,11 +1,11 @@
-//! Giving the client its answer, without an endpoint waiting for the client.
+//! Sends the client its answer, without making an endpoint wait for the client.
 //!
-//! If each piece of an answer were read from the endpoint once the client has taken the one before, a
-//! client that does not read would keep a slot of the pool for as long as writes may take, and a
-//! hundred streams with a window of zero would keep a hundred. So an answer of up to `limits.read_ahead`
-//! is read to its end whatever the client does, as far as the client's share of the memory goes, and
-//! the slot is given back when the endpoint's answer is complete. Of a longer one only little is read
-//! ahead: its endpoint has to wait, and then the client has to keep a pace ([`Pace`]).
+//! If each piece of an answer were read from the endpoint once the client has taken the one before, a client
+//! that does not read would keep a slot of the pool for as long as writes may take, and a hundred streams
+//! with a window of zero would keep a hundred. So an answer of up to `limits.read_ahead` is read to its end
+//! however slowly the client reads, as far as the client's share of the memory goes, and the slot is given
+//! back when the endpoint's answer is complete. Of a longer one only little is read ahead: its endpoint has
+//! to wait, and then the client has to keep a pace ([`Pace`]).
 //!
 //! Each piece is passed on when it comes. An answer has the request's deadline in all; one that
 //! consists of events may last, as long as it is not silent.
@@ -134,15 +134,15 @@ async fn stream(
     try_join(reading, writing).await.map(|((), written)| written)
 }
 
-/// How the answer is framed for the client, whatever it was for the endpoint. `body`: all of it, if it
-/// was read to its end.
+/// The framing of the answer for the client, independent of the endpoint's. `body`: all of it, if it was
+/// read to its end.
 fn frame(
     head: &mut ResponseHeader,
     session: &Session,
     body: Option<&[Bytes]>,
 ) -> pingora::Result<()> {
     let asked = session.req_header();
-    // What the endpoint speaks is between it and us.
+    // The endpoint's protocol version stays between it and the proxy.
     head.set_version(Version::HTTP_11);
     if head.status == StatusCode::NO_CONTENT {
         head.remove_header(&http::header::CONTENT_LENGTH);
@@ -184,7 +184,7 @@ impl<'a> Writer<'a> {
         Self { session, pace: Pace::new(limits), is_grpc, uploading: None }
     }
 
-    /// Has the rest of the request read, too; it comes through the channel.
+    /// Starts reading the rest of the request; it comes through the channel.
     fn goes_on_to_read(&mut self, pace: Pace, left: u64) -> Receiver<Bytes> {
         let (pieces, uploads) = channel(1);
         self.uploading = Some(Uploading { pieces, pace, left });
@@ -262,7 +262,7 @@ impl<'a> Writer<'a> {
             item = coming.recv() => item.ok_or_else(gone),
             left = self.session.downstream_session.read_body_or_idle(true) => Err(match left {
                 Err(error) => client_left(&error),
-                Ok(_) => Refusal::new(Reason::ClientClosed, "the client sent what is no request"),
+                Ok(_) => Refusal::new(Reason::ClientClosed, "the client sent bytes that are no request"),
             }),
         }
     }
@@ -314,7 +314,7 @@ impl Uploading {
         let Some(piece) = read else { return Ok(false) };
         let length = piece.len() as u64;
         self.left = self.left.checked_sub(length).ok_or_else(|| {
-            Refusal::new(Reason::BodyTooLarge, "the rest of the body is longer than it may be")
+            Refusal::new(Reason::BodyTooLarge, "the rest of the body is longer than the limit")
         })?;
         self.pace.moved(piece.len());
         permit.send(piece);
@@ -322,7 +322,7 @@ impl Uploading {
     }
 }
 
-/// What became of a write to the client.
+/// The result of a write to the client.
 fn taken(written: Result<pingora::Result<()>, TooSlow>) -> Result<(), Refusal> {
     match written {
         Ok(Ok(())) => Ok(()),

@@ -1,7 +1,7 @@
-//! What the proxy answers itself to clients that speak gRPC.
+//! The proxy's own answers to clients that speak gRPC.
 //!
-//! gRPC has a status of its own, in trailers, and every answer is a 200; a refusal that speaks plain
-//! HTTP would reach the client as "unknown", without a word.
+//! gRPC has a status of its own, in trailers, and every answer is a 200; a refusal in plain HTTP would reach
+//! the client as "unknown", without its message.
 
 use crate::http::request::Request;
 use crate::http::stage::Stop;
@@ -20,7 +20,7 @@ use pingora::proxy::Session;
 use std::time::Duration;
 use tokio::time::sleep;
 
-/// How often a watcher's status is looked at.
+/// Interval at which a watcher's status is checked.
 const WATCH_STEP: Duration = Duration::from_millis(50);
 /// `HealthCheckResponse` with each status, and `{live: true}` of the other health calls: field 1.
 const SERVING: &[u8] = &[8, 1];
@@ -75,7 +75,7 @@ pub async fn health(
             return watch(session, request, known, (lifecycle, snapshot)).await;
         }
         Some(Method::HealthCheck) if !known => {
-            return Err(Refusal::new(Reason::ModelNotFound, "no such service here").into());
+            return Err(Refusal::new(Reason::ModelNotFound, "unknown service").into());
         }
         Some(Method::HealthCheck) if !ready() => NOT_SERVING,
         Some(Method::ServerReady) if !ready() => FALSE,
@@ -109,7 +109,7 @@ async fn watch(
             return Err(Stop::Refused(if late {
                 Refusal::new(Reason::DeadlineExceeded, "the call's own deadline")
             } else {
-                Refusal::new(Reason::Draining, "the proxy is on its way out")
+                Refusal::new(Reason::Draining, "the proxy is shutting down")
             }));
         }
         let step = request.time_left().map_or(WATCH_STEP, |left| left.min(WATCH_STEP));

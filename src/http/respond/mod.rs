@@ -18,8 +18,8 @@ use pingora::proxy::Session;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// What is still read of a body that was refused: closing while the client sends would reset the
-/// connection and destroy the answer that says why.
+/// Maximum number of bytes that are still read of a refused body: closing while the client sends would reset
+/// the connection and destroy the answer with the reason.
 const MAX_LINGER_BYTES: usize = 4 * 1024 * 1024;
 const MAX_LINGER_TIME: Duration = Duration::from_secs(2);
 
@@ -73,7 +73,7 @@ pub async fn health(session: &mut Session, request: &Request, ready: bool) -> Re
     session.write_response_body(Some(body), true).await
 }
 
-/// Reads what the client still sends of a body that nobody wants, for a while.
+/// Reads the rest of a refused body for a while.
 pub(crate) async fn linger(session: &mut Session, request: &mut Request) {
     // It is answered; what is waited for now is only the client's last words.
     request.answered_after = Some(request.arrived.elapsed());

@@ -7,7 +7,7 @@ use pingora::upstreams::peer::HttpPeer;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 
-/// Four endpoints with two slots each, and nobody who looks at the line but those who come and go.
+/// Four endpoints with two slots each; only arriving and leaving requests check the line.
 fn pool() -> Arc<Pool> {
     pool_with("")
 }

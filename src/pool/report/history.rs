@@ -1,15 +1,15 @@
-//! What is remembered of an endpoint's load reports: where they came from, and in which order.
+//! The history of an endpoint's load reports: their origin and their order.
 
 use forebay_routing::Time;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// Reports that cross on the way do so within this time. One whose number is lower later than that
-/// comes from an endpoint that was started again, and counts anew.
+/// Reports that cross on the way do so within this time. A lower number later than that comes from an
+/// endpoint that was restarted, and starts a new count.
 const CROSSING: Duration = Duration::from_secs(1);
 
-/// How a report reached the proxy.
+/// The origin of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Origin {
@@ -34,21 +34,21 @@ impl Origin {
     }
 }
 
-/// What is remembered of an endpoint's reports beside the load that they state.
+/// Facts about an endpoint's reports beside the load that they state.
 #[derive(Debug, Default)]
 pub struct ReportHistory {
     /// [`Origin`] of the last one; 0: there was none.
     pub(super) origin: AtomicU8,
     /// Number of the last one that had a number.
     seq: AtomicU64,
-    /// When it came, in nanoseconds on the clock of [`Time`].
+    /// Time of its arrival, in nanoseconds on the clock of [`Time`].
     numbered_at: AtomicU64,
-    /// Wakes whoever can ask the endpoint: its last report is stale and requests come.
+    /// Wakes the task that can ask the endpoint: its last report is stale and requests come.
     pub(super) wanted: Notify,
 }
 
 impl ReportHistory {
-    /// Where the last report came from.
+    /// Origin of the last report.
     pub fn origin(&self) -> Option<Origin> {
         let number = self.origin.load(Relaxed);
         Origin::ALL.into_iter().find(|origin| *origin as u8 == number)
@@ -59,7 +59,7 @@ impl ReportHistory {
         self.wanted.notified().await;
     }
 
-    /// Numbers may begin again: the endpoint failed, and may have been started anew.
+    /// Accepts a new count: the endpoint failed, and may have been restarted.
     pub(crate) fn forget_order(&self) {
         self.seq.store(0, Relaxed);
     }

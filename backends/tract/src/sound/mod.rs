@@ -120,7 +120,7 @@ impl TypedPass for Bounded {
             && (model.nodes().len() > self.most_nodes
                 || self.left.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1)).is_err())
         {
-            bail!("the rewrites of the graph come to no end: its sizes may contradict each other");
+            bail!("rewriting the graph does not end: its sizes may contradict each other");
         }
         Ok(patch)
     }

@@ -1,9 +1,9 @@
-//! Is an HTTP/1 request one that every reader takes for the same?
+//! Refuses HTTP/1 requests that two readers could frame differently.
 //!
-//! The HTTP library reads on where another reader might stop: it takes `chunked` that is named twice, and
-//! asks for no host. What stands before a worker may read such a request differently, and the rest of it
-//! would be somebody else's. So it is refused, and its connection ends with the answer. (RFC 9112; the
-//! numbers below are its sections.)
+//! The HTTP library reads on where another reader might stop: it accepts `chunked` named twice, and requires
+//! no host. A proxy in front of a worker may read such a request differently, and the rest of it would
+//! become part of another client's request. So it is refused, and its connection ends with the answer. (RFC
+//! 9112; the numbers below are its sections.)
 
 use crate::refusal::Refusal;
 use axum::extract::Request;
@@ -34,9 +34,7 @@ pub(crate) fn check(request: &Request) -> Result<(), Refusal> {
         (None, _) if request.version() == Version::HTTP_11 => {
             Err(Refusal::request("expected one host header, found none"))
         }
-        (Some(host), _) if !is_host(host) => {
-            Err(Refusal::request("expected a host as it stands in a URL"))
-        }
+        (Some(host), _) if !is_host(host) => Err(Refusal::request("expected a valid URL host")),
         (Some(host), Some(authority)) if host.as_bytes() != authority.as_str().as_bytes() => {
             Err(Refusal::request("expected the host header to name the host of the URL"))
         }

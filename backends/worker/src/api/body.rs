@@ -21,15 +21,16 @@ use std::time::{Duration, Instant};
 const FIRST_ALLOCATION: usize = 16 << 10;
 /// Time that a body has before it must have come at the least rate.
 const GRACE: Duration = Duration::from_secs(5);
-/// So many times what has come of a body is believed of what is announced.
+/// Memory is set aside for at most this many times the bytes that have arrived, whatever length is
+/// announced.
 const BELIEVED: usize = 8;
-/// What is inflated and refused goes back to the system at once if it was this long: a few short requests
-/// make it, and none may come soon that needs as much.
+/// A refused body that inflated to this length gives its memory back to the system at once: a few short
+/// requests can cause it, and no other may come soon that needs as much.
 const MUCH: usize = 4 << 20;
 /// Step in which inflated data is read and accounted for.
 const INFLATE_STEP: usize = 64 << 10;
 
-/// How fast a body has to come.
+/// The minimum speed of a body.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ReadTimeout {
     /// For the whole body.
@@ -39,7 +40,7 @@ pub(crate) struct ReadTimeout {
 }
 
 impl ReadTimeout {
-    /// As the operator wants it.
+    /// The limits of the configuration.
     pub(crate) fn of(options: &Options) -> Self {
         Self { whole: options.body_timeout, rate: options.min_body_rate }
     }
@@ -56,7 +57,7 @@ impl ReadTimeout {
     }
 }
 
-/// How a body is compressed.
+/// The compression of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Encoding {
     Identity,
@@ -65,7 +66,7 @@ pub(crate) enum Encoding {
 }
 
 impl Encoding {
-    /// As it stands in a header; `None` for none.
+    /// The name in a header; `None` for no compression.
     pub(crate) fn name(self) -> Option<&'static str> {
         match self {
             Self::Identity => None,
@@ -79,7 +80,7 @@ impl Encoding {
         Self::named(headers, &header::CONTENT_ENCODING)
     }
 
-    /// As the header `name` says.
+    /// The encoding that the header `name` states.
     pub(crate) fn named(headers: &HeaderMap, name: &HeaderName) -> Result<Self, Refusal> {
         let mut values = headers.get_all(name).iter();
         let Some(value) = values.next() else { return Ok(Self::Identity) };
@@ -163,7 +164,7 @@ fn read_all(mut decoder: impl Read, limit: usize, share: &mut Share) -> Result<B
     let mut whole = Vec::new();
     let read = read_into(&mut whole, &mut decoder, limit, share);
     if whole.len() >= MUCH {
-        // What it outgrew, and what is refused, is of no use to anybody.
+        // The buffer that it outgrew, and a refused body, are of no further use.
         if read.is_err() {
             whole = Vec::new();
         }
@@ -207,15 +208,13 @@ fn damaged(error: &std::io::Error) -> Refusal {
 /// The body did not come in time.
 pub(crate) fn too_slow(bytes: usize, took: Duration) -> Refusal {
     let ms = took.as_millis();
-    let text = format!(
-        "expected the whole body in time, found it unfinished with {bytes} bytes after {ms} ms"
-    );
+    let text = format!("expected the complete body in time, found {bytes} bytes after {ms} ms");
     Refusal::new(Reason::RequestTimeout, text)
 }
 
 /// The client left, or its connection broke.
 pub(crate) fn broken_off(error: &axum::Error) -> Refusal {
-    Refusal::request(format!("the body broke off: {error}"))
+    Refusal::request(format!("the body ended early: {error}"))
 }
 
 /// More bytes than the limit.

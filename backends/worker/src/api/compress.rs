@@ -1,8 +1,8 @@
-//! Answers compressed for who asks for it, where that saves something.
+//! Compresses answers for clients that accept it, where that saves something.
 //!
-//! Many HTTP libraries ask for compression with every request, and binary tensors of floats hardly
-//! shrink. So a piece of each body is tried first; a body that does not shrink goes as it is and has
-//! cost the time of that piece alone. What is large is compressed off the I/O threads.
+//! Many HTTP libraries ask for compression with every request, and binary tensors of floats hardly shrink.
+//! So a piece of each body is tried first; a body that does not shrink is sent unchanged and has cost the
+//! time of that piece alone. Large bodies are compressed off the I/O threads.
 
 use crate::api::body::Encoding;
 use crate::inference::blocking::{INLINE, off_io};
@@ -23,8 +23,8 @@ const MIN_LENGTH: usize = 1 << 10;
 const PIECE: usize = 16 << 10;
 const SAVED: usize = 8;
 
-/// How the client would have its answer compressed, by the header `name`. Gzip goes first where it
-/// does not care, then deflate.
+/// The compression that the client prefers, by the header `name`. Without a preference gzip comes first,
+/// then deflate.
 pub(crate) fn accepted(headers: &HeaderMap, name: &HeaderName) -> Encoding {
     let mut best = (Encoding::Identity, 0.0);
     let lists = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
@@ -76,7 +76,7 @@ pub(crate) async fn answer(response: Response, encoding: Encoding) -> Response {
 /// Only a fault of ours could lose a body that is in memory.
 fn broken(_: http::response::Parts) -> Response {
     use axum::response::IntoResponse;
-    Refusal::new(Reason::Internal, "the answer was lost while it was compressed").into_response()
+    Refusal::new(Reason::Internal, "compressing the answer failed").into_response()
 }
 
 /// `None`: it is short, it does not shrink, or no compression is wanted.

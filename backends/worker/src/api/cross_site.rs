@@ -22,7 +22,7 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 pub(crate) fn refuse(headers: &HeaderMap, uri: &Uri) -> Result<(), Refusal> {
     let site = headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes);
     if site.is_some_and(|site| site != b"same-origin" && site != b"none") {
-        return Err(refusal("sec-fetch-site says so"));
+        return Err(refusal("the header sec-fetch-site says that another site sent it"));
     }
     let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
@@ -31,19 +31,19 @@ pub(crate) fn refuse(headers: &HeaderMap, uri: &Uri) -> Result<(), Refusal> {
     let origin = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
     match (origin.as_ref().and_then(Uri::authority), &host) {
         (Some(origin), Some(host)) if origin == host && is_own_name(host.host()) => Ok(()),
-        (_, Some(_)) => Err(refusal("its origin is not this worker, named by its address")),
+        (_, Some(_)) => Err(refusal("its origin is not this worker's address")),
         (_, None) => Err(refusal("it names no host")),
     }
 }
 
-/// Is it a name that nobody else can give this machine?
+/// Whether no other party can give this machine that name.
 fn is_own_name(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     bare.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
 }
 
 fn refusal(why: &str) -> Refusal {
-    let text = format!("not for pages of other sites: {why}");
+    let text = format!("refused, since a page of another site may have sent it: {why}");
     Refusal::new(Reason::Forbidden, text)
 }
 

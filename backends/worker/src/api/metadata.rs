@@ -1,4 +1,4 @@
-//! What the worker says of itself and its models: metadata, health, index, configuration, metrics.
+//! Metadata of the worker and its models: health, index, configuration, statistics, metrics.
 
 use crate::api::model_path::ModelPath;
 use crate::api::repository_api;
@@ -77,18 +77,18 @@ pub(crate) async fn ready(Shared(app): Shared<Arc<App>>) -> Result<Response, Ref
     Ok(json(StatusCode::OK, &Ready { live: None, ready: Some(true) }))
 }
 
-/// Can models be used, and does the worker want to go on?
+/// Whether models can be used, and the worker is not shutting down.
 ///
 /// # Errors
-/// Why not.
+/// The reason why not.
 pub(crate) fn readiness(app: &App) -> Result<(), Refusal> {
     if app.lifecycle.phase() >= Phase::Draining {
-        return Err(Refusal::new(Reason::Draining, "the worker is on its way out"));
+        return Err(Refusal::new(Reason::Draining, "the worker is shutting down"));
     }
     if !app.tasks.all_up() {
         return Err(Refusal::new(
             Reason::Internal,
-            "a part of the worker has failed and is being started again",
+            "a task of the worker has failed and is being restarted",
         ));
     }
     if !app.repository.is_ready() {
@@ -225,7 +225,7 @@ pub(crate) async fn models_statistics(Shared(app): Shared<Arc<App>>) -> Response
     json(StatusCode::OK, &all_statistics(&app))
 }
 
-/// What all models have done.
+/// Statistics of all models.
 pub(crate) fn all_statistics(app: &App) -> Statistics {
     let served = app.repository.served();
     let model_stats = served.iter().flat_map(|(name, model)| numbers(name, &model.versions));
@@ -240,7 +240,7 @@ pub(crate) async fn model_statistics(
     Ok(json(StatusCode::OK, &statistics(&app, &path.model, path.version.as_deref())?))
 }
 
-/// What a model has done, all versions of it unless one is named. Nothing is loaded for that.
+/// Statistics of a model: of all its versions unless one is named. No version is loaded for that.
 ///
 /// # Errors
 /// It is not there, or can't be loaded.
@@ -314,14 +314,17 @@ pub(crate) async fn metrics(Shared(app): Shared<Arc<App>>) -> Response {
     ([(header::CONTENT_TYPE, text)], app.metrics.render()).into_response()
 }
 
-/// What is not there.
+/// The refusal of an unknown path.
 pub(crate) fn nothing(uri: &http::Uri) -> Refusal {
     let path: String = uri.path().chars().take(200).collect();
     let path = path.escape_debug();
-    Refusal::new(Reason::NotFound, format!("nothing at \"{path}\", see GET /"))
+    Refusal::new(
+        Reason::NotFound,
+        format!("nothing is served at \"{path}\"; GET / lists the paths"),
+    )
 }
 
-/// What is there, but not with this method.
+/// The refusal of a known path with another method.
 pub(crate) async fn not_so(method: http::Method) -> Refusal {
     let text = format!("not with {method} here, see GET /");
     Refusal::new(Reason::MethodNotAllowed, text)

@@ -177,7 +177,7 @@ async fn tokenize(version: &Arc<Version>, inputs: Vec<Input>) -> Result<Vec<Vec<
         let embedder = embedder(&version)?;
         let read = |input| match input {
             Input::Text(text) if text.is_empty() => {
-                Err(Refusal::input("expected inputs that are not empty, found one that is"))
+                Err(Refusal::input("expected no empty input, found one"))
             }
             Input::Text(text) => embedder.tokens(&text),
             Input::Tokens(tokens) => embedder.checked(tokens),
@@ -200,7 +200,7 @@ async fn embed(
 }
 
 fn embedder(version: &Version) -> Result<&Embedder, Refusal> {
-    let missing = || Refusal::new(Reason::Internal, "the model's embedding is not there");
+    let missing = || Refusal::new(Reason::Internal, "the model has no output for embeddings");
     version.embedding.as_ref().ok_or_else(missing)
 }
 

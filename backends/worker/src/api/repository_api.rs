@@ -24,8 +24,8 @@ use tokio::sync::oneshot;
 /// Longest body of these calls, in bytes.
 const MAX_BODY: usize = 64 << 10;
 
-/// Loads a model, or what is new in it, and waits until it answers. What was served goes on until
-/// then, and also if this fails.
+/// Loads a model, or its changes, and waits until it answers. The served versions stay until then, and also
+/// if the load fails.
 ///
 /// # Errors
 /// Not allowed; no such model; or it can't be loaded, and why.
@@ -82,7 +82,7 @@ fn state_of(entry: &Entry) -> (&'static str, &str) {
     }
 }
 
-/// Configurations and files that come with a request would be models that nobody reviewed.
+/// Refuses configurations and files in a request: they would be models that no operator has reviewed.
 ///
 /// # Errors
 /// There is a parameter.
@@ -106,7 +106,7 @@ async fn ask(
     }
     let (reply, answer) = oneshot::channel();
     app.repository.ask(command(reply))?;
-    let ending = || Err(Refusal::new(Reason::Draining, "the worker is on its way out"));
+    let ending = || Err(Refusal::new(Reason::Draining, "the worker is shutting down"));
     answer.await.unwrap_or_else(|_| ending())
 }
 

@@ -1,4 +1,4 @@
-//! The routes, and what every answer carries whatever it is an answer to.
+//! The routes, and the headers that every answer carries.
 
 use crate::api::body::Encoding;
 use crate::api::{ambiguous_framing, compress, grpc, metadata, openai, repository_api, rest};

@@ -1,4 +1,4 @@
-//! What the headers of a request say before its tensors are read: until when, and how urgent.
+//! The terms that the headers of a request state before its tensors are read: deadline and priority.
 
 use crate::inference::Terms;
 use crate::refusal::Refusal;

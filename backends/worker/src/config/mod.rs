@@ -1,8 +1,8 @@
-//! What the operator wrote, on the command line or in a file, and what it means.
+//! The operator's settings, from the command line or a file.
 //!
 //! Each key is declared once: it is a field, a key of the file, and a flag of the same name, which overrules
-//! the file. Both read their values with the same code. Units stand in the value: a bare number where a
-//! unit is due is refused, because nobody remembers whether `drain_delay = 5` was seconds.
+//! the file. Both read their values with the same code. Units are part of the value: a bare number is
+//! refused where a unit is due, because a reader can't tell whether `drain_delay = 5` means seconds.
 
 pub(crate) mod model;
 
@@ -29,7 +29,7 @@ const MAX_COUNT: usize = 1 << 20;
 const MIN_POLL: Duration = Duration::from_millis(50);
 
 forebay_config::section! {
-    /// What a worker runs with.
+    /// The settings of a worker.
     pub struct Options {
         /// Model repository: DIR/<model>/<version>/model.onnx, or another file that an engine reads.
         models: PathBuf = PathBuf::from("models"), called("DIR", any());
@@ -126,7 +126,7 @@ pub enum ConfigError {
     File {
         /// The file.
         path: PathBuf,
-        /// Where, what was expected and what was found.
+        /// The place, the expected and the found value of each.
         found: Diagnostics,
     },
     /// Bodies that may be longer than all bodies together.
@@ -140,7 +140,7 @@ pub enum ConfigError {
 }
 
 impl Options {
-    /// What the flags say, where they say something, the file elsewhere, defaults for the rest.
+    /// The value of each flag that is given, otherwise the file's, otherwise the default.
     ///
     /// # Errors
     /// The file can't be read or understood, in which case every mistake in it is listed, or one body

@@ -9,7 +9,8 @@ use toml::de::DeValue;
 
 /// Rows that a request may carry, where the model's rows are independent.
 const DEFAULT_BATCH: usize = 32;
-/// What `batching` may be: `"rows are independent"` is the operator's word for what can't be proved.
+/// The values of `batching`: `"rows are independent"` is the operator's word for a graph that can't be
+/// proved.
 const BATCHING: [(&str, Batching); 3] = [
     ("proved", Batching::Proved),
     ("rows are independent", Batching::Trusted),
@@ -31,7 +32,7 @@ const DEFAULT_EXECUTION: Duration = Duration::from_secs(60);
 /// Other kernels, other order of sums; a wrong graph is off by far more.
 const DEFAULT_TOLERANCE: f64 = 1e-3;
 
-/// What most sentence encoders were trained on, and the longest that an encoder here takes.
+/// The length that most sentence encoders were trained on, and the longest that an encoder here takes.
 const DEFAULT_TOKENS: usize = 512;
 /// Tokens that an embedding model is warmed up and measured with: about a paragraph.
 const WARM_UP_TOKENS: usize = 64;
@@ -39,28 +40,28 @@ const MAX_TOKENS: usize = 8192;
 /// No encoder has more numbers.
 const MAX_DIMENSIONS: usize = 1 << 16;
 
-/// What `model.toml` says.
+/// The contents of `model.toml`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ModelConfig {
     /// For people.
     pub(crate) description: String,
-    /// Which versions are served.
+    /// The versions that are served.
     pub(crate) versions: Versions,
     /// Names that requests may use where a version's number stands.
     pub(crate) labels: BTreeMap<String, u64>,
     /// Most rows in one request, for models whose rows are independent; 1: no batches.
     pub(crate) max_batch: usize,
-    /// When rows of several requests are run together.
+    /// The condition under which rows of several requests run together.
     pub(crate) batching: Batching,
     /// Requests that may wait, if not as the worker says.
     pub(crate) queue: Option<usize>,
     /// Share of the executors' time beside other models that want it.
     pub(crate) weight: u32,
-    /// How long an executor that is free may wait for a fuller batch; 0: not at all.
+    /// Time that a free executor may wait for a fuller batch; 0: none.
     pub(crate) max_delay: Duration,
     /// A run that takes longer is stopped.
     pub(crate) max_execution: Duration,
-    /// How far outputs may be from those of the examples beside the model.
+    /// Maximum deviation of outputs from those of the examples beside the model.
     pub(crate) tolerance: f64,
     /// Bytes of memory that it takes, where that is not to be measured.
     pub(crate) memory: Option<u64>,
@@ -72,7 +73,7 @@ pub(crate) struct ModelConfig {
     pub(crate) engine: Option<&'static str>,
     /// The build to run in; none: by the engine's rule.
     pub(crate) build: Option<&'static str>,
-    /// How texts become embeddings, if they do.
+    /// The way from texts to embeddings, if the model has one.
     pub(crate) embedding: Option<EmbeddingConfig>,
     /// Narrows and describes inputs and outputs.
     pub(crate) tensors: Vec<TensorConfig>,
@@ -88,7 +89,7 @@ pub(crate) struct EmbeddingConfig {
     pub(crate) pooling: Pooling,
     /// To a length of 1.
     pub(crate) normalize: bool,
-    /// As few of its first numbers serve as an embedding; none: only all of them.
+    /// The smallest number of leading elements that serve as an embedding; none: only all of them.
     pub(crate) min_dimensions: Option<usize>,
     /// Most tokens of one input.
     pub(crate) max_tokens: usize,
@@ -96,7 +97,7 @@ pub(crate) struct EmbeddingConfig {
     pub(crate) truncate: bool,
 }
 
-/// How one vector is made of those of the tokens.
+/// The way in which the tokens' vectors become one vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pooling {
     Mean,
@@ -118,17 +119,17 @@ pub(crate) struct TensorConfig {
     pub(crate) shape: Option<Vec<i64>>,
     /// Input shape to warm up with, where 1 for each open dimension does not fit.
     pub(crate) warm_up: Option<Vec<usize>>,
-    /// What an input may be filled up with, so that requests of near lengths can be joined.
+    /// The padding value of an input, so that requests of similar lengths can be joined.
     pub(crate) pad: Option<i64>,
     pub(crate) description: String,
     /// File beside the versions with the names of an output's elements, a line each.
     pub(crate) label_file: Option<String>,
 }
 
-/// Which versions are served.
+/// The versions that are served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Versions {
-    /// So many with the highest numbers.
+    /// This many versions with the highest numbers.
     Latest(usize),
     /// Every one.
     All,
@@ -212,7 +213,7 @@ impl ModelConfig {
         document.finish().map(|()| config)
     }
 
-    /// What the engine has to know; `profile` is what was found out when the same was loaded before.
+    /// The engine's options; `profile` holds the measurements of an earlier load of the same content.
     pub(crate) fn load_options(&self, profile: Option<Profile>) -> LoadOptions {
         fn by_name<T>(
             tensors: &[TensorConfig],
@@ -290,7 +291,7 @@ impl EmbeddingConfig {
 }
 
 impl TensorConfig {
-    /// What inputs and outputs have in common; the rest is in `own`.
+    /// Reads the keys common to inputs and outputs; the rest is in `own`.
     fn read(table: &Table<'_, '_>, own: Self) -> Option<Self> {
         let shape = table.get::<Vec<Dimension>>("shape");
         let description = table.or("description", String::new());

@@ -18,7 +18,7 @@ const PIECE: usize = 64 << 10;
 /// The body of a response.
 pub(crate) struct Answer {
     body: Body,
-    /// What is left of a frame that was longer than a piece.
+    /// The rest of a frame that was longer than a piece.
     rest: Bytes,
     /// Identity in the connection's record.
     number: u64,

@@ -33,7 +33,7 @@ use tokio::net::TcpStream;
 
 /// Time between two looks.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
-/// How long a client may leave an answer unread before its connection is closed.
+/// Time that a client may leave an answer unread before its connection is closed.
 pub(crate) const SLOW_READER: Duration = Duration::from_secs(15);
 /// A connection makes room for another only if it was idle for so long: one that has just been opened
 /// has to get its chance.
@@ -87,12 +87,12 @@ impl Connections {
         (Place { connections: Arc::clone(self), number, record }, socket)
     }
 
-    /// What memory is taken for.
+    /// The memory that is taken.
     pub(crate) fn taken(&self) -> &Taken {
         &self.open
     }
 
-    /// How many there are.
+    /// The number of connections.
     pub(crate) fn count(&self) -> usize {
         self.lock().by_number.len()
     }

@@ -41,7 +41,7 @@ impl Why {
     }
 }
 
-/// How long clients may take.
+/// Limits on a client's time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Timeouts {
     /// For a request's header, from its first byte or from the beginning of the connection.
@@ -70,9 +70,9 @@ struct State {
     version: Option<Version>,
     /// Requests that have begun, and whose answers are not read yet.
     requests: usize,
-    /// When the last of them ended, or the connection began.
+    /// End of the last request, or the beginning of the connection.
     idle_since: Instant,
-    /// When the first byte of a header came that is not complete.
+    /// Arrival of the first byte of an incomplete header.
     header_since: Option<Instant>,
     /// Since when nothing can be written.
     blocked_since: Option<Instant>,
@@ -128,7 +128,7 @@ impl Record {
         }
     }
 
-    /// May an answer of so many bytes more be held for this client, who may hold `most` in all?
+    /// Whether an answer of `bytes` more may be held for this client, which may hold `most` in all.
     pub(crate) fn may_hold(&self, bytes: usize, most: usize) -> bool {
         let unread = self.lock().unread_bytes;
         unread == 0 || unread.saturating_add(bytes) <= most
@@ -180,7 +180,9 @@ impl Record {
         }
     }
 
-    /// Has the client closed its side? Seen without reading: what it sent before it left may lie there
+    /// Whether the client has closed its side. The socket is checked without reading: bytes that the client
+    /// sent before it left may be unread, such as a second request, and then the HTTP library looks no
+    /// further.
     /// unread, such as a second request, and then the HTTP library looks no further.
     fn has_left(&self) -> bool {
         let ready = self.stream.ready(Interest::READABLE).now_or_never();

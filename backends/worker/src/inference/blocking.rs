@@ -20,7 +20,7 @@ pub(crate) async fn off_io<T: Send + 'static>(
         .unwrap_or_else(|error| Err(Refusal::new(Reason::Internal, error.to_string())))
 }
 
-/// Does `work` until `deadline`.
+/// Runs `work` until `deadline`.
 pub(crate) async fn bounded<T>(
     deadline: Option<Instant>,
     work: impl Future<Output = Result<T, Refusal>>,

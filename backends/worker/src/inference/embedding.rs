@@ -1,12 +1,12 @@
 //! From texts to embeddings: tokens, the model's inputs, and one vector out of its outputs.
 //!
-//! An encoder takes tokens and gives a vector for each of them; what clients want is one for a text.
-//! What lies between differs from model to model and is silently wrong if it is got wrong: so
-//! `model.toml` says it, and what does not fit the model keeps it from being served.
+//! An encoder takes tokens and gives a vector for each of them; clients want one for a text. The steps
+//! between differ from model to model, and a mistake in them is silent: so `model.toml` states them, and a
+//! statement that does not fit the model keeps it from being served.
 //!
-//! Texts are padded to a few lengths, so that few plans are compiled and texts of similar length can
-//! share a batch. The attention mask makes that the same to the model; one without a mask gets each
-//! text at its own length.
+//! Texts are padded to a few lengths, so that few plans are compiled and texts of similar length can share a
+//! batch. The attention mask makes padding invisible to the model; a model without a mask gets each text at
+//! its own length.
 
 use crate::config::model::{EmbeddingConfig, Pooling};
 use crate::refusal::Refusal;
@@ -18,10 +18,10 @@ use tokenizers::{Tokenizer, TruncationParams};
 
 /// Shortest length that texts are padded to; the others are its doublings, up to the model's own.
 const MIN_LENGTH: usize = 16;
-/// A text of more bytes for each token that is allowed is not even tokenized: nobody writes so.
+/// A text with more bytes for each allowed token is not even tokenized: no real text has so many.
 const BYTES_A_TOKEN: usize = 256;
 
-/// What turns texts into a model's inputs, and its outputs into embeddings.
+/// Turns texts into a model's inputs, and its outputs into embeddings.
 #[derive(Debug)]
 pub(crate) struct Embedder {
     config: EmbeddingConfig,
@@ -36,7 +36,7 @@ pub(crate) struct Embedder {
     size: Option<usize>,
 }
 
-/// What an input of the model is for.
+/// The role of a model's input.
 #[derive(Debug)]
 struct Role {
     name: String,
@@ -183,11 +183,11 @@ impl Embedder {
         InferRequest { inputs: self.inputs.iter().map(input).collect(), ..InferRequest::default() }
     }
 
-    /// Can embeddings be had with so many numbers? Of a model that does not say how many it has, it
-    /// turns out when they are there.
+    /// Checks that embeddings can have this many numbers. If the model does not state how many it has, the
+    /// check is repeated on its output.
     ///
     /// # Errors
-    /// They are more than there are, or so few are not said to serve.
+    /// More than the model has, or fewer than it is trained to serve with.
     pub(crate) fn check_dimensions(&self, wanted: Option<usize>) -> Result<(), Refusal> {
         self.size.map_or(Ok(()), |size| self.check_of(size, wanted))
     }
@@ -246,7 +246,7 @@ impl Embedder {
 fn read(config: &EmbeddingConfig, bytes: &[u8]) -> Result<Tokenizer, String> {
     let read = || -> tokenizers::Result<Tokenizer> {
         let mut tokenizer = Tokenizer::from_bytes(bytes)?;
-        // What the file says of these is for training.
+        // The file's settings of these are for training.
         tokenizer.with_padding(None);
         let cut = TruncationParams { max_length: config.max_tokens, ..TruncationParams::default() };
         tokenizer.with_truncation(config.truncate.then_some(cut))?;

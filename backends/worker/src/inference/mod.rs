@@ -1,8 +1,8 @@
-//! One inference, from the request to the answer, whatever it came in on.
+//! One inference, from the request to the answer, over any protocol.
 //!
-//! Every transport calls [`infer`] and brings two things of its own: how to read the request once
-//! it is known that the model can take it, and how to write the answer. All between is here and the
-//! same for all: which version, until when, how urgent, the checks, the queue, the count.
+//! Every transport calls [`infer`] and brings two functions of its own: one reads the request once it is
+//! known that the model can take it, and one writes the answer. All between is here and the same for all:
+//! the version, the deadline, the priority, the checks, the queue, the count.
 //!
 //! Two guards make sure that nothing is lost on any way out, a client's disappearance included,
 //! which merely drops this future: [`Ticket`] takes the job out of the line or stops it, and
@@ -31,14 +31,15 @@ use tokio::sync::oneshot;
 /// Longest deadline that is kept; a longer one is as good as none.
 const MAX_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
-/// What a transport knows before it has read the tensors.
+/// The terms that a transport knows before it has read the tensors.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Terms {
-    /// When the request came; times are counted from here.
+    /// Arrival of the request; times are counted from here.
     pub(crate) arrived: Instant,
-    /// Nobody waits for the answer after this.
+    /// After this, the client waits no longer.
     pub(crate) deadline: Option<Instant>,
-    /// As the client or the proxy said; it overrules the request's own parameter.
+    /// The priority that the client or the proxy stated in a header; it overrules the request's own
+    /// parameter.
     pub(crate) priority: Option<Priority>,
 }
 
@@ -65,7 +66,7 @@ pub(crate) struct Received {
     pub(crate) took: Duration,
 }
 
-/// What is to be written.
+/// The answer to be written.
 #[derive(Debug)]
 pub(crate) struct Answer {
     /// The request without its inputs: the form of the outputs follows from it.
@@ -205,7 +206,7 @@ async fn submit(
     let pushed = app.queue.push(version.line.id(), priority, job);
     let rank = pushed.map_err(|error| queue_full(version, &error))?;
     let mut ticket = Ticket { app, version, rank, deadline: terms.deadline, client: Some(client) };
-    // From then on even the fastest run would be too late: whoever still waits in line need not go on.
+    // From then on even the fastest run would be too late: a job that still waits in line is withdrawn.
     let hopeless = terms.deadline.and_then(|at| at.checked_sub(least));
     let result = tokio::select! {
         biased;
@@ -285,7 +286,7 @@ fn queue_full(version: &Version, why: &dyn std::fmt::Display) -> Refusal {
     Refusal::new(Reason::QueueFull, format!("model \"{}\": {why}", version.model))
 }
 
-/// Takes the job out of the line, or stops it between two nodes of the graph, when nobody waits.
+/// Takes the job out of the line, or stops it between two nodes of the graph, when its client has left.
 struct Ticket<'a> {
     app: &'a App,
     version: &'a Version,

@@ -1,5 +1,5 @@
-//! Do the tensors fit the model? Every refusal names the tensor, what was expected and what was
-//! found, so that the person who wrote the client need not guess.
+//! Checks that the tensors fit the model. Every refusal names the tensor, the expected and the found value,
+//! so that the author of the client need not guess.
 
 use crate::refusal::Refusal;
 use crate::repository::version::Version;

@@ -1,7 +1,8 @@
-//! When models are loaded again whose last load failed for a reason that may pass.
+//! The times at which models are loaded again after a failure that may pass.
 //!
-//! Nobody else would: their files have not changed, and a version that failed is not asked for. The
-//! reason may stay, and then each attempt costs as much as a load. So the time between them doubles.
+//! No other event would trigger it: their files have not changed, and a version that failed is not asked
+//! for. The reason may stay, and then each attempt costs as much as a load. So the time between them
+//! doubles.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -29,12 +30,12 @@ impl ReloadBackoff {
         self.0.remove(name);
     }
 
-    /// Is it to be loaded again, now or later?
+    /// Whether it is to be loaded again, now or later.
     pub(crate) fn awaits(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 
-    /// When the first of them is due.
+    /// The time at which the first of them is due.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.0.values().filter_map(|(at, _)| *at).min()
     }

@@ -1,10 +1,10 @@
-//! What the loader is asked to do, and what its loads are told.
+//! Commands to the loader, and orders to its loads.
 
 use crate::refusal::Refusal;
 use std::sync::Arc;
 use tokio::sync::{oneshot, watch};
 
-/// What the loader is asked to do.
+/// A command to the loader.
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Look for what has changed on disk.
@@ -23,7 +23,7 @@ pub(crate) enum Command {
     End,
 }
 
-/// Where the outcome of a load is told.
+/// The channel for the outcome of a load.
 pub(crate) type Reply = oneshot::Sender<Result<(), Refusal>>;
 
 /// Identity of a load that runs.

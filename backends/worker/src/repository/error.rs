@@ -17,7 +17,7 @@ pub(crate) enum LoadError {
     Bad(String),
 }
 
-/// What says no more is the model's fault.
+/// A plain message: the fault is the model's.
 impl From<String> for LoadError {
     fn from(text: String) -> Self {
         Self::Bad(text)
@@ -40,7 +40,7 @@ impl LoadError {
         Self::Passing("nobody wants it any more".to_owned())
     }
 
-    /// What it means that something of a model could not be read: is it the file, or the machine?
+    /// The error for a file of a model that could not be read: a fault of the file, or of the machine.
     pub(crate) fn of_io(path: &dyn Display, error: &io::Error) -> Self {
         use rustix::io::Errno;
         /// Nothing that a file could do.

@@ -1,8 +1,8 @@
-//! A model file may make its reader panic, or never come to an end: neither may stop the loader.
+//! A model file may make its reader panic, or run forever: neither may stop the loader.
 //!
-//! Each version is compiled and run for the first time on a thread of its own. A panic becomes the
-//! reason why that version is not served. What has not ended in time is given up and goes on alone, for
-//! a thread can't be taken away; when several do, nothing more is loaded until one of them has ended.
+//! Each version is compiled and run for the first time on a thread of its own. A panic becomes the reason
+//! why that version is not served. A load that has not ended in time is given up and goes on alone, for a
+//! thread can't be taken away; when several do, nothing more is loaded until one of them has ended.
 
 use crate::allocator::give_back;
 use crate::repository::error::LoadError;
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 /// Stack of the thread: graphs are walked recursively.
 pub(crate) const STACK: usize = 16 << 20;
-/// So many loads may have been given up and still run.
+/// Maximum number of loads that were given up and still run.
 const MAX_LOST: usize = 2;
 
 /// Runs what may not end.
@@ -25,10 +25,10 @@ pub(crate) struct Guard {
 }
 
 impl Guard {
-    /// Does `work`, but waits no longer than `limit` for it.
+    /// Runs `work`, but waits no longer than `limit` for it.
     ///
     /// # Errors
-    /// Its own, it panicked, it did not end, or too many others have not.
+    /// Its own, it panicked, it did not end, or too many others have not ended.
     pub(crate) fn run<T: Send + 'static>(
         &self,
         limit: Duration,
@@ -46,14 +46,14 @@ impl Guard {
             let result = result.unwrap_or_else(|_| Err(bad("loading it panicked")));
             // A thread that ends leaves what it has freed where no other looks for it.
             give_back();
-            // Nobody takes it if it was given up.
+            // The receiver is gone if the load was given up.
             drop(sender.send(result));
             drop(end);
         };
         let thread = std::thread::Builder::new().name("load".to_owned()).stack_size(STACK);
-        thread
-            .spawn(work)
-            .map_err(|error| LoadError::Passing(format!("no thread to load it with: {error}")))?;
+        thread.spawn(work).map_err(|error| {
+            LoadError::Passing(format!("can't start a thread to load it: {error}"))
+        })?;
         match receiver.recv_timeout(limit) {
             Ok(result) => result,
             Err(RecvTimeoutError::Disconnected) => Err(bad("loading it ended without a word")),

@@ -124,8 +124,8 @@ impl Models {
         Ok(Some(version))
     }
 
-    /// Loads for as long as the operator allows. An engine that watches ends soon after it has been given
-    /// up, or after nobody wants the model any more; one that does not goes on alone.
+    /// Loads within the operator's time limit. An engine that watches ends soon after its load has been
+    /// given up or the model is no longer wanted; one that does not watch goes on alone.
     fn watched<T: Send + 'static>(
         &self,
         cancel: &Cancel,
@@ -150,7 +150,7 @@ impl Models {
         }
     }
 
-    /// Is what is served of the version what lies on disk, configured in the same way?
+    /// Whether the served version is the one on disk, configured in the same way.
     fn is_served(
         &self,
         order: &Order<'_>,
@@ -179,13 +179,13 @@ impl Models {
         served.get(name)?.versions.get(&number)?.version().cloned()
     }
 
-    /// What is known of what was loaded last.
+    /// The measurements of the last load.
     fn known(&self, order: &Order<'_>) -> Option<Arc<Known>> {
         let served = self.repository.served();
         served.get(order.name)?.versions.get(&order.number)?.known.clone()
     }
 
-    /// What a child finds out of a model that was never loaded before, if there can be one.
+    /// The measurements that a child makes of a model that was never loaded before, if there can be a child.
     fn profile_in_sandbox(
         &self,
         (located, bytes): (&Located, &Arc<Vec<u8>>),
@@ -237,7 +237,7 @@ impl Models {
                 model = version.model,
                 version = version.number,
                 why,
-                "a plan is compiled for each new shape of requests: there is none for all sizes"
+                "there is no plan for all sizes: one is compiled for each new shape of requests"
             );
         }
         let labels = (version.model.as_str(), version.number.as_str());
@@ -263,7 +263,7 @@ impl Models {
     }
 }
 
-/// What was measured of each build, such as `plain 1.9 ms, own 0.8 ms`.
+/// The time of each build, such as `plain 1.9 ms, own 0.8 ms`.
 fn compared(builds: &[(&str, f64)]) -> String {
     let each = builds.iter().map(|(build, seconds)| format!("{build} {:.3} ms", seconds * 1e3));
     each.collect::<Vec<_>>().join(", ")

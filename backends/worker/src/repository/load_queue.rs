@@ -1,10 +1,10 @@
-//! Loads that wait and loads that run: which may start next.
+//! Waiting and running loads, and which may start next.
 //!
-//! Loading may take minutes, or for ever, as long as `load_timeout` allows. If loads went one after
-//! the other, one such model would keep every other out of service. So each load runs on a thread of
-//! its own, a few at once; one that takes long does not count among those few any more, up to a bound
-//! that no repository of healthy models comes near. A model has at most one load that counts: what
-//! is asked of it meanwhile waits, and is merged.
+//! Loading may take minutes, or as long as `load_timeout` allows. If loads went one after the other, one
+//! such model would keep every other out of service. So each load runs on a thread of its own, a few at
+//! once; one that takes long does not count among those few any more, up to a bound that no repository of
+//! healthy models comes near. A model has at most one load that counts: further requests for it wait, and
+//! are merged.
 
 use crate::repository::command::{Cancel, Reply, TaskId, Why};
 use std::time::{Duration, Instant};
@@ -79,7 +79,7 @@ impl LoadQueue {
         Some((id, request, cancel))
     }
 
-    /// When a load may be started that may not be now, even if no load ends until then.
+    /// The time at which a waiting load may start even if no running load ends until then.
     pub(crate) fn next_start(&self, now: Instant) -> Option<Instant> {
         if self.waiting.is_empty() {
             return None;
@@ -103,7 +103,7 @@ impl LoadQueue {
         taken.flat_map(|request| request.replies).collect()
     }
 
-    /// Does a load of the model run or wait, not counting cancelled ones?
+    /// Whether a load of the model runs or waits, not counting cancelled ones.
     pub(crate) fn has(&self, model: &str) -> bool {
         self.runs(model) || self.waiting.iter().any(|request| request.model == model)
     }

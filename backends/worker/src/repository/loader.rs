@@ -1,17 +1,16 @@
 //! Models come and go while requests run: load, warm up, switch, drain, unload.
 //!
-//! One thread decides what is loaded and unloaded, and is never busy with either: loads run on
-//! threads of their own (see [`load_queue`](super::load_queue)), so that a model that takes
-//! minutes, or never comes to an end, delays neither other models nor what is asked of this thread.
-//! One load serves all who asked for it. What is served goes on being served until its successor
-//! has loaded and run; if that fails, nothing but the index, the log and a counter change. What was
-//! replaced lives until its last request has gone, and is freed here, not on a thread that others
-//! wait for.
+//! One thread decides what is loaded and unloaded, and is never busy with either: loads run on threads of
+//! their own (see [`load_queue`](super::load_queue)), so that a model that takes minutes, or never finishes,
+//! delays neither other models nor requests to this thread. One load serves all clients that asked for it. A
+//! served version stays until its successor has loaded and run; if that fails, nothing but the index, the
+//! log and a counter change. A replaced version lives until its last request has gone, and is freed here,
+//! not on a thread that others wait for.
 //!
-//! Changes on disk are found by looking (at intervals, or on SIGHUP), not by the kernel's word:
-//! inotify is silent on network and overlay file systems, where repositories often lie, and tells of
-//! files that are half written. A look at a thousand models costs some milliseconds. What has
-//! changed is loaded once it looks the same twice.
+//! Changes on disk are found by scanning (at intervals, or on SIGHUP), not by kernel events: inotify is
+//! silent on network and overlay file systems, where repositories often lie, and reports files that are half
+//! written. A scan of a thousand models takes some milliseconds. A change is loaded once it looks the same
+//! twice.
 
 use crate::refusal::Refusal;
 use crate::repository::command::{Cancel, Command, Reply, TaskId, Why};
@@ -27,10 +26,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-/// How often versions are looked after that wait for their last request.
+/// Interval at which versions that wait for their last request are checked.
 const DRAIN_STEP: Duration = Duration::from_millis(5);
-/// Loads at once, whatever the number of cores: with one, the first of two hanging models would keep
-/// all others waiting until it counts as long.
+/// Minimum number of parallel loads, for any number of cores: with one, the first of two hanging models
+/// would keep all others waiting until it counts as long.
 const MIN_WIDTH: usize = 2;
 const MAX_WIDTH: usize = 4;
 
@@ -42,7 +41,7 @@ pub(crate) struct Loader {
     unsettled: HashMap<String, Stamp>,
     /// Models that were there at the start and have not been tried yet.
     untried: BTreeSet<String>,
-    /// When the worker is ready without those; `None`: it is.
+    /// The time after which the worker is ready without those; `None`: it is.
     overdue: Option<Instant>,
     next_look: Option<Instant>,
 }
@@ -86,7 +85,7 @@ impl Loader {
         self.settle();
         let tasks = self.models.tasks.clone();
         let work = move || {
-            // What is to be loaded and what is being loaded outlives a panic.
+            // The sets of waiting and running loads outlive a panic.
             tasks.keep_up_here("loader", Importance::Vital, || while self.turn(&commands) {});
         };
         std::thread::Builder::new().name("loader".to_owned()).spawn(work)?;
@@ -113,7 +112,7 @@ impl Loader {
         if self.overdue.is_some_and(|at| now >= at) {
             self.overdue = None;
             self.models.repository.waited_long();
-            tracing::warn!(models = ?self.untried, "ready without models that still load");
+            tracing::warn!(models = ?self.untried, "ready, without the models that are still loading");
         }
         if self.next_look.is_some_and(|at| now >= at) {
             self.scan(false);
@@ -173,7 +172,7 @@ impl Loader {
             let thread = std::thread::Builder::new().name("load".to_owned());
             if let Err(error) = thread.spawn(work) {
                 // The client that asked is told by the dropped sender; the rest is tried again.
-                tracing::error!(model, %error, "no thread to load it with");
+                tracing::error!(model, %error, "can't start a thread to load the model");
                 self.queue.ended(id);
                 self.models.backoff().put_off(&model, Instant::now());
                 return;
@@ -181,14 +180,14 @@ impl Loader {
         }
     }
 
-    /// Has everything been tried that was there at the start?
+    /// Whether everything that was there at the start has been tried.
     fn settle(&mut self) {
         let repository = &self.models.repository;
         if self.untried.is_empty() && !repository.has_tried_all() {
             self.overdue = None;
             repository.tried_all();
             let (ready, models) = (repository.is_ready(), repository.served().len());
-            tracing::info!(ready, models, "all models have settled");
+            tracing::info!(ready, models, "every model is loaded or has failed");
         }
     }
 
@@ -198,10 +197,10 @@ impl Loader {
         for name in due {
             match self.models.files.stamp(&name) {
                 Ok(stamp) if !self.models.has_seen(&name, &stamp) => {
-                    // What has changed since is found by looking, or on request.
+                    // Later changes are found by scanning, or on request.
                     self.models.backoff().forget(&name);
                 }
-                // What is wrong stands in the index and the log.
+                // The index and the log have the errors.
                 _ => self.request(name, Why::Present, None),
             }
         }
@@ -213,13 +212,13 @@ impl Loader {
         let names = match self.models.files.names() {
             Ok(names) => names,
             Err(error) => {
-                tracing::error!(%error, "the model repository can't be read: nothing is changed");
+                tracing::error!(%error, "can't read the model repository, keeping the served models");
                 return;
             }
         };
         let known: Vec<String> = self.models.repository.served().keys().cloned().collect();
         for name in known.iter().filter(|name| !names.contains(name)) {
-            tracing::info!(model = name, "its directory has gone");
+            tracing::info!(model = name, "model directory removed, unloading model");
             self.cancel(name);
             self.models.take_away(name);
         }
@@ -277,7 +276,7 @@ fn run(models: &Models, id: TaskId, request: LoadRequest, cancel: &Cancel) {
             Err(Refusal::new(Reason::LoadFailed, text))
         }
     };
-    // Before the replies: whoever has one finds the load counted as ended.
+    // Before the replies: a client that has one finds the load counted as ended.
     models.repository.tell(Command::Ended { id, model });
     for reply in replies {
         drop(reply.send(result.clone()));
@@ -285,7 +284,7 @@ fn run(models: &Models, id: TaskId, request: LoadRequest, cancel: &Cancel) {
 }
 
 fn cancelled(name: &str) -> Refusal {
-    let text = format!("model \"{name}\" was unloaded while it was loaded");
+    let text = format!("model \"{name}\" was unloaded while it was loading");
     Refusal::new(Reason::LoadFailed, text)
 }
 

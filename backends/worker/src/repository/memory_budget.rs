@@ -1,14 +1,14 @@
-//! Memory for models: a bound, what each one takes, and who has to go.
+//! Memory for models: a bound, the memory of each, and which are unloaded.
 //!
 //! A repository may hold more than a machine. With a bound (`models_memory`) the models that were
 //! used last stay in memory, and the others are loaded when they are asked for.
 //!
 //! Several models may be loading at once, so the room for one is taken before its load begins.
 //!
-//! What a model takes is what its engine holds of it: each weight once, a plan for each set of shapes
-//! that was asked for, and what its runs need. It is counted anew whenever a plan was compiled. If
-//! models then take too much, the model that has grown forgets plans first, and what was not used for
-//! longest goes next. `memory` in `model.toml` overrules what is counted.
+//! A model's memory is the memory that its engine holds for it: each weight once, a plan for each set of
+//! shapes that was asked for, and the values of its runs. It is counted again whenever a plan was compiled.
+//! If models then take too much, the model that has grown drops plans first, and the model that was unused
+//! longest goes next. `memory` in `model.toml` overrules the count.
 
 use crate::repository::State;
 use crate::repository::models::Models;
@@ -16,9 +16,9 @@ use crate::repository::version::{MemoryShare, Version};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long requests may go on using what was unloaded to make room.
+/// Time that requests may go on using a version that was unloaded to make room.
 const MAX_WAIT: Duration = Duration::from_secs(10);
-/// How often it is looked whether they have gone.
+/// Interval at which the loader checks whether they have gone.
 const STEP: Duration = Duration::from_millis(2);
 
 /// Bytes that a model is taken for before it was ever loaded.
@@ -26,7 +26,7 @@ pub(crate) fn estimate(file: u64) -> u64 {
     file.saturating_mul(2)
 }
 
-/// What must not be unloaded to make room.
+/// Models that must not be unloaded to make room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Spare<'a> {
     /// Nothing has to go.
@@ -60,15 +60,17 @@ impl Models {
             return Ok(share);
         }
         if bytes > bound {
-            return Err(format!("it takes {bytes} bytes of memory, all models may take {bound}"));
+            return Err(format!("it takes {bytes} bytes of memory, but models_memory is {bound}"));
         }
         if spare == Spare::All {
             let used = repository.memory();
-            return Err(format!("{used} of {bound} bytes of memory are taken, it takes {bytes}"));
+            return Err(format!(
+                "it takes {bytes} bytes of memory, but {used} of {bound} are in use"
+            ));
         }
         let until = Instant::now() + MAX_WAIT;
         loop {
-            // What is retired already frees its memory when its requests have gone.
+            // Retired versions free their memory when their requests have gone.
             let stays = repository.memory().saturating_sub(self.retired_bytes());
             if stays.saturating_add(bytes) > bound && !self.evict_one(spare) {
                 // A model that is being loaded can go when it has been.
@@ -84,7 +86,7 @@ impl Models {
                 return Ok(share);
             }
             if Instant::now() >= until || self.is_ended() {
-                return Err("requests still use what was unloaded to make room".to_owned());
+                return Err("requests still use models that were unloaded to make room".to_owned());
             }
             if self.has_retired() {
                 std::thread::sleep(STEP);

@@ -1,10 +1,9 @@
-//! The models that are served now, and how a request finds its version.
+//! The models that are served now, and the way from a request to its version.
 //!
-//! A model that is loaded, replaced or taken away while requests run must not fail one of them. So
-//! what is served is one immutable value that is swapped whole: a request keeps the version that it
-//! found, whatever happens meanwhile, and a version lives until its last request has gone. The
-//! [loader](crate::repository::loader) and its loads change it, one change at a time; everybody else reads, or
-//! asks the loader.
+//! A model that is loaded, replaced or taken away while requests run must not fail one of them. So the set
+//! of served models is one immutable value that is swapped whole: a request keeps the version that it found,
+//! and a version lives until its last request has gone. The [loader](crate::repository::loader) and its
+//! loads change it, one change at a time; all other code reads, or asks the loader.
 
 mod backoff;
 pub(crate) mod command;
@@ -44,7 +43,7 @@ const MAX_FETCHES: usize = 64;
 /// All models, by name.
 pub(crate) type Served = BTreeMap<String, Arc<Model>>;
 
-/// What is served, for everybody to read.
+/// The served models, for all code to read.
 #[derive(Debug)]
 pub(crate) struct Repository {
     served: ArcSwap<Served>,
@@ -57,9 +56,9 @@ pub(crate) struct Repository {
     born: Instant,
     /// Bytes of all models in memory, those included that only their last requests hold.
     memory: Arc<AtomicU64>,
-    /// Has everything been tried that was there at the start?
+    /// Whether everything that was there at the start has been tried.
     tried_all: AtomicBool,
-    /// Has that taken so long that the worker is ready without it?
+    /// Whether that has taken so long that the worker is ready without it.
     waited_long: AtomicBool,
     /// Requests that may wait for a model, unless its configuration says otherwise.
     queue: usize,
@@ -77,7 +76,7 @@ pub(crate) struct Model {
     pub(crate) failure: Option<String>,
     /// Asked to be unloaded, and not to be loaded by itself again.
     pub(crate) is_unloaded: bool,
-    /// What the files looked like that this was read from.
+    /// The state of the files that this was read from.
     pub(crate) stamp: Option<Stamp>,
 }
 
@@ -89,12 +88,12 @@ pub(crate) struct Entry {
     pub(crate) failure: Option<String>,
     /// Had that another reason than its files, so that it may load the next time?
     pub(crate) may_pass: bool,
-    /// What was loaded last.
+    /// The measurements of the last load.
     pub(crate) known: Option<Arc<Known>>,
     pub(crate) demand: Arc<Demand>,
 }
 
-/// Can a version be used?
+/// Whether a version can be used.
 #[derive(Debug, Clone)]
 pub(crate) enum State {
     /// For the first time.
@@ -119,7 +118,7 @@ pub(crate) struct Demand {
 }
 
 impl Repository {
-    /// Serves nothing yet. What comes out of the receiver is for the loader.
+    /// Serves nothing yet. The receiver is for the loader.
     pub(crate) fn new(queue: usize) -> (Self, std::sync::mpsc::Receiver<Command>) {
         let (commands, receiver) = std::sync::mpsc::sync_channel(MAX_COMMANDS);
         let repository = Self {
@@ -136,13 +135,13 @@ impl Repository {
         (repository, receiver)
     }
 
-    /// What is served now.
+    /// The currently served models.
     pub(crate) fn served(&self) -> Arc<Served> {
         self.served.load_full()
     }
 
-    /// Has everything been tried that was there at the start, or has that taken too long to wait for
-    /// it; and can at least one version answer?
+    /// Whether everything that was there at the start has been tried, or has taken too long to wait for, and
+    /// at least one version can answer.
     pub(crate) fn is_ready(&self) -> bool {
         let served = self.served.load();
         let mut entries = served.values().flat_map(|model| model.versions.values());
@@ -150,7 +149,7 @@ impl Repository {
         has_settled && entries.any(|entry| entry.state.can_answer())
     }
 
-    /// Has everything been tried that was there at the start?
+    /// Whether everything that was there at the start has been tried.
     pub(crate) fn has_tried_all(&self) -> bool {
         self.tried_all.load(Relaxed)
     }
@@ -213,15 +212,15 @@ impl Repository {
     /// Puts a wish in the loader's line.
     ///
     /// # Errors
-    /// The line is full, or the worker is ending.
+    /// The line is full, or the worker is shutting down.
     pub(crate) fn ask(&self, command: Command) -> Result<(), Refusal> {
         self.commands.try_send(command).map_err(|error| match error {
             TrySendError::Full(_) => {
-                let text = format!("{MAX_COMMANDS} requests to load or unload wait already");
+                let text = format!("{MAX_COMMANDS} requests to load or unload are waiting already");
                 Refusal::new(Reason::QueueFull, text)
             }
             TrySendError::Disconnected(_) => {
-                Refusal::new(Reason::Draining, "the worker is on its way out")
+                Refusal::new(Reason::Draining, "the worker is shutting down")
             }
         })
     }
@@ -241,7 +240,7 @@ impl Repository {
         let result = change(&mut served);
         let before = self.served.swap(Arc::new(served));
         drop(writer);
-        // What was served may be freed with its last reader, which is not done under the lock.
+        // The old value may be freed with its last reader, which is not done under the lock.
         drop(before);
         self.changed.send_replace(());
         result
@@ -334,7 +333,9 @@ impl Repository {
             }
             // It was unloaded again before this task ran.
         }
-        let text = format!("model \"{model}\" version {number}: others take its memory at once");
+        let text = format!(
+            "model \"{model}\" version {number}: other models need its memory at the same time"
+        );
         Err(Refusal::new(Reason::ModelNotReady, text))
     }
 }
@@ -345,7 +346,7 @@ enum Found {
 }
 
 impl State {
-    /// Is it in memory, or can it be?
+    /// Whether it is in memory, or can be loaded.
     pub(crate) fn can_answer(&self) -> bool {
         matches!(self, Self::Ready(_) | Self::OnDemand)
     }

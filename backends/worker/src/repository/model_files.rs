@@ -1,13 +1,13 @@
-//! Models on disk, `<model>/<version>/FILE` with a file that an engine reads: read, but not believed.
+//! Models on disk, `<model>/<version>/FILE` with a file that an engine reads: read, but not trusted.
 //!
-//! Whoever can write into the repository must not be able to make the worker read what lies outside
-//! it, wait for a pipe, or swallow a disk. Names become paths and labels, so they are checked; links
-//! are followed only as far as they stay inside; a file with a second name (a hard link) may be
-//! anyone's and is refused. The length of a file is looked at before a byte of it is read, and no
-//! more than that bound is read of a file that grows meanwhile.
+//! A person who can write into the repository must not be able to make the worker read files outside it,
+//! wait for a pipe, or swallow a disk. Names become paths and labels, so they are checked; links are
+//! followed only as far as they stay inside; a file with a second name (a hard link) may be anyone's and is
+//! refused. The length of a file is checked before a byte of it is read, and no more than that bound is read
+//! of a file that grows meanwhile.
 //!
-//! A read that fails for a reason of the machine (no descriptor, no memory, a disk that does not
-//! answer) says nothing of the model: it is tried again, and nothing is taken away for it.
+//! A read that fails for a reason of the machine (no descriptor, no memory, a disk that does not answer)
+//! says nothing about the model: it is tried again, and the served version stays.
 
 use crate::config::model::{ModelConfig, Versions};
 use crate::repository::error::LoadError;
@@ -74,7 +74,7 @@ pub(crate) struct Located {
     path: PathBuf,
 }
 
-/// What a model's directory says.
+/// The contents of a model's directory.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) config: ModelConfig,
@@ -82,7 +82,7 @@ pub(crate) struct Found {
     pub(crate) numbers: Vec<u64>,
 }
 
-/// What a model's files looked like: if it is the same later, they were not touched.
+/// The state of a model's files: if it is the same later, they were not touched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stamp(Vec<(String, [u64; 5])>);
 
@@ -119,7 +119,7 @@ impl ModelFiles {
         Ok(names)
     }
 
-    /// Is there a directory of this name?
+    /// Whether there is a directory of this name.
     pub(crate) fn has(&self, name: &str) -> bool {
         is_name(name) && !name.starts_with('.') && self.root.join(name).is_dir()
     }
@@ -148,7 +148,7 @@ impl ModelFiles {
         let folder = Path::new(name).join(number.to_string());
         let has = |file: &str| match self.root.join(&folder).join(file).symlink_metadata() {
             Ok(_) => true,
-            // Whatever else is wrong with it, opening it says so.
+            // Opening it reports any other error.
             Err(error) => error.kind() != io::ErrorKind::NotFound,
         };
         if let Some((engine, file)) = self.engines.choose(wanted, has) {
@@ -267,7 +267,7 @@ impl ModelFiles {
         Ok(bytes)
     }
 
-    /// What the model's files look like now: those beside the versions, and the versions' own.
+    /// The current state of the model's files: those beside the versions, and the versions' own.
     ///
     /// # Errors
     /// The directory can't be read.
@@ -286,7 +286,7 @@ impl ModelFiles {
             };
             let modified = time(data.mtime(), data.mtime_nsec());
             let changed = time(data.ctime(), data.ctime_nsec());
-            // A directory's own times change with whatever lies in it.
+            // A directory's own times change with any file in it.
             let stamp = [data.len(), modified, changed, data.ino(), data.dev()];
             Some((file, if data.is_dir() { [0; 5] } else { stamp }))
         };
@@ -306,7 +306,7 @@ impl ModelFiles {
         let failed = |error: &dyn Display| format!("model.toml: {error}");
         let bytes = self.read(&path, MAX_CONFIG)?;
         let text = String::from_utf8(bytes).map_err(|error| failed(&error))?;
-        // Whatever the file does to its reader, the thread that loads models goes on.
+        // The thread that loads models survives any fault that the file causes in its reader.
         let engines = self.engines.clone();
         let parsed = contained(READING, move || ModelConfig::parse(&text, &engines));
         let parsed = parsed.map_err(|failure| failed(&failure))?;

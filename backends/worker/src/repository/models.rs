@@ -1,4 +1,4 @@
-//! What the loader and all loads share: the models that are served, and those on their way out.
+//! State shared by the loader and all loads: the models that are served, and those that are being retired.
 
 use crate::config::Options;
 use crate::lifecycle::{Lifecycle, Phase};
@@ -56,7 +56,7 @@ impl Models {
         }
     }
 
-    /// Has the worker ended, so that nothing more is to be loaded?
+    /// Whether the worker has ended, so that nothing more is to be loaded.
     pub(crate) fn is_ended(&self) -> bool {
         self.lifecycle.phase() == Phase::Ended
     }
@@ -66,7 +66,7 @@ impl Models {
         self.backoff.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Is a model served as its files are now, or are they not to be looked at?
+    /// Whether a model is served as its files are now, or is not to be checked.
     pub(crate) fn has_seen(&self, name: &str, stamp: &Stamp) -> bool {
         let served = self.repository.served();
         served
@@ -96,7 +96,7 @@ impl Models {
         self.retired().push(version);
     }
 
-    /// Frees what nobody uses any more.
+    /// Frees versions that no request uses any more.
     pub(crate) fn free(&self) {
         let is_unused = |version: &mut Arc<Version>| Arc::strong_count(version) == 1;
         let freed: Vec<_> = self.retired().extract_if(.., is_unused).collect();

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// What a model's directory says, once it is decided what to keep of what is served.
+/// The contents of a model's directory, and the served versions to keep.
 struct Target {
     config: Arc<ModelConfig>,
     line: Arc<LineHandle>,
@@ -141,8 +141,8 @@ impl Models {
         text
     }
 
-    /// Decides what goes on of what is served. A model of which nothing can answer is shown at once,
-    /// with an entry for each version that is wanted. `None`: nobody wants it any more.
+    /// Decides which served versions stay. A model without a version that can answer is shown at once, with
+    /// an entry for each wanted version. `None`: the model is no longer wanted.
     fn prepare(
         &self,
         name: &str,

@@ -1,14 +1,14 @@
 //! The first load of a model, in a process of its own.
 //!
-//! A file of a hundred bytes may ask for more memory than the machine has, crash its reader in a way
-//! that no thread survives, or never come to an end. So what was never loaded before is first loaded by
-//! a child, whose memory and time are bounded and which is the first to go when the machine runs out of
-//! memory. What it has found out of the model is taken over, so that nothing is measured twice, and the
-//! worker loads only what has been loaded before.
+//! A file of a hundred bytes may ask for more memory than the machine has, crash its reader in a way that no
+//! thread survives, or never finish. So content that was never loaded before is first loaded by a child,
+//! whose memory and time are bounded and which is the first to be killed when the machine runs out of
+//! memory. The child's measurements are taken over, so that nothing is measured twice, and the worker loads
+//! only content that has been loaded before.
 //!
 //! The child reads one line, an [`Order`], and behind it the model; it answers with one line. If it ends
-//! without one, how it ended tells whose fault that was: what a process does to itself it will do again,
-//! what others do to it (the kernel's need of memory, an operator's signal) may pass.
+//! without one, the way it ended tells the cause: an end of its own making will come again, an end from
+//! outside (the kernel's lack of memory, an operator's signal) may pass.
 
 use crate::config::Options;
 use crate::engines;
@@ -54,7 +54,7 @@ const OWN_FAULTS: [Signal; 8] = [
 /// KiB that the allocator reserves at a time: its own choice, 1 GiB, would count as taken.
 const RESERVE: (&str, &str) = ("MIMALLOC_ARENA_RESERVE", "65536");
 
-/// What the child is told.
+/// The order to the child.
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
     /// Bytes of memory beyond what the program takes by itself.
@@ -78,7 +78,7 @@ pub(crate) struct Candidate<'a> {
     pub(crate) file: ModelFile<'a>,
 }
 
-/// How models are tried.
+/// The limits and the program of trial loads.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     program: Vec<OsString>,
@@ -120,12 +120,14 @@ impl Sandbox {
         let parts: [&[u8]; 3] = [&order, b"\n", candidate.file.bytes];
         let said = runtime
             .and_then(|runtime| runtime.block_on(ask(command, limit, &parts, cancel)))
-            .map_err(|error| LoadError::Passing(format!("no process to try it in: {error}")))?;
+            .map_err(|error| {
+                LoadError::Passing(format!("can't start a process for its first load: {error}"))
+            })?;
         if cancel.is_cancelled() {
             return Err(LoadError::cancelled());
         }
         let said = said.ok_or_else(|| {
-            format!("the process that it was tried in did not end within {limit:?}")
+            format!("its first load, in a process of its own, did not end within {limit:?}")
         })?;
         match serde_json::from_slice::<Answer>(&said.answer) {
             Ok(answer) => Ok(answer.map(Some)?),
@@ -133,7 +135,7 @@ impl Sandbox {
         }
     }
 
-    /// What it means that a child ended without an answer.
+    /// The meaning of a child's end without an answer.
     fn end(&self, said: &Said) -> LoadError {
         let Self { memory, limit, .. } = self;
         let words = match said.words.as_str() {
@@ -150,13 +152,14 @@ impl Sandbox {
                  {memory} bytes of memory (load_memory) and {limit:?} of processor time"
             ))
         } else {
-            let text = format!("the process that it was tried in was ended ({status}{words})");
+            let text =
+                format!("its first load, in a process of its own, was ended ({status}{words})");
             LoadError::Passing(text)
         }
     }
 }
 
-/// What a child has said, and how it ended.
+/// The output of a child, and its exit status.
 struct Said {
     answer: Vec<u8>,
     /// The last on standard error, on one line.
@@ -164,8 +167,8 @@ struct Said {
     status: ExitStatus,
 }
 
-/// Starts a child and tells it these parts; `None` if it had to be killed, because its time was up or
-/// because nobody wants its answer any more. It does not outlive the call.
+/// Starts a child and sends it these parts; `None` if it had to be killed, because its time was up or
+/// because its answer is no longer wanted. It does not outlive the call.
 async fn ask(
     mut command: Command,
     limit: Duration,
@@ -255,15 +258,15 @@ pub(crate) fn main() -> ExitCode {
 
 fn load(order: &Order, bytes: &[u8]) -> Answer {
     let engines = engines::all();
-    let engine = engines.get(&order.engine).ok_or_else(|| {
-        EngineError::Refused(format!("this program has no engine \"{}\"", order.engine))
-    })?;
+    let engine = engines
+        .get(&order.engine)
+        .ok_or_else(|| EngineError::Refused(format!("unknown engine \"{}\"", order.engine)))?;
     let file = ModelFile { name: &order.file, bytes };
     // A load that is not wanted any more is killed from outside.
     Ok(engine.load(file, &order.options, &|| false)?.profile())
 }
 
-/// Last words: whoever started this child reads them if it has no answer.
+/// Prints last words: the parent reads them if there is no answer.
 fn say(words: &dyn std::fmt::Display) {
     drop(writeln!(io::stderr(), "{words}"));
 }
@@ -279,7 +282,7 @@ fn confine(order: &Order) {
     let seconds = order.seconds.max(1);
     limit(Resource::Cpu, seconds, seconds.saturating_add(HARD));
     limit(Resource::Core, 0, 0);
-    // Whatever the bound: if memory runs out, this process is the one to go.
+    // Independently of the bound: if memory runs out, the kernel kills this process first.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
 }
@@ -294,7 +297,7 @@ mod tests {
     const MODEL: Candidate<'_> =
         Candidate { engine: "any", file: ModelFile { name: "model", bytes: &[0; 1 << 20] } };
 
-    /// What comes of a child that does what the script says.
+    /// The result of a child that runs the script.
     fn tried(script: &str, limit: Duration) -> LoadError {
         let script = format!("ulimit -c 0; {script}");
         let program = ["/bin/sh", "-c", &script].map(OsString::from).to_vec();

@@ -1,9 +1,9 @@
 //! Recorded answers beside a model, compared when it is loaded.
 //!
-//! An engine may compile a graph without complaint and compute something else: a quantised softmax
-//! was seen to. Whoever exported the model knows what it answers; two files beside it,
-//! `examples/NAME.json` (a request) and `examples/NAME.expected.json` (the answer to it), are enough
-//! that a model which answers otherwise here is refused instead of served.
+//! An engine may compile a graph without complaint and compute something else: a quantised softmax has done
+//! so. The person who exported the model knows its answers; two files beside it, `examples/NAME.json` (a
+//! request) and `examples/NAME.expected.json` (the answer to it), are enough to refuse a model that answers
+//! otherwise here.
 
 use crate::repository::model_files::Example;
 use forebay_engine::Model;

@@ -18,7 +18,7 @@ pub(crate) struct Version {
     pub(crate) line: Arc<LineHandle>,
     /// The engine that has loaded it.
     pub(crate) engine: Arc<dyn Engine>,
-    /// What the engine has made of it.
+    /// The model as the engine has loaded it.
     pub(crate) loaded: Arc<dyn Model>,
     /// BLAKE3 of the model file, in hexadecimal.
     pub(crate) digest: String,
@@ -47,7 +47,7 @@ pub(crate) struct MemoryShare {
 }
 
 impl MemoryShare {
-    /// So many bytes, which `total` counts already.
+    /// Takes over `bytes`, which `total` counts already.
     pub(crate) fn new(total: &Arc<AtomicU64>, bytes: u64) -> Self {
         Self { total: Arc::clone(total), bytes: AtomicU64::new(bytes) }
     }
@@ -69,7 +69,7 @@ impl Drop for MemoryShare {
     }
 }
 
-/// What is known of a content that was loaded once.
+/// The measurements of a content that was loaded once.
 #[derive(Debug)]
 pub(crate) struct Known {
     /// The name of the engine that has loaded it.
@@ -77,10 +77,10 @@ pub(crate) struct Known {
     pub(crate) digest: String,
     /// Bytes of memory that it takes.
     pub(crate) bytes: u64,
-    /// How it was configured when it was measured.
+    /// Its configuration when it was measured.
     pub(crate) config: Arc<ModelConfig>,
     pub(crate) profile: Profile,
-    /// What it has done so far, each time that it was loaded.
+    /// Its statistics, over all times that it was loaded.
     pub(crate) stats: Arc<Stats>,
 }
 
@@ -92,7 +92,7 @@ impl Version {
         }
     }
 
-    /// What is to be known of it when it is not in memory.
+    /// The measurements to keep while it is not in memory.
     pub(crate) fn known(&self) -> Known {
         Known {
             engine: self.engine.name(),

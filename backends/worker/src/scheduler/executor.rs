@@ -3,10 +3,10 @@
 //! As many as there are cores by default: more would only take turns, and each would hold the
 //! memory of its run. They never touch a socket, and the I/O threads never run a model.
 //!
-//! Nothing that a model does may take more than its own batch with it. A panic is caught; a run
-//! beyond the model's `max_execution` is stopped between two nodes of its graph; and if a single
-//! node never ends, the [watchdog](crate::scheduler::watchdog) gives the thread up, answers who waits and starts
-//! another. What fails together is tried again alone, once, so that one bad row does not spoil its
+//! A fault of a model must not cost more than its own batch. A panic is caught; a run beyond the model's
+//! `max_execution` is stopped between two nodes of its graph; and if a single node never ends, the
+//! [watchdog](crate::scheduler::watchdog) gives the thread up, answers its clients and starts another.
+//! Requests that fail together are tried again alone, once, so that one bad row does not spoil its
 //! neighbours.
 
 use crate::allocator::{give_back, share};
@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 /// Stack of an executor: engines recurse little, their kernels keep tiles on the stack; a run that is
 /// lent the executor stands on top of another.
 const STACK: usize = 8 << 20;
-/// How often a run asks, at most, whether somebody needs its executor.
+/// Minimum time between two checks of a run whether another job needs its executor.
 const LEND_PAUSE: Duration = Duration::from_micros(100);
 
 /// The pool, and the parts of the worker that its threads use.
@@ -43,7 +43,7 @@ pub(crate) struct Pool {
     pub(crate) repository: Arc<Repository>,
     /// Threads that it has.
     pub(crate) executors: usize,
-    /// Does each keep to one core?
+    /// Whether each thread keeps to one core.
     pub(crate) pin_executors: bool,
     /// Bytes that all models may take; `None`: no bound.
     pub(crate) models_memory: Option<u64>,
@@ -80,7 +80,7 @@ impl Pool {
                 match catch_unwind(AssertUnwindSafe(turn)) {
                     Ok(Some(())) => {}
                     Ok(None) => break,
-                    Err(_) => tracing::error!(executor = index, "a batch was lost to a panic"),
+                    Err(_) => tracing::error!(executor = index, "batch lost to a panic"),
                 }
             }
         };
@@ -101,7 +101,7 @@ fn pin(index: usize) {
         sched_setaffinity(None, &one)
     });
     if let Err(error) = pinned {
-        tracing::warn!(executor = index, %error, "can't be pinned to a core");
+        tracing::warn!(executor = index, %error, "can't pin executor to a core");
     }
 }
 
@@ -124,7 +124,7 @@ fn serve(pool: &Pool, seat: &Arc<Seat>, batch: Batch<Job>, may_lend: bool) {
     let run = Run { pool, seat, version: &version, entry: &entry, account, may_lend, most };
     let counts = pool.queue.counts();
     let (results, took) = run.all(&jobs);
-    // Before the replies: whoever has the answer finds it counted as done.
+    // Before the replies: a client that has the answer finds it counted as done.
     let mine = pool.watchdog.leave(&entry);
     if mine {
         pool.queue.finished(&account, took.as_secs_f64());
@@ -133,11 +133,11 @@ fn serve(pool: &Pool, seat: &Arc<Seat>, batch: Batch<Job>, may_lend: bool) {
             pool.load.served(took, counts.waiting + counts.executing, best);
         }
     }
-    // And finds the model held by nobody, if it was the last.
+    // The model is already free, if it was the last.
     let replies: Vec<_> = jobs.into_iter().map(|job| job.reply).collect();
     drop(version);
     for (reply, result) in replies.into_iter().zip(results) {
-        // Fails if the client has gone: then nobody is there to tell.
+        // Fails if the client has gone: then there is nobody to tell.
         drop(reply.send(result));
     }
 }
@@ -169,7 +169,7 @@ impl Run<'_> {
                 tracing::warn!(
                     target: CLIENT,
                     model, count, %error,
-                    "a batch failed, each of its requests is tried alone"
+                    "batch failed, trying each of its requests alone"
                 );
                 self.version.stats.retried(count);
                 let alone = jobs.iter().map(|job| {
@@ -192,7 +192,7 @@ impl Run<'_> {
         let (model, version) = (&self.version.model, &self.version.number);
         let (shapes, why) = (fallback.shapes, fallback.why);
         let build = self.version.loaded.build();
-        tracing::warn!(model, version, build, ?shapes, why, "shapes fall back to the plain build");
+        tracing::warn!(model, version, build, ?shapes, why, "shapes run in the plain build");
     }
 
     /// Accounts for plans that were compiled. Where models now take too much together, this one forgets
@@ -256,10 +256,10 @@ impl Run<'_> {
 /// Why a run gave nothing.
 #[derive(Debug, PartialEq, thiserror::Error)]
 enum Failure {
-    /// Nobody waits for it any more.
-    #[error("nobody waits for it any more")]
+    /// No client waits for it any more.
+    #[error("its client no longer waits")]
     Stopped,
-    #[error("it ran beyond max_execution")]
+    #[error("it ran longer than max_execution")]
     Overrun,
     #[error("{0}")]
     Engine(RunError),
@@ -268,7 +268,7 @@ enum Failure {
 impl Failure {
     fn refusal(&self, version: &Version) -> Refusal {
         let reason = match self {
-            // If the clients had gone instead, nobody reads it.
+            // If the clients had gone instead, the text is not read.
             Self::Stopped => return Refusal::late(),
             Self::Engine(RunError::Input(_) | RunError::Shape(_)) => Reason::InvalidInput,
             Self::Overrun | Self::Engine(_) => Reason::InferenceFailed,
@@ -284,7 +284,7 @@ struct BatchWatch<'a> {
     started: Instant,
     /// Time that the executor was lent to others.
     lent: Cell<Duration>,
-    /// When it was last asked whether somebody needs it.
+    /// Time of the last check whether another job needs it.
     asked: Cell<Option<Instant>>,
     /// Stopped because it took too long.
     is_over: Cell<bool>,

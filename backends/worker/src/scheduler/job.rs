@@ -19,16 +19,16 @@ pub(crate) struct Job {
     pub(crate) form: Form,
     /// Not to be started after this.
     pub(crate) deadline: Option<Instant>,
-    /// When it was put in line.
+    /// Time at which it was queued.
     pub(crate) queued: Instant,
     pub(crate) client: Arc<Client>,
     pub(crate) reply: oneshot::Sender<Result<Vec<Tensor>, Refusal>>,
 }
 
-/// Whoever waits for a job, as it is seen from its executor.
+/// The client of a job, as its executor sees it.
 #[derive(Debug, Default)]
 pub(crate) struct Client {
-    /// Nobody waits any more.
+    /// Whether the client has left.
     pub(crate) left: AtomicBool,
     /// The engine has begun.
     pub(crate) started: AtomicBool,
@@ -37,7 +37,7 @@ pub(crate) struct Client {
 }
 
 impl Job {
-    /// Does nobody wait for it any more, or would it be too late?
+    /// Whether the client has left, or the result would be too late.
     pub(crate) fn is_pointless(&self, now: Instant) -> bool {
         self.client.left.load(Relaxed) || self.deadline.is_some_and(|at| now >= at)
     }

@@ -1,4 +1,4 @@
-//! Which job runs next, on which thread, and until when.
+//! Decides which job runs next, on which thread, and until when.
 
 pub(crate) mod executor;
 pub(crate) mod job;

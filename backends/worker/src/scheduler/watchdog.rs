@@ -1,10 +1,10 @@
 //! Runs that can't be stopped.
 //!
-//! A run is stopped between two nodes of its graph, but a single node may hold a loop without end,
-//! and a thread can't be taken from it. Left alone it would hold an executor for ever and its clients
-//! as long as they have patience. So every run is entered here with the time by which it must have
-//! been stopped. When that has passed by a margin the thread is given up: its clients are answered,
-//! and another takes its place. So often a worker may lose one; then it drains, to be started anew.
+//! A run is stopped between two nodes of its graph, but a single node may hold an endless loop, and a thread
+//! can't be taken from it. Left alone it would hold an executor forever and its clients as long as they have
+//! patience. So every run is entered here with the time by which it must have been stopped. When that has
+//! passed by a margin the thread is given up: its clients are answered, and another thread takes its place.
+//! A worker may lose as many threads as it has executors; then it drains, to be restarted.
 
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::scheduler::job::{Client, Job};
@@ -34,7 +34,7 @@ impl Seat {
         Self { index, lost: AtomicBool::new(false) }
     }
 
-    /// Has another thread taken the place?
+    /// Whether another thread has taken its place.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost.load(Relaxed)
     }
@@ -50,7 +50,7 @@ struct Running {
     clients: Vec<Arc<Client>>,
     account: Account,
     started: Instant,
-    /// Must be over by then.
+    /// Time by which it must be over.
     due: Instant,
 }
 
@@ -151,9 +151,14 @@ impl<S: Fn(usize) -> io::Result<()>> Parts<S> {
                 continue;
             }
             let lost = self.watchdog.lost.fetch_add(1, Relaxed) + 1;
-            tracing::error!(executor = seat.index, seconds, lost, "a run does not end; given up");
+            tracing::error!(
+                executor = seat.index,
+                seconds,
+                lost,
+                "run does not end, giving up its executor"
+            );
             if lost >= self.executors {
-                tracing::error!(lost, "as many executors were given up as there are: draining");
+                tracing::error!(lost, "lost as many executors as configured, draining");
                 self.lifecycle.advance(Phase::Draining);
             } else if let Err(error) = (self.start_one)(seat.index) {
                 tracing::error!(%error, "can't start another executor");

@@ -117,8 +117,8 @@ fn level(in_flight: usize) -> usize {
     (in_flight.max(1).ilog2() as usize).min(LEVELS - 1)
 }
 
-/// Where the numbers of reports begin: microseconds since 1970, so that those of a process that was
-/// started again are higher than those before. Small enough to be exact as an `f64`.
+/// The first number of reports: microseconds since 1970, so that the numbers of a restarted process are
+/// higher than those before. Small enough to be exact as an `f64`.
 fn first_number() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_micros()).unwrap_or(0)

@@ -25,7 +25,7 @@ pub(crate) const NO_MODEL: &str = "";
 const METADATA: Metadata<'static> =
     Metadata::new("forebay_worker", Level::INFO, Some("forebay_worker"));
 
-/// Where metrics are kept.
+/// The store of metrics.
 pub(crate) struct Metrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,

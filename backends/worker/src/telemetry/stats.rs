@@ -1,4 +1,4 @@
-//! What one content of a model has done: its metrics, and the sums that the statistics call gives.
+//! Statistics of one content of a model: its metrics, and the sums for the statistics call.
 //!
 //! They outlive the version in memory: one that made room for others and is loaded again goes on
 //! counting.
@@ -47,7 +47,7 @@ pub(crate) struct Stats {
     batches: Mutex<BTreeMap<usize, (u64, Duration)>>,
 }
 
-/// Where a request was when nobody waited for it any more.
+/// The stage that a request had reached when its client left or its deadline passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// It never started, and cost nothing.
@@ -195,7 +195,7 @@ impl Stats {
         }
     }
 
-    /// So many requests are tried alone, since their batch failed.
+    /// Counts requests that are tried alone because their batch failed.
     pub(crate) fn retried(&self, requests: usize) {
         self.retries.increment(requests as u64);
     }
@@ -210,7 +210,7 @@ impl Stats {
         self.lent.increment(1);
     }
 
-    /// Nobody waits for a request any more, because its time is over or because the client has left.
+    /// Counts a request whose deadline has passed or whose client has left.
     pub(crate) fn abandoned(&self, stage: Stage, is_late: bool) {
         self.abandoned[usize::from(stage == Stage::Engine)][usize::from(!is_late)].increment(1);
     }

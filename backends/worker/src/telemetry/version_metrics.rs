@@ -1,7 +1,7 @@
-//! Metrics with the label `version`, which go when the version has gone.
+//! Metrics with the label `version`, which disappear with the version.
 //!
-//! Whoever rolls out a new version a day would otherwise have a line more of each metric every day,
-//! on every scrape and in memory, until the worker is started anew: a recorder forgets nothing.
+//! Otherwise an operator who rolls out a new version each day would have another line of each metric every
+//! day, on every scrape and in memory, until the worker is restarted: a recorder forgets nothing.
 
 use forebay_protocol::family::{CounterFamily, Described, GaugeFamily, Kind};
 use forebay_protocol::metric::worker as name;
@@ -51,7 +51,7 @@ impl VersionMetrics {
         Gauge::from_arc(self.value(family.name, version, Some((label, rows.to_string()))))
     }
 
-    /// Is it a family of versions?
+    /// Whether it is a family with versions.
     pub(crate) fn has(family: &Described) -> bool {
         family.labels.starts_with(&["model", "version"])
     }
@@ -133,7 +133,7 @@ mod tests {
             forebay_worker_model_ready{model=\"a\\\"b\",version=\"1\"} 1\n\n";
         assert_eq!(text, expected);
         series.retain(|model, version| (model, version) != ("a\"b", "1"));
-        // Whoever still holds it does not bring it back.
+        // A handle that still exists does not bring it back.
         counter.increment(1);
         text.clear();
         series.render(&mut text);

@@ -400,7 +400,7 @@ async fn health_is_told_and_watched_until_the_worker_closes() {
     stream.expect::<pb::ModelStreamInferResponse>().await;
     worker.lifecycle().advance(Phase::Closing);
     for call in [watched, unknown, stream] {
-        call.end().await.refused(Code::Unavailable, "draining", "on its way out");
+        call.end().await.refused(Code::Unavailable, "draining", "shutting down");
     }
     worker.finished().await;
 }

@@ -1,16 +1,16 @@
-//! Who is to blame for the end of an attempt, and what that does to what is known of its endpoint.
+//! The blame for the end of an attempt, and its effect on the estimates for its endpoint.
 //!
-//! Each end says something else: an answer how fast the endpoint is, a failure that it had better be
-//! avoided, and an attempt that was given up no more than how long it took at least. A penalty for an end
-//! that the client caused would drive traffic away from healthy endpoints; none for an endpoint that
-//! fails fast would draw all traffic to it.
+//! Each end is different evidence: an answer shows how fast the endpoint is, a failure that it had better be
+//! avoided, and an attempt that was given up only how long it took at least. A penalty for an end that the
+//! client caused would drive traffic away from healthy endpoints; none for an endpoint that fails fast would
+//! draw all traffic to it.
 
 use std::time::Duration;
 
 /// An endpoint that did not answer for this long had time to: a probe is worth its cost.
 const FAIR_WAIT: Duration = Duration::from_millis(50);
 
-/// How an attempt ended, as far as that speaks of its endpoint. Each attempt gets exactly one.
+/// The end of an attempt, as evidence about its endpoint. Each attempt gets exactly one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blame {
     /// It ended without an answer, by the endpoint's fault.
@@ -22,7 +22,7 @@ pub enum Blame {
         /// Whether another attempt could still be made.
         cut_short: bool,
     },
-    /// Nobody waits for its answer any more, which is no fault of the endpoint's.
+    /// Its client no longer waits, which is no fault of the endpoint's.
     Abandoned,
     /// It was dropped since another attempt was answered.
     GivenUp,
@@ -36,7 +36,7 @@ pub enum Blame {
     HandedOver,
 }
 
-/// What is to be done about the end of an attempt.
+/// The consequences of the end of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Consequences {
     /// Whether the endpoint has failed, and is avoided for a while. To be said before it is counted out:
@@ -44,31 +44,30 @@ pub struct Consequences {
     pub penalty: bool,
     /// Whether a probe should find out now how the endpoint is.
     pub probe: bool,
-    /// What its time says.
+    /// The evidence of its time.
     pub sample: Sample,
 }
 
-/// What the time of an attempt says of its endpoint.
+/// The evidence of an attempt's time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sample {
     /// Nothing.
     Nothing,
-    /// How fast the endpoint and the model are.
+    /// Shows how fast the endpoint and the model are.
     Answered,
-    /// That an answer takes at least so long.
+    /// An answer takes at least this long.
     AtLeast,
-    /// That an answer takes longer, although there was a fair time for it.
+    /// An answer takes longer, although there was a fair time for it.
     Late,
-    /// That an answer takes longer; the time was too short to say anything of how much the endpoint can
-    /// take.
+    /// An answer takes longer; the time was too short to show how much the endpoint can take.
     CutShort,
     /// Nothing yet: it still counts as in flight.
     Open,
 }
 
 impl Blame {
-    /// What is to be done about an end after this time. `is_timed`: a model worked for it, so that its time
-    /// can be compared with others'.
+    /// The consequences of an end after this time. `is_timed`: a model worked for it, so that its time can
+    /// be compared with others'.
     pub fn consequences(self, waited: Duration, is_timed: bool) -> Consequences {
         let was_fair = waited >= FAIR_WAIT;
         let no_answer = match (was_fair, is_timed) {

@@ -1,4 +1,4 @@
-//! What happens to a request's attempts, and what is to be done about it.
+//! The events of a request's attempts, and the steps that follow.
 //!
 //! Attempts are named by their place among all that were begun for the request, from 0.
 
@@ -19,10 +19,10 @@ pub trait RefusalCause: Clone {
     fn lets_another_stand_in(&self) -> bool;
 }
 
-/// What a request is, as far as its attempts depend on it.
+/// The properties of a request that its attempts depend on.
 #[derive(Debug, Clone, Copy)]
 pub struct Terms {
-    /// When nobody waits for its answer any more.
+    /// Time after which its client no longer waits.
     pub deadline: Option<Time>,
     /// The time that requests of its kind usually have.
     pub usual_time: Duration,
@@ -34,16 +34,16 @@ pub struct Terms {
     pub is_replayable: bool,
 }
 
-/// What a decision depends on beside the request: the pool that it is at now, and the moment.
+/// The facts that a decision depends on beside the request: the pool that it is at now, and the moment.
 #[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
     /// The present.
     pub now: Time,
-    /// What the pool allows.
+    /// The pool's conditions.
     pub policy: &'a RetryPolicy,
-    /// What the pool's retries are paid from.
+    /// The account of the pool's retries.
     pub budget: &'a RetryBudget,
-    /// What its hedges are paid from, if it has any.
+    /// The account of its hedges, if it has any.
     pub hedge_budget: Option<&'a RetryBudget>,
     /// Whether it has an endpoint in rotation that the request was not sent to.
     pub has_untried: bool,
@@ -54,7 +54,7 @@ pub struct Context<'a> {
     pub stand_in: Option<StandIn>,
 }
 
-/// Where the variant is that stands in next.
+/// The place of the variant that stands in next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StandIn {
     /// At other endpoints.
@@ -92,7 +92,7 @@ pub enum Event<R> {
     ClientLeft,
 }
 
-/// How an attempt came to its end.
+/// The end of an attempt.
 #[derive(Debug, Clone, PartialEq)]
 pub enum End<R> {
     /// With an answer. The refusal is what it amounts to if it is an error.
@@ -115,7 +115,7 @@ pub enum End<R> {
 /// An answer, as far as it decides anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Answer {
-    /// As HTTP has it.
+    /// The HTTP status.
     pub status: u16,
     /// Whether it is what was asked for.
     pub is_success: bool,
@@ -128,9 +128,9 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// What it says of the endpoint where nobody else is asked. When it comes says nothing: it may be
-    /// the beginning of a long answer, or the end of long work. An error that states its reason speaks of
-    /// this request, such as a model that can't be loaded.
+    /// Its evidence about the endpoint if no other one is asked. The time of the answer is no evidence: it
+    /// may be the beginning of a long answer, or the end of long work. An error that states its reason
+    /// concerns this request, such as a model that can't be loaded.
     pub(super) fn alone(&self) -> Outcome {
         match self.status {
             500 | 502 if self.states_reason => Outcome::Understood,
@@ -143,16 +143,16 @@ impl Answer {
     }
 }
 
-/// What is to be done about an event.
+/// The reaction to an event.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step<R> {
-    /// What is to be noted, in this order.
+    /// Effects to record, in this order.
     pub effects: Effects,
-    /// How it goes on.
+    /// The next step.
     pub next: Next<R>,
 }
 
-/// How it goes on.
+/// The next step.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Next<R> {
     /// The request is to be bound to an endpoint that it was not sent to: [`Event::Bound`] or
@@ -165,35 +165,35 @@ pub enum Next<R> {
     /// The variant that stands in next is to be made ready, since the present one failed like this:
     /// [`Event::StandsIn`] or [`Event::CannotStandIn`] follows.
     FallBack(R),
-    /// That was all; what is under way is dropped.
+    /// The request is done; attempts under way are dropped.
     Finish(Ending<R>),
 }
 
 /// An attempt that is to be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sending {
-    /// Which.
+    /// Its number.
     pub attempt: usize,
-    /// When its time is up.
+    /// Time at which it is given up.
     pub until: Option<Time>,
-    /// How long it is left at an endpoint that goes silent.
+    /// Time for which it is left at an endpoint that goes silent.
     pub patience: Patience,
-    /// When a hedge is due.
+    /// Time at which a hedge is due.
     pub hedge_at: Option<Time>,
 }
 
-/// How long an attempt is left at an endpoint that answers neither it nor probes.
+/// Time for which an attempt is left at an endpoint that answers neither it nor probes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
     /// Until its work is overdue: it can be sent elsewhere.
     Overdue,
     /// Until other endpoints answer probes: it can't be sent elsewhere, and is given up.
     SilentAlone,
-    /// As long as it has time.
+    /// For as long as it has time.
     Endless,
 }
 
-/// What becomes of the request.
+/// The end of the request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Ending<R> {
     /// The client gets the answer of this attempt.
@@ -212,11 +212,11 @@ pub enum Ending<R> {
 pub enum Effect {
     /// An attempt is over, in this way.
     Settle(usize, Blame),
-    /// What requests meet at an attempt's endpoint, for the detection of outliers.
+    /// The outcome at an attempt's endpoint, for the detection of outliers.
     Note(usize, Outcome),
     /// The answer of this attempt is taken.
     Took(usize),
-    /// How long this attempt has taken by now is what first attempts take.
+    /// The time of this attempt so far is a sample of first attempts.
     FirstTook(usize),
     /// Its endpoint may be slow or gone: a probe finds out.
     Probe(usize),
@@ -224,7 +224,7 @@ pub enum Effect {
     Retry(bool),
     /// A hedge was due and not made.
     HedgeRefused(HedgeRefusal),
-    /// What became of a hedge.
+    /// The outcome of a hedge.
     Hedged(Hedged),
 }
 
@@ -247,7 +247,7 @@ impl HedgeRefusal {
     }
 }
 
-/// What became of a second attempt beside a slow first one.
+/// The outcome of a second attempt beside a slow first one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hedged {
     /// It answered first.

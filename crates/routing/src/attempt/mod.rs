@@ -36,8 +36,7 @@ use policy::RetryOn;
 use race::{Race, Running};
 use std::time::Duration;
 
-/// How often one request may be answered with an error of the endpoint's own: once more shows whose
-/// fault it is.
+/// Maximum number of endpoints whose own error answers one request: once more shows whose fault it is.
 const MAX_ACCUSED: usize = 2;
 
 /// The attempts of one request.
@@ -56,11 +55,11 @@ pub struct Attempts<R> {
     is_unpaid: bool,
     /// Whether it was sent elsewhere since an endpoint was silent.
     has_moved: bool,
-    /// How the last attempt at this pool failed.
+    /// The failure of the last attempt at this pool.
     last: Option<Failure<R>>,
-    /// How the variant failed that was asked for.
+    /// The failure of the variant that was asked for.
     first: Option<Failure<R>>,
-    /// How the one failed for which another is to stand in.
+    /// The failure of the variant for which another is to stand in.
     lacking: Option<R>,
 }
 
@@ -73,7 +72,7 @@ enum Phase {
     Over,
 }
 
-/// How attempts failed.
+/// A failure of an attempt.
 #[derive(Debug, Clone)]
 struct Failure<R> {
     trouble: Option<RetryOn>,
@@ -106,7 +105,7 @@ impl<R: RefusalCause> Attempts<R> {
         }
     }
 
-    /// Takes in what happened. What can't happen now, such as the end of an attempt that was given up,
+    /// Applies an event. An event that can't happen now, such as the end of an attempt that was given up,
     /// changes nothing.
     pub fn on(&mut self, event: Event<R>, context: &Context<'_>) -> Step<R> {
         let mut effects = Effects::default();
@@ -153,7 +152,7 @@ impl<R: RefusalCause> Attempts<R> {
         said || answers(&self.last) || answers(&self.first)
     }
 
-    /// Is nothing more to be done?
+    /// Whether there is nothing more to do.
     pub fn is_over(&self) -> bool {
         matches!(self.phase, Phase::Over)
     }
@@ -311,7 +310,7 @@ impl<R: RefusalCause> Attempts<R> {
         self.pool_failed(failure, context, effects)
     }
 
-    /// May the request be sent once more after this? If so, it is paid for.
+    /// Whether the request may be sent once more after this. If so, it is paid for.
     fn may_follow(
         &mut self,
         failure: &Failure<R>,
@@ -330,7 +329,7 @@ impl<R: RefusalCause> Attempts<R> {
         is_allowed
     }
 
-    /// Are more attempts allowed at this pool, and is there an endpoint for them?
+    /// Whether more attempts are allowed at this pool, and there is an endpoint for them.
     fn others_can_follow(&self, context: &Context<'_>) -> bool {
         self.begun - self.from < context.policy.attempts as usize && context.has_untried
     }
@@ -357,8 +356,8 @@ impl<R: RefusalCause> Attempts<R> {
         Next::FallBack(refusal)
     }
 
-    /// Is there a variant that stands in, and time for it? Another model at the same endpoints is one more
-    /// attempt for them: it is paid for as a retry is.
+    /// Whether there is a variant that stands in, and time for it. Another model at the same endpoints is
+    /// one more attempt for them: it is paid for as a retry is.
     fn pays_for_stand_in(&self, context: &Context<'_>) -> bool {
         if self.is_late(context.now) {
             return false;

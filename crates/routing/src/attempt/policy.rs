@@ -1,26 +1,26 @@
-//! What a pool allows: which failures are worth another attempt, and how many attempts there may be.
+//! A pool's conditions: which failures are worth another attempt, and how many attempts there may be.
 
 use std::time::Duration;
 
-/// What is sent again to another endpoint.
+/// The conditions of retries.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetryPolicy {
     /// Attempts of one request, the first included.
     pub attempts: u32,
     /// Time that one attempt may take to answer; `None`: the deadline alone bounds it.
     pub attempt_timeout: Option<Duration>,
-    /// What is worth another attempt.
+    /// The failures that are worth another attempt.
     pub on: Vec<RetryOn>,
 }
 
 impl RetryPolicy {
-    /// Is an attempt that ended like this worth another one?
+    /// Whether an attempt that ended like this is worth another one.
     pub fn retries(&self, trouble: RetryOn) -> bool {
         self.on.contains(&trouble)
     }
 }
 
-/// How an attempt can end that may go better elsewhere.
+/// The failures of an attempt that may go better elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RetryOn {
     /// No connection.
@@ -48,7 +48,7 @@ impl RetryOn {
         ("503", Self::Status(503)),
         ("504", Self::Status(504)),
     ];
-    /// What is worth another attempt unless the configuration says otherwise.
+    /// The failures that are worth another attempt by default.
     pub const DEFAULT: [Self; 7] = [
         Self::Connect,
         Self::Reset,

@@ -17,9 +17,9 @@ pub(super) struct Running {
 pub(super) struct Race {
     pub(super) first: Running,
     pub(super) second: Option<Running>,
-    /// Which of both is over.
+    /// The one of both that is over.
     pub(super) over: Option<usize>,
-    /// Which was answered with an error, while the other goes on.
+    /// The one that was answered with an error, while the other goes on.
     pub(super) said: Option<usize>,
     pub(super) hedge_at: Option<Time>,
 }

@@ -100,7 +100,8 @@ impl<R: RefusalCause> Attempts<R> {
         Ok(Won { attempt, earns: answer.status < 500 })
     }
 
-    /// What an answer says of the endpoint; `None`: another one has to say whose fault the error is.
+    /// The evidence of an answer about the endpoint; `None`: another endpoint has to show whose fault the
+    /// error is.
     fn outcome(&self, attempt: usize, answer: &Answer, took: Duration) -> Option<Outcome> {
         debug_assert!(attempt < self.begun, "an attempt that was not begun");
         if !self.terms.is_replayable {
@@ -125,7 +126,7 @@ impl<R: RefusalCause> Attempts<R> {
         }
     }
 
-    /// Whose fault were the errors that endpoints answered with?
+    /// Decides whose fault the errors were that endpoints answered with.
     pub(super) fn judge(&mut self, another_answered: bool, effects: &mut Effects) {
         let outcome = match self.accusations {
             0 => return,

@@ -1,9 +1,9 @@
 //! Rise and fall of one endpoint, from the outcomes of its probes.
 //!
-//! One lost probe must not empty a pool, and one lucky answer must not bring a sick endpoint back:
-//! an endpoint falls after `fall` failures in a row and rises after `rise` successes in a row. A new
-//! endpoint that answers but is not ready stays `Probing`, not `Down`: it gets nothing, but nobody
-//! is alarmed by a worker that is still loading its models.
+//! One lost probe must not empty a pool, and one lucky answer must not bring a sick endpoint back: an
+//! endpoint falls after `fall` failures in a row and rises after `rise` successes in a row. A new endpoint
+//! that answers but is not ready stays `Probing`, not `Down`: it gets no requests, and a worker that is
+//! still loading its models raises no alarm.
 
 /// Whether an endpoint may be picked, and why not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,7 +37,7 @@ impl Health {
     }
 }
 
-/// What one probe found.
+/// The result of one probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProbeOutcome {
     /// The endpoint says that it is ready.
@@ -78,7 +78,7 @@ impl HealthCheck {
         self.health
     }
 
-    /// Is a change under way, so that the next probe should come sooner than usual?
+    /// Whether a change is under way, so that the next probe should come sooner than usual.
     pub fn unsettled(&self) -> bool {
         self.streak > 0
     }

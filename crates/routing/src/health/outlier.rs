@@ -1,21 +1,21 @@
 //! Passive ejection: an endpoint whose answers are bad is taken out of rotation for a while.
 //!
-//! Probes ask an endpoint whether it is well; requests find out. One that fails fast looks idle and
-//! would draw all traffic, one that fails now and then passes every probe. So what requests meet is
-//! tallied, without locks, and judged by one task: failures in a row at once, shares and latencies at
-//! the end of each window, against what the rest of the pool does in the same time.
+//! Probes ask an endpoint whether it is well; requests find out. One that fails fast looks idle and would
+//! draw all traffic, one that fails now and then passes every probe. So the outcomes of requests are
+//! counted, without locks, and judged by one task: failures in a row at once, shares and latencies at the
+//! end of each window, against the rest of the pool in the same time.
 //!
-//! The cure must not be worse. Only what is an endpoint's own fault counts: a client's mistake (4xx)
-//! never does, and being busy (429, 503) only while the endpoint has to prove itself. A timeout counts as
-//! a failure in a row only where nobody else was answered meanwhile (Envoy counts all of them, as 504s, and
-//! so takes out healthy endpoints that are overloaded). At most a share of
-//! the pool is out at once, one endpoint always stays, and if too few are left all are used again
-//! ([`panics`]): half of a sick fleet is worth more than none. An endpoint that comes back is on trial,
-//! where one failure sends it out again, for twice as long; good behaviour shortens that again by one step
-//! for each first time out that it lasts, as Envoy has it, so that what failed for a while is soon as good
-//! as new: were each step as long as the time out that it takes back, one failure in five minutes would
-//! keep an endpoint out for as long for ever. One that falls and rises by its probes is held back in the same way from its second fall on,
-//! so that what flaps changes rotation no more than once in a back-off.
+//! The cure must not be worse than the disease. Only an endpoint's own fault counts: a client's mistake
+//! (4xx) never does, and being busy (429, 503) only while the endpoint is on trial. A timeout counts as a
+//! failure in a row only where no other request was answered meanwhile (Envoy counts all of them, as 504s,
+//! and so takes out healthy endpoints that are overloaded). At most a share of the pool is out at once, one
+//! endpoint always stays, and if too few are left all are used again ([`panics`]): half of a sick fleet is
+//! worth more than none. An endpoint that comes back is on trial, where one failure ejects it again, for
+//! twice as long. Good behaviour for the length of the first ejection takes one doubling back, as in Envoy,
+//! so that an endpoint that failed for a while is soon as good as new: if each step took as long as the
+//! ejection that it takes back, one failure in five minutes would keep an endpoint out forever. An endpoint
+//! that falls and rises by its probes is held back in the same way from its second fall on, so that a
+//! flapping one changes rotation no more than once in a back-off.
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use crate::{Health, Time};
@@ -24,7 +24,7 @@ use std::time::Duration;
 /// Doublings of the first time out, at most.
 const MAX_DOUBLINGS: u32 = 30;
 
-/// When an endpoint is taken out, and for how long.
+/// The conditions and durations of ejections.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ejection {
     /// Failures in a row; 0: they are not judged.
@@ -37,9 +37,9 @@ pub struct Ejection {
     pub success_rate: f64,
     /// Multiple of the pool's median latency above which it is out; `None`: not judged.
     pub latency_factor: Option<f64>,
-    /// How long the first time lasts.
+    /// Duration of the first ejection.
     pub base_time: Duration,
-    /// How long the longest lasts.
+    /// Maximum duration of an ejection.
     pub max_time: Duration,
     /// Share of the pool that may be out at once; 0: nothing is ever ejected.
     pub max_share: f64,
@@ -48,7 +48,7 @@ pub struct Ejection {
 }
 
 impl Ejection {
-    /// May anything be ejected at all?
+    /// Whether anything may be ejected at all.
     pub fn is_on(&self) -> bool {
         self.max_share > 0.0
     }
@@ -66,7 +66,7 @@ impl Ejection {
     }
 }
 
-/// How a request ended at an endpoint, as far as that speaks of the endpoint.
+/// The outcome of a request at an endpoint, as evidence about the endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// With what was asked for, after this time.
@@ -76,9 +76,9 @@ pub enum Outcome {
     Understood,
     /// With the word that it has too much to do.
     Busy,
-    /// Not in the time that it had, which others were answered in meanwhile: it is slow, not gone. That
-    /// counts against its share of answers, which is judged beside the others', but not as one of so
-    /// many failures in a row: where everybody is overloaded, nobody is at fault.
+    /// Not in the time that it had, in which others were answered: the endpoint is slow, not gone. That
+    /// counts against its share of answers, which is compared with the others', but not as a failure in a
+    /// row: where all are overloaded, none is at fault.
     Late,
     /// By its fault: no connection, no answer, half an answer, or the word that it failed.
     Failed,
@@ -88,7 +88,7 @@ pub enum Outcome {
 #[derive(Debug, Default)]
 pub struct OutcomeCounts {
     in_a_row: AtomicU32,
-    /// So many in a row have the endpoint looked at; 0: nobody looks.
+    /// This many in a row have the endpoint checked; 0: never.
     limit: AtomicU32,
     /// Whether it has to prove itself: 1 if so.
     on_trial: AtomicU32,
@@ -100,7 +100,7 @@ pub struct OutcomeCounts {
     nanos: AtomicU64,
 }
 
-/// What a window held.
+/// The counts of a window.
 #[derive(Debug, Clone, Copy, Default)]
 struct Window {
     answered: u32,
@@ -137,7 +137,7 @@ impl OutcomeCounts {
         }
     }
 
-    /// How often it has answered, modulo 2^32: with the same number later it has been silent.
+    /// Number of its answers, modulo 2^32: with the same number later it has been silent.
     pub fn answers(&self) -> u32 {
         self.answered.load(Relaxed)
     }
@@ -185,7 +185,7 @@ impl OutcomeCounts {
 /// Why an endpoint was taken out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Cause {
-    /// So many failures in a row.
+    /// Consecutive failures.
     ConsecutiveFailures,
     /// It answers less often than it should, and than the others.
     SuccessRate,
@@ -210,7 +210,7 @@ impl Cause {
     }
 }
 
-/// Where an endpoint stands.
+/// The state of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Standing {
     /// Nothing is held against it.
@@ -222,18 +222,18 @@ enum Standing {
     Out(Cause, Time),
 }
 
-/// What is held against one endpoint.
+/// The ejection history of one endpoint.
 #[derive(Debug, Clone, Default)]
 pub struct EjectionHistory {
     standing: Standing,
-    /// How often it was taken out, less what it has made good: it multiplies the time out.
+    /// Number of ejections, less those that good behaviour has cancelled: it multiplies the duration.
     multiplier: u32,
     /// Since when nothing was to be said against it, nor made good by it.
     good_since: Time,
 }
 
 impl EjectionHistory {
-    /// Is it out, why, and until when?
+    /// The cause and the end of the current ejection, if it is out.
     pub fn out(&self) -> Option<(Cause, Time)> {
         match self.standing {
             Standing::Out(cause, until) => Some((cause, until)),
@@ -241,7 +241,7 @@ impl EjectionHistory {
         }
     }
 
-    /// How often it was taken out, less what it has made good since.
+    /// Number of ejections, less those that good behaviour has cancelled since.
     pub fn multiplier(&self) -> u32 {
         self.multiplier
     }
@@ -284,11 +284,11 @@ impl EjectionHistory {
 /// An endpoint as it is judged.
 #[derive(Debug)]
 pub struct Member<'a> {
-    /// What requests met there.
+    /// The outcomes of requests there.
     pub counts: &'a OutcomeCounts,
-    /// What is held against it.
+    /// Its ejection history.
     pub history: &'a mut EjectionHistory,
-    /// What its probes say.
+    /// The health by its probes.
     pub probed: Health,
     /// Whether it is kept out by hand.
     pub draining: bool,
@@ -300,7 +300,7 @@ impl Member<'_> {
     }
 }
 
-/// What a look at a pool came to, for one of its endpoints.
+/// The verdict of a check of the pool, for one of its endpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// It is out from now on.
@@ -444,7 +444,7 @@ fn eject(
     Verdict::Ejected(cause)
 }
 
-/// Are so few of `all` in rotation that those which are out should be used all the same?
+/// Whether so few of `all` are in rotation that ejected ones should be used all the same.
 pub fn panics(ready: usize, all: usize, below: f64) -> bool {
     #[allow(clippy::cast_precision_loss, reason = "counts of endpoints")]
     let share = ready as f64 / all.max(1) as f64;

@@ -1,14 +1,15 @@
-//! Which endpoints of a pool are used.
+//! The endpoints of a pool that are used.
 //!
-//! Those that are ready, mostly. But half of a sick fleet is worth more than none: if so many are ejected that
-//! too few are left, those are used all the same. And a probe that has no answer in time is weak evidence,
-//! since the endpoint may have much to do: it is enough to prefer others, but not to refuse every request
-//! where there is no other. One that refuses connections, or says that it is not ready, is not asked.
+//! Mostly the ready ones. But half of a sick fleet is worth more than none: if so many are ejected that too
+//! few are left, the ejected ones are used all the same. And a probe that has no answer in time is weak
+//! evidence, since the endpoint may have much to do: it is enough to prefer others, but not to refuse every
+//! request where there is no other. An endpoint that refuses connections, or reports that it is not ready,
+//! is not used.
 
 use super::outlier::panics;
 use crate::Health;
 
-/// Which endpoints of a pool are used at a moment.
+/// The endpoints of a pool that are used at a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rotation {
     /// Whether so few are ready that those that are ejected are used too.
@@ -30,7 +31,7 @@ impl Rotation {
         Self { panics, last_resort: ready == 0 && !panics }
     }
 
-    /// Is an endpoint used? `is_silent`: it is down only for having given probes no answer in time.
+    /// Whether an endpoint is used. `is_silent`: it is down only because probes got no answer in time.
     pub fn uses(self, health: Health, is_silent: bool) -> bool {
         match health {
             Health::Ready => true,

@@ -1,4 +1,4 @@
-//! Slow start: an endpoint that has just come into rotation gets its share little by little.
+//! Slow start: an endpoint that has just come into rotation gets its share gradually.
 //!
 //! It looks idle and would draw a burst, while its caches are cold and its threads still start. So for a
 //! while it is considered for a growing part of the requests only, whatever the policy: it is passed
@@ -12,7 +12,7 @@ const MIN_SHARE: f64 = 0.1;
 /// Steps of chance.
 const STEPS: usize = 1 << 20;
 
-/// What chance has in store for one request.
+/// The random draw for one request.
 #[derive(Debug, Clone, Copy)]
 pub struct SlowStart {
     window: Duration,
@@ -28,7 +28,7 @@ impl SlowStart {
         (!window.is_zero()).then(chance).map(|chance| Self { window, now, chance })
     }
 
-    /// Is an endpoint passed over that has been in rotation since `began`?
+    /// Whether an endpoint is passed over that has been in rotation since `began`.
     pub fn passes_over(&self, began: Time) -> bool {
         self.chance >= share(self.now.since(began), self.window)
     }

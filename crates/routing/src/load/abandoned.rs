@@ -1,4 +1,4 @@
-//! Work that an endpoint goes on with though nobody waits for it any more.
+//! Work that an endpoint goes on with though its client no longer waits.
 //!
 //! A model that runs can't be stopped: a request whose deadline has come is answered with a refusal, but its
 //! slot stays busy until the work is done. To count it out at once is to send the next request behind it,

@@ -24,12 +24,12 @@ const MAX_WAIT_SHARE: f64 = 0.7;
 /// an endpoint gets requests beyond its slots, so that it can go on at once.
 const MAX_IDLE_SHARE: f64 = 0.05;
 
-/// Part of the slots that were learnt that an endpoint may have beyond them, and one more; or as many as
-/// it does in so many seconds, which nobody need wait for in the proxy.
+/// Divisor of learnt slots that gives the number of requests beyond them, and one more; or as many as the
+/// endpoint does in MAX_EXTRA_SECONDS, for which no request need wait in the proxy.
 const LEARNED_SLOTS_PER_EXTRA: u32 = 8;
 const MAX_EXTRA_SECONDS: f64 = 0.002;
 
-/// What is to be done with a request.
+/// The decision on a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Binding {
     /// It goes to the endpoint with this index.
@@ -40,7 +40,7 @@ pub enum Binding {
     NoEndpoint,
 }
 
-/// May a request be used to learn how an endpoint is that has been avoided?
+/// Whether a request may be used to explore an endpoint that has been avoided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exploration {
     Allowed,
@@ -50,7 +50,7 @@ pub(crate) enum Exploration {
 /// A pool as a decision sees it.
 #[derive(Debug)]
 pub struct PoolView<'a, C> {
-    /// How an endpoint is chosen among those that are free.
+    /// The policy among free endpoints.
     pub policy: Policy,
     /// Those that may be used at all: ready, not draining.
     pub endpoints: &'a [C],
@@ -66,7 +66,7 @@ pub struct PoolView<'a, C> {
 }
 
 impl<C: Candidate> PoolView<'_, C> {
-    /// Where a request goes that is not to be sent to those `excluded`, and before which `ahead`
+    /// Binds a request that must not be sent to endpoints that are `excluded`, and before which `ahead`
     /// others wait in the proxy.
     pub fn bind(&self, excluded: impl Fn(&C) -> bool, ahead: usize, rng: &mut Rng) -> Binding {
         let full = |endpoint: &C| !self.is_free(endpoint.load());
@@ -157,19 +157,19 @@ impl<C: Candidate> PoolView<'_, C> {
                 least = least.min(done);
             }
         }
-        // What was looked at is a part of the pool, and so is what waits for that part.
+        // The sample is a part of the pool, and so is the queue for that part.
         let part = sample.len() as f64 / self.endpoints.len().max(1) as f64;
         let wait = (ahead as f64 * part + 1.0) / per_second;
         wait < (cost - least) * MAX_WAIT_SHARE
     }
 
-    /// May this request be sent there?
+    /// Whether this request may be sent there.
     pub fn is_free(&self, load: &Load) -> bool {
         self.has_room(load) && self.suits(load)
     }
 
-    /// May one more request be sent there? One that has none of ours may always get one: what is
-    /// known of the others' may be out of date.
+    /// Whether one more request may be sent there. An endpoint without requests of this proxy may always get
+    /// one: the knowledge of others' requests may be out of date.
     fn has_room(&self, load: &Load) -> bool {
         let Some(limit) = limit(load, self.handoff_delay) else { return true };
         let (now, ttl) = (self.context.now, self.context.report_ttl);
@@ -186,7 +186,7 @@ impl<C: Candidate> PoolView<'_, C> {
         limit(load, self.handoff_delay).is_none_or(fits).then_some(guard)
     }
 
-    /// How fast the pool works, by what is known of some or all of its endpoints.
+    /// The speed of the pool, estimated from some or all of its endpoints.
     pub fn capacity(&self, rng: &mut Rng) -> CapacityEstimate {
         self.capacity_for(None, rng)
     }
@@ -230,7 +230,7 @@ impl<C: Candidate> PoolView<'_, C> {
     }
 }
 
-/// How many requests an endpoint may have at once; `None`: nobody knows what it can take.
+/// Maximum number of requests that an endpoint may have at once; `None`: unknown.
 pub fn limit(load: &Load, handoff_delay: Duration) -> Option<u32> {
     let stated = load.stated_slots();
     let slots = stated.or_else(|| load.learnt_slots())?;
@@ -240,7 +240,7 @@ pub fn limit(load: &Load, handoff_delay: Duration) -> Option<u32> {
     let services = |seconds: f64| seconds / service.max(1e-9);
     let idle = services(handoff_delay.as_secs_f64());
     let beyond = if stated.is_none() {
-        // What was learnt is not exact, and it may be able to do more by now.
+        // Learnt slots are not exact, and the endpoint may be able to do more by now.
         (f64::from(slots) * services(MAX_EXTRA_SECONDS))
             .max(f64::from(slots / LEARNED_SLOTS_PER_EXTRA + 1))
     } else if idle < MAX_IDLE_SHARE {

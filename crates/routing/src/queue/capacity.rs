@@ -1,8 +1,8 @@
-//! How fast a pool works, and what can be promised by that.
+//! The speed of a pool, and the promises that it allows.
 //!
-//! What is held back may be too late already. [`CapacityEstimate`] says how fast slots free and how long
-//! services take, so that a request whose deadline can't be met is refused when it comes, not when
-//! it is late, and so that the refusal can say when it is worth asking again.
+//! A request that waits may be too late already. [`CapacityEstimate`] gives the rate at which slots free and
+//! the time that services take, so that a request whose deadline can't be met is refused when it comes, not
+//! when it is late, and so that the refusal can say when a retry is worthwhile.
 
 use crate::{RelativeCost, Time};
 use std::time::Duration;
@@ -15,14 +15,14 @@ const LUCK_DEVIATIONS: f64 = 2.0;
 /// Part of its time that one must have left to count as fresh.
 pub(crate) const FRESH_SHARE: f64 = 0.9;
 
-/// How fast a pool works.
+/// The speed of a pool.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CapacityEstimate {
     /// Slots that become free in a second, when all are busy.
     pub per_second: f64,
     /// Seconds that a service takes on average.
     pub service: f64,
-    /// How far from the average it is, on average.
+    /// Mean deviation from the average.
     pub deviation: f64,
     /// Seconds that it takes at the fastest endpoint.
     pub fastest: f64,
@@ -43,9 +43,9 @@ impl CapacityEstimate {
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
     }
 
-    /// May as many slots free within this time as are needed for so many that wait and one more? It is refused
-    /// only what would need more than chance is likely to bring: slots of few endpoints free unevenly, and one
-    /// that frees while nobody waits is lost.
+    /// Whether the slots that free within this time may be enough for `ahead` waiting requests and one more.
+    /// A request is refused only if it would need more than chance is likely to bring: slots of few
+    /// endpoints free unevenly, and one that frees while the queue is empty is lost.
     pub fn may_serve(&self, ahead: usize, within: Duration) -> bool {
         let frees = self.per_second * within.as_secs_f64();
         (ahead as f64 + 1.0) <= frees + LUCK_DEVIATIONS * frees.sqrt()
@@ -56,9 +56,9 @@ impl CapacityEstimate {
         Duration::try_from_secs_f64(waiting as f64 / self.per_second).unwrap_or_default()
     }
 
-    /// Of the time that a request has, what must be left when it begins: as much as nearly all services
-    /// take. Who has less than that from the start would never be begun, so half of what it has will do
-    /// where a common service fits into that, and else most of it.
+    /// The part of a request's time that must be left when it begins: as much as nearly all services take. A
+    /// request with less than that from the start would never be begun, so half of its time suffices where a
+    /// common service fits into that, and otherwise most of it.
     pub fn reserve(&self, patience: Duration) -> Duration {
         let seconds = |means: f64| {
             let seconds = self.service + means * self.deviation;
@@ -74,7 +74,7 @@ impl CapacityEstimate {
         self.wait(ahead).saturating_add(self.reserve(patience)) <= patience
     }
 
-    /// Is there so little time left to one that came `since` then that others had better go first?
+    /// Whether a request that came at `since` has so little time left that others had better go first.
     pub fn is_too_late(&self, since: Time, deadline: Time, now: Time) -> bool {
         deadline.since(now) < self.reserve(deadline.since(since))
     }

@@ -1,8 +1,8 @@
-//! Which of the requests that wait goes next, and which need not wait at all.
+//! Decides which waiting request goes next, and which requests need not wait at all.
 //!
-//! [`PoolView::bind`] decides about one request; here stands what follows for a whole [`FairQueue`], so that the
-//! proxy and the simulator do the same: whether one that comes joins the queue, and whose wait is over
-//! when something has changed.
+//! [`PoolView::bind`] decides on one request; this module applies it to a whole [`FairQueue`], so that the
+//! proxy and the simulator do the same: whether a new request joins the queue, and whose wait is over when
+//! something has changed.
 
 use super::bind::Exploration;
 use super::odds::TimeBudget;
@@ -12,8 +12,8 @@ use crate::{
 };
 use std::time::Duration;
 
-/// How many of those that are first are looked at for one that may go to what is free: the others
-/// have tried it already.
+/// Number of requests at the head that are checked for one that may go to a free endpoint: the others have
+/// tried it already.
 const MAX_SCANNED: usize = 8;
 
 /// The end of a request's wait.
@@ -28,8 +28,8 @@ pub enum Dispatch {
 }
 
 impl<C: Candidate> PoolView<'_, C> {
-    /// Where a request goes at once that comes when nobody waits: if there is too little time to wait
-    /// for what is better, to the best that is free.
+    /// Binds a request that comes when the queue is empty: if there is too little time to wait for a better
+    /// endpoint, to the best free one.
     pub fn bind_now(
         &self,
         (deadline, relative_cost): (Time, RelativeCost),
@@ -42,7 +42,7 @@ impl<C: Candidate> PoolView<'_, C> {
         let time_budget =
             odds.is_known().then(|| TimeBudget::new(deadline.since(now), relative_cost));
         let mut view = self.on(time_budget);
-        // Where waiting has cost nobody anything, nothing else is to be judged: that would take time.
+        // Where waiting has cost no request anything, nothing else is checked: that would take time.
         if odds.is_known() && odds.has_been_strained() {
             let prospects = self.prospects(None, rng);
             if prospects.are_known() && prospects.is_outclassed(deadline.since(now), relative_cost)
@@ -75,8 +75,8 @@ impl<C: Candidate> PoolView<'_, C> {
     ) -> Binding {
         if let Some(slow_start) = SlowStart::draw(window, self.context.now, rng) {
             let shut = |it: &C| excluded(it) || slow_start.passes_over(began(it));
-            // A decision takes a turn, so it is not tried with those that are not there. With nobody
-            // else free, the one that has just come does better than a wait.
+            // A decision takes a turn, so it is not tried for endpoints that are not there. With no other
+            // endpoint free, the new request does better than a wait.
             if !self.endpoints.iter().all(shut)
                 && let Binding::Bind(index) = self.bind_now(time_budget, shut, rng)
             {
@@ -86,8 +86,8 @@ impl<C: Candidate> PoolView<'_, C> {
         self.bind_now(time_budget, excluded, rng)
     }
 
-    /// Where a second attempt goes that may not wait: to what is free and not `excluded`, unless some are
-    /// `waiting` for it.
+    /// Binds a second attempt, which may not wait: to an endpoint that is free and not `excluded`, unless
+    /// requests are `waiting` for it.
     pub fn bind_hedge(
         &self,
         waiting: usize,
@@ -97,7 +97,8 @@ impl<C: Candidate> PoolView<'_, C> {
         if waiting > 0 {
             return None;
         }
-        // What is best may be worth waiting for, and what is avoided worth exploring; this one is late.
+        // The best endpoint may be worth waiting for, and an avoided one worth exploring; but this request
+        // is late.
         let binding = match self.policy {
             Policy::Adaptive | Policy::LeastCost => {
                 self.with(Policy::LeastCost).compare(&excluded, 0, Exploration::Forbidden, rng)
@@ -110,10 +111,10 @@ impl<C: Candidate> PoolView<'_, C> {
         }
     }
 
-    /// Can a request be done in time that joins the queue now?
+    /// Whether a request that joins the queue now can be done in time.
     ///
     /// # Errors
-    /// It can't; it may be worth coming back after this time.
+    /// It can't; a retry may be worthwhile after this time.
     pub fn can_meet_deadline<T>(
         &self,
         queue: &FairQueue<T>,
@@ -147,7 +148,7 @@ impl<C: Candidate> PoolView<'_, C> {
         Err(capacity.drained_in(queue.len()))
     }
 
-    /// Whose wait is over, if anybody's is; `tried` says where each was sent already.
+    /// The next request to be bound, if any; `tried` gives the endpoints that each was sent to already.
     pub fn next<T>(
         &self,
         queue: &FairQueue<T>,
@@ -184,13 +185,13 @@ impl<C: Candidate> PoolView<'_, C> {
             match bind(&position, item, 0, rng) {
                 Binding::Bind(index) => return Some((position, Dispatch::Bind(index))),
                 Binding::NoEndpoint => return Some((position, Dispatch::NoEndpoint)),
-                // What is free it has tried, or it is of no use to it; the next one may take it.
+                // It has tried the free endpoints, or they are of no use to it; the next one may take them.
                 Binding::Wait if prospects.is_strained() => {}
                 Binding::Wait if self.endpoints.iter().any(|it| tried(item, it)) => {}
                 Binding::Wait => break,
             }
         }
-        // Who is first does better to wait; who is last may do better to take what is free.
+        // The first request does better to wait; the last one may do better to take the free endpoint.
         let (position, item) = queue.last().filter(|_| queue.len() > 1)?;
         if self.policy != Policy::Adaptive {
             return None;

@@ -1,14 +1,14 @@
 //! Requests that wait in the proxy until an endpoint can take them.
 //!
-//! A request that is bound to an endpoint too early waits there behind whatever is slow, however
-//! soon another endpoint frees; one that waits here can still go to whichever frees first. The queue
-//! is ordered: the more urgent class first, then the earlier deadline. Two things must not happen in
-//! it. It must not grow without bound, so it has a size, and what is least urgent makes way for what
-//! is more urgent when it is full. And one client that sends a flood must not keep the others out: among
-//! requests of one class the client goes next that has had least (start-time fair queueing, Goyal,
-//! Vin and Cheng, 1996), by the work that its requests are, and a full line drops from the client that
-//! has the most in it. So a client that asks for little waits for one slot to become free, however many
-//! requests others have in line; and what was not used while nobody waited can't be saved up.
+//! A request that is bound to an endpoint too early waits there behind slow work, however soon another
+//! endpoint frees; a request that waits here can still go to whichever frees first. The queue is ordered:
+//! the more urgent class first, then the earlier deadline. Two things must not happen in it. It must not
+//! grow without bound, so it has a size, and the least urgent request makes way for a more urgent one when
+//! it is full. And one client that sends a flood must not keep the others out: among requests of one class
+//! the client goes next that has been served least (start-time fair queueing, Goyal, Vin and Cheng, 1996),
+//! by the work that its requests are, and a full queue drops from the client that has the most in it. So a
+//! client that asks for little waits for one slot to become free, however many requests others have queued;
+//! and service that was not used while the queue was empty can't be saved up.
 //!
 //! Every operation costs O(log n) for n waiting; those that look at clients one by one do so for at
 //! most [`MAX_CLIENTS_SCANNED`] of them.
@@ -16,7 +16,7 @@
 use crate::{RelativeCost, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// How many classes there are; 0 is the most urgent.
+/// Number of classes; 0 is the most urgent.
 pub const CLASSES: usize = 3;
 /// Work of a mean request, in the unit that accounts are kept in.
 const MEAN_WORK: u64 = 1000;
@@ -38,7 +38,7 @@ pub struct Position {
 }
 
 impl Position {
-    /// What is to go to the same endpoint, if anything is.
+    /// The key of a sticky pool, if there is one.
     pub fn key(&self) -> Option<u64> {
         self.key
     }
@@ -48,12 +48,12 @@ impl Position {
         self.relative_cost
     }
 
-    /// When it came.
+    /// Arrival.
     pub fn since(&self) -> Time {
         self.since
     }
 
-    /// When it must be finished.
+    /// Time by which it must be finished.
     pub fn deadline(&self) -> Time {
         self.deadline
     }
@@ -64,13 +64,13 @@ impl Position {
 pub struct Entry {
     /// 0 is the most urgent; anything beyond the last class is of the last class.
     pub class: u8,
-    /// When it came.
+    /// Arrival.
     pub since: Time,
-    /// When it must be finished.
+    /// Time by which it must be finished.
     pub deadline: Time,
     /// The client, as a number.
     pub client: u64,
-    /// What is to go to the same endpoint, as a number, if anything is.
+    /// The key of a sticky pool, as a number, if there is one.
     pub key: Option<u64>,
     /// The work that it is.
     pub relative_cost: RelativeCost,
@@ -124,17 +124,17 @@ impl<T> FairQueue<T> {
         Self { size, joined: 0, waiting: BTreeMap::new(), classes }
     }
 
-    /// How many wait.
+    /// Number of waiting requests.
     pub fn len(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Does nobody wait?
+    /// Whether the queue is empty.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
-    /// How many of a class wait.
+    /// Number of waiting requests of a class.
     pub fn len_of(&self, class: u8) -> usize {
         self.classes[index(class)].len
     }
@@ -144,7 +144,7 @@ impl<T> FairQueue<T> {
         self.size = size;
     }
 
-    /// How many would be served before `entry` if it joined now.
+    /// Number of requests that would be served before `entry` if it joined now.
     pub fn ahead_of(&self, entry: &Entry) -> usize {
         let at = index(entry.class);
         let more_urgent: usize = self.classes[..at].iter().map(|class| class.len).sum();
@@ -154,7 +154,7 @@ impl<T> FairQueue<T> {
         if several && class.clients.len() <= MAX_CLIENTS_SCANNED {
             return more_urgent + class.fair_share_ahead_of(entry.client, &behind);
         }
-        // The common case first: equal patience, so whoever comes last is last.
+        // The common case first: with equal patience, the last to come is the last in order.
         let class_at = class_of(at);
         let last = self.waiting.range(..=last_of(at)).next_back();
         let earlier = match last {
@@ -195,13 +195,14 @@ impl<T> FairQueue<T> {
         }
     }
 
-    /// Who is next: of the most urgent class the earliest deadline of the client that has had least.
+    /// The next request: of the most urgent class the earliest deadline of the client that has been served
+    /// least.
     pub fn first(&self) -> Option<(Position, &T)> {
         let class = self.classes.iter().find(|class| class.len > 0)?;
         self.get(&class.turns.first()?.1)
     }
 
-    /// Who would wait longest.
+    /// The request that would wait longest.
     pub fn last(&self) -> Option<(Position, &T)> {
         self.waiting.last_key_value().map(|(position, item)| (*position, item))
     }
@@ -243,9 +244,9 @@ impl<T> FairQueue<T> {
         Some(item)
     }
 
-    /// Who makes way for a request of `client` in class `at` when the queue is full: the last of the
-    /// least urgent class, of whoever has the most there. In its own class a client that has as much
-    /// as anybody gets nothing.
+    /// The request that makes way for one of `client` in class `at` when the queue is full: the last of the
+    /// least urgent class, of the client that has the most there. In its own class a client that has as much
+    /// as any other gets nothing.
     fn victim_for(&self, at: usize, client: u64) -> Option<Position> {
         let least = (at..CLASSES).rev().find(|other| self.classes[*other].len > 0)?;
         let class = &self.classes[least];
@@ -305,7 +306,7 @@ impl Class {
     /// Keeps the account of a client that has nothing in the queue as long as it has had more than others.
     fn retire(&mut self, client: u64, had: u64) {
         if self.len == 0 {
-            // The next one that waits competes with nobody.
+            // The next request that waits has no competitor.
             self.idle.clear();
             self.now = self.now.max(had);
             return;
@@ -327,8 +328,8 @@ impl Class {
         }
     }
 
-    /// So many of this class go before a request of `client` that would stand before `behind` among its
-    /// own, whatever the deadlines of the others.
+    /// Number of requests of this class that go before a request of `client` that would stand before
+    /// `behind` among its own, whatever the deadlines of the others.
     fn fair_share_ahead_of(&self, client: u64, behind: &Position) -> usize {
         let own = self.clients.get(&client).map_or(0, |it| it.positions.range(..behind).count());
         // When its turn comes, if all requests are alike.

@@ -1,15 +1,15 @@
-//! How likely a request is done in time, by how far service times are from their mean.
+//! The chance that a request is done in time, from the distribution of service times around their mean.
 //!
-//! A mean says nothing of that: of constant services all take 1.2 times the mean at most, of
-//! exponential ones two thirds. Under overload that decides everything. A slot that is given to a
-//! request with too little time left is lost for one that has enough, and since those that wait are
-//! late by nearly the same, a pool that serves them in order is busy with nothing but late work: its
-//! goodput falls to almost nothing while it works at its limit.
+//! A mean does not show that: constant services all take 1.2 times the mean at most, of exponential ones two
+//! thirds do. Under overload that decides everything. A slot that is given to a request with too little time
+//! left is lost for one that has enough, and since waiting requests are late by nearly the same, a pool that
+//! serves them in order is busy with nothing but late work: its goodput falls to almost nothing while it
+//! works at its limit.
 //!
-//! So the distribution of services, as multiples of the mean of the endpoint and of the model's
-//! weight, is learnt for each pool. A service that was cut short counts too: it took longer than that,
-//! so it stands for what longer ones take. Without those, only what fits a deadline would ever be
-//! seen, and every estimate would say that everything fits.
+//! So the distribution of services, as multiples of the mean of the endpoint and of the model's weight, is
+//! learnt for each pool. A service that was cut short counts, too: it took longer than that, so it stands
+//! for longer ones. Without those, only services that fit a deadline would ever be seen, and every estimate
+//! would say that all of them fit.
 
 use crate::float::{Float, narrow};
 use crate::{RelativeCost, Time};
@@ -24,10 +24,10 @@ const BUCKETS: usize = 32 * 7;
 const MIN_SAMPLES: u32 = 8;
 /// After so many the older ones count half: a few hundred tell a quantile of 99%.
 const MAX_SAMPLES: u32 = 512;
-/// The distribution is summed up anew after so many answers; with each one while there are few.
+/// The distribution is summed up again after this many answers; with each one while there are few.
 const RENEWAL_PERIOD: u32 = 16;
 const FEW_SAMPLES: u32 = 64;
-/// What a service that was cut short is taken for where none longer is known, as a multiple.
+/// The value of a service that was cut short where no longer one is known, as a multiple.
 const CUT_SHORT_FACTOR: f32 = 1.25;
 /// The most that one service can say, in means: one that hangs says nothing of the others.
 const MAX_RATIO: f32 = 4.0;
@@ -49,7 +49,7 @@ pub(crate) struct Odds {
     believed: AtomicU32,
     /// Mean chance that requests have when they come.
     usual: Float,
-    /// When waiting last cost a request its chance, and when a doubt was last given the benefit, in
+    /// Time when waiting last cost a request its chance, and time of the last benefit of the doubt, in
     /// nanoseconds on the clock of [`Time`].
     strained_at: AtomicU64,
     doubted_at: AtomicU64,
@@ -82,8 +82,7 @@ impl Odds {
         }
     }
 
-    /// What is to be expected, in means, of a service of which only is known that it takes longer than
-    /// `ratio` means.
+    /// The expected duration, in means, of a service that is known to take longer than `ratio` means.
     pub(crate) fn beyond(&self, ratio: f32) -> f32 {
         let from = bucket(ratio) + 1;
         let rest = self.counts.iter().enumerate().skip(from);
@@ -95,7 +94,7 @@ impl Odds {
         expected.min(MAX_RATIO.max(ratio))
     }
 
-    /// Is enough known?
+    /// Whether enough is known.
     pub(crate) fn is_known(&self) -> bool {
         self.believed.load(Relaxed) >= MIN_SAMPLES
     }
@@ -148,13 +147,13 @@ impl Odds {
         at != NEVER && since(now, at) < STRAINED_SERVICES * service
     }
 
-    /// Was the last time that a request without a chance was given one long ago?
+    /// Whether the last benefit of the doubt was long ago.
     pub(crate) fn is_doubt_due(&self, now: Time, per_second: f64) -> bool {
         since(now, self.doubted_at.load(Relaxed)) * per_second >= DOUBT_PERIOD
     }
 
-    /// May a request that seems to have no chance be given one? An estimate that refuses everything
-    /// would never be put right.
+    /// Whether a request that seems to have no chance may be given one. An estimate that refuses everything
+    /// would never be corrected.
     pub(crate) fn may_doubt(&self, now: Time, per_second: f64) -> bool {
         let at = self.doubted_at.load(Relaxed);
         since(now, at) * per_second >= DOUBT_PERIOD
@@ -182,7 +181,7 @@ impl Odds {
     }
 }
 
-/// How much time a request has for its service, where it is known what that means.
+/// The time that a request has for its service, where the distribution is known.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TimeBudget {
     pub(super) left: f64,
@@ -260,7 +259,7 @@ mod tests {
     fn one_that_was_cut_short_stands_for_the_longer_ones() {
         let (odds, mut rng) = (Odds::default(), Rng::new(2));
         for _ in 0..5000 {
-            // What takes longer than 1.2 means is never seen to end.
+            // Services longer than 1.2 means are never seen to end.
             let took = exponential(&mut rng);
             odds.learn(if took > 1.2 { odds.beyond(1.2) } else { took });
         }

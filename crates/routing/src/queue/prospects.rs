@@ -1,4 +1,4 @@
-//! What chance a request that waits still has, and which of a client's requests had better go next.
+//! The chance that a waiting request still has, and the choice among a client's requests.
 //!
 //! While endpoints keep up, the earliest deadline goes first. Under overload that order is the worst:
 //! the first in the queue is always the one that has waited longest, with hardly enough time left or none,
@@ -25,7 +25,7 @@ const MIN_CHANCE: f64 = 0.05;
 const MAX_EARLIEST_SCANNED: usize = 64;
 const MAX_LATEST_SCANNED: usize = 8;
 
-/// What is known of a pool's speed at a moment.
+/// The estimate of a pool's speed at a moment.
 #[derive(Debug)]
 pub(crate) struct Prospects<'a> {
     odds: &'a Odds,
@@ -34,8 +34,8 @@ pub(crate) struct Prospects<'a> {
 }
 
 impl<C: Candidate> PoolView<'_, C> {
-    /// What can be said of requests now; of one that has so many seconds for a service of the mean
-    /// weight, only endpoints count that may be done with it in time.
+    /// The prospects of requests now; for a request that has `seconds` for a service of the mean weight,
+    /// only endpoints count that may be done with it in time.
     pub(crate) fn prospects(&self, seconds: Option<f64>, rng: &mut Rng) -> Prospects<'_> {
         let capacity = self.capacity_for(seconds, rng);
         Prospects { odds: &self.context.memory.odds, capacity, now: self.context.now }
@@ -47,8 +47,8 @@ impl<C: Candidate> PoolView<'_, C> {
         Self { time_budget, ..*self }
     }
 
-    /// Is there a chance that a request is done in time at this endpoint, and is it as good as it would
-    /// be alone there? Who has no time to spare waits in the proxy rather than behind another there.
+    /// Whether a request has a chance to be done in time at this endpoint, and one as good as it would have
+    /// alone there. A request with no time to spare waits in the proxy rather than behind another there.
     pub(crate) fn suits(&self, load: &Load) -> bool {
         let Some(time_budget) = self.time_budget else { return true };
         let (Some(service), Some(slots)) = (load.service_seconds(), load.known_slots()) else {
@@ -69,7 +69,7 @@ impl<C: Candidate> PoolView<'_, C> {
 }
 
 impl Prospects<'_> {
-    /// Is enough known to judge by?
+    /// Whether enough is known for a judgement.
     pub(crate) fn are_known(&self) -> bool {
         self.odds.is_known() && self.capacity.fastest > 0.0
     }
@@ -78,7 +78,7 @@ impl Prospects<'_> {
         self.capacity
     }
 
-    /// Has waiting cost requests their chance of late?
+    /// Whether waiting has recently cost requests their chance.
     pub(crate) fn is_strained(&self) -> bool {
         self.odds.is_strained(self.now, self.capacity.service)
     }
@@ -88,14 +88,14 @@ impl Prospects<'_> {
         self.odds.strain(self.now);
     }
 
-    /// Is it time to try what seems to have no chance?
+    /// Whether it is time to try a request that seems to have no chance.
     pub(crate) fn may_be_wrong(&self) -> bool {
         self.are_known()
             && self.is_strained()
             && self.odds.is_doubt_due(self.now, self.capacity.per_second)
     }
 
-    /// May one that seems to have no chance be given one?
+    /// Whether a request that seems to have no chance may be given one.
     pub(crate) fn may_doubt(&self) -> bool {
         self.odds.may_doubt(self.now, self.capacity.per_second)
     }
@@ -105,7 +105,7 @@ impl Prospects<'_> {
         self.odds.within(left.as_secs_f64() / (self.capacity.fastest * relative_cost.get()))
     }
 
-    /// Is there any chance for one with so much time?
+    /// Whether a request with this much time has any chance.
     pub(crate) fn has_chance(&self, left: Duration, relative_cost: RelativeCost) -> bool {
         self.chance(left, relative_cost) >= MIN_CHANCE
     }
@@ -132,8 +132,8 @@ impl Prospects<'_> {
         self.is_strained() && chance < LOST_CHANCE_SHARE * self.odds.usual() && !self.may_doubt()
     }
 
-    /// Has it lost so much of its chance that others, of which some wait or will soon come, had better
-    /// have the slot?
+    /// Whether it has lost so much of its chance that others, of which some wait or will soon come, had
+    /// better have the slot.
     pub(crate) fn is_lost(&self, position: &Position, others_wait: bool) -> bool {
         let (patience, left) = self.times(position);
         if !self.are_known() {
@@ -156,7 +156,7 @@ impl Prospects<'_> {
                 && left < self.reserve(patience, position.relative_cost()).min(patience / 2))
     }
 
-    /// Which of the requests of the client whose turn it is goes: `first` is its earliest deadline.
+    /// The request that goes, of the client whose turn it is: `first` is its earliest deadline.
     pub(crate) fn choose<'l, T>(
         &self,
         queue: &'l FairQueue<T>,
@@ -188,7 +188,7 @@ impl Prospects<'_> {
         in_time.or_else(best).and_then(|position| queue.get(&position)).unwrap_or(first)
     }
 
-    /// What a request asks of endpoints.
+    /// The time that a request needs at endpoints.
     pub(crate) fn time_budget(
         &self,
         deadline: Time,
@@ -210,7 +210,7 @@ impl Prospects<'_> {
         left >= self.reserve(patience, position.relative_cost())
     }
 
-    /// What it had when it came, and what it has left.
+    /// The time that it had when it came, and the time that it has left.
     fn times(&self, position: &Position) -> (Duration, Duration) {
         (position.deadline().since(position.since()), position.deadline().since(self.now))
     }

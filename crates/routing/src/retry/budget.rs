@@ -1,16 +1,15 @@
-//! How many retries a pool may add to the load that it has.
+//! The number of retries that a pool may add to its load.
 //!
-//! A retry helps one client and costs everybody; when a whole pool fails, retrying everything
-//! multiplies the load just when it can be carried least. So retries are paid for by answers: each
-//! good answer earns a share of one retry (as in gRPC's retry throttling, proposal A6), and a pool
-//! that answers nothing earns nothing. What was earned is worth less as time passes, so that a burst
-//! is at most what a few seconds of good answers have paid for; a small reserve lets a quiet pool
-//! retry at all.
+//! A retry helps one client and costs all others; when a whole pool fails, retrying every request multiplies
+//! the load just when it can be carried least. So retries are paid for by answers: each good answer earns a
+//! share of one retry (as in gRPC's retry throttling, proposal A6), and a pool without answers earns
+//! nothing. The balance fades as time passes, so that a burst is at most as large as a few seconds of good
+//! answers have paid for; a small reserve lets a quiet pool retry at all.
 //!
-//! What has been saved up is not spent on a pool that is gone: a retry that fails too is charged again,
-//! and each further one in a row once more than the one before it, until any answer comes. What a
-//! thousand answers have saved up is gone after fourteen such retries then instead of a hundred, while
-//! the loss of one endpoint, where retries succeed, may use all of it.
+//! The balance is not spent on a pool that is gone: a retry that fails, too, is charged again, and each
+//! further one in a row once more than the one before it, until any answer comes. The balance of a thousand
+//! answers is then gone after fourteen such retries instead of a hundred, while the loss of one endpoint,
+//! where retries succeed, may use all of it.
 
 use crate::Time;
 use crate::sync::{AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -32,7 +31,7 @@ const HEDGED_REQUESTS: i64 = 1000;
 #[derive(Debug)]
 pub struct RetryBudget {
     balance: AtomicI64,
-    /// When the account was last settled for the time that has passed, in nanoseconds.
+    /// Time until which the account is settled, in nanoseconds.
     settled_at: AtomicU64,
     /// Retries that failed since the last good answer.
     failed: AtomicU32,
@@ -81,7 +80,7 @@ impl RetryBudget {
         }
     }
 
-    /// May one retry be sent now? If so it is paid for.
+    /// Whether one retry may be sent now. If so it is paid for.
     pub fn try_retry(&self, now: Time) -> bool {
         self.settle(now);
         let pay = |balance: i64| (balance >= RETRY).then(|| balance - RETRY);
@@ -95,7 +94,7 @@ impl RetryBudget {
         self.balance.fetch_update(Relaxed, Relaxed, charge).ok();
     }
 
-    /// What was earned beyond the reserve fades with time, and the allowance comes in.
+    /// The balance beyond the reserve fades with time, and the allowance comes in.
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_precision_loss,
@@ -137,7 +136,7 @@ mod tests {
         (0..100_000).take_while(|_| budget.try_retry(now)).count()
     }
 
-    /// So many seconds of so many good answers a second.
+    /// Some seconds with a rate of good answers.
     fn works(budget: &RetryBudget, from: f64, seconds: f64, rate: f64) {
         let mut now = from;
         while now < from + seconds {

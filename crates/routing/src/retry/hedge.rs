@@ -1,9 +1,9 @@
-//! When a request has taken so long that a second one, elsewhere, is worth its cost.
+//! The time after which a second attempt, elsewhere, is worth its cost.
 //!
-//! A hedge after a fixed time is wrong as soon as the model changes. After a quantile of what requests
-//! took lately it is right by itself: at 0.95, one in twenty requests gets one, and those are the ones
-//! that make the tail. The estimate keeps counts in buckets, not samples, so its memory is bounded, and
-//! forgets what is old by halves.
+//! A hedge after a fixed time is wrong as soon as the model changes. After a quantile of recent latencies it
+//! is right by itself: at 0.95, one in twenty requests gets one, and those are the ones that make the tail.
+//! The estimate keeps counts in buckets, not samples, so its memory is bounded, and forgets old ones by
+//! halves.
 
 use crate::Time;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -12,17 +12,17 @@ use std::time::Duration;
 /// Buckets: eight to a doubling, so an estimate is at most 9% above the truth.
 const PER_DOUBLING: u32 = 8;
 const BUCKETS: usize = 32 * PER_DOUBLING as usize;
-/// What the first bucket ends at, in nanoseconds; the last one is hours.
+/// The end of the first bucket, in nanoseconds; the last one is hours.
 const FIRST_BUCKET_END: f64 = 10_000.0;
 /// Time after which the present half becomes the old one, if it holds enough to stand alone.
 const HALF_LENGTH: Duration = Duration::from_secs(10);
 /// Requests without which nothing is estimated: with fewer, a high quantile is the slowest one seen.
 const MIN_SAMPLES: u32 = 100;
-/// The estimate is made anew after so many requests.
+/// The estimate is renewed after this many requests.
 const RENEWAL_PERIOD: u32 = 32;
 const NO_ESTIMATE: u64 = u64::MAX;
 
-/// What requests took lately. Shared and never locked.
+/// Recent latencies. Shared and never locked.
 #[derive(Debug)]
 pub struct Latencies {
     halves: [[AtomicU32; BUCKETS]; 2],
@@ -64,7 +64,7 @@ impl Latencies {
         (nanos != NO_ESTIMATE).then(|| Duration::from_nanos(nanos))
     }
 
-    /// Which half counts now.
+    /// The half that counts now.
     fn half(&self, now: Time) -> usize {
         let present = self.present.load(Relaxed);
         let half = usize::from(present % 2 == 1);
@@ -74,7 +74,7 @@ impl Latencies {
         if !due || self.began.compare_exchange(began, now.nanos(), Relaxed, Relaxed).is_err() {
             return half;
         }
-        // Whoever counts into the old half meanwhile is lost or kept by chance: one of thousands.
+        // A concurrent count into the old half is lost or kept by chance: one of thousands.
         let next = 1 - half;
         self.counts[next].store(0, Relaxed);
         self.halves[next].iter().for_each(|count| count.store(0, Relaxed));

@@ -6,7 +6,7 @@
 //! the slow one takes. So each model has its own latencies and its [`RelativeCost`].
 //!
 //! Names come from requests. So only models that have answered are remembered, and no more than
-//! [`MAX_MODELS`]: whoever was asked for longest ago makes way.
+//! [`MAX_MODELS`]: the one that was asked for longest ago makes way.
 
 use super::hedge::Latencies;
 use crate::float::{Float, narrow};
@@ -27,17 +27,17 @@ const MAX_ANSWERS: f32 = 500.0;
 pub struct ModelStats {
     /// Of latencies, where anybody asks for it.
     quantile: Option<f64>,
-    /// What a request takes, whatever it asks for.
+    /// The mean over all models.
     all: Mean,
     known: RwLock<HashMap<u64, Arc<Model>>>,
 }
 
-/// What is known of one model.
+/// Statistics of one model.
 #[derive(Debug)]
 struct Model {
     latencies: Option<Latencies>,
     service: Mean,
-    /// When it was asked for last, in nanoseconds on the clock of [`Time`].
+    /// Time of the last request for it, in nanoseconds on the clock of [`Time`].
     asked_at: AtomicU64,
 }
 
@@ -62,12 +62,12 @@ impl ModelStats {
         Self { quantile, all: Mean::default(), known: RwLock::default() }
     }
 
-    /// How many are known.
+    /// Number of known models.
     pub fn len(&self) -> usize {
         self.known.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Is none known?
+    /// Whether no model is known.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

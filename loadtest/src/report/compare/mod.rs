@@ -381,7 +381,7 @@ fn notes(a: &[Report], b: &[Report]) -> Vec<String> {
         ));
     }
     if a.len().min(b.len()) < 2 {
-        notes.push("one run on a side: what changes from run to run is not seen".to_owned());
+        notes.push("one run on a side: changes from run to run are not visible".to_owned());
     }
     notes
 }

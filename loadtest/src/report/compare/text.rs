@@ -36,7 +36,7 @@ fn write(out: &mut String, comparison: &Comparison, style: Style) -> std::fmt::R
         writeln!(out, "  note: {note}")?;
     }
     for problem in &comparison.problems {
-        writeln!(out, "  {} {problem}", style.bad("not to be quoted:"))?;
+        writeln!(out, "  {} {problem}", style.bad("do not quote this run:"))?;
     }
     Ok(())
 }
@@ -83,10 +83,10 @@ fn word(row: &Row, style: Style) -> String {
 fn conclusion(comparison: &Comparison, style: Style) -> String {
     match comparison.verdict {
         Verdict::Worse => style.bad("B is worse"),
-        Verdict::Better => style.good("B is better, and in nothing worse"),
+        Verdict::Better => style.good("B is better, and worse in nothing"),
         Verdict::Same => style.good("B is neither better nor worse"),
         Verdict::Unclear => {
-            "B is not shown to be worse; where it can't be told, longer or more runs would tell"
+            "B is not shown to be worse; where the result is open, longer or more runs would decide"
                 .to_owned()
         }
     }

@@ -47,7 +47,7 @@ fn page(out: &mut String, report: &Report) -> std::fmt::Result {
     )?;
     for problem in &report.problems {
         let text = escape(problem);
-        writeln!(out, "<p class=\"notice bad\"><b>Not to be quoted:</b> {text}</p>")?;
+        writeln!(out, "<p class=\"notice bad\"><b>Do not quote this run:</b> {text}</p>")?;
     }
     for note in &report.notes {
         writeln!(out, "<p class=\"notice\">{}</p>", escape(note))?;

@@ -1,7 +1,7 @@
-//! What goes out: framed messages, and trailers that say how the call ended.
+//! Outgoing messages: frames, and trailers with the status of the call.
 //!
-//! The load report stands in the trailers, where gRPC's clients and proxies read it, and not in the
-//! header too: at the end of a stream it is the present one.
+//! The load report is in the trailers, where gRPC's clients and proxies read it, and not in the header as
+//! well: at the end of a stream it is up to date.
 
 use crate::api::body::Encoding;
 use crate::api::compress;
@@ -20,7 +20,7 @@ use prost::Message;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-/// How messages may be compressed that come in; those that go out are as the client's are.
+/// Compressions accepted for incoming messages; outgoing ones use the client's.
 const ACCEPTED: HeaderValue = HeaderValue::from_static("identity,gzip,deflate");
 
 /// A message as it stands in a body.

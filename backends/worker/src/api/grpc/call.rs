@@ -1,4 +1,4 @@
-//! What comes in: the terms of a call, and its messages.
+//! Incoming calls: their terms and their messages.
 
 use super::answer::frame;
 use crate::api::body::{self, Encoding, ReadTimeout};
@@ -29,7 +29,7 @@ const SMALL: usize = 64 << 10;
 pub(crate) struct Call {
     pub(crate) app: Arc<App>,
     pub(crate) terms: Terms,
-    /// How answers may be compressed.
+    /// The compression of answers.
     pub(crate) answers: Encoding,
     encoding: Encoding,
     body: Body,
@@ -51,7 +51,7 @@ impl Call {
         let (parts, body) = request.into_parts();
         let encoding = Encoding::named(&parts.headers, &names::GRPC_ENCODING)?;
         let terms = terms(&parts.headers)?;
-        // Who compresses its own messages wants it; others may merely be able to read it.
+        // A client that compresses its own messages wants it; others may merely be able to read it.
         let accepted = compress::accepted(&parts.headers, &names::GRPC_ACCEPT_ENCODING);
         let answers = if encoding == Encoding::Identity { encoding } else { accepted };
         let of_connection = parts.extensions.get().cloned();
@@ -198,7 +198,7 @@ impl Messages {
             tokio::select! {
                 more = self.more() => if !more? { return Ok(false) },
                 () = lifecycle.reached(Phase::Closing) => {
-                    return Err(Refusal::new(Reason::Draining, "the worker is on its way out"));
+                    return Err(Refusal::new(Reason::Draining, "the worker is shutting down"));
                 }
             }
         }
@@ -258,5 +258,5 @@ impl From<ProtobufError> for Refusal {
 /// There is no such method.
 pub(super) fn no_method(method: &str) -> Refusal {
     let method: String = method.chars().take(100).collect();
-    Refusal::new(Reason::NotFound, format!("no method \"{}\" here", method.escape_debug()))
+    Refusal::new(Reason::NotFound, format!("unknown method \"{}\"", method.escape_debug()))
 }

@@ -1,7 +1,7 @@
 //! The standard health service, and load reports out of band.
 //!
-//! Both have calls that last as long as the client likes. They end when the worker closes, so that
-//! nobody who only watches keeps it from going.
+//! Both have calls that last as long as the client likes. They end when the worker closes, so that a mere
+//! watcher does not keep it from ending.
 
 use super::answer::{self, frame};
 use super::call::Call;
@@ -21,7 +21,7 @@ use futures_util::stream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often a watcher's status is looked at.
+/// Interval at which a watcher's status is checked.
 const WATCH_STEP: Duration = Duration::from_millis(50);
 /// Time between two load reports if the client does not say, and the bounds of what it may say.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -35,7 +35,7 @@ pub(crate) async fn check(call: Call) -> Result<Bytes, Refusal> {
     call.answer(async |app: Arc<App>, request: HealthCheckRequest| {
         let status = status(&app, &request.service).ok_or_else(|| {
             let service: String = request.service.chars().take(100).collect();
-            let text = format!("no service \"{}\" here", service.escape_debug());
+            let text = format!("unknown service \"{}\"", service.escape_debug());
             Refusal::new(Reason::ModelNotFound, text)
         })?;
         Ok(HealthCheckResponse { status: status.into() })
@@ -120,7 +120,7 @@ async fn pause(app: &App, time: Duration, deadline: Option<Instant>) -> Result<(
     tokio::select! {
         () = tokio::time::sleep_until(until.into()) => {}
         () = app.lifecycle.reached(Phase::Closing) => {
-            return Err(Refusal::new(Reason::Draining, "the worker is on its way out"));
+            return Err(Refusal::new(Reason::Draining, "the worker is shutting down"));
         }
     }
     if late { Err(Refusal::late()) } else { Ok(()) }

@@ -114,7 +114,7 @@ fn refused(message: &[u8], refusal: Refusal) -> pb::ModelStreamInferResponse {
     }
 }
 
-/// Counts a request of which nobody knows what model it meant.
+/// Counts a request whose model is unknown.
 fn unread(app: &App, refusal: &Refusal) {
     app.metrics.inference(NO_MODEL, NO_MODEL, refusal.reason.code());
 }

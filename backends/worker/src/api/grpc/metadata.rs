@@ -1,5 +1,5 @@
-//! What the worker says of itself and its models, and the calls that change them: the same as over
-//! REST, in other messages.
+//! Metadata of the worker and its models, and the calls that change them: the same as over REST, in other
+//! messages.
 
 use super::call::{Call, no_method};
 use crate::api::{metadata, repository_api};

@@ -40,7 +40,7 @@ pub(crate) fn routes() -> Router<Arc<App>> {
         .layer(middleware::from_fn(only_grpc))
 }
 
-/// What is not gRPC is refused in plain HTTP: whoever sent it would not read trailers.
+/// Refuses anything but gRPC in plain HTTP: another client would not read trailers.
 async fn only_grpc(request: Request, next: Next) -> Result<Response, Refusal> {
     let version = request.version();
     if version < Version::HTTP_2 {

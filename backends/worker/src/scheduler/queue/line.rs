@@ -5,28 +5,28 @@ use forebay_protocol::Priority;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// A job without a deadline stands where one with so much time would, so that those with deadlines
-/// do not pass it for ever.
+/// A job without a deadline is ranked like one with this much time, so that jobs with deadlines do not pass
+/// it forever.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
-/// How much longer than nearly always a batch may take and still meet the deadlines in it.
+/// Factor by which a batch may take longer than nearly always and still meet the deadlines in it.
 const MARGIN: f64 = 1.2;
 /// Jobs that are looked at for one batch: more of other forms than this are not searched through.
 const MAX_LOOK: usize = 256;
 /// Weight of the newest batch in the moving mean of a line's batches.
 const NEWEST: f64 = 0.1;
 
-/// How a line is served.
+/// The settings of a line.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct LineConfig {
     /// Most jobs that wait.
     pub(crate) bound: usize,
     /// Share of the executors' time beside other lines.
     pub(crate) weight: u32,
-    /// How long an executor that is free may wait for a fuller batch.
+    /// Time that a free executor may wait for a fuller batch.
     pub(crate) max_delay: Duration,
 }
 
-/// Where a job stands: class first, then deadline, then order of arrival.
+/// The rank of a job: class first, then deadline, then order of arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Rank {
     pub(crate) priority: Priority,
@@ -63,11 +63,11 @@ pub(super) struct Line<T> {
     mean: f64,
     /// Seconds that its newest batch may run before it can lend its executor.
     pub(super) preemption_delay: f64,
-    /// When its last job came.
+    /// Arrival of its last job.
     last: Option<Instant>,
 }
 
-/// What came out of a line.
+/// The jobs taken out of a line.
 pub(super) struct Taken<T> {
     pub(super) jobs: Vec<T>,
     pub(super) expired: Vec<T>,
@@ -118,8 +118,8 @@ impl<T: Work> Line<T> {
         (until > now).then_some(until)
     }
 
-    /// From when on the head may be served, which is later than now only while a batch is forming;
-    /// `None`: nobody waits.
+    /// The time from which the head may be served, which is later than now only while a batch is forming;
+    /// `None`: the line is empty.
     pub(super) fn opens(&self, now: Instant) -> Option<Instant> {
         let (_, first) = self.jobs.first_key_value()?;
         if self.config.max_delay.is_zero() {
@@ -196,11 +196,11 @@ impl<T: Work> Line<T> {
         Taken { jobs, expired, most: limit, priority }
     }
 
-    /// Which job a batch is to begin with, and which are to be let go before it since they can't end in
-    /// time. The earliest deadline goes first, as long as it can be met: under overload that is the job
-    /// that has waited longest, and to begin one that will be late makes the next one late too. If none
-    /// can be met for sure, the one with the most time left goes: what is known of the time that it takes
-    /// may be wrong, and is put right by a run only.
+    /// The job that a batch begins with, and the jobs before it that are dropped because they can't end in
+    /// time. The earliest deadline goes first, as long as it can be met: under overload that is the job that
+    /// has waited longest, and to begin one that will be late makes the next one late too. If none can be
+    /// met for sure, the one with the most time left goes: the estimate of its time may be wrong, and only a
+    /// run corrects it.
     fn head_in_time(&self, now: Instant) -> (Option<Rank>, Vec<Rank>) {
         let mut passed: Vec<Rank> = Vec::new();
         let mut latest: Option<(Duration, Rank)> = None;
@@ -227,7 +227,7 @@ impl<T: Work> Line<T> {
         (head, passed)
     }
 
-    /// Is less time left to a job than it is expected to take?
+    /// Whether a job has less time left than it is expected to take.
     fn is_hopeless(&self, rank: &Rank, now: Instant) -> bool {
         let Some(job) = self.jobs.get(rank).map(|waiting| &waiting.job) else { return false };
         let left = job.deadline().map(|at| at.saturating_duration_since(now).as_secs_f64());

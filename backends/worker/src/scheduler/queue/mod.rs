@@ -1,4 +1,4 @@
-//! Who runs next: bounded lines, one a model, shared by weight; batches formed from their heads.
+//! The order of jobs: bounded lines, one per model, shared by weight; batches formed from their heads.
 //!
 //! One line for all would let a heavy model's clients fill it and starve a light model's; a line
 //! without a bound turns overload into latency for everyone. So each model has its own, and an
@@ -15,8 +15,8 @@
 //! run lends its executor to a short job of a line that is behind its share ([`Queue::preempt`]); and a
 //! model whose nodes are too long for that leaves one executor free while shorter ones are active.
 //!
-//! A job that nobody waits for is withdrawn at once, so that it neither takes a place nor an
-//! executor. Lines come and go with their models.
+//! A job whose client has left is withdrawn at once, so that it takes neither a place nor an executor. Lines
+//! come and go with their models.
 
 mod line;
 mod work;
@@ -30,7 +30,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 pub(crate) use work::Work;
 
-/// Which line: see [`LineHandle::id`].
+/// The line's number: see [`LineHandle::id`].
 pub(crate) type LineId = usize;
 
 /// A line counts as active for so long after its last job came.
@@ -53,7 +53,7 @@ pub(crate) struct Batch<T> {
     pub(crate) account: Account,
 }
 
-/// What a batch in service was charged.
+/// The charge for a batch in service.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Account {
     line: LineId,
@@ -61,11 +61,11 @@ pub(crate) struct Account {
     priority: Priority,
     /// Seconds, as expected.
     charged: f64,
-    /// Does it hold an executor, or was one lent?
+    /// Whether it holds an executor of its own, or was lent one.
     holds: bool,
 }
 
-/// What waits and what runs at one moment, in requests.
+/// Waiting and running requests at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(crate) struct Counts {
     pub(crate) waiting: usize,
@@ -74,8 +74,8 @@ pub(crate) struct Counts {
     pub(crate) forming: Option<(usize, Instant)>,
 }
 
-/// A line for as long as someone may put jobs in it. What a job holds keeps its line open, so one that
-/// is closed is empty.
+/// A line for as long as jobs may be put in it. The objects that a job holds keep its line open, so a closed
+/// line is empty.
 #[derive(Debug)]
 pub(crate) struct LineHandle {
     queue: Arc<dyn CloseLine>,
@@ -88,7 +88,7 @@ trait CloseLine: Debug + Send + Sync {
 }
 
 impl LineHandle {
-    /// What the queue calls it.
+    /// The line's number in the queue.
     pub(crate) fn id(&self) -> LineId {
         self.id
     }
@@ -132,7 +132,7 @@ struct State<T> {
 pub(crate) enum PushError {
     #[error("the queue is full with {0} requests")]
     Full(usize),
-    #[error("the worker is ending")]
+    #[error("the worker is shutting down")]
     Closed,
 }
 
@@ -146,7 +146,7 @@ struct Short {
     until: Instant,
 }
 
-/// What a free executor finds.
+/// The result of a free executor's search.
 enum Found {
     /// This line is next.
     Line(LineId),
@@ -292,7 +292,7 @@ impl<T: Work> Queue<T> {
         Some(waiting.job)
     }
 
-    /// Is the line at its bound?
+    /// Whether the line is full.
     pub(crate) fn is_full(&self, line: LineId) -> bool {
         self.lock().lines[line].is_full()
     }
@@ -302,7 +302,7 @@ impl<T: Work> Queue<T> {
         self.lock().lines[line].jobs.len()
     }
 
-    /// What waits and what runs, all at one moment.
+    /// Waiting and running requests, all at one moment.
     pub(crate) fn counts(&self) -> Counts {
         let state = self.lock();
         let now = Instant::now();

@@ -165,7 +165,7 @@ fn the_urgent_class_goes_first_and_within_it_the_earliest_deadline() {
     queue.push(0, Normal, with(4, 5_000)).unwrap();
     queue.push(0, High, with(5, 50_000)).unwrap();
     let order: Vec<_> = (0..5).flat_map(|_| run(&queue)).collect();
-    // One without a deadline stands where one with some seconds would: it is not passed for ever.
+    // A job without a deadline is ranked like one with some seconds: it is not passed forever.
     assert_eq!(order, [5, 4, 2, 3, 1]);
 }
 
@@ -345,7 +345,7 @@ fn a_model_with_long_nodes_leaves_an_executor_to_a_shorter_one_while_that_is_act
     assert_eq!(tags(&first), [2]);
     queue.push(1, Normal, job(4)).unwrap();
     assert_eq!(run(&queue), [4], "the other executor is the short one's");
-    // Nothing short comes any more: then the second executor is not left idle for ever.
+    // No short job comes any more: then the second executor is not left idle forever.
     let second = queue.pop(|| ()).unwrap();
     assert_eq!(tags(&second), [3]);
     assert!(short_came.elapsed() >= ACTIVE, "{:?}", short_came.elapsed());

@@ -1,14 +1,14 @@
-//! What the queue has to know of the jobs in it.
+//! The queue's view of a job.
 
 use std::time::Instant;
 
-/// What the queue has to know of a job.
+/// The properties of a job that the queue needs.
 pub(crate) trait Work {
     /// Not to be started after this.
     fn deadline(&self) -> Option<Instant>;
     /// Rows that it has.
     fn rows(&self) -> usize;
-    /// May both be run as one batch?
+    /// Whether both may run as one batch.
     fn joins(&self, other: &Self) -> bool;
     /// Rows that are worth joining, as it is known now.
     fn best(&self) -> usize;

@@ -283,7 +283,7 @@ fn what_is_slow_while_it_answers_others_is_judged_by_its_share_alone() {
     assert!(!fleet.ends(1, Outcome::Late, 20));
     assert_eq!(fleet.counts[1].answers(), answered, "none of them is an answer");
     assert_eq!(fleet.evaluate(10), [], "no failures in a row");
-    // All do as badly: nobody is at fault.
+    // All are equally bad: none is at fault.
     for index in 0..3 {
         fleet.answers(index, 1, 20);
         fleet.ends(index, Outcome::Late, 20);
