@@ -1,9 +1,9 @@
-//! What a batch costs: t(b), the seconds that b rows take together, for b = 1, 2, 4 and so on.
+//! The cost of a batch: t(b), the seconds that b rows take together, for b = 1, 2, 4 and so on.
 //!
-//! Whether batching pays is a property of this model on this machine: eight rows of a perceptron
-//! cost a quarter of eight runs, eight rows of a convolution may cost more than eight. So the curve
-//! is measured when the model is loaded and goes on learning from every run, and nobody joins more
-//! rows than it says is worth the wait.
+//! Whether batching pays is a property of this model on this machine: eight rows of a perceptron cost a
+//! quarter of eight runs, eight rows of a convolution may cost more than eight. So the curve is measured
+//! when the model is loaded and goes on learning from every run, and no more rows are joined than it shows
+//! to be worth the wait.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -16,8 +16,8 @@ const WORTH: f64 = 0.1;
 const NEWEST: f64 = 0.1;
 /// Mean deviations above the mean that nearly all runs stay below.
 const CAREFUL: f64 = 2.0;
-/// Where a doubling seems not to pay any more though it did at load, every so many batches try it
-/// again: what was learnt under another load must not hold for ever.
+/// Where a doubling seems not to pay any more though it did at load, one batch in this many tries it again:
+/// a measurement under another load must not hold forever.
 const TRY_AGAIN: u32 = 64;
 
 /// One run within a batch.
@@ -150,7 +150,7 @@ impl Curve {
         self.bound.load(Relaxed).max(1) as usize
     }
 
-    /// Is a row of this bucket cheaper by enough than one of the smaller bucket `best`?
+    /// Whether a row of this bucket is cheaper by enough than one of the smaller bucket `best`.
     #[allow(clippy::cast_precision_loss, reason = "at most 32 rows")]
     pub fn pays(&self, rows: usize, best: usize) -> bool {
         let per_row = |rows: usize| Some(self.seconds(rows)? / rows as f64);
@@ -170,7 +170,7 @@ impl Curve {
     }
 }
 
-/// Where a bucket stands; `None` for what is none.
+/// The position of a bucket; `None` if it is not one.
 fn index(bucket: usize) -> Option<usize> {
     bucket.is_power_of_two().then(|| bucket.ilog2() as usize)
 }

@@ -61,7 +61,7 @@ pub enum Device {
 }
 
 impl Device {
-    /// As Triton names the kind of an instance.
+    /// Triton's name for the kind of an instance.
     pub const fn kind(self) -> &'static str {
         match self {
             Self::Cpu => "KIND_CPU",
@@ -69,7 +69,7 @@ impl Device {
         }
     }
 
-    /// As Triton names the kind of memory that a model takes.
+    /// Triton's name for the kind of memory that a model takes.
     pub const fn memory(self) -> &'static str {
         match self {
             Self::Cpu => "CPU",

@@ -1,4 +1,4 @@
-//! What can go wrong in an engine, and whose mistake it is.
+//! Errors of an engine, and whose mistake each is.
 
 use serde::{Deserialize, Serialize};
 

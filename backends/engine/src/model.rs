@@ -49,7 +49,7 @@ pub trait Model: Debug + Send + Sync {
         watch: &dyn Watch,
     ) -> Result<Vec<Vec<Tensor>>, RunError>;
 
-    /// What batches of the usual shapes cost; of a model without batches, one request.
+    /// The cost of batches of the usual shapes; of a model without batches, of one request.
     fn curve(&self) -> &Curve;
 
     /// Mean seconds that so many rows of this form are expected to take; 0 if nothing is known.
@@ -96,7 +96,7 @@ pub trait Model: Debug + Send + Sync {
         (0, Duration::ZERO)
     }
 
-    /// How often shapes have fallen back to a simpler form than [`Model::build`].
+    /// Number of shapes that run in a simpler form than [`Model::build`].
     fn fallbacks(&self) -> u64 {
         0
     }
@@ -106,11 +106,11 @@ pub trait Model: Debug + Send + Sync {
         None
     }
 
-    /// What to load the same model with the next time, so that nothing is measured again.
+    /// The profile to load the same model with the next time, so that nothing is measured again.
     fn profile(&self) -> Profile;
 }
 
-/// What a request has in common with others that it can share a batch with.
+/// The properties that requests must have in common to share a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Form {
     shapes: Vec<Vec<usize>>,
@@ -129,7 +129,7 @@ impl Form {
         &self.shapes
     }
 
-    /// Are they the shapes that the model was warmed up and measured with?
+    /// Whether they are the shapes that the model was warmed up and measured with.
     pub fn is_usual(&self) -> bool {
         self.is_usual
     }

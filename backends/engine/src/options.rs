@@ -1,4 +1,4 @@
-//! How a model is loaded, and what is known of it from before.
+//! The options of a load, and the findings of earlier loads.
 //!
 //! Options come as an operator's words: the build by its name, earlier findings as text that only the
 //! engine that wrote it reads. An engine parses both once ([`LoadOptions::parse`]) and works with its
@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// How a model is to be loaded; `Build` and `Findings` are text until an engine has parsed them.
+/// The options of a load; `Build` and `Findings` are text until an engine has parsed them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LoadOptions<Build = String, Findings = Profile> {
     /// Most rows in one request, for a model whose rows are independent; 0 and 1: no batching.
@@ -20,7 +20,7 @@ pub struct LoadOptions<Build = String, Findings = Profile> {
     pub pad: BTreeMap<String, i64>,
     /// The size of open dimensions other than the first where no shape is given; 0 counts as 1.
     pub open: usize,
-    /// When rows of several requests are run together.
+    /// The condition under which rows of several requests run together.
     pub batching: Batching,
     /// Load quantised graphs that the engine may compute wrongly.
     pub allow_quantized: bool,
@@ -31,7 +31,7 @@ pub struct LoadOptions<Build = String, Findings = Profile> {
     pub profile: Option<Findings>,
 }
 
-/// When the rows of a model are taken to be independent.
+/// The condition under which the rows of a model count as independent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Batching {
     /// If that is proved from the graph.

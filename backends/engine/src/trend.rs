@@ -1,4 +1,4 @@
-//! What requests of sizes that vary cost: a part that is the same for all, and one for each element.
+//! The cost of requests whose sizes vary: a part that is the same for all, and one for each element.
 //!
 //! One mean for all of them would tell a scheduler that a text of 8 tokens takes as long as one of 128.
 //! So a line is fitted to the runs as they come, of which about the last hundred count. It has to hold

@@ -1,10 +1,10 @@
-//! How somebody outside of an engine stops what goes on inside of it.
+//! Stops the work inside an engine from outside.
 
 use std::time::Duration;
 
 /// Looks after a run or a load, on its thread, between steps that can't be interrupted.
 pub trait Watch {
-    /// Is it to be stopped?
+    /// Whether the work is to be stopped.
     fn stop(&self) -> bool;
 
     /// Time that the thread has spent inside [`Watch::stop`] on something else since the watch was

@@ -18,7 +18,7 @@ use tract_onnx::tract_core::ops::scan::Scan;
 struct Pair {
     a: TDim,
     b: TDim,
-    /// Is the axis summed over? Then 1 is not the same as any size.
+    /// Whether the axis is summed over. Then 1 is not the same as any size.
     is_summed: bool,
 }
 
@@ -37,8 +37,8 @@ impl Pair {
 pub(crate) struct Alike(Vec<Pair>);
 
 impl Alike {
-    /// Those of a graph with symbols for its open sizes. What does not hold in sizes that are known to
-    /// run is left out.
+    /// The equalities of a graph with symbols for its open sizes. Those that do not hold in sizes that are
+    /// known to run are left out.
     pub(crate) fn new(graph: &TypedModel, known: &SymbolValues) -> Self {
         let mut pairs = Vec::new();
         visit(graph, &mut |_, pair| {
@@ -50,7 +50,7 @@ impl Alike {
         Self(pairs)
     }
 
-    /// Are they equal with these sizes?
+    /// Whether they are equal with these sizes.
     pub(crate) fn hold(&self, sizes: impl FnOnce() -> SymbolValues) -> bool {
         if self.0.is_empty() {
             return true;

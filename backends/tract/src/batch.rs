@@ -99,7 +99,7 @@ impl<'a> Joined<'a> {
         self.rows.iter().map(|&rows| share(rows)).collect()
     }
 
-    /// Which tensors hold the rows `range` of input `index`, and at which elements.
+    /// The tensors that hold the rows `range` of input `index`, and the elements of each.
     fn parts(&self, index: usize, range: Range<usize>) -> Vec<(&'a Tensor, Range<usize>)> {
         let row: usize = self.requests[0][index].shape[1..].iter().product();
         let mut first = 0;

@@ -1,4 +1,4 @@
-//! Which build a model runs in.
+//! The choice of the build that a model runs in.
 //!
 //! Workers that load the same file must serve it in the same build, and a timer that ticks a
 //! microsecond late on one of them must not decide otherwise. So the choice is a rule with a fixed
@@ -6,9 +6,9 @@
 //! build. A measurement overrules the preference only where the difference is clear, far beyond what
 //! load on the machine can make of it; `build` in a model's `model.toml` overrules both.
 //!
-//! Builds are measured in processor time of this thread, so that other work on the machine does not
-//! count, in turns, and by the least of several runs. Whether the build that is taken answers as the
-//! file's graph does, in several shapes and batch sizes, is found out next, see `compare`.
+//! Builds are measured in processor time of this thread, so that other work on the machine does not count,
+//! in turns, and by the minimum of several runs. `compare` then checks in several shapes and batch sizes
+//! that the chosen build answers as the file's graph does.
 
 use crate::Watch;
 use crate::build::{Build, Shapes};
@@ -19,7 +19,7 @@ use forebay_protocol::oip::Tensor;
 use rustix::time::{ClockId, clock_gettime};
 use std::time::{Duration, Instant};
 
-/// How far outputs may differ between builds: other kernels, other order of sums.
+/// Maximum difference between the outputs of builds: other kernels, other order of sums.
 const TOLERANCE: f64 = 1e-3;
 /// A build is clearly faster if it needs at most this share of the other's time ...
 const CLEAR: f64 = 0.8;

@@ -21,7 +21,7 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::Approximation;
 use tract_onnx::tract_core::plan::eval;
 
-/// How far a build may be off, as a share of the largest value of the output.
+/// Maximum error of a build, as a share of the largest value of the output.
 const TOLERANCE: f64 = 1e-3;
 /// Outputs that are all smaller than this count as this large: what is left where values of the size
 /// of 1 cancel each other is rounding.
@@ -138,7 +138,7 @@ fn run(
         .map_err(RunError::Engine)
 }
 
-/// Does rounding, of the inputs or of what each node gives, move the right outputs as far?
+/// Whether rounding, of the inputs or of each node's outputs, moves the right outputs as far.
 fn is_rounding(
     model: &Model,
     reference: &Plan,
@@ -376,7 +376,7 @@ pub(crate) fn values(inputs: &[Tensor]) -> Result<TVec<TValue>, RunError> {
     borrowed(&inputs.iter().collect::<Vec<_>>())
 }
 
-/// Are outputs the same, within a tolerance that is relative where numbers are larger than 1?
+/// Whether outputs are the same, within a tolerance that is relative where numbers are larger than 1.
 pub(crate) fn agree(found: &[Tensor], expected: &[Tensor], tolerance: f64) -> bool {
     let agree = |(a, b): (&Tensor, &Tensor)| {
         a.shape == b.shape && a.data.max_difference(&b.data).is_some_and(|d| d <= tolerance)
@@ -384,7 +384,7 @@ pub(crate) fn agree(found: &[Tensor], expected: &[Tensor], tolerance: f64) -> bo
     found.len() == expected.len() && found.iter().zip(expected).all(agree)
 }
 
-/// Does a model take inputs of such shapes at all? What its file rules out is not tried.
+/// Whether a model takes inputs of such shapes at all. Shapes that its file rules out are not tried.
 pub(crate) fn fits(input: &TensorMetadata, shape: &[usize]) -> bool {
     let fits =
         |(&dim, &declared): (&usize, &i64)| declared == -1 || usize::try_from(declared) == Ok(dim);

@@ -55,7 +55,7 @@ impl Engine for Tract {
                 forebay_engine::LoadError::Refused(text)
             })
         };
-        // Of another release, perhaps: then everything is measured anew.
+        // It may be of another release: then everything is measured again.
         let findings = |profile: &Profile| serde_json::from_str(&profile.0).ok();
         let options = options.parse(build, findings)?;
         Ok(Arc::new(Model::load_watched(file.bytes, &options, watch)?))

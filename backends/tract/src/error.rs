@@ -71,9 +71,9 @@ pub enum LoadError {
     Override {
         /// Name in the override.
         name: String,
-        /// What the model has.
+        /// The model's value.
         expected: String,
-        /// What the override says.
+        /// The override's value.
         found: String,
     },
     /// The engine can't compile the graph.

@@ -1,8 +1,8 @@
 //! Nodes that the engine would compute wrongly, put into a form that it computes rightly, or refused.
 //!
-//! This is done to the file's own graph, before the engine reads it: a formula that overflows becomes
-//! one that does not, a net that runs backwards becomes one that runs forwards over its input turned
-//! round. What has no such form is refused with its operator, name and attribute.
+//! This is done to the file's own graph, before the engine reads it: a formula that overflows becomes one
+//! that does not, a net that runs backwards becomes one that runs forwards over its reversed input. A node
+//! without such a form is refused with its operator, name and attribute.
 
 mod sizes;
 mod trees;

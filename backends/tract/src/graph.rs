@@ -1,4 +1,4 @@
-//! What an ONNX file says of itself, read before tract compiles anything.
+//! The facts that an ONNX file states, read before tract compiles anything.
 
 use crate::LoadError;
 use crate::options::LoadOptions;
@@ -21,7 +21,7 @@ pub(crate) struct Interface {
     pub(crate) names: Vec<Vec<String>>,
     /// The same of each output.
     pub(crate) output_names: Vec<Vec<String>>,
-    /// Do the inputs' first dimensions go by one name, as far as they have names?
+    /// Whether the inputs' first dimensions have one name, as far as they have names.
     pub(crate) is_one_batch: bool,
 }
 

@@ -24,7 +24,7 @@ impl Model {
         Self::load_watched(onnx, options, &|| false)
     }
 
-    /// The same, until `watch` says that nobody wants it any more: it is asked between the parts of
+    /// The same, until `watch` reports that the model is no longer wanted: it is asked between the parts of
     /// the work.
     ///
     /// # Errors
@@ -57,7 +57,7 @@ impl Model {
     }
 }
 
-/// What a file says of itself, and its graph, of which nothing is compiled yet.
+/// The facts that a file states, and its graph, of which nothing is compiled yet.
 pub(crate) fn parsed(onnx: &[u8], options: &LoadOptions) -> Result<(Interface, Plans), LoadError> {
     let parsed = catch_unwind(AssertUnwindSafe(|| parse(onnx, options)));
     let (interface, template) =

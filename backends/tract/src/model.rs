@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::plan::eval;
 
-/// What one node of a compiled graph takes.
+/// The time of one node of a compiled graph.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NodeTime {
     /// Its name, after the node of the file that it was made of.
@@ -42,10 +42,10 @@ pub struct Model {
     pub(crate) unbatched: Option<String>,
     /// Why there is no plan for all sizes, where there might have been.
     pub(crate) closed: Option<String>,
-    /// How requests of near lengths are joined.
+    /// The way in which requests of similar lengths are joined.
     pub(crate) padding: Option<Padding>,
     pub(crate) curve: Curve,
-    /// What runs of other shapes than the usual cost, by the elements of their inputs.
+    /// The cost of runs of other shapes than the usual, by the elements of their inputs.
     pub(crate) odd: Trend,
     /// Input shapes of the warm-up, without the batch.
     pub(crate) usual: Shapes,
@@ -53,7 +53,7 @@ pub struct Model {
     pub(crate) grain: Duration,
     /// Least seconds of one row in each build that was compared.
     pub(crate) compared: Vec<(Build, f64)>,
-    /// Is 0 no value for an integer that is made here, as where the model divides by it?
+    /// Whether integers that are made here must not be 0, as where the model divides by them.
     pub(crate) avoids_zero: bool,
     /// Of the file, for inputs that are made here.
     pub(crate) seed: u64,
@@ -118,7 +118,7 @@ impl Model {
         self.closed.as_deref()
     }
 
-    /// What batches of the usual shapes cost; of a model without batches, one request.
+    /// The cost of batches of the usual shapes; of a model without batches, of one request.
     pub fn curve(&self) -> &Curve {
         &self.curve
     }
@@ -160,8 +160,8 @@ impl Model {
         self.plans.changes()
     }
 
-    /// How often shapes have fallen back to the plain build, because the model's own build has no
-    /// plan for them or failed where the plain one did not.
+    /// Number of shapes that run in the plain build, because the model's own build has no plan for them or
+    /// failed on them.
     pub fn fallbacks(&self) -> u64 {
         self.plans.fallbacks()
     }
@@ -171,7 +171,7 @@ impl Model {
         self.plans.take_fallback()
     }
 
-    /// What to load the same model with the next time.
+    /// The profile to load the same model with the next time.
     pub fn profile(&self) -> Profile {
         Profile {
             build: self.build(),
@@ -359,8 +359,8 @@ impl Model {
         self.run_in(&self.plans, shapes, values, watch)
     }
 
-    /// The same with plans that need not be the model's own. What another build than the plain one
-    /// fails on is run once more in the plain one.
+    /// The same with plans that need not be the model's own. A run that fails in another build than the
+    /// plain one is repeated in the plain one.
     pub(crate) fn run_in(
         &self,
         plans: &Plans,

@@ -30,12 +30,12 @@ impl Open {
         Self { plan, build, dims, alike, largest: AtomicUsize::new(0) }
     }
 
-    /// Does it run these shapes?
+    /// Whether it runs these shapes.
     pub(crate) fn takes(&self, shapes: &Shapes, symbols: &SymbolScope) -> bool {
         self.dims.take(shapes) && self.alike.hold(|| self.dims.values(shapes, symbols))
     }
 
-    /// Are inputs of these shapes larger by a quarter than any before?
+    /// Whether inputs of these shapes are larger by a quarter than any before.
     pub(crate) fn grows(&self, shapes: &Shapes) -> bool {
         let count = |shape: &Vec<usize>| shape.iter().fold(1_usize, |a, &b| a.saturating_mul(b));
         let values = shapes.iter().map(count).fold(0, usize::saturating_add);
@@ -60,7 +60,7 @@ pub(crate) enum Dim {
 pub(crate) struct Named {
     pub(crate) name: String,
     pub(crate) size: usize,
-    /// Does it stand first in a shape?
+    /// Whether it stands first in a shape.
     pub(crate) is_first: bool,
 }
 
@@ -81,7 +81,7 @@ impl Dims {
         dims.iter().flatten().any(|dim| matches!(dim, Dim::Name(_))).then_some(Self(dims))
     }
 
-    /// Do shapes go with the names?
+    /// Whether the shapes agree with the names.
     pub(crate) fn take(&self, shapes: &Shapes) -> bool {
         let is_same_rank = |(dims, shape): (&Vec<Dim>, &Vec<usize>)| dims.len() == shape.len();
         let pairs = || self.0.iter().flatten().zip(shapes.iter().flatten().copied());
@@ -100,7 +100,7 @@ impl Dims {
             && pairs().all(fits)
     }
 
-    /// Is no size open but those that stand first in a shape?
+    /// Whether only first dimensions are open.
     pub(crate) fn is_batch_only(&self) -> bool {
         let behind = |dims: &Vec<Dim>| dims.iter().skip(1).all(|dim| matches!(dim, Dim::Size(_)));
         self.0.iter().all(behind)

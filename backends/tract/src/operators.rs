@@ -55,7 +55,7 @@ fn values(function: Function) -> Box<dyn InferenceOp> {
     ElementWiseOp(Box::new(function), None).into_hir()
 }
 
-/// Is it a function that a plain recurrent net may have here?
+/// Whether a plain recurrent net may have this function here.
 fn is_simple(function: &str) -> bool {
     ["relu", "tanh", "sigmoid"].contains(&function.to_ascii_lowercase().as_str())
 }

@@ -1,10 +1,10 @@
-//! How a model is loaded, and what is known of it from before.
+//! The options of a load, and the findings of earlier loads.
 
 use crate::build::Build;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// How a model is to be loaded, in this engine's types.
+/// The options of a load, in this engine's types.
 pub type LoadOptions = forebay_engine::LoadOptions<Build, Profile>;
 
 /// The findings of a model's first runs on this machine.
@@ -13,7 +13,7 @@ pub struct Profile {
     pub(crate) build: Build,
     /// Least seconds of one row in each build that was compared.
     pub(crate) compared: Vec<(Build, f64)>,
-    /// Are its rows independent?
+    /// Whether its rows are independent.
     pub(crate) has_batches: bool,
     /// Why they are not, where they might have been.
     pub(crate) unbatched: Option<String>,

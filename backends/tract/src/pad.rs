@@ -1,10 +1,9 @@
-//! Requests of near lengths, made equal so that they can share a batch.
+//! Joins requests of similar lengths by padding, so that they can share a batch.
 //!
-//! Texts differ in length, so rows of one shape are rare. A model with an attention mask answers a text
-//! in the same way whatever stands behind it that the mask covers. Where the operator says with what
-//! inputs may be filled up, requests whose lengths are near to each other are joined at the greatest of
-//! their lengths, and each gets its own length of the outputs back. That this changes no answer is found
-//! out when the model is loaded.
+//! Texts differ in length, so rows of one shape are rare. A model with an attention mask answers a text in
+//! the same way for any values behind it that the mask covers. Where the operator states a padding value for
+//! inputs, requests whose lengths are near to each other are joined at the greatest of their lengths, and
+//! each gets its own length of the outputs back. A check at load shows that this changes no answer.
 
 use crate::RunError;
 use crate::graph::Interface;
@@ -14,14 +13,14 @@ use std::collections::BTreeMap;
 /// Lengths that are joined differ by at most a part of this many.
 const PARTS: usize = 4;
 
-/// How inputs are filled up, and outputs cut.
+/// The padding of inputs, and the cutting of outputs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Padding {
     /// Name of the size that is made equal.
     pub(crate) name: String,
     /// Of each input in the model's order: where it has that size, and what it is filled up with.
     inputs: Vec<Option<(usize, i64)>>,
-    /// Where each output has it.
+    /// Its position in each output.
     outputs: Vec<Option<usize>>,
 }
 

@@ -74,7 +74,7 @@ struct Slot {
 pub(crate) struct Chosen {
     pub(crate) plan: Plan,
     pub(crate) build: Build,
-    /// Does it run other shapes as well?
+    /// Whether it runs other shapes as well.
     pub(crate) is_open: bool,
 }
 
@@ -240,12 +240,12 @@ impl Plans {
         (self.ledger.compilations.load(Relaxed), Duration::from_nanos(nanos))
     }
 
-    /// How often what the model holds may have changed.
+    /// Number of times that the model's memory may have changed.
     pub(crate) fn changes(&self) -> u64 {
         self.ledger.compilations.load(Relaxed) + self.ledger.growths.load(Relaxed)
     }
 
-    /// How often shapes have fallen back to the plain build.
+    /// Number of shapes that run in the plain build.
     pub(crate) fn fallbacks(&self) -> u64 {
         self.ledger.fallbacks.load(Relaxed)
     }

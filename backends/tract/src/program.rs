@@ -10,11 +10,11 @@ use forebay_program::Program;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tract_onnx::prelude::*;
 
-/// What a model computes for inputs of these shapes, which are in the model's order. Operations that a
-/// program has no words for are foreign, each by its kind.
+/// The computation of a model for inputs of these shapes, which are in the model's order. Operations that a
+/// program can't express are foreign, each by its kind.
 ///
 /// # Errors
-/// The bytes are no model, this engine would run it wrongly, or it can't be lowered for these shapes.
+/// The bytes are not a model, this engine would run it wrongly, or it can't be lowered for these shapes.
 pub fn program(
     onnx: &[u8],
     options: &LoadOptions,

@@ -31,7 +31,7 @@ struct Dropped {
     shape: TVec<usize>,
     /// The kernel that holds its values.
     source: Source,
-    /// Are its two axes the other way around there?
+    /// Whether its two axes are swapped there.
     is_turned: bool,
 }
 
@@ -127,7 +127,7 @@ fn is_large(constant: &Tensor) -> bool {
         && constant.len() * size_of::<f32>() >= SMALL
 }
 
-/// Are they the same bit by bit?
+/// Whether they are the same bit by bit.
 fn is_same(a: &[f32], b: &[f32]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
 }

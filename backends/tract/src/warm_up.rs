@@ -1,7 +1,7 @@
-//! The first runs of a model: does it work, are its rows independent, and what does it cost?
+//! The first runs of a model: they show that it works, whether its rows are independent, and its cost.
 //!
-//! Whatever is found out here would otherwise be found out by the first callers. All of it is
-//! bounded in time; what there was no time to measure counts as not worth doing.
+//! Otherwise the first clients would pay for this. All of it is bounded in time; a batch size that there was
+//! no time to measure counts as not worth joining.
 
 use crate::batch::concatenate;
 use crate::build::{Build, Shapes};
@@ -22,8 +22,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tract_onnx::prelude::*;
 
-/// How far rows run together may differ from the same rows run alone: other kernels, other order
-/// of sums. Rows that see each other differ by far more.
+/// Maximum difference of rows run together from the same rows run alone: other kernels, other order of sums.
+/// Rows that see each other differ by far more.
 const ROW_TOLERANCE: f64 = 1e-3;
 /// Runs that are timed of one plan, unless they take longer together than the next constant.
 const RUNS: usize = 7;
@@ -34,7 +34,7 @@ const MEASURE_TIME: Duration = Duration::from_secs(3);
 const MAX_ELEMENTS: usize = 1 << 28;
 /// Sizes in which plans are compared where each size has a plan of its own.
 const CLOSED_SIZES: usize = 3;
-/// So many doublings in a row may fail to pay before larger batches are given up.
+/// Number of doublings in a row that may fail to pay before larger batches are given up.
 const FAILURES: u32 = 2;
 
 /// Compiles the first plan, runs it, and finds out the rest.
@@ -135,7 +135,7 @@ fn pad(
             sized.for_each(|named| named.size = length);
             let shapes = dims.shapes(&sizes);
             let mut made = compare::inputs(model, &shapes, compare::Kind::Usual, model.seed);
-            // A mask of nothing but zeros may be answered with what is no number.
+            // A mask of nothing but zeros may be answered with NaN.
             made.iter_mut().for_each(|input| input.data = without_zeros(input.data.clone()));
             let made: Vec<&Tensor> = made.iter().collect();
             let never = || false;
@@ -359,7 +359,7 @@ fn time(model: &Model, inputs: &[Tensor], watch: &dyn Watch) -> Option<f64> {
     let mut times = Vec::new();
     while times.len() < RUNS && (times.is_empty() || started.elapsed() < RUNS_TIME) {
         times.push(run(model, inputs, watch).ok()?.1);
-        // Nobody asks after the last node, which may be the longest.
+        // There is no check after the last node, which may be the longest.
         watch.stop();
     }
     Some(median(times))

@@ -1,12 +1,12 @@
-//! One copy of each weight, whatever number of plans reads it.
+//! One copy of each weight, for any number of plans that read it.
 //!
 //! A plan is compiled for each set of input shapes, and compiling makes new copies of weights: constants that
 //! are turned or folded, and their copies in the order in which a kernel reads them. Most come out the
 //! same for every shape. Kept with each plan they would make a model of 44 MiB one of 700.
 //!
-//! So whatever a compiled graph holds of constants is looked up here by its content, and the copy that
-//! is there already takes its place. Nothing is kept alive here: when the last plan that reads a weight
-//! is gone, so is the weight. What is left is counted, and is what the model holds.
+//! So each constant of a compiled graph is looked up here by its content, and the copy that is there already
+//! takes its place. Nothing is kept alive here: when the last plan that reads a weight is gone, so is the
+//! weight. The remaining weights are counted, and are the model's memory.
 
 use crate::own;
 use forebay_kernels::packed::Packed;
@@ -35,7 +35,7 @@ const NODE: usize = 2048;
 /// The constants of one model, over all of its plans and builds.
 #[derive(Default)]
 pub(crate) struct Weights {
-    /// As graphs hold them.
+    /// In the form in which graphs hold them.
     tensors: Shelf<Tensor>,
     /// Packed for tract's kernels.
     blobs: Shelf<Blob>,
@@ -484,7 +484,7 @@ mod tests {
             let model = load(build);
             let weights = model.plans.weights();
             let after_one = weights.constants();
-            // What the file holds, and what was packed of it; our kernels hold both in one.
+            // The file's constants, and their packed copies; the worker's kernels hold both in one.
             let bytes = FILE..if build == Build::Own { FILE * 11 / 10 } else { FILE * 5 / 2 };
             assert!(bytes.contains(&after_one), "{build:?}: {after_one} of {FILE}");
             let mut plans = Vec::new();

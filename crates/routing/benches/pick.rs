@@ -1,8 +1,7 @@
-//! What a pick costs, by policy and by size of the pool: `cargo bench -p forebay-routing`.
+//! The cost of a pick, by policy and by size of the pool: `cargo bench -p forebay-routing`.
 //!
-//! Prints nanoseconds a pick: the least of several rounds, since what others do on the machine only
-//! adds. Every
-//! tenth pick is counted in and out, so that loads differ and change as they do in a proxy.
+//! Prints nanoseconds per pick: the minimum of several rounds, since other work on the machine only adds.
+//! Every tenth pick is counted in and out, so that loads differ and change as they do in a proxy.
 #![allow(
     clippy::print_stdout,
     clippy::disallowed_methods,

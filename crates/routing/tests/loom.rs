@@ -1,5 +1,5 @@
-//! What is counted, under every order in which threads can meet that a model checker finds: a counter
-//! that leaks once in a million times takes a slot for good.
+//! Counters under every order in which threads can meet that a model checker finds: a counter that leaks
+//! once in a million times takes a slot for good.
 //!
 //!     RUSTFLAGS="--cfg loom" cargo test --release -p forebay-routing --test loom --target-dir target/loom
 #![cfg(loom)]
@@ -75,7 +75,7 @@ fn what_is_answered_or_fails_is_counted_out_too() {
 #[test]
 fn of_those_that_meet_at_an_endpoint_no_more_stay_than_it_has_room_for() {
     every_order(Some(3), || {
-        // One slot and one on its way, as long as nobody knows how long a service takes.
+        // One slot and one on its way, as long as the service time is unknown.
         let load = Arc::new(Load::new(1));
         let shared = Arc::clone(&load);
         let stay = thrice(move || {
@@ -116,13 +116,13 @@ fn no_retry_is_paid_for_twice_and_none_is_lost() {
 fn time_earns_a_retry_once() {
     every_order(Some(3), || {
         let budget = Arc::new(RetryBudget::new(0.0, 1.0));
-        // What was saved up is spent.
+        // The balance is spent.
         (0..10).for_each(|_| assert!(budget.try_retry(Time::default())));
         let shared = Arc::clone(&budget);
         let second = Time::new(Duration::from_secs(1));
         let allowed = thrice(move || shared.try_retry(second));
         let allowed = allowed.iter().filter(|allowed| **allowed).count();
-        // Who comes while another cashes may go without, but nobody cashes the same time.
+        // A caller that comes while another cashes may go without, but no two cash the same time.
         assert!(allowed <= 1, "{allowed}");
         assert_eq!(allowed + usize::from(budget.try_retry(second)), 1);
     });

@@ -1,5 +1,5 @@
-//! What must hold of every policy, whatever happens: tried on random fleets and random histories. Each
-//! failure names the seed that brings it back.
+//! Properties of every policy, tried on random fleets and random histories. Each failure names the seed that
+//! brings it back.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
 #![allow(
     clippy::cast_possible_truncation,

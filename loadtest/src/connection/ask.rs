@@ -12,7 +12,7 @@ use prost::Message;
 use std::cell::Cell;
 use std::time::Duration;
 
-/// How long the target may take to answer.
+/// Time that the target may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Sends `body` to the target's own path.
@@ -63,10 +63,10 @@ async fn send(
     }
 }
 
-/// Does the target answer anything that is not a failure of its own?
+/// Whether the target answers with anything but a failure of its own.
 ///
 /// # Errors
-/// In words, what came instead.
+/// A description of the answer.
 pub async fn answers(target: &Target) -> Result<(), String> {
     if target.protocol == Protocol::Grpc {
         let path = format!("{}/{INFERENCE_SERVICE}/ServerReady", target.base());
@@ -86,7 +86,7 @@ pub(crate) fn call_headers(headers: &mut HeaderMap) {
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
 }
 
-/// How a gRPC call ended; `None`: the answer does not say.
+/// The status of a gRPC call; `None`: the answer does not state it.
 pub(crate) fn code_of(answer: &Answer) -> Option<Code> {
     answer.headers.get(GRPC_STATUS).and_then(Code::parse)
 }

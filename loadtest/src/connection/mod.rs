@@ -71,7 +71,7 @@ pub struct Http2 {
     connecting: Mutex<()>,
 }
 
-/// How far a request came that gets no answer.
+/// The point that a request without an answer had reached.
 enum Lost {
     /// The connection was gone before a byte was written: it may be sent again.
     Unsent(Box<Outgoing>),

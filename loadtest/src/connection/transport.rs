@@ -16,7 +16,7 @@ pub(crate) enum Transport {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// Does the same to either kind of stream.
+/// Applies the same operation to either kind of stream.
 macro_rules! either {
     ($transport:expr, $stream:ident => $do:expr) => {
         match $transport {

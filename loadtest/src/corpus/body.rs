@@ -18,7 +18,7 @@ pub(super) struct Size {
 /// One body, and the name that it gives to its request.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Body {
-    /// As it is sent.
+    /// The bytes to send.
     pub bytes: Bytes,
     /// The answer must repeat it; empty: it has none.
     pub id: String,

@@ -1,4 +1,4 @@
-//! Is an answer right? A proxy that mixes up answers is fast, too.
+//! Checks that an answer is right. A proxy that mixes up answers is fast, too.
 //!
 //! A load generator that only counts status codes calls a truncated or foreign answer a success.
 //! The check is cheap enough to be made on every answer: the JSON must parse, have outputs, and

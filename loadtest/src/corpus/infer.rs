@@ -24,7 +24,7 @@ pub(super) struct Random {
     seed: u64,
 }
 
-/// How requests are written down.
+/// The encoder of requests.
 #[derive(Debug, Clone)]
 pub(super) struct Writer {
     model: String,
@@ -64,7 +64,7 @@ pub enum InferError {
     /// A shape that no tensor can have.
     #[error("input \"{0}\": {1}")]
     Tensor(String, TensorProblem),
-    /// Has no JSON form.
+    /// A tensor without a JSON form.
     #[error("{0}: expected the encoding binary")]
     NoJson(#[from] EncodeError),
     /// The bodies would not fit.

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 /// A program that is slowed by signals runs and stands still in turn, so long together.
 const PULSE: Duration = Duration::from_millis(20);
 
-/// How much longer than planned a drain may take.
+/// Time by which a drain may exceed its plan.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The programs of a run.
@@ -41,7 +41,7 @@ impl Processes {
         Ok(started)
     }
 
-    /// Does what is planned, each at its time after `start`.
+    /// Applies the planned faults, each at its time after `start`.
     pub(crate) async fn run_faults(&self, faults: &[Fault], start: Instant) -> Vec<FaultRecord> {
         let mut all = Vec::with_capacity(faults.len());
         for fault in faults {

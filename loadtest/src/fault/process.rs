@@ -18,15 +18,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::process::{Child, Command};
 
-/// How long a program may take to answer at its URL.
+/// Time that a program may take to answer at its URL.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two looks.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// How long a program may take to end after SIGTERM, at the end of the run.
+/// Time that a program may take to end after SIGTERM, at the end of the run.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The number of the first file descriptor that is passed (sd_listen_fds(3)).
 const FIRST_PASSED_FD: i32 = 3;
-/// How much of what it printed is shown of a program that failed.
+/// Number of bytes of a failed program's output that are shown.
 const MAX_EXCERPT: usize = 400;
 
 /// A running program.

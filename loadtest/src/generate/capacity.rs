@@ -31,9 +31,9 @@ const BAR: f64 = 24.0;
 pub struct CapacityPlan {
     /// The requests and their objectives; its load is not used.
     pub scenario: Scenario,
-    /// How requests are spaced.
+    /// The spacing of requests.
     pub spacing: Spacing,
-    /// How long each rate is measured.
+    /// The time for which each rate is measured.
     pub length: Duration,
     /// The first rate.
     pub from: Rate,
@@ -41,7 +41,7 @@ pub struct CapacityPlan {
     pub to: Rate,
     /// Gap between the highest rate that is good and the lowest that is not, at which the search ends.
     pub precision: Ratio,
-    /// How long to wait for the target before the first run.
+    /// Time to wait for the target before the first run.
     pub wait: Option<Duration>,
     /// Whether the generator never sleeps.
     pub busy: bool,
@@ -52,7 +52,7 @@ pub struct CapacityPlan {
 pub struct Capacity {
     /// The scenario's name.
     pub name: String,
-    /// Where requests went.
+    /// The target of the requests.
     pub target: String,
     /// Objectives that a rate had to reach.
     pub objectives: Vec<String>,

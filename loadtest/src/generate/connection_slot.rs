@@ -15,18 +15,18 @@ use std::time::Duration;
 pub(crate) struct Job {
     pub(crate) index: u64,
     pub(crate) intended: Duration,
-    /// When the generator took it up, if it then had to wait for a slot.
+    /// Time at which the generator took it up, if it then had to wait for a slot.
     pub(crate) taken: Option<Duration>,
 }
 
 /// The cells by which the rest of a thread talks to a slot that waits.
 #[derive(Default)]
 pub(crate) struct ConnectionSlot {
-    /// Do this.
+    /// The job to do.
     job: Cell<Option<Job>>,
     /// There will be nothing to do any more.
     closing: Cell<bool>,
-    /// When the request that is under way is given up.
+    /// Time at which the request under way is given up.
     deadline: Cell<Option<Duration>>,
     /// Give it up.
     overdue: Cell<bool>,

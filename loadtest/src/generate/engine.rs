@@ -29,14 +29,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// Arrivals that may wait for a connection, in one thread. What comes on top is lost, and the run
-/// says so.
+/// Arrivals that may wait for a connection, in one thread. Further ones are lost, and the run says so.
 pub const MAX_QUEUED: usize = 100_000;
 /// Arrivals that are dispatched before answers are looked at again.
 const BURST: usize = 64;
 /// Pause of a closed-loop slot that got no connection, so that it does not spin.
 const CONNECT_PAUSE: Duration = Duration::from_millis(10);
-/// How often a thread's figures go into the progress line.
+/// Interval at which a thread's figures go into the progress line.
 const LIVE_PERIOD: Duration = Duration::from_millis(200);
 /// Bounds of the time between two looks at the deadlines of requests under way.
 const MIN_WATCH_INTERVAL: Duration = Duration::from_millis(1);

@@ -7,7 +7,7 @@ use crate::units::{self, Rate, seconds};
 use std::io::Write as _;
 use std::time::Duration;
 
-/// How often the line moves.
+/// Interval at which the line is updated.
 pub(super) const PERIOD: Duration = Duration::from_millis(500);
 const BAR: usize = 24;
 

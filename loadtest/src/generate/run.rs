@@ -25,10 +25,10 @@ use tokio::time::MissedTickBehavior;
 const START_DELAY: Duration = Duration::from_millis(20);
 /// Between two looks whether the target answers.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// How long the target may take to accept the very first connection.
+/// Time that the target may take to accept the very first connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a fault may go on after the last answer.
+/// Time that a fault may go on after the last answer.
 const FAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Whether a run shows its progress, and how long it waits for the target.

@@ -1,10 +1,9 @@
-//! When requests are meant to start.
+//! The times at which requests are meant to start.
 //!
-//! An open loop takes its start times from a plan, not from the answers: that is what makes latency
-//! honest when the other side stalls. Each kind of load is a rate over time; arrivals are placed
-//! where the *integral* of the rate reaches the next whole number (even spacing) or the next sum of
-//! exponential variates (Poisson). One rule for all shapes, exact at their borders, and the same
-//! seed always gives the same arrivals.
+//! An open loop takes its start times from a plan, not from the answers: that keeps latency honest when the
+//! other side stalls. Each kind of load is a rate over time; arrivals are placed where the *integral* of the
+//! rate reaches the next whole number (even spacing) or the next sum of exponential variates (Poisson). One
+//! rule for all shapes, exact at their borders, and the same seed always gives the same arrivals.
 
 use crate::distribution::exponential;
 use crate::scenario::Spacing;
@@ -55,7 +54,7 @@ pub struct Phase {
     pub length: f64,
 }
 
-/// Where arrivals come from.
+/// The source of arrivals.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
     /// Phases, one after the other.
@@ -193,7 +192,7 @@ impl Phase {
         }
     }
 
-    /// When `x` arrivals are expected to have come: the inverse of the integral, in seconds.
+    /// The time at which `x` arrivals are expected to have come: the inverse of the integral, in seconds.
     fn when(&self, x: f64) -> f64 {
         let t = match self.shape {
             Shape::Constant(rate) => x / rate,

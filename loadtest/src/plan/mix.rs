@@ -1,8 +1,8 @@
-//! Which request comes when: the mix of a scenario, drawn by index.
+//! The mix of a scenario: the kind of each request, drawn by index.
 //!
-//! Two balancers can only be compared over the very same requests. So the kind of a request and the
-//! work that it brings follow from the seed and the request's index alone: not from what was answered
-//! before, nor from whether the run is live or simulated.
+//! Two balancers can only be compared over the very same requests. So the kind of a request and the work
+//! that it brings follow from the seed and the request's index alone: neither earlier answers nor the
+//! difference between a live run and a simulation changes them.
 
 use super::seed::derive;
 use super::{DEFAULT_CLIENT_HEADER, Plan};
@@ -20,7 +20,7 @@ pub struct Mix {
     weights: Weights,
     demands: Vec<Option<Distribution>>,
     seed: u64,
-    /// How many clients there are; 0: requests name none.
+    /// Number of clients; 0: requests name none.
     clients: u32,
     /// By kind: its client, if a header of its own names one.
     named: Vec<Option<u32>>,

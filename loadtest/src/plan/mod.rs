@@ -28,7 +28,7 @@ use timeline::Timeline;
 
 /// The header that names a client where none is given: what the proxy's documentation suggests.
 pub(crate) const DEFAULT_CLIENT_HEADER: &str = "x-client";
-/// When a request is given up where nothing is said.
+/// Default time after which a request is given up.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum number of connections of an open loop where nothing is said, and over HTTP/2.
 const DEFAULT_CONNECTIONS: [usize; 2] = [1000, 10];
@@ -38,7 +38,7 @@ const DEFAULT_CONNECTIONS: [usize; 2] = [1000, 10];
 pub struct Plan {
     /// For reports.
     pub name: String,
-    /// Where requests go, and how they are put on the wire.
+    /// The target and the protocol of requests.
     pub target: Target,
     /// Everything random follows from it.
     pub seed: u64,
@@ -50,7 +50,7 @@ pub struct Plan {
     pub threads: usize,
     /// Never sleep: less lag of the generator's own, for a whole core.
     pub busy: bool,
-    /// When requests start.
+    /// The start times of requests.
     pub load: Load,
     /// The warm-up, and the intervals that are measured.
     pub timeline: Timeline,
@@ -79,18 +79,18 @@ pub struct Plan {
 /// The clients that requests name: `client-0`, `client-1`, and so on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Clients {
-    /// How many; at least one.
+    /// Number of clients; at least one.
     pub count: u32,
-    /// Where requests name them.
+    /// The header that names them.
     pub header: HeaderName,
 }
 
-/// When requests start.
+/// The start times of requests.
 #[derive(Debug, Clone)]
 pub enum Load {
     /// At planned times.
     Open(Source),
-    /// When the last answer is there.
+    /// Each starts when the last answer is there.
     Closed,
 }
 
@@ -106,7 +106,7 @@ pub enum PlanError {
     /// A number out of its bounds.
     #[error("{what}: expected {expected}, found {found}")]
     Bounds {
-        /// Which.
+        /// The part that is wrong.
         what: String,
         /// The bounds.
         expected: String,
@@ -218,7 +218,7 @@ impl Plan {
         self.timeline.warm_up + self.measured
     }
 
-    /// Where faults begin and end, from the end of the warm-up.
+    /// Begin and end of faults, from the end of the warm-up.
     pub fn borders(&self) -> Vec<Duration> {
         self.faults.iter().flat_map(|fault| [fault.at, fault.at + fault.length]).collect()
     }

@@ -1,7 +1,7 @@
 //! Arrival times from an access log: yesterday's peak, again, against today's binary.
 //!
-//! Only times, models and paths are taken. What clients sent is not in the log, and should not be.
-//! forebay's log is written when requests end; what is replayed is when they came.
+//! Only times, models and paths are taken. Bodies are not in the log, and should not be. forebay's log is
+//! written when requests end; the replay uses the times when they came.
 
 use chrono::DateTime;
 use forebay_protocol::oip::{self, Call};
@@ -17,7 +17,7 @@ const MAX_LINE: u64 = 64 * 1024;
 /// One request of a log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Line {
-    /// When it arrived: seconds from an arbitrary but fixed moment.
+    /// Its arrival: seconds from an arbitrary but fixed moment.
     pub time: f64,
     /// The model that was asked for, if the log says so.
     pub model: Option<String>,

@@ -1,4 +1,4 @@
-//! Where requests go: a URL, taken apart once.
+//! The target of requests: a URL, taken apart once.
 
 use super::tls::{self, TlsError};
 use crate::scenario::{Protocol, Trust};
@@ -16,7 +16,7 @@ pub struct Target {
     pub address: SocketAddr,
     /// The URL's path and query, `/` if it has none.
     pub path: PathAndQuery,
-    /// How requests are put on the wire.
+    /// The protocol of requests.
     pub protocol: Protocol,
     /// Set if the URL says https.
     pub tls: Option<tls::Connector>,
@@ -85,7 +85,7 @@ impl Target {
         if self.tls.is_some() { "https" } else { "http" }
     }
 
-    /// How requests are put on the wire, in words.
+    /// The protocol of requests, in words.
     pub fn wire(&self) -> &'static str {
         match (self.protocol, self.tls.is_some()) {
             (Protocol::Http1, false) => "http/1.1",

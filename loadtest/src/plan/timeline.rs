@@ -1,4 +1,4 @@
-//! How a run is cut into a warm-up and intervals.
+//! The division of a run into a warm-up and intervals.
 
 use std::time::Duration;
 

@@ -14,9 +14,9 @@ pub(super) enum Event {
     Reach(AttemptKey),
     /// A service ends, unless it was ended or moved before.
     Served {
-        /// Where.
+        /// The endpoint.
         endpoint: usize,
-        /// Which.
+        /// The service.
         service: u32,
     },
     /// The batch that an endpoint keeps open is closed.
@@ -32,16 +32,16 @@ pub(super) enum Event {
     Check {
         /// The proxy that asked.
         proxy: usize,
-        /// Which endpoint.
+        /// The endpoint.
         endpoint: usize,
-        /// Which check.
+        /// The number of the check.
         number: u32,
     },
     /// A balancer wants to look at a request again.
     Wake {
         /// The balancer that asked.
         balancer: usize,
-        /// Which request.
+        /// The request.
         request: RequestKey,
     },
     /// A second attempt beside a slow first one is due.
@@ -60,7 +60,7 @@ pub(super) enum Event {
     ProbeAsks {
         /// The balancer that asked.
         balancer: usize,
-        /// Which endpoint.
+        /// The endpoint.
         endpoint: usize,
     },
     /// The answer to a balancer's probe reaches it.
@@ -81,7 +81,7 @@ impl Clock {
         self.planned += 1;
     }
 
-    /// When the next event happens.
+    /// Time of the next event.
     pub(super) fn next(&self) -> Option<u64> {
         self.events.peek().map(|Reverse((at, ..))| *at)
     }

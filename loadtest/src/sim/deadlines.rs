@@ -1,10 +1,11 @@
-//! Goodput where deadlines are near the service time, over a matrix of fleets, beside what could be had.
+//! Goodput where deadlines are near the service time, over a matrix of fleets, beside the best that is
+//! possible.
 //!
-//! One scenario shows one cell: 32 slots hide what a pool of one slot loses, constant services hide what
-//! random ones do. And a share of the capacity says little by itself: of exponential services a third takes
-//! longer than 1.2 means, whoever picks, and a single slot stands idle while nobody happens to wait. So
-//! each cell stands beside the best that a policy reached which knows the true distribution of services and
-//! the true state of all slots, but not the future ([`SimPolicy::Informed`]).
+//! One scenario shows one cell: 32 slots hide the losses of a pool of one slot, constant services hide those
+//! of random ones. And a share of the capacity says little by itself: of exponential services a third takes
+//! longer than 1.2 means, whichever are picked, and a single slot stands idle while the queue happens to be
+//! empty. So each cell stands beside the best result of a policy that knows the true distribution of
+//! services and the true state of all slots, but not the future ([`SimPolicy::Informed`]).
 
 use super::engine::{self, SimResult};
 use super::{SimError, SimPlan, SimPolicy};
@@ -33,8 +34,8 @@ const SERVICES: f64 = 40.0;
 const CALM: f64 = 0.5;
 const CALM_REQUESTS: f64 = 200.0;
 const CALM_SERVICES: f64 = 50.0;
-/// What the informed policy is tried with: in percent of a fresh request's chance, the least with which one
-/// is begun, and the least with which the earliest deadline goes before the best chance.
+/// Parameters of the informed policy: in percent of a fresh request's chance, the minimum with which one is
+/// begun, and the minimum with which the earliest deadline goes before the best chance.
 const FLOORS: [u8; 2] = [0, 80];
 const IN_TIME: [u8; 2] = [95, 101];
 /// A cell keeps the bar with this share of what the informed policy reached.
@@ -53,11 +54,11 @@ pub struct Cell {
     pub ratio: f64,
     /// The offered load as a share of the capacity.
     pub offered: f64,
-    /// How the proxy knows what endpoints can run at once.
+    /// The proxy's way to know the slots of endpoints.
     pub known: Known,
 }
 
-/// How a proxy knows the slots of endpoints.
+/// A proxy's way to know the slots of endpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
     /// By load reports, on each answer.
@@ -83,7 +84,7 @@ impl Known {
 /// A cell and what came of it; shares of the capacity.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Found {
-    /// Which one.
+    /// The cell.
     pub cell: Cell,
     /// Answered in time.
     pub goodput: f64,
@@ -220,7 +221,7 @@ fn measure(cell: &Cell, plan: &SimPlan) -> Found {
     }
 }
 
-/// As Markdown: the mean of each kind of cell, then all cells.
+/// The result as Markdown: the mean of each kind of cell, then all cells.
 pub fn render(found: &[Found]) -> String {
     let mut out = format!(
         "Simulated: {} cells of at least {REQUESTS} requests each, deadlines in mean services. Shares of \

@@ -113,7 +113,7 @@ pub fn all(directory: &Path) -> Result<Vec<Goal>, SimError> {
     Ok(goals)
 }
 
-/// As Markdown.
+/// The goals as Markdown.
 pub fn render(goals: &[Goal]) -> String {
     let mut out = "Simulated; the same requests for all. Times in ms where no unit stands.\n\n\
         | scenario | what | found | goal | beside it | met |\n|---|---|---|---|---|---|\n"
@@ -290,8 +290,8 @@ impl Runs<'_> {
         )
     }
 
-    /// The same of what a policy reached that knows all but the future: few slots stand idle at times, whoever
-    /// picks.
+    /// The same as a share of the result of a policy that knows everything but the future: few slots stand
+    /// idle at times under any policy.
     fn goodput_to_informed(&self, least: f64) -> Goal {
         let share = |row: &Row| {
             let overload = row.found.overload.as_ref().map(Impact::summary);

@@ -23,7 +23,7 @@ pub struct Impact {
     slices: Vec<Slice>,
     before: Latencies,
     during: Latencies,
-    /// When the last one that failed after the end was meant to start.
+    /// Intended start of the last request that failed after the end.
     last_error: Option<u64>,
 }
 

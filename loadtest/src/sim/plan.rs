@@ -49,7 +49,7 @@ pub struct SimPlan {
 /// Why a scenario can't be simulated.
 #[derive(Debug, thiserror::Error)]
 pub enum SimPlanError {
-    /// As for a live run.
+    /// An error that a live run would have as well.
     #[error(transparent)]
     Plan(#[from] PlanError),
     /// There is nothing to send requests to.
@@ -129,7 +129,7 @@ impl SimPlan {
         (begin, end.unwrap_or_else(|| nanos(self.run.length()).max(begin)))
     }
 
-    /// How many endpoints there are.
+    /// Number of endpoints.
     pub fn endpoints(&self) -> usize {
         self.groups.iter().map(|group| group.count as usize).sum()
     }
@@ -141,7 +141,7 @@ impl SimPlan {
         self.groups.iter().flat_map(each).collect()
     }
 
-    /// Does a request of this kind say when it must be answered, or does its client just leave?
+    /// Whether a request of this kind states its deadline; otherwise its client just leaves.
     pub fn states_deadline(&self, kind: usize) -> bool {
         let deadline = self.run.requests.get(kind).and_then(|request| request.deadline);
         deadline.is_some_and(|deadline| deadline < self.run.timeout)

@@ -190,7 +190,7 @@ fn name(policy: SimPolicy) -> String {
     if policy.is_forebay() { format!("**{}**", policy.name()) } else { policy.name().to_owned() }
 }
 
-/// How fast the simulation was: not part of any report, which must not depend on it.
+/// The speed of the simulation: not part of any report, which must not depend on it.
 pub fn speed(requests: u64, events: u64, took: std::time::Duration) -> String {
     format!(
         "{} requests, {} events in {}",

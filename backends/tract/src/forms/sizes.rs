@@ -42,7 +42,7 @@ fn is_cast(node: &pb::NodeProto, to: DataType) -> bool {
     node.op_type == "Cast" && node.attribute.iter().any(|a| a.name == "to" && is_to(a))
 }
 
-/// Is all that is done with these values to move them, and to make 64-bit integers of them?
+/// Whether these values are only moved, and made 64-bit integers.
 fn comes_back(graph: &pb::GraphProto, values: &[String]) -> bool {
     let mut readers: HashMap<&str, Vec<&pb::NodeProto>> = HashMap::new();
     for node in &graph.node {

@@ -130,7 +130,7 @@ fn exchange(node: &mut pb::NodeProto) {
     }
     for &place in &found {
         std::mem::swap(&mut yes[place], &mut no[place]);
-        // What is missing goes the same way as before, which has the other name now.
+        // A missing value goes the same way as before, which has the other name now.
         tracks[place] = 1 - tracks[place].clamp(0, 1);
     }
     set_integers(node, ways[0], yes);

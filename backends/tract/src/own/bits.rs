@@ -1,4 +1,4 @@
-//! Are answers the same to the last bit as they were when they were recorded?
+//! Checks that answers are the same to the last bit as when they were recorded.
 //!
 //! Our kernels may be arranged anew, but not so that a sum comes out in another order: answers that
 //! were compared with other engines', cached, or given by a replica of the last release would differ.

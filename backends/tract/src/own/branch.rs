@@ -1,8 +1,8 @@
 //! Alternatives of which one is run.
 //!
-//! tract copies the graph of the alternative, unoptimised, and plans it anew each time: a model that
-//! is wrapped in one condition runs ten times as long as without. Here each alternative is compiled
-//! once, with our kernels in it.
+//! tract copies the graph of the alternative, unoptimised, and plans it again each time: a model that is
+//! wrapped in one condition runs ten times as long as without. Here each alternative is compiled once, with
+//! the worker's kernels in it.
 
 use super::{Rewrite, rewrite};
 use crate::sound;

@@ -1,4 +1,4 @@
-//! What is done to the output of a kernel and to nothing else: it becomes steps of the kernel.
+//! Operations on the output of a kernel that no other node reads become steps of the kernel.
 
 use super::formula::Formulas;
 use super::steps::{Constant, alone, is_exact, pair, with_constant};
@@ -64,8 +64,8 @@ impl Line {
 }
 
 impl Rewrite<'_> {
-    /// Follows the output of `node`, of which `axis` holds the channels, for as long as nobody else
-    /// reads what comes of it.
+    /// Follows the output of `node`, of which `axis` holds the channels, for as long as no other node reads
+    /// the results.
     pub(super) fn follow(&self, node: &TypedNode, axis: usize) -> TractResult<Followed> {
         let outlet = OutletId::new(node.id, 0);
         let mut followed =
@@ -166,9 +166,9 @@ impl Rewrite<'_> {
         Ok(true)
     }
 
-    /// Do the rows of `other` go with those of a tensor?
+    /// Whether the rows of `other` go with those of a tensor.
     fn spreads(&self, other: OutletId, beside: &TypedFact, axis: usize) -> TractResult<bool> {
-        // What is computed later might depend on us.
+        // A value that is computed later might depend on this node.
         let fact = self.source.outlet_fact(other)?;
         let is_known = self.first.contains_key(&other)
             || self.last.contains_key(&other)
@@ -190,7 +190,7 @@ impl Rewrite<'_> {
         Ok(true)
     }
 
-    /// Takes `v * clip(scale * v + offset, low, high)`, in whatever order it is written.
+    /// Takes `v * clip(scale * v + offset, low, high)`, in any order of its factors.
     fn take_gate(&self, followed: &mut Followed) -> TractResult<bool> {
         let &[a, b] = self.readers(followed.outlet) else { return Ok(false) };
         let gate = match (self.gate(followed, a, b)?, self.gate(followed, b, a)?) {

@@ -28,8 +28,8 @@ struct Made {
 }
 
 impl Formulas<'_> {
-    /// Looks for operations that make one thing of the value and that nobody else reads; gives the
-    /// formula, the operations, and what comes of them.
+    /// Finds operations that combine the value with itself and that no other node reads; returns the
+    /// formula, the operations, and their output.
     pub(super) fn find(&self) -> TractResult<Option<(Formula, Vec<usize>, OutletId)>> {
         let open = self.rewrite.readers(self.value).to_vec();
         if open.len() < 2 || self.outputs.contains(&self.value) {

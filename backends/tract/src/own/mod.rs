@@ -98,7 +98,7 @@ pub(crate) fn source(node: &TypedNode) -> Option<Source> {
 #[derive(Clone, Copy)]
 struct Turned {
     value: Value,
-    /// Where the source has the channels.
+    /// The channels' axis in the source.
     axis: usize,
 }
 
@@ -116,9 +116,9 @@ struct Followed {
 struct Rewrite<'a> {
     source: &'a TypedModel,
     program: Lowered,
-    /// What stands for an outlet of the source, as it is there.
+    /// The value for an outlet of the source, in the same layout.
     first: HashMap<OutletId, Value>,
-    /// What stands for it with its channels moved to the end.
+    /// The value for it with its channels moved to the end.
     last: HashMap<OutletId, Turned>,
     /// Nodes of the source that a kernel before them has taken in.
     taken: HashSet<usize>,
@@ -192,7 +192,7 @@ impl Rewrite<'_> {
         }
     }
 
-    /// What stands for an outlet of the source, as it is there.
+    /// The value for an outlet of the source, in the same layout.
     fn in_first(&mut self, outlet: OutletId) -> TractResult<Value> {
         if let Some(&known) = self.first.get(&outlet) {
             return Ok(known);
@@ -216,7 +216,7 @@ impl Rewrite<'_> {
         self.push(name, Op::Constant(Arc::new(Held(constant))), Vec::new(), fact)
     }
 
-    /// What stands for an outlet of the source, with its channels moved from `axis` to the end.
+    /// The value for an outlet of the source, with its channels moved from `axis` to the end.
     fn in_last(&mut self, outlet: OutletId, axis: usize) -> TractResult<Value> {
         match self.last.get(&outlet) {
             Some(turned) if turned.axis == axis => return Ok(turned.value),
@@ -293,7 +293,7 @@ impl Rewrite<'_> {
         self.sizes(&self.source.outlet_fact(outlet)?.shape).context("expected sizes")
     }
 
-    /// What is known of what comes from an outlet, with its channels moved from `axis` to the end.
+    /// The facts about an outlet, with its channels moved from `axis` to the end.
     fn last_fact(&self, outlet: OutletId, axis: usize) -> TractResult<Fact<TDim>> {
         let mut fact = fact_of(self.source.outlet_fact(outlet)?);
         let channels = fact.shape.remove(axis);

@@ -383,7 +383,7 @@ impl EvalOp for Paired {
     }
 }
 
-/// Does one of our operations look for the greatest of several values?
+/// Whether the operation looks for the maximum of several values.
 pub(crate) fn finds_greatest(op: &dyn TypedOp) -> bool {
     op.is::<MaxPooled>()
         || op.downcast_ref::<Reduced>().is_some_and(|op| op.reduction == Reduction::Max)

@@ -17,15 +17,15 @@ use tract_onnx::tract_core::ops::einsum::EinSum;
 
 /// A product of a tensor and constant weights.
 struct Form {
-    /// Which input is the tensor; the other one holds the weights.
+    /// Number of the input that is the tensor; the other one holds the weights.
     slot: usize,
     /// Axes of the weights that are summed over, in the order in which the tensor has them.
     summed: TVec<usize>,
     /// Axes of the weights that the output has, in its order.
     kept: TVec<usize>,
-    /// Where the tensor has what is summed over.
+    /// The tensor's axis that is summed over.
     values: usize,
-    /// Where the output has what is kept.
+    /// The output's axis that is kept.
     channels: usize,
 }
 
@@ -118,7 +118,7 @@ fn form(op: &EinSum, slot: usize, x: &[usize], w: &[usize], y: &[usize]) -> Opti
     })
 }
 
-/// Where an axis stands; `None` if it stands twice in one of them.
+/// The position of an axis; `None` if it occurs twice in one of them.
 pub(super) fn places(
     axis: &Axis,
     slot: usize,

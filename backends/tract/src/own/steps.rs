@@ -114,7 +114,7 @@ pub(super) fn with_constant(op: &dyn BinMiniOp, constant: Constant, is_first: bo
     }
 }
 
-/// Is 1 / number exact, so that a product with it is the same as the division?
+/// Whether 1 / number is exact, so that a product with it is the same as the division.
 pub(super) fn is_exact(number: f32) -> bool {
     number.is_normal() && number.to_bits() << 9 == 0 && (1.0 / number).is_normal()
 }

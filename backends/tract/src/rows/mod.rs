@@ -67,7 +67,7 @@ pub(crate) fn prove(graph: impl Fn(usize) -> TractResult<TypedModel>) -> Result<
                 Rows::Along { .. } => {
                     return Err(mixing("does not give one row of the output for each row".into()));
                 }
-                // Whatever a part of the rows is cut from it, it is the same.
+                // Any part of the rows cut from it is the same.
                 Rows::Fixed(value) => {
                     let is_same = shape.first() == Some(&rows.to_dim())
                         && value.is_some_and(|value| shape::block(&value, 0, 1, rows).is_some());
@@ -97,7 +97,7 @@ pub(crate) fn prove(graph: impl Fn(usize) -> TractResult<TypedModel>) -> Result<
 /// One walk along a graph.
 struct Walk {
     rows: usize,
-    /// What must be the same for each number of rows: a digest by node.
+    /// The facts that must be the same for each number of rows: a digest by node.
     told: Vec<(String, u64)>,
     /// Of nested graphs.
     depth: usize,
@@ -209,7 +209,7 @@ impl Walk {
     }
 }
 
-/// What a node makes of constants.
+/// The output of a node for constants.
 fn fixed(node: &TypedNode, inputs: &[Rows], is_small: bool) -> Vec<Rows> {
     let unknown = vec![Rows::Fixed(None); node.outputs.len()];
     let value = |input: &Rows| match input {

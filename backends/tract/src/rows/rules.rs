@@ -167,7 +167,7 @@ impl Visit<'_> {
         Ok(Rows::Along { axis, block })
     }
 
-    /// Does an input fit beside rows that it has, if any, along this axis?
+    /// Whether an input fits beside rows that it has, if any, along this axis.
     fn fits(
         &mut self,
         slot: usize,

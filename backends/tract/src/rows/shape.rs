@@ -7,7 +7,7 @@ use tract_onnx::tract_core::ops::array::{MultiBroadcastTo, Slice};
 use tract_onnx::tract_core::ops::logic::IfThenElse;
 use tract_onnx::tract_core::ops::scan::Scan;
 
-/// Does its description hold sizes of tensors, or other graphs? Those are compared by themselves.
+/// Whether its description holds sizes of tensors, or other graphs. Those are compared by themselves.
 pub(super) fn has_sizes(node: &TypedNode, inputs: &[Rows]) -> bool {
     let is_along_rows =
         |op: &Slice| matches!(inputs.first(), Some(Rows::Along { axis, .. }) if *axis == op.axis);
@@ -69,8 +69,8 @@ impl Visit<'_> {
         }
     }
 
-    /// Where rows along the axis `axis` of the dimensions `from` of the input are among `to` of the
-    /// output, both in the same order of elements.
+    /// The position of rows along the axis `axis` of the dimensions `from` of the input among `to` of the
+    /// output, if both have the same order of elements.
     fn reshaped(
         &self,
         axis: usize,

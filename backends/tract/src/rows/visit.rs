@@ -1,10 +1,10 @@
-//! Where the rows of a batch are in a tensor, and an operator with what is known of its inputs.
+//! The position of a batch's rows in a tensor, and an operator with the facts about its inputs.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use tract_onnx::prelude::*;
 
-/// Where the rows of the request are in a tensor.
+/// The position of the request's rows in a tensor.
 #[derive(Debug, Clone)]
 pub(super) enum Rows {
     /// It depends on no input. Its value, if it is known.

@@ -1,5 +1,5 @@
-//! The greater and the lesser of two values, none of which hides what is no number; shifts by any
-//! number of bits; and divisions of integers that tell what they can't divide by.
+//! The maximum and the minimum of two values, neither of which hides NaN; shifts by any number of bits; and
+//! divisions of integers that report a divisor of zero.
 
 use super::places::Asked;
 use tract_onnx::prelude::tract_ndarray::Zip;

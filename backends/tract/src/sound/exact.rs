@@ -1,5 +1,5 @@
-//! Puts operators that let through what is no number in the place of those that hide it, and those that
-//! look at the values that they are led by in the place of those that do not.
+//! Replaces operators that hide NaN by ones that do not, and operators that use values as positions
+//! unchecked by ones that check them.
 
 use super::bounds::{Bound, Power, Quotient, Shift};
 use super::nan::{Cell, Extreme, NotHiding};

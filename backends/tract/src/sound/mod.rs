@@ -1,16 +1,15 @@
 //! Rewrites of tract's that keep what a graph computes.
 //!
-//! tract rewrites a graph before it runs it, and some of its rewrites are wrong for some graphs: a
-//! step is pulled through a softmax that mixes the axis, a broadcast along a contracted axis is
-//! dropped, a table of 256 values stands for a softmax. Here tract's own passes run, but each
-//! operator is asked for a rewrite only where that rewrite is known to be right. Nothing is lost
-//! elsewhere, so that plans are as fast as before. What is kept from running and why is listed in
-//! `backends/tract/README.md`.
+//! tract rewrites a graph before it runs it, and some of its rewrites are wrong for some graphs: a step is
+//! pulled through a softmax that mixes the axis, a broadcast along a contracted axis is dropped, a table of
+//! 256 values stands for a softmax. Here tract's own passes run, but each operator is asked for a rewrite
+//! only where that rewrite is known to be right. Nothing is lost elsewhere, so that plans are as fast as
+//! before. `backends/tract/README.md` lists the rewrites that do not run, with the reasons.
 //!
-//! Some kernels of tract's give a number where the answer is none (NaN): `exact` puts others in their
-//! place. Modules: `exact`, `values` (functions of single values), `bounds` (the greater and the
-//! lesser of two, and others of two values), `nan` (around kernels that look for an extreme), `order`
-//! (where an extreme stands), `places` (operators that go where values say).
+//! Some kernels of tract's give a number where the answer is NaN: `exact` replaces them. Modules: `exact`,
+//! `values` (functions of single values), `bounds` (maximum and minimum of two values, and other functions
+//! of two), `nan` (around kernels that look for an extreme), `order` (the position of an extreme), `places`
+//! (operators that use values as positions).
 
 mod bounds;
 mod exact;
@@ -51,13 +50,13 @@ const GROWTH_AT_LEAST: usize = 1000;
 /// Operators behind a division that are looked at.
 const MAX_FOLLOWED: usize = 16;
 
-/// As `TypedModel::into_decluttered`.
+/// Like `TypedModel::into_decluttered`.
 pub(crate) fn declutter(mut model: TypedModel) -> TractResult<TypedModel> {
     bounded(guarded(Optimizer::declutter()), &model).optimize(&mut model)?;
     Ok(model)
 }
 
-/// As `TypedModel::optimize`, for a graph that is decluttered.
+/// Like `TypedModel::optimize`, for a decluttered graph.
 pub(crate) fn optimize(mut model: TypedModel) -> TractResult<TypedModel> {
     prepare(&mut model)?;
     bounded(guarded(Optimizer::codegen()), &model).optimize(&mut model)?;
@@ -163,15 +162,15 @@ impl TypedPass for Guarded {
     }
 }
 
-/// Is the rewrite that a node asks for right in this graph?
+/// Whether the rewrite that a node asks for is right in this graph.
 fn is_sound(model: &TypedModel, node: &TypedNode) -> TractResult<bool> {
     if let Some(op) = node.op_as::<Downsample>() {
-        // Pulled through whatever stands before it: through operators that mix the axis, and
-        // through convolutions whose padding depends on the stride.
+        // Otherwise pulled through any node before it: through operators that mix the axis, and through
+        // convolutions whose padding depends on the stride.
         return Ok(op.stride == 1);
     }
     if node.op_is::<DequantizeLinearF32>() {
-        // Makes a table of all that stands before the next quantisation, whatever it is.
+        // Makes a table of all nodes before the next quantisation.
         return Ok(false);
     }
     if let Some(op) = node.op_as::<EinSum>() {
@@ -192,7 +191,7 @@ fn is_sound(model: &TypedModel, node: &TypedNode) -> TractResult<bool> {
     }
     let is_float = node.outputs.iter().all(|output| output.fact.datum_type.is_float());
     if is_binary::<Mul>(node) && is_float {
-        // Zero times infinity, or times what is no number, is no number.
+        // Zero times infinity, or times NaN, is NaN.
         return Ok(!node.inputs.iter().any(|input| is_uniform(model, *input, 0.0)));
     }
     if is_binary::<Rem>(node) {
@@ -243,7 +242,7 @@ fn broadcasts_are_sound(model: &TypedModel, node: &TypedNode, op: &EinSum) -> Tr
     Ok(true)
 }
 
-/// Does a function with steps read what comes of a node, itself or after it was moved about?
+/// Whether a function with steps reads the output of a node, directly or after it was moved about.
 fn meets_step(model: &TypedModel, node: &TypedNode) -> bool {
     let mut open: Vec<InletId> = node.outputs[0].successors.to_vec();
     let mut followed = 0;

@@ -1,8 +1,8 @@
-//! Around a kernel of ours that looks for the greatest of several values, and in place of tract's.
+//! Wraps a kernel that looks for the maximum of several values, and replaces tract's.
 //!
-//! Such a kernel skips what is no number, or forgets it again. Where the input has one, the kernel is
-//! run a second time over marks, ones where there is none and zeros elsewhere, which tells the outputs
-//! that have seen one. Otherwise this costs one look at the input.
+//! Such a kernel skips NaN, or forgets it again. Where the input has one, the kernel is run a second time
+//! over marks, ones where there is NaN and zeros elsewhere, which shows the outputs that have seen one.
+//! Otherwise this costs one pass over the input.
 
 use super::bounds::Bound;
 use forebay_kernels::rows;

@@ -1,9 +1,8 @@
-//! The greatest and the least values of an axis, in the order that ONNX Runtime has for what is no
-//! number.
+//! The maximum and minimum of an axis, in ONNX Runtime's order of NaN.
 //!
-//! tract sorts by a comparison that is no order where a value is no number, and takes the least finite
-//! number for the least of all. Here what is no number is greater than all others in `TopK`, and is
-//! passed over by `ArgMax` and `ArgMin` unless it stands first.
+//! tract sorts by a comparison that is no order where a value is NaN, and takes the lowest finite number for
+//! the minimum of all. Here NaN is greater than all others in `TopK`, and is passed over by `ArgMax` and
+//! `ArgMin` unless it comes first.
 
 use std::cmp::Ordering;
 use tract_onnx::prelude::*;
@@ -76,13 +75,13 @@ fn top<T: Datum + Copy + PartialOrd>(
     Ok(tvec!(found.into_tvalue(), Tensor::from_shape(&shape, &places)?.into_tvalue()))
 }
 
-/// By value; what is no number is greater than all.
+/// By value; NaN is greater than all.
 #[allow(clippy::eq_op, reason = "what is no number differs from itself")]
 fn with_nan<T: PartialOrd + Copy>(a: T, b: T) -> Ordering {
     a.partial_cmp(&b).unwrap_or_else(|| (a != a).cmp(&(b != b)))
 }
 
-/// Where the greatest or the least value of an axis stands.
+/// The position of the maximum or the minimum of an axis.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Where {
     axis: usize,
@@ -92,7 +91,7 @@ pub(super) struct Where {
 }
 
 impl Where {
-    /// What stands for a reduction, if it is one of these.
+    /// The replacement of a reduction, if it is one of these.
     pub(super) fn of(reduce: &Reduce) -> Option<Self> {
         let (is_greatest, is_last) = match reduce.reducer {
             Reducer::ArgMax(is_last) => (true, is_last),

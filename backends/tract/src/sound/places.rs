@@ -85,7 +85,7 @@ impl Asked {
     }
 }
 
-/// What takes the place of a node, if its operator goes where values say.
+/// The replacement of a node, if its operator uses values as positions.
 pub(super) fn checked(model: &TypedModel, node: &TypedNode) -> Option<Box<dyn TypedOp>> {
     let (places, slots): (_, &[usize]) = if let Some(op) = node.op_as::<Gather>() {
         (Places::Entries { axis: op.axis }, &[1])
@@ -121,9 +121,9 @@ enum Places {
     Elements { axis: usize },
     /// The last axis holds a place along several axes.
     Points { batch_dims: usize },
-    /// As many of the greatest or the least.
+    /// This many of the greatest or the least.
     Count { axis: usize },
-    /// Where ones stand between zeros; those that lie outside stand nowhere.
+    /// The positions of ones between zeros; positions outside mark nothing.
     Marks,
     /// The most boxes of a class.
     Boxes,
@@ -141,7 +141,7 @@ struct Checked {
 
 impl Checked {
     fn entries(&self, data: &Tensor, axis: usize, indices: TValue) -> TractResult<TValue> {
-        // What is packed for a product knows its size, and takes no place below zero.
+        // Packed weights know their size, and take no position below zero.
         let (size, is_packed) = if let Some(packed) = data.storage_as::<PackedMatrixStorage>() {
             (packed.value().mn(), true)
         } else if data.storage_as::<BlockQuantStorage>().is_some() {
@@ -222,7 +222,7 @@ impl Checked {
         };
         let [start, end, step] = [number(&inputs[0])?, number(&inputs[1])?, number(&inputs[2])?];
         let steps = ((end - start) / step).ceil();
-        // What is no number is no count of steps.
+        // NaN is not a count of steps.
         if step == 0.0 || steps.is_nan() || steps > MAX_STEPS {
             let expected = format!("a range of at most {MAX_STEPS} values");
             let found = format!("{start} to {end} in steps of {step}");

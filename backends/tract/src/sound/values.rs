@@ -1,4 +1,4 @@
-//! Functions of single values, exact at both ends and for what is no number.
+//! Functions of single values, exact at both ends and for NaN.
 
 use forebay_kernels::steps::{self, Step};
 use tract_onnx::prelude::*;

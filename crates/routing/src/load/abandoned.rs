@@ -16,7 +16,8 @@ const MAX_KNOWN: usize = 32;
 /// See above. Relaxed atomics: of two that are given up at the same moment one may be lost.
 #[derive(Debug, Default)]
 pub(super) struct Abandoned {
-    /// When the last of them is likely done, in nanoseconds on the clock of [`Time`]; 0: there was none.
+    /// Time at which the last of them is likely done, in nanoseconds on the clock of [`Time`]; 0: there was
+    /// none.
     last: AtomicU64,
     /// The same for each.
     each: OnceLock<Box<[AtomicU64; MAX_KNOWN]>>,
@@ -32,7 +33,7 @@ impl Abandoned {
         self.last.fetch_max(until.nanos(), Relaxed);
     }
 
-    /// How many are likely there at `now`, in nanoseconds on the clock of [`Time`].
+    /// Number of them that are likely there at `now`, in nanoseconds on the clock of [`Time`].
     #[inline]
     pub(super) fn count(&self, now: u64) -> u32 {
         if self.last.load(Relaxed) <= now {

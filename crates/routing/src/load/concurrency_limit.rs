@@ -1,15 +1,16 @@
-//! Concurrency limit: how many requests an endpoint can run at once, learnt where no report states it.
+//! Concurrency limit: the number of requests that an endpoint can run at once, learnt where no report states
+//! it.
 //!
-//! Without a limit everything is sent at once, and what an endpoint can't run waits there, where it can
-//! neither go elsewhere nor be refused in time. What it can run shows in its latency by the number of
-//! requests that are there: constant up to its slots, beyond them in proportion to the number, because
-//! then the rate of answers stays as it is (Little's law). So the slots are the least latency times the
-//! highest rate: the bandwidth-delay product that BBR keeps in flight (Cardwell et al., "BBR:
+//! Without a limit every request is sent at once, and those that an endpoint can't run wait there, where
+//! they can neither go elsewhere nor be refused in time. The limit shows in latency by the number of
+//! requests that are there: it is constant up to the slots, and beyond them in proportion to the number,
+//! because then the rate of answers stays the same (Little's law). So the slots are the least latency times
+//! the highest rate: the bandwidth-delay product that BBR keeps in flight (Cardwell et al., "BBR:
 //! Congestion-Based Congestion Control", 2016). Nothing is limited before the latency has doubled.
 //!
-//! What is known of numbers that don't come up any more may be out of date. That is mended by what is
-//! heard of others: too high a limit brings news of the buckets above, too low a limit of those below, and
-//! [the limit](crate::queue::bind::limit) leaves room for more than is known.
+//! Samples for numbers that no longer occur may be out of date. Samples of others correct them: too high a
+//! limit brings samples of the buckets above, too low a limit of those below, and [the
+//! limit](crate::queue::bind::limit) leaves room for more than is known.
 
 use crate::Time;
 use crate::float::Float;
@@ -21,19 +22,19 @@ const BUCKETS: usize = 26;
 /// Answers that the mean of a bucket is made of, at most, and below which it is not believed.
 const MAX_SAMPLES: f32 = 100.0;
 const MIN_SAMPLES: f32 = 30.0;
-/// What the latency must have grown by for the endpoint to be full.
+/// Growth of the latency at which the endpoint counts as full.
 const FULL_FACTOR: f32 = 2.0;
-/// How far one bucket may be off what another says: more than their means are off by chance.
+/// Factor by which one bucket may contradict another: more than their means differ by chance.
 const MAX_CONTRADICTION: f32 = 1.6;
-/// How far they may be off to be taken for the same.
+/// Factor within which two buckets count as equal.
 const MAX_ALIKE_FACTOR: f32 = 1.25;
-/// Of so many answers one has the limit computed anew.
+/// One answer in this many renews the limit.
 const RENEWAL_PERIOD: u32 = 8;
 /// A deadline is tight that leaves less than so many times the least that requests take.
 const TIGHT_FACTOR: f32 = 5.0;
-/// How much longer one that is late is taken to need, at least, than it was waited for.
+/// Minimum factor by which a late request is taken to need longer than it was waited for.
 const LATE_FACTOR: f32 = 1.1;
-/// So many are there at least where many are late because they are many.
+/// Minimum number of requests there for which lateness counts as a flood.
 const MIN_FLOOD: u32 = 16;
 /// Evidence that requests wait for each other at which it is believed where nothing is known of slots: odds of
 /// twenty. An answer after a common time speaks against it by so much, and none for it by more than one that is so
@@ -58,11 +59,11 @@ pub(crate) struct ConcurrencyLimit {
     /// 0: not known.
     slots: AtomicU32,
     answers: AtomicU32,
-    /// As the logarithm of the odds: before slots are known, that requests wait for each other; then, that one
-    /// more finds a slot.
+    /// Logarithm of the odds: before slots are known, that requests wait for each other; then, that one more
+    /// finds a slot.
     evidence: Float,
-    /// When the last request ended that counted for that, in nanoseconds on the clock of [`Time`]; once slots
-    /// are known, one that was one more than those.
+    /// End of the last request that counted for that, in nanoseconds on the clock of [`Time`]; once slots
+    /// are known, of one that exceeded them by one.
     weighed_at: AtomicU64,
 }
 
@@ -109,7 +110,7 @@ impl Summary {
 }
 
 impl ConcurrencyLimit {
-    /// What the endpoint can run at once, as far as is known.
+    /// Number of requests that the endpoint can run at once, as far as is known.
     #[inline]
     pub(crate) fn slots(&self) -> Option<u32> {
         Some(self.slots.load(Relaxed)).filter(|slots| *slots > 0)
@@ -177,16 +178,16 @@ impl ConcurrencyLimit {
         Time::new(Duration::from_nanos(self.weighed_at.load(Relaxed)))
     }
 
-    /// May one more be sent than is known to run at once, to find out whether it does?
+    /// Whether one more may be sent than is known to run at once, to find out whether it does.
     pub(crate) fn is_probe_due(&self, service: f64, now: Time) -> bool {
         let since = now.since(self.weighed_at());
         self.slots()
             .is_some_and(|slots| since.as_secs_f64() * f64::from(slots) >= PROBE_PERIOD * service)
     }
 
-    /// Takes in that nobody waits any more, after so many seconds, for the answer to a request that was
-    /// one of so many there when it came. A flood may leave no answer in time to learn from. One that
-    /// hangs is no flood, nor are a few that came when nobody knew how long it takes.
+    /// Records that a client stopped waiting, after this many seconds, for a request that was one of `there`
+    /// when it came. A flood may leave no answer in time to learn from. One request that hangs is no flood,
+    /// nor are a few that came before the service time was known.
     pub(crate) fn learn_late(&self, there: u32, waited: f32) {
         let half = there / 2;
         if let Some(summary) = self.summary()
@@ -208,9 +209,9 @@ impl ConcurrencyLimit {
         }
     }
 
-    /// Where deadlines are tight no answer is ever seen to take twice as long. What is late beside others
-    /// would have been in time alone, so it counts for what a full endpoint takes; and where most are late,
-    /// more of them would take longer in proportion.
+    /// Where deadlines are tight no answer is ever seen to take twice as long. A request that is late beside
+    /// others would have been in time alone, so it counts as a sample of a full endpoint; and where most are
+    /// late, more of them would take longer in proportion.
     fn learn_tight(&self, there: u32, waited: f32, summary: Summary) {
         self.learn(there, waited.max(summary.least * FULL_FACTOR) * LATE_FACTOR);
         let Some((took, rate)) = self.buckets[bucket(there)].mean() else { return };
@@ -273,8 +274,8 @@ impl Bucket {
         self.took.draw(took.max(MIN_SECONDS), 1.0 / count);
     }
 
-    /// What requests took on average, in seconds, and how many were answered in a second, if there were
-    /// enough of them.
+    /// Mean latency of requests in seconds, and the rate of answers per second, if there were enough of
+    /// them.
     fn mean(&self) -> Option<(f32, f32)> {
         let took = self.took.get();
         (self.count.get() >= MIN_SAMPLES).then(|| (took, self.there.get() / took))

@@ -1,7 +1,7 @@
-//! What a request would cost at an endpoint, by what is known of its load.
+//! The cost of a request at an endpoint, from the estimate of its load.
 //!
-//! The number that pick compares. It has to be right on average and honest about what it can't see: how
-//! many others are there at this moment, and how fast an endpoint is that has hardly answered.
+//! Pick compares this number. It has to be right on average and honest about its uncertainty: the number of
+//! others' requests at this moment, and the speed of an endpoint that has hardly answered.
 
 use super::estimate::LoadEstimate;
 use super::{Load, SCATTER_SHARE, UNKNOWN, fading, float, nanos, seconds};
@@ -10,8 +10,8 @@ use crate::float::narrow;
 use crate::sync::Ordering::Relaxed;
 use std::time::Duration;
 
-/// Seconds in which the endpoint's own word on its speed loses half its worth: one slow answer must not
-/// keep it out of use for ever.
+/// Half-life, in seconds, of the endpoint's own report of its speed: one slow answer must not keep it out of
+/// use forever.
 const REPORTED_HALF_LIFE: f32 = 10.0;
 /// Worth of the endpoint's own word on its speed, in answers: it decides where we know nothing. More
 /// would be worse: all proxies hear the same word, and would all follow its errors.
@@ -68,7 +68,7 @@ impl Load {
         LoadEstimate { ours: float(self.in_flight()), others, variance, slots, service }
     }
 
-    /// What others have there now, and how wrong that may be.
+    /// The requests that others have there now, and the error of that estimate.
     #[inline]
     fn others_at(&self, now: u64, ttl: u64, service: f32) -> (f32, f32) {
         let at = self.reported_at.load(Relaxed);

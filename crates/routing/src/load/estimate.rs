@@ -1,8 +1,8 @@
 //! An estimate of the load at one endpoint, and what a request takes beside it.
 
-/// What waiting costs beside the time that it takes: who waits keeps others waiting who come later.
+/// The cost of waiting beside its time: a request that waits keeps later ones waiting.
 const QUEUE_COST_FACTOR: f32 = 1.3;
-/// What a full house costs, as a share of the service time: the fuller one of two endpoints is not
+/// The cost of a full endpoint, as a share of the service time: the fuller one of two endpoints is not
 /// preferred because it seems a little faster, which may be noise.
 const IN_FLIGHT_COST_SHARE: f32 = 0.7;
 /// Our own requests stand for so many of each of the others': who sees what we see acts as we do.
@@ -24,8 +24,8 @@ impl LoadEstimate {
         Self { others: 0.0, variance: 0.0, ..self }
     }
 
-    /// How many wait before a request when it comes, where what others have there is not a number but
-    /// a guess: the mean of what is above zero of a normal distribution, within 10%.
+    /// Number of requests that wait before a new one, where others' requests are not a number but an
+    /// estimate: the mean of the part above zero of a normal distribution, within 10%.
     #[inline]
     pub(super) fn queue(&self) -> f32 {
         let queue = self.ours + self.others + 1.0 - self.slots;

@@ -18,14 +18,14 @@ const MAX_PAUSE: f32 = 0.2;
 const MAX_PENALTY_SHARE: f64 = 0.01;
 
 impl Load {
-    /// May a request be sent there to learn how it is? Not while one of ours is there, nor as long as
-    /// its failures count for anything: it may be dead, and the request may be a second attempt.
+    /// Whether a request may be sent there to explore it. Not while a request of this proxy is there, nor as
+    /// long as its failures count: it may be dead, and the request may be a second attempt.
     pub(crate) fn may_explore(&self, now: u64) -> bool {
         let service = f64::from(self.service_time.mean().0);
         self.in_flight() == 0 && self.penalty_at(now) <= service * MAX_PENALTY_SHARE
     }
 
-    /// Is hardly anything known of its speed, or do the last answers hint that it got faster?
+    /// Whether hardly anything is known of its speed, or the last answers hint that it got faster.
     pub(crate) fn is_unsure(&self) -> bool {
         self.service_time.mean().1 < MIN_ANSWERS || self.service_time.is_promising()
     }

@@ -1,11 +1,11 @@
-//! What is known of one endpoint's load.
+//! The estimate of one endpoint's load.
 //!
-//! Two sources disagree by nature: what we sent is exact but ours alone, and what the endpoint
-//! reports covers everyone but is old when it arrives. Trusting either alone herds or blinds. So
-//! requests in flight are counted here exactly, by a guard that cannot leak, and reports are used for
-//! the rest only: what *others* have there. Of that the last report is believed for a fraction of a
-//! service time, after which it says no more than the mean of all reports; how far reports scatter
-//! says how wrong the mean may be at a given moment.
+//! Two sources disagree by nature: the proxy's own count is exact but covers only its own requests, and the
+//! endpoint's report covers all requests but is old when it arrives. Trusting either alone herds or blinds.
+//! So requests in flight are counted here exactly, by a guard that cannot leak, and reports are used for the
+//! rest only: the requests of *others* there. Of that the last report is trusted for a fraction of a service
+//! time, after which it says no more than the mean of all reports; the scatter of reports gives the error of
+//! the mean at a given moment.
 //!
 //! All fields are relaxed atomics: a torn read mixes two reports of the same endpoint, milliseconds
 //! apart, and costs no more than reading a moment later.
@@ -30,8 +30,8 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// Seconds in which what was learnt of an endpoint's speed loses half its worth while no answer
-/// confirms it: one slow answer must not keep it out of use for ever.
+/// Half-life, in seconds, of the knowledge of an endpoint's speed while no answer confirms it: one slow
+/// answer must not keep it out of use forever.
 const ANSWER_HALF_LIFE: f32 = 10.0;
 /// Seconds in which a peak of the response time fades to a half: 10 s of decay, as Finagle has it.
 const PEAK_HALF_LIFE: f32 = 7.0;
@@ -57,27 +57,27 @@ const HOLD_SHARE: f64 = 0.5;
 /// No sample yet.
 const UNKNOWN: u64 = u64::MAX;
 
-/// What an endpoint said of itself, as far as picking needs it. Counts are requests.
+/// A report of an endpoint, as far as picking needs it. Counts are requests.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Report {
     /// Executing and queued, from all senders.
     pub in_flight: Option<u32>,
     /// Queued only.
     pub queue: Option<u32>,
-    /// What it can run at once.
+    /// Number of requests that it can run at once.
     pub slots: Option<u32>,
-    /// What it runs as one, if it joins requests.
+    /// Number of requests that it runs as one batch, if it joins requests.
     pub batch: Option<u32>,
     /// Its own mean service time.
     pub service_time: Option<Duration>,
-    /// How many that we still count it had finished already: the request whose answer bears the
-    /// report.
+    /// Number of requests that this proxy still counts and that it had finished already: the request whose
+    /// answer bears the report.
     pub answered: u32,
 }
 
-/// The load of one endpoint. Shared by everyone who picks; never locked.
+/// The load of one endpoint. Shared by all picks; never locked.
 ///
-/// What a pick reads comes first and fills a line of the cache.
+/// The fields that a pick reads come first and fill a cache line.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Load {
@@ -113,13 +113,13 @@ pub struct Load {
     memory: OnceLock<Arc<PickMemory>>,
     /// Of the pool that it serves, however large that is.
     pool: OnceLock<Arc<PickMemory>>,
-    /// Where nobody states slots.
+    /// Used where neither report nor configuration states slots.
     concurrency_limit: OnceLock<Box<ConcurrencyLimit>>,
 }
 
 impl Load {
-    /// Nothing sent, nothing reported; `slots` is assumed until a report says otherwise. 0: nobody
-    /// knows how much it can take, so it takes whatever comes.
+    /// Nothing sent, nothing reported; `slots` is assumed until a report says otherwise. 0: unknown, so the
+    /// endpoint takes every request.
     pub fn new(slots: u32) -> Self {
         Self {
             in_flight: AtomicU32::new(0),
@@ -161,37 +161,37 @@ impl Load {
         self.in_flight.load(Relaxed)
     }
 
-    /// What the endpoint can run at once; 1 if nobody knows.
+    /// Number of requests that the endpoint can run at once; 1 if unknown.
     #[inline]
     pub fn slots(&self) -> u32 {
         self.known_slots().unwrap_or(1)
     }
 
-    /// What the endpoint can run at once, as stated or learnt.
+    /// Number of requests that the endpoint can run at once, as stated or learnt.
     #[inline]
     pub fn known_slots(&self) -> Option<u32> {
         self.stated_slots().or_else(|| self.learnt_slots())
     }
 
-    /// What the endpoint can run at once, as it reports or the configuration says.
+    /// Number of requests that the endpoint can run at once, as reported or configured.
     #[inline]
     pub fn stated_slots(&self) -> Option<u32> {
         let stated = [&self.slots, &self.assumed_slots].map(|slots| slots.load(Relaxed));
         stated.into_iter().find(|slots| *slots > 0)
     }
 
-    /// What the endpoint can run at once by the look of its latencies.
+    /// Number of requests that the endpoint can run at once, as learnt from latencies.
     #[inline]
     pub fn learnt_slots(&self) -> Option<u32> {
         self.concurrency_limit.get()?.slots()
     }
 
-    /// Does the endpoint say that it runs several requests as one?
+    /// Whether the endpoint reports that it runs several requests as one.
     pub fn joins(&self) -> bool {
         self.batch.load(Relaxed) > 1
     }
 
-    /// What is assumed until a report says otherwise, as a reload may change it.
+    /// Sets the slots that are assumed until a report says otherwise, as a reload may change them.
     pub fn assume_slots(&self, slots: u32) {
         self.assumed_slots.store(slots, Relaxed);
     }
@@ -206,7 +206,7 @@ impl Load {
         self.reported_at().map(|_| self.reported_queue.load(Relaxed))
     }
 
-    /// When the last report arrived.
+    /// Arrival of the last report.
     pub fn reported_at(&self) -> Option<Time> {
         let at = self.reported_at.load(Relaxed);
         (at != UNKNOWN).then(|| Time::new(Duration::from_nanos(at)))
@@ -282,9 +282,8 @@ impl Load {
         self.peak.get() * fading(seconds(now, self.answered_at.load(Relaxed)), PEAK_HALF_LIFE)
     }
 
-    /// How far service times are from their mean on average, in seconds; 0 if not known. It is what
-    /// a promise about one request must allow for: of an exponential distribution with mean 1 it is
-    /// 0.74, of a constant 0.
+    /// Mean deviation of service times from their mean, in seconds; 0 if unknown. A promise about one
+    /// request must allow for it: of an exponential distribution with mean 1 it is 0.74, of a constant 0.
     pub fn deviation_seconds(&self) -> f64 {
         f64::from(self.change.deviation())
     }
@@ -341,7 +340,7 @@ impl Load {
         // However few answers there were: a mean that is too little lets nothing be answered any more that
         // would put it right.
         let Some(memory) = self.pool.get().filter(|_| mean > 0.0) else { return };
-        // Beside others it may have waited for them, where nobody knows how much runs at once.
+        // Beside others it may have waited for them, where the number that runs at once is unknown.
         if others > 0 && self.known_slots().is_none() {
             return;
         }
@@ -363,7 +362,8 @@ impl Load {
             .then(|| 1.0 - narrow(memory.odds.within(f64::from(took.as_secs_f32() / mean))))
     }
 
-    /// May a request that finds so many there find out whether one more runs at once than was learnt?
+    /// Whether a request that finds `there` others may find out whether one more runs at once than was
+    /// learnt.
     pub(crate) fn may_probe(&self, there: u32, now: Time) -> bool {
         let Some(concurrency_limit) = self.concurrency_limit.get() else { return false };
         self.stated_slots().is_none()
@@ -373,12 +373,12 @@ impl Load {
                 .is_some_and(|service| concurrency_limit.is_probe_due(service, now))
     }
 
-    /// Nobody waits any more, at `now`, for a request that was sent so long before and found `others` of ours
-    /// there; what runs goes on.
+    /// Records that a client stopped waiting at `now` for a request that was sent `after` before and found
+    /// `others` of this proxy there; running requests go on.
     fn abandon(&self, after: Duration, others: u32, now: Time) {
         let (Some(memory), Some(mean)) = (self.pool.get(), self.service_seconds()) else { return };
         let there = others.saturating_add(self.abandoned.count(now.nanos()));
-        // What waits there is dropped by most servers when its connection ends.
+        // Most servers drop a waiting request when its connection ends.
         if !memory.odds.is_known() || self.known_slots().is_some_and(|slots| there >= slots) {
             return;
         }
@@ -389,24 +389,24 @@ impl Load {
         self.abandoned.add(now + left);
     }
 
-    /// Requests that are there though nobody waits for them any more, as far as is known.
+    /// Requests that are still there although their clients have left, as far as is known.
     pub(crate) fn abandoned(&self, now: Time) -> u32 {
         self.abandoned.count(now.nanos())
     }
 
-    /// Ratios are of the time that passed until the answer was here, not of what is left of it without
-    /// the requests of others: how many those are is a guess, and where it is wrong the mean is. A deadline
-    /// is met in the time that really passes, and so the odds put right what the mean has wrong.
+    /// Ratios are of the time that passed until the answer was here, not of the part of it without others'
+    /// requests: their number is an estimate, and where it is wrong the mean is. A deadline is met in the
+    /// time that really passes, and so the odds correct the errors of the mean.
     ///
-    /// What comes behind others says less of how long services take, but better that than nothing.
+    /// A request behind others shows less about service times, but more than nothing.
     fn learn_odds(&self, memory: &PickMemory, ratio: f32, estimate: &LoadEstimate) {
         if estimate.queue() < 0.5 || !memory.odds.is_known() {
             memory.odds.learn(ratio);
         }
     }
 
-    /// The endpoint as a request found it that was sent beside so many `others` of ours. Nothing is known to
-    /// wait where nobody knows how much runs at once: until latency has doubled, all of it does.
+    /// The endpoint as a request found it that was sent beside `others` of this proxy. Where the number that
+    /// runs at once is unknown, none is taken to wait: until latency has doubled, all of them run.
     fn estimate_for(&self, others: u32) -> LoadEstimate {
         LoadEstimate {
             ours: float(others),
@@ -441,7 +441,7 @@ impl Load {
         self.service_time.mean().1 * self.freshness(now)
     }
 
-    /// What is left of what was learnt: halved with every [`ANSWER_HALF_LIFE`] without an answer.
+    /// The remaining weight of what was learnt: halved with every [`ANSWER_HALF_LIFE`] without an answer.
     #[inline]
     fn freshness(&self, now: u64) -> f32 {
         fading(seconds(now, self.answered_at.load(Relaxed)), ANSWER_HALF_LIFE)
@@ -493,7 +493,7 @@ impl InFlight {
         self.load.freed(now);
     }
 
-    /// Takes in that nobody waits for the answer any more at `now`, `after` the request was sent.
+    /// Records that the client stopped waiting at `now`, `after` the request was sent.
     pub fn cut_short(&self, after: Duration, now: Time) {
         self.load.cut_short(after, self.others, now);
         self.load.abandon(after, self.others, now);

@@ -1,4 +1,4 @@
-//! How long an endpoint takes for one request, learnt from its answers.
+//! The time that an endpoint takes for one request, learnt from its answers.
 //!
 //! A mean over few answers is noise, and noise is expensive: of two equal endpoints the one that
 //! seems 20% faster gets the queue. A mean over many answers is late: an endpoint whose neighbour
@@ -66,7 +66,7 @@ impl ServiceTime {
         self.faster.get() > PROMISING_EVIDENCE
     }
 
-    /// What is known is worth so many answers from now on, at most.
+    /// Limits the weight of what is known to this many answers from now on.
     pub(crate) fn forget(&self, samples: f32) {
         self.samples.set(self.samples.get().min(samples));
     }
@@ -112,7 +112,7 @@ impl ServiceTime {
 }
 
 impl ChangeDetector {
-    /// How far from the mean answers are, on average.
+    /// Mean deviation of answers from the mean.
     pub(crate) fn deviation(&self) -> f32 {
         self.deviation.get()
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// Up to this many endpoints are all looked at.
 pub const FULL_SCAN: usize = 8;
-/// How many are looked at in a larger pool, and how many of them just became free.
+/// Number of endpoints that are considered in a larger pool, and the number of those that just became free.
 const SAMPLE_SIZE: usize = 6;
 const MAX_RECENT: usize = 3;
 /// Most endpoints that are looked at for one decision: one that has just become free comes on top.
@@ -29,7 +29,7 @@ const UNKNOWN_SERVICE: f64 = 0.001;
 
 /// Something that can be picked.
 pub trait Candidate {
-    /// What is known of its load.
+    /// The estimate of its load.
     fn load(&self) -> &Load;
 }
 
@@ -39,7 +39,7 @@ impl<C: Candidate + ?Sized> Candidate for Arc<C> {
     }
 }
 
-/// What a pick needs to know beside the endpoints.
+/// The facts that a pick needs beside the endpoints.
 #[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
     /// The time of the pick.
@@ -110,7 +110,7 @@ impl Sample {
         std::hint::black_box(loads.fold(0, |all, load| all ^ load.in_flight()));
     }
 
-    /// What is to be expected of one that has not answered yet, in seconds.
+    /// The expected service time of an endpoint that has not answered yet, in seconds.
     pub(crate) fn new_endpoint_service<C: Candidate>(
         &self,
         endpoints: &[C],
@@ -125,7 +125,7 @@ impl Sample {
         &self.indices[..self.len]
     }
 
-    /// What each of them costs.
+    /// The cost of each.
     pub(crate) fn costs<C: Candidate>(
         &self,
         endpoints: &[C],

@@ -1,4 +1,4 @@
-//! Which endpoint gets the next request.
+//! Picks the endpoint for the next request.
 //!
 //! Policies differ in what they know. [`Policy::Adaptive`], the default, sends a request where it is
 //! expected to finish first; the others are what people know from elsewhere, kept as baselines in the
@@ -20,7 +20,7 @@ use policies::{
     Choose, Field, LeastCost, LeastInFlight, PeakEwma, Random, RoundRobin, Sticky, Weighted,
 };
 
-/// How a pool chooses.
+/// The policy of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Policy {
     /// The endpoint where the request is expected to finish first, with what it costs others to wait

@@ -10,7 +10,7 @@ const MAX_LOAD_FACTOR: f64 = 1.25;
 /// Endpoints from whose counts that mean is taken.
 const MAX_POLLED: usize = 8;
 
-/// What a policy chooses from.
+/// The candidates of a policy.
 pub(super) struct Field<'a, C, X> {
     pub(super) endpoints: &'a [C],
     pub(super) excluded: &'a X,
@@ -50,7 +50,7 @@ impl<C: Candidate, X: Fn(&C) -> bool> Field<'_, C, X> {
     }
 }
 
-/// Where a request is expected to finish first.
+/// The endpoint where a request is expected to finish first.
 pub(super) struct LeastCost {
     /// With what it costs others to wait behind it.
     pub adaptive: bool,
@@ -135,7 +135,7 @@ impl Choose for Weighted {
             let load = field.load(*index);
             let is_fresh = |at| field.context.now.since(at) <= field.context.report_ttl;
             let fresh = load.reported_at().is_some_and(is_fresh);
-            // Who says nothing has at least what we sent beyond its slots.
+            // An endpoint without reports has at least the requests of this proxy beyond its slots.
             let ours = load.in_flight().saturating_sub(load.slots());
             let queue = load.reported_queue().filter(|_| fresh).unwrap_or(ours);
             f64::from(load.slots()) / (1.0 + f64::from(queue))
@@ -177,8 +177,8 @@ impl Choose for Random {
     }
 }
 
-/// The same endpoint for the same key, with bounded loads. What has no key goes where it is expected to
-/// finish first.
+/// The same endpoint for the same key, with bounded loads. A request without a key goes where it is expected
+/// to finish first.
 pub(super) struct Sticky;
 
 impl Choose for Sticky {

@@ -30,7 +30,7 @@ pub struct PickMemory {
     first: Float,
     /// Cost as the bits of an `f32`, which order as the numbers do, and index in the pool.
     recent: [AtomicU64; MAX_RECENT],
-    /// How service times are distributed.
+    /// The distribution of service times.
     pub(crate) odds: Odds,
 }
 
@@ -65,8 +65,8 @@ impl PickMemory {
         self.first.draw(seconds, weight);
     }
 
-    /// What is to be expected of an endpoint that has not answered yet, in seconds. Not the best: where
-    /// most are strangers, every request would go to one, and a third of them may be slow.
+    /// The expected service time of an endpoint that has not answered yet, in seconds. Not the best one:
+    /// where most are unknown, every request would go to one, and a third of them may be slow.
     pub(crate) fn first_answer_seconds(&self) -> Option<f64> {
         let first = self.first.get();
         (first > 0.0).then_some(f64::from(first))

@@ -4,9 +4,9 @@
 //! comes or goes, and with it every cache. In a circle on which each endpoint has many points, only
 //! the keys of that endpoint move.
 
-/// Points of one endpoint, at most: shares are then within some 10% of each other. In large pools it has
-/// fewer, so that the circle stays small enough to be made anew whenever an endpoint comes or goes;
-/// the bound on loads evens out what is uneven then.
+/// Maximum number of points of one endpoint: shares are then within some 10% of each other. In large pools
+/// it has fewer, so that the circle stays small enough to be rebuilt whenever an endpoint comes or goes; the
+/// bound on loads evens out the rest.
 const MAX_POINTS: usize = 128;
 const MIN_POINTS: usize = 8;
 const MAX_RING_POINTS: usize = 65_536;

@@ -28,11 +28,11 @@ pub(super) struct Forebay {
     /// Of those in rotation, if the policy needs it.
     ring: Ring,
     rng: Rng,
-    /// When anything last happened here.
+    /// Time of the last event here.
     now: u64,
     /// Requests that wait, and where each was sent already.
     queue: FairQueue<(RequestKey, Vec<u32>)>,
-    /// What is known of each model.
+    /// Statistics of each model.
     models: Arc<ModelStats>,
     /// No second attempt is made sooner; `None`: none is made at all.
     min_hedge_delay: Option<Duration>,

@@ -1,8 +1,8 @@
-//! A bound on goodput under deadlines: a policy that knows all but the future.
+//! A bound on goodput under deadlines: a policy that knows everything but the future.
 //!
-//! An oracle that knows how long each service takes begins the short ones only, which no proxy can do. This
-//! one knows what a proxy could know at best: the distribution of services, and at every moment which slots
-//! are busy, also with what nobody waits for any more. It never refuses, keeps one queue before all
+//! An oracle that knows the duration of each service begins the short ones only, which no proxy can do. This
+//! policy knows what a proxy could know at best: the distribution of services, and at every moment which
+//! slots are busy, including those with abandoned work. It never refuses, keeps one queue before all
 //! endpoints, and begins no request whose chance has fallen too far.
 
 use super::{Balancer, Decision, Done, RequestView, bind};
@@ -83,7 +83,7 @@ impl Informed {
             .map(|(at, _)| at)
     }
 
-    /// Who goes next.
+    /// The next request.
     fn next(&self, now: u64) -> Option<usize> {
         let chances = self.waiting.iter().map(|it| (it, self.chance(it.deadline, now)));
         let in_time = chances
@@ -107,9 +107,9 @@ impl Informed {
             self.coming[endpoint].push_back(now + self.one_way);
             bind(taken.request, Some(endpoint), out);
         }
-        // Nobody tells when a slot frees that has worked for nobody.
+        // No report tells when a slot frees whose client had left.
         let frees = fleet.endpoints.iter().filter_map(|it| it.next_end(now)).min();
-        // What gets there at this very moment is counted twice at worst, so that is looked at again.
+        // A request that arrives at this very moment is counted twice at worst, so that is checked again.
         let unsure = self.coming.iter().any(|coming| coming.front() == Some(&now));
         let frees = if unsure { Some(now + 1) } else { frees };
         if let (Some(last), Some(at)) = (self.waiting.last(), frees)

@@ -29,11 +29,11 @@ pub struct RequestView<'a> {
     pub key: u64,
     /// Its client, for the fairness of queues.
     pub client: u32,
-    /// How urgent it is: 0 is the most urgent class.
+    /// Its class: 0 is the most urgent.
     pub class: u8,
     /// The number of the model that it asks for.
     pub model: u64,
-    /// When it is given up, in nanoseconds on the virtual clock.
+    /// Time at which it is given up, in nanoseconds on the virtual clock.
     pub deadline: u64,
     /// Service time at speed 1, in nanoseconds. For oracles only.
     pub demand: u64,
@@ -48,13 +48,13 @@ pub struct RequestView<'a> {
 pub struct Done {
     /// Its request.
     pub request: RequestKey,
-    /// Where it was sent.
+    /// The endpoint that it was sent to.
     pub endpoint: usize,
     /// Nanoseconds on the virtual clock.
     pub now: u64,
     /// Nanoseconds since it was sent.
     pub took: u64,
-    /// How it ended, as far as that speaks of the endpoint.
+    /// Its end, as evidence about the endpoint.
     pub blame: Blame,
 }
 
@@ -63,28 +63,28 @@ pub struct Done {
 pub enum Decision {
     /// The request goes to this endpoint now.
     Bind {
-        /// Which request.
+        /// The request.
         request: RequestKey,
-        /// Which endpoint.
+        /// The endpoint.
         endpoint: usize,
     },
     /// The request is refused.
     Refuse {
-        /// Which request.
+        /// The request.
         request: RequestKey,
         /// Why.
         reason: Reason,
     },
     /// Ask again about this request at that time, if it is not over by then.
     Wake {
-        /// Which request.
+        /// The request.
         request: RequestKey,
         /// Nanoseconds on the virtual clock.
         at: u64,
     },
     /// Ask this endpoint how it is.
     Probe {
-        /// Which endpoint.
+        /// The endpoint.
         endpoint: usize,
     },
 }
@@ -102,7 +102,7 @@ pub trait Balancer {
     /// The time has come at which the balancer wanted to look at this request again.
     fn wake(&mut self, _ask: &RequestView<'_>, _fleet: &Fleet, _out: &mut Vec<Decision>) {}
 
-    /// How long an attempt of this request, just bound, may take until a second one is worth its cost.
+    /// Time that an attempt of this request, just bound, may take until a second one is worth its cost.
     fn hedge_after(&self, _request: RequestKey) -> Option<Duration> {
         None
     }

@@ -31,7 +31,7 @@ pub enum SimPolicy {
     Informed {
         /// With less than that a request is not begun.
         floor: u8,
-        /// Who has as much goes in order of deadlines.
+        /// Requests with equal values go in order of deadlines.
         in_time: u8,
     },
 }

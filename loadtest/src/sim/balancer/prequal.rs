@@ -59,7 +59,7 @@ impl Prequal {
             .find(|endpoint| usable(ask, *endpoint))
     }
 
-    /// How often a new probe may be used: as in the paper, rounded up or down by chance.
+    /// Number of times that a new probe may be used: as in the paper, rounded up or down at random.
     fn uses(&mut self) -> u32 {
         let n = float(self.endpoints as u64);
         let gain = (1.0 - float(POOL as u64) / n) * float(PROBES as u64) - REMOVED;

@@ -1,8 +1,8 @@
 //! The attempts of a request, decided on by the code that the proxy runs.
 //!
-//! [`forebay_routing::attempt`] is told what happens on the virtual clock instead of on sockets. All that is
-//! simulated is an inference that the proxy holds in memory, so it may be sent again whatever becomes of the
-//! attempt before.
+//! [`forebay_routing::attempt`] gets events of the virtual clock instead of sockets. All simulated requests
+//! are inferences that the proxy holds in memory, so they may be sent again after any end of the attempt
+//! before.
 
 use super::decisions::{Sent, Why};
 use super::flow::view_of;

@@ -1,4 +1,4 @@
-//! What is remembered of a request's attempts, to decide on them.
+//! State for the decisions on a request's attempts.
 
 use crate::sim::keys::AttemptKey;
 use crate::sim::plan::SimPlan;
@@ -25,7 +25,7 @@ impl RefusalCause for Why {
     }
 }
 
-/// What decides on the attempts of a request of this kind that came at this moment.
+/// The decisions on the attempts of a request of this kind that came at this moment.
 pub(super) fn decisions(plan: &SimPlan, kind: usize, intended: u64) -> Attempts<Why> {
     let in_all = plan.timeouts[kind].0;
     Attempts::new(Terms {
@@ -41,11 +41,11 @@ pub(super) fn decisions(plan: &SimPlan, kind: usize, intended: u64) -> Attempts<
 pub(super) struct Sent {
     /// Its name.
     pub key: AttemptKey,
-    /// Where.
+    /// The endpoint.
     pub endpoint: usize,
-    /// When.
+    /// Time of sending.
     pub at: u64,
-    /// How often the endpoint had answered then.
+    /// Number of the endpoint's answers by then.
     pub heard: u32,
 }
 

@@ -24,7 +24,7 @@ impl Engine<'_> {
         self.collect(number);
     }
 
-    /// Has a balancer look at a request again that is under way.
+    /// Makes a balancer check a request again that is under way.
     pub(super) fn wake(&mut self, number: usize, key: RequestKey) {
         let Some(request) = self.requests.get(key) else { return };
         let ask = view_of(self.plan, &self.proxies, self.now, (key, request));

@@ -61,7 +61,7 @@ struct Engine<'a> {
     expiries: Vec<VecDeque<(u64, RequestKey)>>,
     /// Decisions that are still to be carried out at this moment.
     decisions: VecDeque<Decision>,
-    /// Where a balancer writes its decisions.
+    /// The buffer for a balancer's decisions.
     outbox: Vec<Decision>,
     /// Attempts that just ended.
     ended: Vec<AttemptKey>,
@@ -78,7 +78,7 @@ struct Request {
     /// One of [`KEYS`], by chance.
     key: u64,
     proxy: usize,
-    /// What decides on its attempts.
+    /// The decisions on its attempts.
     decisions: Attempts<Why>,
     /// Endpoints that it was sent to.
     tried: Vec<u32>,
@@ -87,7 +87,7 @@ struct Request {
     running: Vec<AttemptKey>,
     /// Errors that attempts were answered with.
     errors: Vec<(usize, Reason)>,
-    /// When a second attempt is due beside the present one.
+    /// Time at which a second attempt is due beside the current one.
     hedge_at: Option<u64>,
 }
 
@@ -167,7 +167,7 @@ impl<'a> Engine<'a> {
         true
     }
 
-    /// When the next request is given up, and of which kind it is.
+    /// Time at which the next request is given up, and its kind.
     fn next_expiry(&mut self) -> (u64, usize) {
         let mut next = (u64::MAX, 0);
         for (kind, expiries) in self.expiries.iter_mut().enumerate() {

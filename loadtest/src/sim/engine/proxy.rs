@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// The state of one proxy beside its balancer.
 pub(super) struct Proxy {
-    /// What is sent again.
+    /// The conditions of retries.
     pub policy: RetryPolicy,
     /// Pays for attempts after failures.
     pub budget: RetryBudget,
@@ -31,19 +31,19 @@ pub(super) struct Check {
     pub last: u64,
 }
 
-/// What requests met at the endpoints, and what is held against those.
+/// Outcomes of requests at the endpoints, and the endpoints' ejection histories.
 struct Outliers {
     rules: Ejection,
     detector: OutlierDetector,
     counts: Vec<OutcomeCounts>,
     histories: Vec<EjectionHistory>,
-    /// What their probes say, and that and the rest together.
+    /// The health by probes, and the overall health.
     probed: Vec<Health>,
     healths: Vec<Health>,
     /// Whether outcomes call for a look.
     is_called: bool,
-    /// When the present window began, and whether any endpoint is out: without that, nothing is to be seen
-    /// before its end.
+    /// Begin of the current window, and whether any endpoint is out: without that, a check before its end
+    /// finds nothing.
     window_began: Time,
     any_out: bool,
 }
@@ -96,17 +96,17 @@ impl Proxy {
         }
     }
 
-    /// How often an endpoint has answered: a number to compare with a later one.
+    /// Number of an endpoint's answers, to compare with a later one.
     pub(super) fn answers(&self, endpoint: usize) -> u32 {
         self.outliers.counts[endpoint].answers()
     }
 
-    /// Are endpoints ever ejected?
+    /// Whether endpoints are ever ejected.
     pub(super) fn ejects(&self) -> bool {
         self.outliers.rules.is_on()
     }
 
-    /// Does what requests met call for a look at once?
+    /// Whether outcomes call for a check at once.
     pub(super) fn is_called(&mut self) -> bool {
         std::mem::take(&mut self.outliers.is_called)
     }
@@ -121,7 +121,7 @@ impl Proxy {
         }
     }
 
-    /// Is anything to be seen by looking for outliers?
+    /// Whether a check for outliers can find anything.
     pub(super) fn is_worth_a_look(&self, now: Time) -> bool {
         let Outliers { rules, window_began, any_out, .. } = &self.outliers;
         *any_out || now.since(*window_began) >= rules.interval

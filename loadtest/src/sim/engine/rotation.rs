@@ -1,4 +1,4 @@
-//! When a proxy looks for outliers, and what comes of it for its balancer.
+//! A proxy's checks for outliers, and their effect on its balancer.
 
 use super::Engine;
 use crate::sim::clock::Event;
@@ -6,7 +6,7 @@ use crate::units::nanos;
 use forebay_routing::Time;
 use std::time::Duration;
 
-/// How often a proxy looks for outliers if nothing calls for it.
+/// Interval of checks for outliers if no outcome calls for one.
 const OUTLIER_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Engine<'_> {

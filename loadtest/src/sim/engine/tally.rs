@@ -25,7 +25,7 @@ pub struct SimResult {
     pub late: u64,
     /// Second attempts beside slow first ones.
     pub hedges: u64,
-    /// How often a proxy took an endpoint out of rotation.
+    /// Number of times that a proxy took an endpoint out of rotation.
     pub taken_out: u64,
     /// Events on the virtual clock.
     pub events: u64,

@@ -8,7 +8,7 @@ use crate::plan::{Load, Plan};
 pub(super) struct Workload {
     mix: Mix,
     arrivals: Arrivals,
-    /// When the next request comes.
+    /// Time of the next request.
     next: Option<u64>,
     /// Its number.
     index: u64,
@@ -23,7 +23,7 @@ impl Workload {
         Self { mix: Mix::new(run), next: arrivals.next(), arrivals, index: 0 }
     }
 
-    /// When the next request comes, in nanoseconds; `None` after the last one.
+    /// Time of the next request, in nanoseconds; `None` after the last one.
     pub(super) fn next(&self) -> Option<u64> {
         self.next
     }

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 const MAX_SAMPLES: usize = 64;
 const NEAREST_SAMPLES: usize = 9;
 
-/// How long the last ones took in nanoseconds, and how many others each had found.
+/// Durations of the last requests in nanoseconds, and the number of others that each had found.
 #[derive(Debug, Default)]
 pub(super) struct Latencies(VecDeque<(usize, u64)>);
 

@@ -46,7 +46,8 @@ pub struct Endpoint {
     /// Number of the last service that was started.
     started: u32,
     mean: Option<f64>,
-    /// When each slot will be free of all that was sent: exact, as only [`Self::finish`] may know it.
+    /// Time at which each slot will be free of all that was sent: exact, as only [`Self::finish`] may know
+    /// it.
     free: BinaryHeap<Reverse<u64>>,
     latencies: Latencies,
 }
@@ -54,7 +55,7 @@ pub struct Endpoint {
 /// The answer to a probe.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Probed {
-    /// Which endpoint.
+    /// The endpoint.
     pub endpoint: usize,
     /// Requests there.
     pub in_flight: usize,
@@ -151,7 +152,7 @@ impl Endpoint {
         self.slots * self.batch.map_or(1, |batch| batch.max_size as usize)
     }
 
-    /// How many times as long as usual its services take.
+    /// Factor by which its services take longer than usual.
     pub fn slowness(&self) -> f64 {
         self.slow * self.factor
     }
@@ -161,7 +162,7 @@ impl Endpoint {
         self.running.iter().map(|service| service.members.len()).sum::<usize>() + self.waiting.len()
     }
 
-    /// When the first of its services after `now` ends. No proxy can know that.
+    /// The end of the first of its services after `now`. No proxy can know that.
     pub(super) fn next_end(&self, now: u64) -> Option<u64> {
         self.running.iter().map(|service| service.end).filter(|end| *end > now).min()
     }
@@ -176,8 +177,8 @@ impl Endpoint {
         self.sinkhole
     }
 
-    /// When a request with this `demand` that gets here at `at` will have been served, if services
-    /// are not batched. No proxy can know that; oracles do.
+    /// The time at which a request with this `demand` that arrives at `at` will have been served, if
+    /// services are not batched. No proxy can know that; oracles do.
     pub fn finish(&self, at: u64, demand: u64) -> u64 {
         if !self.up {
             return u64::MAX;
