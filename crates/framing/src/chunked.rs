@@ -73,7 +73,7 @@ impl Chunks {
     /// Goes over `bytes`; says how many of them belong to the body.
     ///
     /// # Errors
-    /// What was expected instead, in words.
+    /// The expected element, in words.
     pub fn scan(&mut self, bytes: &[u8]) -> Result<usize, &'static str> {
         let mut seen = 0;
         while seen < bytes.len() && self.at != At::Done {

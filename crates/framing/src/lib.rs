@@ -1,4 +1,4 @@
-//! Where a message ends.
+//! The framing of messages: finds where each one ends.
 //!
 //! Requests are smuggled, and addresses are forged, where two readers of the same bytes disagree on where a
 //! message ends. Everything that draws such a line for the proxy is here, free of sockets, so that it can be
@@ -17,7 +17,7 @@ use std::borrow::Cow;
 pub struct Violation {
     /// The reason with which it is refused.
     pub reason: Reason,
-    /// What was expected and what was found.
+    /// The expected and the found value.
     pub message: Cow<'static, str>,
 }
 

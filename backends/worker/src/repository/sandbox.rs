@@ -148,8 +148,8 @@ impl Sandbox {
         });
         if is_own_fault {
             LoadError::Bad(format!(
-                "it broke the process that it was tried in ({status}{words}), which may take \
-                 {memory} bytes of memory (load_memory) and {limit:?} of processor time"
+                "its first load ended the process of its own ({status}{words}), which may take {memory} \
+                 bytes of memory (load_memory) and {limit:?} of processor time"
             ))
         } else {
             let text =
