@@ -1,7 +1,7 @@
-//! `forebay drain` and `forebay undrain`: a word to the admin listener of a running proxy.
+//! `forebay drain` and `forebay undrain`: commands to the admin listener of a running proxy.
 //!
-//! What an operator types while something is wrong must need no documentation of paths, and a script
-//! must be able to wait until an endpoint has nothing left to do before it stops it.
+//! A command that is typed during an incident must need no documentation of paths, and a script must be
+//! able to wait until an endpoint has no request left before it stops it.
 
 use anyhow::{Context, Result, bail};
 use forebay_protocol::oip::encoded;

@@ -1,9 +1,8 @@
 //! The attempts of an HTTP request, however it is forwarded.
 //!
-//! What is held, what is streamed and what is piped come to the same questions: may it be sent again, may
-//! a variant stand in, whose fault was it? [`forebay_routing::attempt`] answers them. Here it is told what
-//! happens, in the terms of requests and endpoints, and what follows is noted in the request, the metrics
-//! and the log.
+//! Buffered, streamed and piped requests raise the same questions: may it be sent again, may a variant stand
+//! in, whose fault was it? [`forebay_routing::attempt`] answers them. This module reports events to it, in the
+//! terms of requests and endpoints, and records the results in the request, the metrics and the log.
 
 use crate::clock;
 use crate::http::balance::balance;

@@ -1,19 +1,18 @@
 //! Whether what the configuration promises can be served by the endpoints that are there.
 //!
-//! Whoever balances over several proxies takes one out that is not ready, and all of them see the same
-//! endpoints. So a pool that nobody needs must not take the service down with it: the canary that has no
-//! endpoint while the stable variant answers, the small model that only stands in, a pool that no route
-//! names. But a proxy that refuses every request of a route must say so. Hence: a route is ready if its
-//! requests can be answered, by a variant or by what stands in for it; a listener at Layer 4 if its pool
-//! has an endpoint; the proxy if all of them are. A pool that is missed although all are is named: what
-//! can be answered is one failure away from what can't.
+//! A load balancer in front takes out a proxy that is not ready, and all proxies see the same endpoints. So a
+//! pool that is not needed must not take the service down with it: the canary that has no endpoint while the
+//! stable variant answers, the small model that only stands in, a pool that no route names. But a proxy that
+//! refuses every request of a route must report it. Hence a route is ready if its requests can be answered,
+//! by a variant or by a fallback; a listener at Layer 4 if its pool has an endpoint; the proxy if all of them
+//! are. A pool that is missing although all are ready is named: the service is one failure away from refusing.
 
 use super::{Pool, Snapshot};
 use crate::config::{Pattern, Protocol, Route, Variant};
 use std::fmt;
 use std::sync::Arc;
 
-/// What can't be answered, and what is answered without a pool that should be there.
+/// The routes and listeners that can't be answered, and the missing pools of those that can.
 #[derive(Debug)]
 pub struct Readiness<'a> {
     /// Routes whose requests no pool can answer.

@@ -113,7 +113,7 @@ async fn what_is_no_socket_of_ours_is_closed_with_a_word() {
     let (mut end, pipe) = std::io::pipe().unwrap();
     let proxy = Proxy::start_on(&[&theirs, &socket, &pipe], &text).await;
     drop((theirs, pipe));
-    // They end when nobody holds the other side.
+    // They end when the other side is closed everywhere.
     let ended = tokio::task::spawn_blocking(move || {
         [ours.read_to_end(&mut Vec::new()).unwrap(), end.read_to_end(&mut Vec::new()).unwrap()]
     });

@@ -20,7 +20,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 pub const INFER: &str = "/v2/models/m/infer";
-/// What clients ask for.
+/// The name that clients ask for.
 pub const NAME: &str = "models.example.org";
 pub static V13: [&SupportedProtocolVersion; 1] = [&version::TLS13];
 pub static V12: [&SupportedProtocolVersion; 1] = [&version::TLS12];
@@ -81,7 +81,7 @@ fn pem(what: &str, der: &[u8]) -> String {
     format!("-----BEGIN {what}-----\n{text}\n-----END {what}-----\n")
 }
 
-/// What a client believes, shows and speaks.
+/// The trust, certificate and protocols of a client.
 #[derive(Clone)]
 pub struct Client {
     roots: RootCertStore,

@@ -1,4 +1,4 @@
-//! Whatever a body is like, it arrives whole or is refused in words.
+//! Every body arrives completely or is refused with a message.
 
 use crate::client::{self, post, raw};
 use crate::endpoint::{Behaviour, Endpoint, echo};

@@ -36,7 +36,7 @@ async fn ask(stream: &mut TcpStream, request: &[u8]) -> String {
     said(stream).await
 }
 
-/// What comes next; nothing at the end of the connection.
+/// The next bytes; empty at the end of the connection.
 async fn said(stream: &mut TcpStream) -> String {
     let mut buffer = vec![0; 16 * 1024];
     let read = timeout(PATIENCE, stream.read(&mut buffer)).await.expect("nothing is said");

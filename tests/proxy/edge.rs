@@ -1,5 +1,5 @@
-//! What is not a request by the letter is refused in words, counted and logged, and the connection
-//! is closed; what is one arrives, however it is cut and whatever follows it.
+//! A request that breaks the standard is refused with a message, counted and logged, and its connection is
+//! closed; a valid one arrives, however it is cut and with any bytes behind it.
 
 use crate::client::{post, raw};
 use crate::endpoint::{Behaviour, Endpoint, echo};
@@ -218,7 +218,7 @@ async fn a_head_that_does_not_come_is_refused_in_time_on_every_request() {
             refused(&answer, 408, "request_timeout");
         }
     }
-    // Who says nothing at all gets no answer to a question that it did not ask.
+    // A silent client gets no answer to a question that it did not ask.
     let (answer, closed) = raw(proxy.address, b"", PATIENCE).await;
     assert!(answer.is_empty() && closed, "{answer}");
 }

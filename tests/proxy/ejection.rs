@@ -21,7 +21,7 @@ fn addresses(endpoints: &[Endpoint]) -> Vec<SocketAddr> {
     endpoints.iter().map(|endpoint| endpoint.address).collect()
 }
 
-/// What `/status` says of an endpoint.
+/// The entry of an endpoint in `/status`.
 async fn seen(proxy: &Proxy, endpoint: &Endpoint) -> serde_json::Value {
     let all = proxy.endpoints().await;
     all.into_iter().find(|e| e["address"] == endpoint.address.to_string()).unwrap()
@@ -180,7 +180,7 @@ async fn with_too_few_left_those_that_are_out_are_used_again() {
     assert_eq!(post(proxy.address, INFER, "x").await.status, 200);
 }
 
-/// How many of some requests, one after the other, each of two endpoints gets.
+/// The number of some requests, sent one after the other, that each of two endpoints gets.
 async fn shares(proxy: &Proxy, all: &[Endpoint], requests: usize) -> [usize; 2] {
     let served = || [all[0].served(), all[1].served()];
     let before = served();

@@ -10,12 +10,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
-/// What the model `slow` takes where it is [`Behaviour::Paced`].
+/// The time of the model `slow` under [`Behaviour::Paced`].
 pub const SLOW: Duration = Duration::from_secs(1);
 /// Time that each request takes of an endpoint that serves one after the other.
 pub const ITS_TURN: Duration = Duration::from_millis(3);
 
-/// What an endpoint does with an inference. Probes are always answered well.
+/// The behaviour of an endpoint towards inferences. Probes are always answered well.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Behaviour {
     /// Answers with the length and a checksum of what it got.
@@ -48,7 +48,7 @@ pub enum Behaviour {
     Gated,
 }
 
-/// What it does now, and what holds answers back.
+/// Its current behaviour, and the gate that holds answers back.
 struct Gate {
     behaviour: Mutex<Behaviour>,
     open: Semaphore,
@@ -118,7 +118,7 @@ impl Drop for Endpoint {
     }
 }
 
-/// What `Echo` answers to a body.
+/// The answer of `Echo` to a body.
 pub fn echo(body: &[u8]) -> String {
     let sum = body.iter().fold(7_u64, |sum, b| sum.wrapping_mul(31).wrapping_add(u64::from(*b)));
     format!("{{\"length\":{},\"sum\":{sum}}}", body.len())

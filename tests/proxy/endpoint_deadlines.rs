@@ -139,7 +139,7 @@ async fn a_stream_of_events_may_last_as_long_as_it_moves() {
     assert!(answer.contains("data: 00") && closed, "{answer}");
     assert_eq!(proxy.next_line()["reason"], "deadline_exceeded");
 
-    // What a client asks for is meant in all.
+    // The client's deadline is for the whole answer.
     let request = format!("GET {EVENTS} HTTP/1.1\r\nhost: x\r\nx-request-deadline: 200\r\n\r\n");
     let (answer, closed) = raw(proxy.address, request.as_bytes(), PATIENCE).await;
     assert!(closed && answer.matches("data: ").count() < EVENTS_COUNT, "{answer}");

@@ -27,7 +27,7 @@ async fn send(address: SocketAddr, path: &str) -> Result<Response, Failed> {
     crate::client::send(address, request.unwrap()).await
 }
 
-/// Is the connection still open?
+/// Whether the connection is still open.
 async fn is_open(stream: &mut TcpStream) -> bool {
     let read = tokio::time::timeout(Duration::from_millis(1), stream.read(&mut [0])).await;
     read.is_err()

@@ -19,7 +19,7 @@ fn config(large: SocketAddr, small: SocketAddr, large_more: &str, fallback: &str
     )
 }
 
-/// An address where nobody listens.
+/// An address without a listener.
 fn nobody() -> SocketAddr {
     std::net::TcpListener::bind(anywhere()).unwrap().local_addr().unwrap()
 }
@@ -65,7 +65,7 @@ async fn a_queue_that_is_full_is_a_reason_too_and_an_answer_is_none() {
         (first.header("x-forebay-variant"), first.header("x-forebay-degraded")),
         ("large", "")
     );
-    // What an endpoint says of the request is an answer, whoever might say something else.
+    // An endpoint's verdict on the request is an answer, whatever another one might say.
     large.becomes(Behaviour::Missing);
     let answer = post(address, "/v2/models/m/infer", "3").await;
     assert_eq!((answer.status.as_u16(), answer.header("x-forebay-degraded")), (404, ""));

@@ -1,4 +1,4 @@
-//! What clients see when endpoints fail: nothing, as long as anyone can answer.
+//! Clients see nothing of failing endpoints, as long as one can answer.
 
 use crate::client::{Load, get, post, post_with};
 use crate::endpoint::{Behaviour, Endpoint, echo};
@@ -384,7 +384,7 @@ fn worker_pids(proxy: &Proxy) -> Vec<rustix::process::Pid> {
 
 #[tokio::test]
 async fn nothing_is_sent_before_an_endpoint_is_ready() {
-    // A port where nobody listens yet.
+    // A port without a listener so far.
     let reserved = std::net::TcpListener::bind(anywhere()).unwrap();
     let address = reserved.local_addr().unwrap();
     drop(reserved);

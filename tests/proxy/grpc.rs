@@ -106,7 +106,7 @@ async fn refusals_are_spoken_in_grpc() {
     let line = proxy.next_line();
     assert_eq!((&line["status"], &line["grpc_status"]), (&200.into(), &14.into()));
     assert_eq!(line["reason"], "no_endpoint");
-    // What is streamed is refused alike.
+    // Streamed calls are refused alike.
     let path = format!("{SERVICE}/ModelMetadata");
     let ended = call(proxy.address, &path, &pb::ModelMetadataRequest::default()).await;
     ended.refused(Code::Unavailable, "no_endpoint", "no endpoint");
@@ -388,7 +388,7 @@ async fn a_pool_may_be_asked_in_http2() {
     assert_eq!(call(proxy.address, INFER, &arith(1.0)).await.code(), Code::Ok);
 }
 
-/// What a fake endpoint does with a call. Probes are always answered well.
+/// The behaviour of a fake endpoint towards calls. Probes are always answered well.
 #[derive(Clone, Copy)]
 enum Behaviour {
     /// An empty message, and a load report in the trailers.

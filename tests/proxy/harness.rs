@@ -1,4 +1,4 @@
-//! Starts programs, learns where they listen, and ends them whatever happens.
+//! Starts programs, learns their addresses, and ends them in any case.
 
 use crate::client;
 use command_fds::{CommandFdExt, FdMapping};
@@ -179,7 +179,7 @@ impl Proxy {
         serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}"))
     }
 
-    /// What it wrote to standard error so far.
+    /// Its standard error so far.
     pub fn messages(&self) -> String {
         self.messages.lock().unwrap().join("\n")
     }

@@ -30,7 +30,7 @@ async fn hedges(proxy: &Proxy, outcome: &str) -> f64 {
 async fn a_request_that_takes_too_long_is_answered_by_another_and_the_first_is_dropped() {
     let stuck = Endpoint::start(Behaviour::Echo).await;
     let well = Endpoint::start(Behaviour::Echo).await;
-    // What nobody answers any more is over sooner than this test gives up.
+    // An abandoned request is over sooner than this test gives up.
     let proxy = Proxy::in_front_of(&[stuck.address, well.address], 2, HEDGE).await;
     learn(&proxy).await;
     stuck.becomes(Behaviour::Silent);

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-/// What an endpoint at Layer 4 does with a connection.
+/// The behaviour of an endpoint at Layer 4.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Plain {
     /// Says its address and a line end at once, then gives back what it gets, and ends when the
@@ -120,7 +120,7 @@ async fn refused(address: SocketAddr) {
     assert!(rest(&mut stream).await.is_err(), "a failure must not look like an empty answer");
 }
 
-/// How a connection ends for its client: `Ok` with what came last, or an error.
+/// The end of a connection for its client: `Ok` with the last bytes, or an error.
 async fn rest(stream: &mut TcpStream) -> std::io::Result<String> {
     let mut text = String::new();
     timeout(PATIENCE, stream.read_to_string(&mut text)).await.unwrap().map(|_| text)

@@ -1,4 +1,4 @@
-//! Is the endpoint gone, or is it busy? What is told by answers, by probes and by the kernel.
+//! Tells an endpoint that is gone from a busy one, by answers, by probes and by the kernel.
 
 use crate::client::{self, get, post_with};
 use crate::harness::{PATIENCE, Proxy, eventually, pool_of};
@@ -234,7 +234,7 @@ async fn the_kernel_watches_over_connections_to_endpoints() {
     let proxy = in_front_of(&[&endpoint], "").await;
     let is_watched = |address| timers(address).iter().any(|timer| timer == "02").then_some(());
     for path in [INFER, GENERATE] {
-        // Each time anew: a kept connection may have ended by the time that it is looked for.
+        // A new one each time: a kept connection may have ended by the time that it is looked for.
         eventually("a kept connection", async || {
             assert_eq!(client::post(proxy.address, path, "x").await.status, 200);
             is_watched(endpoint.address)

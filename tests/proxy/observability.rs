@@ -1,4 +1,4 @@
-//! What is left behind by a request: headers, counts, and one line.
+//! The traces of a request: headers, counts, and one line.
 
 use crate::client::{get, post, post_h2, post_with};
 use crate::endpoint::{Behaviour, Endpoint};

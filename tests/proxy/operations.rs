@@ -1,4 +1,4 @@
-//! What operators do while clients call: reload, stop, look.
+//! Operators reload, stop and look while clients call.
 
 use crate::client::{Load, get, post};
 use crate::endpoint::{Behaviour, Endpoint};

@@ -1,4 +1,4 @@
-//! Whose connection it is: PROXY headers in and out, at both layers.
+//! PROXY headers in and out, at both layers.
 
 use crate::client::{post, raw};
 use crate::endpoint::{Behaviour, Endpoint, echo};
@@ -74,8 +74,8 @@ async fn where_none_is_expected_a_header_is_no_way_to_choose_an_address() {
     assert_eq!(endpoint.served(), 1);
 }
 
-/// What an endpoint gets on the connection of a client that sends this and no more, and where that
-/// client was.
+/// The bytes that an endpoint gets on the connection of a client that sends these and no more, and the
+/// client's address.
 async fn received(listener: &str, sent: &[u8]) -> (Vec<u8>, SocketAddr, Proxy) {
     let endpoint = TcpListener::bind(anywhere()).await.unwrap();
     let proxy = layer4(&[endpoint.local_addr().unwrap()], listener, "").await;

@@ -49,7 +49,7 @@ async fn an_endpoint_gets_no_more_at_once_than_it_has_slots_and_the_urgent_first
     let proxy = Proxy::in_front_of(&[endpoint.address], 1, ONE_SLOT).await;
     let first = ask(&proxy, "first", &[]);
     came(&endpoint, 1).await;
-    // What was never answered may have one more than its slots: nobody knows how fast it is.
+    // An endpoint that has never answered may have one more than its slots: its speed is unknown.
     let second = ask(&proxy, "second", &[]);
     came(&endpoint, 2).await;
     endpoint.let_go(2);
@@ -216,7 +216,7 @@ async fn a_reload_that_brings_an_endpoint_serves_who_waits() {
     came(&busy, 2).await;
     let waits = ask(&proxy, "waits", &[]);
     queued(&proxy, 1).await;
-    // Other retries, too: what the pool remembers of them is made anew, and who waits is not lost.
+    // Other retries, too: the pool's record of them is rebuilt, and waiting requests are not lost.
     let more = &format!("{ONE_SLOT}\nretry = {{ attempts = 2 }}");
     let config = crate::harness::pool_of(&[busy.address, new.address], more);
     std::fs::write(&proxy.config, Proxy::text("", &config)).unwrap();

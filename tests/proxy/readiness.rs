@@ -30,7 +30,8 @@ fn split(more: &str, variants: &[(&str, u32)]) -> String {
     format!("[[route]]\nname = \"r\"\n{more}\n{variants}")
 }
 
-/// An address where nobody listens.
+/// An address without a listener.
+/// An address without a listener.
 fn nobody() -> SocketAddr {
     std::net::TcpListener::bind(anywhere()).unwrap().local_addr().unwrap()
 }

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 
-/// What an endpoint does after it has read a request.
+/// A step of an endpoint after it has read a request.
 #[derive(Debug, Clone)]
 pub enum Step {
     /// Writes these bytes; `TAG` stands for the request's `x-tag`.
@@ -22,7 +22,7 @@ pub enum Step {
 
 pub use Step::{Close, Pause, Send};
 
-/// When an endpoint answers.
+/// The time at which an endpoint answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answers {
     /// To a whole request.
@@ -31,7 +31,7 @@ pub enum Answers {
     Headers,
 }
 
-/// What an endpoint does with probes.
+/// The behaviour of an endpoint towards probes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Probes {
     /// Says that it is ready.
@@ -85,7 +85,7 @@ impl Scripted {
         Self { address, seen, task: task.abort_handle() }
     }
 
-    /// What it does with probes from now on.
+    /// Sets its behaviour towards probes from now on.
     pub fn answers_probes(&self, probes: Probes) {
         *self.seen.probes.lock().unwrap() = probes;
     }
@@ -95,7 +95,7 @@ impl Scripted {
         self.seen.connections.load(SeqCst)
     }
 
-    /// How often the script was played to its end.
+    /// Number of times that the script was played to its end.
     pub fn played(&self) -> usize {
         self.seen.played.load(SeqCst)
     }

@@ -1,4 +1,4 @@
-//! What endpoints say of their load, and what the proxy makes of it.
+//! Load reports of endpoints, and their effect on the proxy.
 
 use crate::client::{get, post};
 use crate::endpoint::{Behaviour, Endpoint};
@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 
 const INFER: &str = "/v2/models/m/infer";
 
-/// By path: header lines and body. What is not here gets none.
+/// By path: header lines and body. Other paths get none.
 type Script = Arc<Mutex<Vec<(&'static str, String, String)>>>;
 
 /// An endpoint that answers 200 with headers and a body that the test sets as it goes.
@@ -103,7 +103,7 @@ async fn reports_are_understood_in_every_form_and_kept_from_clients() {
     }
 }
 
-/// What the proxy knows of the one endpoint, as soon as `condition` holds for it.
+/// The status of the one endpoint, as soon as `condition` holds for it.
 async fn known(proxy: &Proxy, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
     eventually(what, async || {
         let known = proxy.endpoints().await.swap_remove(0);
@@ -290,7 +290,7 @@ async fn what_a_model_takes_is_learnt_from_its_inferences_alone() {
     let learnt = async || proxy.endpoints().await[0]["service_ms"].as_f64();
     let post = async |path: &str| {
         assert_eq!(post(proxy.address, path, "{}").await.status, 200, "{path}");
-        // What it took is taken in before its line is written.
+        // The sample is recorded before its line is written.
         assert_eq!(proxy.next_line()["path"], path);
     };
     // The model takes a second, and everything else hardly any time.

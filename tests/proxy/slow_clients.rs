@@ -123,7 +123,7 @@ async fn streams_without_a_window_hold_no_slot() {
     assert_eq!(get(proxy.address, SMALL).await.status, 200);
     in_flight(&proxy, 0).await;
     assert_eq!(endpoint.begun().len(), 101);
-    // What they have not read is held, and given back when they are gone.
+    // Unread answers are held, and freed when their clients are gone.
     assert!(proxy.metric("forebay_memory_held_bytes", &[]).await > 200_000.0);
     drop((bodies, sender));
     eventually("their memory", async || {
@@ -132,12 +132,12 @@ async fn streams_without_a_window_hold_no_slot() {
     .await;
 }
 
-/// What is held for clients that have not read it.
+/// Memory held for clients that have not read their answers.
 async fn held(proxy: &Proxy) -> f64 {
     proxy.metric("forebay_memory_held_bytes", &[]).await
 }
 
-/// As many answers of this path as are asked for, none of which is read.
+/// Requests as many answers of this path, none of which is read.
 async fn unread(
     sender: &http2::SendRequest<Empty<Bytes>>,
     path: &str,
@@ -454,7 +454,7 @@ async fn one_client_gets_no_more_than_its_share_of_the_memory() {
         (proxy.metric("forebay_memory_held_bytes", &[]).await > 2_000_000.0).then_some(())
     })
     .await;
-    // Others have theirs, and health is answered whatever is held.
+    // Others have theirs, and health is answered even when memory is full.
     let message = framed(&pb::ModelInferRequest { id: "x".repeat(900_000), ..Default::default() });
     let infer = "/inference.GRPCInferenceService/ModelInfer";
     let ended = call_with(proxy.address, infer, &[], message.clone()).await;

@@ -29,7 +29,7 @@ enum Broken {
 impl Broken {
     const ALL: [Self; 4] = [Self::Gone, Self::Full, Self::Still, Self::Closed];
 
-    /// What a child gets as the stream, and what has to live as long as the child.
+    /// The stream of a child, and an object that has to live as long as the child.
     fn stream(self) -> (Stdio, Option<PipeReader>) {
         let (read, mut write) = std::io::pipe().unwrap();
         match self {
@@ -39,7 +39,7 @@ impl Broken {
                 (full.into(), None)
             }
             Self::Still => {
-                // What a pipe takes before it blocks.
+                // As much as a pipe takes before it blocks.
                 write.write_all(&[b'-'; 64 * 1024]).unwrap();
                 (write.into(), Some(read))
             }
@@ -48,7 +48,7 @@ impl Broken {
         }
     }
 
-    /// Can lines be lost?
+    /// Whether lines can be lost.
     fn loses(self) -> bool {
         matches!(self, Self::Gone | Self::Full)
     }

@@ -1,5 +1,5 @@
-//! What belongs together goes to the same endpoint, as long as that is there and has not much more to do
-//! than the others.
+//! Requests with one key go to the same endpoint, as long as it is there and has not much more to do than
+//! the others.
 
 use crate::client::post_with;
 use crate::endpoint::{Behaviour, Endpoint};
@@ -18,7 +18,7 @@ async fn ask(proxy: SocketAddr, session: &str) -> String {
     answer.header("x-forebay-endpoint").to_owned()
 }
 
-/// Where each of some sessions goes, asked twice.
+/// The endpoint of each of some sessions, asked twice.
 async fn homes(proxy: &Proxy) -> BTreeMap<String, String> {
     let mut homes = BTreeMap::new();
     for turn in 0..2 {

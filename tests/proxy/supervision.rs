@@ -43,7 +43,7 @@ async fn tasks_that_panic_are_started_again_and_no_request_fails() {
         let words = format!("a test asked the task {task} to panic");
         eventually(&words, async || proxy.messages().contains(&words).then_some(())).await;
     }
-    // What they do is done again.
+    // Their work is done by the restarted task.
     assert_eq!(post(proxy.admin, "/reload", "").await.status, 200);
     eventually("readiness", async || {
         (get(proxy.admin, "/readyz").await.status == 200).then_some(())

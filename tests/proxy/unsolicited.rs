@@ -1,5 +1,4 @@
-//! Every request gets its own answer: bodies end once, and what an endpoint sends unasked is given to
-//! nobody.
+//! Every request gets its own answer: bodies end once, and unsolicited bytes of an endpoint reach no client.
 
 use crate::client::{self, Response};
 use crate::harness::{PATIENCE, Proxy, eventually, pool_of};
@@ -132,8 +131,8 @@ async fn ask_script(
     client::send(proxy.address, request.body(Full::new(body)).unwrap()).await.unwrap()
 }
 
-/// Has clients ask one after the other, a few for each script: whatever the endpoint sends beside its
-/// answers, each client gets its own.
+/// Clients ask one after the other, a few for each script: whatever the endpoint sends beside its answers,
+/// each client gets its own.
 async fn own_answers_only(scripts: Vec<Vec<Step>>, method: Method) {
     let endpoint = Scripted::start_many(Answers::Requests, scripts.clone()).await;
     let proxy = in_front_of(&endpoint, "").await;
@@ -147,7 +146,7 @@ async fn own_answers_only(scripts: Vec<Vec<Step>>, method: Method) {
             assert_eq!(answer.header("x-answer"), tag, "{said}");
             assert!(!answer.text().contains("stray"), "{said}");
             asked += 1;
-            // What comes late is there before the next client asks.
+            // The late bytes are there before the next client asks.
             eventually("the end of the script", async || {
                 (endpoint.played() >= asked).then_some(())
             })

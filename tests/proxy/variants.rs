@@ -23,7 +23,7 @@ fn config(first: SocketAddr, second: SocketAddr, variants: &[&str]) -> String {
     )
 }
 
-/// How often each variant answers, by the header and by the log.
+/// Number of answers of each variant, by the header and by the log.
 async fn counts(proxy: &Proxy, requests: usize) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for _ in 0..requests {
@@ -90,7 +90,7 @@ async fn a_variant_may_be_another_model_or_version_over_rest_and_grpc() {
     assert_eq!(ended.headers["x-forebay-variant"], "v1");
     let answer = wire::read_response(&ended.messages[0]).unwrap();
     assert_eq!(answer.outputs[0].data, Data::Fp32(vec![4.0; 4]));
-    // The model of this request stands in its body, which nobody changes: it is not counted for v1.
+    // The model of this request stands in its body, which is not changed: it is not counted for v1.
     let answer = post(proxy.address, "/v1/embeddings", "{\"model\":\"m\"}").await;
     assert_eq!((answer.status.as_u16(), answer.header("x-forebay-variant")), (200, "plain"));
 

@@ -1,4 +1,4 @@
-//! Does `capacity` find a limit that is known?
+//! `capacity` finds a known limit.
 
 use crate::harness::Backend;
 use clap::Parser as _;

@@ -1,4 +1,4 @@
-//! Does `compare` tell a difference from chance? On runs whose difference is known.
+//! `compare` tells a difference from chance, on runs whose difference is known.
 
 use crate::harness;
 use clap::Parser as _;

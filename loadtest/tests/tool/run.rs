@@ -1,4 +1,4 @@
-//! Does the load generator tell the truth? Against servers whose behaviour is known.
+//! The load generator reports the truth, against servers whose behaviour is known.
 
 use crate::harness::{self, Backend, Canned, count, plan, report};
 use forebay_loadtest::cli::args::Cli;

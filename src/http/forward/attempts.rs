@@ -62,7 +62,7 @@ impl<'a> Attempts<'a> {
     /// each of the variants that may stand in.
     ///
     /// # Errors
-    /// What the client is told if no endpoint has answered.
+    /// The refusal for the client if no endpoint has answered.
     pub(super) async fn run(mut self) -> Result<Won, Refusal> {
         let is_repeatable = self.message.is_repeatable;
         let handling = if self.message.is_replayable { Handling::Held } else { Handling::PassedOn };

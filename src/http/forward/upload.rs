@@ -55,7 +55,7 @@ enum Stopped {
 /// Sends the request, as its body comes; returns the answer when it begins.
 ///
 /// # Errors
-/// What the client is told.
+/// The refusal for the client.
 pub(super) async fn upload(
     session: &mut Session,
     request: &mut Request,

@@ -1,6 +1,6 @@
 //! Checks that answers are the same to the last bit as when they were recorded.
 //!
-//! Our kernels may be arranged anew, but not so that a sum comes out in another order: answers that
+//! Kernels may be rearranged, but not so that a sum comes out in another order: answers that
 //! were compared with other engines', cached, or given by a replica of the last release would differ.
 //! Each check folds the outputs of many graphs into one digest beside a recorded one. Digests depend
 //! on the machine: its vector unit, and what tract and the C library choose for its processor. So the

@@ -137,7 +137,7 @@ fn serve(pool: &Pool, seat: &Arc<Seat>, batch: Batch<Job>, may_lend: bool) {
     let replies: Vec<_> = jobs.into_iter().map(|job| job.reply).collect();
     drop(version);
     for (reply, result) in replies.into_iter().zip(results) {
-        // Fails if the client has gone: then there is nobody to tell.
+        // Fails if the client has gone.
         drop(reply.send(result));
     }
 }

@@ -171,7 +171,7 @@ async fn models_that_never_end_to_load_hold_up_neither_others_nor_the_worker() {
         let answer = infer(&worker, name, arith_body(1.0, 1.0)).await;
         answer.refused(503, "model_not_ready", "still loading");
     }
-    // What is asked of the worker is done at once.
+    // The worker reacts to requests at once.
     scratch.write("n/1/model.onnx", Scratch::model("arith"));
     assert_eq!(load(&worker, "n").await.status, 200);
     assert_eq!(serving(&worker, "n").await, "1");

@@ -1,5 +1,5 @@
-//! What a client can get wrong in the words of the protocol: each refused with 400 or 404, with
-//! what was expected and what was found, and without harm to the next request.
+//! A client's mistakes in the protocol: each is refused with 400 or 404, with the expected and the found
+//! value, and without harm to the next request.
 
 use crate::harness::*;
 use forebay_protocol::header;

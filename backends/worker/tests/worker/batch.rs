@@ -193,7 +193,7 @@ async fn a_run_beyond_its_limit_is_stopped_and_counted() {
 
 /// A request that one node of the graph computes for seconds.
 fn endless_request() -> Request<Bytes> {
-    // Some seconds, on whatever machine: several times what it takes until it is given up.
+    // Some seconds on any machine: several times the time after which it is given up.
     const STEPS: usize = 2_000_000;
     let inputs = vec![tensor("x", &[STEPS, 1, 3], vec![0.5; 3 * STEPS])];
     let body = forebay_protocol::oip::InferRequest { inputs, ..Default::default() };
@@ -223,7 +223,7 @@ async fn a_run_that_can_not_be_stopped_costs_one_executor_and_its_clients_are_an
     for _ in 0..4 {
         assert_eq!(infer(&worker, "arith", arith_body(1.0, 1.0)).await.status, 200);
     }
-    // As many are lost as there were: it is time to be started anew. On a busy machine a run may be
+    // As many are lost as there were: the worker drains, to be restarted. On a busy machine a run may be
     // stopped before its long node.
     for _ in 0..5 {
         if worker.lifecycle().phase() < Phase::Draining {

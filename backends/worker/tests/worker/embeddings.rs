@@ -13,7 +13,7 @@ use serde_json::json;
 const CLS: u32 = 2;
 const SEP: u32 = 3;
 
-/// What the model's answer has to be for these tokens.
+/// The expected answer of the model for these tokens.
 fn expected(tokens: &[u32]) -> Vec<f32> {
     let count = f64::from(u32::try_from(tokens.len()).unwrap());
     let mean = |value: fn(u32) -> u32| {

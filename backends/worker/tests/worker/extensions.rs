@@ -1,4 +1,4 @@
-//! What clients use beyond the protocol itself: statistics, classification, compressed answers.
+//! Extensions of the protocol: statistics, classification, compressed answers.
 
 use crate::grpc_client::{SERVICE, call, call_with, framed};
 use crate::harness::*;

@@ -197,7 +197,7 @@ impl Call {
         M::decode(self.next().await.expect("a message")).unwrap()
     }
 
-    /// What is left of the answer.
+    /// The rest of the answer.
     pub(crate) async fn end(mut self) -> Ended {
         let mut messages = Vec::new();
         while let Some(message) = self.next().await {

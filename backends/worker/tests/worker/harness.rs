@@ -48,7 +48,7 @@ pub(crate) async fn start_fixtures() -> Worker {
     start(options(fixtures())).await
 }
 
-/// What came back.
+/// An answer.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,

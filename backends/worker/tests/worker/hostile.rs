@@ -1,4 +1,4 @@
-//! Models that nobody should believe: each is refused in words, and costs nobody else anything.
+//! Hostile models: each is refused with a message, and no other model suffers.
 
 use crate::harness::*;
 use forebay_worker::Options;

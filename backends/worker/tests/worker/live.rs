@@ -223,7 +223,7 @@ async fn what_appears_changes_and_goes_on_disk_is_found_by_looking() {
         infer(&worker, "n", arith_body(1.0, 1.0)).await.reason() == "model_not_found"
     })
     .await;
-    // What was unloaded on request is not loaded again by looking.
+    // A model that was unloaded on request is not loaded again by a scan.
     unload(&worker, "m").await;
     std::fs::remove_dir_all(scratch.path().join("m/3")).unwrap();
     scratch.write("o/1/model.onnx", Scratch::model("arith"));
@@ -270,7 +270,7 @@ async fn models_beyond_the_memory_are_loaded_on_demand_once_for_all_who_wait() {
     assert_eq!(get(&worker, "/v2/models/a").await.json()["inputs"].as_array().unwrap().len(), 2);
     assert_eq!(serving(&worker, "b").await, "1");
     assert_eq!(metric(&worker, "forebay_worker_models_memory_bytes").await, 60 << 20);
-    // What can never fit says so, and nobody has to go for it.
+    // A model that can never fit is refused, and no other is unloaded for it.
     let answer = infer(&worker, "large", arith_body(1.0, 1.0)).await;
     answer.refused(503, "model_not_ready", "all models may take 104857600");
     load(&worker, "large").await.refused(500, "load_failed", "all models may take");

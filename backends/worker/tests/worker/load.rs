@@ -59,7 +59,7 @@ async fn a_deadline_that_passes_in_the_queue_is_answered_by_its_own_timer() {
     answer.refused(504, "deadline_exceeded", "deadline");
     let waited = sent.elapsed();
     assert!(waited >= Duration::from_millis(60), "{waited:?}");
-    // The one before it still runs: nobody waited for the executor.
+    // The one before it still runs: no request waited for the executor.
     until_busy(&worker, 1, 0).await;
     drop(slow);
     until_busy(&worker, 0, 0).await;
@@ -178,7 +178,7 @@ async fn concurrent_clients_each_get_their_own_answer() {
     assert_eq!(count(&worker, "arith", "ok").await, 320);
 }
 
-/// What the model has done so far.
+/// The model's statistics so far.
 async fn times(worker: &Worker, model: &str) -> InferStatistics {
     let answer = get(worker, &format!("/v2/models/{model}/stats")).await;
     let mut found: Statistics = serde_json::from_slice(&answer.body).unwrap();
@@ -187,9 +187,8 @@ async fn times(worker: &Worker, model: &str) -> InferStatistics {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reports_agree_with_the_time_that_requests_spend_here() {
-    // Little's law: what is there on average is the sum of all stays by the time. Whatever the machine
-    // is like, that holds; the reports are a witness of their own, read at other moments than the stays
-    // are measured at.
+    // Little's law: the average number there is the sum of all stays by the time. That holds on any machine;
+    // the reports are independent evidence, read at other moments than the stays are measured at.
     const CLIENTS: usize = 6;
     const EXECUTORS: u32 = 2;
     let worker = start(Options { executors: 2, ..options(fixtures()) }).await;

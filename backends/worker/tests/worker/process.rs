@@ -378,7 +378,7 @@ async fn a_model_that_takes_all_memory_to_load_is_refused_and_the_worker_never_h
 
 #[tokio::test]
 async fn models_that_come_and_go_leave_no_memory_behind() {
-    /// What an allocator may keep; forty versions that were never freed would be 300 MiB.
+    /// Memory that an allocator may keep; forty versions that were never freed would be 300 MiB.
     const SLACK: u64 = 32 << 20;
     let scratch = Scratch::new("leak");
     let silero = std::fs::read(bundled().join("silero-vad/1/model.onnx")).unwrap();

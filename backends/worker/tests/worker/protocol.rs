@@ -1,4 +1,4 @@
-//! What every answer carries, and what the worker says of itself.
+//! Headers of every answer, and the worker's metadata.
 
 use crate::harness::*;
 use forebay_protocol::header;

@@ -19,7 +19,7 @@ fn broken(kind: &str) -> (Stdio, Option<PipeReader>) {
         "gone" => (write.into(), None),
         "full" => (std::fs::File::options().write(true).open("/dev/full").unwrap().into(), None),
         _ => {
-            // What a pipe takes before it blocks.
+            // As much as a pipe takes before it blocks.
             write.write_all(&[b'-'; 64 * 1024]).unwrap();
             (write.into(), Some(read))
         }

@@ -1,4 +1,4 @@
-//! What an engine or a server gets wrong without anybody noticing.
+//! Mistakes of an engine or a server that would go unnoticed.
 
 use crate::harness::*;
 use forebay_worker::Options;
@@ -17,7 +17,7 @@ async fn what_a_recurrent_model_remembers_never_crosses_from_one_client_to_the_n
     let address = worker.address();
     let mut alone = Vec::new();
     for client in 0..6 {
-        // A worker that has served nobody yet.
+        // A worker that has served no request yet.
         let fresh = start(Options { executors: 1, ..options(fixtures()) }).await;
         alone.push(infer(&fresh, "lstm", steps(client)).await.outputs());
     }
@@ -62,7 +62,7 @@ async fn a_quantised_graph_is_refused_and_one_that_answers_wrongly_even_if_it_is
         let pairs = found.as_array().unwrap().iter().zip(expected.as_array().unwrap());
         pairs.into_iter().all(|(a, b)| (a.as_f64().unwrap() - b.as_f64().unwrap()).abs() < 5e-3)
     };
-    // The recorded answer decides, whatever the engine makes of the graph.
+    // The recorded answer decides, whatever the engine computes.
     let allowed = infer(&worker, "allowed", sent()).await;
     if is_right {
         assert_eq!(allowed.status, 200, "{}", allowed.text());
