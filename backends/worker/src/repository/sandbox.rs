@@ -328,7 +328,10 @@ mod tests {
         let program = vec![OsString::from("/nowhere/to/be/found")];
         let none = Sandbox { program, memory: 0, limit };
         let failure = none.profile(MODEL, &LoadOptions::default(), &Cancel::new()).unwrap_err();
-        assert!(failure.to_string().contains("no process to try it in: No such file"), "{failure}");
+        assert!(
+            failure.to_string().contains("can't start a process for its first load: No such file"),
+            "{failure}"
+        );
         assert!(matches!(failure, LoadError::Passing(_)), "{failure:?}");
     }
 
@@ -346,7 +349,7 @@ mod tests {
         let file = std::env::temp_dir().join(name);
         let script = format!("echo $$ > {}; exec sleep 1000", file.display());
         let failure = tried(&script, Duration::from_secs(1));
-        let text = "the process that it was tried in did not end within 1s";
+        let text = "its first load, in a process of its own, did not end within 1s";
         assert_eq!(failure, LoadError::Bad(text.to_owned()));
         // Where the machine is so busy that it had not begun, there is nothing to look for.
         if let Ok(child) = std::fs::read_to_string(&file) {

@@ -47,7 +47,11 @@ async fn what_failed_for_a_reason_that_passes_is_tried_again_by_itself() {
     program.go();
     scratch.write("m/2/model.onnx", Scratch::model("lookup"));
     let answer = load(&worker, "m").await;
-    answer.refused(500, "load_failed", "no process to try it in: No such file or directory");
+    answer.refused(
+        500,
+        "load_failed",
+        "can't start a process for its first load: No such file or directory",
+    );
     assert_eq!(serving(&worker, "m").await, "1", "what served goes on");
     let (second, reason) = state(&worker, "m", "2").await;
     assert_eq!(second, "UNAVAILABLE");
@@ -77,7 +81,11 @@ async fn a_look_tries_at_once_what_may_have_passed_and_nothing_else() {
     program.go();
     // By itself it would wait longer than this test does.
     for _ in 0..7 {
-        load(&worker, "late").await.refused(500, "load_failed", "no process to try it in");
+        load(&worker, "late").await.refused(
+            500,
+            "load_failed",
+            "can't start a process for its first load",
+        );
     }
     program.appear();
     worker.rescan()();

@@ -139,10 +139,14 @@ async fn pages_of_other_sites_can_not_load_or_unload_models() {
             ("sec-fetch-site", "same-site"),
         ] {
             let answer = asked(path, &[(name, value)]).await;
-            answer.refused(403, "forbidden", "not for pages of other sites");
+            answer.refused(403, "forbidden", "a page of another site may have sent it");
         }
         let rebound = [("host", "evil.example"), ("origin", "http://evil.example")];
-        asked(path, &rebound).await.refused(403, "forbidden", "not for pages of other sites");
+        asked(path, &rebound).await.refused(
+            403,
+            "forbidden",
+            "a page of another site may have sent it",
+        );
     }
     assert_eq!(crate::live::serving(&worker, "m").await, "1");
     assert_eq!(asked("/v2/repository/models/m/unload", &[("origin", &own)]).await.status, 200);

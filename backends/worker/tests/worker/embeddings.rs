@@ -115,7 +115,7 @@ async fn what_can_not_be_embedded_is_refused_in_openais_form() {
         (json!({"input": "a"}), 400, "invalid_request", "model"),
         (json!({"model": "embed", "input": 5}), 400, "invalid_request", "a list of texts"),
         (json!({"model": "embed", "input": []}), 400, "invalid_input", "at least one input"),
-        (json!({"model": "embed", "input": [""]}), 400, "invalid_input", "not empty"),
+        (json!({"model": "embed", "input": [""]}), 400, "invalid_input", "no empty input"),
         (json!({"model": "embed", "input": [[]]}), 400, "invalid_input", "at least one token"),
         (json!({"model": "embed", "input": [10]}), 400, "invalid_input", "tokens below 10"),
         (

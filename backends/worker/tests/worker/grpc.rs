@@ -352,7 +352,7 @@ async fn a_message_that_stops_half_way_is_given_up() {
     let (sender, call) = Call::stream(worker.address(), STREAM, &[]).await;
     sender.send(framed(&arith(1.0, 1.0)).slice(..20)).await.unwrap();
     let ended = call.end().await;
-    ended.refused(Code::DeadlineExceeded, "request_timeout", "unfinished");
+    ended.refused(Code::DeadlineExceeded, "request_timeout", "complete body in time");
     let (_sender, call) = Call::stream(worker.address(), STREAM, &[("grpc-timeout", "50m")]).await;
     call.end().await.refused(Code::DeadlineExceeded, "deadline_exceeded", "deadline");
 }

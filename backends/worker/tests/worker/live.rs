@@ -272,8 +272,8 @@ async fn models_beyond_the_memory_are_loaded_on_demand_once_for_all_who_wait() {
     assert_eq!(metric(&worker, "forebay_worker_models_memory_bytes").await, 60 << 20);
     // A model that can never fit is refused, and no other is unloaded for it.
     let answer = infer(&worker, "large", arith_body(1.0, 1.0)).await;
-    answer.refused(503, "model_not_ready", "all models may take 104857600");
-    load(&worker, "large").await.refused(500, "load_failed", "all models may take");
+    answer.refused(503, "model_not_ready", "models_memory is 104857600");
+    load(&worker, "large").await.refused(500, "load_failed", "models_memory is");
     assert_eq!(state(&worker, "b", "1").await.0, "READY");
 }
 

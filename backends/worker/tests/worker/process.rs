@@ -250,7 +250,7 @@ async fn a_synthetic_worker_serves_by_the_clock_reports_its_load_and_drains() {
         (report.rif, report.queue)
     };
     eventually("all is taken", || async { load().await == (Some(3), Some(1)) }).await;
-    send(address, infer("0")).await.refused(503, "queue_full", "1 requests wait");
+    send(address, infer("0")).await.refused(503, "queue_full", "full with 1 requests");
     signal(&child, "-TERM").await;
     eventually("the listener is closed", || async { TcpStream::connect(address).await.is_err() })
         .await;
