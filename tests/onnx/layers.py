@@ -137,8 +137,10 @@ def windows(g, x):
     sizes = g.shape(x)[2:]
     kernel = [g.rng.randint(1, min(size, 3)) for size in sizes]
     attributes = {"kernel_shape": kernel, "strides": [g.rng.choice([1, 1, 2, 3]) for _ in sizes]}
+    # Of steps that are longer than the window it is not clear how much is left out at either end.
+    is_dense = all(step <= size for step, size in zip(attributes["strides"], kernel))
     if g.chance(0.25):
-        attributes["auto_pad"] = g.rng.choice(["SAME_UPPER", "SAME_LOWER", "VALID"])
+        attributes["auto_pad"] = g.rng.choice(["SAME_UPPER", "SAME_LOWER", "VALID"] if is_dense else ["VALID"])
     else:
         attributes["pads"] = [g.rng.randint(0, k - 1) for k in kernel * 2]
     return attributes
@@ -172,7 +174,7 @@ def pooled(g, x):
         attributes["count_include_pad"] = g.rng.choice([0, 1])
     if op == "LpPool":
         attributes["p"] = g.rng.choice([1, 2, 3])
-    if g.chance(0.2) and (op == "MaxPool" or g.opset >= 19):
+    if "auto_pad" not in attributes and g.chance(0.2) and (op == "MaxPool" or g.opset >= 19):
         attributes["dilations"] = [g.rng.choice([1, 2]) for _ in attributes["kernel_shape"]]
     if op == "MaxPool" and g.chance(0.1):
         return g.rng.choice(g.add(op, [x], 2, **attributes))
@@ -352,8 +354,9 @@ def branched(g, x):
         test = g.constant(numpy.array(g.chance(0.5)))
         test = g.add("Identity", [test]) if g.chance(0.5) else test
     elif choice < 0.7:
-        size = g.add("Gather", [g.add("Shape", [x]), g.constant(I64(g.rank(x) - 1))], axis=0)
-        test = g.add("Greater", [size, g.constant(I64(2))])
+        place = g.rng.randrange(g.rank(x))
+        size = g.add("Gather", [g.add("Shape", [x]), g.constant(I64(place))], axis=0)
+        test = g.add("Greater", [size, g.constant(I64(g.rng.choice([1, 2, 4])))])
     else:
         most = g.add("ReduceMax", [x], keepdims=0)
         test = g.add("Greater", [most, g.constant(F32(0.7))])

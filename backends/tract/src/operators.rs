@@ -2,15 +2,18 @@
 
 mod activation;
 mod branch;
+mod built;
 mod einsum;
 mod pad;
 mod recurrent;
+mod resize;
 mod sequence;
 
 pub(crate) use recurrent::is_unusual;
 pub(crate) use sequence::Sequence;
 
 use crate::sound::Function;
+use built::Built;
 use tract_onnx::Onnx;
 use tract_onnx::model::ParsingContext;
 use tract_onnx::ops::rec::common::{CommonRec, WireBody};
@@ -28,8 +31,6 @@ use tract_onnx::tract_hir::internal::*;
 /// Name of an operator that changes nothing, and that no rewrite looks through.
 pub(crate) const KEPT: &str = "ForebayKept";
 
-type Built = TractResult<(Box<dyn InferenceOp>, Vec<String>)>;
-
 /// tract's reader of ONNX files with our operators in it.
 pub(crate) fn framework() -> Onnx {
     let mut framework = onnx().with_ignore_value_info(true);
@@ -45,6 +46,7 @@ pub(crate) fn framework() -> Onnx {
     operators.insert("Einsum", einsum::build);
     operators.insert("If", branch::build);
     operators.insert("Pad", pad::build);
+    operators.insert("Resize", resize::build);
     operators.insert("RNN", rnn);
     operators.insert("GRU", gru);
     operators.insert("LSTM", lstm);
@@ -53,11 +55,6 @@ pub(crate) fn framework() -> Onnx {
 
 fn values(function: Function) -> Box<dyn InferenceOp> {
     ElementWiseOp(Box::new(function), None).into_hir()
-}
-
-/// Whether a plain recurrent net may have this function here.
-fn is_simple(function: &str) -> bool {
-    ["relu", "tanh", "sigmoid"].contains(&function.to_ascii_lowercase().as_str())
 }
 
 fn lstm(context: &ParsingContext, node: &NodeProto) -> Built {

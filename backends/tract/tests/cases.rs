@@ -32,6 +32,7 @@ fn each_case_is_answered_rightly() {
         ("autoscale", "reduces over rows"),
         ("autoif", "reduces over rows"),
         ("rows_data_dependent", "depends on values"),
+        ("if_more_rows", "depends on the number of rows"),
     ] {
         let (.., why) = verdicts.iter().find(|(found, ..)| found == name).unwrap();
         assert!(why.contains("None") && why.contains(by), "{name}: {why}");

@@ -1,62 +1,82 @@
-//! `If`, more than once in a graph.
+//! tract's own operators with something of ours around them; and `If`, more than once in a graph.
 //!
-//! tract names each node of this operator by the operator, so that a graph may have one. Here it keeps the
-//! name that it has in the file.
+//! tract names each node of `If` by the operator, so that a graph may have one. Here it keeps the name that
+//! it has in the file.
 
-use super::Built;
+use super::built::Built;
 use tract_onnx::model::ParsingContext;
 use tract_onnx::pb::NodeProto;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_hir::internal::*;
 
-pub(super) fn build(context: &ParsingContext, node: &NodeProto) -> Built {
+/// What tract's own builder of an operator gives.
+pub(super) fn tracts(op: &str, context: &ParsingContext, node: &NodeProto) -> Built {
     let framework = onnx();
-    let builder = framework.op_register.0.get("If").context("expected an operator If")?;
-    let (inner, closures) = builder(context, node)?;
-    Ok((Box::new(Named(inner)), closures))
+    let builder = framework.op_register.0.get(op);
+    builder.with_context(|| format!("expected an operator {op}"))?(context, node)
 }
 
-/// An operator whose node keeps its name.
-#[derive(Debug, Clone)]
-struct Named(Box<dyn InferenceOp>);
+pub(super) fn build(context: &ParsingContext, node: &NodeProto) -> Built {
+    let (inner, closures) = tracts("If", context, node)?;
+    Ok((Box::new(Wrapped { inner, replace: None }), closures))
+}
 
-impl PartialEq for Named {
+/// Puts an operator in the place of another.
+pub(super) type Replace = Arc<dyn Fn(Box<dyn TypedOp>) -> Box<dyn TypedOp> + Send + Sync>;
+
+/// An operator whose node keeps its name, and may become one of ours once its type is known.
+#[derive(Clone)]
+pub(super) struct Wrapped {
+    pub(super) inner: Box<dyn InferenceOp>,
+    pub(super) replace: Option<Replace>,
+}
+
+impl std::fmt::Debug for Wrapped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl PartialEq for Wrapped {
     fn eq(&self, _: &Self) -> bool {
         false
     }
 }
 
-impl Eq for Named {}
+impl Eq for Wrapped {}
 
-impl Op for Named {
+impl Op for Wrapped {
     fn name(&self) -> StaticName {
-        self.0.name()
+        self.inner.name()
     }
 
     not_a_typed_op!();
 }
 
-impl EvalOp for Named {
-    op_out_of_plan!();
+impl EvalOp for Wrapped {
+    fn eval_out_of_plan(&self, inputs: TVec<TValue>) -> TractResult<Option<TVec<TValue>>> {
+        // What is to be replaced is not run before that.
+        if self.replace.is_some() { Ok(None) } else { self.inner.eval_out_of_plan(inputs) }
+    }
 
     fn eval(&self, context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        self.0.eval(context, inputs)
+        self.inner.eval(context, inputs)
     }
 }
 
-impl InferenceOp for Named {
+impl InferenceOp for Wrapped {
     fn infer_facts(
         &mut self,
         inputs: TVec<&InferenceFact>,
         outputs: TVec<&InferenceFact>,
         observed: TVec<&InferenceFact>,
     ) -> TractResult<(TVec<InferenceFact>, TVec<InferenceFact>, TVec<InferenceFact>)> {
-        self.0.infer_facts(inputs, outputs, observed)
+        self.inner.infer_facts(inputs, outputs, observed)
     }
 
     fn nboutputs(&self) -> TractResult<usize> {
-        self.0.nboutputs()
+        self.inner.nboutputs()
     }
 
     fn to_typed(
@@ -66,9 +86,12 @@ impl InferenceOp for Named {
         target: &mut TypedModel,
         mapping: &HashMap<OutletId, OutletId>,
     ) -> TractResult<TVec<OutletId>> {
-        let outlets = self.0.to_typed(source, node, target, mapping)?;
-        if let Some(outlet) = outlets.first() {
-            target.rename_node(outlet.node, &node.name)?;
+        let outlets = self.inner.to_typed(source, node, target, mapping)?;
+        let Some(outlet) = outlets.first() else { return Ok(outlets) };
+        target.rename_node(outlet.node, &node.name)?;
+        if let Some(replace) = &self.replace {
+            let made = target.node_mut(outlet.node);
+            made.op = replace(made.op.clone());
         }
         Ok(outlets)
     }

@@ -4,7 +4,7 @@
 //! shifts all others: `...c,cd->...d` loses the rows. Here each input has its own. What the ellipsis stands
 //! for is aligned at its end and broadcast, as in the definition.
 
-use super::Built;
+use super::built::Built;
 use tract_onnx::model::ParsingContext;
 use tract_onnx::pb::NodeProto;
 use tract_onnx::prelude::*;

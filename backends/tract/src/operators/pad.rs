@@ -3,7 +3,7 @@
 //! tract takes a negative number of values to put on for billions. Such values are cut off first here, as in
 //! the definition.
 
-use super::Built;
+use super::built::Built;
 use tract_onnx::model::{ParsingContext, optional_inputs};
 use tract_onnx::pb::NodeProto;
 use tract_onnx::prelude::*;

@@ -5,8 +5,8 @@
 //! Here the product of the input with its weights stays one of tract's, and what remains of each step is
 //! done by an operator of ours, see `sequence`.
 
-use super::Built;
 use super::activation::{self, Activation};
+use super::built::Built;
 use super::sequence::{Kind, Sequence};
 use tract_onnx::model::ParsingContext;
 use tract_onnx::ops::rec::common::{CommonRec, WireBody};
@@ -32,7 +32,7 @@ pub(crate) fn is_unusual(node: &NodeProto, opset: i64) -> bool {
     };
     // A plain net of one function each way has a builder of its own.
     let is_simple = node.op_type == "RNN"
-        && functions.iter().all(|function| super::is_simple(function))
+        && functions.iter().all(|function| is_simple(function))
         && functions.windows(2).all(|pair| pair[0] == pair[1]);
     let is_usual = functions.chunks(usual.len()).all(|side| side.iter().eq(usual.iter()));
     let is_both_ways = has("direction").is_some_and(|direction| direction.s == b"bidirectional");
@@ -43,6 +43,11 @@ pub(crate) fn is_unusual(node: &NodeProto, opset: i64) -> bool {
         || !(is_usual || is_simple)
         || node.input.get(4).is_some_and(|lengths| !lengths.is_empty())
         || has("layout").is_some_and(|layout| layout.i == 1) && is_both_ways
+}
+
+/// Is it a function that a plain recurrent net may have here?
+fn is_simple(function: &str) -> bool {
+    ["relu", "tanh", "sigmoid"].contains(&function.to_ascii_lowercase().as_str())
 }
 
 /// The net of a node.

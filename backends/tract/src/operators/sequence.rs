@@ -88,9 +88,10 @@ struct Row {
 }
 
 impl Sequence {
+    /// Within the bound, or at least finite, as ONNX Runtime has it; what is no number stays none.
     fn bounded(&self, x: f32) -> f32 {
-        // What is no number stays none.
-        self.clip.map(f32::from_bits).map_or(x, |clip| x.clamp(-clip, clip))
+        let clip = self.clip.map_or(f32::MAX, f32::from_bits);
+        x.clamp(-clip, clip)
     }
 
     fn step(&self, weights: &Weights<'_>, row: &mut Row) {

@@ -9,7 +9,8 @@
 //!
 //! The walk reads tract's typed graph before any rewrite, where shapes are concrete. It runs twice,
 //! for two numbers of rows, and both must tell the same of every operator: a value that is computed
-//! from the number of rows differs between them and ends the proof.
+//! from the number of rows differs between them and ends the proof. What is the same for both, as the answer
+//! to whether there are more than two, must be so for one row, for two and for many.
 //!
 //! Modules: `visit` (where rows are, and an operator with that of its inputs), `rules` (what each operator
 //! does to rows), `shape` (the same for those that only move elements), `nested` (operators with graphs of
@@ -34,6 +35,9 @@ use visit::{Rows, Visit, digest};
 /// Numbers of rows to read the graph with. Primes, so that a dimension that is a multiple of one by
 /// accident is rare, and beyond the size below which tract folds a constant of one value a row.
 pub(crate) const ROWS: [usize; 2] = [17, 67];
+/// Numbers of rows with which values are looked at that are the same for both of those: what is decided by
+/// whether there are more rows than so many, or whether they are even, is not the same for these.
+const OTHER_ROWS: [usize; 3] = [1, 2, 512];
 /// Largest tensor that is computed here where it depends on no input.
 const MAX_ELEMENTS: usize = 1 << 22;
 /// Constants up to this size are compared between the two walks. Larger ones are weights.
@@ -47,11 +51,12 @@ const MAX_COMPARED: usize = 1 << 16;
 pub(crate) fn prove(graph: impl Fn(usize) -> TractResult<TypedModel>) -> Result<(), Mixing> {
     let of_model = |why: String| Mixing { node: String::new(), op: "the graph".to_owned(), why };
     let mut told: Option<Vec<(String, u64)>> = None;
+    let mut values: HashMap<String, u64> = HashMap::new();
     for rows in ROWS {
         let failed =
             |error: TractError| of_model(format!("can't be built for {rows} rows: {error:#}"));
         let graph = graph(rows).map_err(failed)?;
-        let mut walk = Walk { rows, told: Vec::new(), depth: 0 };
+        let mut walk = Walk::new(rows);
         let outputs = walk.model(&graph).map_err(failed)?;
         for (outlet, state) in graph.output_outlets().map_err(failed)?.iter().zip(outputs) {
             let node = graph.node(outlet.node);
@@ -79,6 +84,13 @@ pub(crate) fn prove(graph: impl Fn(usize) -> TractResult<TypedModel>) -> Result<
             }
         }
         match &told {
+            None => values.extend(walk.values.drain(..)),
+            Some(_) => {
+                let found: HashMap<String, u64> = walk.values.drain(..).collect();
+                values.retain(|name, value| found.get(name) == Some(value));
+            }
+        }
+        match &told {
             None => told = Some(walk.told),
             Some(first) if first.len() != walk.told.len() => {
                 return Err(of_model("has other operators for other numbers of rows".to_owned()));
@@ -91,12 +103,35 @@ pub(crate) fn prove(graph: impl Fn(usize) -> TractResult<TypedModel>) -> Result<
             }
         }
     }
+    same_for_others(&graph, &values)
+}
+
+/// Looks at values that are the same for two numbers of rows with others. Numbers that the graph can't be
+/// built for tell nothing: requests of so many rows are not run.
+fn same_for_others(
+    graph: &impl Fn(usize) -> TractResult<TypedModel>,
+    values: &HashMap<String, u64>,
+) -> Result<(), Mixing> {
+    for rows in OTHER_ROWS {
+        let Ok(graph) = graph(rows) else { continue };
+        let mut walk = Walk::new(rows);
+        // Whether rows mix is known; one row alone may stand along any axis.
+        drop(walk.model(&graph));
+        let differs =
+            |(name, value): &(String, u64)| values.get(name).is_some_and(|known| known != value);
+        if let Some((node, _)) = walk.values.into_iter().find(differs) {
+            let why = "has a value that depends on the number of rows".to_owned();
+            return Err(Mixing { node, op: "operator".to_owned(), why });
+        }
+    }
     Ok(())
 }
 
 /// One walk along a graph.
 struct Walk {
     rows: usize,
+    /// Values that depend on no input: a digest by node.
+    values: Vec<(String, u64)>,
     /// The facts that must be the same for each number of rows: a digest by node.
     told: Vec<(String, u64)>,
     /// Of nested graphs.
@@ -104,6 +139,10 @@ struct Walk {
 }
 
 impl Walk {
+    fn new(rows: usize) -> Self {
+        Self { rows, values: Vec::new(), told: Vec::new(), depth: 0 }
+    }
+
     /// Rows of the outputs of a whole model, each input of which has them along its first axis.
     fn model(&mut self, graph: &TypedModel) -> TractResult<Vec<Rows>> {
         let inputs = vec![Rows::Along { axis: 0, block: 1 }; graph.input_outlets()?.len()];
@@ -150,7 +189,13 @@ impl Walk {
             let is_small = to
                 .as_ref()
                 .is_some_and(|to| to.iter().all(|to| to.iter().product::<usize>() <= MAX_ELEMENTS));
-            return Ok(fixed(node, &inputs, is_small));
+            let outputs = fixed(node, &inputs, is_small);
+            if let [Rows::Fixed(Some(value)), ..] = outputs.as_slice()
+                && value.len() <= MAX_COMPARED
+            {
+                self.values.push((node.name.clone(), digest(value)));
+            }
+            return Ok(outputs);
         }
         let (Some(from), Some(to)) = (from, to) else {
             return Ok(self.mixed(node, "gives tensors of a shape that depends on values"));

@@ -119,3 +119,19 @@ fn constants_may_not_depend_on_the_row_or_on_the_number_of_rows() {
     });
     refused(&scalar, "number of rows");
 }
+
+#[test]
+fn what_is_decided_by_the_number_of_rows_ends_the_proof() {
+    let decided = |is_so: fn(usize) -> bool| {
+        proof(move |model, x, rows| {
+            let value = tensor2(&[[if is_so(rows) { 2_f32 } else { 3.0 }]]);
+            let scale = constant(model, "scale", value);
+            Ok(model.wire_node("mul", math::mul(), &[x, scale])?[0])
+        })
+    };
+    assert_eq!(decided(|_| true), Ok(()));
+    let by = "has a value that depends on the number of rows";
+    for is_so in [|rows| rows > 1, |rows| rows > 2, |rows| rows > 100, |rows| rows % 2 == 0] {
+        refused(&decided(is_so), by);
+    }
+}
