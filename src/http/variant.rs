@@ -12,6 +12,7 @@ use crate::pool::{Pool, Snapshot};
 use crate::refusal::Refusal;
 use bytes::Bytes;
 use forebay_protocol::{Reason, grpc, oip};
+use forebay_routing::attempt::fallback::Passed;
 use pingora::http::RequestHeader;
 use std::sync::Arc;
 
@@ -26,18 +27,18 @@ pub struct Target {
     pub pool: Arc<Pool>,
     /// The variant that was drawn first, if its pool has no endpoint.
     pub instead_of: Option<Arc<Variant>>,
-    /// Number of the route's fallbacks that were tried or passed over, including the current one.
-    fallbacks: usize,
+    /// The route's fallbacks that were tried or passed over, including the current one.
+    passed: Passed,
 }
 
 impl Target {
     /// The next of the route's fallbacks that the request can be sent to.
     pub fn fallback(&self, snapshot: &Snapshot, identity: &Identity) -> Option<Self> {
-        let mut rest = self.route.fallback.iter().enumerate().skip(self.fallbacks);
-        let (place, next) = rest.find(|(_, it)| may_answer(it, identity))?;
+        let (next, passed) =
+            self.passed.next(&self.route.fallback, |it| may_answer(it, identity))?;
         let pool = Arc::clone(snapshot.pools.get(next.pool)?);
         let (route, variant) = (Arc::clone(&self.route), Arc::clone(next));
-        Some(Self { route, variant, pool, instead_of: None, fallbacks: place + 1 })
+        Some(Self { route, variant, pool, instead_of: None, passed })
     }
 }
 
@@ -70,7 +71,7 @@ pub fn choose(
     };
     let instead_of = first.filter(|first| !Arc::ptr_eq(first, variant)).map(Arc::clone);
     let (route, variant, pool) = (Arc::clone(route), Arc::clone(variant), Arc::clone(pool));
-    Ok(Target { route, variant, pool, instead_of, fallbacks: 0 })
+    Ok(Target { route, variant, pool, instead_of, passed: Passed::default() })
 }
 
 /// Whether its pool has an endpoint.

@@ -53,30 +53,24 @@ pub struct Patience {
 impl Patience {
     /// The patience that was decided on, for work of this expected duration.
     pub fn of(decided: Decided, expected: Duration) -> Self {
-        match decided {
-            Decided::Overdue => Self::until_overdue(expected),
-            Decided::SilentAlone => Self::until_silent_alone(expected),
-            Decided::Endless => Self::endless(),
-        }
+        let (at_least, takes_another) = (decided.at_least(expected), decided.takes_another());
+        Self { since: Instant::now(), at_least, takes_another }
     }
 
-    /// For a request that may be sent elsewhere. An endpoint that gives probes no answer in time may be at
-    /// work on just this one, so that it is left in peace for twice the time that its work is expected to
-    /// take.
+    /// For a request that may be sent elsewhere.
     pub fn until_overdue(expected: Duration) -> Self {
-        Self { since: Instant::now(), at_least: Some(expected * 2), takes_another: false }
+        Self::of(Decided::Overdue, expected)
     }
 
     /// For a request that can't be sent elsewhere, since it may have had its effect. Its client had better
-    /// know of the silence than wait until its deadline; but if all endpoints are silent, they may well be
-    /// at work.
+    /// know of the silence than wait until its deadline.
     pub fn until_silent_alone(expected: Duration) -> Self {
-        Self { takes_another: true, ..Self::until_overdue(expected) }
+        Self::of(Decided::SilentAlone, expected)
     }
 
     /// For a request that stays where it is.
     pub fn endless() -> Self {
-        Self { since: Instant::now(), at_least: None, takes_another: false }
+        Self::of(Decided::Endless, Duration::ZERO)
     }
 
     /// Whether it is over.

@@ -92,12 +92,11 @@ struct Watch {
 
 async fn run(watch: Watch, changes: mpsc::Sender<Message>) {
     let Watch { state, settings, pool, refreshes, pulse } = watch;
-    let mut check =
-        HealthCheck::resume(settings.schedule.rise, settings.schedule.fall, state.probed());
+    let (rise, fall) = (settings.schedule.rise, settings.schedule.fall);
+    let mut check = HealthCheck::resume(rise, fall, state.probed(), state.is_silent());
     let mut peer = HttpPeer::new(state.address, false, String::new());
     peer.options.connection_timeout = Some(settings.timeout);
     peer.options.total_connection_timeout = Some(settings.timeout);
-    let mut silent = state.is_silent();
     loop {
         fault_point("probe");
         hang_point("probe").await;
@@ -129,14 +128,7 @@ async fn run(watch: Watch, changes: mpsc::Sender<Message>) {
         }
         check.probed(outcome);
         // Said again until it is so: a change may have crossed a reload.
-        let health = check.health();
-        silent = match outcome {
-            _ if health != Health::Down => false,
-            ProbeOutcome::Silent => true,
-            // One lucky answer does not bring it back, and says nothing against it either.
-            ProbeOutcome::Working | ProbeOutcome::Ready => silent,
-            ProbeOutcome::NotReady | ProbeOutcome::Failed => false,
-        };
+        let (health, silent) = (check.health(), check.is_silent());
         if silent && !state.is_silent() {
             state.falls_silent();
         }

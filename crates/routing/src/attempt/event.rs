@@ -3,6 +3,7 @@
 //! Attempts are named by their place among all that were begun for the request, from 0.
 
 use super::blame::Blame;
+pub use super::fallback::StandIn;
 use super::policy::{RetryOn, RetryPolicy};
 use crate::{Outcome, RetryBudget, Time};
 use std::time::Duration;
@@ -52,15 +53,6 @@ pub struct Context<'a> {
     pub is_repeatable: bool,
     /// The variant that stands in next, if there is one.
     pub stand_in: Option<StandIn>,
-}
-
-/// The place of the variant that stands in next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StandIn {
-    /// At other endpoints.
-    OtherPool,
-    /// At the same ones, as another model.
-    SamePool,
 }
 
 /// Something that happened.
@@ -191,6 +183,23 @@ pub enum Patience {
     SilentAlone,
     /// For as long as it has time.
     Endless,
+}
+
+impl Patience {
+    /// How long an attempt is left at a silent endpoint in any case, by the time that its work is expected to
+    /// take; `None`: as long as it has time. An endpoint that gives probes no answer in time may be at work on
+    /// just this one, so that it is left in peace for twice that time.
+    pub fn at_least(self, expected: Duration) -> Option<Duration> {
+        match self {
+            Self::Overdue | Self::SilentAlone => Some(expected * 2),
+            Self::Endless => None,
+        }
+    }
+
+    /// Whether other endpoints must answer probes meanwhile: if all are silent, they may well be at work.
+    pub fn takes_another(self) -> bool {
+        self == Self::SilentAlone
+    }
 }
 
 /// The end of the request.

@@ -22,6 +22,7 @@
 
 pub mod blame;
 pub mod event;
+pub mod fallback;
 pub mod policy;
 mod race;
 mod verdict;

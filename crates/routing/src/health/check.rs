@@ -60,17 +60,31 @@ pub struct HealthCheck {
     fall: u32,
     health: Health,
     streak: u32,
+    silent: bool,
 }
 
 impl HealthCheck {
     /// `Probing`; `rise` and `fall` are probes in a row, at least 1.
     pub fn new(rise: u32, fall: u32) -> Self {
-        Self { rise: rise.max(1), fall: fall.max(1), health: Health::Probing, streak: 0 }
+        Self {
+            rise: rise.max(1),
+            fall: fall.max(1),
+            health: Health::Probing,
+            streak: 0,
+            silent: false,
+        }
     }
 
-    /// Goes on from `health`, as after a reload that changed the thresholds.
-    pub fn resume(rise: u32, fall: u32, health: Health) -> Self {
-        Self { health, ..Self::new(rise, fall) }
+    /// Goes on from `health`, as after a reload that changed the thresholds. `silent`: it is down only for its
+    /// silence.
+    pub fn resume(rise: u32, fall: u32, health: Health, silent: bool) -> Self {
+        Self { health, silent, ..Self::new(rise, fall) }
+    }
+
+    /// Is it down only for having given no answer in time? That is weak evidence, since it may be at work on
+    /// just the requests that wait for it.
+    pub fn is_silent(&self) -> bool {
+        self.silent
     }
 
     /// The present state.
@@ -87,6 +101,18 @@ impl HealthCheck {
     ///
     /// The first success brings a `Probing` endpoint in: nothing is known against it.
     pub fn probed(&mut self, outcome: ProbeOutcome) -> Option<Health> {
+        let changed = self.counted(outcome);
+        self.silent = match outcome {
+            _ if self.health != Health::Down => false,
+            ProbeOutcome::Silent => true,
+            // One lucky answer does not bring it back, and says nothing against it either.
+            ProbeOutcome::Working | ProbeOutcome::Ready => self.silent,
+            ProbeOutcome::NotReady | ProbeOutcome::Failed => false,
+        };
+        changed
+    }
+
+    fn counted(&mut self, outcome: ProbeOutcome) -> Option<Health> {
         use Health::{Down, Probing, Ready};
         let (needed, next) = match (self.health, outcome) {
             (Ready, ProbeOutcome::Ready | ProbeOutcome::Working)
@@ -155,6 +181,24 @@ mod tests {
         assert_eq!(check.probed(Failed), Some(Health::Down), "a word counts as much as silence");
         assert_eq!(check.probed(Working), None);
         assert_eq!(check.health(), Health::Down);
+    }
+
+    #[test]
+    fn silence_alone_is_known_as_such_until_the_endpoint_says_something_else() {
+        let mut check = HealthCheck::resume(2, 2, Health::Ready, false);
+        check.probed(Silent);
+        assert!(!check.is_silent(), "it is not down yet");
+        check.probed(Silent);
+        assert_eq!((check.health(), check.is_silent()), (Health::Down, true));
+        check.probed(Working);
+        check.probed(Ready);
+        assert!(check.is_silent(), "one answer does not bring it back");
+        check.probed(Failed);
+        assert!(!check.is_silent(), "it refuses connections");
+        check.probed(Silent);
+        assert!(check.is_silent());
+        (check.probed(Ready), check.probed(Ready));
+        assert_eq!((check.health(), check.is_silent()), (Health::Ready, false));
     }
 
     #[test]

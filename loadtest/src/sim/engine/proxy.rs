@@ -58,7 +58,7 @@ impl Proxy {
         watched.dedup();
         let check = |endpoint| Check {
             endpoint,
-            check: HealthCheck::resume(probe.rise, probe.fall, Health::Ready),
+            check: HealthCheck::resume(probe.rise, probe.fall, Health::Ready, false),
             number: 0,
             last: 0,
         };
