@@ -1,19 +1,16 @@
 //! `[pool.NAME.probe]`: how the health of an endpoint is found out.
 
-use super::check::{request_path, timeout_within};
-use forebay_config::form::{one_of, positive};
+use super::check::request_path;
+use forebay_config::form::one_of;
 use forebay_config::pool::ProbeSchedule;
 use forebay_config::{Section, Table};
-use std::time::Duration;
 
 /// Active health checks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Probe {
     /// What is asked.
     pub kind: ProbeKind,
-    /// Time that a probe may take.
-    pub timeout: Duration,
-    /// When it is asked, and what follows.
+    /// When it is asked, how long it may take, and what follows.
     pub schedule: ProbeSchedule,
 }
 
@@ -41,16 +38,13 @@ forebay_config::section! {
         kind: KindName = KindName::Http, one_of(&[("http", KindName::Http), ("tcp", KindName::Tcp)]);
         /// Asked with GET on a connection of its own; 200 is ready, anything else is not.
         path: String = "/v2/health/ready".to_owned(), request_path();
-        /// Time that a probe may take. At most `interval`, which is the default if it is less than this. With the
-        /// defaults an endpoint that went silent is out within three seconds.
-        timeout: Duration = Duration::from_millis(800), positive();
     }
 }
 
 impl Default for Probe {
     fn default() -> Self {
-        let ProbeKeys { path, timeout, .. } = ProbeKeys::default();
-        Self { kind: ProbeKind::Http(path), timeout, schedule: ProbeSchedule::default() }
+        let ProbeKeys { path, .. } = ProbeKeys::default();
+        Self { kind: ProbeKind::Http(path), schedule: ProbeSchedule::default() }
     }
 }
 
@@ -58,7 +52,6 @@ impl Default for Probe {
 pub(super) fn read(table: &Table<'_, '_>) -> Probe {
     let keys = ProbeKeys::read(table);
     let schedule = ProbeSchedule::checked(table);
-    let interval = schedule.interval;
     let kind = match keys.kind {
         KindName::Http => ProbeKind::Http(keys.path),
         KindName::Tcp => {
@@ -66,6 +59,5 @@ pub(super) fn read(table: &Table<'_, '_>) -> Probe {
             ProbeKind::Tcp
         }
     };
-    let timeout = timeout_within(table, keys.timeout, keys.timeout.min(interval), interval);
-    Probe { kind, timeout, schedule }
+    Probe { kind, schedule }
 }

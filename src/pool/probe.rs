@@ -71,7 +71,8 @@ pub fn start(
         settings: settings.clone(),
         pool: pool.name.clone(),
         refreshes: poller.is_none(),
-        pulse: tasks.pulse("probe", settings.schedule.interval + settings.timeout + STANDSTILL),
+        pulse: tasks
+            .pulse("probe", settings.schedule.interval + settings.schedule.timeout + STANDSTILL),
     };
     let task =
         tasks.spawn("probe", Importance::Helpful, move || run(watch.clone(), changes.clone()));
@@ -95,16 +96,17 @@ async fn run(watch: Watch, changes: mpsc::Sender<Message>) {
     let (rise, fall) = (settings.schedule.rise, settings.schedule.fall);
     let mut check = HealthCheck::resume(rise, fall, state.probed(), state.is_silent());
     let mut peer = HttpPeer::new(state.address, false, String::new());
-    peer.options.connection_timeout = Some(settings.timeout);
-    peer.options.total_connection_timeout = Some(settings.timeout);
+    peer.options.connection_timeout = Some(settings.schedule.timeout);
+    peer.options.total_connection_timeout = Some(settings.schedule.timeout);
     loop {
         fault_point("probe");
         hang_point("probe").await;
         pulse.beat();
         let heard = state.heard_so_far();
-        let outcome = timeout(settings.timeout, probe(&peer, &settings.kind, &pool, &state))
-            .await
-            .unwrap_or(Ok(ProbeOutcome::Silent));
+        let outcome =
+            timeout(settings.schedule.timeout, probe(&peer, &settings.kind, &pool, &state))
+                .await
+                .unwrap_or(Ok(ProbeOutcome::Silent));
         let outcome = match outcome {
             Ok(ProbeOutcome::Silent) if state.heard_so_far() != heard => ProbeOutcome::Working,
             Ok(outcome) => outcome,

@@ -125,6 +125,9 @@ impl Ejection {
 crate::section! {
     /// When an endpoint is probed, and what becomes of it by that.
     pub struct ProbeSchedule {
+        /// Time that a probe may take. At most `interval`, which is the default if it is less than this. With the
+        /// defaults an endpoint that went silent is out within three seconds.
+        timeout: Duration = Duration::from_millis(800), positive();
         /// Time between two probes of an endpoint whose health is settled.
         interval: Duration = Duration::from_secs(1), interval();
         /// Time between two probes while a change is under way, while a new endpoint is not ready yet, or
@@ -150,12 +153,16 @@ impl ProbeSchedule {
     pub fn checked(table: &Table<'_, '_>) -> Self {
         let schedule = Self::read(table);
         let interval = schedule.interval;
-        if let Some((fast, span)) = table.spanned::<Duration>("fast_interval")
-            && fast > interval
-        {
-            let expected = format!("expected at most the interval ({interval:?})");
-            table.note(span, "fast_interval", format!("{expected}, found {fast:?}"));
+        for key in ["timeout", "fast_interval"] {
+            if let Some((found, span)) = table.spanned::<Duration>(key)
+                && found > interval
+            {
+                let expected = format!("expected at most the interval ({interval:?})");
+                table.note(span, key, format!("{expected}, found {found:?}"));
+            }
         }
-        Self { fast_interval: schedule.fast_interval.min(interval), ..schedule }
+        let (timeout, fast_interval) =
+            (schedule.timeout.min(interval), schedule.fast_interval.min(interval));
+        Self { timeout, fast_interval, ..schedule }
     }
 }
