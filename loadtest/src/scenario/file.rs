@@ -1,8 +1,9 @@
 //! Reading a scenario file: all that is wrong with it at once, with line and column.
 
 use super::{
-    Batch, Closed, EndpointFault, EndpointFaultKind, Fault, FaultKind, General, Group, Live, Load,
-    Open, Phase, Process, Reports, Request, RequestKind, Scenario, Sim, Simulated, Trust,
+    Batch, Closed, EndpointFault, EndpointFaultKind, Fallback, Fault, FaultKind, General, Group,
+    Live, Load, Open, Phase, Process, Reports, Request, RequestKind, Scenario, Sim, Simulated,
+    Trust,
 };
 use forebay_config::file;
 use forebay_config::pool::{Ejection, Hedge, ProbeSchedule, Queue, Retry};
@@ -125,6 +126,7 @@ fn endpoint_fault(table: &Table<'_, '_>) -> EndpointFault {
 
 fn sim(table: &Table<'_, '_>) -> Sim {
     Sim {
+        fallbacks: table.tables("fallback").iter().map(Fallback::read).collect(),
         queue: Queue::read(&table.table_or_empty("queue")),
         reports: Reports::read(&table.table_or_empty("reports")),
         retry: Retry::read(&table.table_or_empty("retry")),

@@ -33,6 +33,8 @@ forebay_config::section! {
         slow: f64 = 1.0, within(1e-3..=1e3);
         /// Requests that may wait in its queue; more are refused.
         queue: u32 = 10_000, any();
+        /// The pool that they belong to. Default: that of the route; others are those of fallbacks.
+        pool: Option<String> = None, optional(any()), shown "\"small\"";
         /// Service time of requests that do not ask for one.
         service: Distribution = Distribution::Constant(0.0), any();
     }
@@ -98,6 +100,8 @@ forebay_config::kinds! {
         /// It is killed: what it has is lost, and it accepts no connection. At the end it starts again.
         "down" => Down,
         "sinkhole" => Sinkhole(Sinkhole),
+        /// It stands still, and answers nothing, probes neither; what comes waits there. At the end it goes on.
+        "silent" => Silent,
     }
 }
 
@@ -146,6 +150,8 @@ forebay_config::section! {
         reports: Reports = Reports::default();
         /// Second attempts after failures; the keys and defaults of the proxy's `[pool.NAME.retry]`.
         retry: Retry = Retry::default();
+        /// Variants that stand in where the route's own can't answer, in this order; peers of the proxy have none.
+        fallbacks: Vec<Fallback> = Vec::new();
         /// Second attempts beside slow first ones, if there are any; the keys and defaults of the proxy's
         /// `[pool.NAME.hedge]`.
         hedge: Option<Hedge> = None;
@@ -155,6 +161,17 @@ forebay_config::section! {
         /// Active checks; the keys and defaults of the proxy's `[pool.NAME.probe]`, as far as simulated endpoints
         /// have them.
         probe: ProbeSchedule = ProbeSchedule::default();
+    }
+}
+
+forebay_config::section! {
+    /// A variant that stands in where the route's own can't answer: another model, at the same endpoints or at
+    /// others. They are tried in the order of the file.
+    pub struct Fallback {
+        /// The pool of its endpoints. Default: those of the route, which are asked for another model.
+        pool: Option<String> = None, optional(any()), shown "\"small\"";
+        /// Its services take so many times as long as those of the model that was asked for.
+        cost: f64 = 1.0, within(1e-3..=1e3);
     }
 }
 

@@ -16,7 +16,8 @@ mod run;
 pub use fault::{Fault, FaultKind, MAX_FAULTS, MAX_PROCESSES, Process, Slow, Upgrade};
 pub use file::{ScenarioError, parse};
 pub use fleet::{
-    Batch, EndpointFault, EndpointFaultKind, Group, Reports, Sim, Simulated, Sinkhole, SlowServices,
+    Batch, EndpointFault, EndpointFaultKind, Fallback, Group, Reports, Sim, Simulated, Sinkhole,
+    SlowServices,
 };
 pub use load::{Bursts, Closed, Constant, Diurnal, Load, Open, Phase, Ramp, Replay, Spacing};
 pub use objective::{Comparison, Measure, Objective, ObjectiveError};

@@ -1,7 +1,7 @@
 //! The reference of all keys of a scenario, made from their declarations.
 
 use super::fault::{Fault, FaultKind, Process};
-use super::fleet::{Batch, EndpointFault, EndpointFaultKind, Group, Reports, Sim};
+use super::fleet::{Batch, EndpointFault, EndpointFaultKind, Fallback, Group, Reports, Sim};
 use super::load::{Load, Phase};
 use super::request::{Request, RequestKind};
 use super::run::{General, Live, Trust};
@@ -29,6 +29,7 @@ pub fn text() -> String {
         each::<EndpointFaultKind>("[[fleet.fault]]", EndpointFault::ABOUT, &EndpointFault::keys()),
         vec![
             Sim::reference("[sim]"),
+            Fallback::reference("[[sim.fallback]]"),
             Reports::reference("[sim.reports]"),
             Queue::reference("[sim.queue]"),
             Retry::reference("[sim.retry]"),

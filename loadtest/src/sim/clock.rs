@@ -37,6 +37,13 @@ pub(super) enum Event {
         /// The number of the check.
         number: u32,
     },
+    /// The time of a health check is up, to which an endpoint that stands still gave no answer.
+    CheckExpired {
+        /// The proxy that asked.
+        proxy: usize,
+        /// Which endpoint.
+        endpoint: usize,
+    },
     /// A balancer wants to look at a request again.
     Wake {
         /// The balancer that asked.

@@ -43,7 +43,7 @@ pub struct Goal {
 /// A scenario's file, the peers to simulate it with, and its goals.
 type Suite = (&'static str, &'static [&'static str], fn(&Runs<'_>) -> Vec<Goal>);
 
-const ALL: [Suite; 19] = [
+const ALL: [Suite; 21] = [
     (
         "tail75.toml",
         &[NGINX, "haproxy_maxconn", "envoy_least_request", "traefik_least_time"],
@@ -77,6 +77,10 @@ const ALL: [Suite; 19] = [
         ]
     }),
     ("kill.toml", &[NGINX], |runs| vec![runs.errors()]),
+    ("standstill.toml", &[NGINX, "traefik_least_time"], |runs| {
+        vec![runs.errors(), runs.longest(3.0)]
+    }),
+    ("fallback.toml", &[NGINX], |runs| runs.fallback()),
     ("overload2x.toml", &[NGINX, ORACLE], |runs| runs.overload()),
     ("overload10x.toml", &[NGINX, ORACLE], |runs| runs.overload()),
     ("priorities.toml", &[NGINX], |runs| runs.priorities()),
@@ -213,6 +217,55 @@ impl Runs<'_> {
         let forebay = self.row(FOREBAY).map_or(f64::NAN, share);
         let peers = self.beside(|row| units::percent(share(row)));
         self.goal("errors", units::percent(forebay), "none".to_owned(), peers, forebay == 0.0)
+    }
+
+    /// The longest of all answers, in seconds.
+    fn longest(&self, max: f64) -> Goal {
+        let longest = |row: &Row| row.found.record.latency.max();
+        let forebay = self.row(FOREBAY).map_or(f64::NAN, longest);
+        self.goal(
+            "longest answer",
+            units::seconds(forebay),
+            format!("<= {}", units::seconds(max)),
+            self.beside(|row| units::seconds(longest(row))),
+            forebay <= max,
+        )
+    }
+
+    /// Of what the route's own endpoints can't answer in time, where another variant may.
+    fn fallback(&self) -> Vec<Goal> {
+        let Some(forebay) = self.row(FOREBAY).map(|row| &row.found) else { return Vec::new() };
+        let errors = |found: &SimResult| {
+            found.overload.as_ref().map_or(f64::NAN, |it| it.summary().errors_during)
+        };
+        let seconds =
+            self.plan.overload.map_or(0.0, |(begin, end)| units::float(end - begin) / 1e9);
+        let own = forebay.overload.as_ref().map_or(0.0, |it| it.summary().goodput)
+            - units::float(forebay.degraded) / seconds;
+        let own = own / self.plan.capacity();
+        let mut plan = self.plan.clone();
+        plan.pools.fallbacks.clear();
+        let without = errors(&engine::run(&plan, plan.policy));
+        vec![
+            self.goal(
+                "errors",
+                units::percent(errors(forebay)),
+                "none".to_owned(),
+                format!(
+                    "without fallback {}, {}",
+                    units::percent(without),
+                    self.beside(|row| units::percent(errors(&row.found)))
+                ),
+                errors(forebay) == 0.0,
+            ),
+            self.goal(
+                "goodput of the model that was asked for",
+                units::percent(own),
+                ">= 95 % of its capacity".to_owned(),
+                "none".to_owned(),
+                own >= 0.95,
+            ),
+        ]
     }
 
     fn fault(

@@ -15,6 +15,7 @@
 //! | [`keys`] | names of requests and attempts |
 //! | [`balancer`] | the policies that say where a request goes |
 //! | [`deadlines`] | goodput where deadlines are near the service time |
+//! | [`pools`] | which endpoints belong to which pool, and which variants stand in |
 //! | [`table`] | policies side by side |
 //! | [`goals`] | the project's goals, each beside its bound and its peers |
 
@@ -27,6 +28,7 @@ pub mod goals;
 pub mod impact;
 pub mod keys;
 pub mod plan;
+pub mod pools;
 pub mod table;
 
 pub use balancer::policy::SimPolicy;

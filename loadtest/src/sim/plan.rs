@@ -1,6 +1,7 @@
 //! The plan of a simulation: a scenario whose every number has been checked, once.
 
 use super::balancer::policy::{SimPolicy, UnknownPolicy};
+use super::pools::{PoolError, Pools};
 use crate::plan::arrivals::{Shape, Source};
 use crate::plan::seed::derive;
 use crate::plan::{Load, Plan, PlanError};
@@ -24,6 +25,8 @@ pub struct SimPlan {
     pub run: Plan,
     /// The endpoints.
     pub groups: Vec<Group>,
+    /// Which of them belong together, and which variants stand in.
+    pub pools: Pools,
     /// The proxies.
     pub sim: Sim,
     /// The policy of a single run.
@@ -55,6 +58,9 @@ pub enum SimPlanError {
     /// There is nothing to send requests to.
     #[error("expected at least one [[fleet.endpoint]], found none")]
     NoFleet,
+    /// Endpoints and fallbacks do not fit.
+    #[error(transparent)]
+    Pools(#[from] PoolError),
     /// More endpoints than can be simulated.
     #[error("fleet.endpoint: expected at most {MAX_ENDPOINTS} endpoints, found {0}")]
     Endpoints(usize),
@@ -93,6 +99,7 @@ impl SimPlan {
             1..=MAX_ENDPOINTS => {}
             _ => return Err(SimPlanError::Endpoints(endpoints)),
         }
+        let pools = Pools::new(&groups, &sim.fallbacks)?;
         let (policy, policies) = policies(&sim, &groups)?;
         let one_way = nanos(sim.round_trip) / 2;
         let timeouts = run.requests.iter().map(|request| timeout(request, run.timeout)).collect();
@@ -104,11 +111,11 @@ impl SimPlan {
             }
         }
         let mean_demand = mean_demand(&run, &groups);
-        let capacity = groups.iter().map(|group| group.capacity(mean_demand)).sum();
-        let overload = overload(&run, capacity);
+        let overload = overload(&run, capacity(&groups, mean_demand));
         Ok(Self {
             run,
             groups,
+            pools,
             sim,
             policy,
             policies,
@@ -147,15 +154,24 @@ impl SimPlan {
         deadline.is_some_and(|deadline| deadline < self.run.timeout)
     }
 
-    /// Requests a second that all endpoints together can serve.
+    /// Requests a second that all endpoints of the route together can serve.
     pub fn capacity(&self) -> f64 {
-        self.groups.iter().map(|group| group.capacity(self.mean_demand)).sum()
+        capacity(&self.groups, self.mean_demand)
     }
 
     /// Chance of proxy number `proxy`, the same for all policies.
     pub(super) fn seed_of(&self, proxy: u64) -> u64 {
         derive(self.run.seed, proxy ^ PROXY)
     }
+}
+
+/// The endpoints of the route itself.
+fn own(groups: &[Group]) -> impl Iterator<Item = &Group> + Clone {
+    groups.iter().filter(|group| group.pool.is_none())
+}
+
+fn capacity(groups: &[Group], mean_demand: f64) -> f64 {
+    own(groups).map(|group| group.capacity(mean_demand)).sum()
 }
 
 /// The policy of a single run, and those of a table.
@@ -235,8 +251,9 @@ pub(super) const PROXY: u64 = 0x70_72_6f_78_79;
 
 /// By the shares of the kinds; those that ask for nothing get what the endpoints choose.
 fn mean_demand(plan: &Plan, groups: &[Group]) -> f64 {
-    let endpoints: f64 = groups.iter().map(|group| f64::from(group.count)).sum();
-    let own = groups.iter().map(|group| f64::from(group.count) * group.service.mean()).sum::<f64>();
+    let groups = own(groups);
+    let endpoints: f64 = groups.clone().map(|group| f64::from(group.count)).sum();
+    let own = groups.map(|group| f64::from(group.count) * group.service.mean()).sum::<f64>();
     let weights: f64 = plan.requests.iter().map(|request| request.weight).sum();
     let asked = plan.requests.iter().map(|request| {
         request.weight * request.demand.map_or(own / endpoints, |demand| demand.mean())

@@ -110,6 +110,7 @@ fn fault_table<'a>(
     let what = match fault.kind {
         EndpointFaultKind::Slow(SlowServices { factor }) => format!("takes {factor} times as long"),
         EndpointFaultKind::Down => "is killed".to_owned(),
+        EndpointFaultKind::Silent => "falls silent".to_owned(),
         EndpointFaultKind::Sinkhole(Sinkhole { after }) => {
             format!("answers 500 after {}", seconds(after.as_secs_f64()))
         }

@@ -289,3 +289,70 @@ fn hedges_take_the_tail_of_endpoints_that_stall_and_keep_to_their_budget() {
     assert!(with.hedges > 0 && with.hedges * 20 <= requests, "{} of {requests}", with.hedges);
     assert_eq!((without.hedges, with.record.error_share()), (0, 0.0));
 }
+
+#[test]
+fn what_waits_at_an_endpoint_that_stands_still_is_sent_elsewhere_and_nothing_is_lost_there() {
+    let plan = fleet("500/s", &fault("kind = \"silent\""));
+    let found = simulated(&plan, "adaptive");
+    assert_eq!(found.record.error_share(), 0.0);
+    let impact = found.faults[0].summary();
+    assert!(impact.share_before > 0.2 && impact.share_later < 0.1, "{impact:?}");
+    assert!(impact.back_after.is_some_and(|after| after < 2.5), "{impact:?}");
+    // Found out within three seconds, even by what came just before.
+    let longest = found.record.latency.max();
+    assert!((0.5..=3.0).contains(&longest), "{longest}");
+    // Peers leave it there until the endpoint goes on.
+    let peer = simulated(&plan, "nginx_least_conn");
+    assert_eq!(peer.record.error_share(), 0.0, "it goes on with what it had");
+    assert!(peer.record.latency.max() > 2.9, "{}", peer.record.latency.max());
+}
+
+#[test]
+fn where_all_endpoints_stand_still_they_are_used_all_the_same_and_go_on() {
+    // Moving them is paid for as a retry is.
+    let rest = fault("kind = \"silent\"\n[sim.retry]\nbudget = \"100%\"\nmin_per_second = 10.0");
+    let rest = rest.replace("[1]", "[0, 1, 2, 3]");
+    // As many as there are slots; of more the proxy would refuse some, as it can't know when they go on.
+    let plan = fleet("5/s", &rest);
+    let found = simulated(&plan, "adaptive");
+    assert_eq!(found.record.error_share(), 0.0, "{:?}", found.record.outcomes);
+    let longest = found.record.latency.max();
+    assert!((2.0..3.5).contains(&longest), "{longest}");
+}
+
+#[test]
+fn a_variant_stands_in_for_what_the_routes_own_endpoints_can_not_do() {
+    let own = "[[fleet.endpoint]]\ncount = 2\nslots = 4\n";
+    let other = "[[fleet.endpoint]]\npool = \"small\"\nslots = 4\n";
+    let fallback = |rest: &str| {
+        let deadline = "deadline = \"100ms\"\n";
+        fleet("1500/s", &format!("{deadline}{own}{rest}"))
+    };
+    let without = simulated(&fallback(""), "adaptive");
+    assert!(without.record.error_share() > 0.3, "{}", without.record.error_share());
+    assert_eq!(without.degraded, 0);
+    let plan = fallback(&format!("{other}[[sim.fallback]]\npool = \"small\"\ncost = 0.2\n"));
+    assert_eq!(plan.capacity().round(), 800.0, "that of the route's own");
+    let with = simulated(&plan, "adaptive");
+    // Little time is left to those that have waited for the route's own in vain.
+    assert!(with.record.error_share() < 0.01, "{:?}", with.record.outcomes);
+    let share = with.degraded as f64 / with.record.total() as f64;
+    assert!((0.4..0.65).contains(&share), "{share}");
+    // Peers have none.
+    assert_eq!(simulated(&plan, "nginx_least_conn").degraded, 0);
+    // Another model at the same endpoints is paid for as a retry is.
+    let same = simulated(&fallback("[[sim.fallback]]\ncost = 0.1\n"), "adaptive");
+    assert!(same.degraded > 0, "never");
+    assert!(same.record.error_share() < without.record.error_share(), "{:?}", same.record.outcomes);
+}
+
+#[test]
+fn a_variant_stands_in_while_all_endpoints_of_the_route_are_down() {
+    let fleet_text = "[[fleet.endpoint]]\ncount = 2\nslots = 4\n[[fleet.endpoint]]\npool = \"small\"\nslots = 4\n\
+                      [[sim.fallback]]\npool = \"small\"\n[[fleet.fault]]\nkind = \"down\"\nat = \"3s\"\n\
+                      for = \"3s\"\nendpoints = [0, 1]\n";
+    let plan = fleet("200/s", fleet_text);
+    let found = simulated(&plan, "adaptive");
+    assert!(found.record.error_share() < 0.001, "{:?}", found.record.outcomes);
+    assert!((400..1000).contains(&found.degraded), "{}", found.degraded);
+}

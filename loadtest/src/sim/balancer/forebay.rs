@@ -77,14 +77,21 @@ impl ReadyEndpoint {
 }
 
 impl Forebay {
-    pub(super) fn new(policy: Policy, plan: &SimPlan, seed: u64) -> Self {
+    /// `members`: the endpoints of its pool.
+    pub(super) fn new(policy: Policy, plan: &SimPlan, members: &[bool], seed: u64) -> Self {
         let load = |_| Arc::new(Load::new(plan.sim.slots));
         let loads: Vec<Arc<Load>> = (0..plan.endpoints()).map(load).collect();
         let known = |(endpoint, load): (usize, &Arc<Load>)| ReadyEndpoint::new(endpoint, load);
-        let keyed = if policy == Policy::Sticky { loads.len() as u64 } else { 0 };
+        let is_member = |(at, _): &(usize, &Arc<Load>)| members[*at];
+        let ready: Vec<ReadyEndpoint> =
+            loads.iter().enumerate().filter(is_member).map(known).collect();
+        let keyed: Vec<u64> = match policy {
+            Policy::Sticky => ready.iter().map(|known| known.endpoint as u64).collect(),
+            _ => Vec::new(),
+        };
         Self {
             policy,
-            ready: loads.iter().enumerate().map(known).collect(),
+            ready,
             // Those that are there from the start were there before.
             since: vec![Time::default(); loads.len()],
             loads,
@@ -92,7 +99,7 @@ impl Forebay {
             slow_start: plan.sim.slow_start,
             handoff_delay: plan.sim.queue.handoff_delay,
             recent: Arc::default(),
-            ring: Ring::new(0..keyed),
+            ring: Ring::new(keyed.into_iter()),
             rng: Rng::new(seed),
             now: 0,
             queue: FairQueue::new(plan.sim.queue.size),
@@ -256,6 +263,19 @@ impl Balancer for Forebay {
         let min_delay = self.min_hedge_delay?;
         let Some(State::Running(running, None)) = self.states.get(request) else { return None };
         running.asked.estimate().map(|usual| usual.max(min_delay))
+    }
+
+    fn expected(&self, request: RequestKey, endpoint: usize) -> Duration {
+        let Some(State::Running(first, second)) = self.states.get(request) else {
+            return Duration::ZERO;
+        };
+        let there = [Some(first), second.as_ref()].into_iter().flatten();
+        let weight = there
+            .filter(|running| running.endpoint == endpoint)
+            .map(|running| running.asked.relative_cost().get())
+            .next();
+        let mean = self.loads[endpoint].service_seconds().unwrap_or_default();
+        Duration::try_from_secs_f64(mean * weight.unwrap_or(1.0)).unwrap_or_default()
     }
 
     fn room(&mut self, ask: &RequestView<'_>) -> Option<usize> {

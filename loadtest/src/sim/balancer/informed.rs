@@ -41,7 +41,7 @@ struct Waiting {
 
 impl Informed {
     /// Of the kinds of requests of `plan`, the first stands for all.
-    pub(super) fn new(plan: &SimPlan, [floor, in_time]: [f64; 2]) -> Self {
+    pub(super) fn new(plan: &SimPlan, members: &[bool], [floor, in_time]: [f64; 2]) -> Self {
         let mut rng = fastrand::Rng::with_seed(SEED);
         let demand = plan.run.requests.first().and_then(|request| request.demand);
         let demand = demand.or_else(|| plan.groups.first().map(|group| group.service));
@@ -56,7 +56,7 @@ impl Informed {
             in_time: in_time / 100.0,
             waiting: Vec::new(),
             coming: vec![VecDeque::new(); n],
-            ready: vec![true; n],
+            ready: members.to_vec(),
             woken: 0,
         }
     }

@@ -107,6 +107,12 @@ pub trait Balancer {
         None
     }
 
+    /// How long the work of this request is expected to take at an endpoint that it was sent to; zero if nothing
+    /// is known.
+    fn expected(&self, _request: RequestKey, _endpoint: usize) -> Duration {
+        Duration::ZERO
+    }
+
     /// An endpoint for a second attempt that has room for it at once.
     fn room(&mut self, _ask: &RequestView<'_>) -> Option<usize> {
         None

@@ -15,8 +15,8 @@ pub(super) struct Central {
 }
 
 impl Central {
-    pub(super) fn new(endpoints: usize) -> Self {
-        Self { waiting: VecDeque::new(), busy: vec![0; endpoints], ready: vec![true; endpoints] }
+    pub(super) fn new(members: &[bool]) -> Self {
+        Self { waiting: VecDeque::new(), busy: vec![0; members.len()], ready: members.to_vec() }
     }
 
     fn fastest_free(&self, fleet: &Fleet) -> Option<usize> {

@@ -10,8 +10,11 @@ use super::{Answer, Attempt, Engine};
 use crate::report::outcome::Outcome;
 use crate::sim::balancer::Done;
 use crate::sim::clock::Event as Planned;
+use crate::sim::fleet::times;
 use crate::sim::keys::{AttemptKey, RequestKey};
 use crate::sim::plan::refused;
+use crate::sim::pools::Variant;
+use crate::units::nanos;
 use forebay_protocol::Reason;
 use forebay_routing::attempt::event::{
     self, Context, Effect, End, Ending, Event, Next, RefusalCause, Sending,
@@ -25,9 +28,27 @@ const OK: u16 = 200;
 impl Engine<'_> {
     /// Takes in what has happened to a request, and does what follows from it.
     pub(super) fn on(&mut self, key: RequestKey, event: Event<Why>) {
-        if let Next::Finish(ending) = self.decide_on(key, event) {
-            self.ended_as(key, &ending);
+        match self.decide_on(key, event) {
+            Next::Finish(ending) => self.ended_as(key, &ending),
+            Next::FallBack(_) => self.stand_in(key),
+            Next::Bind | Next::Send(_) | Next::Wait => {}
         }
+    }
+
+    /// Goes on to the next variant, as the proxy does.
+    fn stand_in(&mut self, key: RequestKey) {
+        let Some(request) = self.requests.get_mut(key) else { return };
+        let next = request.passed.next(&self.plan.pools.fallbacks, |_| true);
+        let event = match next {
+            None => Event::CannotStandIn,
+            Some((variant, passed)) => {
+                (request.variant, request.passed) = (*variant, passed);
+                let proxies = self.plan.sim.proxies as usize;
+                request.proxy = request.proxy % proxies + variant.pool * proxies;
+                Event::StandsIn
+            }
+        };
+        self.on(key, event);
     }
 
     /// The same for what may have an attempt sent, which is left to the client.
@@ -36,6 +57,11 @@ impl Engine<'_> {
         let number = request.proxy;
         let proxy = &self.proxies[number];
         let untried = |at: usize| !request.tried.iter().any(|tried| *tried as usize == at);
+        // The others have no fallbacks.
+        let fallbacks = if self.is_forebay { &self.plan.pools.fallbacks[..] } else { &[] };
+        let stand_in = request.passed.next(fallbacks, |_| true);
+        let stand_in =
+            stand_in.map(|(next, _)| event::StandIn::between(request.variant.pool, next.pool));
         let context = Context {
             now: time(self.now),
             policy: &proxy.policy,
@@ -43,7 +69,7 @@ impl Engine<'_> {
             hedge_budget: proxy.hedge_budget.as_ref(),
             has_untried: proxy.ready.iter().enumerate().any(|(at, ready)| *ready && untried(at)),
             is_repeatable: true,
-            stand_in: None,
+            stand_in,
         };
         let step = request.decisions.on(event, &context);
         for effect in step.effects.iter() {
@@ -82,7 +108,7 @@ impl Engine<'_> {
                 let Some(attempt) = sent(place) else { return };
                 let took = Duration::from_nanos(self.now - attempt.at);
                 let ask = view_of(self.plan, &self.proxies, self.now, (key, request));
-                let number = proxy % self.balancers.len();
+                let number = self.balancer_of(proxy);
                 self.balancers[number].first_took(&ask, took);
             }
             Effect::Took(_) | Effect::Retry(_) | Effect::HedgeRefused(_) | Effect::Hedged(_) => {}
@@ -113,7 +139,8 @@ impl Engine<'_> {
     pub(super) fn bind(&mut self, key: RequestKey, endpoint: usize) {
         let Some(request) = self.requests.get_mut(key) else { return };
         request.tried.push(u32::try_from(endpoint).unwrap_or(u32::MAX));
-        let number = request.proxy % self.balancers.len();
+        let proxy = request.proxy;
+        let number = self.balancer_of(proxy);
         let hedge_after = self.balancers[number].hedge_after(key);
         if let Next::Send(sending) = self.decide_on(key, Event::Bound { hedge_after }) {
             self.send(key, endpoint, &sending);
@@ -125,7 +152,7 @@ impl Engine<'_> {
         let Some(request) = self.requests.get(key).filter(|it| it.running.len() == 1) else {
             return;
         };
-        let number = request.proxy % self.balancers.len();
+        let number = self.balancer_of(request.proxy);
         let ask = view_of(self.plan, &self.proxies, self.now, (key, request));
         if request.hedge_at != Some(self.now) {
             return;
@@ -152,18 +179,28 @@ impl Engine<'_> {
         }
     }
 
+    /// How many nanoseconds an attempt is left at an endpoint that is silent. The others leave all that they have
+    /// sent where it is.
+    fn patience(&self, key: RequestKey, endpoint: usize, sending: &Sending) -> Option<u64> {
+        let request = self.requests.get(key).filter(|_| self.is_forebay)?;
+        let expected = self.balancers[self.balancer_of(request.proxy)].expected(key, endpoint);
+        sending.patience.at_least(expected).map(nanos)
+    }
+
     fn send(&mut self, key: RequestKey, endpoint: usize, sending: &Sending) {
+        let patience = self.patience(key, endpoint, sending);
         let Some(request) = self.requests.get_mut(key) else { return };
         let is_hedge = !request.running.is_empty();
         self.tally.sent(self.plan, self.now, endpoint, is_hedge);
         let place = sending.attempt;
-        let attempt = Attempt { request: key, place, endpoint, answer: None, report: None };
+        let cost = request.variant.cost;
+        let attempt = Attempt { request: key, place, endpoint, cost, answer: None, report: None };
         let attempt = self.attempts.insert(attempt);
         let heard = self.proxies[request.proxy].answers(endpoint);
-        request.sent.push(Sent { key: attempt, endpoint, at: self.now, heard });
+        request.sent.push(Sent { key: attempt, endpoint, at: self.now, heard, patience });
         request.running.push(attempt);
         let at = self.now + self.plan.one_way;
-        self.fleet.endpoints[endpoint].expect(at, request.demand.unwrap_or(0));
+        self.fleet.endpoints[endpoint].expect(at, times(request.demand.unwrap_or(0), cost));
         if !is_hedge {
             request.hedge_at = sending.hedge_at.map(Time::nanos);
         }
@@ -237,7 +274,7 @@ impl Engine<'_> {
             && let Some(sent) = request.sent.get(place)
             && self.measured(key)
         {
-            self.tally.answered(sent.endpoint);
+            self.tally.answered(sent.endpoint, request.variant != Variant::OWN);
         }
         let outcome = match *ending {
             Ending::Answer(_) => Outcome::Ok(OK),

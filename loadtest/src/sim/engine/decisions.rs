@@ -47,6 +47,8 @@ pub(super) struct Sent {
     pub at: u64,
     /// Number of the endpoint's answers by then.
     pub heard: u32,
+    /// How many nanoseconds it is left at an endpoint that is silent; `None`: as long as it has time.
+    pub patience: Option<u64>,
 }
 
 fn time(nanos: u64) -> Time {

@@ -6,7 +6,7 @@ use super::{Answer, DelayedReport, Engine, Request};
 use crate::report::outcome::{Finished, Outcome};
 use crate::sim::balancer::{Balancer, Decision, RequestView};
 use crate::sim::clock::Event;
-use crate::sim::fleet::{Fleet, Full, Next, Started, Work};
+use crate::sim::fleet::{Fleet, Full, Next, Started, Work, times};
 use crate::sim::keys::{AttemptKey, RequestKey};
 use crate::sim::plan::SimPlan;
 use crate::units::nanos;
@@ -18,7 +18,7 @@ impl Engine<'_> {
     /// Asks the balancer of the request's proxy for an endpoint.
     pub(super) fn ask(&mut self, key: RequestKey) {
         let Some(request) = self.requests.get(key) else { return };
-        let number = request.proxy % self.balancers.len();
+        let number = self.balancer_of(request.proxy);
         let ask = view_of(self.plan, &self.proxies, self.now, (key, request));
         self.balancers[number].arrive(&ask, &self.fleet, &mut self.outbox);
         self.collect(number);
@@ -32,13 +32,20 @@ impl Engine<'_> {
         self.collect(number);
     }
 
+    /// The balancer of `proxy`: its own, or that of all proxies of its pool.
+    pub(super) fn balancer_of(&self, proxy: usize) -> usize {
+        let proxies = self.plan.sim.proxies as usize;
+        let each = self.balancers.len() / self.plan.pools.members.len();
+        proxy / proxies * each + proxy % proxies % each
+    }
+
     /// Calls the balancer of `proxy`.
     pub(super) fn call_balancer(
         &mut self,
         proxy: usize,
         call: impl FnOnce(&mut dyn Balancer, &Fleet, &mut Vec<Decision>),
     ) {
-        let number = proxy % self.balancers.len();
+        let number = self.balancer_of(proxy);
         call(self.balancers[number].as_mut(), &self.fleet, &mut self.outbox);
         self.collect(number);
     }
@@ -84,10 +91,11 @@ impl Engine<'_> {
         if !endpoint.is_up() {
             return self.reply(key, self.now, Answer::Lost(Reason::ConnectFailed));
         }
-        if let Some(after) = endpoint.sinkhole() {
+        if let Some(after) = endpoint.sinkhole().filter(|_| endpoint.answers()) {
             return self.reply(key, self.now + after, Answer::Refused(Reason::InferenceFailed));
         }
-        let work = Work { attempt: key, demand: request.demand, rng: request.rng.clone() };
+        let cost = attempt.cost;
+        let work = Work { attempt: key, demand: request.demand, cost, rng: request.rng.clone() };
         match endpoint.enter(self.now, work) {
             Ok(next) => self.schedule(number, next),
             Err(Full) => self.reply(key, self.now, Answer::Refused(Reason::QueueFull)),
@@ -158,7 +166,7 @@ impl Engine<'_> {
     pub(super) fn poll(&mut self, proxy: usize) {
         let Some(every) = self.plan.sim.reports.every else { return };
         for endpoint in 0..self.fleet.endpoints.len() {
-            if self.fleet.endpoints[endpoint].is_up() {
+            if self.proxies[proxy].has(endpoint) && self.fleet.endpoints[endpoint].answers() {
                 let report = self.fleet.endpoints[endpoint].report();
                 self.heard(proxy, endpoint, report);
             }
@@ -233,9 +241,9 @@ pub(super) fn view_of<'a>(
         key: request.key,
         client: request.client,
         class: plan.classes[request.kind],
-        model: plan.models[request.kind],
+        model: plan.models[request.kind] + request.passed.count() * plan.run.requests.len() as u64,
         deadline: request.intended.saturating_add(plan.timeouts[request.kind].0),
-        demand: request.demand.unwrap_or(0),
+        demand: times(request.demand.unwrap_or(0), request.variant.cost),
         ready: &proxies[request.proxy].ready,
         tried: &request.tried,
     }

@@ -23,9 +23,11 @@ use crate::sim::clock::{Clock, Event};
 use crate::sim::fleet::{Fleet, Probed};
 use crate::sim::keys::{AttemptKey, ProbeKey, ReportKey, RequestKey};
 use crate::sim::plan::{PROXY, SimPlan};
+use crate::sim::pools::Variant;
 use crate::units::nanos;
 use decisions::{Sent, Why};
 use forebay_protocol::Reason;
+use forebay_routing::attempt::fallback::Passed;
 use forebay_routing::{Attempts, Report, attempt};
 use proxy::Proxy;
 use slotmap::SlotMap;
@@ -47,10 +49,13 @@ pub fn run(plan: &SimPlan, policy: SimPolicy) -> SimResult {
 
 struct Engine<'a> {
     plan: &'a SimPlan,
+    /// Whether the proxies are ours, and not their peers.
+    is_forebay: bool,
     workload: Workload,
     now: u64,
     clock: Clock,
     fleet: Fleet,
+    /// Those of the route's own pool, then those of each other one.
     proxies: Vec<Proxy>,
     balancers: Vec<Box<dyn Balancer>>,
     requests: SlotMap<RequestKey, Request>,
@@ -78,6 +83,9 @@ struct Request {
     /// One of [`KEYS`], by chance.
     key: u64,
     proxy: usize,
+    /// The variant that answers it, and the fallbacks that were passed.
+    variant: Variant,
+    passed: Passed,
     /// The decisions on its attempts.
     decisions: Attempts<Why>,
     /// Endpoints that it was sent to.
@@ -97,6 +105,8 @@ struct Attempt {
     /// Its place among the request's.
     place: usize,
     endpoint: usize,
+    /// So many times as much work as its request asks for.
+    cost: f64,
     answer: Option<Answer>,
     report: Option<Report>,
 }
@@ -117,15 +127,25 @@ struct DelayedReport {
     report: Report,
 }
 
+/// Those of each pool, one after the other.
+fn proxies(plan: &SimPlan, policy: SimPolicy) -> Vec<Proxy> {
+    let of_pool = |members: &Vec<bool>| {
+        let members = members.clone();
+        (0..plan.sim.proxies).map(move |_| Proxy::new(plan, policy, &members))
+    };
+    plan.pools.members.iter().flat_map(of_pool).collect()
+}
+
 impl<'a> Engine<'a> {
     fn new(plan: &'a SimPlan, policy: SimPolicy) -> Self {
         let mut engine = Self {
             plan,
+            is_forebay: policy.is_forebay(),
             workload: Workload::new(&plan.run),
             now: 0,
             clock: Clock::default(),
             fleet: Fleet::new(&plan.groups),
-            proxies: (0..plan.sim.proxies).map(|_| Proxy::new(plan, policy)).collect(),
+            proxies: proxies(plan, policy),
             balancers: build(policy, plan),
             requests: SlotMap::with_key(),
             attempts: SlotMap::with_key(),
@@ -189,6 +209,7 @@ impl<'a> Engine<'a> {
             }
             Event::Fault { fault, begins } => self.inject_fault(fault, begins),
             Event::Check { proxy, endpoint, number } => self.check(proxy, endpoint, number),
+            Event::CheckExpired { proxy, endpoint } => self.check_expired(proxy, endpoint),
             Event::Wake { balancer, request } => self.wake(balancer, request),
             Event::Hedge(request) => self.hedge(request),
             Event::AttemptTimeout(attempt) => self.time_out(attempt),
@@ -200,8 +221,8 @@ impl<'a> Engine<'a> {
                 }
             }
             Event::Poll(proxy) => self.poll(proxy),
-            // An endpoint that is down does not answer probes.
-            Event::ProbeAsks { endpoint, .. } if !self.fleet.endpoints[endpoint].is_up() => {}
+            // One that is down or stands still does not answer probes.
+            Event::ProbeAsks { endpoint, .. } if !self.fleet.endpoints[endpoint].answers() => {}
             Event::ProbeAsks { balancer, endpoint } => {
                 let probed = self.fleet.endpoints[endpoint].probed(endpoint);
                 let key = self.probes.insert((balancer, probed));
@@ -229,6 +250,8 @@ impl<'a> Engine<'a> {
             client: drawn.client,
             key: derive(seed, index ^ KEY) % KEYS,
             proxy,
+            variant: Variant::OWN,
+            passed: Passed::default(),
             decisions: decisions::decisions(self.plan, drawn.kind, intended),
             tried: Vec::new(),
             sent: Vec::new(),

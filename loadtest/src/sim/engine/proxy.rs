@@ -1,4 +1,4 @@
-//! The state of one proxy beside its balancer: its rotation, health checks, ejections and budgets.
+//! The state of one proxy for one pool, beside its balancer: its rotation, health checks, ejections and budgets.
 
 use crate::scenario::EndpointFaultKind;
 use crate::sim::balancer::policy::SimPolicy;
@@ -8,8 +8,10 @@ use forebay_routing::health::rotation::Rotation;
 use forebay_routing::{Ejection, Health, HealthCheck, Outcome, RetryBudget, RetryPolicy, Time};
 use std::time::Duration;
 
-/// The state of one proxy beside its balancer.
+/// The state of one proxy for one pool, beside its balancer.
 pub(super) struct Proxy {
+    /// By endpoint: whether it belongs to the pool.
+    members: Vec<bool>,
     /// The conditions of retries.
     pub policy: RetryPolicy,
     /// Pays for attempts after failures.
@@ -29,6 +31,8 @@ pub(super) struct Check {
     /// The one that is under way or planned; those before it do not count any more.
     pub number: u32,
     pub last: u64,
+    /// While an answer is waited for: how often the endpoint had answered requests before.
+    pub heard: Option<u32>,
 }
 
 /// Outcomes of requests at the endpoints, and the endpoints' ejection histories.
@@ -39,6 +43,8 @@ struct Outliers {
     histories: Vec<EjectionHistory>,
     /// The health by probes, and the overall health.
     probed: Vec<Health>,
+    /// Whether they are down only for their silence.
+    silent: Vec<bool>,
     healths: Vec<Health>,
     /// Whether outcomes call for a look.
     is_called: bool,
@@ -49,18 +55,21 @@ struct Outliers {
 }
 
 impl Proxy {
-    pub(super) fn new(plan: &SimPlan, policy: SimPolicy) -> Self {
+    pub(super) fn new(plan: &SimPlan, policy: SimPolicy, members: &[bool]) -> Self {
         let (retry, probe, n) = (&plan.sim.retry, &plan.sim.probe, plan.endpoints());
-        let down = plan.faults.iter().filter(|fault| fault.kind == EndpointFaultKind::Down);
+        let fails = |kind| matches!(kind, EndpointFaultKind::Down | EndpointFaultKind::Silent);
+        let down = plan.faults.iter().filter(|fault| fails(fault.kind));
         let mut watched: Vec<usize> =
             down.flat_map(|fault| &fault.endpoints).map(|number| *number as usize).collect();
         watched.sort_unstable();
         watched.dedup();
+        watched.retain(|endpoint| members[*endpoint]);
         let check = |endpoint| Check {
             endpoint,
             check: HealthCheck::resume(probe.rise, probe.fall, Health::Ready, false),
             number: 0,
             last: 0,
+            heard: None,
         };
         let hedge = plan.sim.hedge.as_ref().filter(|_| policy.is_forebay());
         let mut rules = plan.sim.ejection.rules();
@@ -69,10 +78,11 @@ impl Proxy {
             rules.max_share = 0.0;
         }
         Self {
+            members: members.to_vec(),
             policy: retry.policy(),
             budget: RetryBudget::new(retry.budget, retry.min_per_second),
             hedge_budget: hedge.map(|hedge| RetryBudget::for_hedges(hedge.budget)),
-            ready: vec![true; n],
+            ready: members.to_vec(),
             checks: watched.into_iter().map(check).collect(),
             outliers: Outliers {
                 rules,
@@ -80,6 +90,7 @@ impl Proxy {
                 counts: (0..n).map(|_| OutcomeCounts::default()).collect(),
                 histories: vec![EjectionHistory::default(); n],
                 probed: vec![Health::Ready; n],
+                silent: vec![false; n],
                 healths: vec![Health::Ready; n],
                 is_called: false,
                 window_began: Time::default(),
@@ -121,6 +132,21 @@ impl Proxy {
         }
     }
 
+    /// Whether an endpoint belongs to its pool.
+    pub(super) fn has(&self, endpoint: usize) -> bool {
+        self.members[endpoint]
+    }
+
+    /// Whether an endpoint is down only for its silence.
+    pub(super) fn is_silent(&self, endpoint: usize) -> bool {
+        self.outliers.silent[endpoint]
+    }
+
+    /// Whether the probes of an endpoint take it down only for its silence.
+    pub(super) fn set_silent(&mut self, endpoint: usize, silent: bool) {
+        self.outliers.silent[endpoint] = silent;
+    }
+
     /// Whether a check for outliers can find anything.
     pub(super) fn is_worth_a_look(&self, now: Time) -> bool {
         let Outliers { rules, window_began, any_out, .. } = &self.outliers;
@@ -137,7 +163,9 @@ impl Proxy {
             .iter_mut()
             .zip(counts)
             .zip(probed)
-            .map(|((history, counts), probed)| Member {
+            .zip(&self.members)
+            .filter(|(_, is_member)| **is_member)
+            .map(|(((history, counts), probed), _)| Member {
                 counts,
                 history,
                 probed: *probed,
@@ -151,7 +179,7 @@ impl Proxy {
     /// Brings health and rotation up to date; the endpoints whose health came back, and those that came into
     /// rotation or went out of it.
     pub(super) fn refresh(&mut self) -> (Vec<usize>, Vec<usize>) {
-        let Outliers { rules, histories, probed, healths, .. } = &mut self.outliers;
+        let Outliers { rules, histories, probed, healths, silent, .. } = &mut self.outliers;
         let mut rejoined = Vec::new();
         for (endpoint, health) in healths.iter_mut().enumerate() {
             let present = match probed[endpoint] {
@@ -163,11 +191,12 @@ impl Proxy {
             }
             *health = present;
         }
-        let rotation = Rotation::of(healths.iter().copied(), rules.panic_below);
+        let own = healths.iter().zip(&self.members).filter(|(_, is_member)| **is_member);
+        let rotation = Rotation::of(own.map(|(health, _)| *health), rules.panic_below);
         let mut changed = Vec::new();
         for (endpoint, ready) in self.ready.iter_mut().enumerate() {
-            // One that is down refuses connections here, which is more than silence.
-            let is_used = rotation.uses(healths[endpoint], false);
+            let is_used =
+                self.members[endpoint] && rotation.uses(healths[endpoint], silent[endpoint]);
             if *ready != is_used {
                 *ready = is_used;
                 changed.push(endpoint);

@@ -25,6 +25,8 @@ pub struct SimResult {
     pub late: u64,
     /// Second attempts beside slow first ones.
     pub hedges: u64,
+    /// Measured requests that a fallback answered.
+    pub degraded: u64,
     /// Number of times that a proxy took an endpoint out of rotation.
     pub taken_out: u64,
     /// Events on the virtual clock.
@@ -51,6 +53,7 @@ impl Tally {
             kinds: plan.run.requests.iter().filter_map(|_| plan.overload.map(impact)).collect(),
             late: 0,
             hedges: 0,
+            degraded: 0,
             taken_out: 0,
             events: 0,
         };
@@ -81,8 +84,9 @@ impl Tally {
         self.result.late += 1;
     }
 
-    /// The answer that counts for a measured request came from `endpoint`.
-    pub(super) fn answered(&mut self, endpoint: usize) {
+    /// The answer that counts for a measured request came from `endpoint`, of a variant that stood in or not.
+    pub(super) fn answered(&mut self, endpoint: usize, degraded: bool) {
+        self.result.degraded += u64::from(degraded);
         self.result.record.share(None, Some(&self.names[endpoint]));
     }
 

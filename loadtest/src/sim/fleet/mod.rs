@@ -19,6 +19,10 @@ use std::time::Duration;
 /// [`crate::synthetic`].
 const MEAN_WEIGHT: f64 = 0.05;
 
+/// Where the time that services have left is counted from while their endpoint stands still: later than any
+/// run ends.
+const STANDSTILL: u64 = u64::MAX / 4;
+
 /// All endpoints of a run.
 #[derive(Debug)]
 pub struct Fleet {
@@ -39,6 +43,8 @@ pub struct Endpoint {
     factor: f64,
     up: bool,
     sinkhole: Option<u64>,
+    /// Whether it stands still: services end [`STANDSTILL`] later than they have left.
+    silent: bool,
     running: Vec<Service>,
     waiting: VecDeque<Waiting>,
     /// Until when a batch is kept open.
@@ -70,6 +76,8 @@ pub(super) struct Work {
     pub attempt: AttemptKey,
     /// Service time at speed 1; the endpoint's own choice if absent.
     pub demand: Option<u64>,
+    /// It takes so many times as long.
+    pub cost: f64,
     /// For the endpoint's own choice.
     pub rng: fastrand::Rng,
 }
@@ -137,6 +145,7 @@ impl Endpoint {
             factor: 1.0,
             up: true,
             sinkhole: None,
+            silent: false,
             running: Vec::with_capacity(slots.min(64)),
             waiting: VecDeque::new(),
             held: None,
@@ -172,6 +181,11 @@ impl Endpoint {
         self.up
     }
 
+    /// Whether it answers: it is there and does not stand still.
+    pub fn answers(&self) -> bool {
+        self.up && !self.silent
+    }
+
     /// After how many nanoseconds it fails what comes, if it does.
     pub(super) fn sinkhole(&self) -> Option<u64> {
         self.sinkhole
@@ -180,7 +194,7 @@ impl Endpoint {
     /// The time at which a request with this `demand` that arrives at `at` will have been served, if
     /// services are not batched. No proxy can know that; oracles do.
     pub fn finish(&self, at: u64, demand: u64) -> u64 {
-        if !self.up {
+        if !self.answers() {
             return u64::MAX;
         }
         let free = self.free.peek().map_or(0, |Reverse(free)| *free);
@@ -189,7 +203,7 @@ impl Endpoint {
 
     /// Takes in that a request with this `demand` will get here at `at`.
     pub(super) fn expect(&mut self, at: u64, demand: u64) {
-        if self.up {
+        if self.answers() {
             let finish = self.finish(at, demand);
             self.free.pop();
             self.free.push(Reverse(finish));
@@ -219,10 +233,12 @@ impl Endpoint {
     /// Takes work in at `now`.
     pub(super) fn enter(&mut self, now: u64, mut work: Work) -> Result<Next, Full> {
         let room = self.room + if self.running.len() < self.slots { self.slots() } else { 0 };
-        if self.waiting.len() >= room {
+        // One that stands still can't even say that.
+        if self.waiting.len() >= room && !self.silent {
             return Err(Full);
         }
         let demand = work.demand.unwrap_or_else(|| nanos(self.service.draw(&mut work.rng)));
+        let demand = times(demand, work.cost);
         let others = self.in_flight();
         let member = Member { attempt: work.attempt, entered: now, others };
         self.waiting.push_back(Waiting { member, demand });
@@ -263,7 +279,7 @@ impl Endpoint {
     /// Starts what can be started at `now`.
     pub(super) fn next(&mut self, now: u64) -> Next {
         let Some(first) = self.waiting.front() else { return Next::Nothing };
-        if self.running.len() >= self.slots {
+        if self.silent || self.running.len() >= self.slots {
             return Next::Nothing;
         }
         let mut count = 1;
@@ -314,9 +330,21 @@ impl Endpoint {
                 let before = self.factor;
                 self.factor = if begins { factor } else { 1.0 };
                 let ratio = self.factor / before;
+                let origin = self.origin(now);
                 for service in &mut self.running {
-                    let left = float(service.end.saturating_sub(now)) / 1e9;
-                    service.end = now + nanos_of(left * ratio);
+                    let left = float(service.end.saturating_sub(origin)) / 1e9;
+                    service.end = origin + nanos_of(left * ratio);
+                    let Service { number, end, .. } = *service;
+                    effect.moved.push(Started { number, end });
+                }
+            }
+            EndpointFaultKind::Silent => {
+                let before = self.origin(now);
+                self.silent = begins;
+                let origin = self.origin(now);
+                self.held = None;
+                for service in &mut self.running {
+                    service.end = origin + service.end.saturating_sub(before);
                     let Service { number, end, .. } = *service;
                     effect.moved.push(Started { number, end });
                 }
@@ -344,9 +372,13 @@ impl Endpoint {
         }
     }
 
+    /// From when on the time is counted that services have left.
+    fn origin(&self, now: u64) -> u64 {
+        if self.silent { STANDSTILL } else { now }
+    }
+
     fn scaled(&self, demand: u64) -> u64 {
-        let slowness = self.slowness();
-        if slowness == 1.0 { demand } else { nanos_of(float(demand) / 1e9 * slowness) }
+        times(demand, self.slowness())
     }
 
     fn learn(&mut self, took: u64) {
@@ -354,6 +386,11 @@ impl Endpoint {
         let mean = self.mean.get_or_insert(seconds);
         *mean += (seconds - *mean) * MEAN_WEIGHT;
     }
+}
+
+/// So many times this time.
+pub(super) fn times(nanos: u64, factor: f64) -> u64 {
+    if factor == 1.0 { nanos } else { nanos_of(float(nanos) / 1e9 * factor) }
 }
 
 /// The effect of a fault that begins or ends.
