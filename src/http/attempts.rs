@@ -56,7 +56,7 @@ pub fn on(request: &mut Request, event: Event<Refusal>, is_repeatable: bool) -> 
     let stand_in = target.fallback(&request.snapshot, &request.identity);
     let Request { decisions: Some(decisions), attempts, .. } = request else { return unrouted() };
     let kind = stand_in.as_ref().map(|next| {
-        StandIn::between(Arc::as_ptr(&target.pool.state), Arc::as_ptr(&next.pool.state))
+        StandIn::between(&Arc::as_ptr(&target.pool.state), &Arc::as_ptr(&next.pool.state))
     });
     let mut failed = match &event {
         Event::Ended(attempt, end) => Some((*attempt, reason_of(end))),

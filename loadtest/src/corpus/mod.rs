@@ -30,14 +30,14 @@ use std::time::Duration;
 /// Everything that a run can send.
 #[derive(Debug)]
 pub struct Corpus {
-    kinds: Vec<Kind>,
+    kinds: Vec<RequestTemplate>,
     mix: Mix,
     client_header: Option<HeaderName>,
 }
 
 /// One kind of request, ready to send.
 #[derive(Debug)]
-pub struct Kind {
+pub struct RequestTemplate {
     /// In words, for reports.
     pub label: String,
     /// The check that an answer must pass.
@@ -53,7 +53,7 @@ pub struct Kind {
 #[derive(Debug, Clone, Copy)]
 pub struct Draw<'a> {
     /// The kind of request that it is.
-    pub kind: &'a Kind,
+    pub kind: &'a RequestTemplate,
     size: &'a Size,
     body: &'a Body,
     demand: Option<Duration>,
@@ -143,12 +143,12 @@ impl Corpus {
     }
 
     /// The kinds of requests, in the order of the scenario.
-    pub fn kinds(&self) -> &[Kind] {
+    pub fn kinds(&self) -> &[RequestTemplate] {
         &self.kinds
     }
 }
 
-impl Kind {
+impl RequestTemplate {
     /// Number of different bodies.
     pub fn distinct(&self) -> usize {
         self.sizes.iter().map(|size| size.bodies.len()).sum()
@@ -189,9 +189,13 @@ impl Draw<'_> {
     }
 }
 
-async fn kind(plan: &Plan, request: &Request, room: &mut u64) -> Result<Kind, RequestError> {
+async fn kind(
+    plan: &Plan,
+    request: &Request,
+    room: &mut u64,
+) -> Result<RequestTemplate, RequestError> {
     let base = headers(plan, request)?;
-    let mut kind = Kind {
+    let mut kind = RequestTemplate {
         label: String::new(),
         check: Check::Status,
         method: Method::POST,
@@ -239,7 +243,7 @@ async fn bodies(
     infer: &Infer,
     base: HeaderMap,
     room: &mut u64,
-    kind: &mut Kind,
+    kind: &mut RequestTemplate,
 ) -> Result<(), RequestError> {
     let distinct = if infer.input.is_empty() { infer.distinct } else { infer.input.len() };
     kind.popularity = (infer.zipf > 0.0).then(|| Weights::zipf(distinct, infer.zipf));

@@ -12,7 +12,7 @@ use crate::connection::{Answer, Connection, Connections};
 use crate::corpus::check::Check;
 use crate::corpus::{Corpus, Draw};
 use crate::plan::arrivals::Arrivals;
-use crate::plan::{Load, Plan};
+use crate::plan::{Loop, Plan};
 use crate::report::fault_window::FaultWindows;
 use crate::report::outcome::{Failure, Finished, Outcome};
 use crate::report::record::{Interval, Record};
@@ -46,7 +46,7 @@ const EVENT_INTERVAL: u32 = 8;
 
 /// The part of a run that all threads share.
 #[derive(Debug)]
-pub struct Run {
+pub struct ActiveRun {
     /// The plan.
     pub plan: Arc<Plan>,
     /// The requests.
@@ -65,7 +65,7 @@ pub struct Run {
 ///
 /// # Errors
 /// The thread's runtime or timer can't be made: out of file descriptors.
-pub fn generate(run: Arc<Run>, thread: usize) -> io::Result<Record> {
+pub fn generate(run: Arc<ActiveRun>, thread: usize) -> io::Result<Record> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .event_interval(EVENT_INTERVAL)
@@ -74,12 +74,12 @@ pub fn generate(run: Arc<Run>, thread: usize) -> io::Result<Record> {
         let engine = Rc::new(Engine::new(run, thread));
         tokio::task::spawn_local(watch_deadlines(Rc::clone(&engine)));
         match &engine.run.plan.load {
-            Load::Open(source) => {
+            Loop::Open(source) => {
                 let arrivals = source.arrivals(engine.run.plan.seed);
                 engine.dispatch.borrow_mut().feed = Some(Feed::new(&engine.run, thread, arrivals));
                 pace(&engine).await?;
             }
-            Load::Closed => {
+            Loop::Closed => {
                 for _ in 0..engine.max_slots {
                     engine.add_slot(None);
                 }
@@ -92,7 +92,7 @@ pub fn generate(run: Arc<Run>, thread: usize) -> io::Result<Record> {
 
 /// One thread's generator.
 struct Engine {
-    run: Arc<Run>,
+    run: Arc<ActiveRun>,
     max_slots: usize,
     dispatch: RefCell<Dispatch>,
     record: RefCell<Record>,
@@ -125,7 +125,7 @@ struct Feed {
 }
 
 impl Feed {
-    fn new(run: &Run, thread: usize, arrivals: Arrivals) -> Self {
+    fn new(run: &ActiveRun, thread: usize, arrivals: Arrivals) -> Self {
         let skip = run.plan.threads as u64;
         let limit = run.plan.limit.unwrap_or(u64::MAX);
         let mut feed = Self { arrivals, index: 0, skip, limit, next: None };
@@ -174,7 +174,7 @@ async fn pace(engine: &Rc<Engine>) -> io::Result<()> {
 }
 
 impl Engine {
-    fn new(run: Arc<Run>, thread: usize) -> Self {
+    fn new(run: Arc<ActiveRun>, thread: usize) -> Self {
         let plan = &run.plan;
         let share =
             |total: usize| total / plan.threads + usize::from(thread < total % plan.threads);
@@ -275,12 +275,12 @@ impl Engine {
         loop {
             let next = match (job.take(), &self.run.plan.load) {
                 (Some(job), _) => Some(job),
-                (None, Load::Open(_)) => self.next_job(&slot, &mut connection).await,
-                (None, Load::Closed) => self.own_job().await,
+                (None, Loop::Open(_)) => self.next_job(&slot, &mut connection).await,
+                (None, Loop::Closed) => self.own_job().await,
             };
             let Some(next) = next else { return };
             let failed = self.perform(&slot, &mut connection, next).await;
-            if failed && matches!(self.run.plan.load, Load::Closed) {
+            if failed && matches!(self.run.plan.load, Loop::Closed) {
                 tokio::time::sleep(CONNECT_PAUSE).await;
             }
         }

@@ -1,6 +1,6 @@
 //! A run from plan to report: bodies, threads, the progress line, Ctrl-C.
 
-use super::engine::{self, Run};
+use super::engine::{self, ActiveRun};
 use super::progress::{self, Progress};
 use crate::connection::{self, ask};
 use crate::corpus::{Corpus, RequestError};
@@ -80,7 +80,7 @@ pub fn run(plan: Plan, options: Options) -> Result<Report, RunError> {
         Ok::<_, RunError>((processes, corpus(&plan, options.wait).await?))
     })?;
     let (stop, stopped) = watch::channel(false);
-    let run = Arc::new(Run {
+    let run = Arc::new(ActiveRun {
         start: Instant::now() + START_DELAY,
         corpus: Arc::new(corpus),
         stop: stopped,
@@ -110,7 +110,7 @@ pub fn run(plan: Plan, options: Options) -> Result<Report, RunError> {
 
 type Thread = JoinHandle<io::Result<Record>>;
 
-fn spawn(run: &Arc<Run>, ended: &mpsc::Sender<()>) -> io::Result<Vec<Thread>> {
+fn spawn(run: &Arc<ActiveRun>, ended: &mpsc::Sender<()>) -> io::Result<Vec<Thread>> {
     (0..run.plan.threads)
         .map(|thread| {
             let run = Arc::clone(run);
@@ -127,7 +127,7 @@ fn spawn(run: &Arc<Run>, ended: &mpsc::Sender<()>) -> io::Result<Vec<Thread>> {
 /// Moves the progress line, sees to the faults and listens for Ctrl-C until all threads have ended;
 /// says whether it came, and what was done.
 async fn watch_over(
-    run: &Run,
+    run: &ActiveRun,
     stop: &watch::Sender<bool>,
     mut ends: mpsc::Receiver<()>,
     processes: &Processes,

@@ -13,9 +13,8 @@ pub mod timeline;
 pub mod tls;
 
 use crate::scenario::{
-    self, Bursts, Closed, Constant, Diurnal, General, Http, Live, Load as LoadSpec, MAX_FAULTS,
-    MAX_PROCESSES, MAX_THREADS, Objective, Open, Protocol, Ramp, Replay, RequestKind, Scenario,
-    Spacing, Trust,
+    self, Bursts, Closed, Constant, Diurnal, General, Http, Live, Load, MAX_FAULTS, MAX_PROCESSES,
+    MAX_THREADS, Objective, Open, Protocol, Ramp, Replay, RequestKind, Scenario, Spacing, Trust,
 };
 use crate::units::{self, Rate, TimeSpan};
 use arrivals::{Phase, Shape, Source};
@@ -51,7 +50,7 @@ pub struct Plan {
     /// Never sleep: less lag of the generator's own, for a whole core.
     pub busy: bool,
     /// The start times of requests.
-    pub load: Load,
+    pub load: Loop,
     /// The warm-up, and the intervals that are measured.
     pub timeline: Timeline,
     /// Time that is measured: the run without its warm-up.
@@ -87,7 +86,7 @@ pub struct Clients {
 
 /// The start times of requests.
 #[derive(Debug, Clone)]
-pub enum Load {
+pub enum Loop {
     /// At planned times.
     Open(Source),
     /// Each starts when the last answer is there.
@@ -174,9 +173,9 @@ impl Plan {
         let clients = clients(count, client_header.as_deref())?;
         let mut recorded = Vec::new();
         let (load, measured) = match &scenario.load {
-            LoadSpec::Closed(Closed { length }) => (Load::Closed, *length),
-            LoadSpec::Open(Open { spacing, phases }) => open(*spacing, phases, warm_up)?,
-            LoadSpec::Replay(Replay { file, speed }) => {
+            Load::Closed(Closed { length }) => (Loop::Closed, *length),
+            Load::Open(Open { spacing, phases }) => open(*spacing, phases, warm_up)?,
+            Load::Replay(Replay { file, speed }) => {
                 let path = scenario.base.join(file);
                 let (load, span, picks) = replayed(&path, *speed, &scenario.requests)?;
                 recorded = picks;
@@ -235,14 +234,14 @@ impl Plan {
 
     fn describe_load(&self) -> String {
         match &self.load {
-            Load::Closed if self.streams > 1 => {
+            Loop::Closed if self.streams > 1 => {
                 format!("closed loop, {} connections x {} streams", self.connections, self.streams)
             }
-            Load::Closed => format!("closed loop, {} connections", self.connections),
-            Load::Open(Source::Recorded(times)) => {
+            Loop::Closed => format!("closed loop, {} connections", self.connections),
+            Loop::Open(Source::Recorded(times)) => {
                 format!("open loop, {} recorded requests", units::count(times.len() as u64))
             }
-            Load::Open(Source::Phases { phases, spacing }) => {
+            Loop::Open(Source::Phases { phases, spacing }) => {
                 let spacing = match spacing {
                     Spacing::Constant => "evenly spaced",
                     Spacing::Poisson => "poisson",
@@ -295,7 +294,7 @@ fn open(
     spacing: Spacing,
     specs: &[scenario::Phase],
     warm_up: Duration,
-) -> Result<(Load, Duration), PlanError> {
+) -> Result<(Loop, Duration), PlanError> {
     let phases: Vec<Phase> = specs.iter().map(phase).collect::<Result<_, _>>()?;
     let length: f64 = phases.iter().map(|phase| phase.length).sum();
     let first = phases.first().ok_or_else(|| bounds("load.phase", "at least one", "none"))?;
@@ -306,7 +305,7 @@ fn open(
     }
     all.extend(phases);
     let source = Source::Phases { phases: all, spacing };
-    Ok((Load::Open(source), Duration::from_secs_f64(length)))
+    Ok((Loop::Open(source), Duration::from_secs_f64(length)))
 }
 
 fn phase(spec: &scenario::Phase) -> Result<Phase, PlanError> {
@@ -331,7 +330,7 @@ fn phase(spec: &scenario::Phase) -> Result<Phase, PlanError> {
     Ok(Phase { shape, length: seconds(length) })
 }
 
-type Replayed = (Load, Duration, Vec<Option<u32>>);
+type Replayed = (Loop, Duration, Vec<Option<u32>>);
 
 fn replayed(
     path: &std::path::Path,
@@ -353,11 +352,11 @@ fn replayed(
     let times: Vec<u64> =
         times.into_iter().map(|time| units::nanos_of((time - first) / speed)).collect();
     let length = Duration::from_nanos(times.last().copied().unwrap_or(0) + 1);
-    Ok((Load::Open(Source::Recorded(times.into())), length, picks))
+    Ok((Loop::Open(Source::Recorded(times.into())), length, picks))
 }
 
 /// The request of the scenario that a line of the log is replayed with; `None`: any.
-fn stands_for(line: &replay::Line, requests: &[scenario::Request]) -> Option<u32> {
+fn stands_for(line: &replay::LogLine, requests: &[scenario::Request]) -> Option<u32> {
     let found = requests.iter().position(|request| match &request.kind {
         RequestKind::Infer(infer) => {
             line.is_inference() && line.model.as_deref() == Some(infer.model.as_str())

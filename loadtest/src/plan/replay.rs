@@ -16,7 +16,7 @@ const MAX_LINE: u64 = 64 * 1024;
 
 /// One request of a log.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Line {
+pub struct LogLine {
     /// Its arrival: seconds from an arbitrary but fixed moment.
     pub time: f64,
     /// The model that was asked for, if the log says so.
@@ -25,7 +25,7 @@ pub struct Line {
     pub path: Option<String>,
 }
 
-impl Line {
+impl LogLine {
     /// Whether it is a question to a model, as far as the log tells: no metadata, no probe.
     pub fn is_inference(&self) -> bool {
         let Some(path) = &self.path else { return true };
@@ -56,7 +56,7 @@ pub enum ReplayError {
 ///
 /// # Errors
 /// The file can't be read, a line has no time, or there are none or too many.
-pub fn read(path: &Path) -> Result<Vec<Line>, ReplayError> {
+pub fn read(path: &Path) -> Result<Vec<LogLine>, ReplayError> {
     let mut lines = Vec::new();
     let mut reader = BufReader::new(std::fs::File::open(path)?);
     let mut text = String::new();
@@ -82,7 +82,7 @@ pub fn read(path: &Path) -> Result<Vec<Line>, ReplayError> {
     Ok(lines)
 }
 
-fn parse(text: &str) -> Option<Line> {
+fn parse(text: &str) -> Option<LogLine> {
     let value: Value = serde_json::from_str(text).ok()?;
     let written = match ["time", "timestamp", "ts"].iter().find_map(|key| value.get(key))? {
         Value::Number(seconds) => seconds.as_f64()?,
@@ -92,7 +92,7 @@ fn parse(text: &str) -> Option<Line> {
     let took = value.get("total_us").and_then(Value::as_f64).unwrap_or(0.0) / 1e6;
     let text = |key| value.get(key).and_then(Value::as_str).map(str::to_owned);
     let time = written - took;
-    time.is_finite().then(|| Line { time, model: text("model"), path: text("path") })
+    time.is_finite().then(|| LogLine { time, model: text("model"), path: text("path") })
 }
 
 /// Seconds since 1970 of a time such as `2026-03-01T12:30:00.25+01:00`.
@@ -132,7 +132,7 @@ mod tests {
             assert_eq!(rfc3339(text), None, "{text}");
         }
         let line = parse(r#"{"ts": 5.5, "model": "magika", "status": 200}"#).unwrap();
-        assert_eq!(line, Line { time: 5.5, model: Some("magika".to_owned()), path: None });
+        assert_eq!(line, LogLine { time: 5.5, model: Some("magika".to_owned()), path: None });
     }
 
     #[test]

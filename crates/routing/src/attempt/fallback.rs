@@ -14,7 +14,7 @@ pub enum StandIn {
 
 impl StandIn {
     /// Between a variant at this pool and the next one at that pool.
-    pub fn between<P: PartialEq>(present: P, next: P) -> Self {
+    pub fn between<P: PartialEq>(present: &P, next: &P) -> Self {
         if present == next { Self::SamePool } else { Self::OtherPool }
     }
 }
@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn another_model_at_the_same_endpoints_is_not_another_pool() {
-        assert_eq!(StandIn::between(1, 1), StandIn::SamePool);
-        assert_eq!(StandIn::between(1, 2), StandIn::OtherPool);
+        assert_eq!(StandIn::between(&1, &1), StandIn::SamePool);
+        assert_eq!(StandIn::between(&1, &2), StandIn::OtherPool);
     }
 }

@@ -197,7 +197,8 @@ mod tests {
         assert!(!check.is_silent(), "it refuses connections");
         check.probed(Silent);
         assert!(check.is_silent());
-        (check.probed(Ready), check.probed(Ready));
+        check.probed(Ready);
+        check.probed(Ready);
         assert_eq!((check.health(), check.is_silent()), (Health::Ready, false));
     }
 

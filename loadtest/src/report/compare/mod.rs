@@ -94,7 +94,7 @@ pub struct Comparison {
     /// The side that is judged.
     pub b: Group,
     /// One for each quantity.
-    pub rows: Vec<Row>,
+    pub rows: Vec<ComparisonRow>,
     /// All rows together: worse if one is.
     pub verdict: Verdict,
     /// Confidence of all intervals together, 0 to 1.
@@ -124,7 +124,7 @@ pub struct Group {
 
 /// One quantity on both sides.
 #[derive(Debug, Clone, Serialize)]
-pub struct Row {
+pub struct ComparisonRow {
     /// A quantity that is compared.
     pub quantity: Quantity,
     /// On side A; nothing if no request succeeded.
@@ -323,7 +323,7 @@ impl Quantity {
     }
 }
 
-fn rows(grid: &Grid, sides: &(Side, Side), args: &CompareArgs) -> Vec<Row> {
+fn rows(grid: &Grid, sides: &(Side, Side), args: &CompareArgs) -> Vec<ComparisonRow> {
     let mut rng = fastrand::Rng::with_seed(args.seed);
     let (mut a, mut b) = (Totals::new(grid), Totals::new(grid));
     let mut changes = Quantity::ALL.map(|_| Vec::with_capacity(args.resamples));
@@ -344,12 +344,12 @@ fn rows(grid: &Grid, sides: &(Side, Side), args: &CompareArgs) -> Vec<Row> {
         let interval = (units::float(changes.len() as u64) >= enough)
             .then(|| resample::interval(changes, doubt));
         let change = quantity.change(a, b);
-        Row { quantity, a, b, change, interval, verdict: quantity.judge(interval, args) }
+        ComparisonRow { quantity, a, b, change, interval, verdict: quantity.judge(interval, args) }
     };
     Quantity::ALL.into_iter().zip(changes).map(row).collect()
 }
 
-fn together(rows: &[Row]) -> Verdict {
+fn together(rows: &[ComparisonRow]) -> Verdict {
     let any = |verdict| rows.iter().any(|row| row.verdict == verdict);
     match () {
         () if any(Verdict::Worse) => Verdict::Worse,

@@ -18,11 +18,11 @@ pub(super) struct Grid {
 /// The runs on one side.
 #[derive(Debug)]
 pub(super) struct Side {
-    runs: Vec<Run>,
+    runs: Vec<RunSample>,
 }
 
 #[derive(Debug)]
-struct Run {
+struct RunSample {
     cells: Vec<Cell>,
 }
 
@@ -66,7 +66,7 @@ impl Grid {
 impl Side {
     pub(super) fn new(reports: &[Report], grid: &Grid) -> Self {
         let runs = reports.iter().filter(|report| !report.series.is_empty());
-        Self { runs: runs.map(|report| Run::new(report, grid)).collect() }
+        Self { runs: runs.map(|report| RunSample::new(report, grid)).collect() }
     }
 
     /// Everything once: what was measured.
@@ -87,7 +87,7 @@ impl Side {
     }
 }
 
-impl Run {
+impl RunSample {
     fn new(report: &Report, grid: &Grid) -> Self {
         let together = report.series.len().div_ceil(MAX_CELLS);
         let cell = |points: &[Point]| {

@@ -1,6 +1,6 @@
 //! A comparison for people.
 
-use super::{Comparison, Group, Quantity, Row, Verdict};
+use super::{Comparison, ComparisonRow, Group, Quantity, Verdict};
 use crate::report::style::Style;
 use crate::units::{self, Rate, seconds};
 use std::fmt::Write as _;
@@ -71,7 +71,7 @@ fn changed(quantity: Quantity, value: f64) -> String {
     }
 }
 
-fn word(row: &Row, style: Style) -> String {
+fn word(row: &ComparisonRow, style: Style) -> String {
     match row.verdict {
         Verdict::Worse => style.bad("worse"),
         Verdict::Better => style.good("better"),

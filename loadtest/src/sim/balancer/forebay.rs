@@ -99,7 +99,7 @@ impl Forebay {
             slow_start: plan.sim.slow_start,
             handoff_delay: plan.sim.queue.handoff_delay,
             recent: Arc::default(),
-            ring: Ring::new(keyed.into_iter()),
+            ring: Ring::new(keyed),
             rng: Rng::new(seed),
             now: 0,
             queue: FairQueue::new(plan.sim.queue.size),

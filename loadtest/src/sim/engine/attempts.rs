@@ -6,7 +6,7 @@
 
 use super::decisions::{Sent, Why};
 use super::flow::view_of;
-use super::{Answer, Attempt, Engine};
+use super::{Answer, Engine, InFlightAttempt};
 use crate::report::outcome::Outcome;
 use crate::sim::balancer::Done;
 use crate::sim::clock::Event as Planned;
@@ -61,7 +61,7 @@ impl Engine<'_> {
         let fallbacks = if self.is_forebay { &self.plan.pools.fallbacks[..] } else { &[] };
         let stand_in = request.passed.next(fallbacks, |_| true);
         let stand_in =
-            stand_in.map(|(next, _)| event::StandIn::between(request.variant.pool, next.pool));
+            stand_in.map(|(next, _)| event::StandIn::between(&request.variant.pool, &next.pool));
         let context = Context {
             now: time(self.now),
             policy: &proxy.policy,
@@ -194,7 +194,8 @@ impl Engine<'_> {
         self.tally.sent(self.plan, self.now, endpoint, is_hedge);
         let place = sending.attempt;
         let cost = request.variant.cost;
-        let attempt = Attempt { request: key, place, endpoint, cost, answer: None, report: None };
+        let attempt =
+            InFlightAttempt { request: key, place, endpoint, cost, answer: None, report: None };
         let attempt = self.attempts.insert(attempt);
         let heard = self.proxies[request.proxy].answers(endpoint);
         request.sent.push(Sent { key: attempt, endpoint, at: self.now, heard, patience });
@@ -219,7 +220,7 @@ impl Engine<'_> {
     }
 
     /// The answer to an attempt has come, or it is known that there is none.
-    pub(super) fn answered(&mut self, key: AttemptKey, attempt: &Attempt) {
+    pub(super) fn answered(&mut self, key: AttemptKey, attempt: &InFlightAttempt) {
         let end = match attempt.answer {
             Some(Answer::Good) => End::Answered(answer(OK, true, None), None),
             Some(Answer::Refused(reason)) => {

@@ -59,7 +59,7 @@ struct Engine<'a> {
     proxies: Vec<Proxy>,
     balancers: Vec<Box<dyn Balancer>>,
     requests: SlotMap<RequestKey, Request>,
-    attempts: SlotMap<AttemptKey, Attempt>,
+    attempts: SlotMap<AttemptKey, InFlightAttempt>,
     reports: SlotMap<ReportKey, DelayedReport>,
     probes: SlotMap<ProbeKey, (usize, Probed)>,
     /// By kind of request: when each is given up, earliest first.
@@ -100,7 +100,7 @@ struct Request {
 }
 
 /// A request on its way to an endpoint, there, or on its way back.
-struct Attempt {
+struct InFlightAttempt {
     request: RequestKey,
     /// Its place among the request's.
     place: usize,

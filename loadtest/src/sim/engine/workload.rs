@@ -2,7 +2,7 @@
 
 use crate::plan::arrivals::Arrivals;
 use crate::plan::mix::{Drawn, Mix};
-use crate::plan::{Load, Plan};
+use crate::plan::{Loop, Plan};
 
 /// Requests still to come.
 pub(super) struct Workload {
@@ -17,8 +17,8 @@ pub(super) struct Workload {
 impl Workload {
     pub(super) fn new(run: &Plan) -> Self {
         let mut arrivals = match &run.load {
-            Load::Open(source) => source.arrivals(run.seed),
-            Load::Closed => Arrivals::Recorded { times: [].into(), next: 0 },
+            Loop::Open(source) => source.arrivals(run.seed),
+            Loop::Closed => Arrivals::Recorded { times: [].into(), next: 0 },
         };
         Self { mix: Mix::new(run), next: arrivals.next(), arrivals, index: 0 }
     }

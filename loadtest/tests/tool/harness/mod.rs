@@ -229,10 +229,10 @@ impl Drop for Canned {
 }
 
 /// Longest time that a test's client may be silent.
-const PATIENCE: Duration = Duration::from_secs(20);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn serve(mut stream: TcpStream, answer: &[u8], close: bool) {
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT)).unwrap();
     let mut seen = Vec::new();
     let mut piece = [0; 4096];
     loop {
