@@ -10,7 +10,7 @@
 
 use crate::connections::{Connection, Connections};
 use crate::downstream::http1_reader::{Arrival, Http1Reader};
-use crate::downstream::http2::Http2;
+use crate::downstream::http2::{self, Ended, Http2};
 use crate::downstream::tls::{self, Encrypted};
 use crate::exhausted::{self, LastWords};
 use crate::http::proxy::{KEEPALIVE_SECONDS, MAX_WRITE_STALL, Proxy};
@@ -23,7 +23,7 @@ use bytes::BytesMut;
 use forebay_framing::proxy_protocol;
 use forebay_process::resources::Exhausted;
 use forebay_protocol::Reason;
-use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream, ServerApp};
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::protocols::{ALPN, GetSocketDigest, SocketDigest, Stream};
@@ -37,7 +37,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 /// Time in which the rest of what was refused is read.
@@ -113,8 +113,8 @@ impl Accept {
             () = connection.room_is_wanted() => return connection.ended(Reason::Evicted),
         }
         waiting.ends();
-        let begun = self.begun(socket(stream, peer), (began, in_all), &mut connection);
-        match Box::pin(begun).await {
+        // Bound to a name, it would take its room here as well.
+        match Box::pin(self.begun(socket(stream, peer), (began, in_all), &mut connection)).await {
             Some((reader, None)) => Box::pin(self.http2(reader, &mut connection, &stop)).await,
             Some((reader, Some(first))) => {
                 Box::pin(self.http1(reader, first, &mut connection, &stop)).await;
@@ -247,17 +247,19 @@ impl Accept {
         stop: &ShutdownWatch,
     ) {
         let observer = Arc::clone(&self.observer);
-        let (stream, ended) = Http2::new(reader, connection, observer, self.header_timeout());
-        let waiting = connection.waiting();
-        let (leave, leaving) = watch::channel(*stop.borrow());
-        let mut serving = ServerApp::process_new(&self.proxy, Box::new(stream), &leaving);
+        let (waiting, leave, ended) = (connection.waiting(), Notify::new(), Ended::default());
+        let mut serving = {
+            let told = ended.clone();
+            let stream = Http2::new(reader, connection, observer, (told, self.header_timeout()));
+            Box::pin(http2::serve(stream, &self.proxy, stop, &leave))
+        };
         let mut stopping = stop.clone();
         let is_evicted = tokio::select! {
             _ = &mut serving => return ended.note(connection),
             _ = stopping.wait_for(|stop| *stop) => false,
             () = connection.room_is_wanted() => true,
         };
-        leave.send_replace(true);
+        leave.notify_one();
         if !is_evicted {
             serving.await;
             return ended.note(connection);

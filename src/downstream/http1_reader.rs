@@ -295,6 +295,10 @@ impl Http1Reader {
             let here = most.min(self.ahead.len()).min(buffer.remaining());
             buffer.put_slice(&self.ahead[..here]);
             self.ahead.advance(here);
+            if self.ahead.is_empty() {
+                // A connection of HTTP/2 would hold it to its end.
+                self.ahead = BytesMut::new();
+            }
         } else if most >= buffer.remaining() {
             ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
         } else {

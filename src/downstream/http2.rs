@@ -3,22 +3,35 @@
 //! Pingora hands over requests, and only those that its HTTP/2 library understands. Other frames of a client
 //! cost CPU all the same, and the library's own answers and resets would be neither counted nor logged.
 //! [`Http2`] is put in front of it: see [`forebay_http2guard`].
+//!
+//! [`serve`] does the work of Pingora's own loop in less memory: an idle connection holds its future, and
+//! thousands may be idle at a time.
 
 use crate::connections::Connection;
 use crate::downstream::http1_reader::Http1Reader;
+use crate::http::proxy::Proxy;
 use crate::refusal::Refusal;
 use crate::telemetry::observe::{Observer, RejectedConnection, record_rejected_connection};
 use bytes::Bytes;
 use forebay_http2guard::{Event, Guarded};
 use forebay_process::limit::CLIENT;
 use forebay_protocol::{Reason, metric};
-use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
+use pingora::apps::HttpServerApp;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::{
+    H2Accept, H2Options, HttpSession, default_h2_options, handshake,
+};
+use pingora::protocols::{Digest, GetProxyDigest, GetSocketDigest, GetTimingDigest, Ssl};
+use pingora::proxy::HttpProxy;
+use pingora::server::ShutdownWatch;
+use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::sync::Notify;
 
 /// Header list that the library decodes. Eight times what a request may have, so that a longer one is still
 /// refused in the usual form; the library's own refusal is a status without a word.
@@ -63,18 +76,70 @@ impl Ended {
     }
 }
 
+/// Requests of one connection that the library or Pingora refused before they became any, after which the
+/// connection is closed.
+const MAX_MALFORMED: usize = 32;
+
+/// Takes the requests of a connection until it ends. After `leave` it is told to go away, and ends with its last
+/// request. `stop`: whether the process does.
+pub async fn serve(
+    stream: Http2,
+    proxy: &Arc<HttpProxy<Proxy>>,
+    stop: &ShutdownWatch,
+    leave: &Notify,
+) {
+    let digest = Arc::new(Digest {
+        ssl_digest: stream.get_ssl_digest(),
+        timing_digest: stream.get_timing_digest(),
+        proxy_digest: stream.get_proxy_digest(),
+        socket_digest: stream.get_socket_digest(),
+    });
+    // The handshake's room is needed for a moment alone, and a name for its outcome would take room to the end.
+    let Ok(mut connection) = Box::pin(handshake(Box::new(stream), proxy.h2_options())).await else {
+        // The client has left, or does not speak HTTP/2 after all.
+        return;
+    };
+    let (mut is_told, mut malformed) = (false, 0);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = leave.notified(), if !is_told => {
+                connection.graceful_shutdown();
+                is_told = true;
+                continue;
+            }
+            // All that it remembers between two looks is in the connection, and it has much room of its own.
+            accepted = poll_fn(|cx| {
+                let accepted = HttpSession::from_h2_conn(&mut connection, Arc::clone(&digest));
+                pin!(accepted).poll(cx)
+            }) => accepted,
+        };
+        match accepted {
+            Ok(Some(H2Accept::Session(session))) => {
+                let (proxy, stop) = (Arc::clone(proxy), stop.clone());
+                tokio::spawn(async move {
+                    proxy.process_new_http(ServerSession::new_http2(session), &stop).await;
+                });
+            }
+            Ok(Some(H2Accept::Rejected)) => malformed += 1,
+            Ok(None) | Err(_) => return,
+        }
+        if malformed >= MAX_MALFORMED {
+            return;
+        }
+    }
+}
+
 impl Http2 {
-    /// A connection of which nothing has been given to the HTTP/2 library yet.
+    /// A connection of which nothing has been given to the HTTP/2 library yet. Why it ends is noted in `ended`.
     pub fn new(
         mut reader: Box<Http1Reader>,
         connection: &Connection,
         observer: Arc<Observer>,
-        header_timeout: Duration,
-    ) -> (Self, Ended) {
+        (ended, header_timeout): (Ended, Duration),
+    ) -> Self {
         let listener = Arc::clone(&connection.listener().listener);
         let (client, tls) = (reader.address(), reader.tls());
-        let ended = Ended::default();
-        let note = ended.clone();
         let waiting = connection.waiting();
         waiting.begins();
         let told = move |event: Event| {
@@ -93,7 +158,7 @@ impl Http2 {
             }
             if matches!(event, Event::Flood(_) | Event::GoneAway(_) | Event::Late) {
                 // The first is the cause.
-                let _ = note.0.set(refusal.reason);
+                let _ = ended.0.set(refusal.reason);
             }
             let origin =
                 RejectedConnection { client: client.clone(), tls: tls.as_deref(), head: &[] };
@@ -101,7 +166,7 @@ impl Http2 {
         };
         reader.opens();
         let guarded = Guarded::new(reader, Bytes::new(), Arc::new(told));
-        (Self(guarded.with_header_timeout(header_timeout)), ended)
+        Self(guarded.with_header_timeout(header_timeout))
     }
 
     fn inner(&self) -> &Http1Reader {
