@@ -46,7 +46,7 @@ impl EndpointAttempt {
             return;
         }
         let (waited, now) = (self.at.elapsed(), clock::now());
-        let found = blame.consequences(waited, self.asked.is_some());
+        let found = blame.consequences(waited, self.expected(), self.asked.is_some());
         if found.penalty {
             // Before the guard is gone: the next request to be bound must know.
             self.endpoint.state.failed(now);

@@ -7,7 +7,8 @@
 
 use std::time::Duration;
 
-/// An endpoint that did not answer for this long had time to: a probe is worth its cost.
+/// An endpoint that did not answer for this long had time to, if it usually takes no longer: a probe is worth
+/// its cost.
 const FAIR_WAIT: Duration = Duration::from_millis(50);
 
 /// The end of an attempt, as evidence about its endpoint. Each attempt gets exactly one.
@@ -66,10 +67,11 @@ pub enum Sample {
 }
 
 impl Blame {
-    /// The consequences of an end after this time. `is_timed`: a model worked for it, so that its time can
-    /// be compared with others'.
-    pub fn consequences(self, waited: Duration, is_timed: bool) -> Consequences {
-        let was_fair = waited >= FAIR_WAIT;
+    /// The consequences of an end after this time. `usual`: what such work takes there, zero if unknown; an
+    /// endpoint is not to blame where the client has less time to give. `is_timed`: a model worked for it, so
+    /// that its time can be compared with others'.
+    pub fn consequences(self, waited: Duration, usual: Duration, is_timed: bool) -> Consequences {
+        let was_fair = waited >= FAIR_WAIT.max(usual);
         let no_answer = match (was_fair, is_timed) {
             (true, _) => Sample::Late,
             (false, true) => Sample::CutShort,
@@ -96,12 +98,16 @@ mod tests {
     #[test]
     fn an_endpoint_is_blamed_for_silence_only_after_a_fair_time() {
         for cut_short in [true, false] {
-            let late = |millis| {
-                Blame::Late { cut_short }.consequences(Duration::from_millis(millis), true)
+            let ms = Duration::from_millis;
+            let late = |millis, usual| {
+                let late = Blame::Late { cut_short };
+                late.consequences(Duration::from_millis(millis), usual, true)
             };
             let fair = Consequences { penalty: true, probe: true, sample: Sample::Late };
             let unfair = Consequences { penalty: false, probe: false, sample: Sample::CutShort };
-            assert_eq!((late(49), late(50)), (unfair, fair));
+            assert_eq!((late(49, ms(0)), late(50, ms(0))), (unfair, fair));
+            assert_eq!((late(50, ms(7)), late(299, ms(300))), (fair, unfair), "it takes so long");
+            assert_eq!(late(300, ms(300)), fair);
         }
     }
 
@@ -115,7 +121,8 @@ mod tests {
             Blame::HandedOver,
         ] {
             for (millis, is_timed) in [(0, false), (0, true), (60_000, false), (60_000, true)] {
-                let found = blame.consequences(Duration::from_millis(millis), is_timed);
+                let waited = Duration::from_millis(millis);
+                let found = blame.consequences(waited, Duration::ZERO, is_timed);
                 assert!(!found.penalty && !found.probe, "{blame:?} {millis} {is_timed}");
             }
         }
@@ -123,8 +130,9 @@ mod tests {
 
     #[test]
     fn time_is_a_measure_only_where_a_model_worked() {
-        let sample =
-            |blame: Blame, is_timed| blame.consequences(Duration::from_millis(1), is_timed).sample;
+        let sample = |blame: Blame, is_timed| {
+            blame.consequences(Duration::from_millis(1), Duration::ZERO, is_timed).sample
+        };
         assert_eq!(sample(Blame::Answered { counts: true }, true), Sample::Answered);
         assert_eq!(sample(Blame::Answered { counts: true }, false), Sample::Nothing);
         assert_eq!(sample(Blame::Answered { counts: false }, true), Sample::Nothing);

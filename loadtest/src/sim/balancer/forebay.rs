@@ -239,7 +239,9 @@ impl Balancer for Forebay {
         }
         let (took, now) = (Duration::from_nanos(done.took), time(done.now));
         let Running { guard, mut asked, .. } = running;
-        let found = done.blame.consequences(took, true);
+        let mean = self.loads[done.endpoint].service_seconds().unwrap_or_default();
+        let usual = Duration::try_from_secs_f64(mean * asked.relative_cost().get());
+        let found = done.blame.consequences(took, usual.unwrap_or_default(), true);
         if found.penalty {
             self.loads[done.endpoint].failed(now);
         }
