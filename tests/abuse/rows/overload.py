@@ -111,8 +111,9 @@ def quiet_retry(t):
 
 @row("18", "a greedy client", {"HTTP/1": INFER}, alone=True, limit=60)
 def greedy(t, form):
-    """One address asks with 24 connections, another with one -> the latter's p99 (with --full; its median
-    otherwise) rises by at most 20%; quotas (429) come later."""
+    """One address asks with 24 connections, another with one -> the latter's median rises by at most 20%, and its
+    p99 by no more than the rest of one service (50 ms), which no order of a queue can save it: what runs is not
+    interrupted (crates/routing/tests/fairness.rs); quotas (429) come later."""
     workers = [synthetic(t, 4, "constant:50ms") for _ in range(3)]
     proxy = Proxy(t, pool(workers), ready=3)
     healthy(t, proxy, "before")
@@ -141,10 +142,11 @@ def greedy(t, form):
         with Clients(proxy.address, 24) as load:
             load.wait(60)
             beside += good(30)
-    q = 0.99 if t.full else 0.5
-    a, b = quantile(alone, q), quantile(beside, q)
-    t.figure(f"p{100 * q:.0f} {a:.1f} -> {b:.1f} ms ({b / a - 1:+.0%}), p99 {quantile(alone, 0.99):.1f} -> {quantile(beside, 0.99):.1f} ms")
+    (a, b), (tail, found) = ([quantile(times, q) for times in (alone, beside)] for q in (0.5, 0.99))
+    t.figure(f"p50 {a:.1f} -> {b:.1f} ms ({b / a - 1:+.0%}), p99 {tail:.1f} -> {found:.1f} ms")
     t.check(b <= 1.2 * a, f"{b / a - 1:+.0%}")
+    if t.full:
+        t.check(found <= 1.2 * tail + 50, f"p99 {found:.1f} ms, expected at most {1.2 * tail + 50:.1f}")
     healthy(t, proxy, "after")
 
 
