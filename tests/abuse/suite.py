@@ -71,7 +71,10 @@ def arguments():
 
 
 def wanted(row, options):
-    if options.only and not any(only in (row.number, row.id) for only in options.only.split(",")):
+    def names(only):
+        return only in (row.number, row.id) or ("." in only and row.id.startswith(only))
+
+    if options.only and not any(map(names, options.only.split(","))):
         return False
     return row.quick or not options.quick or bool(options.only)
 

@@ -28,14 +28,14 @@ class Endpoint:
     """An HTTP/1 endpoint. `answer(request, socket, endpoint)` writes what it likes and returns whether the
     connection is kept; `probe` likewise for probes, which are answered well without it."""
 
-    def __init__(self, t, answer=None, probe=None, port=0):
+    def __init__(self, t, answer=None, probe=None, port=0, host="127.0.0.1"):
         self.answer = answer or (lambda request, s, _: s.sendall(OK) or True)
         self.probe = probe
         self.requests, self.connections, self.abandoned = [], 0, 0
         self.probes = 0
         self.strays = []
         self.lock = threading.Lock()
-        self.listener = socket.create_server(("127.0.0.1", port), backlog=1024)
+        self.listener = socket.create_server((host, port), backlog=1024)
         self.address = "{}:{}".format(*self.listener.getsockname())
         self.open = set()
         self.closing = False
@@ -193,11 +193,11 @@ class H2Endpoint:
     """An HTTP/2 endpoint. `answer(headers, body)` gives `(headers, body, trailers)`, or `None` for silence;
     it is called when a stream has ended, on a thread of its own. Probes (HTTP/1 as well) are answered."""
 
-    def __init__(self, t, answer=None, headers_at_once=False):
+    def __init__(self, t, answer=None, headers_at_once=False, host="127.0.0.1"):
         self.answer = answer or grpc_ok
         self.headers_at_once = headers_at_once
         self.requests, self.pings, self.resets, self.connections = [], [], [], 0
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.listener = socket.create_server((host, 0), backlog=1024)
         self.address = "{}:{}".format(*self.listener.getsockname())
         self.open = set()
         t.stack.callback(self.close)
