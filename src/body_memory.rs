@@ -33,14 +33,14 @@ pub struct Memory {
 
 /// The bound that was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Full {
+pub enum MemoryFull {
     /// The client's share.
     Client,
     /// The memory of all.
     Total,
 }
 
-impl Full {
+impl MemoryFull {
     /// The word in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -104,11 +104,11 @@ impl Account {
         self.memory.shard(self.client).get(&self.client).is_some_and(|held| *held >= self.share)
     }
 
-    fn take(&self, count: usize) -> Result<(), Full> {
+    fn take(&self, count: usize) -> Result<(), MemoryFull> {
         let bytes = count as u64;
         if self.memory.held.add(count) as u64 > self.total {
             self.memory.held.remove(count);
-            return Err(Full::Total);
+            return Err(MemoryFull::Total);
         }
         let mut clients = self.memory.shard(self.client);
         let held = clients.entry(self.client).or_default();
@@ -118,7 +118,7 @@ impl Account {
             }
             drop(clients);
             self.memory.held.remove(count);
-            return Err(Full::Client);
+            return Err(MemoryFull::Client);
         }
         *held += bytes;
         Ok(())
@@ -150,7 +150,7 @@ impl Held {
     ///
     /// # Errors
     /// The bound that does not allow it; nothing is taken then, and it is counted.
-    pub fn grow(&self, bytes: usize) -> Result<(), Full> {
+    pub fn grow(&self, bytes: usize) -> Result<(), MemoryFull> {
         if bytes == 0 {
             return Ok(());
         }
@@ -197,18 +197,18 @@ mod tests {
     fn a_client_gets_its_share_and_all_together_the_total() {
         let memory = Arc::new(Memory::default());
         let (first, second) = (account(&memory, 1).hold(), account(&memory, 17).hold());
-        assert_eq!(first.grow(61), Err(Full::Client));
+        assert_eq!(first.grow(61), Err(MemoryFull::Client));
         assert_eq!(first.grow(60), Ok(()));
         assert!(account(&memory, 1).is_full());
-        assert_eq!(first.grow(1), Err(Full::Client));
-        assert_eq!(account(&memory, 1).hold().grow(1), Err(Full::Client));
-        assert_eq!(second.grow(41), Err(Full::Total));
+        assert_eq!(first.grow(1), Err(MemoryFull::Client));
+        assert_eq!(account(&memory, 1).hold().grow(1), Err(MemoryFull::Client));
+        assert_eq!(second.grow(41), Err(MemoryFull::Total));
         assert_eq!(second.grow(40), Ok(()));
         assert_eq!(memory.held(), 100);
         first.shrink(50);
         assert_eq!(first.grow(0), Ok(()));
         let answer = account(&memory, 1).for_answers().hold();
-        assert_eq!(answer.grow(1), Err(Full::Total), "half of all is held");
+        assert_eq!(answer.grow(1), Err(MemoryFull::Total), "half of all is held");
         assert_eq!(second.grow(20), Ok(()));
         drop((first, second));
         assert_eq!(memory.held(), 0);

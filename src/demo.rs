@@ -4,9 +4,9 @@ use crate::config::Config;
 use crate::pool::control::ControlHandle;
 use crate::pool::fleet::WorkerLog;
 use crate::server::{self, Options, Started};
+use crate::side_request::{Connection, SideRequest};
 use anyhow::{Context, Result};
-use pingora::connectors::http::Connector;
-use pingora::http::RequestHeader;
+use http::Method;
 use pingora::upstreams::peer::HttpPeer;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,9 @@ const EXAMPLE: (&str, &str) = ("magika", "examples/python.json");
 const FILE_TYPE: &str = "examples/filetype.sh";
 /// Longest that the banner waits for the models.
 const MAX_START_TIME: Duration = Duration::from_secs(120);
+
+/// Longest answer about a model that is read, in bytes.
+const MAX_ANSWER: usize = 1024 * 1024;
 
 /// Runs the demo until it is stopped.
 ///
@@ -118,15 +121,16 @@ impl Banner {
 
 /// A line for each model that a worker serves: name, versions, engine, inputs.
 async fn models(peer: &HttpPeer, host: &str) -> Vec<String> {
-    let Ok(index) = ask(peer, host, "POST", "/v2/repository/index").await else {
+    let Ok(index) = ask(peer, host, Method::POST, "/v2/repository/index").await else {
         return Vec::new();
     };
     let mut lines = Vec::new();
     for entry in index.as_array().into_iter().flatten() {
         let Some(name) = entry["name"].as_str() else { continue };
         let path = format!("/v2/models/{name}");
-        let Ok(metadata) = ask(peer, host, "GET", &path).await else { continue };
-        let config = ask(peer, host, "GET", &format!("{path}/config")).await.unwrap_or_default();
+        let Ok(metadata) = ask(peer, host, Method::GET, &path).await else { continue };
+        let config =
+            ask(peer, host, Method::GET, &format!("{path}/config")).await.unwrap_or_default();
         let tensors = |key: &str| {
             let tensor = |t: &serde_json::Value| {
                 let shape = t["shape"].to_string();
@@ -145,25 +149,16 @@ async fn models(peer: &HttpPeer, host: &str) -> Vec<String> {
     lines
 }
 
+/// The answer of a worker, as JSON; null if it is none.
 async fn ask(
     peer: &HttpPeer,
     host: &str,
-    method: &str,
+    method: Method,
     path: &str,
 ) -> pingora::Result<serde_json::Value> {
-    let connector = Connector::new(None);
-    let (mut session, _) = connector.get_http_session(peer).await?;
-    let mut head = RequestHeader::build(method, path.as_bytes(), Some(2))?;
-    head.insert_header("host", host)?;
-    head.insert_header("content-length", "0")?;
-    session.write_request_header(Box::new(head)).await?;
-    session.finish_request_body().await?;
-    session.read_response_header().await?;
-    let mut body = Vec::new();
-    while let Some(chunk) = session.read_response_body().await? {
-        body.extend_from_slice(&chunk);
-    }
-    Ok(serde_json::from_slice(&body).unwrap_or_default())
+    let (max_body, connection) = (MAX_ANSWER, Connection::New);
+    let response = SideRequest { method, path, host, max_body, connection }.send(peer).await?;
+    Ok(serde_json::from_slice(&response.body.unwrap_or_default()).unwrap_or_default())
 }
 
 fn say(text: &str) {

@@ -32,6 +32,7 @@
 //! is, [`reload.rs`](reload) reads the configuration again. [`listeners.rs`](listeners) are its sockets,
 //! [`connections.rs`](connections) bounds what they hold, [`body_memory.rs`](body_memory) bounds what
 //! bodies and answers do, and [`exhausted.rs`](exhausted) is about what the machine lacks.
+//! [`side_request.rs`](side_request) is the HTTP client for the proxy's own requests, such as probes.
 //! [`admin/`](admin) answers operators; [`telemetry/`](telemetry) has the metrics and the access log.
 
 pub mod admin;
@@ -51,5 +52,6 @@ pub mod pool;
 pub mod refusal;
 pub mod reload;
 pub mod server;
+pub mod side_request;
 pub mod tcp;
 pub mod telemetry;

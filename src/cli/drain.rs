@@ -3,17 +3,20 @@
 //! A command that is typed during an incident must need no documentation of paths, and a script must be
 //! able to wait until an endpoint has no request left before it stops it.
 
+use crate::side_request::{Connection, SideRequest};
 use anyhow::{Context, Result, bail};
 use forebay_protocol::oip::encoded;
+use http::Method;
+use pingora::upstreams::peer::HttpPeer;
 use serde_json::Value;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+use tokio::time::{sleep, timeout};
 
 /// Time that the proxy gets to answer.
 const MAX_ANSWER_TIME: Duration = Duration::from_secs(5);
-/// Longest answer that is read; it is a few lines.
-const MAX_ANSWER: u64 = 64 * 1024;
+/// Longest answer that is read, in bytes; it is a few lines.
+const MAX_ANSWER: usize = 64 * 1024;
 /// Time between two looks at what is still in flight.
 const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -35,15 +38,17 @@ pub(super) struct Endpoint {
 /// The proxy does not answer or knows no such endpoint, or something is in flight after `wait`.
 pub(super) fn drain(endpoint: &Endpoint, wait: Option<Duration>) -> Result<String> {
     let started = Instant::now();
-    loop {
-        let said = endpoint.ask("drain")?;
-        let left = said["in_flight"].as_u64().unwrap_or(0);
-        let Some(wait) = wait.filter(|_| left > 0) else { return Ok(told(&said)) };
-        if started.elapsed() >= wait {
-            bail!("{} after {} s", told(&said), wait.as_secs());
+    runtime()?.block_on(async {
+        loop {
+            let said = endpoint.ask("drain").await?;
+            let left = said["in_flight"].as_u64().unwrap_or(0);
+            let Some(wait) = wait.filter(|_| left > 0) else { return Ok(told(&said)) };
+            if started.elapsed() >= wait {
+                bail!("{} after {} s", told(&said), wait.as_secs());
+            }
+            sleep(DRAIN_CHECK_INTERVAL).await;
         }
-        std::thread::sleep(DRAIN_CHECK_INTERVAL);
-    }
+    })
 }
 
 /// Puts an endpoint back into use. Returns the message to print.
@@ -51,7 +56,12 @@ pub(super) fn drain(endpoint: &Endpoint, wait: Option<Duration>) -> Result<Strin
 /// # Errors
 /// The proxy does not answer or knows no such endpoint.
 pub(super) fn undrain(endpoint: &Endpoint) -> Result<String> {
-    endpoint.ask("undrain").map(|said| told(&said))
+    runtime()?.block_on(endpoint.ask("undrain")).map(|said| told(&said))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("can't start a runtime")
 }
 
 fn told(said: &Value) -> String {
@@ -67,32 +77,31 @@ fn told(said: &Value) -> String {
 
 impl Endpoint {
     /// One POST to the admin listener, and its answer.
-    fn ask(&self, verb: &str) -> Result<Value> {
-        let admin = self.admin;
-        let connect = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect_timeout(&admin, MAX_ANSWER_TIME)?;
-            stream.set_read_timeout(Some(MAX_ANSWER_TIME))?;
-            stream.set_write_timeout(Some(MAX_ANSWER_TIME))?;
-            let address = self.address.to_string();
-            let path =
-                format!("/pools/{}/endpoints/{}/{verb}", encoded(&self.pool), encoded(&address));
-            let head = format!(
-                "POST {path} HTTP/1.1\r\nhost: {admin}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-            );
-            stream.write_all(head.as_bytes())?;
-            let mut answer = String::new();
-            stream.take(MAX_ANSWER).read_to_string(&mut answer)?;
-            Ok(answer)
+    async fn ask(&self, verb: &str) -> Result<Value> {
+        let (pool, address) = (encoded(&self.pool), self.address.to_string());
+        let request = SideRequest {
+            method: Method::POST,
+            path: &format!("/pools/{pool}/endpoints/{}/{verb}", encoded(&address)),
+            host: &self.admin.to_string(),
+            max_body: MAX_ANSWER,
+            connection: Connection::New,
         };
-        let answer =
-            connect().with_context(|| format!("no answer from the admin listener {admin}"))?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;
-        let said: Value = serde_json::from_str(body).context("the answer is not JSON")?;
+        let peer = HttpPeer::new(self.admin, false, String::new());
+        let sent = match timeout(MAX_ANSWER_TIME, request.send(&peer)).await {
+            Ok(sent) => sent.map_err(|error| error.root_cause().to_string().trim().to_owned()),
+            Err(_) => Err(format!("none within {MAX_ANSWER_TIME:?}")),
+        };
+        let response = match sent {
+            Ok(response) => response,
+            Err(error) => bail!("no answer from the admin listener {}: {error}", self.admin),
+        };
+        let body = response.body.as_deref().context("the answer is too long")?;
+        let said: Value = serde_json::from_slice(body).context("the answer is not JSON")?;
         if let Some(error) = said["error"].as_str() {
             bail!("{error}");
         }
-        if head.split(' ').nth(1) != Some("200") {
-            bail!("unexpected answer: {}", head.lines().next().unwrap_or_default());
+        if !response.is_ok() {
+            bail!("unexpected answer: {}", response.head.status);
         }
         Ok(said)
     }

@@ -1,6 +1,6 @@
 //! Admission: a request's size and time are checked before anything is spent on it.
 
-use crate::body_memory::{Account, Full};
+use crate::body_memory::{Account, MemoryFull};
 use crate::config::{Limits, Route};
 use crate::http::request::{ForwardMode, Request};
 use crate::refusal::Refusal;
@@ -37,7 +37,7 @@ pub fn admit(
     }
     // The bytes that are held already are the message of this call.
     if request.body_memory.is_none() && account.is_full() {
-        return Err(no_memory(Full::Client));
+        return Err(no_memory(MemoryFull::Client));
     }
     Ok(ForwardMode::Buffered)
 }
@@ -75,12 +75,14 @@ pub fn body_too_large(limit: u64, found: Option<u64>) -> Refusal {
 }
 
 /// The refusal of what finds no memory.
-pub fn no_memory(full: Full) -> Refusal {
+pub fn no_memory(full: MemoryFull) -> Refusal {
     Refusal::new(
         Reason::MemoryLimit,
         match full {
-            Full::Client => "this client's bodies and answers have reached limits.client_memory",
-            Full::Total => "bodies and answers have reached limits.memory",
+            MemoryFull::Client => {
+                "this client's bodies and answers have reached limits.client_memory"
+            }
+            MemoryFull::Total => "bodies and answers have reached limits.memory",
         },
     )
 }

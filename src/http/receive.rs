@@ -5,7 +5,7 @@
 //! is framed, until it is complete or as long as may be held. Only then does the request queue for an
 //! endpoint.
 
-use crate::body_memory::{Account, Full, Held};
+use crate::body_memory::{Account, Held, MemoryFull};
 use crate::config::Limits;
 use crate::downstream::http1_reader::is_malformed;
 use crate::http::admit::{body_too_large, no_memory};
@@ -28,7 +28,7 @@ pub enum Received {
     /// All of it.
     Whole(Bytes),
     /// Its beginning: it is longer than may be held, or finds no memory.
-    Begun(Begun),
+    Partial(PartialBody),
 }
 
 impl Received {
@@ -36,7 +36,7 @@ impl Received {
     pub fn at_hand(&self) -> &[u8] {
         match self {
             Self::Whole(body) => body,
-            Self::Begun(begun) => &begun.body,
+            Self::Partial(begun) => &begun.body,
         }
     }
 
@@ -44,13 +44,13 @@ impl Received {
     pub fn whole(self) -> Bytes {
         match self {
             Self::Whole(body) => body,
-            Self::Begun(begun) => begun.body.freeze(),
+            Self::Partial(begun) => begun.body.freeze(),
         }
     }
 }
 
 /// The beginning of a body that can't be held whole.
-pub struct Begun {
+pub struct PartialBody {
     /// The bytes that have arrived.
     pub body: BytesMut,
     /// The memory that it takes.
@@ -61,7 +61,7 @@ pub struct Begun {
 enum Collected {
     Whole,
     Long,
-    Full(Full),
+    Full(MemoryFull),
 }
 
 /// Collects the body: an HTTP body up to `limits.buffer`, the one message of a gRPC call whole.
@@ -90,7 +90,7 @@ pub async fn receive(
             Err(body_too_large(limits.body, None))
         }
         Collected::Full(full) if is_grpc => Err(no_memory(full)),
-        Collected::Long | Collected::Full(_) => Ok(Received::Begun(Begun { body, held })),
+        Collected::Long | Collected::Full(_) => Ok(Received::Partial(PartialBody { body, held })),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::pool::liveness::CutAt;
 use crate::refusal::Refusal;
 use forebay_protocol::oip::SchedulingParameters;
 use forebay_protocol::{Priority, Reason};
-use forebay_routing::attempt::event::{Hedged, Next, Patience};
+use forebay_routing::attempt::event::{Hedged, Next, SilencePolicy};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -67,7 +67,7 @@ pub struct Request {
     /// The next step in the pipe, until Pingora asks for it.
     pub outstanding: Option<Next<Refusal>>,
     /// Time for which the current attempt in the pipe is left at an endpoint that goes silent.
-    pub patience: Patience,
+    pub on_silence: SilencePolicy,
     /// The present exchange of the pipe, if it is in HTTP/1.
     pub wire: Option<Wire>,
 }
@@ -130,7 +130,7 @@ impl Request {
             times: Times::default(),
             bytes_in: 0,
             outstanding: None,
-            patience: Patience::Endless,
+            on_silence: SilencePolicy::Never,
             wire: None,
         }
     }

@@ -4,7 +4,7 @@
 //! [`liveness`](super::liveness) for why it is asked.
 
 use crate::config;
-use forebay_routing::attempt::event::Patience as Decided;
+use forebay_routing::attempt::event::SilencePolicy;
 use nix::sys::socket::{Shutdown, SockaddrStorage, getsockname, shutdown};
 use pingora::protocols::TcpKeepalive;
 use pingora::protocols::l4::ext::get_tcp_info;
@@ -42,7 +42,7 @@ pub fn is_unreachable(socket: RawFd) -> bool {
 
 /// The time at which a request at an endpoint that went silent is sent to another one.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub struct SilenceTimeout {
     since: Instant,
     /// Minimum time for which it is left there; `None`: it stays.
     at_least: Option<Duration>,
@@ -50,27 +50,27 @@ pub struct Patience {
     pub(super) takes_another: bool,
 }
 
-impl Patience {
-    /// The patience that was decided on, for work of this expected duration.
-    pub fn of(decided: Decided, expected: Duration) -> Self {
-        let (at_least, takes_another) = (decided.at_least(expected), decided.takes_another());
+impl SilenceTimeout {
+    /// The timeout that was decided on, for work of this expected duration.
+    pub fn of(policy: SilencePolicy, expected: Duration) -> Self {
+        let (at_least, takes_another) = (policy.at_least(expected), policy.takes_another());
         Self { since: Instant::now(), at_least, takes_another }
     }
 
     /// For a request that may be sent elsewhere.
-    pub fn until_overdue(expected: Duration) -> Self {
-        Self::of(Decided::Overdue, expected)
+    pub fn when_overdue(expected: Duration) -> Self {
+        Self::of(SilencePolicy::WhenOverdue, expected)
     }
 
     /// For a request that can't be sent elsewhere, since it may have had its effect. Its client had better
     /// know of the silence than wait until its deadline.
-    pub fn until_silent_alone(expected: Duration) -> Self {
-        Self::of(Decided::SilentAlone, expected)
+    pub fn when_silent_alone(expected: Duration) -> Self {
+        Self::of(SilencePolicy::WhenSilentAlone, expected)
     }
 
     /// For a request that stays where it is.
-    pub fn endless() -> Self {
-        Self::of(Decided::Endless, Duration::ZERO)
+    pub fn never() -> Self {
+        Self::of(SilencePolicy::Never, Duration::ZERO)
     }
 
     /// Whether it is over.
@@ -90,17 +90,17 @@ pub struct Exchange {
     pub(super) socket: RawFd,
     /// The socket's own address: the number may have become another socket's.
     own: Option<SockaddrStorage>,
-    patience: Patience,
+    silence_timeout: SilenceTimeout,
     stays: AtomicBool,
     was_cut: AtomicBool,
 }
 
 impl Exchange {
-    pub(super) fn new(socket: RawFd, patience: Patience) -> Self {
+    pub(super) fn new(socket: RawFd, silence_timeout: SilenceTimeout) -> Self {
         Self {
             socket,
             own: getsockname(socket).ok(),
-            patience,
+            silence_timeout,
             stays: AtomicBool::new(false),
             was_cut: AtomicBool::new(false),
         }
@@ -133,7 +133,8 @@ impl Awaited {
     /// Ends what waits in vain. `is_silent`: the endpoint is down for its silence.
     pub(super) fn look(&self, is_silent: bool) {
         for exchange in self.lock().values() {
-            let moves = is_silent && !exchange.stays.load(Relaxed) && exchange.patience.is_over();
+            let moves =
+                is_silent && !exchange.stays.load(Relaxed) && exchange.silence_timeout.is_over();
             if moves || is_unreachable(exchange.socket) {
                 exchange.cut();
             }

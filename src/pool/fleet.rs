@@ -88,7 +88,8 @@ impl Fleets {
                 tracing::info!(worker = name, %address, pid = worker.child.id(), "worker started");
                 addresses.push(address);
                 let stop = supervisors.stop.subscribe();
-                let watched = Watched { name, fleet: fleet.clone(), log: log.clone(), address };
+                let watched =
+                    SupervisedWorker { name, fleet: fleet.clone(), log: log.clone(), address };
                 let mut first = Some(worker);
                 let watch = move || supervise(watched.clone(), first.take(), stop.clone());
                 let task = tasks.clone().keep_up("fleet", Importance::Helpful, watch);
@@ -115,7 +116,7 @@ impl Supervisors {
 
 /// The parts that a worker's supervisor needs.
 #[derive(Clone)]
-struct Watched {
+struct SupervisedWorker {
     name: String,
     fleet: Fleet,
     log: WorkerLog,
@@ -123,8 +124,12 @@ struct Watched {
 }
 
 /// Keeps a worker running until told to stop: `running`, or else one that it starts.
-async fn supervise(watched: Watched, mut running: Option<Worker>, mut stop: watch::Receiver<bool>) {
-    let Watched { name, fleet, log, address } = watched;
+async fn supervise(
+    watched: SupervisedWorker,
+    mut running: Option<Worker>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let SupervisedWorker { name, fleet, log, address } = watched;
     let mut pause = MIN_PAUSE;
     loop {
         let started = Instant::now();

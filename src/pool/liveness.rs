@@ -5,7 +5,7 @@
 //! take them for an attack. So the kernel is asked: it knows whether the other kernel acknowledges the bytes
 //! that it is sent, which needs no help from a server, however busy that is.
 
-use super::awaited::{Exchange, Patience, is_unreachable};
+use super::awaited::{Exchange, SilenceTimeout, is_unreachable};
 use super::{EndpointState, Pool};
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -33,8 +33,12 @@ pub struct Watched {
 
 impl Watched {
     /// Watches the exchange on this socket, which must stay open while it lasts.
-    pub fn new(endpoint: &Arc<EndpointState>, socket: RawFd, patience: Patience) -> Self {
-        let exchange = Arc::new(Exchange::new(socket, patience));
+    pub fn new(
+        endpoint: &Arc<EndpointState>,
+        socket: RawFd,
+        silence_timeout: SilenceTimeout,
+    ) -> Self {
+        let exchange = Arc::new(Exchange::new(socket, silence_timeout));
         endpoint.awaited.lock().insert(socket, Arc::clone(&exchange));
         Self { endpoint: Arc::clone(endpoint), exchange }
     }
@@ -67,7 +71,7 @@ pub struct CutAt {
 impl CutAt {
     /// Ends the exchange on this socket at this time.
     pub fn new(socket: RawFd, at: Instant) -> Self {
-        let exchange = Arc::new(Exchange::new(socket, Patience::endless()));
+        let exchange = Arc::new(Exchange::new(socket, SilenceTimeout::never()));
         let cut = Arc::clone(&exchange);
         let timer = tokio::spawn(async move {
             sleep_until(at.into()).await;
@@ -92,24 +96,24 @@ impl Drop for CutAt {
 pub async fn until_lost(
     (endpoint, pool): (&EndpointState, &Pool),
     socket: impl Fn() -> Option<RawFd>,
-    patience: Patience,
+    silence_timeout: SilenceTimeout,
 ) -> Lost {
     loop {
         endpoint.unanswered().await;
         if socket().is_some_and(is_unreachable) {
             return Lost::Unreachable;
         }
-        if is_over(patience, endpoint, pool) {
+        if is_over(silence_timeout, endpoint, pool) {
             return Lost::Silent;
         }
     }
 }
 
-/// Whether the patience with this endpoint, which belongs to this pool, is over.
-fn is_over(patience: Patience, endpoint: &EndpointState, pool: &Pool) -> bool {
+/// Whether the timeout at this endpoint, which belongs to this pool, is over.
+fn is_over(silence_timeout: SilenceTimeout, endpoint: &EndpointState, pool: &Pool) -> bool {
     endpoint.is_silent()
-        && patience.is_over()
-        && (!patience.takes_another || pool.is_silent_alone(endpoint))
+        && silence_timeout.is_over()
+        && (!silence_timeout.takes_another || pool.is_silent_alone(endpoint))
 }
 
 /// Why a request waits in vain.
@@ -140,27 +144,31 @@ mod tests {
         (ours, listener.accept().unwrap().0)
     }
 
-    fn watched(endpoint: &Arc<EndpointState>, socket: &TcpStream, patience: Patience) -> Watched {
-        Watched::new(endpoint, socket.as_raw_fd(), patience)
+    fn watched(
+        endpoint: &Arc<EndpointState>,
+        socket: &TcpStream,
+        silence_timeout: SilenceTimeout,
+    ) -> Watched {
+        Watched::new(endpoint, socket.as_raw_fd(), silence_timeout)
     }
 
     #[test]
     fn only_what_is_overdue_at_a_silent_endpoint_and_may_move_is_cut() {
         let endpoint = endpoint();
         let (ours, mut theirs) = pair();
-        let overdue = Patience::until_overdue(Duration::ZERO);
-        for (patience, silent, stays) in [
-            (Patience::endless(), true, false),
-            (Patience::until_overdue(Duration::from_secs(1000)), true, false),
+        let overdue = SilenceTimeout::when_overdue(Duration::ZERO);
+        for (silence_timeout, silent, stays) in [
+            (SilenceTimeout::never(), true, false),
+            (SilenceTimeout::when_overdue(Duration::from_secs(1000)), true, false),
             (overdue, false, false),
             (overdue, true, true),
         ] {
-            let watched = watched(&endpoint, &ours, patience);
+            let watched = watched(&endpoint, &ours, silence_timeout);
             if stays {
                 watched.exchange().stays();
             }
             endpoint.awaited.look(silent);
-            assert!(!watched.exchange().was_cut(), "{patience:?}, {silent}, {stays}");
+            assert!(!watched.exchange().was_cut(), "{silence_timeout:?}, {silent}, {stays}");
         }
         let watched = watched(&endpoint, &ours, overdue);
         endpoint.awaited.look(true);
@@ -188,7 +196,7 @@ mod tests {
         let endpoint = endpoint();
         let (ours, _theirs) = pair();
         let (mut other, other_end) = pair();
-        let mut watched = watched(&endpoint, &ours, Patience::until_overdue(Duration::ZERO));
+        let mut watched = watched(&endpoint, &ours, SilenceTimeout::when_overdue(Duration::ZERO));
         let exchange = Arc::get_mut(&mut watched.exchange);
         assert!(exchange.is_none(), "the registry has it too");
         endpoint.awaited.lock().clear();
@@ -206,8 +214,8 @@ mod tests {
     fn what_is_over_is_not_watched() {
         let endpoint = endpoint();
         let (ours, _theirs) = pair();
-        let first = watched(&endpoint, &ours, Patience::endless());
-        let second = watched(&endpoint, &ours, Patience::endless());
+        let first = watched(&endpoint, &ours, SilenceTimeout::never());
+        let second = watched(&endpoint, &ours, SilenceTimeout::never());
         drop(first);
         assert_eq!(endpoint.awaited.lock().len(), 1, "the number is the second one's now");
         drop(second);

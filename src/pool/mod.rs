@@ -22,7 +22,6 @@ pub mod queue;
 pub mod readiness;
 pub mod report;
 pub mod rotation;
-mod side_request;
 
 pub use endpoint::{Endpoint, EndpointState, LongLived};
 

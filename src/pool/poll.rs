@@ -7,12 +7,13 @@
 
 use super::EndpointState;
 use super::report::{self, history::Origin};
-use super::side_request::{self, Connection};
 use crate::config::{Poll, PollSource};
+use crate::side_request::{Connection, SideRequest};
 use forebay_process::supervise::{Importance, Supervisor, fault_point};
 use forebay_protocol::LoadReport;
 use forebay_protocol::metric::proxy as metric;
 use forebay_protocol::prometheus::MAX_PAGE_BYTES;
+use http::Method;
 use pingora::upstreams::peer::HttpPeer;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -109,26 +110,28 @@ fn say_once(failing: &mut bool, trouble: Option<String>, endpoint: &str, poll: &
 }
 
 async fn ask(peer: &HttpPeer, address: SocketAddr, poll: &Poll) -> Result<LoadReport, PollError> {
-    let asked = side_request::get(
-        peer,
-        &poll.path,
-        &address.to_string(),
-        MAX_PAGE_BYTES,
-        Connection::Pooled,
-    )
-    .await
-    .map_err(|error| PollError::Failed(error.to_string().trim().to_owned()))?;
-    if !asked.is_ok() {
-        return Err(PollError::Failed(format!("expected status 200, found {}", asked.head.status)));
+    let request = SideRequest {
+        method: Method::GET,
+        path: &poll.path,
+        host: &address.to_string(),
+        max_body: MAX_PAGE_BYTES,
+        connection: Connection::Pooled,
+    };
+    let failed =
+        |error: Box<pingora::Error>| PollError::Failed(error.to_string().trim().to_owned());
+    let response = request.send(peer).await.map_err(failed)?;
+    if !response.is_ok() {
+        let found = response.head.status;
+        return Err(PollError::Failed(format!("expected status 200, found {found}")));
     }
     match &poll.source {
-        PollSource::Orca => match LoadReport::from_headers(&asked.head.headers) {
+        PollSource::Orca => match LoadReport::from_headers(&response.head.headers) {
             Ok(Some(report)) => Ok(report),
             Ok(None) => Err(PollError::Failed("expected a load report, found none".to_owned())),
             Err(error) => Err(PollError::Doubtful(error.cause())),
         },
         PollSource::Metrics(metrics) => {
-            let page = asked.body.ok_or(PollError::Doubtful("too_long"))?;
+            let page = response.body.ok_or(PollError::Doubtful("too_long"))?;
             metrics.read(&page).map_err(|error| PollError::Doubtful(error.cause()))
         }
     }

@@ -8,14 +8,15 @@
 use super::message::Message;
 use super::poll::{self, Poller};
 use super::report::{self, history::Origin};
-use super::side_request::{self, Connection};
 use super::{EndpointState, STANDSTILL};
 use crate::config::{self, ProbeKind};
 use crate::exhausted;
+use crate::side_request::{Connection, SideRequest};
 use forebay_process::resources::Exhausted;
 use forebay_process::supervise::{Importance, Pulse, Supervisor, fault_point, hang_point};
 use forebay_protocol::metric::proxy as metric;
 use forebay_routing::{Health, HealthCheck, ProbeOutcome};
+use http::Method;
 use pingora::ErrorType;
 use pingora::upstreams::peer::HttpPeer;
 use std::sync::Arc;
@@ -66,7 +67,7 @@ pub fn start(
     let settings = pool.probe.clone();
     let poller =
         pool.poll.clone().map(|poll| poll::start(Arc::clone(&state), poll, &pool.name, tasks));
-    let watch = Watch {
+    let task = ProbeTask {
         state: Arc::clone(&state),
         settings: settings.clone(),
         pool: pool.name.clone(),
@@ -75,13 +76,13 @@ pub fn start(
             .pulse("probe", settings.schedule.interval + settings.schedule.timeout + STANDSTILL),
     };
     let task =
-        tasks.spawn("probe", Importance::Helpful, move || run(watch.clone(), changes.clone()));
+        tasks.spawn("probe", Importance::Helpful, move || run(task.clone(), changes.clone()));
     Prober { state, settings, poll: pool.poll.clone(), task, _poller: poller }
 }
 
 /// The parts that a prober's task needs.
 #[derive(Clone)]
-struct Watch {
+struct ProbeTask {
     state: Arc<EndpointState>,
     settings: config::Probe,
     pool: String,
@@ -91,8 +92,8 @@ struct Watch {
     pulse: Pulse,
 }
 
-async fn run(watch: Watch, changes: mpsc::Sender<Message>) {
-    let Watch { state, settings, pool, refreshes, pulse } = watch;
+async fn run(watch: ProbeTask, changes: mpsc::Sender<Message>) {
+    let ProbeTask { state, settings, pool, refreshes, pulse } = watch;
     let (rise, fall) = (settings.schedule.rise, settings.schedule.fall);
     let mut check = HealthCheck::resume(rise, fall, state.probed(), state.is_silent());
     let mut peer = HttpPeer::new(state.address, false, String::new());
@@ -194,10 +195,17 @@ async fn get(
     pool: &str,
     state: &EndpointState,
 ) -> Result<ProbeOutcome, Exhausted> {
-    match side_request::get(peer, path, &state.name, MAX_ANSWER, Connection::New).await {
-        Ok(asked) => {
-            report::take_in(&asked.head.headers, pool, state, Origin::Probe, 0);
-            Ok(if asked.is_ok() { ProbeOutcome::Ready } else { ProbeOutcome::NotReady })
+    let request = SideRequest {
+        method: Method::GET,
+        path,
+        host: &state.name,
+        max_body: MAX_ANSWER,
+        connection: Connection::New,
+    };
+    match request.send(peer).await {
+        Ok(response) => {
+            report::take_in(&response.head.headers, pool, state, Origin::Probe, 0);
+            Ok(if response.is_ok() { ProbeOutcome::Ready } else { ProbeOutcome::NotReady })
         }
         Err(error) => {
             tracing::debug!(endpoint = &*state.name, %error, "probe failed");

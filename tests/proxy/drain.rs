@@ -86,6 +86,35 @@ async fn the_command_line_waits_until_nothing_is_in_flight() {
     assert_eq!(forebay(&["undrain"]).await, (Some(0), line, String::new()));
 }
 
+#[test]
+fn a_proxy_that_does_not_answer_is_told_of() {
+    let said = |admin: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_forebay"));
+        command.args(["drain", "--admin", admin, "test", "127.0.0.1:1"]);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = closed.local_addr().unwrap().to_string();
+    drop(closed);
+    let words = said(&nobody);
+    let expected = format!("no answer from the admin listener {nobody}: ");
+    assert!(words.contains(&expected) && words.contains("refused"), "{words}");
+    // Not HTTP.
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap().to_string();
+    let answer = std::thread::spawn(move || {
+        use std::io::{Read, Write};
+        let (mut stream, _) = other.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]);
+        stream.write_all(b"220 mail.example ESMTP\r\n\r\n").unwrap();
+    });
+    let words = said(&address);
+    assert!(words.contains("no answer from the admin listener"), "{words}");
+    answer.join().unwrap();
+}
+
 #[tokio::test]
 async fn a_pool_of_any_name_can_be_drained() {
     let endpoint = Endpoint::start(Behaviour::Echo).await;

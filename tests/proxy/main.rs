@@ -6,7 +6,6 @@
 
 mod activation;
 mod admin;
-mod authority;
 mod bodies;
 mod client;
 mod command_line;
@@ -28,6 +27,7 @@ mod hostile_config;
 mod http2;
 mod layer4;
 mod liveness;
+mod load_reports;
 mod observability;
 mod operations;
 mod path_endpoint;
@@ -36,11 +36,11 @@ mod queue;
 mod readiness;
 mod reference;
 mod scripted;
-mod signals;
 mod slow_clients;
 mod standard_streams;
 mod sticky;
 mod supervision;
+mod test_ca;
 mod tls;
 mod unsolicited;
 mod upgrade;

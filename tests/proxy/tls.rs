@@ -1,11 +1,11 @@
 //! TLS ends at the listener: what clients and operators see of it, and what those get who do not
 //! come to terms.
 
-use crate::authority::{Authority, INFER, NAME, V12, V13, inference};
 use crate::client::{self, post_h2_on, raw, send_on};
 use crate::endpoint::{Behaviour, Endpoint, echo};
 use crate::harness::{PATIENCE, Proxy, eventually, pool_of};
 use crate::layer4::{Plain, PlainEndpoint, layer4, line};
+use crate::test_ca::{Authority, INFER, NAME, V12, V13, inference};
 use bytes::Bytes;
 use rcgen::CertificateParams;
 use rustix::process::Signal;

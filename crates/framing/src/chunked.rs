@@ -14,14 +14,14 @@ const MAX_DIGITS: usize = 15;
 /// Follows a chunked body, piece by piece.
 #[derive(Debug)]
 pub struct Chunks {
-    at: At,
+    state: State,
     /// Bytes of the present line, or of all trailers.
     length: usize,
 }
 
 /// The next part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum At {
+enum State {
     /// Digits of a size.
     Size(u64),
     /// The rest of the line that states it.
@@ -45,27 +45,27 @@ enum At {
 impl Default for Chunks {
     /// Nothing seen yet.
     fn default() -> Self {
-        Self { at: At::Size(0), length: 0 }
+        Self { state: State::Size(0), length: 0 }
     }
 }
 
 impl Chunks {
     /// Whether the end has been seen.
     pub fn is_done(&self) -> bool {
-        self.at == At::Done
+        self.state == State::Done
     }
 
     /// Number of content bytes that come next.
     pub fn data_left(&self) -> u64 {
-        if let At::Data(left) = self.at { left } else { 0 }
+        if let State::Data(left) = self.state { left } else { 0 }
     }
 
     /// Takes in that so many bytes of content passed, no more than are left.
     pub fn passed(&mut self, bytes: u64) {
-        if let At::Data(left) = self.at {
-            self.at = match left.saturating_sub(bytes) {
-                0 => At::DataCr,
-                left => At::Data(left),
+        if let State::Data(left) = self.state {
+            self.state = match left.saturating_sub(bytes) {
+                0 => State::DataCr,
+                left => State::Data(left),
             };
         }
     }
@@ -76,57 +76,58 @@ impl Chunks {
     /// The expected element, in words.
     pub fn scan(&mut self, bytes: &[u8]) -> Result<usize, &'static str> {
         let mut seen = 0;
-        while seen < bytes.len() && self.at != At::Done {
-            if let At::Data(left) = self.at {
+        while seen < bytes.len() && self.state != State::Done {
+            if let State::Data(left) = self.state {
                 let here = bytes.len() - seen;
                 let passed = usize::try_from(left).unwrap_or(usize::MAX).min(here);
                 self.passed(passed as u64);
                 seen += passed;
             } else {
-                self.at = self.next(bytes[seen])?;
+                self.state = self.next(bytes[seen])?;
                 seen += 1;
             }
         }
         Ok(seen)
     }
 
-    fn next(&mut self, byte: u8) -> Result<At, &'static str> {
+    fn next(&mut self, byte: u8) -> Result<State, &'static str> {
         self.length += 1;
-        let trailing = matches!(self.at, At::Trailer | At::Field | At::FieldEnd | At::LastLf);
+        let trailing =
+            matches!(self.state, State::Trailer | State::Field | State::FieldEnd | State::LastLf);
         if self.length > if trailing { MAX_TRAILERS } else { MAX_SIZE_LINE } {
             return Err("expected shorter chunk extensions or trailers");
         }
-        match (self.at, byte) {
-            (At::Size(size), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
+        match (self.state, byte) {
+            (State::Size(size), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
                 if self.length > MAX_DIGITS {
                     return Err("expected a chunk size of at most 15 hexadecimal digits");
                 }
                 let digit = char::from(byte).to_digit(16).unwrap_or_default();
-                Ok(At::Size(size * 16 + u64::from(digit)))
+                Ok(State::Size(size * 16 + u64::from(digit)))
             }
-            (At::Size(_), _) if self.length == 1 => Err("expected a chunk size"),
-            (At::Size(size) | At::Extension(size), b'\r') => Ok(At::SizeEnd(size)),
-            (At::Size(size), b';' | b' ' | b'\t') => Ok(At::Extension(size)),
-            (At::Extension(size), b'\t' | b' '..=b'~' | 0x80..) => Ok(At::Extension(size)),
-            (At::SizeEnd(size), b'\n') => {
+            (State::Size(_), _) if self.length == 1 => Err("expected a chunk size"),
+            (State::Size(size) | State::Extension(size), b'\r') => Ok(State::SizeEnd(size)),
+            (State::Size(size), b';' | b' ' | b'\t') => Ok(State::Extension(size)),
+            (State::Extension(size), b'\t' | b' '..=b'~' | 0x80..) => Ok(State::Extension(size)),
+            (State::SizeEnd(size), b'\n') => {
                 self.length = 0;
-                Ok(if size == 0 { At::Trailer } else { At::Data(size) })
+                Ok(if size == 0 { State::Trailer } else { State::Data(size) })
             }
-            (At::DataCr, b'\r') => Ok(At::DataLf),
-            (At::DataLf, b'\n') => {
+            (State::DataCr, b'\r') => Ok(State::DataLf),
+            (State::DataLf, b'\n') => {
                 self.length = 0;
-                Ok(At::Size(0))
+                Ok(State::Size(0))
             }
-            (At::Trailer, b'\r') => Ok(At::LastLf),
-            (At::Trailer, b'!'..=b'~') => Ok(At::Field),
-            (At::Field, b'\r') => Ok(At::FieldEnd),
-            (At::Field, b'\t' | b' '..=b'~' | 0x80..) => Ok(At::Field),
-            (At::FieldEnd, b'\n') => Ok(At::Trailer),
-            (At::LastLf, b'\n') => Ok(At::Done),
-            (At::Trailer | At::Field | At::FieldEnd | At::LastLf, _) => {
+            (State::Trailer, b'\r') => Ok(State::LastLf),
+            (State::Trailer, b'!'..=b'~') => Ok(State::Field),
+            (State::Field, b'\r') => Ok(State::FieldEnd),
+            (State::Field, b'\t' | b' '..=b'~' | 0x80..) => Ok(State::Field),
+            (State::FieldEnd, b'\n') => Ok(State::Trailer),
+            (State::LastLf, b'\n') => Ok(State::Done),
+            (State::Trailer | State::Field | State::FieldEnd | State::LastLf, _) => {
                 Err("expected a trailer or an empty line")
             }
-            (At::DataCr | At::DataLf, _) => Err("expected CRLF behind a chunk"),
+            (State::DataCr | State::DataLf, _) => Err("expected CRLF behind a chunk"),
             _ => Err("expected a chunk size and CRLF"),
         }
     }

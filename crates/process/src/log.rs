@@ -128,17 +128,17 @@ pub fn panics() -> u64 {
 struct Stderr;
 
 /// One line; the subscriber writes it at once.
-struct Line;
+struct StderrLine;
 
 impl<'a> MakeWriter<'a> for Stderr {
-    type Writer = Line;
+    type Writer = StderrLine;
 
-    fn make_writer(&'a self) -> Line {
-        Line
+    fn make_writer(&'a self) -> StderrLine {
+        StderrLine
     }
 }
 
-impl Write for Line {
+impl Write for StderrLine {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if let Some(log) = LOG.get() {
             log.write(line.to_vec());

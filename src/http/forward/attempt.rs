@@ -7,7 +7,7 @@ use super::count_unsolicited;
 use super::exchange::{Answer, Message, NO_SOCKET, exchange};
 use crate::clock;
 use crate::http::request::Request;
-use crate::pool::awaited::Patience;
+use crate::pool::awaited::SilenceTimeout;
 use crate::pool::liveness::{self, Lost};
 use crate::pool::{Endpoint, Pool};
 use forebay_routing::attempt::event::Sending;
@@ -32,7 +32,7 @@ pub(super) struct Attempt {
     /// Time at which it is given up.
     until: Instant,
     /// Time that it waits once the endpoint is silent.
-    patience: Patience,
+    silence_timeout: SilenceTimeout,
 }
 
 /// The error of a connection whose other end is gone.
@@ -41,7 +41,7 @@ pub(super) fn acknowledges_nothing() -> Box<Error> {
 }
 
 /// The end of an attempt.
-pub(super) enum Ended {
+pub(super) enum AttemptEnd {
     Answered(Answer),
     Broke(Box<Error>),
     TooLate,
@@ -60,11 +60,11 @@ impl Attempt {
             heard: picked.endpoint.state.answers_so_far(),
             pool: Arc::clone(&request.target.as_ref()?.pool),
             until,
-            patience: Patience::of(sending.patience, picked.expected()),
+            silence_timeout: SilenceTimeout::of(sending.on_silence, picked.expected()),
         })
     }
 
-    pub(super) async fn send(&self, message: &Message, connector: &Connector) -> Ended {
+    pub(super) async fn send(&self, message: &Message, connector: &Connector) -> AttemptEnd {
         let peer = self.endpoint.peer(message.is_grpc);
         let unsolicited = || count_unsolicited(&self.pool.config.name, &self.endpoint.state);
         let socket = AtomicI32::new(NO_SOCKET);
@@ -72,13 +72,13 @@ impl Attempt {
             exchange(peer, message, connector, (&self.endpoint.state, &socket), unsolicited);
         tokio::select! {
             ended = timeout_at(self.until.into(), exchange) => match ended {
-                Ok(Ok(answer)) => Ended::Answered(answer),
-                Ok(Err(error)) => Ended::Broke(error),
-                Err(_) => Ended::TooLate,
+                Ok(Ok(answer)) => AttemptEnd::Answered(answer),
+                Ok(Err(error)) => AttemptEnd::Broke(error),
+                Err(_) => AttemptEnd::TooLate,
             },
             why = self.until_lost(&socket) => match why {
-                Lost::Silent => Ended::Lost,
-                Lost::Unreachable => Ended::Broke(acknowledges_nothing()),
+                Lost::Silent => AttemptEnd::Lost,
+                Lost::Unreachable => AttemptEnd::Broke(acknowledges_nothing()),
             },
         }
     }
@@ -86,6 +86,6 @@ impl Attempt {
     /// Until it is clear that the endpoint does not answer.
     async fn until_lost(&self, socket: &AtomicI32) -> Lost {
         let socket = || Some(socket.load(Relaxed)).filter(|socket| *socket != NO_SOCKET);
-        liveness::until_lost((&self.endpoint.state, &self.pool), socket, self.patience).await
+        liveness::until_lost((&self.endpoint.state, &self.pool), socket, self.silence_timeout).await
     }
 }

@@ -7,7 +7,7 @@
 //! wanted is dropped at once, and with its connection or stream the endpoint drops it, too, whether it is in
 //! a queue or at work.
 
-use super::attempt::{Attempt, Ended};
+use super::attempt::{Attempt, AttemptEnd};
 use super::exchange::{self, Message, classify, message_of};
 use super::take_in_report;
 use crate::clock;
@@ -27,7 +27,7 @@ use std::time::Instant;
 use tokio::time::timeout_at;
 
 /// The answer that the client gets, and who gave it.
-pub(super) struct Won {
+pub(super) struct AttemptAnswer {
     pub(super) answer: exchange::Answer,
     pub(super) endpoint: Arc<Endpoint>,
     /// Its place among the request's attempts.
@@ -43,7 +43,7 @@ pub(super) struct Attempts<'a> {
     message: Arc<Message>,
     connector: &'a Connector,
     /// Answers that may be passed on: mostly one, errors beside it while another may do better.
-    answers: Vec<Won>,
+    answers: Vec<AttemptAnswer>,
 }
 
 impl<'a> Attempts<'a> {
@@ -63,7 +63,7 @@ impl<'a> Attempts<'a> {
     ///
     /// # Errors
     /// The refusal for the client if no endpoint has answered.
-    pub(super) async fn run(mut self) -> Result<Won, Refusal> {
+    pub(super) async fn run(mut self) -> Result<AttemptAnswer, Refusal> {
         let is_repeatable = self.message.is_repeatable;
         let handling = if self.message.is_replayable { Handling::Held } else { Handling::PassedOn };
         let mut next = attempts::begin(self.request, handling, is_repeatable);
@@ -102,8 +102,8 @@ impl<'a> Attempts<'a> {
         }
     }
 
-    fn answer(&mut self, place: usize) -> Option<Won> {
-        let at = self.answers.iter().position(|won| won.index == place)?;
+    fn answer(&mut self, place: usize) -> Option<AttemptAnswer> {
+        let at = self.answers.iter().position(|held| held.index == place)?;
         Some(self.answers.swap_remove(at))
     }
 
@@ -149,7 +149,7 @@ impl<'a> Attempts<'a> {
         second: &Sending,
     ) -> Next<Refusal>
     where
-        A: Future<Output = Ended>,
+        A: Future<Output = AttemptEnd>,
     {
         let Some(second) = Attempt::new(self.request, second) else { return Next::Wait };
         let (message, connector) = (Arc::clone(&self.message), self.connector);
@@ -172,11 +172,11 @@ impl<'a> Attempts<'a> {
     }
 
     /// Takes in how an attempt ended.
-    fn ended(&mut self, attempt: &Attempt, ended: Ended) -> Next<Refusal> {
+    fn ended(&mut self, attempt: &Attempt, ended: AttemptEnd) -> Next<Refusal> {
         let state = &attempt.endpoint.state;
         let end = match ended {
-            Ended::Answered(answer) => self.answered(attempt, answer),
-            Ended::Broke(error) => {
+            AttemptEnd::Answered(answer) => self.answered(attempt, answer),
+            AttemptEnd::Broke(error) => {
                 tracing::debug!(endpoint = &*state.name, %error, "attempt failed");
                 match exhausted::behind(&error) {
                     Some(resource) => {
@@ -189,14 +189,16 @@ impl<'a> Attempts<'a> {
                     }
                 }
             }
-            Ended::Lost => End::Silent(Refusal::new(Reason::EndpointSilent, NO_SIGN)),
-            Ended::TooLate => End::TimedOut { unheard: state.answers_so_far() == attempt.heard },
+            AttemptEnd::Lost => End::Silent(Refusal::new(Reason::EndpointSilent, NO_SIGN)),
+            AttemptEnd::TooLate => {
+                End::TimedOut { unheard: state.answers_so_far() == attempt.heard }
+            }
         };
         let next = self.on(Event::Ended(attempt.index, end));
         let decisions = self.request.decisions.as_ref();
         let is_taken = |place: usize| matches!(next, Next::Finish(Ending::Answer(it) | Ending::PassOn(it)) if it == place);
-        self.answers.retain(|won| {
-            is_taken(won.index) || decisions.is_some_and(|decisions| decisions.keeps(won.index))
+        self.answers.retain(|held| {
+            is_taken(held.index) || decisions.is_some_and(|decisions| decisions.keeps(held.index))
         });
         next
     }
@@ -230,7 +232,7 @@ impl<'a> Attempts<'a> {
             Refusal::new(reason.unwrap_or(usual), "the endpoint refused the request")
         });
         let (endpoint, index) = (Arc::clone(&attempt.endpoint), attempt.index);
-        self.answers.push(Won { answer, endpoint, index });
+        self.answers.push(AttemptAnswer { answer, endpoint, index });
         End::Answered(found, refusal)
     }
 }

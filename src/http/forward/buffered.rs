@@ -4,7 +4,7 @@
 //! the answer of an inference is held too, up to a bound, so that one that breaks off half way can
 //! still be replaced. Of a longer body the rest is streamed ([`upload`](super::upload)).
 
-use super::attempts::{Attempts, Won};
+use super::attempts::{AttemptAnswer, Attempts};
 use super::exchange::Message;
 use super::headers::{HOP_BY_HOP, nominated, prepare_request};
 use super::{grpc, is_repeatable};
@@ -32,7 +32,7 @@ pub(super) async fn send(
     target: Target,
     body: Bytes,
     (connector, account): (&Connector, &Account),
-) -> Result<Won, Stop> {
+) -> Result<AttemptAnswer, Stop> {
     let message = message(session, request, account, body)?;
     let attempts = Attempts::new(request, &target, message, connector);
     // A request whose body is still to come need not have room for this.

@@ -187,7 +187,7 @@ pub(super) async fn exchange(
         let (session, _) = connector.get_http_session(&fresh).await?;
         begun = begin(session, message, socket).await;
     }
-    let Begun { mut session, head, keep } = begun?;
+    let BegunExchange { mut session, head, keep } = begun?;
     endpoint.heard();
     let (mut body, mut length) = (Vec::with_capacity(1), 0);
     let held = message.account.hold();
@@ -224,7 +224,7 @@ pub(super) fn closed_while_idle(error: &Error) -> bool {
 }
 
 /// An exchange whose answer has begun.
-struct Begun {
+struct BegunExchange {
     session: EndpointSession,
     head: Box<ResponseHeader>,
     /// Whether the connection can be used again: the whole request was sent before its answer came.
@@ -246,7 +246,7 @@ async fn begin(
     mut session: EndpointSession,
     message: &Message,
     present: &AtomicI32,
-) -> pingora::Result<Begun> {
+) -> pingora::Result<BegunExchange> {
     let socket = session.as_http1().map(UniqueID::id);
     present.store(socket_of(&session), Relaxed);
     match socket.map_or(Before::Quiet, wire::look) {
@@ -263,11 +263,11 @@ async fn begin(
         let early = !message.body.is_empty()
             && socket.is_some_and(|socket| wire::look(socket) == Before::Unsolicited);
         let head = final_header(&mut session).await?;
-        return Ok(Begun { session, head, keep: !early });
+        return Ok(BegunExchange { session, head, keep: !early });
     };
     // It may have answered without reading all of the request.
     match timeout(MAX_EARLY_ANSWER_WAIT, final_header(&mut session)).await {
-        Ok(Ok(head)) => Ok(Begun { session, head, keep: false }),
+        Ok(Ok(head)) => Ok(BegunExchange { session, head, keep: false }),
         _ => Err(error),
     }
 }

@@ -1,6 +1,6 @@
 //! Sends a request whose body was received: completely, or followed by its rest as it arrives.
 
-use super::attempts::Won;
+use super::attempts::AttemptAnswer;
 use super::buffered::{self, Length};
 use super::exchange::{Answer, Rest};
 use super::upload;
@@ -39,16 +39,17 @@ pub(in crate::http) async fn send(
     let Some(target) = request.target.clone() else {
         return Err(Refusal::new(Reason::Internal, "a request without a route").into());
     };
-    let won = match received {
+    let taken = match received {
         Received::Whole(body) => buffered::send(session, request, target, body, to).await?,
-        Received::Begun(begun) => {
+        Received::Partial(begun) => {
             request.mode = Some(ForwardMode::Streamed);
             let head = buffered::request_head(session.req_header(), Length::AsStated)?;
             // Few bodies are so long.
             Box::pin(upload::upload(session, request, &target, (head, begun), to)).await?
         }
     };
-    let Won { answer: Answer { head, body, trailers, rest, held }, endpoint, index } = won;
+    let AttemptAnswer { answer: Answer { head, body, trailers, rest, held }, endpoint, index } =
+        taken;
     let unread = rest.map(|rest| Unread { rest, endpoint, index });
     Ok((BufferedResponse { head, body, trailers, held }, unread))
 }

@@ -18,13 +18,13 @@ use crate::http::receive::client_left;
 use crate::http::request::Request;
 use crate::http::variant;
 use crate::pool::Endpoint;
-use crate::pool::awaited::Patience;
+use crate::pool::awaited::SilenceTimeout;
 use crate::pool::liveness::{CutAt, Watched};
 use crate::pool::queue::Bound;
 use crate::refusal::Refusal;
 use forebay_protocol::grpc;
 use forebay_protocol::{Reason, metric};
-use forebay_routing::attempt::event::{self as decision, End, Ending, Event, Next};
+use forebay_routing::attempt::event::{End, Ending, Event, Next, SilencePolicy};
 use forebay_routing::{Blame, Outcome, RetryOn};
 use http::StatusCode;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -77,7 +77,7 @@ pub async fn peer(
         }),
     };
     let sending = bound.map_err(|refusal| refused(request, refusal))?;
-    request.patience = sending.patience;
+    request.on_silence = sending.on_silence;
     let endpoint = Arc::clone(&request.attempts[sending.attempt].endpoint);
     // The wait for an endpoint took of the time.
     let left = request.time_left().unwrap_or(limits.stream_idle);
@@ -190,11 +190,11 @@ fn is_too_late(request: &Request) -> bool {
 /// Watches the exchange, to end it if the endpoint goes silent and it can be sent elsewhere.
 fn watch(request: &Request, socket: RawFd) -> Option<Watched> {
     let picked = request.attempts.last()?;
-    let patience = match request.patience {
-        decided @ decision::Patience::Overdue => Patience::of(decided, picked.expected()),
-        _ => Patience::endless(),
+    let silence_timeout = match request.on_silence {
+        decided @ SilencePolicy::WhenOverdue => SilenceTimeout::of(decided, picked.expected()),
+        _ => SilenceTimeout::never(),
     };
-    Some(Watched::new(&picked.endpoint.state, socket, patience))
+    Some(Watched::new(&picked.endpoint.state, socket, silence_timeout))
 }
 
 /// Takes in how the present attempt ended. May Pingora ask where the next one goes?

@@ -7,7 +7,7 @@
 //! is tried.
 
 use super::attempt::acknowledges_nothing;
-use super::attempts::Won;
+use super::attempts::AttemptAnswer;
 use super::exchange::{
     Answer, MAX_EARLY_ANSWER_WAIT, NO_SOCKET, Rest, classify, final_header, message_of, send_piece,
     socket_of,
@@ -23,7 +23,7 @@ use crate::http::pace::{Pace, TooSlow};
 use crate::http::receive::{self, broken_off, client_left, too_late};
 use crate::http::request::Request;
 use crate::http::variant::{self, Target};
-use crate::pool::awaited::Patience;
+use crate::pool::awaited::SilenceTimeout;
 use crate::pool::liveness::{Lost, until_lost};
 use crate::refusal::Refusal;
 use bytes::Bytes;
@@ -60,9 +60,9 @@ pub(super) async fn upload(
     session: &mut Session,
     request: &mut Request,
     target: &Target,
-    (mut head, begun): (RequestHeader, receive::Begun),
+    (mut head, begun): (RequestHeader, receive::PartialBody),
     (connector, account): (&Connector, &Account),
-) -> Result<Won, Refusal> {
+) -> Result<AttemptAnswer, Refusal> {
     let snapshot = Arc::clone(&request.snapshot);
     let limits = &snapshot.config.limits;
     let mut body = Collecting { begun, is_done: session.downstream_session.is_body_done() };
@@ -88,7 +88,7 @@ pub(super) async fn upload(
     prepare(&mut head, request, deadline, &connection).map_err(|_| broken())?;
     let pool = Arc::clone(&request.target.as_ref().unwrap_or(target).pool);
     let expected = request.attempts[index].expected();
-    let patience = Patience::of(sending.patience, expected);
+    let silence_timeout = SilenceTimeout::of(sending.on_silence, expected);
     let its_socket = socket_of(&connection);
     let socket = || Some(its_socket).filter(|socket| *socket != NO_SOCKET);
     let started = Instant::now();
@@ -96,13 +96,13 @@ pub(super) async fn upload(
     let sent = upload.run(request, (head, body), &mut connection);
     let sent = tokio::select! {
         sent = timeout_at(deadline.into(), sent) => sent.unwrap_or(Err(Stopped::Late)),
-        why = until_lost((&endpoint.state, &pool), socket, patience) => Err(match why {
+        why = until_lost((&endpoint.state, &pool), socket, silence_timeout) => Err(match why {
             Lost::Silent => Stopped::Silent,
             Lost::Unreachable => Stopped::Endpoint(acknowledges_nothing()),
         }),
     };
     request.times.forward += started.elapsed();
-    let Begun { head, keep, unsent } = match sent {
+    let UploadAnswer { head, keep, unsent } = match sent {
         Ok(begun) => begun,
         Err(stopped) => return Err(failed(request, index, stopped)),
     };
@@ -114,7 +114,7 @@ pub(super) async fn upload(
     let rest = Some(Rest { session: Box::new(connection), keep, unsent });
     let held = account.for_answers().hold();
     let answer = Answer { head, body: Vec::new(), trailers: None, rest, held };
-    Ok(Won { answer, endpoint, index })
+    Ok(AttemptAnswer { answer, endpoint, index })
 }
 
 /// Waits for an endpoint, and collects the body further meanwhile.
@@ -155,7 +155,7 @@ fn broken() -> Refusal {
 
 /// The body as far as it was collected.
 struct Collecting {
-    begun: receive::Begun,
+    begun: receive::PartialBody,
     is_done: bool,
 }
 
@@ -235,7 +235,7 @@ pub(in crate::http) fn too_slow() -> Refusal {
 }
 
 /// An answer that has begun.
-struct Begun {
+struct UploadAnswer {
     head: Box<ResponseHeader>,
     /// Whether the whole request was sent before that.
     keep: bool,
@@ -257,17 +257,17 @@ impl Upload<'_> {
         request: &mut Request,
         message: (RequestHeader, Collecting),
         connection: &mut EndpointSession,
-    ) -> Result<Begun, Stopped> {
+    ) -> Result<UploadAnswer, Stopped> {
         match self.send(request, message, connection).await {
-            Ok(Some(head)) => Ok(Begun { head, keep: false, unsent: Some(self.pace) }),
+            Ok(Some(head)) => Ok(UploadAnswer { head, keep: false, unsent: Some(self.pace) }),
             Ok(None) => {
                 let head = final_header(connection).await.map_err(Stopped::Endpoint)?;
-                Ok(Begun { head, keep: true, unsent: None })
+                Ok(UploadAnswer { head, keep: true, unsent: None })
             }
             Err(Stopped::Endpoint(error)) => {
                 // It may have answered without reading all of the request.
                 match timeout(MAX_EARLY_ANSWER_WAIT, final_header(connection)).await {
-                    Ok(Ok(head)) => Ok(Begun { head, keep: false, unsent: None }),
+                    Ok(Ok(head)) => Ok(UploadAnswer { head, keep: false, unsent: None }),
                     _ => Err(Stopped::Endpoint(error)),
                 }
             }

@@ -168,37 +168,38 @@ pub struct Sending {
     pub attempt: usize,
     /// Time at which it is given up.
     pub until: Option<Time>,
-    /// Time for which it is left at an endpoint that goes silent.
-    pub patience: Patience,
+    /// When it is ended at an endpoint that goes silent.
+    pub on_silence: SilencePolicy,
     /// Time at which a hedge is due.
     pub hedge_at: Option<Time>,
 }
 
-/// Time for which an attempt is left at an endpoint that answers neither it nor probes.
+/// When an attempt is ended at an endpoint that answers neither it nor probes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
-    /// Until its work is overdue: it can be sent elsewhere.
-    Overdue,
-    /// Until other endpoints answer probes: it can't be sent elsewhere, and is given up.
-    SilentAlone,
-    /// For as long as it has time.
-    Endless,
+pub enum SilencePolicy {
+    /// When its work is overdue: the request can be sent elsewhere.
+    WhenOverdue,
+    /// When its work is overdue and other endpoints answer probes: the request can't be sent elsewhere, and is
+    /// given up.
+    WhenSilentAlone,
+    /// Not before its time is up.
+    Never,
 }
 
-impl Patience {
+impl SilencePolicy {
     /// How long an attempt is left at a silent endpoint in any case, by the time that its work is expected to
     /// take; `None`: as long as it has time. An endpoint that gives probes no answer in time may be at work on
     /// just this one, so that it is left in peace for twice that time.
     pub fn at_least(self, expected: Duration) -> Option<Duration> {
         match self {
-            Self::Overdue | Self::SilentAlone => Some(expected * 2),
-            Self::Endless => None,
+            Self::WhenOverdue | Self::WhenSilentAlone => Some(expected * 2),
+            Self::Never => None,
         }
     }
 
     /// Whether other endpoints must answer probes meanwhile: if all are silent, they may well be at work.
     pub fn takes_another(self) -> bool {
-        self == Self::SilentAlone
+        self == Self::WhenSilentAlone
     }
 }
 

@@ -30,8 +30,8 @@ mod verdict;
 use crate::Time;
 use blame::Blame;
 use event::{
-    Context, Effect, Effects, End, Ending, Event, HedgeRefusal, Hedged, Next, Patience,
-    RefusalCause, Sending, StandIn, Step, Terms,
+    Context, Effect, Effects, End, Ending, Event, HedgeRefusal, Hedged, Next, RefusalCause,
+    Sending, SilencePolicy, StandIn, Step, Terms,
 };
 use policy::RetryOn;
 use race::{Race, Running};
@@ -83,7 +83,7 @@ struct Failure<R> {
 }
 
 /// An attempt whose answer is taken. `earns`: it pays for retries.
-struct Won {
+struct Success {
     attempt: usize,
     earns: bool,
 }
@@ -171,12 +171,12 @@ impl<R: RefusalCause> Attempts<R> {
 
     fn send(&mut self, hedge_after: Option<Duration>, context: &Context<'_>) -> Next<R> {
         let first = self.begin(context);
-        let patience = self.patience(context);
+        let on_silence = self.on_silence(context);
         let hedge_after = hedge_after.filter(|_| self.terms.is_replayable);
         let hedge_at = hedge_after.map(|after| context.now + after);
         self.phase = Phase::Sent(Race { first, second: None, over: None, said: None, hedge_at });
         let Running { attempt, until, .. } = first;
-        Next::Send(Sending { attempt, until, patience, hedge_at })
+        Next::Send(Sending { attempt, until, on_silence, hedge_at })
     }
 
     /// An attempt that begins now.
@@ -193,14 +193,14 @@ impl<R: RefusalCause> Attempts<R> {
 
     /// A request is sent elsewhere for an endpoint's silence but once: if the next one goes silent too, it
     /// may well be this request that they work on. One that can't be sent elsewhere is given up.
-    fn patience(&self, context: &Context<'_>) -> Patience {
+    fn on_silence(&self, context: &Context<'_>) -> SilencePolicy {
         if !context.is_repeatable {
-            return Patience::SilentAlone;
+            return SilencePolicy::WhenSilentAlone;
         }
         if self.has_moved || !self.others_can_follow(context) {
-            return Patience::Endless;
+            return SilencePolicy::Never;
         }
-        Patience::Overdue
+        SilencePolicy::WhenOverdue
     }
 
     fn hedge(
@@ -229,10 +229,10 @@ impl<R: RefusalCause> Attempts<R> {
             return Next::Wait;
         }
         let second = self.begin(context);
-        let patience = self.patience(context);
+        let on_silence = self.on_silence(context);
         self.phase = Phase::Sent(Race { second: Some(second), ..race });
         let Running { attempt, until, .. } = second;
-        Next::Send(Sending { attempt, until, patience, hedge_at: None })
+        Next::Send(Sending { attempt, until, on_silence, hedge_at: None })
     }
 
     /// Takes in that an attempt is over; if there is another beside it, that one may still answer.
@@ -283,7 +283,7 @@ impl<R: RefusalCause> Attempts<R> {
     /// An attempt is over, and no other is beside it.
     fn raced(
         &mut self,
-        result: Result<Won, Failure<R>>,
+        result: Result<Success, Failure<R>>,
         context: &Context<'_>,
         effects: &mut Effects,
     ) -> Next<R> {

@@ -4,7 +4,7 @@ use super::blame::Blame;
 use super::event::{Answer, Context, Effect, Effects, End, RefusalCause};
 use super::policy::RetryOn;
 use super::race::Running;
-use super::{Attempts, Failure, MAX_ACCUSED, Won};
+use super::{Attempts, Failure, MAX_ACCUSED, Success};
 use crate::Outcome;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ impl<R: RefusalCause> Attempts<R> {
         end: End<R>,
         context: &Context<'_>,
         effects: &mut Effects,
-    ) -> Result<Won, Failure<R>> {
+    ) -> Result<Success, Failure<R>> {
         let attempt = running.attempt;
         let failed = |trouble, refusal| Err(Failure { trouble, refusal, answer: None });
         match end {
@@ -26,7 +26,7 @@ impl<R: RefusalCause> Attempts<R> {
             End::Connected => {
                 effects.push(Effect::Settle(attempt, Blame::HandedOver));
                 effects.push(Effect::Took(attempt));
-                Ok(Won { attempt, earns: true })
+                Ok(Success { attempt, earns: true })
             }
             End::Broke(trouble, refusal) => {
                 effects.push(Effect::Settle(attempt, Blame::Failed));
@@ -73,7 +73,7 @@ impl<R: RefusalCause> Attempts<R> {
         refusal: Option<R>,
         context: &Context<'_>,
         effects: &mut Effects,
-    ) -> Result<Won, Failure<R>> {
+    ) -> Result<Success, Failure<R>> {
         let attempt = running.attempt;
         let trouble = RetryOn::Status(answer.status);
         let refusal = refusal.filter(|_| {
@@ -97,7 +97,7 @@ impl<R: RefusalCause> Attempts<R> {
             return Err(Failure { trouble: Some(trouble), refusal, answer: Some(attempt) });
         }
         effects.push(Effect::Took(attempt));
-        Ok(Won { attempt, earns: answer.status < 500 })
+        Ok(Success { attempt, earns: answer.status < 500 })
     }
 
     /// The evidence of an answer about the endpoint; `None`: another endpoint has to show whose fault the

@@ -263,12 +263,12 @@ fn little_time_says_nothing_against_an_endpoint() {
 fn a_request_moves_once_for_an_endpoints_silence() {
     let mut case = Case::new(terms());
     case.on(Event::Began);
-    assert_eq!(case.sent().patience, Patience::Overdue);
+    assert_eq!(case.sent().on_silence, SilencePolicy::WhenOverdue);
     assert_eq!(case.on(Event::Ended(0, End::Silent(Why::Broken))), Next::Bind);
-    assert_eq!(case.sent().patience, Patience::Endless);
+    assert_eq!(case.sent().on_silence, SilencePolicy::Never);
     let mut case = Case { is_repeatable: false, ..Case::new(terms()) };
     case.on(Event::Began);
-    assert_eq!(case.sent().patience, Patience::SilentAlone);
+    assert_eq!(case.sent().on_silence, SilencePolicy::WhenSilentAlone);
     let gone = case.on(Event::Ended(0, End::Silent(Why::Broken)));
     assert_eq!(gone, Next::Finish(Ending::Refuse(Why::Broken)));
 }

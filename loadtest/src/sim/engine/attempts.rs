@@ -185,7 +185,7 @@ impl Engine<'_> {
     fn patience(&self, key: RequestKey, endpoint: usize, sending: &Sending) -> Option<u64> {
         let request = self.requests.get(key).filter(|_| self.is_forebay)?;
         let expected = self.balancers[self.balancer_of(request.proxy)].expected(key, endpoint);
-        sending.patience.at_least(expected).map(nanos)
+        sending.on_silence.at_least(expected).map(nanos)
     }
 
     fn send(&mut self, key: RequestKey, endpoint: usize, sending: &Sending) {
