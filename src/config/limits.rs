@@ -11,50 +11,52 @@ const MIB: u64 = 1024 * 1024;
 forebay_config::section! {
     /// Bounds of one request.
     pub struct Limits {
-        /// A longer body is refused with 413, whether its header says so or its bytes do. Room for a batch
-        /// of images; raise it for video.
+        /// A longer body is refused with 413, whether its header or its bytes show the length. The default
+        /// has room for a batch of images; raise it for video.
         body: u64 = 64 * MIB, bytes();
-        /// A body is held in memory up to this size before an endpoint is picked: a client that sends slowly takes
-        /// no slot. An inference that is held can be sent again to another endpoint whatever happens to the
-        /// first; its answer is held up to 256 KiB. Of a longer body the rest is streamed, in one attempt. At
-        /// most `body`.
+        /// A body up to this size is held in memory before an endpoint is picked, so that a client that
+        /// sends slowly takes no slot. A held inference can be sent again to another endpoint after any
+        /// failure of the first; its answer is held up to 256 KiB. The rest of a longer body is streamed, in
+        /// one attempt. At most `body`.
         buffer: u64 = 16 * MIB, bytes();
-        /// Bytes of bodies and answers that are held at once, over all requests. Memory is taken as bytes
-        /// arrive, never for a length that is only stated. An HTTP body that finds no room is streamed: it loses
-        /// its retries, not its answer. A gRPC call, or a request of a client whose whole share is taken, is
+        /// Memory for bodies and answers of all requests, in bytes. Memory is taken as bytes arrive, never
+        /// for a length that is only stated. An HTTP body that finds no room is streamed: it loses its
+        /// retries, not its answer. A gRPC call, or a request of a client that has used its share, is
         /// refused with `memory_limit`.
         memory: u64 = 1024 * MIB, bytes();
-        /// Share of that memory that one client may hold, which is an address, or what `client_header` says; at
-        /// least one body. "100%" where all clients come through one load balancer that does not name them.
+        /// Share of `memory` that one client may hold; at least one body. A client is an address, or the
+        /// value of `client_header`. Set "100%" where all clients come through one load balancer that does
+        /// not name them.
         client_memory: f64 = 0.5, ratio();
-        /// An answer up to this size is read to its end ahead of its client, which frees the endpoint's slot however
-        /// slowly the client reads; answers take memory only while less than half of `memory`, and of the client's
-        /// share, is held. Of a longer answer 64 KiB are read ahead, and its endpoint waits for the client.
+        /// An answer up to this size is read to its end ahead of its client, which frees the endpoint's slot
+        /// however slowly the client reads. Answers take memory only while less than half of `memory`, and
+        /// of the client's share, is held. Of a longer answer 64 KiB are read ahead, and its endpoint waits
+        /// for the client.
         read_ahead: u64 = MIB, bytes();
-        /// Time that the header of a request may take to arrive, from its first byte; on a new connection, from
-        /// its beginning. A header has at most 64 KiB and 100 fields.
+        /// Time for the header of a request to arrive, from its first byte; on a new connection, from its
+        /// beginning. A header has at most 64 KiB and 100 fields.
         header_timeout: Duration = Duration::from_secs(10), positive();
-        /// Time that a body may take to arrive.
+        /// Time for a body to arrive.
         body_timeout: Duration = Duration::from_secs(30), positive();
-        /// A client that is slower than this for longer than `stall_timeout` is cut off where something waits for
-        /// it: an endpoint, for the rest of a body that is longer than `buffer`; or memory, for a client that does
-        /// not read its answer.
+        /// A client that is slower than this for longer than `stall_timeout` is cut off if an endpoint or
+        /// memory waits for it: an endpoint, for the rest of a body longer than `buffer`; memory, for a
+        /// client that does not read its answer.
         min_rate: f64 = 16.0 * 1024.0, byte_rate();
         /// See `min_rate`.
         stall_timeout: Duration = Duration::from_secs(10), positive();
-        /// gRPC: an inference states no length, so it is held in memory up to `body`, whatever `buffer` says.
-        /// A stream of messages may last; without a deadline of its client's it may be silent for this long. With one
-        /// it ends there, however often something moves, and has a connection to its endpoint of its own: nothing else
-        /// can be ended without those beside it.
+        /// gRPC: an inference states no length, so it is held in memory up to `body`, independently of
+        /// `buffer`. A stream of messages without a client's deadline may be silent for this long. With a
+        /// deadline it ends there, even while it moves, and has its own connection to the endpoint, since
+        /// ending it would end the others on that connection.
         stream_idle: Duration = Duration::from_secs(3600), positive();
-        /// The header that names the client, for the fairness of queues. Only where something in front sets it,
-        /// or whoever asks under many names gets the most. Default: none, a client is an address.
+        /// The header that names the client, for fair queueing. Set it only where a component in front sets
+        /// that header: otherwise a client with many names gets the most. Default: a client is an address.
         client_header: Option<HeaderName> = None, header(), shown "\"x-client\"";
     }
 }
 
 impl Limits {
-    /// Reads the section, and checks what its keys say together.
+    /// Reads the section, and checks its keys together.
     pub(super) fn checked(table: &Table<'_, '_>) -> Self {
         let limits = Self::read(table);
         if let Some((ByteSize(buffer), span)) = table.spanned::<ByteSize>("buffer")

@@ -1,4 +1,4 @@
-//! Where clients come in: addresses, what is spoken there, and how much of it.
+//! Listeners: addresses, protocols and bounds.
 
 use super::check::Names;
 use super::tls::{self, Tls};
@@ -8,29 +8,29 @@ use forebay_framing::proxy_protocol::Version as ProxyVersion;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-/// One address where clients come in.
+/// An address that clients connect to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Listener {
     /// Address and port; port 0 lets the OS choose.
     pub address: SocketAddr,
-    /// What is spoken there.
+    /// The listener's protocol.
     pub protocol: Protocol,
     /// Whether every connection must begin with a PROXY header.
     pub proxy_protocol: bool,
-    /// How TLS ends here; `None`: what comes is not encrypted.
+    /// TLS settings; `None`: connections are not encrypted.
     pub tls: Option<Tls>,
     /// Connections that may be open at once; further ones are refused.
     pub max_connections: usize,
-    /// Of these, those that one client address may have.
+    /// The maximum for one client address.
     pub max_connections_per_client: usize,
 }
 
-/// What is spoken at a listener.
+/// The protocol of a listener.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Protocol {
     /// Requests, each routed and balanced by itself.
     Http {
-        /// Whether HTTP/2 is spoken beside HTTP/1.1.
+        /// Whether HTTP/2 is supported beside HTTP/1.1.
         h2: bool,
     },
     /// Bytes: a whole connection goes to one endpoint.
@@ -47,48 +47,49 @@ impl Protocol {
     }
 }
 
-/// The word for what is spoken.
+/// The word for the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ProtocolName {
     Http,
     Tcp,
 }
 
-/// Most that can be asked for: more sockets than a process may have.
+/// The maximum of the key: more sockets than a process may have.
 const MAX_CONNECTIONS: usize = 10_000_000;
-/// Enough for a fleet's clients, and what they hold fits a small machine.
+/// Enough for a fleet's clients, and its memory fits a small machine.
 const DEFAULT_CONNECTIONS: usize = 20_000;
 /// Stands for an address that is missing until everything else is checked.
 const NO_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
-/// Of all connections those that one client may have, if nothing is said: the rest is left to others.
+/// Default share of all connections for one client: the rest is left to others.
 const fn share_of_one_client(max_connections: usize) -> usize {
     let share = max_connections - max_connections / 4;
     if share == 0 { 1 } else { share }
 }
 
 forebay_config::section! {
-    /// Where requests come in; changes need a restart.
+    /// Addresses for clients; changes need a restart.
     pub(super) struct ListenerKeys {
-        /// Required. Port 0 lets the OS choose.
+        /// Required. Address and port; port 0 lets the operating system choose.
         address: SocketAddr = NO_ADDRESS, required(any()), shown "\"127.0.0.1:8080\"";
-        /// "http": requests, each routed and balanced by itself. "tcp": see below.
+        /// "http": requests, each routed and balanced by itself. "tcp": whole connections, see below.
         protocol: ProtocolName = ProtocolName::Http,
             one_of(&[("http", ProtocolName::Http), ("tcp", ProtocolName::Tcp)]);
         /// "require": every connection begins with a PROXY header (v1 or v2) that names the client, as load
-        /// balancers write it; any other connection is closed. "off": none is read. There is nothing between:
-        /// where a header is optional, a client chooses its own address.
+        /// balancers write it; any other connection is closed. "off": no header is read. There is no
+        /// optional mode: with one, a client could choose its own address.
         proxy_protocol: bool = false, one_of(&[("off", false), ("require", true)]);
-        /// Connections that may be open at once. A further one makes those leave that have waited longest for
-        /// their client: silent ones, and those kept for a next request (closed in order, with GOAWAY over
-        /// HTTP/2). If none waits it is refused at once (503, or a reset at Layer 4). Below the process's limit
-        /// of open files, of which a connection takes one, or two at Layer 4: the soft limit is raised to the
-        /// hard one at start, and `forebay check` warns of a sum that does not fit. Some descriptors are kept for
-        /// probes, the admin listener and connections to endpoints.
+        /// Maximum number of open connections. A further one closes the connection that has waited longest
+        /// for its client: silent ones, and those kept for a next request (closed in order, with GOAWAY over
+        /// HTTP/2). If none waits, the new connection is refused at once (503, or a reset at Layer 4). It
+        /// must fit the process's limit of open files: a connection takes one, or two at Layer 4. The soft
+        /// limit is raised to the hard one at start, and `forebay check` warns of a sum that does not fit.
+        /// Some descriptors are reserved for probes, the admin listener and connections to endpoints.
         max_connections: usize = DEFAULT_CONNECTIONS, within(1..=MAX_CONNECTIONS);
-        /// Of these, those that one client may have: an IPv4 address, or the /64 network of an IPv6 address. Where
-        /// a PROXY header is required the address that it names counts; raise this where a balancer without one
-        /// stands in front. Default: three quarters of max_connections.
+        /// The part of max_connections that one client may hold: an IPv4 address, or the /64 network of an
+        /// IPv6 address. With proxy_protocol = "require" the address in the PROXY header counts; raise this
+        /// where a load balancer without PROXY headers stands in front. Default: three quarters of
+        /// max_connections.
         max_connections_per_client: usize = share_of_one_client(DEFAULT_CONNECTIONS), within(1..=MAX_CONNECTIONS);
     }
 }
@@ -96,23 +97,23 @@ forebay_config::section! {
 forebay_config::section! {
     /// A listener for requests.
     pub(super) struct HttpKeys {
-        /// HTTP/1.1 always; "h2c" is HTTP/2 without TLS on the same port, told apart by its first bytes. Where
-        /// TLS ends (see below) the word is "h2", and clients choose by ALPN. Default: both.
+        /// HTTP/1.1 is always included. "h2c" is HTTP/2 without TLS on the same port, detected by its first
+        /// bytes. With TLS (see below) the word is "h2", and clients choose by ALPN. Default: both.
         protocols: Vec<String> = vec!["http/1.1".to_owned(), "h2c".to_owned()], list();
     }
 }
 
 forebay_config::section! {
-    /// Layer 4: a whole connection goes to one endpoint, whatever is spoken on it. A connection counts
-    /// there as one request in flight, until it ends.
+    /// Layer 4: a whole connection goes to one endpoint, with any protocol. A connection counts there as one
+    /// request in flight, until it ends.
     pub struct Tcp {
-        /// Required here, and only here: the pool that takes the connections.
+        /// Required at Layer 4, and only there: the pool for the connections.
         // Not an index: a reload may add pools, but listeners stay as they are.
         pool: String = String::new(), required(section_name("pool")), shown "\"plain\"";
-        /// Time without a byte in either direction after which a connection is closed.
+        /// A connection is closed after this time without a byte in either direction.
         idle_timeout: Duration = Duration::from_secs(600), positive();
-        /// Whether endpoints get a PROXY header that names the client: "off", "v1" (text) or "v2" (binary).
-        /// They must expect it.
+        /// Sends endpoints a PROXY header that names the client: "off", "v1" (text) or "v2" (binary). The
+        /// endpoints must expect it.
         send_proxy_protocol: Option<ProxyVersion> = None, one_of(&[
             ("off", None),
             ("v1", Some(ProxyVersion::V1)),
@@ -121,7 +122,7 @@ forebay_config::section! {
     }
 }
 
-/// Reads the table, and checks what its keys say together.
+/// Reads the table, and checks its keys together.
 pub(super) fn read(table: &Table<'_, '_>, names: &mut Names) -> Listener {
     let keys = ListenerKeys::read(table);
     // Port 0 is another port every time.
@@ -144,7 +145,7 @@ pub(super) fn read(table: &Table<'_, '_>, names: &mut Names) -> Listener {
     let alpn: &[&[u8]] = match protocol {
         Protocol::Http { h2: true } => &[b"h2", b"http/1.1"],
         Protocol::Http { h2: false } => &[b"http/1.1"],
-        // Whoever ends it inside knows what is spoken.
+        // The program behind the TLS connection knows its protocol.
         Protocol::Tcp(_) => &[],
     };
     let max_connections_per_client = if table.has("max_connections_per_client") {
@@ -157,13 +158,13 @@ pub(super) fn read(table: &Table<'_, '_>, names: &mut Names) -> Listener {
         proxy_protocol: keys.proxy_protocol,
         max_connections: keys.max_connections,
         max_connections_per_client,
-        // What is wrong with it is noted, so that nothing runs without what was asked for.
+        // An error in it is noted, so the process does not run without the requested settings.
         tls: encrypted.and_then(|encrypted| tls::read(&encrypted, alpn)),
         protocol,
     }
 }
 
-/// Is HTTP/2 among the protocols? The word for it depends on whether the listener is encrypted.
+/// Whether HTTP/2 is among the protocols. The word for it depends on whether the listener is encrypted.
 fn speaks_h2(table: &Table<'_, '_>, encrypted: bool) -> bool {
     let word = if encrypted { "h2" } else { "h2c" };
     let both = vec!["http/1.1".to_owned(), word.to_owned()];

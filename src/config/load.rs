@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 pub struct ConfigError {
     /// The file.
     path: String,
-    /// What the system says, or everything that is wrong.
+    /// The system's error, or all errors of the file.
     error: LoadError,
 }
 
@@ -41,8 +41,8 @@ impl Config {
         read::config(source, base)
     }
 
-    /// What is not wrong, but will not go well: certificates that clients do not believe at `now`, keys
-    /// that everybody can read, and more connections than there are descriptors.
+    /// Problems that are not errors: certificates that clients do not trust at `now`, keys that every user
+    /// can read, and more connections than there are descriptors.
     pub fn warnings(&self, now: SystemTime) -> Vec<String> {
         let certificates = self.listeners.iter().filter_map(|listener| listener.tls.as_ref());
         let certificates = certificates.flat_map(|tls| &tls.certificates);
@@ -50,7 +50,7 @@ impl Config {
         warnings.chain(self.warning_about_descriptors()).chain(self.warning_about_admin()).collect()
     }
 
-    /// Can others than this machine's users reload and drain?
+    /// Whether others than this machine's users can reload and drain.
     fn warning_about_admin(&self) -> Option<String> {
         let admin = self.server.admin.filter(|admin| !admin.ip().to_canonical().is_loopback())?;
         Some(format!(
@@ -58,7 +58,7 @@ impl Config {
         ))
     }
 
-    /// Can the listeners hold more connections than the system lets this process have?
+    /// Whether the listeners can hold more connections than the system allows this process.
     fn warning_about_descriptors(&self) -> Option<String> {
         let wanted: usize = self.listeners.iter().map(|listener| listener.max_connections).sum();
         let Descriptors { limit, for_clients, .. } = Descriptors::of_this_process();

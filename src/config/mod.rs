@@ -1,4 +1,4 @@
-//! What the operator wrote becomes what runs, once.
+//! Turns the operator's file into settings, once.
 //!
 //! A value that is checked here and checked again where it is used is a value that two places
 //! disagree about. [`Config::parse`] turns TOML into a [`Config`] that can't be wrong: names
@@ -41,7 +41,7 @@ use std::time::Duration;
 pub struct Config {
     /// Of the process; changes need a restart.
     pub server: Server,
-    /// Where requests come in; changes need a restart.
+    /// Addresses for clients; changes need a restart.
     pub listeners: Vec<Listener>,
     /// Bounds of one request.
     pub limits: Limits,
@@ -51,7 +51,7 @@ pub struct Config {
     pub routes: Vec<Arc<Route>>,
 }
 
-/// Which requests go to which pool.
+/// The requests of a route and their pool.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Route {
     /// Its name in logs and metrics.
@@ -60,13 +60,13 @@ pub struct Route {
     pub models: Vec<Pattern>,
     /// Prefixes of the path that it takes; empty: any.
     pub paths: Vec<String>,
-    /// What may answer, at least one: the weights say how often which does.
+    /// The variants that may answer, at least one, with their weights.
     pub variants: Vec<Arc<Variant>>,
     /// Cheaper variants that answer if the chosen one can't, in this order.
     pub fallback: Vec<Arc<Variant>>,
     /// Time that a request may take; a client can ask for less, not for more.
     pub deadline: Duration,
-    /// How urgent a request is that does not say.
+    /// The priority of requests that state none.
     pub priority: Priority,
     /// Whether the answer names the endpoint that gave it.
     pub expose_endpoint: bool,
@@ -92,7 +92,7 @@ impl Variant {
     /// Whole of the weights of a route's variants.
     pub const WHOLE: u32 = 1000;
 
-    /// Is another model or version asked for than the client's?
+    /// Whether another model or version is asked for than the client's.
     pub fn renames(&self) -> bool {
         self.model.is_some() || self.version.is_some()
     }
@@ -108,7 +108,7 @@ pub enum Pattern {
 }
 
 impl Pattern {
-    /// Does `name` match?
+    /// Whether `name` matches.
     pub fn matches(&self, name: &str) -> bool {
         match self {
             Self::Exact(exact) => name == exact,

@@ -6,10 +6,10 @@ use forebay_config::{Section, Table};
 use forebay_protocol::prometheus::{Gauge, QueueMetrics, Running};
 use std::time::Duration;
 
-/// Where the load of each endpoint of a pool is asked for, out of band.
+/// Polling of each endpoint for its load, out of band.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Poll {
-    /// What the answer looks like.
+    /// The form of the answer.
     pub source: PollSource,
     /// Path that is asked with GET.
     pub path: String,
@@ -21,7 +21,7 @@ pub struct Poll {
     pub timeout: Duration,
 }
 
-/// What an answer to a poll looks like.
+/// The form of an answer to a poll.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PollSource {
     /// A load report among its headers.
@@ -55,28 +55,29 @@ const KINDS: &[(&str, KindName)] = &[
 ];
 
 forebay_config::section! {
-    /// Asks each endpoint for its load, out of band. Default: none, since our own workers state theirs on
-    /// every answer; for servers that do not, it is what tells the proxy of requests that others sent, and
-    /// of those that wait. If it fails, the proxy's own counts are used.
+    /// Polls each endpoint for its load, out of band. Forebay's own workers state their load on every
+    /// answer; for other servers, a poll tells the proxy of requests that others sent, and of those that
+    /// wait. If it fails, the proxy's own counts are used. Default: none.
     pub(super) struct PollKeys {
-        /// Required. What is asked, and which numbers count (all are gauges):
-        ///   forebay       our worker's /metrics
+        /// Required. The kind of server, and the metrics that count (all are gauges):
+        ///   forebay       /metrics of Forebay's worker
         ///   vllm          vllm:num_requests_waiting, vllm:num_requests_running
         ///   sglang        sglang:num_queue_reqs, sglang:num_running_reqs (started with --enable-metrics)
         ///   tgi           tgi_queue_size, tgi_batch_current_size
-        ///   triton        nv_inference_pending_request_count; what runs is taken from the proxy's own count
+        ///   triton        nv_inference_pending_request_count; the running ones are the proxy's own count
         ///   tensorrt_llm  nv_trt_llm_request_metrics in Triton: waiting, scheduled
-        ///   orca          a load report among the headers of the answer, whatever its body
+        ///   orca          a load report among the headers of the answer, with any body
         ///   custom        the metrics named by `waiting` and `running`
         kind: KindName = KindName::Forebay, required(one_of(KINDS)), shown "\"forebay\"";
-        /// Asked with GET. Default: "/metrics"; for orca "/v2/health/live".
+        /// Path of the GET. Default: "/metrics"; for orca "/v2/health/live".
         path: String = "/metrics".to_owned(), request_path();
-        /// Where metrics have a port of their own, as Triton's (8002). Default: the endpoint's.
+        /// Port of the metrics, such as Triton's 8002. Default: the endpoint's.
         port: Option<u16> = None, optional(within(1..=65535)), shown "8002";
-        /// Time between two polls of an endpoint. Less is fresher and costs both sides more.
+        /// Time between two polls of an endpoint. A shorter interval gives fresher numbers and costs both
+        /// sides more.
         interval: Duration = Duration::from_millis(100), interval();
-        /// Time that a poll may take. At most `interval`, which is the default: a server that needs longer for
-        /// its metrics gets a longer interval.
+        /// Time limit of a poll. At most `interval`, which is the default: a server with slow metrics needs
+        /// a longer interval.
         timeout: Duration = Duration::from_millis(100), positive();
     }
 }
@@ -84,14 +85,14 @@ forebay_config::section! {
 forebay_config::section! {
     /// Metrics of a server that has no kind of its own.
     pub(super) struct CustomPollKeys {
-        /// Required for custom. A gauge of requests that wait.
+        /// Required for custom. A gauge of waiting requests.
         waiting: String = String::new(), required(metric_name()), shown "\"forebay_worker_queue_depth\"";
-        /// A gauge of requests that run. Default: none, the proxy's own count stands in for it.
+        /// A gauge of running requests. Default: the proxy's own count.
         running: Option<String> = None, optional(metric_name()), shown "\"my_requests_running\"";
     }
 }
 
-/// Reads the table, and checks what its keys say together.
+/// Reads the table, and checks its keys together.
 pub(super) fn read(table: &Table<'_, '_>) -> Poll {
     let PollKeys { kind, path, port, interval, timeout } = PollKeys::read(table);
     if kind != KindName::Custom {

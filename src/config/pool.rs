@@ -23,83 +23,84 @@ const MAX_SLOTS: u32 = 1_000_000;
 forebay_config::section! {
     /// Interchangeable endpoints.
     pub struct Pool {
-        /// What its endpoints are asked in: "http/1.1", or "h2" (without TLS) for fewer connections. gRPC goes
-        /// in HTTP/2 whatever stands here.
+        /// Protocol towards endpoints: "http/1.1", or "h2" (without TLS) for fewer connections. gRPC always
+        /// uses HTTP/2.
         protocol: EndpointProtocol = EndpointProtocol::default(), one_of(EndpointProtocol::NAMES);
-        /// How an endpoint is picked:
-        ///   adaptive        as least_cost, and a request waits in the proxy as long as a better endpoint than
-        ///                   the best that is free is expected to be done sooner
+        /// The policy that picks an endpoint:
+        ///   adaptive        as least_cost, but a request waits in the proxy for a busy endpoint that is expected
+        ///                   to finish it sooner than the best free one
         ///   least_cost      where the request is expected to finish first, by queue and learnt speed
         ///   least_inflight  the fewest requests in flight from this proxy
         ///   p2c             the better of two random ones by requests in flight
-        ///   peak_ewma       the better of two random ones by requests in flight and the highest latency of late
-        ///   weighted        by chance, the more often the fewer requests wait there by its own word
+        ///   peak_ewma       the better of two random ones by requests in flight and recent peak latency
+        ///   weighted        at random, more often the fewer requests wait there by its own report
         ///   round_robin     one after the other
-        ///   random          any
+        ///   random          at random
         ///   sticky          the same endpoint for the same key (see sticky below), unless it has 1.25 times as
-        ///                   many requests in flight as the others, and more than it can run at once; for caches
+        ///                   many requests in flight as the others, and more than its slots; for caches
         policy: Policy = Policy::default(), one_of(Policy::NAMES);
-        /// For the policy sticky: the header whose value, together with the model's name, is the key. Requests
-        /// without it go where they are expected to finish first. Default: the model's name alone is the key. At
-        /// Layer 4 the client's address without its port is the key, whatever this says.
+        /// For the policy sticky: the header whose value, together with the model's name, is the key.
+        /// Requests without it go where they are expected to finish first. Default: the model's name alone
+        /// is the key. At Layer 4 the key is always the client's address without its port.
         sticky: Option<HeaderName> = None, StickyKey, shown "{ header = \"x-session\" }";
-        /// Requests that an endpoint can run at once, until its load reports say it. An endpoint gets no more
-        /// than that at once; the others wait in the queue below, where they can still go to whichever endpoint
-        /// is free first. Default: none; what an endpoint can run that says nothing is learnt from its latencies:
-        /// it takes as many as come until they double, until many of a flood had no answer in time, or until requests
-        /// are late of which alone hardly any would be. Where deadlines are near the service time that costs the first
-        /// requests of an overload: state it.
+        /// Number of requests that an endpoint can run at once, until its load reports state it. An endpoint
+        /// gets no more than that at once; the others wait in the queue below, where they can still go to
+        /// whichever endpoint is free first. Default: none. For an endpoint without reports the number is
+        /// then learnt: it takes every request until latencies double, until many requests of a flood had no
+        /// answer in time, or until requests are late that hardly ever would be alone. If deadlines are near
+        /// the service time, learning costs the first requests of an overload: state the slots.
         slots: u32 = 0, within(1..=MAX_SLOTS), shown "4";
-        /// A load report that is older than this is not believed; the proxy's own counts are used then.
-        /// Longer than probe.interval, since probes bring reports too.
+        /// A load report older than this is ignored, and the proxy's own counts are used. It should be
+        /// longer than probe.interval, since probes bring reports, too.
         report_ttl: Duration = Duration::from_secs(2), any();
-        /// Time in which an endpoint that has become ready comes to its full share, from a tenth on: for backends
-        /// that are ready before they are warm. While requests wait for want of any other it takes all that it has
-        /// slots for. Default: at once, since our workers are warm when they say that they are ready.
+        /// Time in which an endpoint that has become ready grows from a tenth to its full share: for
+        /// backends that are ready before they are warm. While requests wait because no other endpoint is
+        /// free, it takes as many as it has slots. Default: at once, since Forebay's workers are warm when
+        /// they report ready.
         slow_start: Duration = Duration::ZERO, any();
         /// Time to open a connection. A machine that is there answers within its round trip.
         connect_timeout: Duration = Duration::from_secs(1), positive();
         /// Time that an idle connection is kept: less than the endpoint keeps it, or requests meet
         /// connections that are closing.
         idle_timeout: Duration = Duration::from_secs(50), positive();
-        /// Time after which a connection is given up whose other end acknowledges nothing, as of a machine that
-        /// lost its power: a silent connection is asked (TCP keepalive) after a third of it, in whole seconds.
-        /// Endpoints acknowledge without being asked to do any work, however busy they are. At least 3s.
+        /// A connection is given up after this time without an acknowledgement from the other end, as of a
+        /// machine that lost its power: TCP keepalive probes a silent connection after a third of it, in
+        /// whole seconds. The kernel acknowledges, however busy the endpoint is. At least 3s.
         tcp_keepalive: Duration = Duration::from_secs(3), at_least(Duration::from_secs(3));
-        /// What TCP_USER_TIMEOUT is set to on connections to endpoints. It bounds the time for which sent bytes may
-        /// go unacknowledged, but also that for which an endpoint may be too busy to read the rest of a long
-        /// request, and it stands in for tcp_keepalive. Default: none; while probes go unanswered, a connection
-        /// whose bytes were sent three times without an acknowledgement is given up in any case.
+        /// Value of TCP_USER_TIMEOUT on connections to endpoints. It bounds the time for which sent bytes
+        /// may go unacknowledged, but also the time for which an endpoint may be too busy to read the rest
+        /// of a long request, and it replaces tcp_keepalive. Default: none; while probes go unanswered, a
+        /// connection whose bytes were sent three times without an acknowledgement is given up in any case.
         tcp_user_timeout: Option<Duration> = None, optional(at_least(Duration::from_millis(100))),
             shown "\"30s\"";
-        /// How often an HTTP/2 connection is asked with a PING whether it is still there. Servers built on
-        /// grpc-core, such as Triton's, close a connection that sends more than one in five minutes without data.
-        /// Default: none, since tcp_keepalive finds out without the server's help.
+        /// Interval of PINGs on HTTP/2 connections. Servers built on grpc-core, such as Triton, close a
+        /// connection that sends more than one in five minutes without data. Default: none, since
+        /// tcp_keepalive detects dead connections without the server's help.
         http2_ping_interval: Option<Duration> = None, optional(at_least(Duration::from_secs(1))),
             shown "\"10m\"";
     }
     beside {
         /// Its name.
         name: String = String::new();
-        /// Where its endpoints come from.
+        /// The source of its endpoints.
         source: Source = Source::Static(Vec::new());
         /// Requests that wait for an endpoint.
         queue: Queue = Queue::default();
-        /// How health is found out.
+        /// Settings of health checks.
         probe: Probe = Probe::default();
-        /// Where its load is asked for, beside what answers and probes bring.
+        /// Polling for load, beside the reports of answers and probes.
         poll: Option<Poll> = None;
-        /// When a second attempt is made beside a slow first one; `None`: never.
+        /// Settings of hedges; `None`: none are sent.
         hedge: Option<Hedge> = None;
-        /// When an endpoint is taken out for what its answers are like.
+        /// The conditions of ejections.
         ejection: forebay_routing::Ejection = Ejection::default().rules();
-        /// What is sent again.
+        /// The conditions of retries.
         retry: Retry = Retry::default();
     }
 }
 
 forebay_config::section! {
-    /// Endpoints whose addresses stand in the file.
+    /// Endpoints with addresses in the file.
     pub(super) struct EndpointKeys {
         /// Addresses of the endpoints. This or `fleet` is required.
         endpoints: Vec<SocketAddr> = Vec::new(), Endpoints,
@@ -108,19 +109,19 @@ forebay_config::section! {
 }
 
 forebay_config::section! {
-    /// A pool whose workers the proxy starts, watches and restarts on the same machine. Each listens on
-    /// a port of 127.0.0.1 that the OS chose. Changes need a restart.
+    /// A pool whose workers the proxy starts, watches and restarts on the same machine. Each listens on a
+    /// port of 127.0.0.1 that the operating system chooses. Changes need a restart.
     pub struct Fleet {
-        /// How many.
+        /// Number of workers.
         workers: usize = 1, within(1..=MAX_WORKERS);
         /// Required. The model repository that they serve (relative to this file's folder).
         models: PathBuf = PathBuf::new(), required(path_in_file()), shown "\"../backends/models\"";
-        /// Executor threads of each: inferences that one runs at once.
+        /// Executor threads of each worker: the number of inferences that it runs at once.
         executors: usize = 1, within(1..=MAX_THREADS);
     }
 }
 
-/// Where a pool's endpoints come from.
+/// The source of a pool's endpoints.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
     /// Addresses in the file.
@@ -129,7 +130,7 @@ pub enum Source {
     Fleet(Fleet),
 }
 
-/// What an endpoint is asked in.
+/// The protocol towards an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum EndpointProtocol {
     /// HTTP/1.1, as many connections as requests at once.

@@ -8,13 +8,13 @@ use forebay_config::{Section, Table};
 /// Active health checks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Probe {
-    /// What is asked.
+    /// The kind of probe.
     pub kind: ProbeKind,
-    /// When it is asked, how long it may take, and what follows.
+    /// The schedule, the time limit, and the thresholds.
     pub schedule: ProbeSchedule,
 }
 
-/// What a probe asks.
+/// The kind of a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProbeKind {
     /// GET of this path; 200 is ready.
@@ -31,12 +31,12 @@ pub(super) enum KindName {
 }
 
 forebay_config::section! {
-    /// How the health of an endpoint is found out.
+    /// Health checks of endpoints.
     pub(super) struct ProbeKeys {
-        /// "http": a GET. "tcp": a connection, for endpoints that do not speak HTTP; that one is taken is all
-        /// that is known then.
+        /// "http": a GET. "tcp": a connection, for endpoints that do not speak HTTP; an accepted connection
+        /// is then the only evidence.
         kind: KindName = KindName::Http, one_of(&[("http", KindName::Http), ("tcp", KindName::Tcp)]);
-        /// Asked with GET on a connection of its own; 200 is ready, anything else is not.
+        /// Path of the GET, on a connection of its own; 200 is ready, any other status is not.
         path: String = "/v2/health/ready".to_owned(), request_path();
     }
 }
@@ -48,7 +48,7 @@ impl Default for Probe {
     }
 }
 
-/// Reads the table, and checks what its keys say together.
+/// Reads the table, and checks its keys together.
 pub(super) fn read(table: &Table<'_, '_>) -> Probe {
     let keys = ProbeKeys::read(table);
     let schedule = ProbeSchedule::checked(table);

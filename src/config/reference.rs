@@ -20,9 +20,9 @@ struct Part {
     /// The heading of a chapter that begins with it.
     chapter: Option<&'static str>,
     about: &'static [&'static str],
-    /// As it stands in the file, such as `[limits]`; empty where the table before goes on.
+    /// Its form in the file, such as `[limits]`; empty where the table before goes on.
     header: &'static str,
-    /// What stands in it without being explained there.
+    /// Keys that stand in it without an explanation.
     given: &'static str,
     keys: Vec<Key>,
 }

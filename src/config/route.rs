@@ -13,7 +13,7 @@ use forebay_protocol::Priority;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How urgent a request is, by the words of its header.
+/// Priorities, by the words of the header.
 const PRIORITIES: &[(&str, Priority)] = &[
     (Priority::High.as_str(), Priority::High),
     (Priority::Normal.as_str(), Priority::Normal),
@@ -21,33 +21,35 @@ const PRIORITIES: &[(&str, Priority)] = &[
 ];
 
 forebay_config::section! {
-    /// Which requests go to which pool.
+    /// Routes: rules that send requests to a pool; the first match wins.
     pub(super) struct RouteKeys {
-        /// Required, once. Its name in logs and metrics.
+        /// Required, unique. The name in logs and metrics.
         name: String = String::new(), required(any()), shown "\"models\"";
-        /// Models that it takes: names, or beginnings that end in "*". Default: any, and paths without one.
+        /// The models of the route: names, or prefixes that end in "*". Default: any, and paths without a
+        /// model.
         models: Vec<String> = Vec::new(), each("the name of a model", |name: &String| !name.is_empty()),
             shown "[\"magika\", \"silero-*\"]";
-        /// Beginnings of the path that it takes. Default: any.
+        /// Prefixes of the paths of the route. Default: any.
         paths: Vec<String> = Vec::new(), each("a path that begins with /", |path: &String| path.starts_with('/')),
             shown "[\"/v2/\"]";
         /// The pool that answers. Required, unless the route has variants: see the next route.
         pool: Option<String> = None, optional(section_name("pool")), shown "\"models\"";
-        /// Cheaper variants that answer if the pool can't: names of pools, or tables as [[route.variant]] below, but
-        /// without a weight. They are tried in this order if the pool has no endpoint or a full queue, can't meet the
-        /// deadline, or fails; never if it answered. The answer says so in x-forebay-degraded. Default: none.
+        /// Cheaper variants that answer if the pool can't: names of pools, or tables as [[route.variant]]
+        /// below, but without a weight. They are tried in this order if the pool has no endpoint or a full
+        /// queue, can't meet the deadline, or fails; never if it answered. The answer then has the header
+        /// x-forebay-degraded. Default: none.
         fallback: () = (), nested("a list of names of pools and of tables of variants"),
             shown "[\"plain\", { name = \"small\", pool = \"local\", model = \"magika\", version = \"1\" }]";
-        /// How urgent a request is that does not say so in x-request-priority: "high", "normal" or "batch". Of
-        /// inferences that are held in memory, Triton's parameters count too, where they stand in the first 16 KiB of
-        /// JSON or in a message of gRPC: `priority` (1: high, 2: normal, 3 and more: batch; 0: this), and `timeout`
-        /// in microseconds, as a deadline.
+        /// Priority of requests without the header x-request-priority: "high", "normal" or "batch". For
+        /// inferences that are held in memory, Triton's parameters count, too, if they stand in the first 16
+        /// KiB of JSON or in a gRPC message: `priority` (1: high, 2: normal, 3 and more: batch; 0: this
+        /// key), and `timeout` in microseconds, as a deadline.
         priority: Priority = Priority::default(), one_of(PRIORITIES);
-        /// Time that a request may take. A client may ask for less with x-request-deadline (milliseconds) or the
+        /// Time limit of a request. A client may ask for less with x-request-deadline (milliseconds) or the
         /// body's `timeout` (see `priority` above), not for more.
         deadline: Duration = Duration::from_secs(30), positive();
-        /// Whether answers name the endpoint that gave them (x-forebay-endpoint). Off: clients need not
-        /// know your addresses.
+        /// Whether answers name the endpoint that gave them (x-forebay-endpoint). Off by default: clients
+        /// need not know your addresses.
         expose_endpoint: bool = false, any();
     }
 }
@@ -55,14 +57,15 @@ forebay_config::section! {
 forebay_config::section! {
     /// A variant, in place of the route's `pool`.
     pub(super) struct VariantKeys {
-        /// Its name in x-forebay-variant, logs and metrics; each once in a route. Default: the name of its pool.
+        /// Its name in x-forebay-variant, logs and metrics, unique in its route. Default: the name of its
+        /// pool.
         name: Option<String> = None, optional(any()), shown "\"stable\"";
         /// Required. The pool that answers.
         pool: String = String::new(), required(section_name("pool")), shown "\"models\"";
-        /// The model that is asked for in place of the one that the client names, as two models in one pool are two
-        /// variants. Only requests that name their model where the proxy can exchange it (paths under /v2/models/,
-        /// messages of ModelInfer that are not compressed) get such a variant; others are drawn from the rest.
-        /// Default: the client's.
+        /// The model that is asked for in place of the client's, so that two models in one pool are two
+        /// variants. Only requests whose model name the proxy can exchange (paths under /v2/models/,
+        /// uncompressed ModelInfer messages) get such a variant; others are drawn from the rest. Default:
+        /// the client's.
         model: Option<String> = None, optional(part_of_path()), shown "\"bert-distilled\"";
         /// The version that is asked for. Default: the client's, or with `model` that model's own default.
         version: Option<String> = None, optional(part_of_path()), shown "\"7\"";
@@ -70,15 +73,15 @@ forebay_config::section! {
 }
 
 forebay_config::section! {
-    /// How often a variant answers.
+    /// The weight of a variant.
     pub(super) struct WeightKeys {
-        /// Share of the route's requests in thousandths. The weights of a route add up to 1000; 0 is a variant that
-        /// gets nothing. Required where there are several.
+        /// Share of the route's requests, in thousandths. The weights of a route add up to 1000; a variant
+        /// with 0 gets none. Required where there are several variants.
         weight: u32 = Variant::WHOLE, within(0..=Variant::WHOLE), shown "950";
     }
 }
 
-/// Reads the table, and checks what its keys say together. `pools` are the names of the pools in their order.
+/// Reads the table, and checks its keys together. `pools` are the names of the pools in their order.
 pub(super) fn read(table: &Table<'_, '_>, pools: &[String], names: &mut Names) -> Route {
     let keys = RouteKeys::read(table);
     if let Some((name, span)) = table.spanned::<String>("name") {

@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// More threads than any machine has use for: it keeps a typing error from becoming an outage.
+/// More threads than any machine has use for: the bound keeps a typing error from becoming an outage.
 pub(super) const MAX_THREADS: usize = 1024;
-/// Of a connection of HTTP/2, where nothing is said: about what the protocol begins with.
+/// The default window of an HTTP/2 connection: about the protocol's initial one.
 const DEFAULT_HTTP2_WINDOW: u32 = 64 * 1024;
 const MAX_HTTP2_WINDOW: u32 = 16 * 1024 * 1024;
 
@@ -17,31 +17,33 @@ forebay_config::section! {
     pub struct Server {
         /// I/O threads. Default: the number of cores.
         threads: usize = cores(), within(1..=MAX_THREADS), shown "2";
-        /// Where metrics, status and reload are answered, or "off". Default: off. Whoever reaches it may
-        /// reload: keep it on loopback or in a network of your own.
+        /// Address of the admin listener (metrics, status, reload), or "off". Default: off. Anyone who
+        /// reaches it can reload and drain: keep it on loopback or in a network of your own.
         admin: Option<SocketAddr> = None, address_or_off("127.0.0.1:9090"), shown "\"127.0.0.1:9090\"";
-        /// Hosts by which it may be asked for beside its address, loopback addresses and "localhost": names such as
-        /// "proxy-1.example" that scrapers use, addresses that are translated. Requests for another host are
-        /// refused (421), since a page in an operator's browser could make them (DNS rebinding), and so are those
-        /// that a page of another site sends (403).
+        /// Host names that the admin listener answers to, beside its address, loopback addresses and
+        /// "localhost": names that scrapers use, such as "proxy-1.example", and translated addresses.
+        /// Requests for another host are refused (421), since a page in an operator's browser could have
+        /// made them (DNS rebinding), and so are requests of pages of other sites (403).
         admin_hosts: Vec<String> = Vec::new(), each("the name of a host", |name: &String| !name.is_empty());
-        /// After SIGTERM: how long the proxy is not ready but still listens, so that whoever balances over
-        /// several proxies turns away before a connection is refused. Longer than their probe interval.
+        /// After SIGTERM: time for which the proxy is not ready but still listens, so that a load balancer
+        /// in front turns away before a connection is refused. It must be longer than the balancer's probe
+        /// interval.
         drain_delay: Duration = Duration::from_secs(1), any();
-        /// Then the listeners are closed, and requests in flight get this long to finish.
+        /// Time for requests in flight to finish, after the listeners are closed.
         drain_timeout: Duration = Duration::from_secs(30), any();
-        /// Idle connections to endpoints that are kept open, over all pools. Opening one costs a
-        /// round trip.
+        /// Maximum number of idle connections to endpoints that are kept open, over all pools. Opening a
+        /// connection costs a round trip.
         idle_connections: usize = 1024, within(1..=1_000_000);
-        /// Bytes of bodies that a client may send on one HTTP/2 connection before the proxy has taken them. A client sends
-        /// so much in a round trip, and no more: 64 KiB are 1.3 MB/s at 50 ms, and on loopback a ninth of what HTTP/1 does
-        /// (110 MB/s of 950 in uploads of 500 MB; answers don't depend on it). For long bodies over a long way it should be
-        /// the rate times the round trip: "1MiB" for 20 MB/s at 50 ms. They are memory beside `limits.memory`, on each
-        /// connection whose client sends faster than its request is taken. At most 16 MiB.
+        /// Bytes of bodies that a client may send ahead on one HTTP/2 connection. A client sends this much
+        /// in a round trip: 64 KiB are 1.3 MB/s at 50 ms, and on loopback a ninth of HTTP/1's rate (110 MB/s
+        /// of 950 in uploads of 500 MB; answers don't depend on it). For long bodies over a long distance it
+        /// should be the rate times the round trip: "1MiB" for 20 MB/s at 50 ms. It is memory in addition to
+        /// `limits.memory`, on each connection whose client sends faster than its request is read. At most
+        /// 16 MiB.
         http2_window: u32 = DEFAULT_HTTP2_WINDOW, bytes_within(DEFAULT_HTTP2_WINDOW..=MAX_HTTP2_WINDOW);
-        /// One JSON line a request: "stdout", "off", or a file (relative to this file's folder), which a
-        /// reload opens anew, for log rotation, or a FIFO. Lines are dropped and counted, never waited for,
-        /// if they can't be written.
+        /// The access log, one JSON line per request: "stdout", "off", or a file or FIFO (relative to this
+        /// file's folder). A reload opens a file again, for log rotation. Lines that can't be written are
+        /// dropped and counted, and no request waits for them.
         access_log: AccessLog = AccessLog::Stdout, LogTarget;
     }
 }
@@ -50,7 +52,7 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Where access log lines go.
+/// The destination of access log lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AccessLog {
     /// Nowhere.
@@ -61,7 +63,7 @@ pub enum AccessLog {
     File(PathBuf),
 }
 
-/// How it is written: a word, or a path.
+/// Its form in the file: a word, or a path.
 struct LogTarget;
 
 impl Form<AccessLog> for LogTarget {

@@ -24,22 +24,22 @@ use x509_parser::extensions::GeneralName;
 /// TLS at a listener.
 #[derive(Debug, Clone)]
 pub struct Tls {
-    /// What the file says.
+    /// The settings of the file.
     settings: Settings,
-    /// What handshakes are made with.
+    /// The settings of handshakes.
     pub server: Arc<ServerConfig>,
     /// Its certificates, with the files that they come from.
     pub certificates: Vec<Certificate>,
 }
 
 impl Tls {
-    /// When the first of its certificates expires.
+    /// The expiry of the first of its certificates.
     pub fn first_end(&self) -> Option<SystemTime> {
         self.certificates.iter().map(|certificate| certificate.ends).min()
     }
 }
 
-/// One is the other if the file says the same: what it names may have been renewed meanwhile.
+/// Equal if the file says the same: the certificates may have been renewed meanwhile.
 impl PartialEq for Tls {
     fn eq(&self, other: &Self) -> bool {
         self.settings == other.settings
@@ -51,27 +51,27 @@ impl Eq for Tls {}
 /// A certificate, without those that lead to its authority: clients may know another way there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
-    /// Where it comes from.
+    /// Its file.
     pub file: PathBuf,
-    /// From when on it is valid.
+    /// Begin of its validity.
     pub begins: SystemTime,
-    /// Until when.
+    /// End of its validity.
     pub ends: SystemTime,
-    /// Where its key comes from.
+    /// The file of its key.
     key: PathBuf,
-    /// Whether that file lets everybody on the machine read it.
+    /// Whether every user of the machine can read that file.
     key_is_open: bool,
 }
 
 impl Certificate {
-    /// What is not wrong with it at `now`, but will not go well.
+    /// Problems at `now` that are not errors.
     pub fn warnings(&self, now: SystemTime) -> impl Iterator<Item = String> {
         let key = self.key.display();
         let open = || format!("{key}: the key may be read by every user of this machine");
         self.out_of_time(now).into_iter().chain(self.key_is_open.then(open))
     }
 
-    /// Why clients will not believe it at `now`, if they will not.
+    /// The reason why clients will not trust it at `now`, if there is one.
     fn out_of_time(&self, now: SystemTime) -> Option<String> {
         let file = self.file.display();
         let days = |time: Duration| time.as_secs() / (24 * 3600);
@@ -99,41 +99,42 @@ pub(super) enum MinVersion {
     V13,
 }
 
-/// Most pairs of certificate and key at a listener, so that a reload stays short.
+/// Maximum number of certificate and key pairs at a listener, so that a reload stays short.
 const MAX_PAIRS: usize = 1000;
 
 forebay_config::section! {
     /// A certificate and its key.
     pub(super) struct CertificateKeys {
-        /// Required. The certificate, followed by those that lead to its authority, in PEM form (relative to this
+        /// Required. The certificate, followed by the chain to its authority, in PEM form (relative to this
         /// file's folder).
         certificate: PathBuf = PathBuf::new(), required(path_in_file()), shown "\"tls/example.pem\"";
-        /// Required. Its private key, in PEM form, without a passphrase. That every user of the machine may read it
-        /// is warned of.
+        /// Required. Its private key, in PEM form, without a passphrase. The log warns if every user of the
+        /// machine can read it.
         key: PathBuf = PathBuf::new(), required(path_in_file()), shown "\"tls/example.key\"";
     }
 }
 
 forebay_config::section! {
-    /// Which certificates there are beside the first, and which clients are let in.
+    /// Further certificates, and the clients to admit.
     pub(super) struct TlsKeys {
-        /// More certificates with their keys. A client gets the one for the name that it asks for (SNI), which
-        /// may be for "*.example.org"; whoever asks for none of them gets the one above. Default: none.
+        /// Further certificates with their keys. The server name that a client asks for (SNI) selects one,
+        /// which may be for "*.example.org"; a client without a matching name gets the one above. Default:
+        /// none.
         additional_certificates: () = (), nested("a list of tables, each with a `certificate` and its `key`"),
             shown "[{ certificate = \"tls/example.pem\", key = \"tls/example.key\" }]";
-        /// mTLS: the authorities whose clients are let in, in PEM form. Certificates that they have revoked are let
-        /// in, too: neither CRLs nor OCSP are asked. Default: none, nobody is asked.
+        /// mTLS: the authorities whose clients are admitted, in PEM form. Revoked certificates are admitted
+        /// as well: neither CRLs nor OCSP are checked. Default: clients need no certificate.
         client_ca: Option<PathBuf> = None, optional(path_in_file()), shown "\"tls/example.pem\"";
-        /// Only with client_ca. "require": a client without a certificate is refused. "optional": it is not, but
-        /// a certificate that it shows must be good.
+        /// Only with client_ca. "require": a client without a certificate is refused. "optional": a client
+        /// needs no certificate, but one that it shows must be valid.
         client_certificate: bool = true, one_of(&[("require", true), ("optional", false)]);
-        /// Oldest version that is spoken: "1.2" or "1.3".
+        /// Minimum version: "1.2" or "1.3".
         min_version: MinVersion = MinVersion::V12,
             one_of(&[("1.2", MinVersion::V12), ("1.3", MinVersion::V13)]);
     }
 }
 
-/// Reads the table; `alpn`: what is spoken inside, the preferred first. Whatever is wrong is noted.
+/// Reads the table; `alpn`: the protocols inside, the preferred first. Errors are noted.
 pub(super) fn read(table: &Table<'_, '_>, alpn: &[&[u8]]) -> Option<Tls> {
     let provider = Arc::new(ring::default_provider());
     let mut pairs = vec![pair(table, &provider)];
@@ -205,7 +206,7 @@ fn server(
 struct Pair {
     certified: Arc<CertifiedKey>,
     known: Certificate,
-    /// What it is for.
+    /// The names that it is for.
     names: Vec<String>,
 }
 
@@ -266,7 +267,7 @@ fn everybody_can_read(file: &Path) -> bool {
     std::fs::metadata(file).is_ok_and(|found| found.mode() & OTHERS_READ != 0)
 }
 
-/// The certificates in a file; that there are none is noted.
+/// The certificates in a file; an empty file is noted.
 fn certificates(
     table: &Table<'_, '_>,
     key: &str,
@@ -314,7 +315,7 @@ fn examine(
     Ok(((begins, ends), names.collect()))
 }
 
-/// The authorities that clients' certificates must come from. That they can't be read is noted.
+/// The authorities of clients' certificates. Unreadable ones are noted.
 fn client_roots(table: &Table<'_, '_>, file: &Path) -> Option<RootCertStore> {
     let span = table.place_of("client_ca")?;
     // Of a path that is wrong there is no more to say.
@@ -332,7 +333,7 @@ fn client_roots(table: &Table<'_, '_>, file: &Path) -> Option<RootCertStore> {
     Some(roots)
 }
 
-/// Shows the certificate that is for the name a client asks for, or else the first.
+/// Selects the certificate for the name that a client asks for, otherwise the first.
 #[derive(Debug)]
 struct ByName {
     named: HashMap<String, Arc<CertifiedKey>>,

@@ -14,7 +14,7 @@ pub struct Diagnostic {
     pub line: usize,
     /// Column in characters, from 1.
     pub column: usize,
-    /// What was expected and what was found.
+    /// The expected and the found value.
     pub message: String,
     pub(crate) excerpt: Excerpt,
 }
@@ -23,7 +23,7 @@ pub struct Diagnostic {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostics {
     pub(crate) shown: Vec<Diagnostic>,
-    /// How many there are beside those.
+    /// Number of further errors.
     pub(crate) more: usize,
 }
 
@@ -75,7 +75,7 @@ impl fmt::Display for Diagnostics {
 
 impl std::error::Error for Diagnostics {}
 
-/// Where the lines of a source begin.
+/// The start of each line of a source.
 pub(crate) struct Lines<'s> {
     source: &'s str,
     starts: Vec<usize>,

@@ -14,7 +14,7 @@ const MAX_SHOWN: usize = 100;
 /// Use: [`Document::parse`], read through [`Document::root`], then [`Document::finish`].
 pub struct Document<'s> {
     source: &'s str,
-    /// Where relative paths in it start.
+    /// The folder of relative paths.
     folder: PathBuf,
     /// Names of the tables that were read by name, by the key that they stand under.
     names: RefCell<BTreeMap<String, Vec<String>>>,
@@ -47,13 +47,13 @@ impl<'s> Document<'s> {
         }
     }
 
-    /// Has relative paths in the file start at `folder`, as a rule the file's own.
+    /// Makes relative paths in the file start at `folder`, usually the file's own.
     #[must_use]
     pub fn in_folder(self, folder: &Path) -> Self {
         Self { folder: folder.to_owned(), ..self }
     }
 
-    /// Where relative paths in the file start.
+    /// The folder of relative paths in the file.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -76,7 +76,7 @@ impl<'s> Document<'s> {
         }
     }
 
-    /// Are there so many errors that further ones are only counted?
+    /// Whether there are so many errors that further ones are only counted.
     pub(crate) fn is_full(&self) -> bool {
         self.diagnostics.borrow().len() >= MAX_NOTED
     }

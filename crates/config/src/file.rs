@@ -1,4 +1,4 @@
-//! Files that an operator names, whatever they turn out to be.
+//! Reads a file that an operator names, safely for any content.
 //!
 //! A wrong path may name a FIFO, a device, a directory or a file that never ends, and a wrong text may
 //! find a mistake in a parser. A process that runs must survive all of them, with what it has. So
@@ -122,7 +122,7 @@ pub enum Failure {
     NoThread(io::Error),
 }
 
-/// Does `work` in a thread of its own, and waits no longer than `limit` for it.
+/// Runs `work` in a thread of its own, and waits no longer than `limit` for it.
 ///
 /// # Errors
 /// It panicked, did not end in time, or could not begin.

@@ -30,7 +30,7 @@ impl<S: Section> Flags<S> {
         S::keys().iter().map(flag::<S>).collect()
     }
 
-    /// Was the flag of this key given?
+    /// Whether the flag of this key was given.
     pub fn has(&self, key: &str) -> bool {
         self.given.contains_key(key)
     }
@@ -116,7 +116,7 @@ fn written<S: Section>(key: (&str, bool), text: &str) -> Result<String, String> 
     }
     match error_in::<S>(key, text) {
         None => Ok(text.to_owned()),
-        // What it says of a number is about the number, not about its being text.
+        // The error concerns the number, not its being text.
         Some(error) if text.parse::<f64>().is_ok() => Err(error),
         Some(_) => Err(error),
     }

@@ -6,7 +6,7 @@
 
 use crate::table::Table;
 
-/// How a value is written in a file, and which values are allowed.
+/// The form of a value in a file, and its allowed values.
 pub trait Form<T> {
     /// The value of `key`, or `default` if it is absent or wrong, which is noted.
     fn read(&self, table: &Table<'_, '_>, key: &str, default: T) -> T;
@@ -14,7 +14,7 @@ pub trait Form<T> {
     /// The value as it stands in a file; `None` if it is said by leaving the key out.
     fn show(&self, value: &T) -> Option<String>;
 
-    /// What such values are, in words: what stands between "expected" and "found" in an error.
+    /// A description of such values: the text between "expected" and "found" in an error.
     fn expected(&self) -> String;
 
     /// A word for such values in the help of a flag, such as `TIME`.
@@ -40,7 +40,7 @@ pub struct Key {
     pub doc: &'static [&'static str],
     /// A word for its values in the help of a flag.
     pub kind: &'static str,
-    /// What its values are, in words.
+    /// A description of its values.
     pub expected: String,
     /// Whether it is an array.
     pub is_list: bool,

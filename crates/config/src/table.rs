@@ -15,7 +15,7 @@ impl<'s> Document<'s> {
     }
 }
 
-/// One table of a [`Document`]. Dropping it reports the keys that nobody asked for.
+/// One table of a [`Document`]. Dropping it reports unknown keys.
 pub struct Table<'d, 's> {
     document: &'d Document<'s>,
     path: String,
@@ -34,7 +34,7 @@ impl<'d, 's> Table<'d, 's> {
         Self { document, path, entries, span, asked: RefCell::default() }
     }
 
-    /// Where the table stands.
+    /// The position of the table.
     pub fn span(&self) -> Span {
         self.span.clone()
     }
@@ -44,12 +44,12 @@ impl<'d, 's> Table<'d, 's> {
         self.document
     }
 
-    /// Is there a value at `key`, right or wrong?
+    /// Whether there is a value at `key`, valid or not.
     pub fn has(&self, key: &str) -> bool {
         self.entries.iter().any(|(name, _)| name.get_ref() == key)
     }
 
-    /// Where the value of `key` stands, right or wrong; `None` if it is absent.
+    /// The position of the value of `key`, valid or not; `None` if it is absent.
     pub fn place_of(&self, key: &str) -> Option<Span> {
         self.entry(key).map(Spanned::span)
     }
@@ -144,7 +144,7 @@ impl<'d, 's> Table<'d, 's> {
         default
     }
 
-    /// Which of the kinds `known` the key `kind` names; `None` if it is absent or names none, which is noted.
+    /// The kind of `known` that the key `kind` names; `None` if it is absent or names none, which is noted.
     pub fn kind(&self, known: &[&'static str]) -> Option<&'static str> {
         let (found, span) = self.required_spanned::<String>("kind")?;
         let kind = known.iter().copied().find(|kind| *kind == found);

@@ -7,7 +7,7 @@ use toml::de::DeValue;
 ///
 /// Units live in the value: a bare number where a unit is due is refused.
 pub trait FromToml: Sized {
-    /// What is expected, in words, with an example where there is a unit.
+    /// A description of the expected value, with an example where there is a unit.
     const EXPECTED: &'static str;
 
     /// Reads the value.
@@ -106,7 +106,7 @@ impl<T: FromToml> FromToml for Vec<T> {
     }
 }
 
-/// What a value is, in words, for "found …".
+/// A description of a value, for "found …".
 pub(crate) fn describe(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(s) => format!("{:?}", brief(s)),

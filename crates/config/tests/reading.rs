@@ -1,4 +1,4 @@
-//! What an operator sees when a file is right, and when it is wrong.
+//! Diagnostics for right and wrong files, as an operator sees them.
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use forebay_config::{ByteSize, Document, Rate, Ratio};

@@ -20,15 +20,16 @@ forebay_config::section! {
         name: String = String::new(), required(any()), shown "\"a\"";
         /// Program and arguments.
         command: Vec<String> = Vec::new(), required(list()), shown "[\"forebay-worker\", \"--synthetic\"]";
-        /// Addresses at which the generator listens for it, and all that come after it in its place; they are passed
-        /// as systemd does it.
+        /// Addresses on which the generator listens for the program, and for every program that replaces it;
+        /// the sockets are passed as systemd does it.
         sockets: Vec<SocketAddr> = Vec::new(), list();
-        /// A URL that answers with a status below 500 as soon as it is there. Default: it is not waited for.
+        /// A URL that answers with a status below 500 once the program is ready. Default: the run does not
+        /// wait for it.
         ready: Option<String> = None, optional(any()), shown "\"http://127.0.0.1:8181/v2/health/ready\"";
-        /// A URL that takes a factor by POST and makes the program so many times as slow, as a synthetic worker does.
-        /// Default: the program is stopped and continued in turn.
+        /// A URL that takes a slow-down factor by POST, as a synthetic worker does. Default: the program is
+        /// stopped and continued in turn.
         slow: Option<String> = None, optional(any()), shown "\"http://127.0.0.1:8181/slow\"";
-        /// File that gets what it prints. Default: none.
+        /// File for its output. Default: none.
         log: Option<PathBuf> = None, optional(any()), shown "\"a.log\"";
     }
 }
@@ -36,9 +37,9 @@ forebay_config::section! {
 forebay_config::section! {
     /// A fault of a program.
     pub struct Fault {
-        /// When it begins, counted from the end of the warm-up.
+        /// Begin, counted from the end of the warm-up.
         at: Duration = SECOND, required(any()), shown "\"10s\"";
-        /// How long it lasts, or counts as lasting.
+        /// Duration of the fault, or of the window that counts as the fault.
         length as "for": Duration = Duration::from_secs(5), positive();
         /// The name of the program.
         process: String = String::new(), required(any()), shown "\"a\"";
@@ -68,7 +69,7 @@ forebay_config::kinds! {
 forebay_config::section! {
     /// Slowed down.
     pub struct Slow {
-        /// So many times as slow.
+        /// Factor of the slow-down.
         factor: f64 = 2.0, within(1.0..=1e3);
     }
 }
@@ -78,10 +79,10 @@ forebay_config::section! {
     pub struct Upgrade {
         /// The command to start. None: the same as before.
         command: Vec<String> = Vec::new(), list();
-        /// How long both run at least.
+        /// Minimum time for which both run.
         overlap: Duration = Duration::from_secs(1), any();
-        /// A URL of the new one's own, that answers with a status below 500 when it is ready. Default: that of the
-        /// program.
+        /// A URL of the new program's own that answers with a status below 500 when it is ready. Default:
+        /// that of the program.
         ready: Option<String> = None, optional(any()), shown "\"http://127.0.0.1:8182/v2/health/ready\"";
     }
 }

@@ -25,11 +25,11 @@ pub struct Simulated {
 forebay_config::section! {
     /// A group of simulated endpoints that are alike.
     pub struct Group {
-        /// How many.
+        /// Number of endpoints.
         count: u32 = 1, within(1..=MAX_COUNT);
         /// Requests that one serves at once.
         slots: u32 = 1, within(1..=MAX_SLOTS);
-        /// Every service takes so many times as long.
+        /// Factor by which every service takes longer.
         slow: f64 = 1.0, within(1e-3..=1e3);
         /// Requests that may wait in its queue; more are refused.
         queue: u32 = 10_000, any();
@@ -45,16 +45,16 @@ forebay_config::section! {
 }
 
 forebay_config::section! {
-    /// How requests are served together: a batch of n takes `base` and n times `each` and the sum of what its
-    /// requests ask for. Default: they are served one by one.
+    /// Batching: a batch of n takes `base` and n times `each` and the sum of its requests' demands. Default:
+    /// requests are served one by one.
     pub struct Batch {
-        /// Requests in a batch, at most.
+        /// Maximum number of requests in a batch.
         max_size: u32 = 1, within(1..=MAX_SLOTS);
-        /// Time that any batch takes, of whatever size.
+        /// Time that any batch takes, whatever its size.
         base: Duration = Duration::ZERO, any();
         /// Time that each request in it adds.
         each: Duration = Duration::ZERO, any();
-        /// How long a batch that is not full is kept open.
+        /// Time for which a batch that is not full is kept open.
         wait: Duration = Duration::ZERO, any();
     }
 }
@@ -80,9 +80,9 @@ impl Group {
 forebay_config::section! {
     /// A fault of simulated endpoints.
     pub struct EndpointFault {
-        /// When it begins, counted from the end of the warm-up.
+        /// Begin, counted from the end of the warm-up.
         at: Duration = SECOND, required(any()), shown "\"10s\"";
-        /// How long it lasts. Default: to the end of the run.
+        /// Duration. Default: to the end of the run.
         length as "for": Option<Duration> = None, optional(any()), shown "\"5s\"";
         /// The endpoints: numbers from 0, in the order of the groups.
         endpoints: Vec<u32> = Vec::new(), required(list()), shown "[0]";
@@ -110,7 +110,7 @@ impl Copy for EndpointFaultKind {}
 forebay_config::section! {
     /// Services take longer: a neighbour takes the processor.
     pub struct SlowServices {
-        /// So many times as long.
+        /// Factor by which services take longer.
         factor: f64 = 1.0, within(1e-3..=1e3);
     }
 }
@@ -120,7 +120,7 @@ impl Copy for SlowServices {}
 forebay_config::section! {
     /// It answers everything with an internal error, without doing the work.
     pub struct Sinkhole {
-        /// After so long.
+        /// Time until the error.
         after: Duration = SECOND, required(any()), shown "\"1ms\"";
     }
 }
@@ -130,17 +130,17 @@ impl Copy for Sinkhole {}
 forebay_config::section! {
     /// The simulated proxies, and what they are told.
     pub struct Sim {
-        /// How a pool chooses, where a single run is asked for. Default: adaptive.
+        /// Policy of a single run. Default: adaptive.
         policy: Option<String> = None, optional(any()), shown "\"adaptive\"";
         /// The rows of a table. None: all policies.
         policies: Vec<String> = Vec::new(), list();
-        /// Proxies; each request comes to one of them by chance.
+        /// Number of proxies; each request comes to one of them at random.
         proxies: u32 = 1, within(1..=64);
-        /// From a proxy to an endpoint and back.
+        /// Time from a proxy to an endpoint and back.
         round_trip: Duration = Duration::ZERO, any();
-        /// Slots that are assumed until a report says otherwise. 0: an endpoint takes what comes.
+        /// Slots that are assumed until a report says otherwise. 0: an endpoint takes every request.
         slots: u32 = 0, within(0..=MAX_SLOTS);
-        /// Time in which an endpoint that comes into rotation comes to its full share.
+        /// Time in which an endpoint that comes into rotation grows to its full share.
         slow_start: Duration = Duration::ZERO, any();
     }
     beside {
@@ -155,8 +155,8 @@ forebay_config::section! {
         /// Second attempts beside slow first ones, if there are any; the keys and defaults of the proxy's
         /// `[pool.NAME.hedge]`.
         hedge: Option<Hedge> = None;
-        /// When an endpoint is taken out for its answers; the keys and defaults of the proxy's
-        /// `[pool.NAME.ejection]`. Peers of the proxy take none out.
+        /// Conditions of ejections; the keys and defaults of the proxy's `[pool.NAME.ejection]`. Peers of
+        /// the proxy eject none.
         ejection: Ejection = Ejection::default();
         /// Active checks; the keys and defaults of the proxy's `[pool.NAME.probe]`, as far as simulated endpoints
         /// have them.
@@ -176,15 +176,15 @@ forebay_config::section! {
 }
 
 forebay_config::section! {
-    /// How proxies learn of the endpoints' load.
+    /// The proxies' way to learn of the endpoints' load.
     pub struct Reports {
-        /// With every answer.
+        /// Whether every answer carries a report.
         in_band: bool = true, any();
-        /// By asking, so often. Default: they do not ask.
+        /// Interval of polls. Default: none.
         every: Option<Duration> = None, optional(positive()), shown "\"1s\"";
-        /// How old a report is when it is taken in, beside the time on the wire.
+        /// Age of a report when it arrives, in addition to the time on the wire.
         delay: Duration = Duration::ZERO, any();
-        /// After it a report is not believed.
+        /// Age after which a report is ignored.
         ttl: Duration = Duration::from_secs(2), any();
     }
 }

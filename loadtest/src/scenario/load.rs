@@ -1,4 +1,4 @@
-//! When requests start.
+//! The start times of requests.
 
 use crate::units::Rate;
 use forebay_config::form::{above_zero, any, called, one_of, positive, required};
@@ -11,7 +11,7 @@ pub(super) const SECOND: Duration = Duration::from_secs(1);
 const NOTHING: Rate = Rate(0.0);
 
 forebay_config::kinds! {
-    /// When requests start.
+    /// The start times of requests.
     pub enum Load {
         "open" => Open(Open),
         "closed" => Closed(Closed),
@@ -20,10 +20,10 @@ forebay_config::kinds! {
 }
 
 forebay_config::section! {
-    /// Open loop: at planned times, whatever the answers do.
+    /// Open loop: at planned times, independent of the answers.
     pub struct Open {
-        /// How requests are spaced: "constant", evenly, so that nothing is random, or "poisson", as independent
-        /// clients come.
+        /// Spacing of requests: "constant", evenly, so that nothing is random, or "poisson", like
+        /// independent clients.
         spacing: Spacing = Spacing::Constant, called("KIND", one_of(Spacing::NAMES));
     }
     beside {
@@ -35,7 +35,7 @@ forebay_config::section! {
 forebay_config::section! {
     /// Closed loop: each connection sends its next request when it has the answer to the last one.
     pub struct Closed {
-        /// How long to measure.
+        /// Time to measure.
         length as "for": Duration = SECOND, required(positive()), shown "\"30s\"";
     }
 }
@@ -43,10 +43,10 @@ forebay_config::section! {
 forebay_config::section! {
     /// At the times of an access log.
     pub struct Replay {
-        /// JSON lines such as forebay's access log: `time` (less `total_us`) is when a request came; `model`, else
-        /// `path`, picks the request that stands for it.
+        /// JSON lines such as forebay's access log: `time` (less `total_us`) is the arrival of a request;
+        /// `model`, else `path`, selects the request that stands for it.
         file: PathBuf = PathBuf::new(), required(any()), shown "\"access.log\"";
-        /// 2.0 is twice as fast.
+        /// Speed of the replay: 2.0 is twice as fast.
         speed: f64 = 1.0, above_zero();
     }
 }
@@ -64,9 +64,9 @@ forebay_config::kinds! {
 forebay_config::section! {
     /// The same rate all the time.
     pub struct Constant {
-        /// Requests a second, whatever the answers do (500/s, 10k/s, 30/m).
+        /// Requests per second, independent of the answers (500/s, 10k/s, 30/m).
         rate: Rate = NOTHING, required(any()), shown "\"500/s\"";
-        /// How long to measure.
+        /// Time to measure.
         length as "for": Duration = SECOND, required(positive()), shown "\"30s\"";
     }
 }
@@ -78,7 +78,7 @@ forebay_config::section! {
         from: Rate = NOTHING, required(any()), shown "\"500/s\"";
         /// The last rate.
         to: Rate = NOTHING, required(any()), shown "\"1000/s\"";
-        /// How long.
+        /// Duration.
         length as "for": Duration = SECOND, required(positive()), shown "\"30s\"";
     }
 }
@@ -92,9 +92,9 @@ forebay_config::section! {
         peak: Rate = NOTHING, required(any()), shown "\"2000/s\"";
         /// The period.
         every: Duration = SECOND, required(positive()), shown "\"10s\"";
-        /// How long a burst lasts; at most the period.
+        /// Duration of a burst; at most the period.
         burst: Duration = SECOND, required(positive()), shown "\"1s\"";
-        /// How long.
+        /// Duration.
         length as "for": Duration = SECOND, required(positive()), shown "\"30s\"";
     }
 }
@@ -106,19 +106,19 @@ forebay_config::section! {
         low: Rate = NOTHING, required(any()), shown "\"100/s\"";
         /// The highest rate.
         high: Rate = NOTHING, required(any()), shown "\"1000/s\"";
-        /// From one low point to the next.
+        /// Time from one low point to the next.
         period: Duration = SECOND, required(positive()), shown "\"1m\"";
-        /// How long.
+        /// Duration.
         length as "for": Duration = SECOND, required(positive()), shown "\"2m\"";
     }
 }
 
-/// How arrivals are spaced at a given rate.
+/// The spacing of arrivals at a given rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spacing {
     /// Evenly: nothing is random.
     Constant,
-    /// As independent clients come: a Poisson process.
+    /// Like independent clients: a Poisson process.
     Poisson,
 }
 

@@ -29,9 +29,9 @@ use std::path::PathBuf;
 /// A whole run, as it is written.
 #[derive(Debug, Clone)]
 pub struct Scenario {
-    /// What holds for the whole run.
+    /// Settings of the whole run.
     pub general: General,
-    /// When requests start.
+    /// The start times of requests.
     pub load: Load,
     /// The kinds of requests.
     pub requests: Vec<Request>,

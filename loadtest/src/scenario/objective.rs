@@ -13,7 +13,7 @@ use std::str::FromStr;
 pub struct Objective {
     /// The quantity.
     pub measure: Measure,
-    /// How it is compared.
+    /// The comparison.
     pub comparison: Comparison,
     /// The bound: seconds, a share from 0 to 1, a count or a rate, as the measure wants.
     pub bound: f64,
@@ -36,7 +36,7 @@ pub enum Measure {
     Rate,
 }
 
-/// How a measured value is compared with the bound.
+/// The comparison of a measured value with the bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Comparison {
     /// `<`

@@ -19,14 +19,15 @@ forebay_config::section! {
     pub struct Request {
         /// Its share in the mix, relative to the others.
         weight: f64 = 1.0, above_zero();
-        /// Send it as x-request-deadline, over gRPC as grpc-timeout. Default: none.
+        /// Sent as x-request-deadline, over gRPC as grpc-timeout. Default: none.
         deadline: Option<Duration> = None, optional(any()), shown "\"100ms\"";
-        /// Send it as x-request-priority: "high", "normal" or "batch". Default: none.
+        /// Sent as x-request-priority: "high", "normal" or "batch". Default: none.
         priority: Option<Priority> = None, called("PRIORITY", optional(one_of(PRIORITIES))), shown "\"high\"";
-        /// Ask a synthetic backend for service times, drawn for every request (exponential:20ms); the same seed
-        /// draws the same times for every balancer. Default: what the backend chooses.
+        /// Distribution of service times to ask a synthetic backend for, drawn for every request
+        /// (exponential:20ms); the same seed draws the same times for every balancer. Default: the backend's
+        /// choice.
         demand: Option<Distribution> = None, optional(any()), shown "\"exponential:20ms\"";
-        /// Other headers of every request. One that names the client stays as it is.
+        /// Other headers of every request. A header that names the client stays as it is.
         headers: Vec<Header> = Vec::new(), list(), shown "[\"x-team: search\"]";
     }
     beside {
@@ -52,12 +53,12 @@ forebay_config::kinds! {
 forebay_config::section! {
     /// An inference: random tensors after the model's own metadata, or files.
     pub struct Infer {
-        /// Infer with this model.
+        /// Name of the model.
         model: String = String::new(), required(any()), shown "\"magika\"";
         /// Version of the model. Default: the server's choice.
         version: Option<String> = None, called("VERSION", optional(any())), shown "\"1\"";
-        /// How tensors are written: "json", as JSON numbers, or "binary", with the binary tensor extension in both
-        /// directions.
+        /// Encoding of tensors: "json", as JSON numbers, or "binary", with the binary tensor extension in
+        /// both directions.
         encoding: Encoding = Encoding::Json, called("ENCODING", one_of(Encoding::NAMES));
         /// Batch sizes, chosen at random ([1, 1, 8]: two thirds have one item). None is one of 1.
         batch: Vec<u64> = Vec::new(), called("N,…", list_within(1..=MAX_INPUTS as u64)), shown "[1, 1, 8]";
@@ -86,7 +87,7 @@ forebay_config::section! {
     }
 }
 
-/// How tensors are written.
+/// The encoding of tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Encoding {
     /// As JSON numbers.
@@ -119,7 +120,7 @@ pub struct Shape {
     pub sizes: Vec<u64>,
 }
 
-/// Where random numbers lie: from `low` up to, not including, `high`.
+/// The range of random numbers: from `low` up to, not including, `high`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Range {
     /// Least value.

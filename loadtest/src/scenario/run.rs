@@ -1,4 +1,4 @@
-//! What holds for a whole run, and how its requests reach the target.
+//! The settings of a whole run, and of the connections to its target.
 
 use super::{Fault, Objective, Process};
 use forebay_config::form::{any, called, list, one_of, optional, positive, within};
@@ -15,7 +15,7 @@ const MAX_CLIENTS: u32 = 1_000_000;
 pub const MAX_THREADS: usize = 64;
 
 forebay_config::section! {
-    /// Everything random in a run follows from its seed, so that it can be made again.
+    /// The seed decides everything random in a run, so that it can be repeated.
     pub struct General {
         /// The name of the run in reports. Default: that of the file.
         name: Option<String> = None, optional(any()), shown "\"mixed\"";
@@ -23,9 +23,10 @@ forebay_config::section! {
         seed: u64 = 1, called("N", any());
         /// Time before anything is measured, in addition to the load's own length.
         warm_up: Duration = Duration::from_secs(1), any();
-        /// Give a request up so long after it was meant to start. Default: 30s, in a search for the capacity 5s.
+        /// A request is given up this long after its intended start. Default: 30s, in a search for the
+        /// capacity 5s.
         timeout: Option<Duration> = None, optional(positive()), shown "\"30s\"";
-        /// Requests name one of so many clients, chosen at random. Default: none.
+        /// Number of clients that requests name, chosen at random. Default: requests name none.
         clients: Option<u32> = None, optional(within(1..=MAX_CLIENTS)), shown "1000";
         /// The header that names the client. Default: x-client.
         client_header: Option<String> = None, optional(any()), shown "\"x-client\"";
@@ -37,11 +38,11 @@ forebay_config::section! {
 forebay_config::section! {
     /// The target of a live run, and the connections to it.
     pub struct Live {
-        /// Where requests go: http[s]://HOST:PORT[/BASE]. The flag wins over the file.
+        /// Target of the requests: http[s]://HOST:PORT[/BASE]. The flag overrides the file.
         target: Option<String> = None, called("URL", optional(any())), shown "\"http://127.0.0.1:8080\"";
-        /// How requests are put on the wire: "http/1.1" with keep-alive, one request at a time on a connection;
-        /// "h2", many at a time, in clear text with prior knowledge; "grpc", inferences alone, whose tensors are
-        /// always binary.
+        /// Protocol: "http/1.1" with keep-alive, one request at a time on a connection; "h2", many at a
+        /// time, in clear text with prior knowledge; "grpc", inferences only, whose tensors are always
+        /// binary.
         protocol: Protocol = Protocol::Http1, called("PROTOCOL", one_of(Protocol::NAMES));
         /// Open loop: maximum number of connections. Closed loop: connections, each of which sends its next
         /// request as soon as it has the answer to the last one. Default: 1000, with HTTP/2 10.
@@ -52,7 +53,7 @@ forebay_config::section! {
         threads: usize = 1, within(1..=MAX_THREADS);
     }
     beside {
-        /// Which certificates are believed, where the target says https.
+        /// Trusted certificates, where the target says https.
         tls: Trust = Trust::default();
         /// Programs that the run starts.
         processes: Vec<Process> = Vec::new();
@@ -62,16 +63,16 @@ forebay_config::section! {
 }
 
 forebay_config::section! {
-    /// Which certificates are believed, where the target says https.
+    /// Trusted certificates, where the target says https.
     pub struct Trust {
-        /// Believe any certificate.
+        /// Trust any certificate.
         insecure: bool = false, any();
-        /// Believe certificates of the authorities in this PEM file. Default: those that the system trusts.
+        /// Trust certificates of the authorities in this PEM file. Default: those that the system trusts.
         ca: Option<PathBuf> = None, called("FILE", optional(any())), shown "\"ca.pem\"";
     }
 }
 
-/// How requests are put on the wire.
+/// The protocol of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Protocol {
     /// HTTP/1.1 with keep-alive, one request at a time on a connection.

@@ -69,7 +69,7 @@ pub enum Command {
     Sim(SimArgs),
     /// Find the highest rate that meets the objectives
     Capacity(Box<CapacityArgs>),
-    /// Is one run worse than another, or is it chance?
+    /// Decide whether one run is worse than another, beyond chance.
     Compare(CompareArgs),
     /// Show a report again, or turn it into a page
     Report(ReportArgs),
