@@ -45,6 +45,8 @@ pub(crate) fn framework() -> Onnx {
     operators.insert(KEPT, |_, _| Ok((values(Function::Kept), vec![])));
     operators.insert("Einsum", einsum::build);
     operators.insert("If", branch::build);
+    operators.insert("MatMulInteger", branch::matrices_only);
+    operators.insert("QLinearMatMul", branch::matrices_only);
     operators.insert("Pad", pad::build);
     operators.insert("Resize", resize::build);
     operators.insert("RNN", rnn);

@@ -33,6 +33,7 @@ fn each_case_is_answered_rightly() {
         ("autoif", "reduces over rows"),
         ("rows_data_dependent", "depends on values"),
         ("if_more_rows", "depends on the number of rows"),
+        ("if_more_rows_shared", "depends on the number of rows"),
     ] {
         let (.., why) = verdicts.iter().find(|(found, ..)| found == name).unwrap();
         assert!(why.contains("None") && why.contains(by), "{name}: {why}");

@@ -19,7 +19,14 @@ pub(super) fn tracts(op: &str, context: &ParsingContext, node: &NodeProto) -> Bu
 
 pub(super) fn build(context: &ParsingContext, node: &NodeProto) -> Built {
     let (inner, closures) = tracts("If", context, node)?;
-    Ok((Box::new(Wrapped { inner, replace: None }), closures))
+    Ok((Box::new(Wrapped { inner, replace: None, matrices: &[] }), closures))
+}
+
+/// Products of integers, of which tract gives those of vectors with an axis too many.
+pub(super) fn matrices_only(context: &ParsingContext, node: &NodeProto) -> Built {
+    let (inner, closures) = tracts(&node.op_type, context, node)?;
+    let matrices: &[usize] = if node.op_type == "QLinearMatMul" { &[0, 3] } else { &[0, 1] };
+    Ok((Box::new(Wrapped { inner, replace: None, matrices }), closures))
 }
 
 /// Puts an operator in the place of another.
@@ -30,6 +37,8 @@ pub(super) type Replace = Arc<dyn Fn(Box<dyn TypedOp>) -> Box<dyn TypedOp> + Sen
 pub(super) struct Wrapped {
     pub(super) inner: Box<dyn InferenceOp>,
     pub(super) replace: Option<Replace>,
+    /// Inputs that must have two axes at least.
+    pub(super) matrices: &'static [usize],
 }
 
 impl std::fmt::Debug for Wrapped {
@@ -86,6 +95,12 @@ impl InferenceOp for Wrapped {
         target: &mut TypedModel,
         mapping: &HashMap<OutletId, OutletId>,
     ) -> TractResult<TVec<OutletId>> {
+        for &slot in self.matrices {
+            let rank = node.inputs.get(slot).and_then(|input| mapping.get(input));
+            let rank = rank.map(|input| target.outlet_fact(*input).map(TypedFact::rank));
+            let rank = rank.transpose()?.unwrap_or(0);
+            ensure!(rank >= 2, "expected a matrix as input {slot}, found {rank} axes");
+        }
         let outlets = self.inner.to_typed(source, node, target, mapping)?;
         let Some(outlet) = outlets.first() else { return Ok(outlets) };
         target.rename_node(outlet.node, &node.name)?;

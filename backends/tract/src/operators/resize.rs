@@ -22,7 +22,7 @@ pub(super) fn build(context: &ParsingContext, node: &NodeProto) -> Built {
     };
     let replace =
         move |inner| -> Box<dyn TypedOp> { Box::new(Resized { inner, ..resized.clone() }) };
-    Ok((Box::new(Wrapped { inner, replace: Some(Arc::new(replace)) }), closures))
+    Ok((Box::new(Wrapped { inner, replace: Some(Arc::new(replace)), matrices: &[] }), closures))
 }
 
 /// `None` where it stays tract's.

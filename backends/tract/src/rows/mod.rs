@@ -130,7 +130,7 @@ fn same_for_others(
 /// One walk along a graph.
 struct Walk {
     rows: usize,
-    /// Values that depend on no input: a digest by node.
+    /// Values that depend on no input: a digest by the node that reads them.
     values: Vec<(String, u64)>,
     /// The facts that must be the same for each number of rows: a digest by node.
     told: Vec<(String, u64)>,
@@ -178,6 +178,14 @@ impl Walk {
     ) -> TractResult<Vec<Rows>> {
         let (from, to) = graph.node_facts(node.id)?;
         let is_random = rules::is_random(node);
+        // By the node that reads them: constants of one value are one node.
+        for (slot, input) in inputs.iter().enumerate() {
+            if let Rows::Fixed(Some(value)) = input
+                && value.len() <= MAX_COMPARED
+            {
+                self.values.push((format!("{} (input {slot})", node.name), digest(value)));
+            }
+        }
         if let Some(mixed) = inputs.iter().find(|input| matches!(input, Rows::Mixed(_))) {
             return Ok(vec![mixed.clone(); node.outputs.len()]);
         }
@@ -189,13 +197,7 @@ impl Walk {
             let is_small = to
                 .as_ref()
                 .is_some_and(|to| to.iter().all(|to| to.iter().product::<usize>() <= MAX_ELEMENTS));
-            let outputs = fixed(node, &inputs, is_small);
-            if let [Rows::Fixed(Some(value)), ..] = outputs.as_slice()
-                && value.len() <= MAX_COMPARED
-            {
-                self.values.push((node.name.clone(), digest(value)));
-            }
-            return Ok(outputs);
+            return Ok(fixed(node, &inputs, is_small));
         }
         let (Some(from), Some(to)) = (from, to) else {
             return Ok(self.mixed(node, "gives tensors of a shape that depends on values"));
