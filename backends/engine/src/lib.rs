@@ -10,13 +10,14 @@
 //!
 //! Modules: `engine` (the engine and the list of them), `model` (loaded, to be run), `watch` (how a run
 //! or a load is stopped), [`curve`] (what a batch costs), `trend` (what requests of other sizes
-//! cost), `options` (how a model is loaded), `error`.
+//! cost), `options` (how a model is loaded), `random` (inputs that are drawn), `error`.
 
 pub mod curve;
 mod engine;
 mod error;
 mod model;
 mod options;
+mod random;
 mod trend;
 mod watch;
 
@@ -25,5 +26,6 @@ pub use engine::{Device, Engine, Engines, ModelFile};
 pub use error::{LoadError, RunError};
 pub use model::{Fallback, Form, Model};
 pub use options::{Batching, LoadOptions, Profile};
+pub use random::Random;
 pub use trend::Trend;
 pub use watch::Watch;

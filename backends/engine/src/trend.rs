@@ -104,32 +104,20 @@ impl Sums {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-
-    /// Numbers from 0 to 1, the same ones for the same seed.
-    struct Random(u64);
-
-    impl Random {
-        #[allow(clippy::cast_precision_loss, reason = "53 bits")]
-        fn next(&mut self) -> f64 {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            (self.0 >> 11) as f64 / (1_u64 << 53) as f64
-        }
-    }
+    use crate::Random;
 
     #[test]
     fn both_parts_are_found_in_runs_that_vary_and_are_held_up() {
         for cell in 1..=200 {
-            let mut random = Random(cell * 0x9e37_79b9);
-            let width = 1.0 + (random.next() * 500.0).floor();
+            let mut random = Random::new(cell * 0x9e37_79b9);
+            let width = 1.0 + (random.number() * 500.0).floor();
             // From all that is fixed to nothing that is.
-            let (fixed, each) = (random.next() * 0.02, random.next() * 2e-4 / width);
+            let (fixed, each) = (random.number() * 0.02, random.number() * 2e-4 / width);
             let trend = Trend::default();
             for _ in 0..300 {
-                let size = (8.0 + random.next() * 120.0).floor() * width;
-                let noise = 0.8 + 0.4 * random.next();
-                let held_up = if random.next() < 0.05 { 20.0 } else { 1.0 };
+                let size = (8.0 + random.number() * 120.0).floor() * width;
+                let noise = 0.8 + 0.4 * random.number();
+                let held_up = if random.number() < 0.05 { 20.0 } else { 1.0 };
                 trend.learn(size, (fixed + each * size) * noise * held_up);
             }
             for length in [8.0, 64.0, 128.0] {

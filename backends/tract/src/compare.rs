@@ -13,6 +13,7 @@ use crate::error::{panic_text, text};
 use crate::model::{Model, execute, values as borrowed};
 use crate::tensor::{datum_type, from_tract};
 use crate::{LoadError, RunError, Watch};
+use forebay_engine::Random;
 use forebay_protocol::oip::{Data, Datatype, Tensor, TensorMetadata};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -309,7 +310,7 @@ fn nodes(plan: &Plan, inputs: &[Tensor]) -> TractResult<Vec<(String, String, TVa
 /// Inputs of these shapes, the same for the same seed.
 pub(crate) fn inputs(model: &Model, shapes: &Shapes, kind: Kind, seed: u64) -> Vec<Tensor> {
     let made = |(place, (input, shape)): (usize, (&TensorMetadata, &Vec<usize>))| {
-        let mut random = Random(seed.wrapping_add(place as u64) | 1);
+        let mut random = Random::new(seed.wrapping_add(place as u64) | 1);
         let count = shape.iter().product();
         let data = elements(input.datatype, count, kind, model.avoids_zero, &mut random);
         Tensor { name: input.name.clone(), shape: shape.clone(), data }
@@ -326,7 +327,7 @@ fn elements(
     random: &mut Random,
 ) -> Data {
     let mut float = || {
-        let value = random.next() * 2.0 - 1.0;
+        let value = random.number() * 2.0 - 1.0;
         match kind {
             Kind::Usual => value,
             Kind::Small => value * 1e-3,
@@ -347,7 +348,7 @@ fn elements(
             let size = datatype.size().unwrap_or(1);
             let mut bytes = vec![0; count * size];
             for element in bytes.chunks_exact_mut(size) {
-                let value = if kind == Kind::Zero { 0.0 } else { random.next() * most };
+                let value = if kind == Kind::Zero { 0.0 } else { random.number() * most };
                 #[allow(clippy::cast_sign_loss, reason = "0 to 4")]
                 let value = value as u8;
                 let is_number = datatype != Datatype::Bool;
@@ -355,19 +356,6 @@ fn elements(
             }
             Data::from_binary(datatype, count, &bytes).unwrap_or(Data::Bool(Vec::new()))
         }
-    }
-}
-
-/// Numbers from 0 to 1, the same ones for the same seed (xorshift).
-struct Random(u64);
-
-impl Random {
-    #[allow(clippy::cast_precision_loss, reason = "53 bits")]
-    fn next(&mut self) -> f64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
 
