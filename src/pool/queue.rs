@@ -155,6 +155,7 @@ impl Queue {
         let outcome = match next {
             // A request that took the room meanwhile checks again when it leaves.
             Dispatch::Bind(index) => Ok(Bound::claim(self, &view, index)?),
+            Dispatch::BindAhead(index) => Ok(Bound::claim_ahead(self, &view, index)?),
             Dispatch::NoEndpoint => Err(Rejected::NoEndpoint),
             Dispatch::TooLate => Err(Rejected::DeadlinePassed),
         };
@@ -338,8 +339,19 @@ impl Bound {
     /// Counts a request in at an endpoint in rotation, if the room that was found there is left.
     fn claim(queue: &Arc<Queue>, view: &PoolView<'_, Arc<Endpoint>>, index: usize) -> Option<Self> {
         let endpoint = Arc::clone(view.endpoints.get(index)?);
-        let guard = Some(view.enter(&endpoint.state.load)?);
-        Some(Self { endpoint, guard, queue: Some(Arc::clone(queue)) })
+        let guard = view.enter(&endpoint.state.load)?;
+        Some(Self { endpoint, guard: Some(guard), queue: Some(Arc::clone(queue)) })
+    }
+
+    /// The same at one that is busy and had better not idle.
+    fn claim_ahead(
+        queue: &Arc<Queue>,
+        view: &PoolView<'_, Arc<Endpoint>>,
+        index: usize,
+    ) -> Option<Self> {
+        let endpoint = Arc::clone(view.endpoints.get(index)?);
+        let guard = view.enter_ahead(&endpoint.state.load)?;
+        Some(Self { endpoint, guard: Some(guard), queue: Some(Arc::clone(queue)) })
     }
 
     /// Counts a long-lived use, such as a connection: it does not wait in the queue.

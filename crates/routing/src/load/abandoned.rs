@@ -45,6 +45,11 @@ impl Abandoned {
         self.each.get().map_or(0, |each| there(each))
     }
 
+    /// Is nothing of it likely there after this moment, in nanoseconds on the clock of [`Time`]?
+    pub(super) fn is_over(&self, by: u64) -> bool {
+        self.last.load(Relaxed) <= by
+    }
+
     /// The endpoint has said at `now` that it has at most so many.
     pub(super) fn at_most(&self, most: u32, now: u64) {
         let Some(each) = self.each.get() else { return };

@@ -89,7 +89,7 @@ impl Load {
     /// Seconds that a service takes: our own answers first, then the endpoint's word, then the best.
     #[inline]
     fn service_at(&self, now: u64, best: f32) -> f32 {
-        let (own, answers) = self.service_time.mean();
+        let (own, answers) = self.service_time.believed();
         let fresh = self.freshness(now);
         let samples = answers * fresh;
         if samples > MAX_ANSWERS_BESIDE_REPORT {

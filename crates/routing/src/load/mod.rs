@@ -23,6 +23,7 @@ use self::abandoned::Abandoned;
 use self::concurrency_limit::{ConcurrencyLimit, Seen};
 use self::estimate::LoadEstimate;
 use self::service_time::{ChangeDetector, ServiceTime};
+pub(crate) use self::service_time::{MAX_RATIO, Peers};
 use crate::Time;
 use crate::float::{Float, narrow};
 use crate::pick::recent::{NO_INDEX, PickMemory};
@@ -248,7 +249,7 @@ impl Load {
         self.failures.store(0, Relaxed);
         let samples = self.confidence(now.nanos());
         self.peak.set(self.peak_at(now.nanos()).max(took.as_secs_f32()));
-        self.answered_at.store(now.nanos().min(UNKNOWN - 1), Relaxed);
+        let last = self.answered_at.swap(now.nanos().min(UNKNOWN - 1), Relaxed);
         let estimate = self.estimate_for(others);
         if self.stated_slots().is_none() {
             let concurrency_limit = self.concurrency_limit.get_or_init(Box::default);
@@ -257,7 +258,7 @@ impl Load {
                 concurrency_limit.weigh(others + 1, (Seen::Answered, longer), took, now);
             }
         }
-        let sample = took.as_secs_f32() / estimate.completion();
+        let sample = self.service_of(took, &estimate, now, last);
         if samples == 0.0
             && let Some(memory) = self.memory.get()
         {
@@ -267,8 +268,34 @@ impl Load {
         if let Some(memory) = self.pool.get().filter(|_| samples >= MIN_ANSWERS && mean > 0.0) {
             let alone = estimate.of_ours_alone();
             self.learn_odds(memory, took.as_secs_f32() / alone.completion() / mean, &estimate);
+            memory.learn_variation(sample / mean, samples);
         }
-        self.service_time.learn(&self.change, sample, samples);
+        self.learn_service(sample, others, samples);
+    }
+
+    /// What the service itself took, in seconds. One that runs one request at a time began with this one when
+    /// it ended the one before; else the part that was spent behind `estimate` is taken out.
+    fn service_of(&self, took: Duration, estimate: &LoadEstimate, now: Time, last: u64) -> f32 {
+        let took = took.as_secs_f32();
+        let is_ours = estimate.others < 0.5 && estimate.variance < 0.25;
+        let follows = estimate.ours > 0.0 && last != UNKNOWN && self.abandoned.is_over(last);
+        if estimate.slots == 1.0 && is_ours && follows {
+            return took.min(seconds(now.nanos(), last));
+        }
+        took / estimate.completion()
+    }
+
+    fn learn_service(&self, sample: f32, others: u32, samples: f32) {
+        // Where nobody states slots, how much of the time was a service is a guess, which is wrong by another
+        // amount at each endpoint: they are not to be compared.
+        let pool = self.pool.get().filter(|_| self.stated_slots().is_some());
+        let peers = pool.map(|memory| memory.peers()).unwrap_or_default();
+        // Where nobody states what runs at once, nobody knows how many ran together.
+        let together = self.stated_slots().map_or(1, |slots| slots.min(others.saturating_add(1)));
+        self.service_time.learn(&self.change, (sample, float(together)), samples, peers);
+        if let Some(memory) = pool {
+            memory.learn_mean(self.service_time.mean().0);
+        }
     }
 
     /// The highest response time of late, in seconds: a new highest counts at once, and fades from then
@@ -311,10 +338,11 @@ impl Load {
         FIRST_PENALTY * (doublings - since / PENALTY_HALF_LIFE).exp2()
     }
 
-    /// Mean service time in seconds, measured by us; the endpoint's word where we have no answer yet.
+    /// Mean service time in seconds, measured by us and believed beside that of others in the pool; the
+    /// endpoint's word where we have no answer yet.
     #[inline]
     pub fn service_seconds(&self) -> Option<f64> {
-        let (mean, samples) = self.service_time.mean();
+        let (mean, samples) = self.service_time.believed();
         let word = self.reported_service.get();
         let known = if samples > 0.0 { mean } else { word };
         (samples > 0.0 || word > 0.0).then_some(f64::from(known))
@@ -351,7 +379,7 @@ impl Load {
             self.learn_odds(memory, ratio, &estimate);
         }
         let took = ratio * mean * alone.completion();
-        self.service_time.learn(&self.change, took / estimate.completion(), samples);
+        self.learn_service(took / estimate.completion(), others, samples);
     }
 
     /// The share of services alone that take longer than that, where it is known.
@@ -433,6 +461,11 @@ impl Load {
         let mut estimate = self.estimate(now.nanos(), UNKNOWN, 0.0);
         estimate.ours = (estimate.ours - 1.0).max(0.0);
         memory.remember(index, estimate.cost());
+    }
+
+    /// May a request that would do better to wait find out instead whether that is true?
+    pub(crate) fn is_worth_finding_out(&self, now: Time) -> bool {
+        self.confidence(now.nanos()) < MIN_ANSWERS && self.may_explore(now.nanos())
     }
 
     /// Worth of what is known of the speed, in answers.

@@ -8,6 +8,7 @@
 //! at, however large the pool.
 
 use crate::float::{Float, narrow};
+use crate::load::{MAX_RATIO, Peers};
 use crate::queue::odds::Odds;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
@@ -16,6 +17,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 const MAX_RECENT: usize = 16;
 /// Weight of a first answer in the mean of them.
 const FIRST_ANSWER_WEIGHT: f32 = 0.02;
+/// Answers from which the variation is learnt, and as many as which it counts that it is 1 before.
+const VARIATION_ANSWERS: f32 = 512.0;
+const PRIOR_ANSWERS: f32 = 16.0;
+/// Weight of one answer in the mean over endpoints.
+const MEAN_WEIGHT: f32 = 1.0 / 64.0;
+/// Weight of one that waits in what they find.
+const CONGESTION_WEIGHT: f32 = 1.0 / 128.0;
 /// No index in a pool.
 pub(crate) const NO_INDEX: u32 = u32::MAX;
 /// Nothing is remembered here.
@@ -30,6 +38,13 @@ pub struct PickMemory {
     first: Float,
     /// Cost as the bits of an `f32`, which order as the numbers do, and index in the pool.
     recent: [AtomicU64; MAX_RECENT],
+    /// Mean of the endpoints' mean service times, in seconds, weighted by answers; 0: not known.
+    mean: Float,
+    /// Variance of service times as a multiple of their squared mean, and the number of answers behind it.
+    variation: Float,
+    varied: Float,
+    /// Number of requests that wait when a request has to wait, itself included; 0: not known.
+    congestion: Float,
     /// The distribution of service times.
     pub(crate) odds: Odds,
 }
@@ -41,6 +56,10 @@ impl Default for PickMemory {
             newest: AtomicUsize::new(0),
             first: Float::default(),
             recent: [const { AtomicU64::new(NONE) }; MAX_RECENT],
+            mean: Float::default(),
+            variation: Float::default(),
+            varied: Float::default(),
+            congestion: Float::default(),
             odds: Odds::default(),
         }
     }
@@ -70,6 +89,40 @@ impl PickMemory {
     pub(crate) fn first_answer_seconds(&self) -> Option<f64> {
         let first = self.first.get();
         (first > 0.0).then_some(f64::from(first))
+    }
+
+    /// What is known of services in this pool.
+    pub(crate) fn peers(&self) -> Peers {
+        let known = self.varied.get();
+        let variation = (self.variation.get() * known + PRIOR_ANSWERS) / (known + PRIOR_ANSWERS);
+        Peers { mean: self.mean.get(), variation }
+    }
+
+    /// An endpoint answered after so many of its mean services, of which `samples` are known.
+    pub(crate) fn learn_variation(&self, ratio: f32, samples: f32) {
+        let count = (self.varied.get() + 1.0).min(VARIATION_ANSWERS);
+        self.varied.set(count);
+        let off = ratio.min(MAX_RATIO) - 1.0;
+        // The mean is off as well, by as many answers as it is made of.
+        self.variation.draw(off * off * samples / (samples + 1.0), 1.0 / count);
+    }
+
+    /// One endpoint takes so many seconds on average.
+    pub(crate) fn learn_mean(&self, seconds: f32) {
+        let weight = if self.mean.get() > 0.0 { MEAN_WEIGHT } else { 1.0 };
+        self.mean.draw(seconds, weight);
+    }
+
+    /// A request has to wait as one of so many.
+    pub(crate) fn waits(&self, among: f64) {
+        let weight = if self.congestion.get() > 0.0 { CONGESTION_WEIGHT } else { 1.0 };
+        self.congestion.draw(narrow(among), weight);
+    }
+
+    /// The share of the pool's time that is asked for. Where arrivals are random, one that has to wait finds
+    /// `1 / (1 - share)` waiting, itself counted in.
+    pub(crate) fn utilisation(&self) -> f64 {
+        1.0 - 1.0 / f64::from(self.congestion.get()).max(1.05)
     }
 
     /// A request ended at the endpoint with this index, which costs so much now.

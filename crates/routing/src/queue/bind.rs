@@ -22,7 +22,7 @@ const MIN_SPEEDUP: f64 = 2.0;
 const MAX_WAIT_SHARE: f64 = 0.7;
 /// Share of a slot's time that may pass idle until the next request is there. If it would be more,
 /// an endpoint gets requests beyond its slots, so that it can go on at once.
-const MAX_IDLE_SHARE: f64 = 0.05;
+pub(super) const MAX_IDLE_SHARE: f64 = 0.05;
 
 /// Divisor of learnt slots that gives the number of requests beyond them, and one more; or as many as the
 /// endpoint does in MAX_EXTRA_SECONDS, for which no request need wait in the proxy.
@@ -130,9 +130,19 @@ impl<C: Candidate> PoolView<'_, C> {
         let at = explored.or_else(|| {
             let at = least(costs.iter().copied(), rng).filter(|at| costs[*at] < f64::INFINITY)?;
             let load = self.endpoints[sampled.indices()[at]].load();
-            let done = load.completion(now, ttl, best);
+            // What others are thought to have there may be out of date: where none of ours is, it holds no request back.
+            let done = match load.in_flight() {
+                0 => load.expected_service(now, best) + load.penalty(now),
+                _ => load.completion(now, ttl, best),
+            };
             let waits = adaptive && self.is_worth_waiting(sampled.indices(), best, done, ahead);
-            (!waits).then_some(at)
+            if !waits {
+                return Some(at);
+            }
+            // No request waits for others because of an endpoint that is hardly known.
+            let load = |at: usize| self.endpoints[sampled.indices()[at]].load();
+            let is_free = |at: &usize| costs[*at] < f64::INFINITY;
+            (0..costs.len()).filter(is_free).find(|at| load(*at).is_worth_finding_out(now))
         });
         match at {
             Some(at) => Binding::Bind(sampled.take(at, costs, self.endpoints, &self.context)),
@@ -144,7 +154,7 @@ impl<C: Candidate> PoolView<'_, C> {
     /// endpoints that are better and not free? The requests before it wait for the same.
     fn is_worth_waiting(&self, sample: &[usize], best: f64, cost: f64, ahead: usize) -> bool {
         let now = self.context.now;
-        let (mut per_second, mut least) = (0.0, f64::INFINITY);
+        let (mut per_second, mut least, mut there) = (0.0, f64::INFINITY, 0.0);
         for index in sample {
             let load = self.endpoints[*index].load();
             if self.is_free(load) {
@@ -155,11 +165,14 @@ impl<C: Candidate> PoolView<'_, C> {
             if done * MIN_SPEEDUP < cost {
                 per_second += f64::from(load.slots()) / service.max(f64::MIN_POSITIVE);
                 least = least.min(done);
+                // What is there beyond its slots has the next that frees: a place is not a slot yet.
+                let occupied = load.occupancy(now, self.context.report_ttl);
+                there += f64::from(occupied.saturating_sub(load.slots()));
             }
         }
         // The sample is a part of the pool, and so is the queue for that part.
         let part = sample.len() as f64 / self.endpoints.len().max(1) as f64;
-        let wait = (ahead as f64 * part + 1.0) / per_second;
+        let wait = (ahead as f64 * part + there + 1.0) / per_second;
         wait < (cost - least) * MAX_WAIT_SHARE
     }
 
@@ -171,19 +184,44 @@ impl<C: Candidate> PoolView<'_, C> {
     /// Whether one more request may be sent there. An endpoint without requests of this proxy may always get
     /// one: the knowledge of others' requests may be out of date.
     fn has_room(&self, load: &Load) -> bool {
-        let Some(limit) = limit(load, self.handoff_delay) else { return true };
+        let Some(limit) = self.limit(load) else { return true };
         let (now, ttl) = (self.context.now, self.context.report_ttl);
         let is_empty = load.in_flight() == 0 && load.abandoned(now) == 0;
         is_empty || load.occupancy(now, ttl) < limit
     }
 
+    /// Has waiting cost requests their chance of late? Then who goes next is more than whether a slot idles.
+    pub(super) fn is_strained(&self, load: &Load) -> bool {
+        let service = load.service_seconds().unwrap_or_default();
+        self.context.memory.odds.is_strained(self.context.now, service)
+    }
+
+    /// How many requests an endpoint may have without waiting there, or nearly so.
+    fn limit(&self, load: &Load) -> Option<u32> {
+        match self.policy {
+            // What goes beyond is for `ahead` to say, which knows what waits.
+            Policy::Adaptive if !self.is_strained(load) => limit(load, Duration::ZERO),
+            _ => limit(load, self.handoff_delay),
+        }
+    }
+
     /// Counts a request in at an endpoint that was found free, unless others were faster and took what
     /// was free there. Of several that meet, all may go away with nothing, but never too many stay.
     pub fn enter(&self, load: &Arc<Load>) -> Option<InFlight> {
+        self.enter_within(load, limit(load, self.handoff_delay))
+    }
+
+    /// The same for one that goes [ahead](crate::Dispatch::BindAhead).
+    pub fn enter_ahead(&self, load: &Arc<Load>) -> Option<InFlight> {
+        let limit = limit(load, Duration::ZERO);
+        self.enter_within(load, limit.map(|limit| limit.saturating_add(self.places_ahead(load))))
+    }
+
+    fn enter_within(&self, load: &Arc<Load>, limit: Option<u32>) -> Option<InFlight> {
         let guard = load.enter();
         let (now, ttl) = (self.context.now, self.context.report_ttl);
         let fits = |limit| guard.others() == 0 || load.occupancy(now, ttl) <= limit;
-        limit(load, self.handoff_delay).is_none_or(fits).then_some(guard)
+        limit.is_none_or(fits).then_some(guard)
     }
 
     /// The speed of the pool, estimated from some or all of its endpoints.
@@ -276,6 +314,17 @@ mod tests {
         millis.iter().map(endpoint).collect()
     }
 
+    /// The same after so many answers that the speeds are certain.
+    fn known_fleet(millis: &[u64]) -> Vec<Endpoint> {
+        let fleet = fleet(millis);
+        for (endpoint, millis) in fleet.iter().zip(millis) {
+            for _ in 0..20 {
+                endpoint.0.enter().answered(Duration::from_millis(*millis), Time::default());
+            }
+        }
+        fleet
+    }
+
     fn fill(endpoint: &Endpoint) -> Vec<InFlight> {
         (0..4).map(|_| endpoint.0.enter()).collect()
     }
@@ -300,7 +349,7 @@ mod tests {
 
     #[test]
     fn a_request_waits_for_a_fast_endpoint_as_long_as_that_is_sooner() {
-        let (fleet, memory, mut rng) = (fleet(&[20, 20, 60]), Arc::default(), Rng::new(1));
+        let (fleet, memory, mut rng) = (known_fleet(&[20, 20, 60]), Arc::default(), Rng::new(1));
         let view = view(Policy::Adaptive, &fleet, &memory);
         let _full = [fill(&fleet[0]), fill(&fleet[1])];
         // Eight slots of 20 ms free every 2.5 ms: 28 ms, of the 40 that they save, pass behind 10.
@@ -309,6 +358,30 @@ mod tests {
         }
         let least_cost = PoolView { policy: Policy::LeastCost, ..view };
         assert_eq!(least_cost.bind(|_| false, 0, &mut rng), Binding::Bind(2));
+    }
+
+    #[test]
+    fn nothing_waits_for_others_because_of_an_endpoint_that_is_hardly_known() {
+        let (fleet, memory, mut rng) = (fleet(&[20, 20, 60]), Arc::default(), Rng::new(1));
+        let view = view(Policy::Adaptive, &fleet, &memory);
+        let _full = [fill(&fleet[0]), fill(&fleet[1])];
+        // Its one answer may have been bad luck.
+        assert_eq!(view.bind(|_| false, 0, &mut rng), Binding::Bind(2));
+        let _finds_out = fleet[2].0.enter();
+        assert_eq!(view.bind(|_| false, 0, &mut rng), Binding::Wait, "one is enough");
+    }
+
+    #[test]
+    fn a_place_that_frees_behind_another_request_is_no_slot() {
+        let (fleet, memory, mut rng) = (known_fleet(&[20, 60]), Arc::default(), Rng::new(1));
+        let view = view(Policy::Adaptive, &fleet, &memory);
+        let _full = fill(&fleet[0]);
+        assert_eq!(view.bind(|_| false, 0, &mut rng), Binding::Wait);
+        // Four more stand there already: the next slot for this one frees after 25 ms, of the 40 that it saves.
+        let _ahead = fill(&fleet[0]);
+        assert_eq!(view.bind(|_| false, 0, &mut rng), Binding::Wait);
+        let _more = fill(&fleet[0]);
+        assert_eq!(view.bind(|_| false, 0, &mut rng), Binding::Bind(1));
     }
 
     #[test]

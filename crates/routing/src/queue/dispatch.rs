@@ -6,6 +6,7 @@
 
 use super::bind::Exploration;
 use super::odds::TimeBudget;
+use crate::pick::candidates::Sample;
 use crate::{
     Binding, Candidate, Entry, FairQueue, Policy, PoolView, Position, RelativeCost, Rng, SlowStart,
     Time,
@@ -15,12 +16,16 @@ use std::time::Duration;
 /// Number of requests at the head that are checked for one that may go to a free endpoint: the others have
 /// tried it already.
 const MAX_SCANNED: usize = 8;
+/// Number of positions in the queue that are checked for the request that goes ahead.
+const MAX_BEFORE: usize = 64;
 
 /// The end of a request's wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dispatch {
     /// It goes to the endpoint with this index.
     Bind(usize),
+    /// It goes to the endpoint with this index although all slots are taken there: it begins as soon as one frees.
+    BindAhead(usize),
     /// There is no endpoint any more that it may go to.
     NoEndpoint,
     /// It would most likely be late.
@@ -87,16 +92,18 @@ impl<C: Candidate> PoolView<'_, C> {
     }
 
     /// Binds a second attempt, which may not wait: to an endpoint that is free and not `excluded`, unless
-    /// requests are `waiting` for it.
+    /// requests are `waiting` for it. Those that wait for a better endpoint do not want a free one.
     pub fn bind_hedge(
         &self,
         waiting: usize,
         excluded: impl Fn(&C) -> bool,
         rng: &mut Rng,
     ) -> Option<usize> {
-        if waiting > 0 {
+        if waiting > 0 && self.policy != Policy::Adaptive {
             return None;
         }
+        let excluded =
+            |endpoint: &C| excluded(endpoint) || (waiting > 0 && !self.is_free(endpoint.load()));
         // The best endpoint may be worth waiting for, and an avoided one worth exploring; but this request
         // is late.
         let binding = match self.policy {
@@ -128,6 +135,7 @@ impl<C: Candidate> PoolView<'_, C> {
         if prospects.are_known() && prospects.is_outclassed(patience, entry.relative_cost) {
             return Err(capacity.drained_in(queue.len().max(1)));
         }
+        self.context.memory.waits(self.sent_ahead(rng) + queue.len() as f64 + 1.0);
         if queue.is_empty() {
             return Ok(());
         }
@@ -191,14 +199,36 @@ impl<C: Candidate> PoolView<'_, C> {
                 Binding::Wait => break,
             }
         }
-        // The first request does better to wait; the last one may do better to take the free endpoint.
-        let (position, item) = queue.last().filter(|_| queue.len() > 1)?;
         if self.policy != Policy::Adaptive {
             return None;
         }
-        match bind(&position, item, queue.len() - 1, rng) {
-            Binding::Bind(index) => Some((position, Dispatch::Bind(index))),
-            Binding::Wait | Binding::NoEndpoint => None,
+        // The first request does better to wait; the last one may do better to take the free endpoint.
+        if let Some((position, item)) = queue.last().filter(|_| queue.len() > 1)
+            && let Binding::Bind(index) = bind(&position, item, queue.len() - 1, rng)
+        {
+            return Some((position, Dispatch::Bind(index)));
         }
+        let budget = |position: &Position| {
+            prospects.time_budget(position.deadline(), position.since(), position.relative_cost())
+        };
+        self.next_ahead(queue, first, tried, budget, rng)
+    }
+
+    /// Sends a request to a busy endpoint, where no useful one is free and an idle slot would cost more.
+    fn next_ahead<T>(
+        &self,
+        queue: &FairQueue<T>,
+        first: (Position, &T),
+        tried: impl Fn(&T, &C) -> bool,
+        budget: impl Fn(&Position) -> Option<TimeBudget>,
+        rng: &mut Rng,
+    ) -> Option<(Position, Dispatch)> {
+        let sample = Sample::at(self.endpoints, &|_| false, self.freed, &self.context, rng);
+        let ahead = self.ahead(sample.indices(), queue.len())?;
+        let at = ahead.before.min(queue.len() - 1).min(MAX_BEFORE);
+        let (position, item) = if at == 0 { first } else { queue.iter().nth(at)? };
+        let endpoint = &self.endpoints[ahead.index];
+        let goes = self.on(budget(&position)).suits(endpoint.load()) && !tried(item, endpoint);
+        goes.then_some((position, Dispatch::BindAhead(ahead.index)))
     }
 }

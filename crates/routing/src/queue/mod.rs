@@ -5,10 +5,12 @@
 //! the two, and in which order requests go:
 //!
 //! - [`bind`]: bind a request now, or hold it back.
+//! - [`ahead`]: bind one to an endpoint that is busy, so that it need not idle in between.
 //! - [`capacity`]: how fast a pool works, and what can be promised by that.
 //! - [`fair_queue`]: the order of requests that wait.
 //! - [`dispatch`]: which request of a whole queue goes next.
 
+mod ahead;
 pub mod bind;
 pub mod capacity;
 pub mod dispatch;

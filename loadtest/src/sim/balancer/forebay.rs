@@ -181,12 +181,12 @@ impl Forebay {
             let next = self.view(freed.take(), now).next(&self.queue, tried, &mut rng);
             let Some((position, next)) = next else { break };
             let taken = match next {
-                Dispatch::Bind(_) => self.queue.serve(&position),
+                Dispatch::Bind(_) | Dispatch::BindAhead(_) => self.queue.serve(&position),
                 Dispatch::NoEndpoint | Dispatch::TooLate => self.queue.remove(&position),
             };
             let Some((request, _)) = taken else { break };
             match next {
-                Dispatch::Bind(index) => {
+                Dispatch::Bind(index) | Dispatch::BindAhead(index) => {
                     let Some(State::Queued(_, asked)) = self.states.remove(request) else { break };
                     self.send(request, (index, asked), out);
                 }
