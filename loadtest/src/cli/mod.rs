@@ -90,6 +90,9 @@ fn simulate(args: &SimArgs) -> Result<u8, Fault> {
     if args.deadlines {
         return deadlines(args);
     }
+    if args.matrix {
+        return matrix(args);
+    }
     let plan = sim_plan(args).map_err(|error| Fault::Usage(error.into()))?;
     let start = std::time::Instant::now();
     let say = |requests, events| {
@@ -122,6 +125,21 @@ fn deadlines(args: &SimArgs) -> Result<u8, Fault> {
     let text = sim::deadlines::render(&found);
     std::io::stdout().write_all(text.as_bytes()).map_err(|error| Fault::Run(error.into()))?;
     Ok(OK)
+}
+
+fn matrix(args: &SimArgs) -> Result<u8, Fault> {
+    let scenario = scenario(args).map_err(|error| Fault::Usage(error.into()))?;
+    let cells = match args.drawn {
+        Some(count) => sim::matrix::cells::drawn(usize::from(count), scenario.general.seed),
+        None => sim::matrix::cells::listed(),
+    };
+    let found = sim::matrix::all(&scenario, &cells, f64::from(args.requests))
+        .map_err(|error| Fault::Usage(error.into()))?;
+    let text = sim::matrix::render(&found);
+    std::io::stdout().write_all(text.as_bytes()).map_err(|error| Fault::Run(error.into()))?;
+    let sum = sim::matrix::Sum::of(&found);
+    let met = if args.drawn.is_some() { sum.keeps_drawn() } else { sum.keeps_listed() };
+    Ok(if met { OK } else { MISSED })
 }
 
 /// The simulation that the arguments ask for.

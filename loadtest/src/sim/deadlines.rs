@@ -8,15 +8,13 @@
 //! services and the true state of all slots, but not the future ([`SimPolicy::Informed`]).
 
 use super::engine::{self, SimResult};
-use super::{SimError, SimPlan, SimPolicy};
+use super::{SimError, SimPlan, SimPolicy, parallel};
 use crate::distribution::Distribution;
 use crate::report::outcome::Outcome;
 use crate::scenario::{Constant, Load, Open, Phase, Scenario, Spacing};
 use crate::units::{self, Rate, float, nanos};
 use forebay_protocol::Reason;
 use std::fmt::Write as _;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Mean service time in seconds.
@@ -137,28 +135,9 @@ pub fn cells() -> Vec<Cell> {
 /// # Errors
 /// The template has no endpoint or no request.
 pub fn all(template: &Scenario, cells: &[Cell]) -> Result<Vec<CellResult>, SimError> {
-    let plans: Result<Vec<SimPlan>, SimError> =
-        cells.iter().map(|cell| plan(template, cell)).collect();
-    let plans = plans?;
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..threads.min(cells.len()) {
-            scope.spawn(|| {
-                loop {
-                    let at = next.fetch_add(1, Ordering::Relaxed);
-                    let (Some(cell), Some(plan)) = (cells.get(at), plans.get(at)) else { break };
-                    let found = measure(cell, plan);
-                    if let Ok(mut done) = done.lock() {
-                        done.push((at, found));
-                    }
-                }
-            });
-        }
-    });
-    let mut found = done.into_inner().unwrap_or_default();
-    found.sort_by_key(|(at, _)| *at);
-    Ok(found.into_iter().map(|(_, found)| found).collect())
+    let plan = |cell: &Cell| Ok((*cell, plan(template, cell)?));
+    let plans: Result<Vec<(Cell, SimPlan)>, SimError> = cells.iter().map(plan).collect();
+    Ok(parallel::each(&plans?, |(cell, plan)| measure(cell, plan)))
 }
 
 fn plan(template: &Scenario, cell: &Cell) -> Result<SimPlan, SimError> {

@@ -16,6 +16,7 @@
 //! | [`balancer`] | the policies that say where a request goes |
 //! | [`deadlines`] | goodput where deadlines are near the service time |
 //! | [`pools`] | which endpoints belong to which pool, and which variants stand in |
+//! | [`matrix`] | the default beside the best of its peers, over many fleets |
 //! | [`table`] | policies side by side |
 //! | [`goals`] | the project's goals, each beside its bound and its peers |
 
@@ -27,6 +28,8 @@ pub mod fleet;
 pub mod goals;
 pub mod impact;
 pub mod keys;
+pub mod matrix;
+mod parallel;
 pub mod plan;
 pub mod pools;
 pub mod table;

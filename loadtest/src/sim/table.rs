@@ -1,12 +1,10 @@
 //! Policies side by side, as Markdown.
 
 use super::impact::Impact;
-use super::{SimPlan, SimPolicy, SimResult, engine};
+use super::{SimPlan, SimPolicy, SimResult, engine, parallel};
 use crate::scenario::{EndpointFault, EndpointFaultKind, Sinkhole, SlowServices};
 use crate::units::{self, Rate, float, seconds};
 use std::fmt::Write as _;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// One policy and its result.
 #[derive(Debug)]
@@ -19,24 +17,10 @@ pub struct PolicyRow {
 
 /// Simulates all policies of `plan`, as many at a time as there are processors.
 pub fn rows(plan: &SimPlan) -> Vec<PolicyRow> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..threads.min(plan.policies.len()) {
-            scope.spawn(|| {
-                while let Some(policy) = plan.policies.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let row = PolicyRow { policy: *policy, found: engine::run(plan, *policy) };
-                    if let Ok(mut done) = done.lock() {
-                        done.push(row);
-                    }
-                }
-            });
-        }
-    });
-    let mut rows = done.into_inner().unwrap_or_default();
-    let place = |row: &PolicyRow| plan.policies.iter().position(|policy| *policy == row.policy);
-    rows.sort_by_key(place);
-    rows
+    parallel::each(&plan.policies, |policy| PolicyRow {
+        policy: *policy,
+        found: engine::run(plan, *policy),
+    })
 }
 
 /// The table with a sentence on what was simulated.

@@ -150,6 +150,20 @@ pub struct SimArgs {
     #[arg(long, conflicts_with_all = ["goals", "table", "json"])]
     pub deadlines: bool,
 
+    /// The policy beside the best of its peers, over a matrix of fleets, as a Markdown table; the scenario says
+    /// what they have in common. Ends with status 1 if a bar is missed
+    #[arg(long, conflicts_with_all = ["goals", "deadlines", "table", "json"])]
+    pub matrix: bool,
+
+    /// With --matrix: so many fleets that follow from the seed, in place of the listed ones
+    #[arg(long, value_name = "N", requires = "matrix", value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub drawn: Option<u16>,
+
+    /// With --matrix: requests that are measured in each fleet; fewer leave a p99.9 to chance
+    #[arg(long, value_name = "N", requires = "matrix", default_value_t = 60_000,
+        value_parser = clap::value_parser!(u32).range(1_000..=10_000_000))]
+    pub requests: u32,
+
     /// Compare policies, as a Markdown table
     #[arg(long)]
     pub table: bool,
