@@ -335,6 +335,20 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_read_to_the_last_bit() {
+        let seed = fastrand::u64(..);
+        let mut rng = fastrand::Rng::with_seed(seed);
+        // Found by the fuzz target `inference`.
+        let mut values = vec![18_446_744_073_709_665_511.0, 5e-324, f64::MAX, 0.1];
+        let random =
+            std::iter::repeat_with(|| f64::from_bits(rng.u64(..))).filter(|v| v.is_finite());
+        values.extend(random.take(20_000));
+        let json = serde_json::to_string(&values).unwrap();
+        let found = read_as(Datatype::Fp64, &[values.len()], &json).unwrap();
+        assert_eq!(found, Data::Fp64(values), "seed {seed}");
+    }
+
+    #[test]
     fn arrays_that_do_not_follow_the_shape_are_refused() {
         use TensorProblem::*;
         let refused = |json| read_as(Datatype::Int32, &[2, 3], json).unwrap_err();
