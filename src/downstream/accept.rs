@@ -10,7 +10,7 @@
 
 use crate::connections::{Connection, Connections};
 use crate::downstream::http1_reader::{Arrival, Http1Reader};
-use crate::downstream::http2::{self, Ended, Http2};
+use crate::downstream::http2::{self, EndReason, Http2};
 use crate::downstream::tls::{self, Encrypted};
 use crate::exhausted::{self, LastWords};
 use crate::http::proxy::{KEEPALIVE_SECONDS, MAX_WRITE_STALL, Proxy};
@@ -247,7 +247,7 @@ impl Accept {
         stop: &ShutdownWatch,
     ) {
         let observer = Arc::clone(&self.observer);
-        let (waiting, leave, ended) = (connection.waiting(), Notify::new(), Ended::default());
+        let (waiting, leave, ended) = (connection.waiting(), Notify::new(), EndReason::default());
         let mut serving = {
             let told = ended.clone();
             let stream = Http2::new(reader, connection, observer, (told, self.header_timeout()));

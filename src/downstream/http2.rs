@@ -65,9 +65,9 @@ pub struct Http2(Guarded<Box<Http1Reader>>);
 
 /// Why a connection was ended, if it was.
 #[derive(Debug, Clone, Default)]
-pub struct Ended(Arc<OnceLock<Reason>>);
+pub struct EndReason(Arc<OnceLock<Reason>>);
 
-impl Ended {
+impl EndReason {
     /// Notes it where the connection is counted.
     pub fn note(&self, connection: &mut Connection) {
         if let Some(reason) = self.0.get() {
@@ -136,7 +136,7 @@ impl Http2 {
         mut reader: Box<Http1Reader>,
         connection: &Connection,
         observer: Arc<Observer>,
-        (ended, header_timeout): (Ended, Duration),
+        (ended, header_timeout): (EndReason, Duration),
     ) -> Self {
         let listener = Arc::clone(&connection.listener().listener);
         let (client, tls) = (reader.address(), reader.tls());

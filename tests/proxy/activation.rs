@@ -1,7 +1,7 @@
 //! Sockets that outlive the proxy, as a service manager passes them.
 
 use crate::client::{Load, get, post};
-use crate::harness::{ARITH, PATIENCE, Proxy, Worker, addresses, anywhere, eventually, pool_of};
+use crate::harness::{ARITH, MAX_WAIT, Proxy, Worker, addresses, anywhere, eventually, pool_of};
 use rustix::process::Signal;
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener};
@@ -117,7 +117,7 @@ async fn what_is_no_socket_of_ours_is_closed_with_a_word() {
     let ended = tokio::task::spawn_blocking(move || {
         [ours.read_to_end(&mut Vec::new()).unwrap(), end.read_to_end(&mut Vec::new()).unwrap()]
     });
-    assert_eq!(tokio::time::timeout(PATIENCE, ended).await.unwrap().unwrap(), [0, 0]);
+    assert_eq!(tokio::time::timeout(MAX_WAIT, ended).await.unwrap().unwrap(), [0, 0]);
     let words = proxy.messages();
     assert_eq!(
         words.matches("ignoring passed socket: not a usable TCP listener").count(),

@@ -2,7 +2,7 @@
 //! clients that hold it.
 
 use crate::client::{Response, raw, send};
-use crate::harness::{PATIENCE, Proxy, eventually, pool_of};
+use crate::harness::{MAX_WAIT, Proxy, eventually, pool_of};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Method, Request};
@@ -75,7 +75,7 @@ async fn other_hosts_are_refused_and_known_ones_are_not() {
         ("127.0.0.1", 200),
     ] {
         let request = format!("GET /status HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
-        let (answer, _) = raw(proxy.admin, request.as_bytes(), PATIENCE).await;
+        let (answer, _) = raw(proxy.admin, request.as_bytes(), MAX_WAIT).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{host}: {answer}");
     }
     let refused = proxy.metric("forebay_admin_refused_total", &["cause=\"unknown_host\""]).await;
@@ -97,14 +97,14 @@ async fn silent_connections_do_not_keep_operators_out_and_requests_are_read_by_t
     .await;
     // Those that came first made room.
     let mut byte = [0];
-    let read = timeout(PATIENCE, held[0].read(&mut byte)).await.expect("still open");
+    let read = timeout(MAX_WAIT, held[0].read(&mut byte)).await.expect("still open");
     assert!(matches!(read, Ok(0) | Err(_)));
     for bad in [
         "GET /livez HTTP/1.1\r\n\r\n",
         "GET /livez HTTP/1.1\nhost: localhost\n\n",
         "POST /reload HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
     ] {
-        let (answer, closed) = raw(proxy.admin, bad.as_bytes(), PATIENCE).await;
+        let (answer, closed) = raw(proxy.admin, bad.as_bytes(), MAX_WAIT).await;
         assert!(answer.starts_with("HTTP/1.1 400 ") && closed, "{bad:?}: {answer}");
     }
     assert_eq!(proxy.status().await["generation"], 1);

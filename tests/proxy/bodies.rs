@@ -2,7 +2,7 @@
 
 use crate::client::{self, post, raw};
 use crate::endpoint::{Behaviour, Endpoint, echo};
-use crate::harness::{PATIENCE, Proxy, eventually, pool_of};
+use crate::harness::{MAX_WAIT, Proxy, eventually, pool_of};
 use bytes::Bytes;
 use http_body_util::StreamBody;
 use hyper::Request;
@@ -163,7 +163,7 @@ async fn a_body_that_says_it_is_too_long_is_refused_before_it_comes() {
     }
     for length in ["-1", "1e3", "99999999999999999999999", "4, 5"] {
         let head = format!("POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
-        let (answer, closed) = raw(proxy.address, head.as_bytes(), PATIENCE).await;
+        let (answer, closed) = raw(proxy.address, head.as_bytes(), MAX_WAIT).await;
         assert!(answer.starts_with("HTTP/1.1 400 ") && closed, "{length}: {answer}");
     }
     assert_eq!(endpoint.served(), 0);
@@ -183,7 +183,7 @@ async fn chunked_and_content_length_together_smuggle_nothing() {
         "POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n\
          0\r\n\r\nPOST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
     );
-    let (answer, closed) = raw(proxy.address, smuggled.as_bytes(), PATIENCE).await;
+    let (answer, closed) = raw(proxy.address, smuggled.as_bytes(), MAX_WAIT).await;
     assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "one request at most: {answer}");
     assert!(closed, "the connection is not used again");
     assert!(endpoint.served() <= 1);
@@ -212,10 +212,10 @@ async fn a_body_that_does_not_come_is_refused_in_time() {
         let (proxy, _endpoint) = echoing("[limits]\nbody_timeout = \"200ms\"").await;
         let request = format!("POST {INFER} HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n");
         let started = Instant::now();
-        let (answer, closed) = raw(proxy.address, request.as_bytes(), PATIENCE).await;
+        let (answer, closed) = raw(proxy.address, request.as_bytes(), MAX_WAIT).await;
         assert!(answer.starts_with("HTTP/1.1 408 "), "{head}: {answer}");
         assert!(answer.contains("x-forebay-reason: request_timeout"), "{answer}");
-        assert!(closed && started.elapsed() < PATIENCE);
+        assert!(closed && started.elapsed() < MAX_WAIT);
     }
 }
 
@@ -237,14 +237,14 @@ async fn malformed_requests_are_refused_and_closed() {
         "GET /v2 HTTP/1.1\r\nhost: a\r\nhost: b\r\nconnection: close\r\n\r\n",
         "POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\nbad header\r\n\r\n",
     ] {
-        let (answer, closed) = raw(proxy.address, request.as_bytes(), PATIENCE).await;
+        let (answer, closed) = raw(proxy.address, request.as_bytes(), MAX_WAIT).await;
         assert!(answer.starts_with("HTTP/1.1 400 ") && closed, "{request:?}: {answer}");
     }
     for request in [
         "POST /v2/models/%zz/infer HTTP/1.1\r\nconnection: close\r\nhost: x\r\ncontent-length: 0\r\n\r\n",
         "POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-request-deadline: soon\r\ncontent-length: 0\r\n\r\n",
     ] {
-        let (answer, closed) = raw(proxy.address, request.as_bytes(), PATIENCE).await;
+        let (answer, closed) = raw(proxy.address, request.as_bytes(), MAX_WAIT).await;
         assert!(answer.starts_with("HTTP/1.1 400 ") && closed, "{request:?}: {answer}");
     }
     assert_eq!(endpoint.served(), 0);
@@ -272,7 +272,7 @@ async fn a_header_that_is_too_long_is_refused() {
     let long = "y".repeat(1000);
     let fields: String = (0..100).map(|n| format!("x-{n}: {long}\r\n")).collect();
     let request = format!("GET /v2 HTTP/1.1\r\nhost: x\r\n{fields}\r\n");
-    let (answer, closed) = raw(proxy.address, request.as_bytes(), PATIENCE).await;
+    let (answer, closed) = raw(proxy.address, request.as_bytes(), MAX_WAIT).await;
     assert!(answer.starts_with("HTTP/1.1 431 ") && closed, "{answer}");
     assert!(answer.contains("x-forebay-reason: headers_too_large"), "{answer}");
 }
@@ -285,7 +285,7 @@ async fn requests_that_come_at_once_are_answered_one_after_the_other() {
         format!("POST {INFER} HTTP/1.1\r\nhost: x\r\n{more}content-length: {length}\r\n\r\n{body}")
     };
     let both = one("first", "") + &one("second", "connection: close\r\n");
-    let (answer, _) = raw(proxy.address, both.as_bytes(), PATIENCE).await;
+    let (answer, _) = raw(proxy.address, both.as_bytes(), MAX_WAIT).await;
     assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 2, "{answer}");
     let (first, second) = (answer.find(&echo(b"first")), answer.find(&echo(b"second")));
     assert!(first.is_some() && first < second, "{answer}");
@@ -318,11 +318,11 @@ async fn an_endpoint_may_refuse_before_it_has_read_all() {
 async fn a_request_shorter_than_the_preface_of_http2_is_answered() {
     let (proxy, _endpoint) = echoing("").await;
     for request in ["GET /v2/health/live HTTP/1.0\r\n\r\n", "OPTIONS / HTTP/1.0\r\n\r\n"] {
-        let (answer, closed) = raw(proxy.address, request.as_bytes(), PATIENCE).await;
+        let (answer, closed) = raw(proxy.address, request.as_bytes(), MAX_WAIT).await;
         assert!(answer.starts_with("HTTP/1.") && closed, "{request:?}: {answer}");
     }
     // Begins like HTTP/2 and then differs.
     let request = b"PRI /x HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
-    let (answer, closed) = raw(proxy.address, request, PATIENCE).await;
+    let (answer, closed) = raw(proxy.address, request, MAX_WAIT).await;
     assert!(answer.starts_with("HTTP/1.1 200 ") && closed, "{answer}");
 }

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::harness::PATIENCE;
+use crate::harness::MAX_WAIT;
 
 pub struct Response {
     pub status: StatusCode,
@@ -87,9 +87,9 @@ where
 {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
-    let response = timeout(PATIENCE, sender.send_request(request)).await??;
+    let response = timeout(MAX_WAIT, sender.send_request(request)).await??;
     let (head, body) = response.into_parts();
-    let body = timeout(PATIENCE, body.collect()).await??.to_bytes();
+    let body = timeout(MAX_WAIT, body.collect()).await??.to_bytes();
     driver.abort();
     Ok(Response { status: head.status, headers: head.headers, body })
 }
@@ -209,7 +209,7 @@ async fn client(
                 .header("host", address.to_string())
                 .body(Full::new(Bytes::from_static(body.as_bytes())))
                 .unwrap();
-            let closes = match timeout(PATIENCE, sender.send_request(request)).await {
+            let closes = match timeout(MAX_WAIT, sender.send_request(request)).await {
                 Ok(Ok(response)) => {
                     let status = response.status();
                     let reason = response.headers().get("x-forebay-reason").cloned();

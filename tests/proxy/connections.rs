@@ -3,7 +3,7 @@
 
 use crate::client::{get, raw};
 use crate::endpoint::{Behaviour, Endpoint};
-use crate::harness::{PATIENCE, Proxy, eventually, pool_of};
+use crate::harness::{MAX_WAIT, Proxy, eventually, pool_of};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -39,7 +39,7 @@ async fn ask(stream: &mut TcpStream, request: &[u8]) -> String {
 /// The next bytes; empty at the end of the connection.
 async fn said(stream: &mut TcpStream) -> String {
     let mut buffer = vec![0; 16 * 1024];
-    let read = timeout(PATIENCE, stream.read(&mut buffer)).await.expect("nothing is said");
+    let read = timeout(MAX_WAIT, stream.read(&mut buffer)).await.expect("nothing is said");
     String::from_utf8_lossy(&buffer[..read.unwrap_or(0)]).into_owned()
 }
 
@@ -93,7 +93,7 @@ async fn silent_and_http2_connections_make_room_too() {
     let _new = idle(&proxy).await;
     assert_eq!(said(&mut silent).await, "");
     let mut rest = Vec::new();
-    timeout(PATIENCE, h2.read_to_end(&mut rest)).await.unwrap().unwrap();
+    timeout(MAX_WAIT, h2.read_to_end(&mut rest)).await.unwrap().unwrap();
     let goaway = rest.windows(5).any(|bytes| bytes == [0, 0, 8, 7, 0]);
     assert!(goaway, "GOAWAY before the end: {rest:?}");
     open(&proxy, 1.0).await;
@@ -112,7 +112,7 @@ async fn a_new_connection_is_refused_where_all_are_busy() {
         .await;
         busy.push(stream);
     }
-    let (refused, closed) = raw(proxy.address, b"", PATIENCE).await;
+    let (refused, closed) = raw(proxy.address, b"", MAX_WAIT).await;
     assert!(refused.starts_with("HTTP/1.1 503 ") && closed, "{refused}");
     assert!(refused.contains("x-forebay-reason: connection_limit"), "{refused}");
     endpoint.let_go(2);
@@ -197,7 +197,7 @@ async fn an_http2_client_that_begins_nothing_or_never_ends_its_header_is_not_wai
         let started = Instant::now();
         stream.write_all(&begun).await.unwrap();
         let mut rest = Vec::new();
-        let _ = timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("still open");
+        let _ = timeout(MAX_WAIT, stream.read_to_end(&mut rest)).await.expect("still open");
         assert!(started.elapsed() >= Duration::from_millis(400), "{:?}", started.elapsed());
         if let Some(reason) = reason {
             assert_eq!(proxy.next_line()["reason"], reason, "{begun:?}");

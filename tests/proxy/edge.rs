@@ -3,7 +3,7 @@
 
 use crate::client::{post, raw};
 use crate::endpoint::{Behaviour, Endpoint, echo};
-use crate::harness::{PATIENCE, Proxy, pool_of};
+use crate::harness::{MAX_WAIT, Proxy, pool_of};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -70,7 +70,7 @@ async fn every_refused_head_is_answered_counted_and_logged() {
     for (status, request) in &bad {
         // On a new connection, and behind a request that is answered.
         for (before, bytes) in [(0, request.clone()), (1, format!("{GOOD}{request}"))] {
-            let (answer, closed) = raw(proxy.address, bytes.as_bytes(), PATIENCE).await;
+            let (answer, closed) = raw(proxy.address, bytes.as_bytes(), MAX_WAIT).await;
             let shown = &request[..request.len().min(80)];
             assert_eq!(answer.matches("HTTP/1.1 200 ").count(), before, "{shown:?}: {answer}");
             assert_eq!(answer.matches("HTTP/1.1 ").count(), before + 1, "{shown:?}: {answer}");
@@ -110,7 +110,7 @@ async fn what_follows_a_body_is_the_next_request_however_the_body_is_framed() {
         let whole = format!("{first}{LAST}");
         let mut answers = Vec::new();
         if first != upgrade {
-            answers.push(raw(proxy.address, whole.as_bytes(), PATIENCE).await.0);
+            answers.push(raw(proxy.address, whole.as_bytes(), MAX_WAIT).await.0);
             for _ in 0..5 {
                 let cut = fastrand::usize(1..whole.len());
                 answers.push(in_pieces(&proxy, &[&whole[..cut], &whole[cut..]]).await);
@@ -121,10 +121,10 @@ async fn what_follows_a_body_is_the_next_request_however_the_body_is_framed() {
         let mut stream = TcpStream::connect(proxy.address).await.unwrap();
         stream.write_all(first.as_bytes()).await.unwrap();
         let mut head = [0; 12];
-        timeout(PATIENCE, stream.read_exact(&mut head)).await.unwrap().unwrap();
+        timeout(MAX_WAIT, stream.read_exact(&mut head)).await.unwrap().unwrap();
         stream.write_all(LAST.as_bytes()).await.unwrap();
         let mut rest = String::new();
-        timeout(PATIENCE, stream.read_to_string(&mut rest)).await.unwrap().unwrap();
+        timeout(MAX_WAIT, stream.read_to_string(&mut rest)).await.unwrap().unwrap();
         answers.push(String::from_utf8_lossy(&head).into_owned() + &rest);
         for answer in answers {
             assert_eq!(answer.matches("HTTP/1.1 200 ").count(), 2, "{first:?}: {answer}");
@@ -150,7 +150,7 @@ async fn in_pieces(proxy: &Proxy, pieces: &[&str]) -> String {
         tokio::task::yield_now().await;
     }
     let mut answer = String::new();
-    timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    timeout(MAX_WAIT, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
     answer
 }
 
@@ -167,7 +167,7 @@ async fn chunks_that_are_not_by_the_letter_are_refused_wherever_they_come() {
         "5\r\nhello\r\n0\r\nfoo\nbar\r\n\r\n",
     ] {
         let at_once = format!("{head}{bad}");
-        let (answer, closed) = raw(proxy.address, at_once.as_bytes(), PATIENCE).await;
+        let (answer, closed) = raw(proxy.address, at_once.as_bytes(), MAX_WAIT).await;
         refused(&answer, 400, "invalid_request");
         assert!(closed, "{bad:?}");
         assert_eq!(proxy.next_line()["reason"], "invalid_request");
@@ -177,7 +177,7 @@ async fn chunks_that_are_not_by_the_letter_are_refused_wherever_they_come() {
         // The head is on its way to the endpoint before the chunks come.
         tokio::time::sleep(Duration::from_millis(20)).await;
         stream.write_all(bad.as_bytes()).await.unwrap();
-        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        timeout(MAX_WAIT, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
         refused(&answer, 400, "invalid_request");
         assert_eq!(proxy.next_line()["reason"], "invalid_request", "{bad:?}");
     }
@@ -203,7 +203,7 @@ async fn a_head_that_does_not_come_is_refused_in_time_on_every_request() {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            read = timeout(PATIENCE, reading.read_to_string(&mut answer)) => {
+            read = timeout(MAX_WAIT, reading.read_to_string(&mut answer)) => {
                 // The answer may be followed by a reset: the drip went on.
                 let _ = read.unwrap();
             }
@@ -219,7 +219,7 @@ async fn a_head_that_does_not_come_is_refused_in_time_on_every_request() {
         }
     }
     // A silent client gets no answer to a question that it did not ask.
-    let (answer, closed) = raw(proxy.address, b"", PATIENCE).await;
+    let (answer, closed) = raw(proxy.address, b"", MAX_WAIT).await;
     assert!(answer.is_empty() && closed, "{answer}");
 }
 

@@ -1,7 +1,7 @@
 //! An answer has one deadline in all, and is passed on as it comes.
 
 use crate::client::{get, post, raw};
-use crate::harness::{PATIENCE, Proxy};
+use crate::harness::{MAX_WAIT, Proxy};
 use crate::path_endpoint::{
     DRIP_BODY, DRIP_CHUNKS, DRIP_HEADER, DUPLEX, EVENTS, EVENTS_COUNT, HALVES, ONE_EVENT,
     PathEndpoint,
@@ -44,7 +44,7 @@ async fn an_answer_to_a_wish_for_another_protocol_is_bounded_too() {
         let request = format!(
             "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
         );
-        let (answer, closed) = raw(proxy.address, request.as_bytes(), PATIENCE).await;
+        let (answer, closed) = raw(proxy.address, request.as_bytes(), MAX_WAIT).await;
         let expected = if path == DRIP_HEADER { "HTTP/1.1 504 " } else { "HTTP/1.1 200 " };
         assert!(answer.starts_with(expected) && closed, "{answer}");
         let line = proxy.next_line();
@@ -63,7 +63,7 @@ async fn a_body_that_drips_is_bounded_by_the_deadline_and_passed_on_until_then()
     for path in [DRIP_BODY, DRIP_CHUNKS] {
         let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
         let started = Instant::now();
-        let (answer, closed) = raw(proxy.address, request.as_bytes(), PATIENCE).await;
+        let (answer, closed) = raw(proxy.address, request.as_bytes(), MAX_WAIT).await;
         assert!(started.elapsed() >= DEADLINE && closed);
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         assert!(answer.matches('y').count() > 1, "{answer}");
@@ -82,12 +82,12 @@ async fn a_client_sees_what_there_is_of_an_answer() {
     let mut answer = String::new();
     while !answer.ends_with("first") {
         let mut buffer = [0; 1024];
-        let read = timeout(PATIENCE, stream.read(&mut buffer)).await.unwrap().unwrap();
+        let read = timeout(MAX_WAIT, stream.read(&mut buffer)).await.unwrap().unwrap();
         assert!(read > 0, "{answer}");
         answer += std::str::from_utf8(&buffer[..read]).unwrap();
     }
     endpoint.let_go(1);
-    timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    timeout(MAX_WAIT, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
     assert!(answer.ends_with("firstother"), "{answer}");
 }
 
@@ -109,7 +109,7 @@ async fn an_answer_may_begin_before_the_end_of_a_long_request() {
         stream.write_all(chunk.as_bytes()).await.unwrap();
         while !answer.contains(mark) {
             let mut buffer = [0; 4096];
-            let read = timeout(PATIENCE, stream.read(&mut buffer)).await.unwrap().unwrap();
+            let read = timeout(MAX_WAIT, stream.read(&mut buffer)).await.unwrap().unwrap();
             assert!(read > 0, "{answer}");
             answer += std::str::from_utf8(&buffer[..read]).unwrap();
         }
@@ -117,7 +117,7 @@ async fn an_answer_may_begin_before_the_end_of_a_long_request() {
     stream.write_all(b"0\r\n\r\n").await.unwrap();
     while !answer.ends_with("0\r\n\r\n") {
         let mut buffer = [0; 64];
-        let read = timeout(PATIENCE, stream.read(&mut buffer)).await.unwrap().unwrap();
+        let read = timeout(MAX_WAIT, stream.read(&mut buffer)).await.unwrap().unwrap();
         assert!(read > 0, "{answer}");
         answer += std::str::from_utf8(&buffer[..read]).unwrap();
     }
@@ -135,13 +135,13 @@ async fn a_stream_of_events_may_last_as_long_as_it_moves() {
 
     // One that is silent does not move.
     let request = format!("GET {ONE_EVENT} HTTP/1.1\r\nhost: x\r\n\r\n");
-    let (answer, closed) = raw(proxy.address, request.as_bytes(), PATIENCE).await;
+    let (answer, closed) = raw(proxy.address, request.as_bytes(), MAX_WAIT).await;
     assert!(answer.contains("data: 00") && closed, "{answer}");
     assert_eq!(proxy.next_line()["reason"], "deadline_exceeded");
 
     // The client's deadline is for the whole answer.
     let request = format!("GET {EVENTS} HTTP/1.1\r\nhost: x\r\nx-request-deadline: 200\r\n\r\n");
-    let (answer, closed) = raw(proxy.address, request.as_bytes(), PATIENCE).await;
+    let (answer, closed) = raw(proxy.address, request.as_bytes(), MAX_WAIT).await;
     assert!(closed && answer.matches("data: ").count() < EVENTS_COUNT, "{answer}");
     assert_eq!(proxy.next_line()["reason"], "deadline_exceeded");
 }
@@ -153,7 +153,7 @@ async fn a_client_that_leaves_a_stream_of_events_ends_it() {
     let request = format!("GET {ONE_EVENT} HTTP/1.1\r\nhost: x\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = [0; 64];
-    timeout(PATIENCE, stream.read(&mut answer)).await.unwrap().unwrap();
+    timeout(MAX_WAIT, stream.read(&mut answer)).await.unwrap().unwrap();
     drop(stream);
     assert_eq!(proxy.next_line()["reason"], "client_closed");
 }

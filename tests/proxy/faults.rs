@@ -3,7 +3,7 @@
 use crate::client::{Load, get, post, post_with};
 use crate::endpoint::{Behaviour, Endpoint, echo};
 use crate::harness::{
-    ARITH, PATIENCE, Proxy, Worker, addresses, anywhere, eventually, pool_of, test_models,
+    ARITH, MAX_WAIT, Proxy, Worker, addresses, anywhere, eventually, pool_of, test_models,
 };
 use rustix::process::Signal;
 use std::collections::BTreeMap;
@@ -396,5 +396,5 @@ async fn nothing_is_sent_before_an_endpoint_is_ready() {
     let answer = post(proxy.address, ARITH_INFER, ARITH).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(answer.json()["outputs"][0]["data"][3], 44.0);
-    assert!(started.elapsed() < PATIENCE);
+    assert!(started.elapsed() < MAX_WAIT);
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Longest that any test waits for anything: far more than it takes on a loaded machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// Waits until `condition` gives a value.
 pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
@@ -22,7 +22,7 @@ pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Optio
         if let Some(value) = condition().await {
             return value;
         }
-        assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
+        assert!(started.elapsed() < MAX_WAIT, "waited in vain for {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -105,7 +105,7 @@ impl Proxy {
             }
         });
         let (listeners, admin): (_, Option<SocketAddr>) =
-            tokio::task::spawn_blocking(move || listening.recv_timeout(PATIENCE))
+            tokio::task::spawn_blocking(move || listening.recv_timeout(MAX_WAIT))
                 .await
                 .unwrap()
                 .unwrap_or_else(|_| panic!("no start: {:?}", messages.lock().unwrap()));
@@ -175,7 +175,7 @@ impl Proxy {
 
     /// The next access log line.
     pub fn next_line(&self) -> Value {
-        let line = self.lines.lock().unwrap().recv_timeout(PATIENCE).expect("an access log line");
+        let line = self.lines.lock().unwrap().recv_timeout(MAX_WAIT).expect("an access log line");
         serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}"))
     }
 

@@ -4,7 +4,7 @@
 
 use crate::client::{Response, post, post_h2};
 use crate::endpoint::{Behaviour, Endpoint, echo};
-use crate::harness::{PATIENCE, Proxy, eventually, pool_of};
+use crate::harness::{MAX_WAIT, Proxy, eventually, pool_of};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
@@ -113,7 +113,7 @@ impl Raw {
                 }
             }
         };
-        timeout(PATIENCE, reading).await.expect("the proxy says nothing")
+        timeout(MAX_WAIT, reading).await.expect("the proxy says nothing")
     }
 
     /// The code of the GOAWAY that ends the connection.
@@ -243,7 +243,7 @@ async fn clients_that_cancel_what_takes_too_long_are_left_alone() {
     // The connection is still there.
     slow.let_go(1000);
     sender.ready().await.unwrap();
-    let answer = timeout(PATIENCE, sender.send_request(request(&proxy, &[], "x"))).await;
+    let answer = timeout(MAX_WAIT, sender.send_request(request(&proxy, &[], "x"))).await;
     assert_eq!(answer.unwrap().unwrap().status(), 200);
     assert_eq!(floods(&proxy, "reset").await, 0.0);
 }
@@ -295,7 +295,7 @@ fn request(proxy: &Proxy, fields: &[(&str, &str)], body: &'static str) -> Reques
 }
 
 async fn send(sender: &mut SendRequest<Full<Bytes>>, request: Request<Full<Bytes>>) -> Response {
-    let answer = timeout(PATIENCE, sender.send_request(request)).await.unwrap().unwrap();
+    let answer = timeout(MAX_WAIT, sender.send_request(request)).await.unwrap().unwrap();
     let (head, body) = answer.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     Response { status: head.status, headers: head.headers, body }

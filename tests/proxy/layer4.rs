@@ -2,7 +2,7 @@
 
 use crate::client::{get, raw};
 use crate::endpoint::{Behaviour, Endpoint};
-use crate::harness::{PATIENCE, Proxy, anywhere, eventually};
+use crate::harness::{MAX_WAIT, Proxy, anywhere, eventually};
 use forebay::config::Config;
 use rustix::process::Signal;
 use std::net::SocketAddr;
@@ -98,7 +98,7 @@ fn addresses(endpoints: &[PlainEndpoint]) -> Vec<SocketAddr> {
 /// A connection and the endpoint that greeted on it.
 async fn greeted(proxy: &Proxy) -> (TcpStream, SocketAddr) {
     let mut stream = TcpStream::connect(proxy.address).await.unwrap();
-    let endpoint = timeout(PATIENCE, line(&mut stream)).await.unwrap();
+    let endpoint = timeout(MAX_WAIT, line(&mut stream)).await.unwrap();
     (stream, endpoint.parse().unwrap())
 }
 
@@ -123,7 +123,7 @@ async fn refused(address: SocketAddr) {
 /// The end of a connection for its client: `Ok` with the last bytes, or an error.
 async fn rest(stream: &mut TcpStream) -> std::io::Result<String> {
     let mut text = String::new();
-    timeout(PATIENCE, stream.read_to_string(&mut text)).await.unwrap().map(|_| text)
+    timeout(MAX_WAIT, stream.read_to_string(&mut text)).await.unwrap().map(|_| text)
 }
 
 #[tokio::test]
@@ -162,7 +162,7 @@ async fn a_client_that_is_done_speaking_still_hears_the_answer() {
     stream.write_all(&sent).await.unwrap();
     stream.shutdown().await.unwrap();
     let mut heard = Vec::new();
-    timeout(PATIENCE, stream.read_to_end(&mut heard)).await.unwrap().unwrap();
+    timeout(MAX_WAIT, stream.read_to_end(&mut heard)).await.unwrap().unwrap();
     assert!(heard == sent, "{} of {} bytes", heard.len(), sent.len());
     let line = proxy.next_line();
     assert_eq!(line["protocol"], "tcp");
@@ -284,7 +284,7 @@ async fn an_http_listener_holds_no_more_connections_than_it_may_and_says_so() {
     let request = "POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx";
     held.write_all(request.as_bytes()).await.unwrap();
     eventually("the request", async || (!endpoint.came().is_empty()).then_some(())).await;
-    let (answer, closed) = raw(proxy.address, b"", PATIENCE).await;
+    let (answer, closed) = raw(proxy.address, b"", MAX_WAIT).await;
     assert!(answer.starts_with("HTTP/1.1 503 ") && closed, "{answer}");
     assert!(answer.contains("x-forebay-reason: connection_limit"), "{answer}");
     assert!(answer.contains("\r\nretry-after: 1\r\n"), "{answer}");

@@ -1,7 +1,7 @@
 //! Tells an endpoint that is gone from a busy one, by answers, by probes and by the kernel.
 
 use crate::client::{self, get, post_with};
-use crate::harness::{PATIENCE, Proxy, eventually, pool_of};
+use crate::harness::{MAX_WAIT, Proxy, eventually, pool_of};
 use crate::scripted::{Answers, Pause, Probes, Scripted, Send, Step};
 use bytes::Bytes;
 use http_body_util::Full;
@@ -116,7 +116,7 @@ async fn a_silent_endpoint_is_the_last_resort_and_one_that_says_no_is_not() {
 
 #[tokio::test]
 async fn requests_at_an_endpoint_that_goes_silent_are_sent_to_another_one() {
-    let stuck = Scripted::start(Answers::Requests, vec![Pause(PATIENCE * 2)]).await;
+    let stuck = Scripted::start(Answers::Requests, vec![Pause(MAX_WAIT * 2)]).await;
     let well = Scripted::start(Answers::Requests, vec![send(OWN)]).await;
     let proxy = in_front_of(&[&stuck, &well], "policy = \"round_robin\"").await;
     let address = proxy.address;
@@ -147,7 +147,7 @@ async fn requests_at_an_endpoint_that_goes_silent_are_sent_to_another_one() {
 /// Sends requests to a pool of which one endpoint goes silent while they wait there; says how many were
 /// answered, and how many had to be given up.
 async fn given_up(path: &str, body: &str) -> (usize, usize) {
-    let stuck = Scripted::start(Answers::Requests, vec![Pause(PATIENCE * 2)]).await;
+    let stuck = Scripted::start(Answers::Requests, vec![Pause(MAX_WAIT * 2)]).await;
     let well = Scripted::start(Answers::Requests, vec![send(OWN)]).await;
     let pool = pool_of(&[stuck.address, well.address], "policy = \"round_robin\"");
     let proxy = Proxy::start(&format!("[limits]\nbuffer = \"4KiB\"\n{pool}")).await;
@@ -313,7 +313,7 @@ async fn pings_within(more: &str, time: Duration) -> usize {
 async fn http2_endpoints_get_no_pings_unless_the_pool_says_so() {
     let (by_default, wanted) = tokio::join!(
         pings_within("", Duration::from_secs(3)),
-        pings_within("http2_ping_interval = \"1s\"", PATIENCE),
+        pings_within("http2_ping_interval = \"1s\"", MAX_WAIT),
     );
     assert_eq!((by_default, wanted), (0, 2));
 }

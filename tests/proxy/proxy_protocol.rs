@@ -2,7 +2,7 @@
 
 use crate::client::{post, raw};
 use crate::endpoint::{Behaviour, Endpoint, echo};
-use crate::harness::{PATIENCE, Proxy, anywhere, pool_of};
+use crate::harness::{MAX_WAIT, Proxy, anywhere, pool_of};
 use crate::layer4::{Plain, PlainEndpoint, layer4, line};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -25,7 +25,7 @@ async fn a_request_is_logged_with_the_client_that_the_header_names() {
     proxy.wait_ready(1).await;
     for header in [V1, V2] {
         let bytes = [header, INFER.as_bytes()].concat();
-        let (answer, _) = raw(proxy.address, &bytes, PATIENCE).await;
+        let (answer, _) = raw(proxy.address, &bytes, MAX_WAIT).await;
         assert!(answer.contains(&echo(b"x")), "{answer}");
         assert_eq!(proxy.next_line()["client"], CALLER);
     }
@@ -37,7 +37,7 @@ async fn a_request_is_logged_with_the_client_that_the_header_names() {
         tokio::task::yield_now().await;
     }
     let mut answer = String::new();
-    timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    timeout(MAX_WAIT, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
     assert!(answer.contains(&echo(b"x")), "{answer}");
     let here = stream.local_addr().unwrap().to_string();
     assert_eq!(proxy.next_line()["client"], here);
@@ -68,7 +68,7 @@ async fn a_connection_without_a_header_is_closed_where_one_is_required() {
 async fn where_none_is_expected_a_header_is_no_way_to_choose_an_address() {
     let endpoint = Endpoint::start(Behaviour::Echo).await;
     let proxy = Proxy::in_front_of(&[endpoint.address], 1, "").await;
-    let (answer, closed) = raw(proxy.address, &[V1, INFER.as_bytes()].concat(), PATIENCE).await;
+    let (answer, closed) = raw(proxy.address, &[V1, INFER.as_bytes()].concat(), MAX_WAIT).await;
     assert!(answer.starts_with("HTTP/1.1 400 ") && closed, "{answer}");
     assert_eq!(post(proxy.address, "/v2/models/m/infer", "x").await.status, 200);
     assert_eq!(endpoint.served(), 1);
@@ -92,7 +92,7 @@ async fn received(listener: &str, sent: &[u8]) -> (Vec<u8>, SocketAddr, Proxy) {
             }
         }
     };
-    let bytes = timeout(PATIENCE, bytes).await.unwrap();
+    let bytes = timeout(MAX_WAIT, bytes).await.unwrap();
     (bytes, client.local_addr().unwrap(), proxy)
 }
 
@@ -127,9 +127,9 @@ async fn an_endpoint_that_speaks_first_need_not_wait_for_the_client() {
     let proxy = layer4(&[endpoint.address], both, "").await;
     let mut client = TcpStream::connect(proxy.address).await.unwrap();
     client.write_all(V2).await.unwrap();
-    let greeting = timeout(PATIENCE, line(&mut client)).await.unwrap();
+    let greeting = timeout(MAX_WAIT, line(&mut client)).await.unwrap();
     assert_eq!(greeting, endpoint.address.to_string());
     client.shutdown().await.unwrap();
-    assert_eq!(timeout(PATIENCE, client.read(&mut [0])).await.unwrap().unwrap(), 0);
+    assert_eq!(timeout(MAX_WAIT, client.read(&mut [0])).await.unwrap().unwrap(), 0);
     assert_eq!(proxy.next_line()["client"], CALLER);
 }

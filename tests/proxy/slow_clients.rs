@@ -2,7 +2,7 @@
 
 use crate::client::{get, post, raw, send_on};
 use crate::grpc_client::{call, call_with, framed};
-use crate::harness::{PATIENCE, Proxy, Worker, anywhere, eventually, pool_of};
+use crate::harness::{MAX_WAIT, Proxy, Worker, anywhere, eventually, pool_of};
 use crate::path_endpoint::{GATED, LENGTH, PathEndpoint, SMALL};
 use crate::path_endpoint::{LARGE, LARGE_BYTES, LARGE_CHUNKS};
 use crate::path_endpoint::{MEDIUM, MEDIUM_BYTES, MEDIUM_CHUNKS};
@@ -116,7 +116,7 @@ async fn streams_without_a_window_hold_no_slot() {
     }
     let mut bodies: Vec<Incoming> = Vec::new();
     for answer in answers {
-        let answer = timeout(PATIENCE, answer).await.unwrap().unwrap().unwrap();
+        let answer = timeout(MAX_WAIT, answer).await.unwrap().unwrap().unwrap();
         assert_eq!(answer.status(), 200);
         bodies.push(answer.into_body());
     }
@@ -146,7 +146,7 @@ async fn unread(
     let mut bodies = Vec::new();
     for _ in 0..count {
         let request = Request::get(format!("http://x{path}")).body(Empty::new()).unwrap();
-        let answer = timeout(PATIENCE, sender.clone().send_request(request)).await.unwrap();
+        let answer = timeout(MAX_WAIT, sender.clone().send_request(request)).await.unwrap();
         bodies.push(answer.unwrap().into_body());
     }
     bodies
@@ -239,7 +239,7 @@ async fn a_client_that_does_not_read_a_long_answer_is_cut_off() {
     assert_eq!((&line["path"], &line["status"]), (&LARGE.into(), &200.into()));
     assert!(line["error"].as_str().unwrap().contains("did not read"), "{line}");
     let mut answer = Vec::new();
-    let _ = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap();
+    let _ = timeout(MAX_WAIT, stream.read_to_end(&mut answer)).await.unwrap();
     assert!(answer.len() < LARGE_BYTES, "it is told by the end of its connection");
 
     let sender = h2::<Empty<Bytes>>(proxy.address, 1000).await;
@@ -247,7 +247,7 @@ async fn a_client_that_does_not_read_a_long_answer_is_cut_off() {
     let answer = sender.clone().send_request(request).await.unwrap();
     cut_off(&proxy, "answer", 2).await;
     line_of(&proxy, "client_too_slow");
-    let read = timeout(PATIENCE, answer.into_body().collect()).await.unwrap();
+    let read = timeout(MAX_WAIT, answer.into_body().collect()).await.unwrap();
     assert!(read.is_err(), "its stream is reset");
 
     in_flight(&proxy, 0).await;
@@ -264,7 +264,7 @@ async fn a_client_that_reads_steadily_gets_a_long_answer_whole() {
         let sender = h2::<Empty<Bytes>>(proxy.address, 65_535).await;
         let request = Request::get(format!("http://x{path}")).body(Empty::new()).unwrap();
         let answer = sender.clone().send_request(request).await.unwrap();
-        let body = timeout(PATIENCE, answer.into_body().collect()).await.unwrap().unwrap();
+        let body = timeout(MAX_WAIT, answer.into_body().collect()).await.unwrap().unwrap();
         assert_eq!(body.to_bytes().len(), LARGE_BYTES);
     }
 }
@@ -311,7 +311,7 @@ async fn bodies_that_do_not_come_hold_no_slot() {
     let (channel, answer) = bodies.pop().unwrap();
     channel.send(Bytes::from_static(b"yz")).unwrap();
     drop((channel, unary));
-    let answer = timeout(PATIENCE, answer).await.unwrap().unwrap().unwrap();
+    let answer = timeout(MAX_WAIT, answer).await.unwrap().unwrap().unwrap();
     let body = answer.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(body, "3");
     unfinished.abort();
@@ -325,7 +325,7 @@ async fn the_rest_of_a_body_that_is_too_long_to_hold_has_to_keep_a_pace() {
         let head = format!("POST {LENGTH} HTTP/1.1\r\nhost: x\r\n{framing}\r\n\r\n");
         let chunk = if framing.contains("chunked") { "186a0\r\n" } else { "" };
         let request = format!("{head}{chunk}{}", "x".repeat(100_000));
-        let (answer, closed) = raw(proxy.address, request.as_bytes(), PATIENCE).await;
+        let (answer, closed) = raw(proxy.address, request.as_bytes(), MAX_WAIT).await;
         assert!(answer.starts_with("HTTP/1.1 408 ") && closed, "{answer}");
         assert!(answer.contains("x-forebay-reason: request_timeout"), "{answer}");
         let line = line_of(&proxy, "request_timeout");

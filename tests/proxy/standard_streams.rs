@@ -2,7 +2,7 @@
 
 use crate::client::{get, post, raw};
 use crate::endpoint::{Behaviour, Endpoint};
-use crate::harness::{Folder, PATIENCE, Process, Proxy, eventually, pool_of};
+use crate::harness::{Folder, MAX_WAIT, Process, Proxy, eventually, pool_of};
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::Signal;
 use std::io::{PipeReader, Write};
@@ -132,7 +132,7 @@ impl Mute {
         let process = &mut self.process;
         let status = eventually("the end", async || process.0.try_wait().unwrap()).await;
         assert_eq!(status.code(), Some(0), "{case}");
-        assert!(stopped.elapsed() < PATIENCE / 2, "{case}: {:?}", stopped.elapsed());
+        assert!(stopped.elapsed() < MAX_WAIT / 2, "{case}: {:?}", stopped.elapsed());
     }
 }
 

@@ -1,7 +1,7 @@
 //! Certificates for tests, and clients that believe them.
 
 use crate::client::{Failed, Response, send_on};
-use crate::harness::{Folder, PATIENCE};
+use crate::harness::{Folder, MAX_WAIT};
 use base64::Engine as _;
 use bytes::Bytes;
 use http_body_util::Full;
@@ -143,7 +143,7 @@ impl Client {
         name: &str,
     ) -> std::io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from(name.to_owned()).unwrap();
-        timeout(PATIENCE, self.connector().connect(name, stream)).await.unwrap()
+        timeout(MAX_WAIT, self.connector().connect(name, stream)).await.unwrap()
     }
 
     /// An inference on a connection of its own; a refusal may come with the handshake or after it.

@@ -3,7 +3,7 @@
 
 use crate::client::{self, post_h2_on, raw, send_on};
 use crate::endpoint::{Behaviour, Endpoint, echo};
-use crate::harness::{PATIENCE, Proxy, eventually, pool_of};
+use crate::harness::{MAX_WAIT, Proxy, eventually, pool_of};
 use crate::layer4::{Plain, PlainEndpoint, layer4, line};
 use crate::test_ca::{Authority, INFER, NAME, V12, V13, inference};
 use bytes::Bytes;
@@ -78,7 +78,7 @@ async fn bodies_of_any_size_pass_and_a_connection_is_kept() {
     {
         endpoint.becomes(behaviour);
         let body = "x".repeat(size);
-        let answer = timeout(PATIENCE, sender.send_request(inference(&body))).await.unwrap();
+        let answer = timeout(MAX_WAIT, sender.send_request(inference(&body))).await.unwrap();
         let (head, answer) = answer.unwrap().into_parts();
         let answer = http_body_util::BodyExt::collect(answer).await.unwrap().to_bytes();
         assert_eq!(head.status, 200, "{size}");
@@ -181,7 +181,7 @@ async fn what_is_no_handshake_is_closed_and_counted_by_its_reason() {
     let long = "\u{16}\u{3}\u{1}\u{3f}\u{3f}".to_owned() + &"?".repeat(70_000);
     let garbage = [&plain[..], "\0\0\0\0\0\0\0\0", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &long];
     for bytes in garbage {
-        let (answer, closed) = raw(proxy.address, bytes.as_bytes(), PATIENCE).await;
+        let (answer, closed) = raw(proxy.address, bytes.as_bytes(), MAX_WAIT).await;
         assert!(closed && !answer.contains("HTTP"), "{answer:?}");
     }
     handshakes(&proxy, "not_tls", 4.0).await;
@@ -190,7 +190,7 @@ async fn what_is_no_handshake_is_closed_and_counted_by_its_reason() {
         let mut stream = TcpStream::connect(proxy.address).await.unwrap();
         stream.write_all(begun).await.unwrap();
         stream.shutdown().await.unwrap();
-        let _ = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.unwrap();
+        let _ = timeout(MAX_WAIT, stream.read_to_end(&mut Vec::new())).await.unwrap();
     }
     handshakes(&proxy, "closed", 2.0).await;
 
@@ -231,10 +231,10 @@ async fn whoever_falls_silent_is_not_waited_for() {
         let started = Instant::now();
         let mut stream = TcpStream::connect(proxy.address).await.unwrap();
         if begun == b"slow" {
-            timeout(PATIENCE, slow(&mut stream)).await.unwrap();
+            timeout(MAX_WAIT, slow(&mut stream)).await.unwrap();
         } else {
             stream.write_all(begun).await.unwrap();
-            let _ = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.unwrap();
+            let _ = timeout(MAX_WAIT, stream.read_to_end(&mut Vec::new())).await.unwrap();
         }
         assert!(started.elapsed() >= Duration::from_millis(290), "{:?}", started.elapsed());
     }
@@ -246,7 +246,7 @@ async fn whoever_falls_silent_is_not_waited_for() {
     // After it.
     for alpn in [&["h2"][..], &["http/1.1"]] {
         let mut stream = authority.client().speaks(alpn).connect(proxy.address).await.unwrap();
-        let end = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.unwrap();
+        let end = timeout(MAX_WAIT, stream.read_to_end(&mut Vec::new())).await.unwrap();
         end.expect("the word of TLS that this is the end");
     }
     eventually("no connection open", async || {
@@ -265,11 +265,11 @@ async fn an_idle_connection_that_ends_with_the_process_is_told_so() {
     stream.flush().await.unwrap();
     let mut answer = Vec::new();
     while !answer.ends_with(echo(b"x").as_bytes()) {
-        let read = timeout(PATIENCE, stream.read_buf(&mut answer)).await.unwrap().unwrap();
+        let read = timeout(MAX_WAIT, stream.read_buf(&mut answer)).await.unwrap().unwrap();
         assert!(read > 0, "{}", String::from_utf8_lossy(&answer));
     }
     proxy.signal(Signal::TERM);
-    let end = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap();
+    let end = timeout(MAX_WAIT, stream.read_to_end(&mut answer)).await.unwrap();
     assert_eq!(end.expect("the word of TLS that this is the end"), 0);
     assert!(proxy.ended().await.success(), "{}", proxy.messages());
 }
@@ -284,7 +284,7 @@ async fn where_there_is_no_room_a_connection_is_closed_without_a_handshake() {
     endpoint.becomes(Behaviour::Gated);
     let request = tokio::spawn(send_on(only, inference("x")));
     eventually("the request", async || (!endpoint.came().is_empty()).then_some(())).await;
-    let (answer, closed) = raw(proxy.address, b"\x16\x03\x01", PATIENCE).await;
+    let (answer, closed) = raw(proxy.address, b"\x16\x03\x01", MAX_WAIT).await;
     assert!(answer.is_empty() && closed, "{answer}");
     endpoint.let_go(1);
     assert_eq!(request.await.unwrap().unwrap().text(), echo(b"x"));
@@ -349,19 +349,19 @@ async fn it_can_end_at_layer_4_too() {
     let mut stream = TcpStream::connect(proxy.address).await.unwrap();
     stream.write_all(b"PROXY TCP4 192.0.2.7 198.51.100.1 40000 443\r\n").await.unwrap();
     let mut stream = authority.client().shake(stream, NAME).await.unwrap();
-    let greeting = timeout(PATIENCE, line(&mut stream)).await.unwrap();
+    let greeting = timeout(MAX_WAIT, line(&mut stream)).await.unwrap();
     assert_eq!(greeting, endpoint.address.to_string());
     stream.write_all(b"hello").await.unwrap();
     stream.shutdown().await.unwrap();
     let mut rest = String::new();
-    timeout(PATIENCE, stream.read_to_string(&mut rest)).await.unwrap().unwrap();
+    timeout(MAX_WAIT, stream.read_to_string(&mut rest)).await.unwrap().unwrap();
     assert_eq!(rest, "hello");
     let entry = proxy.next_line();
     assert_eq!(entry["tls"], "1.3");
     assert_eq!((&entry["bytes_in"], &entry["client"]), (&5.into(), &"192.0.2.7:40000".into()));
 
     let plain = b"PROXY TCP4 192.0.2.7 198.51.100.1 40000 443\r\nhello";
-    assert!(raw(proxy.address, plain, PATIENCE).await.1);
+    assert!(raw(proxy.address, plain, MAX_WAIT).await.1);
     assert_eq!(proxy.next_line()["reason"], "tls_handshake_failed");
 }
 

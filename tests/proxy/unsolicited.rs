@@ -1,7 +1,7 @@
 //! Every request gets its own answer: bodies end once, and unsolicited bytes of an endpoint reach no client.
 
 use crate::client::{self, Response};
-use crate::harness::{PATIENCE, Proxy, eventually, pool_of};
+use crate::harness::{MAX_WAIT, Proxy, eventually, pool_of};
 use crate::scripted::{Answers, Close, Pause, Scripted, Send, Step};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -53,7 +53,7 @@ async fn upload_h2(proxy: &Proxy, path: &str, frames: Frames) -> u16 {
         .header("x-tag", "up")
         .body(StreamBody::new(Iter(frames.into_iter())))
         .unwrap();
-    let response = timeout(PATIENCE, sender.send_request(request)).await.unwrap().unwrap();
+    let response = timeout(MAX_WAIT, sender.send_request(request)).await.unwrap().unwrap();
     let status = response.status().as_u16();
     response.into_body().collect().await.unwrap();
     driver.abort();
@@ -99,7 +99,7 @@ async fn a_body_of_unknown_length_ends_once_at_an_http1_endpoint() {
             let head =
                 format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{fields}\r\n");
             let sent = format!("{head}{body}");
-            let (answer, _) = client::raw(proxy.address, sent.as_bytes(), PATIENCE).await;
+            let (answer, _) = client::raw(proxy.address, sent.as_bytes(), MAX_WAIT).await;
             assert!(answer.contains("HTTP/1.1 200 OK\r\n"), "{fields:?}: {answer}");
         }
         let all = forms.len() + 7;
@@ -221,7 +221,7 @@ async fn read_until(stream: &mut TcpStream, end: &str) -> String {
     let mut all = Vec::new();
     while !all.ends_with(end.as_bytes()) {
         let read = tokio::io::AsyncReadExt::read_buf(stream, &mut all);
-        assert!(timeout(PATIENCE, read).await.unwrap().unwrap() > 0, "an early end");
+        assert!(timeout(MAX_WAIT, read).await.unwrap().unwrap() > 0, "an early end");
     }
     String::from_utf8_lossy(&all).into_owned()
 }

@@ -5,8 +5,8 @@
 //! each window where it lies: it consists of a few contiguous segments, one for each row of the
 //! kernel, at the same distances for each window.
 
+use crate::epilogue::{Beside, Step, Steps, load, store};
 use crate::packed::{Packed, Share};
-use crate::steps::{Beside, Step, Steps, load, store};
 use crate::{arch, lanes};
 use pulp::{Simd, WithSimd};
 use std::sync::Arc;

@@ -5,8 +5,8 @@
 
 use crate::arch;
 use crate::dense::Geometry;
+use crate::epilogue::{Beside, Step, Steps, load, store};
 use crate::packed::{Packed, Share};
-use crate::steps::{Beside, Step, Steps, load, store};
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
 use std::sync::Arc;

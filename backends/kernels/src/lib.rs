@@ -11,15 +11,15 @@
 //! that one binary runs everywhere and nothing here is `unsafe`.
 //!
 //! Modules: [`dense`] (products and convolutions over all channels), [`depthwise`] (convolutions of
-//! each channel with itself), [`packed`] (their weights), [`steps`] (what is done to a value before it
-//! is stored), [`rows`] (softmax, sums and maxima), `math` (elementary functions on a vector).
+//! each channel with itself), [`packed`] (their weights), [`epilogue`] (what is done to a value before it
+//! is stored), [`reduce`] (softmax, sums and maxima), `math` (elementary functions on a vector).
 
 pub mod dense;
 pub mod depthwise;
+pub mod epilogue;
 mod math;
 pub mod packed;
-pub mod rows;
-pub mod steps;
+pub mod reduce;
 
 use std::fmt;
 use std::sync::OnceLock;

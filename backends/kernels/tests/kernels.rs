@@ -6,8 +6,8 @@
 use forebay_kernels::Unit;
 use forebay_kernels::dense::{Convolution, Geometry, Product};
 use forebay_kernels::depthwise::Depthwise;
-use forebay_kernels::rows::Reduction;
-use forebay_kernels::steps::{Beside, Formula, Line, Pair, Spread, Step};
+use forebay_kernels::epilogue::{Beside, Formula, Line, Pair, Spread, Step};
+use forebay_kernels::reduce::Reduction;
 
 type OfTwo = fn(f32, f32) -> f32;
 /// Of a value and its index.
@@ -281,7 +281,7 @@ fn steps_are_those_of_the_definitions() {
         let expected: Vec<f32> = x.iter().enumerate().map(|(i, &x)| f(x, i)).collect();
         assert_close(&y, &expected, &format!("{step:?}"));
         let mut y = x.clone();
-        forebay_kernels::steps::run(&mut y, channels, std::slice::from_ref(step), &[]);
+        forebay_kernels::epilogue::run(&mut y, channels, std::slice::from_ref(step), &[]);
         assert_close(&y, &expected, &format!("{step:?} of values as they are"));
     }
     // Many of them, one after the other.
@@ -319,7 +319,7 @@ fn tensors_go_with_the_rows_that_they_belong_to() {
         for (pair, f) in pairs {
             let mut y = x.clone();
             let beside = [Beside { data: &other, spread }];
-            forebay_kernels::steps::run(&mut y, channels, &[Step::Tensor(pair)], &beside);
+            forebay_kernels::epilogue::run(&mut y, channels, &[Step::Tensor(pair)], &beside);
             let expected = x.iter().enumerate().map(|(i, &x)| {
                 let row = i / channels / repeat % tensor_rows;
                 f(x, other[row * width + if has_channels { i % channels } else { 0 }])
@@ -364,7 +364,7 @@ fn reductions_are_those_of_plain_loops() {
         ];
         for (reduction, f, start) in cases {
             let mut y = vec![f32::NAN; outer * inner];
-            forebay_kernels::rows::reduce(reduction, &x, &mut y, count, inner);
+            forebay_kernels::reduce::reduce(reduction, &x, &mut y, count, inner);
             let expected = (0..outer * inner).map(|at| {
                 let values = (0..count).map(|i| x[(at / inner * count + i) * inner + at % inner]);
                 let sum = values.fold(start, f);
@@ -375,7 +375,7 @@ fn reductions_are_those_of_plain_loops() {
         }
         let mut y: Vec<f32> = x.iter().map(|x| x * 9.0).collect();
         let rows = outer * inner;
-        forebay_kernels::rows::softmax(&mut y, count);
+        forebay_kernels::reduce::softmax(&mut y, count);
         for row in 0..rows {
             let row = row * count..(row + 1) * count;
             let greatest = x[row.clone()].iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b * 9.0));
@@ -403,7 +403,7 @@ fn the_greatest_of_windows_is_that_of_plain_loops() {
         let images = random.among(1, 3);
         let x = random.values(images * g.input[0] * g.input[1] * g.channels_in);
         let mut y = vec![f32::NAN; images * height * width * g.channels_in];
-        forebay_kernels::rows::max_pool(&g, &x, &mut y).unwrap();
+        forebay_kernels::reduce::max_pool(&g, &x, &mut y).unwrap();
         let expected = (0..y.len()).map(|at| {
             let (channel, place) = (at % g.channels_in, at / g.channels_in);
             let (column, row, image) =
@@ -429,7 +429,7 @@ fn pixels_are_repeated_in_both_directions() {
     let x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
     let mut y = [0.0; 48];
     // Two images of 1 x 2 pixels of two channels, 2 times as high and 3 times as wide.
-    forebay_kernels::rows::repeat([2, 3], 2, 2, &x, &mut y);
+    forebay_kernels::reduce::repeat([2, 3], 2, 2, &x, &mut y);
     let line = |a: f32| [a, a + 1.0, a, a + 1.0, a, a + 1.0];
     let expected = [1.0, 3.0, 1.0, 3.0, 5.0, 7.0, 5.0, 7.0].map(line).concat();
     assert_eq!(y.as_slice(), expected);

@@ -11,8 +11,8 @@
 use crate::alike::{self, Alike};
 use crate::build::{Build, Plan, Shapes};
 use crate::error::{panic_text, text};
+use crate::lowering;
 use crate::open::{Dims, Open};
-use crate::own;
 use crate::sound;
 use crate::template::Template;
 use crate::weights::Weights;
@@ -341,7 +341,7 @@ impl Plans {
         alike::check(&typed)?;
         let mut model = sound::declutter(typed)?;
         if build == Build::Own {
-            let rewritten = own::rewrite(&model)?;
+            let rewritten = lowering::rewrite(&model)?;
             let model = rewritten.ok_or_else(|| TractError::msg("no place for a kernel"))?;
             // Not decluttered once more: that would move the axes about again.
             return self.weights.plan(sound::optimize(model)?);

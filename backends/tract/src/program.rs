@@ -5,7 +5,7 @@ use crate::build::Shapes;
 use crate::error::{panic_text, text};
 use crate::load::parsed;
 use crate::options::LoadOptions;
-use crate::{LoadError, own, sound};
+use crate::{LoadError, lowering, sound};
 use forebay_program::Program;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tract_onnx::prelude::*;
@@ -23,8 +23,8 @@ pub fn program(
     let (_, plans) = parsed(onnx, options)?;
     let shapes: Shapes = shapes.to_vec();
     let lower = || -> TractResult<Program> {
-        let (program, _) = own::lower(&sound::declutter(plans.typed(&shapes)?)?)?;
-        own::plain::worded(program)
+        let (program, _) = lowering::lower(&sound::declutter(plans.typed(&shapes)?)?)?;
+        lowering::plain::worded(program)
     };
     match catch_unwind(AssertUnwindSafe(lower)) {
         Ok(program) => program.map_err(|error| LoadError::Compile(text(&error))),

@@ -6,7 +6,7 @@
 //! once a model is loaded they are dropped wherever a kernel holds the same, and rebuilt for as long
 //! as a compilation takes.
 
-use crate::own::{self, Source};
+use crate::lowering::{self, Source};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tract_onnx::prelude::*;
@@ -68,7 +68,9 @@ impl Template {
                 constants.entry(known.len()).or_default().push(node.id);
             }
         }
-        for source in plan.model().nodes().iter().filter_map(|node: &TypedNode| own::source(node)) {
+        for source in
+            plan.model().nodes().iter().filter_map(|node: &TypedNode| lowering::source(node))
+        {
             let Some(alike) = constants.get_mut(&source.count()) else { continue };
             let values = source.unpack();
             let turned = source.sizes().map(|sizes| turned(&values, sizes));

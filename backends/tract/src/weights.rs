@@ -8,7 +8,7 @@
 //! takes its place. Nothing is kept alive here: when the last plan that reads a weight is gone, so is the
 //! weight. The remaining weights are counted, and are the model's memory.
 
-use crate::own;
+use crate::lowering;
 use forebay_kernels::packed::Packed;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -160,7 +160,7 @@ impl Weights {
         } else if let Some(op) = node.op_as_mut::<IfThenElse>() {
             return Ok(self.share(&mut op.then_body)? + self.share(&mut op.else_body)?);
         }
-        own::share::share(
+        lowering::share::share(
             node,
             &mut |packed| *packed = self.packed.one(Arc::clone(packed)),
             &mut |plan| self.share_plan(plan),

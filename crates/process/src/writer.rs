@@ -425,7 +425,7 @@ mod tests {
 
     const SETTINGS: Settings =
         Settings { name: "test", lines: 8, bytes: 1024, gather: Duration::ZERO, tick: None };
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const MAX_WAIT: Duration = Duration::from_secs(20);
 
     #[test]
     fn every_line_that_a_failed_flush_takes_with_it_is_counted() {
@@ -443,7 +443,7 @@ mod tests {
         let target = Target::Stream(std::os::fd::OwnedFd::from(write).into());
         let writer = LineWriter::start(target, Settings { lines: 100, ..SETTINGS }).unwrap();
         (0..100).for_each(|number| writer.write(format!("{number}\n").into_bytes()));
-        assert!(writer.close(PATIENCE));
+        assert!(writer.close(MAX_WAIT));
         drop(writer);
         let mut text = String::new();
         read.read_to_string(&mut text).unwrap();
@@ -461,7 +461,7 @@ mod tests {
         let started = Instant::now();
         while writer.lost().queue_full < 10 || writer.lost().stalled == 0 {
             writer.write(line.clone());
-            assert!(started.elapsed() < PATIENCE, "nothing is dropped");
+            assert!(started.elapsed() < MAX_WAIT, "nothing is dropped");
         }
         writer.write(vec![b'y'; 2 * SETTINGS.bytes]);
         assert!(!writer.close(Duration::from_millis(50)), "the pipe is full");
@@ -475,7 +475,7 @@ mod tests {
         let writer = LineWriter::start(target, SETTINGS).unwrap();
         writer.write(b"1\n".to_vec());
         writer.write(b"2\n".to_vec());
-        assert!(writer.close(PATIENCE));
+        assert!(writer.close(MAX_WAIT));
         assert_eq!(writer.lost(), Lost { write_error: 2, ..Lost::default() });
     }
 }

@@ -157,7 +157,7 @@ fn no_policy_binds_beyond_the_limit() {
 
 /// Picks after which every endpoint must have been picked, per endpoint: at the worst it is never
 /// preferred, and one pick in 1500 looks for such ones, in a large pool at 3 of its endpoints.
-const PATIENCE: usize = 15_000;
+const MAX_PICKS: usize = 15_000;
 
 #[test]
 fn every_healthy_endpoint_gets_requests_within_a_bound() {
@@ -165,7 +165,7 @@ fn every_healthy_endpoint_gets_requests_within_a_bound() {
         let n = [4, 12][seed as usize % 2];
         let (pool, mut rng) = (Pool::new(n, || 4), Rng::new(seed));
         let mut shares = vec![0; n];
-        for number in 0..PATIENCE * n {
+        for number in 0..MAX_PICKS * n {
             let now = Time::new(Duration::from_micros(number as u64 * 200));
             let key = Some(rng.next_u64());
             let at = pool.pick(policy, now, key, &mut rng).unwrap();

@@ -6,7 +6,7 @@ use super::nan::{Cell, Extreme, NotHiding};
 use super::order::Where;
 use super::places::{self, Asked};
 use super::values::Function;
-use crate::own;
+use crate::lowering;
 use std::collections::HashMap;
 use tract_onnx::prelude::DatumType::{F32, I8, I16, I32, I64, U8, U16, U32, U64};
 use tract_onnx::prelude::*;
@@ -127,7 +127,7 @@ pub(crate) fn finish(model: &mut TypedModel) -> TractResult<()> {
             };
             // tract's begins with the least finite number, which is more than minus infinity.
             node.op = Box::new(Extreme { bound, axes: op.axes.clone() });
-        } else if own::op::finds_greatest(&*node.op) {
+        } else if lowering::op::finds_greatest(&*node.op) {
             node.op = Box::new(NotHiding { inner: node.op.clone() });
         }
     }

@@ -5,7 +5,7 @@
 //! Otherwise this costs one pass over the input.
 
 use super::bounds::Bound;
-use forebay_kernels::rows;
+use forebay_kernels::reduce;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::lstm_cell::LstmEpilogue;
@@ -84,7 +84,7 @@ fn marks(input: &Tensor) -> TractResult<Option<Tensor>> {
     match input.datum_type() {
         DatumType::F32 => {
             let plain = input.try_as_plain_ram()?;
-            let is_any = rows::any_nan(plain.as_slice::<f32>()?);
+            let is_any = reduce::any_nan(plain.as_slice::<f32>()?);
             if is_any { marks_of::<f32>(input, 1.0, 0.0) } else { Ok(None) }
         }
         DatumType::F16 => marks_of(input, f16::ONE, f16::ZERO),

@@ -1,6 +1,6 @@
 //! Functions of single values, exact at both ends and for NaN.
 
-use forebay_kernels::steps::{self, Step};
+use forebay_kernels::epilogue::{self, Step};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::element_wise::ElementWiseMiniOp;
@@ -33,7 +33,7 @@ impl Function {
             #[allow(clippy::cast_possible_truncation, reason = "to that type")]
             Self::Erf => {
                 let mut value = [x as f32];
-                steps::run(&mut value, 1, &[Step::Erf], &[]);
+                epilogue::run(&mut value, 1, &[Step::Erf], &[]);
                 f64::from(value[0])
             }
             Self::Softplus if x > 0.0 => x + (-x).exp().ln_1p(),
@@ -75,7 +75,7 @@ impl ElementWiseMiniOp for Function {
             let values = plain.as_slice_mut::<f32>()?;
             match self.step() {
                 Some(_) if values.is_empty() => (),
-                Some(step) => steps::run(values, values.len(), &[step], &[]),
+                Some(step) => epilogue::run(values, values.len(), &[step], &[]),
                 None => values.iter_mut().for_each(|x| *x = self.of(f64::from(*x)) as f32),
             }
         } else if datum_type == f16::datum_type() {

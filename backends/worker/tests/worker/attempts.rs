@@ -134,7 +134,7 @@ async fn processor_time_ends_with_a_signal_of_its_own() {
     input.write_all(format!("{order}\n").as_bytes()).await.unwrap();
     input.write_all(&Scratch::model("slow")).await.unwrap();
     drop(input);
-    let status = tokio::time::timeout(PATIENCE, child.wait()).await.expect("it should end");
+    let status = tokio::time::timeout(MAX_WAIT, child.wait()).await.expect("it should end");
     let signal = status.unwrap().signal();
     assert_eq!(signal, Some(rustix::process::Signal::XCPU.as_raw()));
 }
@@ -205,6 +205,6 @@ async fn models_that_never_end_to_load_hold_up_neither_others_nor_the_worker() {
     eventually("it loads", || async { state(&worker, "late", "1").await.0 == "LOADING" }).await;
     assert_eq!(unload(&worker, "late").await.status, 200);
     worker.lifecycle().advance(Phase::Draining);
-    let ended = tokio::time::timeout(PATIENCE, worker.finished()).await;
+    let ended = tokio::time::timeout(MAX_WAIT, worker.finished()).await;
     assert!(ended.is_ok(), "it should end");
 }

@@ -18,7 +18,7 @@ async fn open(worker: &Worker, bytes: &[u8]) -> TcpStream {
 /// Reads until the worker closes the connection.
 async fn until_closed(mut stream: TcpStream) -> Vec<u8> {
     let mut answer = Vec::new();
-    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+    let read = tokio::time::timeout(MAX_WAIT, stream.read_to_end(&mut answer)).await;
     drop(read.expect("the worker should close the connection"));
     answer
 }
@@ -71,7 +71,7 @@ async fn an_idle_connection_is_closed_after_its_time_also_over_http_2() {
     sent.headers_mut().clear();
     let sent = sent.map(http_body_util::Full::new);
     assert_eq!(sender.send_request(sent).await.unwrap().status(), 200);
-    let ended = tokio::time::timeout(PATIENCE, connection).await.expect("it should be closed");
+    let ended = tokio::time::timeout(MAX_WAIT, connection).await.expect("it should be closed");
     assert!(ended.unwrap().is_ok(), "with a word");
 }
 

@@ -274,7 +274,7 @@ async fn until_reported(reports: &mut Call, wanted: impl Fn(u32) -> bool) {
         if report.rif.is_some_and(&wanted) {
             return;
         }
-        assert!(started.elapsed() < PATIENCE, "no such report, but {report}");
+        assert!(started.elapsed() < MAX_WAIT, "no such report, but {report}");
     }
 }
 

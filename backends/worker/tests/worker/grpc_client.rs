@@ -1,6 +1,6 @@
 //! A gRPC client of a few lines, so that it can also say what no library would.
 
-use crate::harness::PATIENCE;
+use crate::harness::MAX_WAIT;
 use bytes::{Bytes, BytesMut};
 use forebay_protocol::grpc::{Code, PREFIX_BYTES, Prefix, decode_message, frame};
 use forebay_protocol::header;
@@ -125,7 +125,7 @@ impl Connection {
             request = request.header(*name, *value);
         }
         let request = request.body(body).unwrap();
-        let sent = timeout(PATIENCE, self.sender.send_request(request));
+        let sent = timeout(MAX_WAIT, self.sender.send_request(request));
         let response = sent.await.expect("an answer in time").unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         let (parts, body) = response.into_parts();
@@ -181,7 +181,7 @@ impl Call {
                 let message = self.buffer.split_to(PREFIX_BYTES + prefix.length);
                 return Some(message.freeze().slice(PREFIX_BYTES..));
             }
-            let frame = timeout(PATIENCE, self.body.frame()).await.expect("an answer in time");
+            let frame = timeout(MAX_WAIT, self.body.frame()).await.expect("an answer in time");
             let Some(frame) = frame else { break };
             match frame.unwrap().into_data() {
                 Ok(data) => self.buffer.extend_from_slice(&data),

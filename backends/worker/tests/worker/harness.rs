@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Longest wait for anything that has to happen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const MAX_WAIT: Duration = Duration::from_secs(20);
 
 /// Small models for the odd cases.
 pub(crate) fn fixtures() -> PathBuf {
@@ -39,7 +39,7 @@ pub(crate) fn options(models: PathBuf) -> Options {
 /// Starts a worker and waits until its models have settled.
 pub(crate) async fn start(options: Options) -> Worker {
     let worker = Worker::start(options).await.unwrap();
-    tokio::time::timeout(PATIENCE, worker.settled()).await.expect("models should settle in time");
+    tokio::time::timeout(MAX_WAIT, worker.settled()).await.expect("models should settle in time");
     worker
 }
 
@@ -127,9 +127,9 @@ pub(crate) async fn try_send(
             sender.send_request(request).await
         }
     };
-    let response = tokio::time::timeout(PATIENCE, work).await??;
+    let response = tokio::time::timeout(MAX_WAIT, work).await??;
     let (parts, body) = response.into_parts();
-    let body = tokio::time::timeout(PATIENCE, body.collect()).await??.to_bytes();
+    let body = tokio::time::timeout(MAX_WAIT, body.collect()).await??.to_bytes();
     Ok(Answer { status: parts.status, headers: parts.headers, body })
 }
 
@@ -186,7 +186,7 @@ pub(crate) async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
     // The worker may have refused and closed before all was written.
     drop(stream.write_all(bytes).await);
     let mut answer = Vec::new();
-    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+    let read = tokio::time::timeout(MAX_WAIT, stream.read_to_end(&mut answer)).await;
     drop(read.expect("the worker should close the connection"));
     String::from_utf8_lossy(&answer).into_owned()
 }
@@ -201,7 +201,7 @@ pub(crate) fn eventually<F: Future<Output = bool>>(
     async move {
         let started = Instant::now();
         while !condition().await {
-            assert!(started.elapsed() < PATIENCE, "waited in vain until {what} at {client}");
+            assert!(started.elapsed() < MAX_WAIT, "waited in vain until {what} at {client}");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }

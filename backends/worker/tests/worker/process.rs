@@ -56,14 +56,14 @@ pub(crate) async fn signal(child: &Child, name: &str) {
 }
 
 pub(crate) async fn exit_code(child: &mut Child) -> Option<i32> {
-    let status = tokio::time::timeout(PATIENCE, child.wait()).await.expect("it should end");
+    let status = tokio::time::timeout(MAX_WAIT, child.wait()).await.expect("it should end");
     status.unwrap().code()
 }
 
 /// Exit status, standard output, standard error.
 async fn output(arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = command().args(arguments).output();
-    let output = tokio::time::timeout(PATIENCE, output).await.unwrap().unwrap();
+    let output = tokio::time::timeout(MAX_WAIT, output).await.unwrap().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
@@ -129,7 +129,7 @@ async fn the_drain_timeout_ends_what_does_not_end() {
     let sent = Instant::now();
     signal(&child, "-TERM").await;
     assert_eq!(exit_code(&mut child).await, Some(0));
-    assert!(sent.elapsed() < PATIENCE);
+    assert!(sent.elapsed() < MAX_WAIT);
 }
 
 #[tokio::test]

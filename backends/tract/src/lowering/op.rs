@@ -5,9 +5,9 @@
 
 use forebay_kernels::dense::{self, Convolution, Product};
 use forebay_kernels::depthwise::Depthwise;
+use forebay_kernels::epilogue::{self, Beside};
 use forebay_kernels::packed::Share;
-use forebay_kernels::rows;
-use forebay_kernels::steps::{self, Beside};
+use forebay_kernels::reduce;
 use forebay_program::Reduction;
 use forebay_program::products::{Pairing, Products};
 use forebay_program::steps::{Spread, Step};
@@ -158,7 +158,7 @@ impl EvalOp for Fused {
             let channels = shape.last().copied().unwrap_or(1);
             let tensors = beside(&inputs, &shape)?;
             let mut plain = output.try_as_plain_ram_mut()?;
-            steps::run(plain.as_slice_mut::<f32>()?, channels, &self.steps, &tensors);
+            epilogue::run(plain.as_slice_mut::<f32>()?, channels, &self.steps, &tensors);
             return Ok(tvec!(output.into_tvalue()));
         }
         let shape = self.shape.eval_to_usize(context.symbols)?;
@@ -276,7 +276,7 @@ impl EvalOp for Reduced {
         let (count, inner) = (size(axes), size(&x.shape()[self.axes.end..]));
         let x = x.try_as_plain_ram()?.as_slice()?;
         made(&self.shape.eval_to_usize(context.symbols)?, |y| {
-            rows::reduce(self.reduction, x, y, count, inner);
+            reduce::reduce(self.reduction, x, y, count, inner);
             Ok(())
         })
     }
@@ -294,7 +294,7 @@ impl EvalOp for Softmaxed {
     fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let mut output = args_1!(inputs).into_tensor();
         let count = output.shape().last().copied().unwrap_or(1);
-        rows::softmax(output.try_as_plain_ram_mut()?.as_slice_mut()?, count);
+        reduce::softmax(output.try_as_plain_ram_mut()?.as_slice_mut()?, count);
         Ok(tvec!(output.into_tvalue()))
     }
 }
@@ -317,7 +317,7 @@ impl EvalOp for MaxPooled {
         let geometry = self.windows.geometry(x.shape()).context("expected images")?;
         let x = x.try_as_plain_ram()?.as_slice()?;
         made(&self.shape.eval_to_usize(context.symbols)?, |y| {
-            rows::max_pool(&geometry, x, y).context("expected a window that fits")
+            reduce::max_pool(&geometry, x, y).context("expected a window that fits")
         })
     }
 }
@@ -341,7 +341,7 @@ impl EvalOp for Repeated {
         let shape = self.shape.eval_to_usize(context.symbols)?;
         let &[_, _, width, channels] = shape.as_slice() else { bail!("expected images") };
         made(&shape, |y| {
-            rows::repeat(self.scales, width / self.scales[1].max(1), channels, x, y);
+            reduce::repeat(self.scales, width / self.scales[1].max(1), channels, x, y);
             Ok(())
         })
     }

@@ -1,6 +1,6 @@
 //! Lets plans share what our operations hold.
 
-use super::branch::{Branch, SharePlan};
+use super::conditional::{Branch, SharePlan};
 use super::op::Fused;
 use forebay_kernels::packed::Share;
 use tract_onnx::prelude::*;

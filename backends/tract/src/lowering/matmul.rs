@@ -1,7 +1,7 @@
 //! Products of two tensors that are both computed, as in attention.
 
 use super::Rewrite;
-use super::product::places;
+use super::dense::places;
 use forebay_program::Op;
 use forebay_program::products::Pairing;
 use tract_onnx::prelude::*;

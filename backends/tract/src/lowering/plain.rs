@@ -116,12 +116,12 @@ fn binary(op: &dyn BinMiniOp) -> Option<Binary> {
 pub(super) mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::own::lower;
+    use crate::lowering::lower;
     use forebay_program::reference::{self, Array};
 
     /// Computes the program of a graph in loops that share nothing with our kernels, and compares; `false` if
     /// there are no words for all of it.
-    pub(in crate::own) fn check_program(
+    pub(in crate::lowering) fn check_program(
         model: &TypedModel,
         inputs: &[TValue],
         expected: &[TValue],

@@ -1,6 +1,6 @@
 //! Operations on the output of a kernel that no other node reads become steps of the kernel.
 
-use super::formula::Formulas;
+use super::elementwise::Formulas;
 use super::steps::{Constant, alone, is_exact, pair, with_constant};
 use super::{Followed, Rewrite};
 use forebay_program::Op;

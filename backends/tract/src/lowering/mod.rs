@@ -8,29 +8,29 @@
 //! tract's again, with our kernels in it. Whether the whole is faster is measured when the model is
 //! loaded, and whether it answers the same is checked there too.
 //!
-//! Modules: `follow` (what is done to an output alone), `formula` (the same where it is read several
-//! times), `convolution`, `product`, `paired` and `whole` (what can become an operation of ours), `branch`
+//! Modules: `epilogue` (what is done to an output alone), `elementwise` (the same where it is read several
+//! times), `convolution`, `dense`, `matmul` and `reductions` (what can become an operation of ours), `conditional`
 //! (conditions), `constant` (tract's constants in a program); `cpu` (from the program to tract's graph),
 //! `op` (our kernels as operations of that graph), `share` (of their weights); `plain` (tract's own
 //! operations in words for another device).
 
 #[cfg(test)]
 mod bits;
-mod branch;
+mod conditional;
 mod constant;
 mod convolution;
 mod cpu;
-mod follow;
-mod formula;
+mod dense;
+mod elementwise;
+mod epilogue;
+mod matmul;
 pub(crate) mod op;
-mod paired;
 pub(crate) mod plain;
-mod product;
+mod reductions;
 pub(crate) mod share;
 mod steps;
 #[cfg(test)]
 mod tests;
-mod whole;
 
 pub(crate) use op::Source;
 

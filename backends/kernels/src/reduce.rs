@@ -2,8 +2,8 @@
 
 use crate::arch;
 use crate::dense::Geometry;
+use crate::epilogue::{load, store};
 use crate::math;
-use crate::steps::{load, store};
 use pulp::{Simd, WithSimd};
 
 pub use forebay_program::Reduction;
