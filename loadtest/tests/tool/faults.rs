@@ -14,11 +14,12 @@ use std::process::ExitCode;
 const FLAGS: &str = "FOREBAY_TEST_BACKEND";
 
 /// A command of a scenario that starts a backend with these flags. It is this very program: a worker would
-/// have to be built first, and with it the engine.
+/// have to be built first, and with it the engine. SIGHUP ends it even where these tests run under nohup.
 fn backend(flags: &str) -> String {
     let program = std::env::current_exe().unwrap();
     let words = [
         "env",
+        "--default-signal=HUP",
         &format!("{FLAGS}={flags}"),
         program.to_str().unwrap(),
         "faults::a_backend_while_it_is_wanted",
