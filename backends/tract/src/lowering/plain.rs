@@ -2,6 +2,7 @@
 
 use super::constant::Held;
 use super::cpu::Lowered;
+use crate::sound::Function;
 use forebay_program::{Binary, Fact, Op, Program};
 use forebay_protocol::oip::Datatype;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use tract_onnx::tract_core::ops::array::{
 };
 use tract_onnx::tract_core::ops::binary::{BinMiniOp, TypedBinOp};
 use tract_onnx::tract_core::ops::cast::Cast;
+use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
 use tract_onnx::tract_core::ops::logic::{CompEq, CompGT, CompGTE, CompLT, CompLTE, CompNE};
 use tract_onnx::tract_core::ops::math::{Add, Div, Max, Min, Mul, Pow, Sub};
 use tract_onnx::tract_core::ops::nn::{Reduce, Reducer};
@@ -34,6 +36,12 @@ fn plain(op: &dyn TypedOp, inputs: &[&Fact<usize>], outputs: &[Fact<usize>]) -> 
     known(op, inputs, outputs).unwrap_or_else(|| Op::Foreign(op.name().into_owned()))
 }
 
+/// Whether the operation is there for tract's sake alone.
+fn changes_nothing(op: &dyn TypedOp) -> bool {
+    let op = op.downcast_ref::<ElementWiseOp>();
+    op.and_then(|op| op.0.downcast_ref::<Function>()) == Some(&Function::Kept)
+}
+
 fn known(op: &dyn TypedOp, inputs: &[&Fact<usize>], outputs: &[Fact<usize>]) -> Option<Op<String>> {
     let ([output], true) = (outputs, inputs.iter().all(|input| input.datatype.is_some())) else {
         return None;
@@ -44,6 +52,8 @@ fn known(op: &dyn TypedOp, inputs: &[&Fact<usize>], outputs: &[Fact<usize>]) -> 
             AxisOp::Move(from, to) => Op::Move { from, to },
             AxisOp::Add(_) | AxisOp::Rm(_) | AxisOp::Reshape(..) => Op::Reshape,
         })
+    } else if changes_nothing(op) {
+        Some(Op::Reshape)
     } else if op.is::<Cast>() {
         Some(Op::Cast)
     } else if op.is::<MultiBroadcastTo>() {
