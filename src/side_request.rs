@@ -27,7 +27,7 @@ pub struct SideRequest<'a> {
     pub method: Method,
     /// Path and query.
     pub path: &'a str,
-    /// What stands in the header `host`.
+    /// The value of the header `host`.
     pub host: &'a str,
     /// Longest body of an answer that is read, in bytes.
     pub max_body: usize,

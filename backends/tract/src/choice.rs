@@ -43,7 +43,7 @@ pub(crate) fn choose(model: &mut Model, usual: &[Tensor], judge: Judge<'_>) {
         let Some(other) = model.plans.built(build) else { continue };
         let Some(mut seconds) = compare(model, &other, usual, judge) else { continue };
         if is_overruled(build, seconds) {
-            // What is found twice is no work of a moment.
+            // A second comparison has to agree, so that a busy moment of the machine does not decide.
             let Some(again) = compare(model, &other, usual, judge) else { continue };
             seconds = if is_overruled(build, again) { least(seconds, again) } else { again };
         }

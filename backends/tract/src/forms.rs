@@ -202,7 +202,7 @@ impl Forms {
 
     /// Recurrent nets: tract runs the usual ones forwards, and nothing else.
     fn recurrent(&mut self, mut node: pb::NodeProto) -> Result<Nodes, LoadError> {
-        // What is unusual is built as the definition has it, in both directions.
+        // A net with unusual attributes is built step by step from the definition, in either direction.
         if crate::operators::is_unusual(&node, self.opset) {
             return Ok(vec![node]);
         }

@@ -1,6 +1,6 @@
 //! Flags of a command line from the keys of a section: one for each, of the same name, with the same form.
 //!
-//! What is a key in the file is a flag on the command line and the other way round, read by the same code and
+//! Each key of the file is a flag on the command line and the other way round, read by the same code and
 //! told by the same words. A flag wins over the file, and the file over the default.
 
 use crate::document::Document;

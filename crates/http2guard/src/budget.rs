@@ -212,7 +212,7 @@ impl Budget {
     /// The server sent a frame.
     ///
     /// # Errors
-    /// What the client has sent too much of, for the server to answer it so.
+    /// The kind of frame of which the client has sent too many, for the server's answer.
     pub fn sent(&mut self, frame: &Frame, now: Instant) -> Result<(), Flood> {
         match frame.kind {
             kind::HEADERS => {

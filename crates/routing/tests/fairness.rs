@@ -1,4 +1,4 @@
-//! What a greedy client can cost another one: no more than it must.
+//! Bounds how long a greedy client can make another one wait.
 //!
 //! A request that runs is not interrupted, and no slot is kept idle while requests wait. Under these two rules a
 //! request that finds all slots busy waits at least until the first of them is free, whatever the order of the
@@ -17,7 +17,7 @@ const MODEST: u64 = 2;
 /// Requests that the greedy client keeps in the system.
 const FLOOD: usize = 24;
 
-/// What runs in a slot.
+/// The request that runs in a slot.
 #[derive(Debug, Clone, Copy)]
 struct Running {
     client: u64,

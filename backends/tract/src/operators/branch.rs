@@ -10,7 +10,7 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_hir::internal::*;
 
-/// What tract's own builder of an operator gives.
+/// Builds the operator as tract does.
 pub(super) fn tracts(op: &str, context: &ParsingContext, node: &NodeProto) -> Built {
     let framework = onnx();
     let builder = framework.op_register.0.get(op);
@@ -65,7 +65,7 @@ impl Op for Wrapped {
 
 impl EvalOp for Wrapped {
     fn eval_out_of_plan(&self, inputs: TVec<TValue>) -> TractResult<Option<TVec<TValue>>> {
-        // What is to be replaced is not run before that.
+        // An operation that is about to be replaced must not run before that.
         if self.replace.is_some() { Ok(None) } else { self.inner.eval_out_of_plan(inputs) }
     }
 

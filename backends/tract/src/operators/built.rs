@@ -1,4 +1,4 @@
-//! What a builder gives.
+//! The result of building an operator.
 
 use tract_onnx::prelude::TractResult;
 use tract_onnx::tract_hir::internal::InferenceOp;

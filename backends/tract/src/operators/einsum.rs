@@ -25,7 +25,7 @@ pub(super) fn build(_: &ParsingContext, node: &NodeProto) -> Built {
     Ok((expand(Ellipsis { inputs, output }), vec![]))
 }
 
-/// What comes out where the equation does not say: all that is not named, then each letter that stands
+/// The output of an equation that states none: the unnamed axes, then each letter that occurs exactly
 /// once.
 fn implicit(inputs: &str) -> String {
     let letters = || inputs.chars().filter(|letter| letter.is_alphabetic());

@@ -40,7 +40,7 @@ struct Padded {
     axes: Option<usize>,
 }
 
-/// What is put on at the beginning and at the end of each axis.
+/// The padding at the beginning and at the end of each axis, in elements.
 fn by_axis(pads: &[i64], axes: Option<&[i64]>, rank: usize) -> TractResult<Vec<(i64, i64)>> {
     let count = axes.map_or(rank, <[i64]>::len);
     ensure!(

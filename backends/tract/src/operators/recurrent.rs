@@ -69,7 +69,7 @@ pub(super) fn build(_: &ParsingContext, node: &NodeProto) -> Built {
     Ok((expand(Recurrent { kind, common, functions, is_reverse, clip, is_coupled }), vec![]))
 }
 
-/// What tract's rules for shapes ask of a net.
+/// The properties of a net that tract's rules for shapes ask for.
 #[derive(Debug, Clone)]
 struct Sizes {
     gates: usize,

@@ -57,7 +57,7 @@ pub(crate) struct Sequence {
     pub(super) has_lengths: bool,
 }
 
-/// What all rows share.
+/// The state that all rows share.
 struct Weights<'a> {
     hidden: usize,
     /// Weights of the state, turned: [hidden, gates * hidden].

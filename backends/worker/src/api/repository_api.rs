@@ -1,6 +1,6 @@
 //! The model repository extension: index, load, unload, for every transport.
 //!
-//! Who may load and unload models can stop the service, so it is off unless the operator says
+//! A client that may load and unload models can stop the service, so it is off unless the operator says
 //! `models_control = true`. A signal (SIGHUP) or polling serve those who would rather not.
 
 use crate::api::body::{self, Encoding, ReadTimeout};

@@ -1,6 +1,6 @@
 //! Exploration: when an endpoint that is avoided is worth a request that finds out how it is.
 //!
-//! What is not asked does not answer, so that an endpoint that was slow once would never be found to have
+//! An endpoint that gets no requests gives no answers, so one that was slow once would never be found to have
 //! recovered. How often picks are spent on that is for [`pick`](mod@crate::pick) to say.
 
 use super::{Load, UNKNOWN, seconds};

@@ -40,7 +40,7 @@ const USUAL_DIFFERENCE: f32 = std::f32::consts::LN_2;
 /// Seconds that one request takes: what a pick reads.
 #[derive(Debug, Default)]
 pub(crate) struct ServiceTime {
-    /// What is believed.
+    /// The estimate.
     believed: Float,
     mean: Float,
     /// Answers that the mean is made of.
@@ -49,7 +49,7 @@ pub(crate) struct ServiceTime {
     faster: Float,
 }
 
-/// What is known of the services of a whole pool.
+/// The service times of a whole pool, as far as they are known.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Peers {
     /// The mean over its endpoints, in seconds; 0: not known.

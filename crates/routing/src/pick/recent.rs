@@ -91,7 +91,7 @@ impl PickMemory {
         (first > 0.0).then_some(f64::from(first))
     }
 
-    /// What is known of services in this pool.
+    /// The service times of this pool, as far as they are known.
     pub(crate) fn peers(&self) -> Peers {
         let known = self.varied.get();
         let variation = (self.variation.get() * known + PRIOR_ANSWERS) / (known + PRIOR_ANSWERS);

@@ -26,7 +26,7 @@ pub(super) struct Ahead {
     pub(super) before: usize,
 }
 
-/// What is known of the part of a pool that is looked at.
+/// The state of the part of a pool that is looked at.
 #[derive(Debug, Clone, Copy, Default)]
 struct Flow {
     /// Services that end in a second.

@@ -130,7 +130,7 @@ impl<C: Candidate> PoolView<'_, C> {
         let at = explored.or_else(|| {
             let at = least(costs.iter().copied(), rng).filter(|at| costs[*at] < f64::INFINITY)?;
             let load = self.endpoints[sampled.indices()[at]].load();
-            // What others are thought to have there may be out of date: where none of ours is, it holds no request back.
+            // The load of other proxies may be out of date: where none of ours is in flight, it holds no request back.
             let done = match load.in_flight() {
                 0 => load.expected_service(now, best) + load.penalty(now),
                 _ => load.completion(now, ttl, best),
@@ -165,7 +165,7 @@ impl<C: Candidate> PoolView<'_, C> {
             if done * MIN_SPEEDUP < cost {
                 per_second += f64::from(load.slots()) / service.max(f64::MIN_POSITIVE);
                 least = least.min(done);
-                // What is there beyond its slots has the next that frees: a place is not a slot yet.
+                // Requests there beyond its slots take the next slot that frees: a free place is not a free slot.
                 let occupied = load.occupancy(now, self.context.report_ttl);
                 there += f64::from(occupied.saturating_sub(load.slots()));
             }
@@ -199,7 +199,7 @@ impl<C: Candidate> PoolView<'_, C> {
     /// How many requests an endpoint may have without waiting there, or nearly so.
     fn limit(&self, load: &Load) -> Option<u32> {
         match self.policy {
-            // What goes beyond is for `ahead` to say, which knows what waits.
+            // Whether more than that is sent is decided in `ahead`, which knows the queue.
             Policy::Adaptive if !self.is_strained(load) => limit(load, Duration::ZERO),
             _ => limit(load, self.handoff_delay),
         }

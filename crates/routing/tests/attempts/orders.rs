@@ -1,4 +1,4 @@
-//! What must hold of a request's attempts in whatever order things happen: attempts that end late, never
+//! Invariants of a request's attempts in any order of events: attempts that end late, never
 //! or twice, hedges that both fail, an empty budget, a client that leaves and a deadline that passes at any
 //! step. Each failure names the seed that brings it back.
 

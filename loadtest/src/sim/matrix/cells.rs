@@ -13,7 +13,7 @@ pub struct Cell {
     pub slow: Vec<f64>,
     /// Requests that each serves at once.
     pub slots: u32,
-    /// What is asked for, as a share of the capacity.
+    /// The offered load, as a share of the capacity.
     pub load: f64,
     /// Services of an endpoint that is not slow, in seconds.
     pub demand: Distribution,

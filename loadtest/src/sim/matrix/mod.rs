@@ -13,7 +13,7 @@ use cells::Cell;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-/// What a user would pick instead.
+/// The policies that a user would pick instead.
 const PEERS: [SimPolicy; 4] = [
     SimPolicy::NginxLeastConn,
     SimPolicy::HaproxyMaxconn,
