@@ -14,6 +14,7 @@ use crate::downstream::accept_loop;
 use crate::http::proxy::Proxy;
 use crate::lifecycle::Lifecycle;
 use crate::listeners::{Listener, Sockets};
+use crate::pool::connector::Connector;
 use crate::pool::control::{self, ControlHandle};
 use crate::pool::fleet::{Fleets, Supervisors, WorkerLog};
 use crate::pool::{Snapshot, readiness};
@@ -27,8 +28,6 @@ use forebay_process::memory;
 use forebay_process::resources::Descriptors;
 use forebay_process::supervise::{Importance, Supervisor};
 use futures_util::future::BoxFuture;
-use pingora::connectors::ConnectorOptions;
-use pingora::connectors::http::Connector;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -114,7 +113,7 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
 
     let proxy = Proxy {
         snapshot: Arc::clone(control.snapshot()),
-        connector: Arc::new(Connector::new(Some(ConnectorOptions::new(server.idle_connections)))),
+        connector: Arc::new(Connector::new(server.idle_connections)),
         lifecycle: Arc::clone(&lifecycle),
         observer: Arc::clone(&observer),
     };

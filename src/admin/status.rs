@@ -75,6 +75,8 @@ struct EndpointStatus<'a> {
     ejected_ms: Option<f64>,
     /// Number of its ejections, less those that good behaviour has cancelled.
     strikes: u32,
+    /// Number of its connections that were closed because it flooded them with HTTP/2 frames.
+    http2_floods: u64,
     /// Sent by this proxy and unfinished.
     in_flight: u32,
     /// Believed to be there, from everyone: the last report, corrected by what was done since.
@@ -187,6 +189,7 @@ impl<'a> EndpointStatus<'a> {
             ejected_for: record.out().map(|(cause, _)| cause.as_str()),
             ejected_ms: record.out().map(|(_, until)| millis(until.since(now))),
             strikes: record.multiplier(),
+            http2_floods: state.floods(),
             in_flight: state.in_flight(),
             occupancy: load.occupancy(now, ttl),
             slots: load.known_slots(),
@@ -201,6 +204,19 @@ impl<'a> EndpointStatus<'a> {
         }
     }
 
+    fn health_cell(&self) -> String {
+        let mut cell = self.health.to_owned();
+        if let (Some(cause), Some(left)) = (self.ejected_for, self.ejected_ms) {
+            cell += &format!(", {cause}, {}", short(left));
+        }
+        match self.http2_floods {
+            0 => {}
+            1 => cell += ", 1 flood",
+            floods => cell += &format!(", {floods} floods"),
+        }
+        cell
+    }
+
     /// The cells of its line in the table.
     fn cells(&self) -> [String; 9] {
         let or_none = |cell: Option<String>| cell.unwrap_or_else(|| "-".to_owned());
@@ -210,10 +226,7 @@ impl<'a> EndpointStatus<'a> {
         });
         [
             self.address.to_owned(),
-            match (self.ejected_for, self.ejected_ms) {
-                (Some(cause), Some(left)) => format!("{}, {cause}, {}", self.health, short(left)),
-                _ => self.health.to_owned(),
-            },
+            self.health_cell(),
             self.in_flight.to_string(),
             self.occupancy.to_string(),
             or_none(self.slots.map(|slots| {
@@ -333,6 +346,7 @@ mod tests {
             ejected_for: queue.is_none().then_some("recovery"),
             ejected_ms: queue.is_none().then_some(5900.0),
             strikes: 0,
+            http2_floods: if queue.is_none() { 3 } else { 0 },
             in_flight: 3,
             occupancy: 12,
             slots: Some(4),
@@ -382,10 +396,10 @@ configuration 2, loaded 2026-01-31T12:00:00.000Z
 listener 0.0.0.0:8080 (http): 17 of 20000 open
 
 pool models: least_cost, 2 of 3 ready, 5 queued
-  endpoint        health                    in flight  there  slots  queue  service    cost  report
-  10.0.0.1:8000   ready                             3     12      4      8  19.2 ms  123 ms  0.40 ms ago, polled
-  10.0.0.2:8000   ready                             3     12      4      8  19.2 ms  123 ms  4.2 s ago, polled, stale
-  [fd00::1]:8000  ejected, recovery, 5.9 s          3     12     ~4      -        -  123 ms  none
+  endpoint        health                              in flight  there  slots  queue  service    cost  report
+  10.0.0.1:8000   ready                                       3     12      4      8  19.2 ms  123 ms  0.40 ms ago, polled
+  10.0.0.2:8000   ready                                       3     12      4      8  19.2 ms  123 ms  4.2 s ago, polled, stale
+  [fd00::1]:8000  ejected, recovery, 5.9 s, 3 floods          3     12     ~4      -        -  123 ms  none
 
 ";
         assert_eq!(status.to_string(), expected);

@@ -441,4 +441,4 @@ impl Drop for Http1Reader {
     }
 }
 
-crate::downstream::io::forward_questions!(Http1Reader);
+crate::io::forward_questions!(Http1Reader);

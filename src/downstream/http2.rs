@@ -218,5 +218,5 @@ impl AsyncRead for Http2 {
     }
 }
 
-crate::downstream::io::forward_writes!(Http2, 0);
-crate::downstream::io::forward_questions!(Http2);
+crate::io::forward_writes!(Http2, 0);
+crate::io::forward_questions!(Http2);

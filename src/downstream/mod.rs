@@ -9,5 +9,4 @@ pub mod accept;
 pub mod accept_loop;
 pub mod http1_reader;
 pub mod http2;
-mod io;
 pub mod tls;

@@ -14,9 +14,9 @@ use crate::http::stage::Stop;
 use crate::http::{fallback, forward, grpc, identify, respond, route, variant};
 use crate::lifecycle::Lifecycle;
 use crate::pool::Snapshot;
+use crate::pool::connector::Connector;
 use arc_swap::ArcSwap;
 use forebay_protocol::oip::Call;
-use pingora::connectors::http::Connector;
 use pingora::proxy::Session;
 use std::sync::Arc;
 

@@ -10,6 +10,7 @@ use crate::http::variant::Target;
 use crate::lifecycle::InFlightRequest;
 use crate::pool::Snapshot;
 use crate::pool::attempt::EndpointAttempt;
+use crate::pool::connector::PipeSocket;
 use crate::pool::liveness::CutAt;
 use crate::refusal::Refusal;
 use forebay_protocol::oip::SchedulingParameters;
@@ -42,6 +43,8 @@ pub struct Request {
     pub deadline: Option<Instant>,
     /// Ends the exchange of the pipe at the deadline.
     pub cut: Option<CutAt>,
+    /// The socket of the pipe's connection, where Pingora does not know it.
+    pub pipe_socket: Option<PipeSocket>,
     /// Endpoints that were tried, the present one last.
     pub attempts: Vec<EndpointAttempt>,
     /// The decisions on its attempts, once there are any.
@@ -118,6 +121,7 @@ impl Request {
             mode: None,
             deadline: None,
             cut: None,
+            pipe_socket: None,
             attempts: Vec::new(),
             decisions: None,
             answering_attempt: None,

@@ -219,6 +219,7 @@ impl Control {
             Source::Fleet(_) => self.fleets.addresses(&config.name),
         };
         let mut endpoints = Vec::with_capacity(addresses.len());
+        let name: Arc<str> = config.name.as_str().into();
         for &address in addresses {
             let key = (config.name.clone(), address);
             let known = self.probers.get(&key);
@@ -237,6 +238,7 @@ impl Control {
                 state: Arc::clone(&state),
                 peer: peer(address, config, config.protocol),
                 grpc: peer(address, config, EndpointProtocol::H2),
+                pool: Arc::clone(&name),
             }));
             if known.is_some_and(|prober| prober.follows(config)) {
                 next.kept.insert(key);

@@ -7,6 +7,9 @@
 use super::awaited::Awaited;
 use super::report::history::ReportHistory;
 use crate::clock;
+use forebay_http2guard::{FloodObserver, SERVER_FLOODED};
+use forebay_process::limit::CLIENT;
+use forebay_protocol::metric;
 use forebay_routing::health::outlier::{EjectionHistory, OutcomeCounts};
 use forebay_routing::{Candidate, Health, Load, Outcome, Time};
 use pingora::upstreams::peer::HttpPeer;
@@ -25,12 +28,27 @@ pub struct Endpoint {
     pub(super) peer: HttpPeer,
     /// The same for gRPC.
     pub(super) grpc: HttpPeer,
+    /// The pool's name, for metrics and logs.
+    pub(super) pool: Arc<str>,
 }
 
 impl Endpoint {
     /// The peer to connect to.
     pub fn peer(&self, for_grpc: bool) -> &HttpPeer {
         if for_grpc { &self.grpc } else { &self.peer }
+    }
+
+    /// Counts and logs that the endpoint floods a connection over HTTP/2.
+    pub fn flood_observer(&self) -> FloodObserver {
+        let (state, pool) = (Arc::clone(&self.state), Arc::clone(&self.pool));
+        Arc::new(move |flood| {
+            state.floods.fetch_add(1, Relaxed);
+            let kind = flood.as_str();
+            metric::proxy::ENDPOINT_HTTP2_FLOODS.with([&*pool, &*state.name, kind]).increment(1);
+            let endpoint = &*state.name;
+            // An endpoint can do it as often as it is asked.
+            tracing::warn!(target: CLIENT, pool = &*pool, endpoint, kind, "{SERVER_FLOODED}");
+        })
     }
 }
 
@@ -68,6 +86,8 @@ pub struct EndpointState {
     pub(super) answered_probe_at: AtomicU64,
     /// Whether an operator has it drained.
     pub(super) drained: AtomicBool,
+    /// Number of its connections that were closed because it flooded them.
+    floods: AtomicU64,
     /// Counts what was heard from it in answers: a number to compare with a later one.
     heard: AtomicU64,
     /// Outcomes of requests here.
@@ -102,6 +122,7 @@ impl EndpointState {
             silent_since: AtomicU64::new(0),
             answered_probe_at: AtomicU64::new(0),
             drained: AtomicBool::new(false),
+            floods: AtomicU64::new(0),
             heard: AtomicU64::new(0),
             counts: OutcomeCounts::default(),
             record: Mutex::default(),
@@ -183,6 +204,11 @@ impl EndpointState {
     pub(super) fn has_not_answered(&self) {
         self.unanswered.notify_waiters();
         self.awaited.look(self.is_silent());
+    }
+
+    /// Number of its connections that were closed because it flooded them.
+    pub fn floods(&self) -> u64 {
+        self.floods.load(Relaxed)
     }
 
     /// A part of an answer came from it.

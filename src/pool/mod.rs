@@ -9,6 +9,7 @@
 pub mod attempt;
 pub mod awaited;
 pub mod bind;
+pub mod connector;
 pub mod control;
 mod eject;
 pub mod endpoint;

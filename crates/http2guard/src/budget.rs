@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 
 /// Control frames in a burst. About a millisecond of work; a client that opens a hundred streams at
 /// once sends a few frames for each.
-const CONTROL_BURST: i64 = 500;
+pub(crate) const CONTROL_BURST: i64 = 500;
 /// Control frames a second that need no other cause: keepalive PINGs are at most one a second.
-const CONTROL_RATE: i64 = 20;
+pub(crate) const CONTROL_RATE: i64 = 20;
 /// Control frames that a new request pays for: PRIORITY, WINDOW_UPDATE, and one that is in use only
 /// by some (PRIORITY_UPDATE, a reserved type).
-const CONTROL_PER_REQUEST: i64 = 3;
+pub(crate) const CONTROL_PER_REQUEST: i64 = 3;
 /// Control frames that a DATA frame from the server pays for: WINDOW_UPDATE of the stream and of the
 /// connection, and a PING that measures the bandwidth.
 const CONTROL_PER_DATA: i64 = 3;
@@ -30,11 +30,11 @@ const FULL_DATA: i64 = 16;
 /// each read do so for pieces of this size.
 const BYTES_PER_CONTROL: i64 = 512;
 /// Content from the client that pays for one control frame.
-const UPLOAD_PER_CONTROL: i64 = 4096;
+pub(crate) const UPLOAD_PER_CONTROL: i64 = 4096;
 
 /// The cost of DATA without content. The `h2` crate ends a connection after 100 of them, whenever they
 /// come.
-const EMPTY_DATA: i64 = 8;
+pub(crate) const EMPTY_DATA: i64 = 8;
 
 /// Points for cancelled requests in a burst.
 const CANCEL_BURST: i64 = 5000;
@@ -56,9 +56,9 @@ const ANSWERED: i64 = 50;
 const MAX_OPEN: usize = 256;
 
 /// Accounts are kept in thousandths.
-const UNIT: i64 = 1000;
+pub(crate) const UNIT: i64 = 1000;
 
-/// The kind of frame that a client sent too much of.
+/// The kind of frame that a peer sent too much of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Flood {
     /// PING, also as an acknowledgement of none.
@@ -79,11 +79,19 @@ pub enum Flood {
     Continuation,
     /// GOAWAY, PUSH_PROMISE and types that are not defined.
     Other,
+    /// HEADERS: more interim answers than a request can have, header blocks that are too long, or answers on
+    /// streams that are not open. Only servers are charged for it.
+    Headers,
+    /// DATA on streams that are not open. Only servers are charged for it.
+    Data,
+    /// DATA beyond the window of its stream or of the connection (RFC 9113, section 5.2). Only servers are
+    /// charged for it.
+    FlowControl,
 }
 
 impl Flood {
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Ping,
         Self::Settings,
         Self::WindowUpdate,
@@ -93,6 +101,9 @@ impl Flood {
         Self::Rejected,
         Self::Continuation,
         Self::Other,
+        Self::Headers,
+        Self::Data,
+        Self::FlowControl,
     ];
 
     /// The word in metrics and logs.
@@ -107,13 +118,16 @@ impl Flood {
             Self::Rejected => "rejected",
             Self::Continuation => "continuation",
             Self::Other => "other",
+            Self::Headers => "headers",
+            Self::Data => "data",
+            Self::FlowControl => "flow_control",
         }
     }
 }
 
 /// A capped account that refills with time.
 #[derive(Debug)]
-struct Account {
+pub(crate) struct Account {
     balance: i64,
     cap: i64,
     /// Units a second, which is thousandths a millisecond.
@@ -121,15 +135,29 @@ struct Account {
 }
 
 impl Account {
-    const fn new(burst: i64, rate: i64) -> Self {
+    pub(crate) const fn new(burst: i64, rate: i64) -> Self {
         Self { balance: burst * UNIT, cap: burst * UNIT, rate }
     }
 
-    fn earn(&mut self, thousandths: i64) {
+    pub(crate) fn earn(&mut self, thousandths: i64) {
         self.balance = self.balance.saturating_add(thousandths).min(self.cap);
     }
 
-    fn charge(&mut self, units: i64, kind: Flood) -> Result<(), Flood> {
+    /// Adds what a frame of data earns for the control frames that answer it, of which it has `content`
+    /// bytes.
+    pub(crate) fn earn_by_data(&mut self, content: u32) {
+        let content = i64::from(content);
+        let share = content.min(FULL_DATA) * UNIT / FULL_DATA;
+        self.earn(CONTROL_PER_DATA * share + content * UNIT / BYTES_PER_CONTROL);
+    }
+
+    /// Adds what comes with time.
+    pub(crate) fn refill(&mut self, passed: Duration) {
+        let passed = i64::try_from(passed.as_millis()).unwrap_or(i64::MAX);
+        self.earn(passed.saturating_mul(self.rate));
+    }
+
+    pub(crate) fn charge(&mut self, units: i64, kind: Flood) -> Result<(), Flood> {
         self.balance -= units * UNIT;
         if self.balance < 0 { Err(kind) } else { Ok(()) }
     }
@@ -220,11 +248,7 @@ impl Budget {
                     open.answering = true;
                 }
             }
-            kind::DATA => {
-                let content = i64::from(frame.content());
-                let share = content.min(FULL_DATA) * UNIT / FULL_DATA;
-                self.control.earn(CONTROL_PER_DATA * share + content * UNIT / BYTES_PER_CONTROL);
-            }
+            kind::DATA => self.control.earn_by_data(frame.content()),
             kind::RST_STREAM => {
                 self.refill(now);
                 let known = self.forget(frame.stream).is_some();
@@ -287,14 +311,11 @@ impl Budget {
     }
 
     fn refill(&mut self, now: Instant) {
-        let passed = now.saturating_duration_since(self.refilled).as_millis();
-        if passed == 0 {
-            return;
-        }
-        self.refilled = now;
-        let passed = i64::try_from(passed).unwrap_or(i64::MAX);
-        for account in [&mut self.control, &mut self.cancel] {
-            account.earn(passed.saturating_mul(account.rate));
+        let passed = now.saturating_duration_since(self.refilled);
+        if passed >= Duration::from_millis(1) {
+            self.refilled = now;
+            self.control.refill(passed);
+            self.cancel.refill(passed);
         }
     }
 }

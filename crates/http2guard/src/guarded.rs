@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 /// The bytes that begin every HTTP/2 connection (RFC 9113, section 3.4).
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Time in which the last GOAWAY must be written.
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// Time between the last GOAWAY and the end. Closing a socket that has unread bytes resets it, which
@@ -334,7 +334,8 @@ fn bare_status(frame: &Frame) -> Option<u16> {
     }
 }
 
-fn goaway(last_stream: u32, code: u32) -> Bytes {
+/// A GOAWAY frame.
+pub(crate) fn goaway(last_stream: u32, code: u32) -> Bytes {
     let payload = 8_u8;
     let mut bytes = vec![0, 0, payload, kind::GOAWAY, 0, 0, 0, 0, 0];
     bytes.extend_from_slice(&last_stream.to_be_bytes());

@@ -1,4 +1,5 @@
-//! Bounds what one HTTP/2 client can make a server do besides answering requests.
+//! Bounds what one HTTP/2 client can make a server do besides answering requests, and what a server can make
+//! its client do besides taking answers.
 //!
 //! Most HTTP/2 frames cost their sender almost nothing and oblige the receiver to act: a PING and a
 //! SETTINGS frame are acknowledged, a WINDOW_UPDATE walks the streams, a HEADERS frame that is
@@ -17,14 +18,24 @@
 //! request: an [`Event`] reports it, so that it can be counted and logged.
 //!
 //! A connection that does not begin with the HTTP/2 preface passes through unchanged.
+//!
+//! [`GuardedServer`] is the same in the other direction: a client's connection to a server that may be broken
+//! or somebody else's. The library reads what a server sends for as long as it comes, whether a request
+//! is under way or not, and queues interim answers without a bound.
 
 /// The log message for a connection whose client has exhausted its budget.
 pub const FLOODED: &str = "closed an HTTP/2 connection whose client exhausted its budget of frames";
 
+/// The log message for a connection whose server has exhausted its budget.
+pub const SERVER_FLOODED: &str =
+    "closed an HTTP/2 connection whose server exhausted its budget of frames";
+
 mod budget;
 mod frame;
 mod guarded;
+mod server;
 
 pub use budget::{Budget, Flood};
 pub use frame::{Frame, Scanner};
 pub use guarded::{Event, Guarded, Observer};
+pub use server::{FloodObserver, Flooded, GuardedServer, ServerBudget};

@@ -4,14 +4,14 @@
 //! all: then there is nothing to wait for.
 
 use super::count_unsolicited;
-use super::exchange::{Answer, Message, NO_SOCKET, exchange};
+use super::exchange::{Answer, Message, exchange};
 use crate::clock;
 use crate::http::request::Request;
 use crate::pool::awaited::SilenceTimeout;
+use crate::pool::connector::{Connector, NO_SOCKET};
 use crate::pool::liveness::{self, Lost};
 use crate::pool::{Endpoint, Pool};
 use forebay_routing::attempt::event::Sending;
-use pingora::connectors::http::Connector;
 use pingora::{Error, ErrorType};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
@@ -65,11 +65,9 @@ impl Attempt {
     }
 
     pub(super) async fn send(&self, message: &Message, connector: &Connector) -> AttemptEnd {
-        let peer = self.endpoint.peer(message.is_grpc);
         let unsolicited = || count_unsolicited(&self.pool.config.name, &self.endpoint.state);
         let socket = AtomicI32::new(NO_SOCKET);
-        let exchange =
-            exchange(peer, message, connector, (&self.endpoint.state, &socket), unsolicited);
+        let exchange = exchange(message, connector, (&*self.endpoint, &socket), unsolicited);
         tokio::select! {
             ended = timeout_at(self.until.into(), exchange) => match ended {
                 Ok(Ok(answer)) => AttemptEnd::Answered(answer),

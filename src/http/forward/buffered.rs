@@ -13,12 +13,12 @@ use crate::http::receive::client_left;
 use crate::http::request::Request;
 use crate::http::stage::Stop;
 use crate::http::variant::Target;
+use crate::pool::connector::Connector;
 use crate::refusal::Refusal;
 use bytes::Bytes;
 use forebay_protocol::Reason;
 use forebay_protocol::oip::Call;
 use http::{Method, Version};
-use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 

@@ -7,16 +7,16 @@ use crate::body_memory::{Account, Held, cost};
 use crate::config::{RetryOn, Variant};
 use crate::http::pace::Pace;
 use crate::http::variant;
-use crate::pool::EndpointState;
+use crate::pool::Endpoint;
+use crate::pool::connector::Connector;
+use crate::pool::connector::NO_SOCKET;
 use bytes::Bytes;
 use forebay_protocol::grpc::Code;
 use forebay_protocol::{Reason, header};
 use http::{HeaderMap, StatusCode};
-use pingora::connectors::http::Connector;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::UniqueID;
 use pingora::protocols::http::client::HttpSession as EndpointSession;
-use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType};
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -166,29 +166,29 @@ pub(super) async fn trailers(
 /// `unsolicited` is told
 /// if the endpoint had sent bytes on the connection before that.
 pub(super) async fn exchange(
-    peer: &HttpPeer,
     message: &Message,
     connector: &Connector,
-    (endpoint, socket): (&EndpointState, &AtomicI32),
+    (endpoint, socket): (&Endpoint, &AtomicI32),
     unsolicited: impl Fn(),
 ) -> pingora::Result<Answer> {
-    let (session, reused) = connector.get_http_session(peer).await?;
+    let state = &endpoint.state;
+    let floods = state.floods();
+    let (session, reused) = connector.get(endpoint, message.is_grpc).await?;
     let mut begun = begin(session, message, socket).await;
     if begun.as_ref().is_err_and(|error| *error.etype() == UNSOLICITED) {
         unsolicited();
     }
     if let Err(error) = &begun
         && reused
+        // Connections that it floods are closed here.
+        && state.floods() == floods
         && (is_unsent(error) || (message.is_repeatable && closed_while_idle(error)))
     {
-        let mut fresh = peer.clone();
-        // A key of its own: no kept connection has it.
-        fresh.group_key = u64::MAX;
-        let (session, _) = connector.get_http_session(&fresh).await?;
+        let session = connector.connect(endpoint, message.is_grpc).await?;
         begun = begin(session, message, socket).await;
     }
     let BegunExchange { mut session, head, keep } = begun?;
-    endpoint.heard();
+    state.heard();
     let (mut body, mut length) = (Vec::with_capacity(1), 0);
     let held = message.account.hold();
     let mut holds = message.holds(&head);
@@ -198,7 +198,7 @@ pub(super) async fn exchange(
             return Ok(Answer { head, body, trailers: None, rest, held });
         }
         let Some(chunk) = session.read_response_body().await? else { break };
-        endpoint.heard();
+        state.heard();
         length += chunk.len();
         holds = held.grow(cost(chunk.len())).is_ok() && length <= MAX_HELD_ANSWER;
         body.push(chunk);
@@ -206,8 +206,7 @@ pub(super) async fn exchange(
     let trailers = trailers(&mut session).await?;
     socket.store(NO_SOCKET, Relaxed);
     if keep {
-        let idle = peer.options.idle_timeout;
-        connector.release_http_session(session, peer, idle).await;
+        connector.release(session, endpoint, message.is_grpc).await;
     }
     Ok(Answer { head, body, trailers, rest: None, held })
 }
@@ -230,9 +229,6 @@ struct BegunExchange {
     /// Whether the connection can be used again: the whole request was sent before its answer came.
     keep: bool,
 }
-
-/// Stands where no socket is known.
-pub(super) const NO_SOCKET: RawFd = -1;
 
 /// The socket of a connection.
 pub(super) fn socket_of(session: &EndpointSession) -> RawFd {

@@ -8,6 +8,7 @@ use crate::http::request::Request;
 use crate::http::variant::Target;
 use crate::pool::Endpoint;
 use crate::pool::attempt::EndpointAttempt;
+use crate::pool::connector::Connector;
 use crate::pool::liveness::unreachable;
 use crate::refusal::Refusal;
 use bytes::Bytes;
@@ -15,7 +16,6 @@ use forebay_protocol::Reason;
 use forebay_protocol::grpc::Code;
 use forebay_routing::{Blame, Outcome};
 use http::HeaderMap;
-use pingora::connectors::http::Connector;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::client::HttpSession as EndpointSession;
 use pingora::{Error, ErrorType};
@@ -279,9 +279,7 @@ impl Reader<'_> {
         }
         self.picked.answered(self.succeeds && matches!(code, None | Some(Code::Ok)));
         if keep {
-            let peer = self.endpoint.peer(self.is_grpc);
-            let idle = peer.options.idle_timeout;
-            self.connector.release_http_session(*session, peer, idle).await;
+            self.connector.release(*session, self.endpoint, self.is_grpc).await;
         }
     }
 }

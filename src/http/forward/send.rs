@@ -10,9 +10,9 @@ use crate::http::request::{ForwardMode, Request};
 use crate::http::response::BufferedResponse;
 use crate::http::stage::Stop;
 use crate::pool::Endpoint;
+use crate::pool::connector::Connector;
 use crate::refusal::Refusal;
 use forebay_protocol::Reason;
-use pingora::connectors::http::Connector;
 use pingora::proxy::Session;
 use std::sync::Arc;
 

@@ -19,6 +19,7 @@ use crate::http::request::Request;
 use crate::http::variant;
 use crate::pool::Endpoint;
 use crate::pool::awaited::SilenceTimeout;
+use crate::pool::connector::{PipeSocket, guard_pipe, is_http2};
 use crate::pool::liveness::{CutAt, Watched};
 use crate::pool::queue::Bound;
 use crate::refusal::Refusal;
@@ -82,9 +83,9 @@ pub async fn peer(
     // The wait for an endpoint took of the time.
     let left = request.time_left().unwrap_or(limits.stream_idle);
     let peer = endpoint_peer(request, &endpoint, left);
-    // Nothing but the end of its connection ends a stream in which nothing moves.
-    let ends = request.deadline.is_some() && is_http2(&peer);
-    Ok(if ends { with_its_own_connection(peer) } else { peer })
+    // Nothing but the end of its connection ends a stream in which nothing moves, and a connection that is
+    // guarded can't be shared there.
+    Ok(if is_http2(&peer) { with_its_own_connection(peer) } else { peer })
 }
 
 /// The same endpoint by a connection that no other request is on.
@@ -95,12 +96,9 @@ fn with_its_own_connection(mut peer: Box<HttpPeer>) -> Box<HttpPeer> {
     peer
 }
 
-fn is_http2(peer: &HttpPeer) -> bool {
-    peer.options.alpn.get_max_http_version() > 1
-}
-
-fn endpoint_peer(request: &Request, endpoint: &Endpoint, left: Duration) -> Box<HttpPeer> {
+fn endpoint_peer(request: &mut Request, endpoint: &Endpoint, left: Duration) -> Box<HttpPeer> {
     let mut peer = Box::new(endpoint.peer(request.identity.grpc.is_some()).clone());
+    request.pipe_socket = is_http2(&peer).then(|| guard_pipe(endpoint, &mut peer));
     // Per read: a stream may last longer than the deadline as long as it moves.
     peer.options.read_timeout = Some(left);
     peer.options.write_timeout = Some(left);
@@ -124,7 +122,8 @@ pub fn connected(
     socket: RawFd,
 ) -> pingora::Result<()> {
     request.wire = None;
-    request.cut = request.deadline.map(|at| CutAt::new(socket, at));
+    let own = request.pipe_socket.as_ref().map_or(Some(socket), PipeSocket::get);
+    request.cut = request.deadline.zip(own).map(|(at, own)| CutAt::new(own, at));
     // In HTTP/2 an endpoint may speak first, and each answer names its request.
     if is_http2(peer) {
         return Ok(());

@@ -9,8 +9,7 @@
 use super::attempt::acknowledges_nothing;
 use super::attempts::AttemptAnswer;
 use super::exchange::{
-    Answer, MAX_EARLY_ANSWER_WAIT, NO_SOCKET, Rest, classify, final_header, message_of, send_piece,
-    socket_of,
+    Answer, MAX_EARLY_ANSWER_WAIT, Rest, classify, final_header, message_of, send_piece, socket_of,
 };
 use super::headers::{prepare_request, stamp};
 use super::{begun_answer, take_in_report};
@@ -24,13 +23,13 @@ use crate::http::receive::{self, broken_off, client_left, too_late};
 use crate::http::request::Request;
 use crate::http::variant::{self, Target};
 use crate::pool::awaited::SilenceTimeout;
+use crate::pool::connector::{Connector, NO_SOCKET};
 use crate::pool::liveness::{Lost, until_lost};
 use crate::refusal::Refusal;
 use bytes::Bytes;
 use forebay_protocol::{Reason, metric};
 use forebay_routing::RetryOn;
 use forebay_routing::attempt::event::{End, Ending, Event, Next, RefusalCause, Sending};
-use pingora::connectors::http::Connector;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::client::HttpSession as EndpointSession;
 use pingora::proxy::Session;
@@ -75,11 +74,9 @@ pub(super) async fn upload(
             None => return Err(broken()),
         };
         // A kept connection may have been closed meanwhile, and this body can't be sent twice.
-        let mut peer = endpoint.peer(false).clone();
-        peer.group_key = u64::MAX;
-        let connected = timeout_at(deadline.into(), connector.get_http_session(&peer)).await;
+        let connected = timeout_at(deadline.into(), connector.connect(&endpoint, false)).await;
         next = match connected {
-            Ok(Ok((connection, _))) => break (sending, endpoint, connection),
+            Ok(Ok(connection)) => break (sending, endpoint, connection),
             Ok(Err(error)) => not_connected(request, sending.attempt, &error),
             Err(_) => return Err(failed(request, sending.attempt, Stopped::Late)),
         };

@@ -26,7 +26,7 @@ fn pool_with(more: &str) -> Arc<Pool> {
         // One answer, so that its speed is known: it gets no more than its slots from now on.
         state.load.enter().answered(Duration::from_millis(1), clock::now());
         let peer = HttpPeer::new(address, false, String::new());
-        Arc::new(Endpoint { state, grpc: peer.clone(), peer })
+        Arc::new(Endpoint { state, grpc: peer.clone(), peer, pool: "p".into() })
     };
     let endpoints: Vec<_> = (0..4).map(endpoint).collect();
     let state = Arc::new(PoolState {

@@ -1,6 +1,6 @@
 //! Frames of HTTP/2: the same are found however the bytes arrive, and a flood is a flood in any pieces.
 #![no_main]
-use forebay_http2guard::{Budget, Frame, Scanner};
+use forebay_http2guard::{Budget, Frame, Scanner, ServerBudget};
 use libfuzzer_sys::fuzz_target;
 use std::time::Instant;
 
@@ -29,6 +29,14 @@ fuzz_target!(|input: (u8, &[u8])| {
         let verdict =
             if place % 4 == 3 { budget.sent(frame, now) } else { budget.received(frame, now) };
         if verdict.is_err() {
+            break;
+        }
+    }
+    let mut budget = ServerBudget::new(u32::from(size) << 10, now);
+    for (place, frame) in at_once.iter().enumerate() {
+        if place % 4 == 3 {
+            budget.sent(frame);
+        } else if budget.received(frame, now).is_err() {
             break;
         }
     }

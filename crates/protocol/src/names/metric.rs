@@ -73,6 +73,8 @@ pub mod proxy {
         /// Client connections closed for a flood of HTTP/2 frames, by `kind` of frame (`library`: a limit of
         /// the HTTP/2 library).
         Counter HTTP2_FLOODS = "forebay_http2_floods_total" [listener, kind];
+        /// Connections to an endpoint closed because it flooded them over HTTP/2, by `kind` of frame.
+        Counter ENDPOINT_HTTP2_FLOODS = "forebay_endpoint_http2_floods_total" [pool, endpoint, kind];
         /// TLS handshakes with clients, by `version` (of successful ones) and `outcome` (`ok`, or the cause of
         /// the failure).
         Counter TLS_HANDSHAKES = "forebay_tls_handshakes_total" [listener, version, outcome];
