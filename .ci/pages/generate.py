@@ -21,7 +21,14 @@ KINDS = {"String": "text", "str": "text", "u16": "number", "u8": "number", "u64"
 PROGRAMS = {
     "forebay": ["serve", "check", "drain", "undrain"],
     "forebay-worker": ["--synthetic"],
-    "forebay-load": ["run", "capacity", "compare", "sim", "report"],
+    "forebay-load": ["run", "capacity", "compare", "sim", "report", "reference"],
+}
+# Files that a program writes as a whole.
+FILES = {
+    "conf/reference.toml": ["forebay", "check", "--reference=toml"],
+    "docs/reference/configuration.md": ["forebay", "check", "--reference=markdown"],
+    "conf/worker.toml": ["forebay-worker", "--reference"],
+    "loadtest/reference.toml": ["forebay-load", "reference"],
 }
 
 
@@ -78,12 +85,16 @@ def scenario(root):
     return f"```toml scenario\n{(root / SCENARIO).read_text().strip()}\n```"
 
 
-def help_of(programs, program, command=None):
-    """`--help` as it is printed without a terminal: 100 columns, nothing of this machine's environment."""
-    arguments = [programs / program, *([command] if command else []), "--help"]
+def output_of(programs, program, *arguments):
+    """What a program prints without a terminal: 100 columns, nothing of this machine's environment."""
     # NO_COLOR: no escape sequences.
     environment = {"PATH": os.environ["PATH"], "NO_COLOR": "1", "COLUMNS": "100"}
-    text = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True).stdout
+    arguments = [programs / program, *arguments]
+    return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def help_of(programs, program, command=None):
+    text = output_of(programs, program, *([command] if command else []), "--help")
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
@@ -122,7 +133,18 @@ def replaced(file, name, text):
     return before, after
 
 
+def whole_files(root, programs):
+    """(file, text) of every file that a program writes."""
+    for name, command in FILES.items() if programs else ():
+        yield root / name, output_of(programs, *command)
+
+
 def write(root, programs):
+    # Parts of pages are taken from some of these.
+    for file, text in whole_files(root, programs):
+        if file.read_text() != text:
+            file.write_text(text)
+            print(f"{file.relative_to(root)}: wrote the file")
     for file, name, text in parts(root, programs):
         before, after = replaced(file, name, text)
         if before != after:
@@ -132,9 +154,11 @@ def write(root, programs):
 
 def check(root, programs):
     wrong = []
+    for file, text in whole_files(root, programs):
+        if file.read_text() != text:
+            wrong.append(f"{file.relative_to(root)} differs from its source; run .ci/generate")
     for file, name, text in parts(root, programs):
         before, after = replaced(file, name, text)
         if before != after:
-            again = ".ci/docs.py write" + (" --programs target/debug" if name == "cli" else "")
-            wrong.append(f"{file.relative_to(root)}: {name!r} differs from its source; run {again}")
+            wrong.append(f"{file.relative_to(root)}: {name!r} differs from its source; run .ci/generate")
     return wrong

@@ -145,7 +145,7 @@ impl<'a> Status<'a> {
         };
         let missing = Readiness::of(snapshot).missing.into_iter();
         Self {
-            version: env!("CARGO_PKG_VERSION"),
+            version: forebay_cli::VERSION,
             uptime_seconds: now.since(Time::default()).as_secs(),
             ready: lifecycle.is_ready(snapshot),
             missing: missing.map(|pool| pool.config.name.as_str()).collect(),

@@ -7,6 +7,7 @@ use crate::pool::fleet::WorkerLog;
 use crate::server::{self, Options};
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
+use forebay_cli::Parsed;
 use forebay_process::log;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use std::time::{Duration, SystemTime};
 /// Without a command, a demo runs: the proxy on 127.0.0.1:8080 in front of three workers with the
 /// bundled models.
 #[derive(Parser)]
-#[command(name = "forebay", version, after_help = EXIT_CODES, max_term_width = 100)]
+#[command(name = "forebay", after_help = EXIT_CODES, max_term_width = 100)]
 struct Cli {
     /// Log messages to show: error, warn, info, debug, trace, or a filter such as
     /// `info,forebay::pool=debug`.
@@ -108,7 +109,12 @@ enum ReferenceForm {
 
 /// Runs the command line; returns the exit code.
 pub fn main() -> ExitCode {
-    let status = run(Cli::parse());
+    let status = match forebay_cli::parse(std::env::args_os()) {
+        Ok(Parsed::Arguments(cli)) => run(cli),
+        Ok(Parsed::Generated) => ExitCode::SUCCESS,
+        // Also `--help` and `--version`, which end with 0.
+        Err(error) => error.exit(),
+    };
     log::finish();
     status
 }

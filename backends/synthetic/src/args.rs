@@ -13,59 +13,61 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// What a synthetic backend is told.
+/// Settings of a synthetic backend.
 #[derive(Debug, clap::Args)]
 struct Args {
-    /// Address to listen on; port 0 lets the system choose
+    /// Address to listen on. With port 0, the operating system chooses a free port
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
 
-    /// Requests that are served at once; the others wait in line, first come first served
+    /// Number of requests that are served at once. Further requests are queued, first come first served
     #[arg(long, value_name = "N", default_value_t = 1)]
     slots: u32,
 
-    /// Service time of one request: constant:TIME, exponential:TIME, lognormal:TIME:SIGMA or
-    /// bimodal:TIME:TIME:SHARE. A request's header x-service-demand (microseconds) overrides it
+    /// Distribution of service times: constant:TIME, exponential:TIME, lognormal:TIME:SIGMA or
+    /// bimodal:TIME:TIME:SHARE. The header x-service-demand of a request (in microseconds) overrides it
     #[arg(long, value_name = "DISTRIBUTION", default_value = "constant:0ms")]
     service: Distribution,
 
-    /// Every service takes so many times as long; a number sent to POST /slow comes on top
+    /// Factor by which every service time is multiplied. A number sent to POST /slow multiplies it again
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
     slow: f64,
 
-    /// Requests that may wait in line; more are refused with 503
+    /// Maximum number of queued requests. Further requests are refused with 503
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     queue: usize,
 
-    /// Name of the model that is served
+    /// Name of the served model
     #[arg(long, value_name = "NAME", default_value = "synthetic")]
     model: String,
 
-    /// Service times follow from it
+    /// Seed of the service times. The same seed gives the same times
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
 
-    /// No line, no service time, no load report: 300 bytes at once, to measure a proxy's overhead
+    /// Answer 300 bytes at once, without a queue, service times and load reports, to measure a proxy's
+    /// overhead
     #[arg(long, conflicts_with_all = ["slots", "service", "slow", "queue"])]
     fast: bool,
 
-    /// After SIGTERM: not ready, but served on for so long before it ends with the last request
+    /// On SIGTERM: time between becoming not ready and closing the listener. The process exits after the
+    /// last request
     #[arg(long, value_name = "TIME", default_value = "0s")]
     drain_delay: TimeSpan,
 }
 
-/// Be a backend with known service times, to measure proxies and balancers against
+/// Run a backend with known service times, to measure proxies and load balancers
 #[derive(Debug, Parser)]
-#[command(name = "forebay-worker --synthetic", version)]
+#[command(name = "forebay-worker --synthetic", version = forebay_cli::VERSION)]
 struct Cli {
-    /// What chose this command
+    /// The flag that selects this command
     #[arg(long, hide = true)]
     synthetic: bool,
     #[command(flatten)]
     args: Args,
 }
 
-/// Why a backend does not serve.
+/// The reason why a backend does not serve.
 #[derive(Debug, thiserror::Error)]
 enum ServeError {
     /// The address can't be listened on.

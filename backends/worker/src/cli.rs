@@ -6,9 +6,11 @@ use crate::lifecycle;
 use crate::repository::sandbox;
 use crate::server::Worker;
 use clap::Parser;
+use forebay_cli::Parsed;
 use forebay_config::flags::Flags;
 use forebay_process::{log, memory};
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -28,27 +30,35 @@ const KEEP_ALIVE: Duration = Duration::from_secs(1);
 #[derive(Debug, Parser)]
 #[command(
     name = "forebay-worker",
-    version,
     after_help = "\
-Times and sizes carry their unit: 250ms, 5s, 2m; 64KiB, 64MiB.
-The log's level comes from FOREBAY_LOG (error, warn, info, debug, trace) [default: info].
+Times and sizes have a unit: 250ms, 5s, 2m; 64KiB, 64MiB.
+FOREBAY_LOG sets the log level (error, warn, info, debug, trace) [default: info].
 
 Example:
   forebay-worker --models backends/models --listen 127.0.0.1:8000
   curl localhost:8000/v2/models/magika
 
-Signals: SIGHUP loads what has changed in the repository.
-         SIGTERM and SIGINT drain (not ready, then close, then finish); a second one ends at once.
-Exit status: 0 drained, 1 could not start or go on, 2 usage or configuration."
+Signals:
+  SIGHUP           load the models that have changed in the repository
+  SIGTERM, SIGINT  drain: become not ready, close the listener, finish the requests in flight;
+                   a second signal exits at once
+
+Exit codes:
+  0  drained: every request in flight was finished
+  1  the worker could not start, or could not continue
+  2  the command line or the configuration is wrong"
 )]
 struct Cli {
-    /// File with the same keys as these flags, in TOML (max_body = "64MiB"); flags overrule it
+    /// TOML file with the same keys as these flags (max_body = "64MiB"). A flag overrides the file
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Run no models: be a backend with known service times, see --synthetic --help
+    /// Run no models, but a backend with known service times; see --synthetic --help
     #[arg(long)]
     synthetic: bool,
-    /// Drain and end when standard input ends: a child that must not outlive its parent
+    /// Write all keys of the file with their documentation and their defaults, and exit
+    #[arg(long)]
+    reference: bool,
+    /// Drain and exit when standard input closes, for a child that must not outlive its parent
     #[arg(long, hide = true)]
     stop_with_stdin: bool,
     #[command(flatten)]
@@ -72,8 +82,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         return sandbox::main();
     }
     let program = program(args.len());
-    let cli = match Cli::try_parse_from(args) {
-        Ok(cli) => cli,
+    let cli: Cli = match forebay_cli::parse(args) {
+        Ok(Parsed::Arguments(cli)) => cli,
+        Ok(Parsed::Generated) => return ExitCode::from(OK),
         Err(error) => {
             // To standard output for --help, otherwise to standard error; if that is closed, the text is
             // lost.
@@ -81,6 +92,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { USAGE } else { OK });
         }
     };
+    if cli.reference {
+        // If standard output is closed, the text is not wanted.
+        drop(std::io::stdout().write_all(Options::reference_file().as_bytes()));
+        return ExitCode::from(OK);
+    }
     let options = match Options::from_flags(&cli.flags, cli.config.as_deref()) {
         Ok(options) => Options { program, ..options },
         Err(error) => return complain(USAGE, &error),

@@ -8,11 +8,11 @@ use crate::plan::Plan;
 use crate::report::compare::{self, Comparison, Verdict};
 use crate::report::style::Style;
 use crate::report::{Report, hdr, html, table};
-use crate::scenario::Scenario;
+use crate::scenario::{Scenario, reference};
 use crate::sim::{self, SimError, SimPlan};
 use anyhow::Context as _;
 use args::{CapacityArgs, Cli, Command, FileArgs, ReportArgs, RunArgs, SimArgs};
-use clap::Parser as _;
+use forebay_cli::Parsed;
 use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
@@ -29,8 +29,9 @@ const INVALID: u8 = 3;
 
 /// Runs the program with these arguments, the program's name first.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
-        Ok(cli) => cli,
+    let cli: Cli = match forebay_cli::parse(args) {
+        Ok(Parsed::Arguments(cli)) => cli,
+        Ok(Parsed::Generated) => return ExitCode::from(OK),
         Err(error) => {
             // Also `--help` and `--version`, which end with 0.
             let _ = error.print();
@@ -43,6 +44,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Sim(args) => simulate(&args),
         Command::Compare(args) => compare(&args),
         Command::Report(args) => report(&args),
+        Command::Reference => write_reference(),
     };
     let (status, error) = match status {
         Ok(status) => return ExitCode::from(status),
@@ -158,6 +160,12 @@ fn report(args: &ReportArgs) -> Result<u8, Fault> {
     let report = compare::read(&args.report).map_err(|error| Fault::Usage(error.into()))?;
     print(None, &report, |style| table::render(&report, style)).map_err(Fault::Run)?;
     write_files(&args.files, &report).map_err(Fault::Run)?;
+    Ok(OK)
+}
+
+fn write_reference() -> Result<u8, Fault> {
+    let text = reference::text();
+    std::io::stdout().write_all(text.as_bytes()).map_err(|error| Fault::Run(error.into()))?;
     Ok(OK)
 }
 

@@ -28,58 +28,65 @@ const MAX_COUNT: usize = 1 << 20;
 /// Looking more often than this would be all that the loader does.
 const MIN_POLL: Duration = Duration::from_millis(50);
 
+/// The first lines of `conf/worker.toml`.
+const REFERENCE_HEADER: &str = "\
+# All keys of forebay-worker with their defaults, or with an example. Each key is also a flag of the same name
+# (max_body: --max-body), which overrides the file: forebay-worker --config FILE. Values have a unit.
+";
+
 forebay_config::section! {
     /// The settings of a worker.
     pub struct Options {
         /// Model repository: DIR/<model>/<version>/model.onnx, or another file that an engine reads.
         models: PathBuf = PathBuf::from("models"), called("DIR", any());
-        /// Memory for models: what was used last stays, the rest is loaded on demand. Default: no bound.
+        /// Memory for models. The models that were used last stay loaded, and the others are loaded on demand.
+        /// Default: no bound.
         models_memory: Option<u64> = None, optional(bytes()), shown "\"2GiB\"";
-        /// How often to look for changed models. Default: never, only on SIGHUP.
+        /// Interval at which the repository is searched for changed models. Default: only on SIGHUP.
         models_poll: Option<Duration> = None, optional(any()), shown "\"10s\"";
-        /// Let requests load and unload models.
+        /// Allow clients to load and unload models.
         models_control: bool = false, any();
-        /// Longest model file. Protobuf's own limit is 2 GiB.
+        /// Maximum size of a model file. Protobuf's own limit is 2 GiB.
         max_model: u64 = 2 << 30, bytes();
-        /// Time for a model to be loaded and warmed; before that, the same time for a process of its own
-        /// that does it for the first time. The largest models take a minute.
+        /// Maximum time to load and warm a model. A child process loads each model for the first time, and has
+        /// the same time for it. The largest models take a minute.
         load_timeout: Duration = Duration::from_secs(300), any();
-        /// Memory for one model while it is loaded for the first time. Default: half of the machine's or
-        /// the group's; the other half is for what is served meanwhile.
+        /// Maximum memory of the child process that loads a model for the first time. Default: half of the
+        /// memory of the machine or the control group, so that the other half is left to the models in use.
         load_memory: u64 = machine_memory() / 2, bytes(), shown "\"4GiB\"";
-        /// Time from the start until the worker is ready without the models that still load: longer than
-        /// healthy models take together, shorter than the patience of a rollout.
+        /// Time after the start at which the worker becomes ready although some models are still loading. It
+        /// should exceed the loading time of all healthy models, and stay below the timeout of a rollout.
         ready_timeout: Duration = Duration::from_secs(30), any();
-        /// Address to listen on; port 0 takes a free one.
+        /// Address to listen on. With port 0, the operating system chooses a free port.
         listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)), any();
-        /// Threads that run models. Default: the number of cores.
+        /// Number of threads that run models. Default: the number of cores.
         executors: usize = cores(), within(1..=MAX_EXECUTORS), shown "4";
-        /// Keep each executor on one core of those that the process may use.
+        /// Pin each executor thread to one of the cores that the process may use.
         pin_executors: bool = false, any();
-        /// Requests that may wait for each model, unless its model.toml says otherwise.
+        /// Maximum number of queued requests per model. The `queue` of a model.toml overrides it.
         queue: usize = 128, within(1..=MAX_COUNT);
-        /// Longest request body, inflated.
+        /// Maximum size of a request body after decompression.
         max_body: usize = 64 << 20, bytes();
-        /// Bytes of request bodies held at once.
+        /// Maximum memory for all request bodies together.
         max_body_memory: usize = 512 << 20, bytes();
-        /// Bytes of answers held at once that clients have not read yet.
+        /// Maximum memory for all answers that clients have not read yet.
         max_answer_memory: usize = 512 << 20, bytes();
-        /// Connections held at once; an idle one makes room for a new one.
+        /// Maximum number of open connections. At the limit, an idle connection is closed for a new one.
         max_connections: usize = 4096, within(1..=MAX_COUNT);
-        /// Time for the first request's header to arrive.
+        /// Maximum time until the header of a connection's first request has arrived.
         header_timeout: Duration = Duration::from_secs(10), any();
-        /// Time that a connection may be idle between requests.
+        /// Maximum time that a connection may be idle between requests.
         idle_timeout: Duration = Duration::from_secs(75), any();
-        /// Time for a body to arrive.
+        /// Maximum time until a request body has arrived.
         body_timeout: Duration = Duration::from_secs(30), any();
-        /// Least bytes of a body in a second, after its first 5 s; "0B": any rate.
+        /// Minimum bytes per second of a request body, after its first 5 s. "0B" allows any rate.
         min_body_rate: usize = 1 << 10, bytes();
-        /// On SIGTERM: time between "not ready" and closing the listener.
+        /// On SIGTERM: time between becoming not ready and closing the listener.
         drain_delay: Duration = Duration::from_secs(1), any();
-        /// On SIGTERM: time for unfinished requests after that.
+        /// On SIGTERM: maximum time after that to finish the requests in flight.
         drain_timeout: Duration = Duration::from_secs(30), any();
-        /// Form of the log on standard error: "text" or "json".
-        log: LogForm = LogForm::Text, called("FORM", one_of(LogForm::NAMES));
+        /// Format of the log on standard error: "text" or "json".
+        log: LogForm = LogForm::Text, called("FORMAT", one_of(LogForm::NAMES));
     }
     beside {
         /// The engines that run models, the preferred first. A child that loads a model for the first time
@@ -157,6 +164,14 @@ impl Options {
         Ok(Self { models_poll, ..options })
     }
 
+    /// All keys with their documentation and their defaults, as a file: `conf/worker.toml`.
+    pub fn reference_file() -> String {
+        let keys = <Self as Section>::reference("[options]");
+        // The keys stand at the top level of the file.
+        let keys = keys.split_once("[options]\n").map_or(keys.as_str(), |(_, keys)| keys);
+        format!("{REFERENCE_HEADER}\n{keys}")
+    }
+
     fn from_file(path: &Path) -> Result<Self, ConfigError> {
         let path = path.to_owned();
         file::load(&path, READING, Self::parse).map_err(|error| match error {
@@ -222,10 +237,7 @@ mod tests {
     fn the_reference_file_is_what_the_keys_say() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../conf/worker.toml");
         let found = std::fs::read_to_string(path).unwrap();
-        let (_, keys) = found.split_once("\n\n").unwrap();
-        let reference = Options::reference("[options]");
-        let (_, expected) = reference.split_once("[options]\n").unwrap();
-        assert_eq!(keys, expected, "expected in conf/worker.toml:\n{expected}");
+        assert_eq!(found, Options::reference_file(), "run .ci/generate");
         Options::parse(&found).unwrap();
     }
 

@@ -25,7 +25,7 @@ use target::{is_file, refuse_what_a_scenario_says, scenario_of};
 /// shows in full; the generator's own lag is measured beside it, and a run in which it could not
 /// keep up says so.
 #[derive(Debug, Parser)]
-#[command(name = "forebay-load", version, max_term_width = 100, after_help = EXIT_STATUS)]
+#[command(name = "forebay-load", max_term_width = 100, after_help = EXIT_STATUS)]
 pub struct Cli {
     /// The subcommand.
     #[command(subcommand)]
@@ -73,6 +73,8 @@ pub enum Command {
     Compare(CompareArgs),
     /// Show a report again, or turn it into a page
     Report(ReportArgs),
+    /// Write all keys of a scenario with their documentation and their defaults
+    Reference,
 }
 
 /// Arguments of `run`.
@@ -168,11 +170,11 @@ pub struct SimArgs {
     #[arg(long)]
     pub table: bool,
 
-    /// Which policies; they win over the scenario's.
+    /// The policies, which override the scenario's.
     #[command(flatten)]
     pub(crate) policies: PolicyFlags,
 
-    /// Chance; it wins over the scenario's.
+    /// The seed, which overrides the scenario's.
     #[command(flatten)]
     pub(crate) seed: SeedFlag,
 
