@@ -2,12 +2,13 @@
 """Tests of .ci/docs.py: a check that finds nothing must not be one that looks at nothing."""
 
 import pathlib
+import subprocess
 import sys
 import tempfile
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from pages import blocks, figures, generate, links  # noqa: E402
+from pages import blocks, figures, generate, links, run, style  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -49,10 +50,66 @@ class Pages(unittest.TestCase):
         tail = {"forebay": (1, 2.0), "haproxy": (1, 3.0), "envoy": (1, 1.0)}
         self.assertEqual(figures.beaten(tail), "below HAProxy, not below Envoy")
 
+    def test_forbidden_phrases_are_found_in_pages_comments_and_messages(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        root = pathlib.Path(folder.name)
+        subprocess.run(["git", "init", "-q", root], check=True)
+        (root / "page.md").write_text("It is so. What ends it is\nan error.\n\nWhat is a forebay? A pool.\n\n```\nWho is it.\n```\n")
+        (root / "code.rs").write_text('/// Begins anew.\nfn f() { say("nobody waits") }\n#[cfg(test)]\nmod t { "nobody" }\n')
+        places = sorted(line.rpartition(": ")[0].split(": ")[0] for line in style.check(root))
+        self.assertEqual(places, ["code.rs:1", "code.rs:2", "page.md:1"])
+
     def test_every_reason_metric_and_field_of_the_sources_is_understood(self):
         self.assertIn("| `queue_full` | 503 |", generate.reasons(ROOT))
         self.assertIn("forebay_requests_total", generate.metrics(ROOT, "proxy"))
         self.assertIn("`hedged` | text or null", generate.log_fields(ROOT, "Entry"))
+
+    def session(self):
+        """A page's session in an empty repository."""
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        root = pathlib.Path(folder.name) / "root"
+        root.mkdir()
+        subprocess.run(["git", "init", "-q", root], check=True)
+        return run.Session(root, root, None, pathlib.Path(folder.name))
+
+    def ran(self, text):
+        session = self.session()
+        try:
+            for _, comment, kind, block in run.steps(text):
+                session.step(comment, kind, block)
+            session.stop()
+        finally:
+            session.kill()
+        return session
+
+    def test_blocks_are_run_and_what_they_print_is_compared(self):
+        page = "Say it: <!-- run, then prints -->\n\n```sh\necho 'took 31 ms'\n```\n\n```text\ntook 31 ms\n```\n"
+        self.ran(page)
+        wrong = page.replace("text\ntook 31", "text\ntook 7")
+        self.assertRaises(run.Wrong, self.ran, wrong)
+        self.ran(wrong.replace("then prints", "then prints, numbers vary"))
+        self.assertRaises(run.Wrong, self.ran, page.replace("echo", "false; echo"))
+        self.ran("<!-- run, status 3 -->\n```text\n$ echo a && \\\n    exit 3\na\n```\n")
+
+    def test_programs_are_started_and_must_end_well(self):
+        page = '<!-- start until "up" -->\n```sh\nbash -c "trap \'exit 0\' INT; echo up; while :; do sleep 0.05; done"\n```\n'
+        self.ran(page)
+        self.assertRaises(run.Wrong, self.ran, page.replace("exit 0", "exit 1"))
+        self.assertRaises(run.Wrong, self.ran, page.replace("echo up", "exit 0"))
+
+    def test_files_and_hidden_commands_are_there_for_later_blocks(self):
+        page = "<!-- file a/b.txt -->\n```text\nhello\n```\n<!-- hidden cp a/b.txt c.txt -->\n<!-- run, then prints -->\n"
+        self.ran(page + "```sh\ncat c.txt\n```\n```text\nhello\n```\n")
+
+    def test_a_block_without_a_comment_is_found_and_so_is_a_stale_exception(self):
+        page = self.page("```sh\nls\n```\n<!-- not run -->\n```sh\nrm -rf /\n```\n```text\nls\n```\n")
+        root = page.parent
+        (root / ".ci").mkdir()
+        (root / run.LIST).write_text("# List\npage.md | gone | it is dangerous\n")
+        wrong = run.check(root, [page])
+        self.assertEqual([line.split(": ")[0] for line in wrong], ["page.md:1", "page.md:5", ".ci/not_run.txt"])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What clients notice when workers die: kill -9 of one under load, of half of them at once, SIGSTOP of
+# The effect of dying workers on clients: kill -9 of one under load, of half of them at once, SIGSTOP of
 # one, and one that dies and comes back every second. Four backends with four slots, log-normal
 # demands of 20 ms, Poisson arrivals at 250/s: two of them can carry it.
 #

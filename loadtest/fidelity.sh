@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Is the simulator right? The same scenario (scenarios/fleet.toml: arrivals, demands and fleet) live,
 # through forebay and four backends on this machine, and on the virtual clock; medians of the ratios.
-# What a round trip from the proxy to an endpoint takes is a fact of the machine, which the simulator
-# has to be told: it is measured first, by the proxy's own log, at a load at which no request waits.
+# The round trip from the proxy to an endpoint depends on the machine, and the simulator needs it as a setting. It
+# is measured first, by the proxy's own log, at a load at which no request waits.
 #
 #   loadtest/fidelity.sh [FILE.md]           the table goes to standard output and to FILE.md
 #

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What serving costs beyond the engine: the time that a request takes of a worker that is saturated, by
-# the time that the engine takes for one alone. The worker has one executor and one core, which its
+# The cost of serving beyond the engine: the time per request of a saturated worker, divided by the time that
+# the engine takes for one request alone. The worker has one executor and one core, which its
 # sockets share; the generator has the other. The engine's own time is the worker's word (statistics),
 # taken with one client, so that nothing else wants the core. Rounds alternate; medians.
 #

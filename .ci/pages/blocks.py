@@ -67,9 +67,24 @@ def known_flags(programs):
     return found
 
 
+def whole_commands(text):
+    """The commands of a block; one may have several lines, within quotes or by a backslash at their ends."""
+    waiting = ""
+    for line in text.replace("\\\n", " ").splitlines():
+        waiting += f"{line}\n"
+        try:
+            shlex.split(waiting, comments=True)
+        except ValueError:
+            continue
+        yield waiting
+        waiting = ""
+    if waiting:
+        yield waiting
+
+
 def commands(root, text, flags):
     """What is wrong with the command lines of a block: files that do not exist, flags that no program has."""
-    for line in text.replace("\\\n", " ").splitlines():
+    for line in whole_commands(text):
         try:
             line = shlex.split(line, comments=True)
         except ValueError as error:

@@ -1,4 +1,4 @@
-# What the benchmark scripts share; sourced first, with `name` set to the script's own for messages.
+# The shared part of the benchmark scripts; sourced first, with `name` set to the script's own for messages.
 # It gives them:
 #   root target here           the repository, cargo's target directory, this folder
 #   work                       a directory of their own, removed at the end
@@ -263,7 +263,7 @@ own_ticks() {
     }' "$work/times"
 }
 
-# What a table needs to be believed: command, date, machine, neighbours.
+# The facts that every table states: command, date, machine, neighbours.
 setting() { # COMMAND
     local all=$(($(busy_ticks) - busy_before)) mine
     mine=$(own_ticks)

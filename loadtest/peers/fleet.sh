@@ -62,7 +62,7 @@ measure() {
     say "round $round/$rounds, $peer: $(tail -n 1 "$work/$peer.figures") (p50 p99 p99.9 ms, CPU s/10k, slow one %, errors %, MiB)"
 }
 
-# What the same round comes to on the virtual clock.
+# Runs the same round on the virtual clock.
 simulate() { # POLICY ROUND
     local report=$work/sim.json
     "$load" sim "$work/fleet.toml" --policy "$1" --seed "$2" --quiet --json="$report" > /dev/null || [ $? = 1 ]

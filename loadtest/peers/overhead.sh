@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What does a proxy cost? Requests a second, p99, CPU time a request and memory of forebay beside
+# The cost of a proxy: requests a second, p99, CPU time a request and memory of forebay beside
 # nginx, an empty Pingora proxy of the same build, and other proxies that are installed, in front of a
 # backend that answers at once: as fast as they can, at a rate that all of them hold, and over TLS.
 #

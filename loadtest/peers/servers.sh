@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The worker beside MLServer and Triton with ONNX Runtime (Triton's in its Python backend: the packages
 # have no other): the same model, one core each, one thread in the engine, open-loop load in steps until
-# an objective is missed. What counts is the highest rate of Poisson arrivals at which the p99, measured
-# from the intended start, keeps it. Rounds alternate; medians.
+# an objective is missed. The result is the highest rate of Poisson arrivals at which the p99, measured
+# from the intended start, meets it. Rounds alternate; medians.
 #
 #   loadtest/peers/servers.sh [FILE.md]      the table goes to standard output and to FILE.md
 #

@@ -1,8 +1,8 @@
 //! One sending of a request to one endpoint, and what its end says of the endpoint.
 //!
-//! The endpoint counts it as in flight until it is over, however it ends. Whose fault an end is, and
-//! whether another attempt follows, is decided in [`forebay_routing::attempt`]; here the decisions are
-//! given what they depend on, and carried out.
+//! The endpoint counts it as in flight until it is over, however it ends. [`forebay_routing::attempt`] decides
+//! which side an end is blamed on, and whether another attempt follows. This module gathers the facts for these
+//! decisions, and carries them out.
 
 use super::queue::Bound;
 use super::{Endpoint, Pool};

@@ -49,7 +49,7 @@ impl<'a> Readiness<'a> {
     }
 }
 
-/// Can all that comes in be answered? What [`Readiness`] says, for those who ask often.
+/// Can all that comes in be answered? The same answer as that of [`Readiness`], cheap enough to ask often.
 pub fn is_ready(snapshot: &Snapshot) -> bool {
     reached(snapshot).all(|route| is_answered(snapshot, route))
         && layer4(snapshot).all(|name| has_endpoint(snapshot, name))

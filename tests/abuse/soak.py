@@ -24,7 +24,7 @@ from lab.row import Failed, Test, eventually  # noqa: E402
 
 # An error within so many seconds of a kill or stop is explained by it, where a rule says so at all.
 NEAR = 12.0
-# What memory may gain from the middle to the end.
+# Growth of memory that is tolerated from the middle to the end.
 FLAT_MIB = 12.0
 
 
@@ -90,7 +90,7 @@ class Soak:
             if not self.proxy.alive():
                 self.t.check(False, f"the proxy ended with {self.proxy.child.poll()}")
                 self.t.require(False, self.proxy.messages()[-500:])
-            # An exchange of the process begins its memory anew, so there is none in the second half.
+            # A new process starts with fresh memory, so no process is exchanged in the second half.
             self.one_fault(upgrades=now < self.seconds / 2)
             time.sleep(self.random.uniform(0.2, 1.5))
         self.seconds = 0

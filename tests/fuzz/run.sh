@@ -19,7 +19,7 @@ if [[ ${1:-} == --seconds ]]; then
 fi
 host=$(rustc -vV | sed -n 's/^host: //p')
 target=${CARGO_TARGET_DIR:-$root/target}/fuzz
-# What `cargo fuzz` sets, without its sanitizers: those need a nightly toolchain.
+# The flags of `cargo fuzz`, without its sanitizers, which need a nightly toolchain.
 coverage="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4"
 coverage+=" -Cllvm-args=-sanitizer-coverage-inline-8bit-counters"
 coverage+=" -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares"

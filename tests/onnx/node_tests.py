@@ -19,7 +19,7 @@ from onnx.backend.test.case.node import collect_testcases  # noqa: E402
 import cases  # noqa: E402
 
 LIST = pathlib.Path(__file__).with_name("not_loaded.txt")
-# What stands before the reason itself.
+# Prefixes of the reason.
 PREFIXES = [
     "warm-up failed (give inputs a warm_up shape if these do not fit): ",
     "the model can't run with these input shapes: ",
@@ -61,7 +61,7 @@ def listed():
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--update", action="store_true", help="write the list anew")
+    arguments.add_argument("--update", action="store_true", help="write the list again")
     update = arguments.parse_args().update
     with tempfile.TemporaryDirectory() as scratch:
         written, others = collect(pathlib.Path(scratch))

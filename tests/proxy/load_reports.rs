@@ -209,7 +209,7 @@ async fn where_a_pool_is_polled_a_stale_report_is_polled_at_once() {
     let proxy = Proxy::in_front_of(&[endpoint.address], 1, poll).await;
     known(&proxy, "a stale report", |known| known["stale"] == true).await;
     let polls = async || proxy.metric("forebay_polls_total", &[]).await;
-    assert_eq!(polls().await, 1.0, "nobody asks while no request comes");
+    assert_eq!(polls().await, 1.0, "no poll without requests");
     post(proxy.address, INFER, "").await;
     eventually("a poll long before its turn", async || (polls().await > 1.0).then_some(())).await;
 }

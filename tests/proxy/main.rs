@@ -2,7 +2,7 @@
 //!
 //! Ports come from the OS, nothing sleeps for luck: what takes time is waited for, with a bound.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
-#![allow(unreachable_pub, missing_docs, reason = "nobody but this binary uses them")]
+#![allow(unreachable_pub, missing_docs, reason = "only this binary uses them")]
 
 mod activation;
 mod admin;

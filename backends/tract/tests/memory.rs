@@ -1,4 +1,4 @@
-//! What a model says that it holds, beside what is allocated.
+//! Compares the memory that a model states with the memory that is allocated.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 #![allow(unsafe_code, reason = "an allocator that counts")]

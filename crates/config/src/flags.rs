@@ -129,7 +129,7 @@ fn error_in<S: Section>((name, is_list): (&str, bool), value: &str) -> Option<St
     S::read_over(&document.root(), S::default());
     let found = document.finish().err()?;
     // The name stands before it, which the command line names itself; that other keys are missing is no
-    // matter of this one. What is no TOML has no name.
+    // matter of this one. A text that is not TOML has no name.
     let of_key = |message: &str| match message.split_once(": ") {
         Some((key, words)) if key == name => Some(words.to_owned()),
         Some((key, _)) if S::keys().iter().any(|known| known.name == key) => None,
@@ -161,7 +161,7 @@ mod tests {
     use std::time::Duration;
 
     crate::section! {
-        /// What is tested.
+        /// The section under test.
         struct Tested {
             /// How many,
             /// at most.

@@ -13,7 +13,7 @@ pub trait FromToml: Sized {
     /// Reads the value.
     ///
     /// # Errors
-    /// What was found instead, or `None` if the value's own description says it.
+    /// A description of the value that was found instead, or `None` if the value's own description says it.
     fn from_toml(value: &DeValue<'_>) -> Result<Self, Option<String>>;
 }
 

@@ -5,8 +5,8 @@
 //! SETTINGS frame are acknowledged, a WINDOW_UPDATE walks the streams, a HEADERS frame that is
 //! followed by RST_STREAM starts and cancels a request. The `h2` crate, which both Pingora and hyper
 //! use, bounds some of these (CVE-2023-44487 and CVE-2024-27316 among them), but a flood of the others
-//! occupies a core for as long as the connection lasts, and resets below its thresholds go on for
-//! ever.
+//! occupies a core for as long as the connection lasts, and resets below its thresholds go on
+//! forever.
 //!
 //! [`Guarded`] wraps a server's connection and follows the frame headers in both directions. A
 //! [`Budget`] charges the client for each frame that asks for work of its own and credits it for

@@ -41,7 +41,7 @@ pub(super) enum Event {
     CheckExpired {
         /// The proxy that asked.
         proxy: usize,
-        /// Which endpoint.
+        /// The endpoint that was asked.
         endpoint: usize,
     },
     /// A balancer wants to look at a request again.

@@ -25,7 +25,7 @@ pub struct SimPlan {
     pub run: Plan,
     /// The endpoints.
     pub groups: Vec<Group>,
-    /// Which of them belong together, and which variants stand in.
+    /// The pools of these endpoints, and the fallbacks of the route.
     pub pools: Pools,
     /// The proxies.
     pub sim: Sim,

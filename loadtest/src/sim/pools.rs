@@ -12,7 +12,7 @@ pub struct Variant {
 }
 
 impl Variant {
-    /// What a request asks for.
+    /// The variant that a request asks for: the route's own pool.
     pub const OWN: Self = Self { pool: 0, cost: 1.0 };
 }
 

@@ -4,7 +4,7 @@ from . import http1, http2
 from .load import BODY, Asking, Clients
 from .processes import INFER
 
-# What a matrix row is tried with, unless it says more.
+# The protocols that a matrix row is tried with by default.
 KINDS = {"HTTP/1": "h1", "HTTP/1, streamed path": "stream", "HTTP/2": "h2", "gRPC": "grpc"}
 STREAMED = "/v1/chat/completions"
 

@@ -8,7 +8,7 @@ from lab.endpoint import Endpoint
 from lab.processes import Proxy, pool
 from lab.row import row
 
-# What a page of another site makes a browser send.
+# Requests that a page of another site makes a browser send.
 CROSS = {
     "Origin of another site": {"origin": "https://evil.example"},
     "Origin null": {"origin": "null"},

@@ -195,7 +195,7 @@ def slow_read(t, form):
     took = time.monotonic() - began
     t.figure(f"aborted after {took:.1f} s, {grown / 1024:.0f} KiB each")
     t.check(took <= 16.5, f"still in flight after {took:.1f} s")
-    # An answer that is held is there once, whoever reads it.
+    # A held answer exists once, however many clients read it.
     t.check(grown <= 256 * 1024 + (size if size < 1 << 20 else 0), f"{grown / 1024:.0f} KiB a connection")
     for s in clients:
         s.close()
@@ -282,7 +282,7 @@ def unread(t, form):
             s = http1.connect(proxy.address, 5, receive_buffer=2048)
             s.sendall(data * (50 if "pipelined" in kind else 1))
             held.append(s)
-    # What the endpoint has to do for them is done by then.
+    # The endpoint has finished its work for them by then.
     time.sleep(1.5)
     found = [ask() for _ in range(20)]
     bad = [f for f in found if f[0] != 200]

@@ -1,4 +1,4 @@
-"""Endpoints that die, stop, lie, drip, or say what nobody asked."""
+"""Endpoints that die, stop, lie, drip, or answer without being asked."""
 
 import threading
 import time
@@ -223,7 +223,7 @@ def half_open(t, form):
     t.check(took <= 3, f"out of rotation only after {took:.2f} s")
     failed = errors(outcomes)
     if kind == "stream":
-        # What is not held can't be made elsewhere: it ends in words instead.
+        # A request that is not held can't be sent elsewhere: it gets an error that says so.
         failed = {key: n for key, n in failed.items() if key[0] not in (502, 503, 504)}
     t.equal(dict(failed), {}, "errors")
     slow = [o for o in outcomes if o.seconds > 4]

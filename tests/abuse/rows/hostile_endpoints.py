@@ -26,7 +26,7 @@ ANSWER = lambda n: frame(HEADERS, END_HEADERS, n, STATUS) + frame(DATA, 1, n, b"
 
 
 class Flood:
-    """What is sent again and again from the first request on; `n` is the number of its stream. `first` comes before
+    """Bytes that are sent again and again from the first request on; `n` is the number of its stream. `first` comes before
     it, and is a whole answer if it `answers`. `kind` is how it is counted, unless the HTTP/2 library ends the
     connection by itself."""
 
@@ -58,7 +58,7 @@ FLOODS = {
     "unknown kinds after an answer": Flood(lambda n: frame(0xEE, payload=bytes(64)) * 500, ANSWER, answers=True,
                                            kind="other"),
 }
-# What is said once to each request.
+# Bytes that each request gets once.
 LIES = {
     "RST_STREAM": lambda n: frame(RST_STREAM, 0, n, struct.pack(">I", 2)),
     "REFUSED_STREAM": lambda n: frame(RST_STREAM, 0, n, struct.pack(">I", 7)),

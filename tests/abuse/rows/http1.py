@@ -238,7 +238,7 @@ def large_body(t, form):
     with around(t, proxy, "body_too_large", 5):
         for i in range(5):
             if i == 2:
-                # What the first ones bring with them, such as threads' stacks, is not theirs.
+                # Memory that the first requests take once, such as threads' stacks, does not count.
                 rss = proxy.rss()
             with http1.connect(proxy.address, 10) as s:
                 if form[0] == "stated":

@@ -243,14 +243,14 @@ def many_fields(t, form):
                 client.h2.send_data(number, b"{}", end_stream=True)
                 client.flush()
                 found = client.wait([number], 5)[0]
-            # What is malformed may be reset instead (RFC 9113, 8.1.1).
+            # A malformed request may be reset instead (RFC 9113, 8.1.1).
             reset = status == 400 and found.reset == 1
             t.check(reset or (found.status, found.reason) == (status, reason), f"answered {found}")
     t.equal(len(endpoint.requests), 2, "requests at the endpoint")
 
 
 H2_BAD = {
-    # What the standard calls malformed: name -> fields in place of the usual ones.
+    # Requests that the standard calls malformed: name -> fields in place of the usual ones.
     "no method": [(":scheme", "http"), (":path", "/v2"), (":authority", "x")],
     "no path": [(":method", "GET"), (":scheme", "http"), (":authority", "x")],
     "empty path": [(":method", "GET"), (":scheme", "http"), (":path", ""), (":authority", "x")],

@@ -16,7 +16,7 @@ from lab.row import eventually, row
 
 
 def sink(t, kind):
-    """A descriptor that takes nothing: its reader is gone, it is always full, or nobody reads it."""
+    """A descriptor that takes nothing: its reader is gone, it is always full, or it is never read."""
     if kind == "/dev/full":
         fd = os.open("/dev/full", os.O_WRONLY)
         t.stack.callback(os.close, fd)
@@ -170,7 +170,7 @@ def worker_ready(address):
 @row(35, "the disk of the access log is full", {"file": "file", "stdout": "stdout"}, limit=60)
 def full(t, form):
     """Lines can't be written -> dropped and counted, 0 errors; written again when there is room (a file that
-    a reload opens anew)."""
+    a reload opens again)."""
     endpoint = Endpoint(t)
     log = t.folder / "access.log"
     if form[0] == "stdout":

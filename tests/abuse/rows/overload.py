@@ -39,7 +39,7 @@ def overload(t, factor, bar, seconds):
         peak = (len(load.outcomes) - before) / (time.monotonic() - began)
     rss = proxy.rss()
     outcomes = scheduled(proxy.address, peak * factor, seconds)
-    # What began in the first second still finds an empty queue; it counts too, as it came.
+    # Requests of the first second still find an empty queue, and count as well.
     good = goodput(outcomes, 1.2, seconds)
     words = errors(outcomes)
     t.figure(f"{good:.0f}/s of {peak:.0f}/s ({good / peak:.0%}), memory {(proxy.rss() - rss) / 2**20:+.1f} MiB, {dict(words)}")

@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|bytes: &[u8]| {
     let Ok(Some((length, ends))) = parse(bytes) else { return };
     assert!(length <= bytes.len());
-    // What follows the header says nothing about it, and no part of the header is one.
+    // Bytes after the header do not matter, and no part of a header is a whole one.
     assert!(matches!(parse(&bytes[..length]), Ok(Some(again)) if again == (length, ends)));
     assert!(matches!(parse(&bytes[..length - 1]), Ok(None) | Err(_)));
     let Some(ends) = ends else { return };

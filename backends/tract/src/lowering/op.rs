@@ -228,8 +228,8 @@ fn made(
     Ok(tvec!(output.into_tvalue()))
 }
 
-/// What tract has to know of one of the operations below: its name, that it rounds in another way
-/// than tract's own if so, and the shape of its output.
+/// Describes one of the operations below to tract: its name, whether it rounds in another way than tract's
+/// own, and the shape of its output.
 macro_rules! operation {
     ($op:ty, $name:literal $(, $validation:ident)?; $self:ident, $inputs:pat => $shape:expr) => {
         impl Op for $op {

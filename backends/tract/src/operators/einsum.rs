@@ -1,8 +1,8 @@
 //! `Einsum`, with an ellipsis or without.
 //!
 //! tract takes each ellipsis of the equation for the one of the next input, so that an input without one
-//! shifts all others: `...c,cd->...d` loses the rows. Here each input has its own. What the ellipsis stands
-//! for is aligned at its end and broadcast, as in the definition.
+//! shifts all others: `...c,cd->...d` loses the rows. Here each input has its own. The
+//! dimensions that an ellipsis stands for are aligned at their end and broadcast, as in the definition.
 
 use super::built::Built;
 use tract_onnx::model::ParsingContext;

@@ -81,7 +81,7 @@ enum Places {
     AlignCorners,
 }
 
-/// Which pixel is the nearest.
+/// The choice of the nearest pixel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rounding {
     Floor,

@@ -4,7 +4,7 @@
 //! [batch, time, gates * hidden], the weights of the state [gates * hidden, hidden], the bias of the state
 //! [gates * hidden], the first state and cell [batch, hidden], peepholes [3 * hidden], and the length of
 //! each sequence [batch]. Outputs: all states [batch, time, hidden], the last state and, of an LSTM, the
-//! last cell [batch, hidden]. What lies behind the end of a sequence is zero, and the last state is that at
+//! last cell [batch, hidden]. States behind the end of a sequence are zero, and the last state is that at
 //! its end.
 
 use super::activation::Activation;

@@ -9,8 +9,8 @@
 //!
 //! The walk reads tract's typed graph before any rewrite, where shapes are concrete. It runs twice,
 //! for two numbers of rows, and both must tell the same of every operator: a value that is computed
-//! from the number of rows differs between them and ends the proof. What is the same for both, as the answer
-//! to whether there are more than two, must be so for one row, for two and for many.
+//! from the number of rows differs between them and ends the proof. A value that is the same for both, as the answer
+//! to whether there are more than two, must be the same for one row, for two and for many.
 //!
 //! Modules: `visit` (where rows are, and an operator with that of its inputs), `rules` (what each operator
 //! does to rows), `shape` (the same for those that only move elements), `nested` (operators with graphs of

@@ -37,7 +37,7 @@ impl From<forebay_engine::LoadError> for LoadError {
 impl LoadError {
     /// It was called off while it was loaded.
     pub(crate) fn cancelled() -> Self {
-        Self::Passing("nobody wants it any more".to_owned())
+        Self::Passing("no longer wanted: it was unloaded meanwhile".to_owned())
     }
 
     /// The error for a file of a model that could not be read: a fault of the file, or of the machine.

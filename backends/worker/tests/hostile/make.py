@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write ONNX models that nobody should believe. Needs: pip install onnx==1.* numpy==2.*"""
+"""Write ONNX models that must not be trusted. Needs: pip install onnx==1.* numpy==2.*"""
 
 import pathlib
 

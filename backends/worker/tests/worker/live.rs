@@ -165,8 +165,10 @@ async fn requests_that_have_begun_are_finished_by_the_version_they_began_with() 
     begun.abort();
     until_busy(&worker, 0, 0).await;
     assert_eq!(unload(&worker, "slow").await.status, 200);
-    eventually("nobody uses it", || async { state(&worker, "slow", "1").await.0 == "UNAVAILABLE" })
-        .await;
+    eventually("no request uses it", || async {
+        state(&worker, "slow", "1").await.0 == "UNAVAILABLE"
+    })
+    .await;
     assert_eq!(metric(&worker, "forebay_worker_models_memory_bytes").await, 0);
 }
 

@@ -4,7 +4,7 @@ use crate::document::Document;
 use crate::section::Section;
 
 crate::section! {
-    /// What is tested.
+    /// The section under test.
     struct Tested {
         /// A number.
         number: usize = 7, within(1..=9);
@@ -51,7 +51,7 @@ fn a_section_is_read_with_its_bounds_and_defaults() {
 fn the_reference_of_a_section_is_its_declaration_and_can_be_read() {
     let text = Tested::reference("[tested]");
     let expected = "\
-# What is tested.
+# The section under test.
 [tested]
 # A number.
 number = 7
@@ -76,7 +76,7 @@ some = [\"one\", \"three\"]
 }
 
 crate::section! {
-    /// What points at something, or must be there.
+    /// Keys that refer to another one, or are required.
     struct Pointing {
         /// Required. A number.
         number: usize = 0, required(within(1..=9)), shown "7";

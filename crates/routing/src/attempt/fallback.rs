@@ -1,4 +1,4 @@
-//! Which variant stands in next, where the present one does not answer.
+//! Chooses the variant that stands in next, where the present one does not answer.
 //!
 //! A worse answer in time is mostly worth more than none. A route names the variants that may stand in; each is
 //! tried once, in that order, and those that can't answer the request are passed over.

@@ -403,7 +403,7 @@ mod tests {
         for there in 1..16 {
             limit.learn_late(there, 0.25);
         }
-        assert_eq!(limit.slots(), None, "a few that came when nobody knew how long it takes");
+        assert_eq!(limit.slots(), None, "a few that came before the service time was known");
         // Cold: all that is known is how few were there already.
         for there in 40..100 {
             limit.learn_late(there, 0.25);

@@ -273,8 +273,8 @@ impl Load {
         self.learn_service(sample, others, samples);
     }
 
-    /// What the service itself took, in seconds. One that runs one request at a time began with this one when
-    /// it ended the one before; else the part that was spent behind `estimate` is taken out.
+    /// The time of the service itself, in seconds. An endpoint with one slot began with this request when it had
+    /// finished the one before; otherwise the part that was spent behind `estimate` is taken out.
     fn service_of(&self, took: Duration, estimate: &LoadEstimate, now: Time, last: u64) -> f32 {
         let took = took.as_secs_f32();
         let is_ours = estimate.others < 0.5 && estimate.variance < 0.25;
@@ -286,11 +286,11 @@ impl Load {
     }
 
     fn learn_service(&self, sample: f32, others: u32, samples: f32) {
-        // Where nobody states slots, how much of the time was a service is a guess, which is wrong by another
-        // amount at each endpoint: they are not to be compared.
+        // Without stated slots, the share of the service in the time is a guess, which is off by another amount at
+        // each endpoint: such endpoints are not compared.
         let pool = self.pool.get().filter(|_| self.stated_slots().is_some());
         let peers = pool.map(|memory| memory.peers()).unwrap_or_default();
-        // Where nobody states what runs at once, nobody knows how many ran together.
+        // Without stated slots, the number of requests that ran together is unknown.
         let together = self.stated_slots().map_or(1, |slots| slots.min(others.saturating_add(1)));
         self.service_time.learn(&self.change, (sample, float(together)), samples, peers);
         if let Some(memory) = pool {

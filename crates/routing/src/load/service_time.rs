@@ -65,8 +65,8 @@ impl Default for Peers {
 }
 
 impl Peers {
-    /// What to believe of an endpoint of which so many answers say this. It is like the others or it is not, and
-    /// before anything is known both are as likely (a prior of a spike and a slab). The less its mean is off the
+    /// The estimate for an endpoint whose `samples` answers have this mean. The endpoint is like the others or it is
+    /// not, and before anything is known both are as likely (a prior of a spike and a slab). The less its mean is off the
     /// others' beside how far it may be by chance, the likelier it is like them, and the more it is drawn there.
     fn believe(self, mean: f32, samples: f32) -> f32 {
         if self.mean <= 0.0 || mean <= 0.0 {

@@ -52,7 +52,7 @@ impl Pool {
         }
     }
 
-    /// What was paid was there before.
+    /// The budget held every retry before it was paid.
     fn check(&self, seed: u64) {
         let reserve = if self.budget_share > 0.0 { RESERVE } else { 0.0 };
         let had = reserve + self.earned * self.budget_share;
@@ -67,7 +67,7 @@ struct World {
     seed: u64,
     now: Time,
     pools: Vec<Pool>,
-    /// What has happened: a test that never comes to something says nothing of it.
+    /// Counts of events, since a test that never reaches a case says nothing about it.
     seen: BTreeSet<&'static str>,
 }
 
@@ -79,7 +79,7 @@ impl World {
     }
 }
 
-/// What is done to a run beside what chance does.
+/// A mishap that is added to the events drawn by chance.
 #[derive(Clone, Copy, PartialEq)]
 enum Mishap {
     None,
@@ -292,7 +292,7 @@ impl<'a> Run<'a> {
         self.world.now = self.world.now + up_to(8, &mut self.world.rng);
         let (now, hedge_at) = (self.world.now, self.hedge_at);
         let late = self.begun.iter().position(|it| it.runs && it.until.is_some_and(|at| at <= now));
-        // What ends it otherwise may come just when its time is up.
+        // Another end may come just when its time is up.
         if let Some(late) = late.filter(|_| self.world.rng.below(4) > 0) {
             let unheard = self.world.rng.below(2) > 0;
             return Event::Ended(late, End::TimedOut { unheard });
@@ -303,7 +303,7 @@ impl<'a> Run<'a> {
             return Event::HedgeDue { has_room: room.is_some() };
         }
         match self.world.rng.below(4) {
-            // What can't happen now, or happens twice.
+            // An event that is impossible now, or is repeated.
             0 => match self.world.rng.below(7) {
                 0 => Event::Began,
                 1 => Event::Bound { hedge_after: None },

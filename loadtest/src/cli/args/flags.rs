@@ -1,7 +1,7 @@
 //! Flags from the keys of a scenario: the same names, bounds, defaults and words.
 //!
-//! A command has the flags that make sense for it, and a flag may be shorter than its key. What differs is said
-//! here; everything else is the key's own declaration.
+//! A command has the flags that make sense for it, and a flag may be shorter than its key. Such differences are
+//! declared here; everything else is the key's own declaration.
 
 use crate::scenario::{Constant, General, Http, Infer, Live, Open, Request, Sim, Trust};
 use clap::Arg;
@@ -65,20 +65,20 @@ macro_rules! flags {
 }
 
 flags! {
-    /// What holds for a whole run.
+    /// Settings of a whole run.
     GeneralFlags: General = |flag| Some(match flag.get_id().as_str() {
         "objectives" => flag.long("objective").num_args(1..).help_heading("Result"),
         "name" => flag.help_heading("Result"),
         _ => flag.help_heading(LOAD),
     });
-    /// Chance alone.
+    /// The seed alone.
     SeedFlag: General = |flag| (flag.get_id() == "seed").then_some(flag);
     /// The target, and the connections to it.
     LiveFlags: Live = |flag| Some(match flag.get_id().as_str() {
         "connections" => flag.short('c').help_heading(LOAD),
         _ => flag.help_heading(LOAD),
     });
-    /// Which certificates are believed.
+    /// The trusted certificates.
     TrustFlags: Trust = |flag| Some(match flag.get_id().as_str() {
         "insecure" => flag.require_equals(true).help_heading(LOAD),
         _ => flag.conflicts_with("insecure").help_heading(LOAD),
@@ -95,7 +95,7 @@ flags! {
         "for" => defaulted(flag, &format!("{DEFAULT_LENGTH:?}")),
         _ => flag,
     }.help_heading(LOAD));
-    /// What all kinds of requests have; there is one, so that its weight is no matter.
+    /// Settings of all kinds of requests. There is a single request, so it needs no weight.
     RequestFlags: Request = |flag| match flag.get_id().as_str() {
         "weight" => None,
         "headers" => Some(flag.long("header").short('H').help_heading(REQUESTS)),

@@ -130,7 +130,7 @@ impl Engine<'_> {
         self.call_balancer(proxy, |balancer, fleet, outbox| {
             balancer.finished(&done, fleet, outbox);
         });
-        // What it usually takes only the balancer knows: a probe too many tells it nothing.
+        // Only the balancer knows the usual time of a request. A surplus probe does no harm.
         if blame.consequences(Duration::from_nanos(took), Duration::ZERO, true).probe {
             self.suspect(proxy, sent.endpoint);
         }

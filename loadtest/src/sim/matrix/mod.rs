@@ -37,7 +37,7 @@ const WARM_UP: f64 = 1.0 / 6.0;
 /// A cell and what came of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Found {
-    /// Which one.
+    /// The cell.
     pub cell: Cell,
     /// The median over nginx's.
     pub p50_to_nginx: f64,

@@ -72,9 +72,9 @@ fn failures_in_a_row_take_an_endpoint_out_at_once() {
     let mut fleet = Fleet::new(3);
     assert!(!fleet.ends(1, Outcome::Failed, 4));
     fleet.answers(1, 1, 1);
-    assert!(!fleet.ends(1, Outcome::Failed, 4), "an answer between begins anew");
+    assert!(!fleet.ends(1, Outcome::Failed, 4), "an answer between starts the count again");
     assert_eq!(fleet.evaluate(10), []);
-    assert!(fleet.ends(1, Outcome::Failed, 1), "whoever judges is woken");
+    assert!(fleet.ends(1, Outcome::Failed, 1), "the fifth failure wakes the judge");
     assert_eq!(fleet.evaluate(11), [(1, OUT)]);
     assert_eq!(fleet.histories[1].out(), Some((Cause::ConsecutiveFailures, at(3011))));
     assert_eq!(fleet.evaluate(3010), []);
@@ -248,7 +248,7 @@ fn one_that_flaps_changes_rotation_once_in_a_back_off() {
 }
 
 #[test]
-fn one_restart_holds_nobody_back() {
+fn one_restart_holds_no_endpoint_back() {
     let mut history = EjectionHistory::default();
     assert_eq!(history.probe_failed(&RULES, at(0)), None);
     assert_eq!(history.out(), None);
@@ -257,7 +257,7 @@ fn one_restart_holds_nobody_back() {
 }
 
 #[test]
-fn whoever_switches_ejection_off_has_all_of_them_back() {
+fn switching_ejection_off_brings_all_of_them_back() {
     let mut fleet = Fleet::new(2);
     fleet.ends(0, Outcome::Failed, 5);
     assert_eq!(fleet.evaluate(0), [(0, OUT)]);
