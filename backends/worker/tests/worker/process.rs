@@ -162,7 +162,7 @@ async fn the_command_line_explains_itself() {
     assert_eq!(code, Some(0));
     // However its lines are broken.
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
-    for part in ["--models <DIR>", "[default: 127.0.0.1:8000]", "Exit status", "curl"] {
+    for part in ["--models <DIR>", "[default: 127.0.0.1:8000]", "Exit codes", "curl"] {
         assert!(help.contains(part), "expected {part}, found\n{help}");
     }
     assert!(!help.contains("stop-with-stdin"), "hidden");
