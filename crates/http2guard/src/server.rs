@@ -149,7 +149,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for GuardedServer<S> {
         if good == 0 {
             return Poll::Ready(Err(over(flood)));
         }
-        // What came before may be the end of an answer.
+        // The bytes before it may be the end of an answer.
         buffer.set_filled(before + good);
         Poll::Ready(Ok(()))
     }

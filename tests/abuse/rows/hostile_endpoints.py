@@ -148,7 +148,7 @@ def in_front(t, hostile, kind):
 
 KINDS = {"held": "h2", "streamed path": "h2 stream", "gRPC": "grpc", "gRPC stream": "grpc stream"}
 GRPC_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
-# What is tried in every way in which requests are forwarded over HTTP/2.
+# The floods that are tried in every way in which requests are forwarded over HTTP/2.
 EVERYWHERE = {"PING", "1xx", "large head", "more than its window", "DATA after the end"}
 FLOOD_FORMS = {f"{name}, {word}": (name, kind) for name in FLOODS for word, kind in KINDS.items()
                if word == "held" or name in EVERYWHERE and not (FLOODS[name].answers and kind.startswith("grpc"))}

@@ -6,8 +6,8 @@
 //! measure the bandwidth with PING. The content of answers is free, in pieces of any size.
 //!
 //! Two things are exact, because the client has said what is allowed: the windows, and the bytes that a server
-//! may still have under way on a stream that the client has reset. What goes beyond a window ends the
-//! connection, what goes beyond the late bytes is charged.
+//! may still have under way on a stream that the client has reset. Data beyond a window end the
+//! connection, and data beyond the late bytes are charged.
 
 use crate::budget::{
     Account, CONTROL_BURST, CONTROL_PER_REQUEST, CONTROL_RATE, EMPTY_DATA, Flood, UNIT,
