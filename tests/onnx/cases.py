@@ -24,6 +24,7 @@ PLAIN = {
     TensorProto.FLOAT16,
     TensorProto.FLOAT,
     TensorProto.DOUBLE,
+    TensorProto.STRING,
 }
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The engine beside others' word for what a graph computes: the node tests of the package onnx, values at
-# the edges of single operators, and random graphs beside ONNX Runtime. Needs the built example `cases` ($CASES, or
+# the edges of single operators, operators of classical models, and random graphs beside ONNX Runtime. Needs the built example `cases` ($CASES, or
 # target/debug/examples/cases) and Python 3.11+; everything else goes into a virtual environment under
 # target/.
 #
@@ -34,6 +34,8 @@ echo "--- node tests"
 timeout 600 "$venv/bin/python" "$here/node_tests.py" ${UPDATE:+--update} || status=1
 echo "--- values at an edge"
 timeout 300 "$venv/bin/python" "$here/values.py" || status=1
+echo "--- operators of classical models"
+timeout 300 "$venv/bin/python" "$here/classical.py" --seconds 30 --seed "${SEED:-$RANDOM}" || status=1
 echo "--- random graphs"
 seconds=${SECONDS_OF_GRAPHS:-60}
 timeout $((seconds + 120)) "$venv/bin/python" "$here/graphs.py" --seconds "$seconds" \

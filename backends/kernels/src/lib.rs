@@ -12,7 +12,8 @@
 //!
 //! Modules: [`dense`] (products and convolutions over all channels), [`depthwise`] (convolutions of
 //! each channel with itself), [`packed`] (their weights), [`epilogue`] (what is done to a value before it
-//! is stored), [`reduce`] (softmax, sums and maxima), `math` (elementary functions on a vector).
+//! is stored), [`reduce`] (softmax, sums and maxima), [`trees`] (decision trees), `math` (elementary
+//! functions on a vector).
 
 pub mod dense;
 pub mod depthwise;
@@ -20,6 +21,7 @@ pub mod epilogue;
 mod math;
 pub mod packed;
 pub mod reduce;
+pub mod trees;
 
 use std::fmt;
 use std::sync::OnceLock;

@@ -145,6 +145,11 @@ fn tensors(set: &Path, kind: &str, names: &[String]) -> Result<Vec<Tensor>> {
         let provider = tract_onnx::data_resolver::MmapDataResolver;
         let tensor = tract_onnx::tensor::load_tensor(&provider, &proto, None)
             .with_context(|| format!("{kind} {index}"))?;
+        if tensor.datum_type() == DatumType::String {
+            let plain = tensor.try_as_plain_ram()?;
+            let data = Data::Bytes(plain.as_slice::<String>()?.iter().collect());
+            return Ok(Tensor { name: name.clone(), shape: tensor.shape().to_vec(), data });
+        }
         let datatype = datatype(tensor.datum_type()).context("expected a plain datatype")?;
         let plain = tensor.try_as_plain_ram()?;
         let data = Data::from_binary(datatype, tensor.len(), plain.as_bytes());

@@ -11,7 +11,7 @@
 use crate::build::{Plan, Shapes};
 use crate::error::{panic_text, text};
 use crate::model::{Model, execute, values as borrowed};
-use crate::tensor::{datum_type, from_tract};
+use crate::tensor::from_tract;
 use crate::{LoadError, RunError, Watch};
 use forebay_engine::Random;
 use forebay_protocol::oip::{Data, Datatype, Tensor, TensorMetadata};
@@ -312,10 +312,31 @@ pub(crate) fn inputs(model: &Model, shapes: &Shapes, kind: Kind, seed: u64) -> V
     let made = |(place, (input, shape)): (usize, (&TensorMetadata, &Vec<usize>))| {
         let mut random = Random::new(seed.wrapping_add(place as u64) | 1);
         let count = shape.iter().product();
-        let data = elements(input.datatype, count, kind, model.avoids_zero, &mut random);
+        let data = match input.datatype {
+            Datatype::Bytes => texts(&model.interface.words, count, kind, &mut random),
+            datatype => elements(datatype, count, kind, model.avoids_zero, &mut random),
+        };
         Tensor { name: input.name.clone(), shape: shape.clone(), data }
     };
     model.interface.inputs.iter().zip(shapes).enumerate().map(made).collect()
+}
+
+/// Texts that the model knows, and others.
+fn texts(words: &[String], count: usize, kind: Kind, random: &mut Random) -> Data {
+    const OTHERS: [&str; 4] = ["", "a", "Two words", "3"];
+    let mut word = || {
+        let all = words.len() + OTHERS.len();
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "words are few")]
+        #[allow(clippy::cast_precision_loss, reason = "words are few")]
+        let place = ((random.number() * all as f64) as usize).min(all - 1);
+        words.get(place).map_or_else(|| OTHERS[place - words.len()], String::as_str).to_owned()
+    };
+    let text = |_| match kind {
+        Kind::Zero => String::new(),
+        Kind::Large => format!("{} {} {}", word(), word(), word()),
+        _ => word(),
+    };
+    Data::Bytes((0..count).map(text).collect())
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "to the precision of the input")]
@@ -376,7 +397,5 @@ pub(crate) fn agree(found: &[Tensor], expected: &[Tensor], tolerance: f64) -> bo
 pub(crate) fn fits(input: &TensorMetadata, shape: &[usize]) -> bool {
     let fits =
         |(&dim, &declared): (&usize, &i64)| declared == -1 || usize::try_from(declared) == Ok(dim);
-    datum_type(input.datatype).is_some()
-        && input.shape.len() == shape.len()
-        && shape.iter().zip(&input.shape).all(fits)
+    input.shape.len() == shape.len() && shape.iter().zip(&input.shape).all(fits)
 }

@@ -4,8 +4,10 @@
 //! that does not, a net that runs backwards becomes one that runs forwards over its reversed input. A node
 //! without such a form is refused with its operator, name and attribute.
 
+mod file;
 mod sizes;
-mod trees;
+
+pub(crate) use file::simplify;
 
 use crate::LoadError;
 use std::collections::HashSet;
@@ -71,7 +73,6 @@ impl Forms {
         match node.op_type.as_str() {
             "LSTM" | "GRU" | "RNN" => self.recurrent(node),
             "ReduceLogSumExp" => Ok(self.log_sum_exp(&node)),
-            "TreeEnsembleClassifier" => self.tree_classifier(node),
             "SpaceToDepth" | "DepthToSpace" => {
                 let mode = text(&node, "mode").unwrap_or_default();
                 match (node.op_type.as_str(), mode.as_str()) {
@@ -347,9 +348,4 @@ fn ints<'a>(node: &'a pb::NodeProto, name: &str) -> Option<&'a [i64]> {
 
 fn text(node: &pb::NodeProto, name: &str) -> Option<String> {
     find(node, name).map(|attribute| String::from_utf8_lossy(&attribute.s).into_owned())
-}
-
-fn texts(node: &pb::NodeProto, name: &str) -> Option<Vec<String>> {
-    let found = find(node, name)?;
-    Some(found.strings.iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect())
 }

@@ -23,6 +23,10 @@ pub(crate) struct Interface {
     pub(crate) output_names: Vec<Vec<String>>,
     /// Whether the inputs' first dimensions have one name, as far as they have names.
     pub(crate) is_one_batch: bool,
+    /// Texts that the graph knows, for inputs that are made up.
+    pub(crate) words: Vec<String>,
+    /// What is served otherwise than the file says.
+    pub(crate) notes: Vec<String>,
 }
 
 /// Reads the interface and refuses what is known to go wrong later.
@@ -48,6 +52,8 @@ pub(crate) fn inspect(
         is_one_batch: rows.len() <= 1,
         output_names: graph.output.iter().map(self::names).collect(),
         names,
+        words: words(graph),
+        notes: Vec::new(),
     };
     for (name, shape) in &options.shapes {
         apply(&mut interface, name, shape)?;
@@ -110,6 +116,16 @@ fn check_weight(weight: &pb::TensorProto) -> Result<(), LoadError> {
     Ok(())
 }
 
+/// Texts in the attributes of nodes, some of each.
+fn words(graph: &pb::GraphProto) -> Vec<String> {
+    const SOME: usize = 8;
+    let of_classes = |name: &str| name.starts_with("class") || name.starts_with("values");
+    let lists = graph.node.iter().flat_map(|node| &node.attribute);
+    let lists = lists.filter(|list| list.name != "nodes_modes" && !of_classes(&list.name));
+    let words = lists.flat_map(|list| list.strings.iter().take(SOME));
+    words.filter_map(|word| String::from_utf8(word.clone()).ok()).collect()
+}
+
 fn dims(value: &pb::ValueInfoProto) -> Option<&[pb::tensor_shape_proto::Dimension]> {
     let kind = value.r#type.as_ref().and_then(|kind| kind.value.as_ref())?;
     let pb::type_proto::Value::TensorType(tensor) = kind;
@@ -131,8 +147,8 @@ fn metadata(value: &pb::ValueInfoProto, may_lack: bool) -> Result<TensorMetadata
     let Some(pb::type_proto::Value::TensorType(tensor)) = kind else {
         return Err(unsupported("no tensor type".to_owned()));
     };
-    let datatype = datatype(tensor.elem_type)
-        .ok_or_else(|| unsupported(format!("ONNX element type {}", tensor.elem_type)))?;
+    let datatype =
+        datatype(tensor.elem_type).ok_or_else(|| unsupported(element(tensor.elem_type)))?;
     let shape = match dims(value) {
         Some(dims) => dims,
         // The engine's inferred shapes are stored here later.
@@ -146,6 +162,14 @@ fn metadata(value: &pb::ValueInfoProto, may_lack: bool) -> Result<TensorMetadata
     };
     let shape = shape.iter().map(dimension).collect();
     Ok(TensorMetadata { name: value.name.clone(), datatype, shape })
+}
+
+/// The name of a type of elements.
+fn element(number: i32) -> String {
+    match DataType::try_from(number) {
+        Ok(known) => format!("elements of ONNX's type {}", known.as_str_name()),
+        Err(_) => format!("elements of a type that ONNX has no name for, {number}"),
+    }
 }
 
 fn datatype(element: i32) -> Option<Datatype> {
@@ -162,6 +186,7 @@ fn datatype(element: i32) -> Option<Datatype> {
         DataType::Float16 => Datatype::Fp16,
         DataType::Float => Datatype::Fp32,
         DataType::Double => Datatype::Fp64,
+        DataType::String => Datatype::Bytes,
         _ => return None,
     })
 }

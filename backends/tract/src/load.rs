@@ -35,6 +35,8 @@ impl Model {
         watch: &dyn Watch,
     ) -> Result<Self, LoadError> {
         let (interface, plans) = parsed(onnx, options)?;
+        // What is made up here need not be what a model takes.
+        let _trial = operators::Trial::begin();
         let mut model = Self {
             interface,
             plans,
@@ -62,15 +64,7 @@ pub(crate) fn parsed(onnx: &[u8], options: &LoadOptions) -> Result<(Interface, P
     let parsed = catch_unwind(AssertUnwindSafe(|| parse(onnx, options)));
     let (interface, template) =
         parsed.unwrap_or_else(|payload| Err(LoadError::Panic(panic_text(&*payload))))?;
-    let datum_types = interface
-        .inputs
-        .iter()
-        .map(|input| {
-            let found = input.datatype.to_string();
-            let name = input.name.clone();
-            datum_type(input.datatype).ok_or(LoadError::Unsupported { name, found })
-        })
-        .collect::<Result<_, _>>()?;
+    let datum_types = interface.inputs.iter().map(|input| datum_type(input.datatype)).collect();
     let plans = Plans::new(template, datum_types);
     Ok((interface, plans.map_err(|error| LoadError::Compile(text(&error)))?))
 }
@@ -87,7 +81,9 @@ fn parse(onnx: &[u8], options: &LoadOptions) -> Result<(Interface, InferenceMode
     let mut proto = framework
         .proto_model_for_read(&mut &*onnx)
         .map_err(|error| LoadError::NotOnnx(text(&error)))?;
-    let interface = graph::inspect(&proto, options)?;
+    let notes = forms::simplify(&mut proto)?;
+    let mut interface = graph::inspect(&proto, options)?;
+    interface.notes = notes;
     forms::stabilise(&mut proto)?;
     proto.graph.iter_mut().for_each(graph::name_nodes);
     // Without a directory to resolve paths in: a model can't name files.
@@ -106,8 +102,7 @@ fn find_shapes(
         return Ok(interface);
     }
     let compile = |error: TractError| LoadError::Compile(text(&error));
-    let mut template = template.clone();
-    template.analyse(true).map_err(compile)?;
+    let template = analysed(&interface, template).map_err(compile)?;
     for place in std::mem::take(&mut interface.shapeless) {
         let fact = template.output_fact(place).map_err(compile)?;
         let output = &mut interface.outputs[place];
@@ -123,4 +118,25 @@ fn find_shapes(
         output.shape = (0..usize::try_from(rank).unwrap_or(0)).map(dim).collect();
     }
     Ok(interface)
+}
+
+/// The graph with what can be told of all shapes, where a name stands for each open size.
+fn analysed(interface: &Interface, template: &InferenceModel) -> TractResult<InferenceModel> {
+    let mut named = template.clone();
+    for (place, input) in interface.inputs.iter().enumerate() {
+        let size = |&size: &i64| match usize::try_from(size) {
+            Ok(size) => size.to_dim(),
+            Err(_) => named.symbols.new_with_prefix("open").to_dim(),
+        };
+        let shape: TVec<TDim> = input.shape.iter().map(size).collect();
+        let datum_type = datum_type(input.datatype);
+        named.set_input_fact(place, InferenceFact::dt_shape(datum_type, shape))?;
+    }
+    if named.analyse(true).is_ok() {
+        return Ok(named);
+    }
+    // Sizes of which it is not known that they agree.
+    let mut open = template.clone();
+    open.analyse(true)?;
+    Ok(open)
 }

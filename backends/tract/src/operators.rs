@@ -4,11 +4,15 @@ mod activation;
 mod branch;
 mod built;
 mod einsum;
+mod ml;
+mod native;
 mod pad;
 mod recurrent;
 mod resize;
 mod sequence;
 
+pub(crate) use ml::TOKENIZER;
+pub(crate) use native::{NativeOp, RowRule, Trial};
 pub(crate) use recurrent::is_unusual;
 pub(crate) use sequence::Sequence;
 
@@ -52,6 +56,7 @@ pub(crate) fn framework() -> Onnx {
     operators.insert("RNN", rnn);
     operators.insert("GRU", gru);
     operators.insert("LSTM", lstm);
+    ml::register(&mut framework);
     framework
 }
 

@@ -1,14 +1,14 @@
 //! Tensors of the protocol to tract's and back.
 
 use crate::error::text;
-use forebay_protocol::oip::{Data, Datatype, Tensor};
+use forebay_protocol::oip::{BytesData, Data, Datatype, Tensor};
 use std::ops::Range;
 use tract_onnx::prelude as tract;
 use tract_onnx::prelude::{DatumType, f16};
 
-/// tract's element type for ours; `None` for BYTES, which no model here takes.
-pub(crate) fn datum_type(datatype: Datatype) -> Option<DatumType> {
-    Some(match datatype {
+/// tract's element type for ours: of BYTES, text.
+pub(crate) fn datum_type(datatype: Datatype) -> DatumType {
+    match datatype {
         Datatype::Bool => DatumType::Bool,
         Datatype::Uint8 => DatumType::U8,
         Datatype::Uint16 => DatumType::U16,
@@ -21,8 +21,8 @@ pub(crate) fn datum_type(datatype: Datatype) -> Option<DatumType> {
         Datatype::Fp16 => DatumType::F16,
         Datatype::Fp32 => DatumType::F32,
         Datatype::Fp64 => DatumType::F64,
-        Datatype::Bytes => return None,
-    })
+        Datatype::Bytes => DatumType::String,
+    }
 }
 
 /// Ours for tract's; `None` for those that only tract has, such as sizes that are symbols.
@@ -40,6 +40,7 @@ pub(crate) fn datatype(datum_type: DatumType) -> Option<Datatype> {
         DatumType::F16 => Datatype::Fp16,
         DatumType::F32 => Datatype::Fp32,
         DatumType::F64 => Datatype::Fp64,
+        DatumType::String => Datatype::Bytes,
         _ => return None,
     })
 }
@@ -66,9 +67,21 @@ pub(crate) fn to_tract(
             let halves: Vec<_> = data[range].iter().map(|&bits| f16::from_bits(bits)).collect();
             tract::Tensor::from_shape(shape, &halves)
         }
-        Data::Bytes(_) => return Err("this engine does not accept BYTES tensors".to_owned()),
+        Data::Bytes(data) => return texts(data, range, shape),
     };
     made.map_err(|error| text(&error))
+}
+
+/// Texts, which are UTF-8 in every model.
+fn texts(data: &BytesData, range: Range<usize>, shape: &[usize]) -> Result<tract::Tensor, String> {
+    let text = |(place, bytes): (usize, &[u8])| {
+        let text = std::str::from_utf8(bytes).map(str::to_owned);
+        text.map_err(|error| format!("expected text in UTF-8 in element {place}, found {error}"))
+    };
+    let elements = data.iter().enumerate().skip(range.start).take(range.len());
+    let texts = elements.map(text).collect::<Result<Vec<String>, _>>()?;
+    let array = tract::tract_ndarray::ArrayD::from_shape_vec(shape, texts);
+    Ok(tract::IntoTensor::into_tensor(array.map_err(|error| self::text(&error))?))
 }
 
 /// Copies an output; symbolic dimensions, which tract computes as a type of its own, become INT64.
@@ -77,9 +90,17 @@ pub(crate) fn from_tract(
     datatype: Datatype,
     tensor: &tract::Tensor,
 ) -> Result<Tensor, String> {
-    let wanted = datum_type(datatype).ok_or("this engine does not return BYTES outputs")?;
-    let tensor = tensor.cast_to_dt(wanted).map_err(|error| text(&error))?;
+    let tensor = tensor.cast_to_dt(datum_type(datatype)).map_err(|error| text(&error))?;
     let view = tensor.try_as_plain_ram().map_err(|error| text(&error))?;
+    if datatype == Datatype::Bytes {
+        let texts = view.as_slice::<String>().map_err(|error| text(&error))?;
+        let data: BytesData = texts.iter().collect();
+        if data.len() != texts.len() {
+            return Err(format!("output \"{name}\": expected less than 4 GiB of text"));
+        }
+        let shape = tensor.shape().to_vec();
+        return Tensor::new(name, shape, Data::Bytes(data)).map_err(|problem| problem.to_string());
+    }
     let data = elements(datatype, view.as_bytes(), tensor.len())?;
     Tensor::new(name, tensor.shape().to_vec(), data).map_err(|problem| problem.to_string())
 }

@@ -405,7 +405,7 @@ pub(crate) fn inputs(
 ) -> Result<Vec<Tensor>, LoadError> {
     let input = |input: &TensorMetadata| {
         let shape = warm_up_shape(input, options.warm_up.get(&input.name), options.open, batch)?;
-        let mut made = synthetic(input, shape, first_row);
+        let mut made = synthetic(input, shape, first_row, &model.interface.words);
         if model.avoids_zero {
             made.data = without_zeros(made.data);
         }
@@ -451,7 +451,12 @@ fn warm_up_shape(
 
 /// Harmless values that differ between rows: zeros and ones where they may be indices, a wave else.
 #[allow(clippy::cast_precision_loss, reason = "values of a wave need no precision")]
-fn synthetic(input: &TensorMetadata, shape: Vec<usize>, first_row: usize) -> Tensor {
+fn synthetic(
+    input: &TensorMetadata,
+    shape: Vec<usize>,
+    first_row: usize,
+    words: &[String],
+) -> Tensor {
     let count: usize = shape.iter().product();
     let row = count / shape.first().copied().unwrap_or(1).max(1);
     let bit = |i: usize| (i / row.max(1) + first_row + i % row.max(1) * 7 / 3) % 2;
@@ -464,6 +469,10 @@ fn synthetic(input: &TensorMetadata, shape: Vec<usize>, first_row: usize) -> Ten
             Data::Fp32((0..count).map(|i| wave(i) as f32).collect())
         }
         Datatype::Fp64 => Data::Fp64((0..count).map(wave).collect()),
+        Datatype::Bytes => {
+            let word = |i: usize| words.get((i + first_row * row) % words.len().max(1));
+            Data::Bytes((0..count).map(|i| word(i).map_or("a", String::as_str)).collect())
+        }
         Datatype::Fp16 => {
             Data::Fp16((0..count).map(|i| f16::from_f64(wave(i)).to_bits()).collect())
         }

@@ -9,6 +9,7 @@
 //! weight. The remaining weights are counted, and are the model's memory.
 
 use crate::lowering;
+use crate::operators::NativeOp;
 use forebay_kernels::packed::Packed;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -45,6 +46,8 @@ pub(crate) struct Weights {
     plans: Mutex<Vec<(Weak<TypedSimplePlan>, Size)>>,
     /// Bytes of the constants before anything was compiled.
     adopted: AtomicUsize,
+    /// Of parameters that operations of ours hold, by where they lie: as long as the model.
+    parameters: Mutex<HashMap<usize, usize>>,
 }
 
 /// Bytes that a plan takes beside shared constants.
@@ -114,7 +117,9 @@ impl Weights {
 
     /// Bytes of constants alone.
     pub(crate) fn constants(&self) -> usize {
-        self.tensors.bytes() + self.blobs.bytes() + self.packed.bytes()
+        let parameters = self.parameters.lock().unwrap_or_else(PoisonError::into_inner);
+        let parameters: usize = parameters.values().sum();
+        self.tensors.bytes() + self.blobs.bytes() + self.packed.bytes() + parameters
     }
 
     /// Bytes of all plans together, and the most that a run of one holds.
@@ -147,6 +152,12 @@ impl Weights {
         for output in &mut node.outputs {
             // Known while it was compiled, read by no run.
             output.fact.konst.take_if(|known| !is_small(known));
+        }
+        if let Some(op) = node.op_as::<NativeOp>() {
+            let (place, bytes) = op.memory();
+            let parameters = self.parameters.lock();
+            parameters.unwrap_or_else(PoisonError::into_inner).insert(place, bytes);
+            return Ok(0);
         }
         if let Some(op) = node.op_as_mut::<OptMatMul>() {
             op.micro_ops.iter_mut().for_each(|part| self.share_operands(part));

@@ -2,7 +2,7 @@
 
 use super::shape::told;
 use super::visit::{Rows, Visit};
-use crate::operators::Sequence;
+use crate::operators::{NativeOp, RowRule, Sequence};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::Downsample;
@@ -118,7 +118,9 @@ impl Visit<'_> {
             };
             self.told.extend((1..self.inputs.len()).filter(is_sizes).collect::<Vec<_>>());
             self.kept(0)
-        } else if node.op.name() == "TreeEnsembleClassifier" || node.op.name() == "Lrn" {
+        } else if let Some(op) = node.op_as::<NativeOp>() {
+            self.native(op.rows())
+        } else if node.op.name() == "Lrn" {
             match self.single()? {
                 (0, 1) => Ok(Rows::Along { axis: 0, block: 1 }),
                 _ => Err("takes rows along the first axis only"),
@@ -131,6 +133,24 @@ impl Visit<'_> {
             self.cell()
         } else {
             Err("is not known to keep rows apart")
+        }
+    }
+
+    /// Operators that are functions of whole tensors: each says how rows come through.
+    fn native(&mut self, rule: RowRule) -> Rule {
+        if self.inputs.len() > 1 && rule == RowRule::First {
+            return match self.beside(None)? {
+                rows @ Rows::Along { axis: 0, block: 1 } => Ok(rows),
+                _ => Err("takes rows along the first axis only"),
+            };
+        }
+        let (axis, block) = self.single()?;
+        let is_last = axis + 1 == self.from[0].len();
+        match rule {
+            RowRule::First if (axis, block) == (0, 1) => Ok(Rows::Along { axis, block }),
+            RowRule::Any => Ok(Rows::Along { axis, block }),
+            RowRule::BeforeLast if !is_last => Ok(Rows::Along { axis, block }),
+            _ => Err("takes rows along the first axis only"),
         }
     }
 

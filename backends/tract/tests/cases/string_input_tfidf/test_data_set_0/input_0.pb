@@ -1,0 +1,1 @@
+2the cat sat2buy cheap pills now
