@@ -11,6 +11,7 @@ use crate::admin::listener::{self, AdminListener};
 use crate::config::{self, Config};
 use crate::connections::Connections;
 use crate::downstream::accept_loop;
+use crate::http::cache::Cache;
 use crate::http::proxy::Proxy;
 use crate::lifecycle::Lifecycle;
 use crate::listeners::{Listener, Sockets};
@@ -84,7 +85,7 @@ pub fn run(options: Options) -> Result<()> {
 
 async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
     let Options { config, file, worker_log, started } = options;
-    let server = config.server.clone();
+    let (server, cache_memory) = (config.server.clone(), config.cache.clone());
     // Before anything starts: a signal that comes during the start must not be lost.
     let mut signals = Signals::new()?;
     let lifecycle = Arc::new(Lifecycle::default());
@@ -111,10 +112,12 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
     let watched = tasks.clone();
     tasks.spawn("watchdog", Importance::Helpful, move || watched.clone().watch());
 
+    let cache = Arc::new(Cache::new(&cache_memory)?);
     let proxy = Proxy {
         snapshot: Arc::clone(control.snapshot()),
         connector: Arc::new(Connector::new(server.idle_connections)),
         lifecycle: Arc::clone(&lifecycle),
+        cache: Arc::clone(&cache),
         observer: Arc::clone(&observer),
     };
     let (stop, stopping) = watch::channel(false);
@@ -134,6 +137,7 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
         let admin = Admin {
             control: control.clone(),
             lifecycle: Arc::clone(&lifecycle),
+            cache,
             listeners: listeners.iter().map(|listener| Arc::clone(&listener.connections)).collect(),
             reloader: reloader.clone(),
             prometheus,

@@ -99,7 +99,8 @@ def commands(root, text, flags):
             line = ["forebay-load", *line[line.index("--") + 1 :]]
         line = [word.rpartition("target/release/")[2] for word in line]
         if flags and line and line[0] in generate.PROGRAMS:
-            program, command = line[0], line[1] if (line[0], line[1] if len(line) > 1 else None) in flags else None
+            program, words = line[0], [" ".join(line[1:3]), line[1] if len(line) > 1 else None]
+            command = next((word for word in words if (program, word) in flags), None)
             if line[:2] == ["forebay", "worker"]:
                 program, command = "forebay-worker", None
             for word in line[1:]:

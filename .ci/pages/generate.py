@@ -19,7 +19,7 @@ FIELD = re.compile(r"((?:^ *///[^\n]*\n)+)(?: *#\[[^\n]*\n)* *pub (\w+): ([^\n]+
 KINDS = {"String": "text", "str": "text", "u16": "number", "u8": "number", "u64": "number", "usize": "number"}
 # Programs, and the commands of each that have a help of their own.
 PROGRAMS = {
-    "forebay": ["serve", "check", "drain", "undrain"],
+    "forebay": ["serve", "check", "drain", "undrain", "cache stats", "cache purge"],
     "forebay-worker": ["--synthetic"],
     "forebay-load": ["run", "capacity", "compare", "sim", "report", "reference"],
 }
@@ -94,7 +94,7 @@ def output_of(programs, program, *arguments):
 
 
 def help_of(programs, program, command=None):
-    text = output_of(programs, program, *([command] if command else []), "--help")
+    text = output_of(programs, program, *(command.split() if command else []), "--help")
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 

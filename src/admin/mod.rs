@@ -10,6 +10,8 @@ use crate::admin::status::{Form, Status};
 use crate::clock;
 use crate::config::Tls;
 use crate::connections::Connections;
+use crate::http::cache::Cache;
+use crate::http::cache::operate::Purge;
 use crate::http::identify;
 use crate::lifecycle::Lifecycle;
 use crate::pool::control::ControlHandle;
@@ -37,6 +39,8 @@ pub struct Admin {
     pub control: ControlHandle,
     /// Requests in flight.
     pub lifecycle: Arc<Lifecycle>,
+    /// Kept answers.
+    pub cache: Arc<Cache>,
     /// The clients' connections, listener by listener.
     pub listeners: Vec<Arc<Connections>>,
     /// Reloads.
@@ -55,6 +59,8 @@ GET  /metrics  Prometheus metrics
 GET  /status   who is how busy, as a table; ?format=json for programs
 GET  /livez    200 as long as the process runs
 GET  /readyz   200 if requests can be served, and what is missing
+GET  /cache    the response cache: its size, and what left it
+POST /cache/purge    it forgets all answers; ?route=, ?model= and ?version= say which
 POST /reload   read the configuration file again
 POST /pools/POOL/endpoints/ADDRESS/drain    it gets nothing new and finishes what it has
 POST /pools/POOL/endpoints/ADDRESS/undrain  it is used again
@@ -91,7 +97,13 @@ impl ServeHttp for Admin {
                     json_answer(StatusCode::UNPROCESSABLE_ENTITY, &json!({ "error": error }))
                 }
             },
-            (_, "/metrics" | "/status" | "/livez" | "/readyz" | "/reload") => {
+            (&Method::GET, "/cache") => json_answer(StatusCode::OK, &self.cache.status()),
+            (&Method::POST, "/cache/purge") => self.purge(head.uri.query()),
+            (
+                _,
+                "/metrics" | "/status" | "/livez" | "/readyz" | "/reload" | "/cache"
+                | "/cache/purge",
+            ) => {
                 let error = format!("{method} is not supported; GET / lists the paths");
                 json_answer(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": error }))
             }
@@ -124,6 +136,18 @@ fn refuse_foreign(foreign: Foreign) -> Response<Vec<u8>> {
 }
 
 impl Admin {
+    /// Forgets the kept answers that a query means.
+    fn purge(&self, query: Option<&str>) -> Response<Vec<u8>> {
+        match Purge::parse(query.unwrap_or_default()) {
+            Ok(purge) => {
+                let purged = self.cache.purge(&purge);
+                tracing::info!(purged, ?purge, "kept answers forgotten");
+                json_answer(StatusCode::OK, &json!({ "purged": purged }))
+            }
+            Err(error) => json_answer(StatusCode::BAD_REQUEST, &json!({ "error": error })),
+        }
+    }
+
     fn foreign(&self, session: &ServerSession) -> Option<Foreign> {
         let local = session.server_addr().and_then(|address| address.as_inet()).map(SocketAddr::ip);
         let is_own = |host: &str| {
@@ -221,6 +245,7 @@ impl Admin {
             #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
             metric::CONNECTIONS_OPEN.with([&connections.listener]).set(connections.open() as f64);
         }
+        self.cache.set_gauges();
         let ready = self.lifecycle.is_ready(snapshot);
         metric::READY.with([]).set(f64::from(u8::from(ready)));
         for route in &snapshot.config.routes {

@@ -1,5 +1,7 @@
 //! The command line.
 
+mod admin;
+mod cache;
 mod drain;
 
 use crate::config::Config;
@@ -79,6 +81,11 @@ enum Command {
         #[command(flatten)]
         endpoint: drain::Endpoint,
     },
+    /// Look at the response cache of a running proxy, or empty it.
+    Cache {
+        #[command(subcommand)]
+        command: cache::Command,
+    },
     /// Run a worker: the same as `forebay-worker`, in this program.
     #[cfg(feature = "demo")]
     #[command(disable_help_flag = true)]
@@ -143,6 +150,7 @@ fn run(cli: Cli) -> ExitCode {
             let wait = wait.map(|seconds| Duration::from_secs(seconds.into()));
             drain::drain(&endpoint, wait).map(|told| tell(&told))
         }
+        Some(Command::Cache { command }) => cache::run(&command).map(|told| tell(&told)),
         Some(Command::Undrain { endpoint }) => drain::undrain(&endpoint).map(|told| tell(&told)),
         #[cfg(feature = "demo")]
         _ => crate::demo::run(),

@@ -96,3 +96,39 @@ impl Form<Option<HeaderName>> for Header {
         "HEADER"
     }
 }
+
+/// Any number of names of headers.
+pub(super) struct HeaderNames;
+
+impl Form<Vec<HeaderName>> for HeaderNames {
+    fn read(&self, table: &Table<'_, '_>, key: &str, default: Vec<HeaderName>) -> Vec<HeaderName> {
+        let Some((items, _)) = table.items::<String>(key) else { return default };
+        let mut names = Vec::new();
+        for (text, span) in items.into_iter().flatten() {
+            match text.parse() {
+                Ok(name) => names.push(name),
+                Err(_) => {
+                    table.note(span, key, format!("expected the name of a header, found {text:?}"));
+                }
+            }
+        }
+        names
+    }
+
+    fn show(&self, names: &Vec<HeaderName>) -> Option<String> {
+        let names: Vec<_> = names.iter().map(|name| format!("{:?}", name.as_str())).collect();
+        Some(format!("[{}]", names.join(", ")))
+    }
+
+    fn expected(&self) -> String {
+        "a list of names of headers".to_owned()
+    }
+
+    fn kind(&self) -> &'static str {
+        "HEADER"
+    }
+
+    fn is_list(&self) -> bool {
+        true
+    }
+}

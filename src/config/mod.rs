@@ -8,6 +8,7 @@
 //! Every key is declared once, with its form, its default and the reason for it, in the file of its section:
 //! what is read, `conf/reference.toml` and the page `docs/reference/configuration.md` come from there.
 
+mod cache;
 mod check;
 mod limits;
 mod listener;
@@ -21,6 +22,7 @@ mod route;
 mod server;
 mod tls;
 
+pub use cache::{CacheMemory, CacheScope, RouteCache};
 pub(crate) use check::MAX_MODEL_NAME;
 pub use forebay_config::pool::{Hedge, ProbeSchedule, Queue, Retry, RetryOn};
 pub use limits::Limits;
@@ -45,6 +47,8 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// Bounds of one request.
     pub limits: Limits,
+    /// Memory of the response cache.
+    pub cache: CacheMemory,
     /// Interchangeable endpoints, by name in alphabetical order.
     pub pools: Vec<Arc<Pool>>,
     /// First match wins.
@@ -70,6 +74,8 @@ pub struct Route {
     pub priority: Priority,
     /// Whether the answer names the endpoint that gave it.
     pub expose_endpoint: bool,
+    /// How answers are kept; `None`: they are not.
+    pub cache: Option<RouteCache>,
 }
 
 /// One way to answer the requests of a route: where they go, and which model is asked for there.

@@ -1,7 +1,7 @@
 //! From TOML to [`Config`], in the order of the reference file. Each section has its own file with its keys.
 
 use super::check::Names;
-use super::{Config, Limits, Protocol, Server, listener, pool, route};
+use super::{CacheMemory, Config, Limits, Protocol, Server, listener, pool, route};
 use forebay_config::{Diagnostics, Document, Section, Table};
 use std::path::Path;
 use std::sync::Arc;
@@ -22,6 +22,7 @@ pub(super) fn keys_missing_from(source: &str) -> Vec<String> {
 fn read(root: &Table<'_, '_>) -> Config {
     let server = Server::read(&root.table_or_empty("server"));
     let limits = Limits::checked(&root.table_or_empty("limits"));
+    let cache = CacheMemory::read(&root.table_or_empty("cache"));
     let pool = |(name, table): (String, Table<'_, '_>)| {
         if name.is_empty() {
             root.note(table.span(), "pool", "expected a name, found \"\"");
@@ -50,5 +51,5 @@ fn read(root: &Table<'_, '_>) -> Config {
     }
     let pools = pools.into_iter().map(Arc::new).collect();
     let routes = routes.into_iter().map(Arc::new).collect();
-    Config { server, listeners, limits, pools, routes }
+    Config { server, listeners, limits, cache, pools, routes }
 }

@@ -11,7 +11,7 @@ use super::pool::{EndpointKeys, Fleet, Pool};
 use super::probe::ProbeKeys;
 use super::route::{RouteKeys, VariantKeys, WeightKeys};
 use super::tls::{CertificateKeys, TlsKeys};
-use super::{Config, Limits, Server};
+use super::{CacheMemory, Config, Limits, RouteCache, Server};
 use forebay_config::pool::{Ejection, Hedge, ProbeSchedule, Queue, Retry};
 use forebay_config::{Key, Section, comment, listed};
 
@@ -91,6 +91,7 @@ fn listeners() -> Vec<Part> {
         part::<CertificateKeys>("[listener.tls]").and::<TlsKeys>().about(&[]),
         part::<Tcp>("[[listener]]").given("address = \"127.0.0.1:8443\"\nprotocol = \"tcp\"\n"),
         part::<Limits>("[limits]").chapter("bounds of one request"),
+        part::<CacheMemory>("[cache]").chapter("the response cache"),
     ]
 }
 
@@ -127,6 +128,7 @@ fn routes() -> Vec<Part> {
     vec![
         part::<RouteKeys>("[[route]]")
             .chapter("routes: which requests go to which pool; the first match wins"),
+        part::<RouteCache>("[route.cache]"),
         example(
             "[[route]]",
             &[

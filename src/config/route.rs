@@ -4,7 +4,7 @@
 //! needed only where there is more to say.
 
 use super::check::{MAX_MODEL_NAME, Names};
-use super::{Pattern, Route, Variant};
+use super::{Pattern, Route, RouteCache, Variant};
 use forebay_config::form::{
     any, each, nested, one_of, optional, positive, required, section_name, text, within,
 };
@@ -97,6 +97,7 @@ pub(super) fn read(table: &Table<'_, '_>, pools: &[String], names: &mut Names) -
         deadline: keys.deadline,
         priority: keys.priority,
         expose_endpoint: keys.expose_endpoint,
+        cache: table.table("cache").map(|table| RouteCache::read(&table)),
     }
 }
 

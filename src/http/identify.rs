@@ -162,6 +162,17 @@ pub fn client(
     hasher.finish()
 }
 
+/// The client in full, to tell two apart with certainty: the value of `header` where one can be trusted,
+/// otherwise the address without its port.
+pub fn client_name(session: &Session, headers: &HeaderMap, header: Option<&HeaderName>) -> Vec<u8> {
+    if let Some(value) = header.and_then(|name| headers.get(name)) {
+        return [b"header ", value.as_bytes()].concat();
+    }
+    let address = session.client_addr().and_then(|address| address.as_inet());
+    let address = address.map(|address| address.ip().to_canonical().to_string());
+    format!("address {}", address.unwrap_or_default()).into_bytes()
+}
+
 /// The key of a sticky pool, as a number that every proxy computes alike: the model, and the value of the
 /// pool's header. Nothing if that header is missing.
 pub fn key(pool: &config::Pool, identity: &Identity, headers: &HeaderMap) -> Option<u64> {

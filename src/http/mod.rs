@@ -1,7 +1,7 @@
 //! The stages of a request, one file each.
 //!
 //! [`proxy`] puts them on Pingora's phases, and [`pipeline`] takes a request through them in this order:
-//! [`identify`], [`route`], [`variant`], [`admit`], [`receive`], [`forward`] with [`balance`] and
+//! [`identify`], [`route`], [`variant`], [`admit`], [`receive`], [`cache`], [`forward`] with [`balance`] and
 //! [`fallback`], [`respond`]. [`request`] carries their results, [`response`] the answer. [`attempts`] is
 //! common to all ways of forwarding: it decides whether a request may be sent again, whether a variant may
 //! stand in, and whose fault a failure was.
@@ -15,6 +15,7 @@
 pub mod admit;
 pub mod attempts;
 pub mod balance;
+pub mod cache;
 pub mod decisions;
 pub mod fallback;
 pub mod forward;

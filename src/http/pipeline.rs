@@ -7,9 +7,12 @@
 
 use crate::body_memory::Account;
 use crate::http::admit::{admit, take_in_parameters};
-use crate::http::forward::send::send;
+use crate::http::attempts;
+use crate::http::cache::{self, Ask, Cache, Kept, Lookup};
+use crate::http::forward::send::{Unread, send};
 use crate::http::receive::{Received, receive};
 use crate::http::request::{ForwardMode, Request};
+use crate::http::response::BufferedResponse;
 use crate::http::stage::Stop;
 use crate::http::{fallback, forward, grpc, identify, respond, route, variant};
 use crate::lifecycle::Lifecycle;
@@ -35,8 +38,46 @@ pub struct Services<'a> {
     pub connector: &'a Connector,
     /// Whether the process is on its way out, and the memory for bodies.
     pub lifecycle: &'a Lifecycle,
+    /// Kept answers.
+    pub cache: &'a Cache,
     /// The picture of configuration and fleet as it changes, for those that watch it.
     pub present: &'a ArcSwap<Snapshot>,
+}
+
+/// Sends a request whose answer is kept, or a smaller one where a part of the answer is known.
+async fn ask_model(
+    services: &Services<'_>,
+    session: &mut Session,
+    request: &mut Request,
+    (received, mut ask): (Received, Box<Ask>),
+    account: &Account,
+) -> Result<(BufferedResponse, Option<Unread>), Stop> {
+    let whole = received.whole();
+    let original = session.req_header().clone();
+    let mut replaced = cache::replacement(&ask, request);
+    loop {
+        let was_replaced = replaced.is_some();
+        let body = match replaced.take() {
+            Some(smaller) => cache::replace(session.req_header_mut(), smaller)?,
+            None => whole.clone(),
+        };
+        let to = (services.connector, account, ask.leader.as_ref());
+        let sent = Box::pin(send(session, request, Received::Whole(body), to)).await;
+        if was_replaced {
+            *session.req_header_mut() = original.clone();
+        }
+        let (response, rest) = sent?;
+        let given = (response, rest.is_none());
+        let kept = cache::keep(services.cache, &mut ask, request, given, (account, was_replaced));
+        match kept.await? {
+            Kept::Answer(response) => return Ok((response, rest)),
+            Kept::AskWhole => {
+                // Of the answer that does not fit, the rest is not read.
+                attempts::abandon(request);
+                request.attempts.clear();
+            }
+        }
+    }
 }
 
 /// Takes the request through the stages.
@@ -85,12 +126,21 @@ pub async fn run(
         None => receive(session, request, limits, &account).await?,
     };
     take_in_parameters(session.req_header(), request, route, received.at_hand());
-    // A request whose body is still to come need not have room for this.
-    let sending = send(session, request, received, (services.connector, &account));
-    let sent = Box::pin(sending).await;
+    // A request whose body is still to come need not have room for this, nor for what follows.
+    let found =
+        Box::pin(cache::look_up(services.cache, session, request, &received, &account)).await?;
+    let (response, rest) = match found {
+        Lookup::Answered(response) => (response, None),
+        Lookup::Ask(None) => {
+            let to = (services.connector, &account, None);
+            Box::pin(send(session, request, received, to)).await?
+        }
+        Lookup::Ask(Some(ask)) => {
+            Box::pin(ask_model(services, session, request, (received, ask), &account)).await?
+        }
+    };
     // Its body is not needed any more, however long the client takes to read.
     request.body_memory = None;
-    let (response, rest) = sent?;
     Box::pin(respond::answer(session, request, response, rest, services.connector)).await?;
     Ok(Passed::Answered)
 }

@@ -1,6 +1,7 @@
 //! The stages on Pingora's phases: one call a phase, nothing decided here.
 
 use crate::http::attempts;
+use crate::http::cache::Cache;
 use crate::http::forward::{self, streamed};
 use crate::http::pipeline::{self, Passed, Services};
 use crate::http::request::Request;
@@ -38,6 +39,8 @@ pub struct Proxy {
     pub connector: Arc<Connector>,
     /// Whether the process is on its way out, and what is in flight.
     pub lifecycle: Arc<Lifecycle>,
+    /// Kept answers.
+    pub cache: Arc<Cache>,
     /// Metrics and access log.
     pub observer: Arc<Observer>,
 }
@@ -64,6 +67,7 @@ impl ProxyHttp for Proxy {
         let services = Services {
             connector: &self.connector,
             lifecycle: &self.lifecycle,
+            cache: &self.cache,
             present: &self.snapshot,
         };
         let refusal = match pipeline::run(&services, session, request).await {

@@ -3,6 +3,7 @@
 //! Each stage writes its own part and reads those before it. Nothing here decides anything.
 
 use crate::body_memory::Held;
+use crate::http::cache::outcome::Outcome;
 use crate::http::decisions::Decisions;
 use crate::http::forward::wire::Wire;
 use crate::http::identify::Identity;
@@ -55,6 +56,8 @@ pub struct Request {
     pub hedged: Option<Hedged>,
     /// Why a cheaper variant answers: what was wrong with the one that was chosen first.
     pub degraded: Option<Reason>,
+    /// The part that the cache had in it, if the route has one.
+    pub cache: Option<Outcome>,
     /// Why it was refused, if it was.
     pub refusal: Option<Refusal>,
     /// The status of a gRPC call, as a number.
@@ -127,6 +130,7 @@ impl Request {
             answering_attempt: None,
             hedged: None,
             degraded: None,
+            cache: None,
             refusal: None,
             grpc_status: None,
             endpoint_reason: None,

@@ -54,6 +54,7 @@ mod tests {
             deadline: Duration::from_secs(1),
             priority: forebay_protocol::Priority::default(),
             expose_endpoint: false,
+            cache: None,
         };
         let asks =
             |name: Option<&str>| Identity { model: name.map(str::to_owned), ..Identity::default() };

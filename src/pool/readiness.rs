@@ -176,6 +176,7 @@ mod tests {
             deadline: Duration::from_secs(1),
             priority: forebay_protocol::Priority::default(),
             expose_endpoint: false,
+            cache: None,
         }
     }
 

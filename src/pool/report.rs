@@ -50,6 +50,9 @@ pub fn accept(
         dropped(pool, origin, "out_of_order");
         return;
     }
+    if let Some(generation) = report.generation {
+        endpoint.reports.generation.store(generation, Relaxed);
+    }
     let load = &endpoint.load;
     let ours = load.in_flight().saturating_sub(answered);
     // A server that states its queue alone runs something too: no more of it is certain than what

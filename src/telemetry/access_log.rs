@@ -62,6 +62,9 @@ pub struct Entry<'a> {
     pub hedged: Option<&'static str>,
     /// Reason for which a fallback answered; null if the requested variant did.
     pub degraded: Option<&'static str>,
+    /// The part of the cache: `hit`, `rows:KEPT/ALL` (the model was asked for the other rows of the batch), `join`
+    /// (an equal request was under way), `miss` or `bypass:REASON`; null if the route keeps no answers.
+    pub cache: Option<String>,
     /// Bytes of the request's body.
     pub bytes_in: u64,
     /// Bytes of the answer's body.

@@ -1,5 +1,6 @@
 //! The record of a finished request: counts, times, and one line in the access log.
 
+use crate::http::cache::outcome::Outcome;
 use crate::http::identify::Identity;
 use crate::http::request::{ForwardMode, Request};
 use crate::refusal::Refusal;
@@ -116,6 +117,12 @@ fn count(request: &Request, status: u16, reason: &'static str) {
         return;
     };
     let (route, variant) = (target.route.name.as_str(), target.variant.name.as_str());
+    if let Some(outcome) = request.cache {
+        metric::proxy::CACHE_REQUESTS.with([route, outcome.as_str()]).increment(1);
+        if let Outcome::Bypassed(why) = outcome {
+            metric::proxy::CACHE_BYPASSES.with([route, why.as_str()]).increment(1);
+        }
+    }
     let handles = request.snapshot.metrics.of(&target.variant);
     if let Some(handles) = handles {
         handles.seconds.record(elapsed);
@@ -162,6 +169,7 @@ fn write_line(
         attempts: request.attempts.len(),
         hedged: request.hedged.map(Hedged::as_str),
         degraded: request.degraded.map(Reason::code),
+        cache: request.cache.map(Outcome::logged),
         bytes_in: request.bytes_in.max(session.body_bytes_read() as u64),
         bytes_out: session.body_bytes_sent() as u64,
         total_us: micros(request.took()),

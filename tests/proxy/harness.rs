@@ -229,9 +229,17 @@ pub struct Worker {
 impl Worker {
     /// Starts a worker; port 0 lets the OS choose.
     pub async fn start(listen: SocketAddr) -> Self {
+        Self::start_serving(&test_models(), listen).await
+    }
+
+    /// Starts a worker that serves the models in this folder.
+    pub async fn start_serving(models: &Path, listen: SocketAddr) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
-        command.args(["worker", "--drain-delay", "100ms", "--executors", "1", "--models"]);
-        command.arg(test_models()).args(["--listen", &listen.to_string()]);
+        command.args(["worker", "--drain-delay", "100ms", "--executors", "1"]);
+        command
+            .args(["--models-control", "--models"])
+            .arg(models)
+            .args(["--listen", &listen.to_string()]);
         command.stdout(Stdio::piped()).stderr(Stdio::null());
         let mut process = Process(command.spawn().unwrap());
         let mut stdout = BufReader::new(process.0.stdout.take().unwrap());

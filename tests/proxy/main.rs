@@ -7,6 +7,7 @@
 mod activation;
 mod admin;
 mod bodies;
+mod cache;
 mod client;
 mod command_line;
 mod connections;

@@ -103,6 +103,7 @@ impl App {
 
     /// The load now, as it is stated on every answer.
     pub(crate) fn load_report(&self) -> LoadReport {
-        self.load.report(&self.queue.counts())
+        let generation = self.repository.generation();
+        LoadReport { generation, ..self.load.report(&self.queue.counts()) }
     }
 }

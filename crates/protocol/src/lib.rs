@@ -8,6 +8,7 @@
 //! This crate knows nothing of routing, sockets or inference engines.
 
 pub mod browser;
+mod content;
 pub mod grpc;
 pub mod names;
 pub mod oip;
@@ -15,6 +16,7 @@ pub mod openai;
 pub mod orca;
 pub mod prometheus;
 
+pub use content::{MalformedContent, ModelContent};
 pub use names::{family, header, metric, priority, reason};
 pub use orca::LoadReport;
 pub use priority::Priority;

@@ -16,13 +16,16 @@ use crate::http::variant::Target;
 use crate::pool::connector::Connector;
 use crate::refusal::Refusal;
 use bytes::Bytes;
+use forebay_cache::Entry;
+use forebay_cache::flight::Leader;
 use forebay_protocol::Reason;
 use forebay_protocol::oip::Call;
 use http::{Method, Version};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
+use std::sync::Arc;
 
-/// Sends the request until an endpoint answers, or the client leaves.
+/// Sends the request until an endpoint answers, or the client leaves and no other waits for the answer.
 ///
 /// # Errors
 /// The client is refused, or has left.
@@ -31,17 +34,24 @@ pub(super) async fn send(
     request: &mut Request,
     target: Target,
     body: Bytes,
-    (connector, account): (&Connector, &Account),
+    (connector, account, leader): (&Connector, &Account, Option<&Leader<Arc<Entry>>>),
 ) -> Result<AttemptAnswer, Stop> {
     let message = message(session, request, account, body)?;
     let attempts = Attempts::new(request, &target, message, connector);
     // A request whose body is still to come need not have room for this.
-    let attempts = Box::pin(attempts.run());
-    tokio::select! {
-        outcome = attempts => outcome.map_err(Stop::Refused),
+    let mut attempts = Box::pin(attempts.run());
+    let left = tokio::select! {
+        outcome = &mut attempts => return outcome.map_err(Stop::Refused),
         // With the body complete this resolves only if the client leaves.
-        left = session.downstream_session.read_body_or_idle(true) => Err(gone(left).into()),
+        left = session.downstream_session.read_body_or_idle(true) => left,
+    };
+    let gone = gone(left);
+    if leader.is_some_and(Leader::has_followers) {
+        // Bytes that the client has sent since then were taken for its end.
+        session.downstream_session.set_keepalive(None);
+        return attempts.await.map_err(Stop::Refused);
     }
+    Err(gone.into())
 }
 
 fn gone(read: pingora::Result<Option<Bytes>>) -> Refusal {

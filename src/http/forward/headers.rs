@@ -71,7 +71,11 @@ pub(in crate::http) fn prepare_answer(
     // The report is for this proxy; a load balancer in front would misread it.
     head.remove_header(&header::LOAD_REPORT);
     head.remove_header(&header::LOAD_REPORT_BIN);
+    head.remove_header(&header::MODEL_CONTENT);
     head.insert_header(header::REQUEST_ID, request.identity.request_id.as_str())?;
+    if let Some(outcome) = request.cache {
+        head.append_header(header::CACHE_STATUS, &*outcome.cache_status())?;
+    }
     if let Some(degraded) = request.degraded {
         head.insert_header(header::DEGRADED, degraded.code())?;
     }

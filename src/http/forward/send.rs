@@ -12,6 +12,8 @@ use crate::http::stage::Stop;
 use crate::pool::Endpoint;
 use crate::pool::connector::Connector;
 use crate::refusal::Refusal;
+use forebay_cache::Entry;
+use forebay_cache::flight::Leader;
 use forebay_protocol::Reason;
 use pingora::proxy::Session;
 use std::sync::Arc;
@@ -26,7 +28,8 @@ pub(in crate::http) struct Unread {
     pub index: usize,
 }
 
-/// Sends a request whose body was received, as far as it can be held, until an endpoint answers.
+/// Sends a request whose body was received, as far as it can be held, until an endpoint answers. Others may
+/// wait for the answer, too, if it is a `leader`.
 ///
 /// # Errors
 /// The client is refused, or has left.
@@ -34,18 +37,21 @@ pub(in crate::http) async fn send(
     session: &mut Session,
     request: &mut Request,
     received: Received,
-    to: (&Connector, &Account),
+    (connector, account, leader): (&Connector, &Account, Option<&Leader<Arc<Entry>>>),
 ) -> Result<(BufferedResponse, Option<Unread>), Stop> {
     let Some(target) = request.target.clone() else {
         return Err(Refusal::new(Reason::Internal, "a request without a route").into());
     };
     let taken = match received {
-        Received::Whole(body) => buffered::send(session, request, target, body, to).await?,
+        Received::Whole(body) => {
+            buffered::send(session, request, target, body, (connector, account, leader)).await?
+        }
         Received::Partial(begun) => {
             request.mode = Some(ForwardMode::Streamed);
             let head = buffered::request_head(session.req_header(), Length::AsStated)?;
             // Few bodies are so long.
-            Box::pin(upload::upload(session, request, &target, (head, begun), to)).await?
+            Box::pin(upload::upload(session, request, &target, (head, begun), (connector, account)))
+                .await?
         }
     };
     let AttemptAnswer { answer: Answer { head, body, trailers, rest, held }, endpoint, index } =

@@ -43,6 +43,8 @@ pub struct ReportHistory {
     seq: AtomicU64,
     /// Time of its arrival, in nanoseconds on the clock of [`Time`].
     numbered_at: AtomicU64,
+    /// The generation of the models that it serves, by its last report that states one; 0: none has.
+    pub(super) generation: AtomicU64,
     /// Wakes the task that can ask the endpoint: its last report is stale and requests come.
     pub(super) wanted: Notify,
 }
@@ -52,6 +54,11 @@ impl ReportHistory {
     pub fn origin(&self) -> Option<Origin> {
         let number = self.origin.load(Relaxed);
         Origin::ALL.into_iter().find(|origin| *origin as u8 == number)
+    }
+
+    /// The generation of the models that it serves, if it states one; 0 if not.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Relaxed)
     }
 
     /// Until a fresh report is wanted.

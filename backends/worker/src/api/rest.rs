@@ -85,7 +85,7 @@ fn parse(
 }
 
 async fn respond(answer: Answer) -> Result<Response, Refusal> {
-    let Answer { request, response } = answer;
+    let Answer { request, response, content } = answer;
     let mut binary = HashSet::new();
     for output in &response.outputs {
         if request.wants_binary(&output.name)? {
@@ -102,6 +102,7 @@ async fn respond(answer: Answer) -> Result<Response, Refusal> {
     let encode = move || Ok(response.encode(|output| binary.contains(&output.name))?);
     let encoded = if is_short { encode() } else { off_io(encode).await }?;
     let mut headers = HeaderMap::new();
+    Answer::state_content(content, &mut headers);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(encoded.content_type()));
     if let Some(length) = encoded.json_len {
         headers.insert(names::INFERENCE_HEADER_CONTENT_LENGTH, HeaderValue::from(length));

@@ -22,7 +22,8 @@ use crate::state::App;
 use crate::telemetry::metrics::NO_MODEL;
 use crate::telemetry::stats::Stage;
 use forebay_protocol::oip::{InferRequest, InferResponse, SchedulingParameters, Tensor, classify};
-use forebay_protocol::{Priority, Reason};
+use forebay_protocol::{ModelContent, Priority, Reason, header};
+use http::{HeaderMap, HeaderValue};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -73,6 +74,18 @@ pub(crate) struct Answer {
     pub(crate) request: InferRequest,
     /// The outputs that were asked for, in that order.
     pub(crate) response: InferResponse,
+    /// The content of the model that has given them.
+    pub(crate) content: ModelContent,
+}
+
+impl Answer {
+    /// States the content of the model among the headers of the answer.
+    pub(crate) fn state_content(content: ModelContent, headers: &mut HeaderMap) {
+        // Hexadecimal digits: always a header value.
+        if let Ok(value) = HeaderValue::try_from(content.to_string()) {
+            headers.insert(header::MODEL_CONTENT, value);
+        }
+    }
 }
 
 /// Runs one inference of `model`, and counts it.
@@ -85,7 +98,7 @@ pub(crate) struct Answer {
 /// Everything that a client is told instead of an answer.
 pub(crate) async fn infer<R, W, T>(
     app: &Arc<App>,
-    (model, version): (&str, Option<&str>),
+    (model, asked): (&str, Option<&str>),
     terms: Result<Terms, Refusal>,
     read: impl FnOnce(Arc<Version>) -> R,
     write: impl FnOnce(Answer) -> W,
@@ -96,7 +109,7 @@ where
 {
     let mut tally = Tally::new(app);
     let work = async {
-        let version = &app.repository.acquire(model, version).await?;
+        let version = &app.repository.acquire(model, asked).await?;
         tally.version = Some(Arc::clone(version));
         let terms = terms?;
         tally.arrived = terms.arrived;
@@ -106,9 +119,10 @@ where
                 return Err(queue_full(version, &"the queue is full"));
             }
             let received = read(Arc::clone(version)).await?;
-            let (answer, input) = run(app, version, terms, received).await?;
+            let (request, response, input) = run(app, version, terms, received).await?;
             let begun = Instant::now();
-            let written = write(answer).await?;
+            let content = app.repository.content(model, asked, version);
+            let written = write(Answer { request, response, content }).await?;
             tally.spent = [input, begun.elapsed()];
             Ok(written)
         })
@@ -135,18 +149,19 @@ pub(crate) async fn infer_rows(
     let received = Received { request, share, took: Duration::ZERO };
     let result = run(app, version, terms, received).await;
     tally.reason = result.as_ref().map_or_else(|refusal| refusal.reason.code(), |_| "ok");
-    result.map(|(answer, input)| {
+    result.map(|(_, response, input)| {
         tally.spent[0] = input;
-        answer.response.outputs
+        response.outputs
     })
 }
 
+/// The request without its inputs, its answer, and the time that reading and checking took.
 async fn run(
     app: &Arc<App>,
     version: &Arc<Version>,
     mut terms: Terms,
     received: Received,
-) -> Result<(Answer, Duration), Refusal> {
+) -> Result<(InferRequest, InferResponse, Duration), Refusal> {
     let Received { request, share, took } = received;
     let (request, check) = checked(version, request).await?;
     let own = SchedulingParameters::of(&request.parameters)?;
@@ -158,7 +173,7 @@ async fn run(
     let outputs = bounded(terms.deadline, submit(app, version, inputs, terms)).await?;
     drop(share);
     let response = classified(version, &request, respond(version, &request, outputs)).await?;
-    Ok((Answer { request, response }, took + check))
+    Ok((request, response, took + check))
 }
 
 /// The request again, and the time that checking took.

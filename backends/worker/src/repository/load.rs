@@ -5,6 +5,7 @@ use crate::config::model::ModelConfig;
 use crate::inference::embedding::Embedder;
 use crate::repository::command::{Cancel, Why};
 use crate::repository::error::LoadError;
+use crate::repository::generation;
 use crate::repository::memory_budget::{self, Spare};
 use crate::repository::model_files::Located;
 use crate::repository::models::Models;
@@ -96,6 +97,7 @@ impl Models {
             Ok((loaded, embedding))
         };
         let (loaded, embedding) = self.watched(order.cancel, work)?;
+        let content = generation::content(&digest, order.config, (&labels, embedding.as_ref()));
         give_back();
         let took = started.elapsed();
         if order.config.memory.is_none() {
@@ -114,6 +116,7 @@ impl Models {
             engine,
             loaded,
             digest,
+            content,
             labels,
             embedding,
             memory: share,

@@ -8,6 +8,7 @@
 mod backoff;
 pub(crate) mod command;
 mod error;
+mod generation;
 mod guard;
 mod load;
 mod load_queue;
@@ -27,9 +28,10 @@ use crate::repository::model_files::Stamp;
 use crate::repository::version::{Known, MemoryShare, Version};
 use crate::scheduler::queue::LineHandle;
 use arc_swap::ArcSwap;
-use forebay_protocol::Reason;
+use forebay_protocol::{ModelContent, Reason};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
@@ -47,6 +49,8 @@ pub(crate) type Served = BTreeMap<String, Arc<Model>>;
 #[derive(Debug)]
 pub(crate) struct Repository {
     served: ArcSwap<Served>,
+    /// The number of what is served; 0 while it is being changed.
+    generation: AtomicU64,
     /// Held while `served` is changed.
     writer: Mutex<()>,
     /// Rings whenever `served` has changed.
@@ -117,12 +121,34 @@ pub(crate) struct Demand {
     attempts: AtomicUsize,
 }
 
+impl Entry {
+    /// The content that it answers with, now or once it has been loaded.
+    fn content(&self) -> Option<u64> {
+        match &self.state {
+            State::Ready(version) => Some(version.content),
+            State::OnDemand => self.known.as_ref().map(|known| known.content),
+            State::Loading | State::Failed | State::Unloaded(_) => None,
+        }
+    }
+}
+
+/// The generation of all that is served.
+fn number_of(served: &Served) -> u64 {
+    let models = served.iter().map(|(name, model)| {
+        let versions = model.versions.iter();
+        let versions = versions.filter_map(|(&number, entry)| Some((number, entry.content()?)));
+        (name.as_str(), &model.config.labels, versions.collect())
+    });
+    generation::generation(models)
+}
+
 impl Repository {
     /// Serves nothing yet. The receiver is for the loader.
     pub(crate) fn new(queue: usize) -> (Self, std::sync::mpsc::Receiver<Command>) {
         let (commands, receiver) = std::sync::mpsc::sync_channel(MAX_COMMANDS);
         let repository = Self {
             served: ArcSwap::default(),
+            generation: AtomicU64::new(generation::generation(std::iter::empty())),
             writer: Mutex::default(),
             changed: watch::Sender::new(()),
             commands,
@@ -238,12 +264,44 @@ impl Repository {
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut served = Served::clone(&self.served.load());
         let result = change(&mut served);
+        let generation = number_of(&served);
+        // A reader that finds the same number before and after has looked at what it stands for.
+        self.generation.store(0, SeqCst);
         let before = self.served.swap(Arc::new(served));
+        self.generation.store(generation, SeqCst);
         drop(writer);
         // The old value may be freed with its last reader, which is not done under the lock.
         drop(before);
         self.changed.send_replace(());
         result
+    }
+
+    /// The number of what is served; `None` while it is being changed.
+    pub(crate) fn generation(&self) -> Option<u64> {
+        Some(self.generation.load(SeqCst)).filter(|&generation| generation > 0)
+    }
+
+    /// The content of `ran`, which has answered a request for `model` and `version`, and the generation, if
+    /// such a request would get the same content still.
+    pub(crate) fn content(
+        &self,
+        model: &str,
+        version: Option<&str>,
+        ran: &Version,
+    ) -> ModelContent {
+        let before = self.generation();
+        let served = self.served.load();
+        let entry = served.get(model).and_then(|model| match version {
+            Some(wanted) => model.named(wanted),
+            None => model.newest(),
+        });
+        let is_served = entry.and_then(|(_, entry)| entry.content()) == Some(ran.content);
+        let generation = before.filter(|_| is_served && before == self.generation());
+        ModelContent {
+            content: ran.content,
+            generation,
+            has_rows: ran.loaded.max_batch().is_some(),
+        }
     }
 
     /// Accounts for a model in memory.

@@ -22,6 +22,8 @@ pub(crate) struct Version {
     pub(crate) loaded: Arc<dyn Model>,
     /// BLAKE3 of the model file, in hexadecimal.
     pub(crate) digest: String,
+    /// The number of all that its answers depend on: the file, its configuration, and what is beside it.
+    pub(crate) content: u64,
     /// Names of outputs' elements.
     pub(crate) labels: Labels,
     /// From texts to its inputs, where it is said how.
@@ -75,6 +77,7 @@ pub(crate) struct Known {
     /// The name of the engine that has loaded it.
     pub(crate) engine: &'static str,
     pub(crate) digest: String,
+    pub(crate) content: u64,
     /// Bytes of memory that it takes.
     pub(crate) bytes: u64,
     /// Its configuration when it was measured.
@@ -97,6 +100,7 @@ impl Version {
         Known {
             engine: self.engine.name(),
             digest: self.digest.clone(),
+            content: self.content,
             bytes: self.memory.bytes(),
             config: Arc::clone(&self.config),
             profile: self.loaded.profile(),

@@ -21,18 +21,24 @@ struct Layout {
     requested: Option<u32>,
 }
 
+const REQUEST: Layout = Layout { raw: 7, requested: Some(6) };
+const RESPONSE: Layout = Layout { raw: 6, requested: None };
+
 /// Reads a `ModelInferRequest`; [`text_field`](super::text_field) knows which model it names.
 ///
 /// # Errors
 /// The bytes are no such message, or a tensor's parts contradict each other.
 pub fn read_request(message: &[u8]) -> Result<InferRequest, ParseError> {
-    let parts = Parts::read(message, &Layout { raw: 7, requested: Some(6) })?;
-    Ok(InferRequest {
-        id: parts.id,
-        parameters: parts.parameters.into_iter().collect(),
-        inputs: assemble(parts.tensors, &parts.raw)?,
-        outputs: parts.requested,
-    })
+    Parts::read(message, &REQUEST)?.request()
+}
+
+/// Like [`read_request`], but only of a message that says nothing beyond what the type holds: two such
+/// requests that are equal ask the same of any server.
+///
+/// # Errors
+/// As of [`read_request`]; or it has other fields, or tensors with parameters of their own.
+pub fn read_only_request(message: &[u8]) -> Result<InferRequest, ParseError> {
+    Parts::read(message, &REQUEST)?.only()?.request()
 }
 
 /// Reads a `ModelInferResponse`.
@@ -40,14 +46,15 @@ pub fn read_request(message: &[u8]) -> Result<InferRequest, ParseError> {
 /// # Errors
 /// The bytes are no such message, or a tensor's parts contradict each other.
 pub fn read_response(message: &[u8]) -> Result<InferResponse, ParseError> {
-    let parts = Parts::read(message, &Layout { raw: 6, requested: None })?;
-    Ok(InferResponse {
-        model_name: parts.model,
-        model_version: Some(parts.version).filter(|version| !version.is_empty()),
-        id: parts.id,
-        parameters: parts.parameters.into_iter().collect(),
-        outputs: assemble(parts.tensors, &parts.raw)?,
-    })
+    Parts::read(message, &RESPONSE)?.response()
+}
+
+/// Like [`read_response`], but only of a message that says nothing beyond what the type holds.
+///
+/// # Errors
+/// As of [`read_response`]; or it has other fields, or tensors with parameters of their own.
+pub fn read_only_response(message: &[u8]) -> Result<InferResponse, ParseError> {
+    Parts::read(message, &RESPONSE)?.only()?.response()
 }
 
 /// A request with raw contents.
@@ -130,6 +137,8 @@ struct Parts<'a> {
     tensors: Vec<RawTensor<'a>>,
     requested: Vec<RequestedOutput>,
     raw: Vec<&'a [u8]>,
+    /// Whether the message, a tensor or an output has fields that are passed over.
+    says_more: bool,
 }
 
 impl<'a> Parts<'a> {
@@ -149,29 +158,59 @@ impl<'a> Parts<'a> {
                 }
                 (field, value) if Some(field) == layout.requested => {
                     bounded(&parts.requested, MAX_TENSORS, "outputs")?;
-                    parts.requested.push(requested_output(value.bytes()?)?);
+                    let (output, says_more) = requested_output(value.bytes()?)?;
+                    parts.requested.push(output);
+                    parts.says_more |= says_more;
                 }
                 (field, value) if field == layout.raw => {
                     bounded(&parts.raw, MAX_TENSORS, "raw contents")?;
                     parts.raw.push(value.bytes()?);
                 }
-                _ => {}
+                _ => parts.says_more = true,
             }
         }
         Ok(parts)
     }
+
+    fn only(self) -> Result<Self, ParseError> {
+        if self.says_more || self.tensors.iter().any(|tensor| tensor.says_more) {
+            return Err(ParseError::SaysMore { place: "the message's fields" });
+        }
+        Ok(self)
+    }
+
+    fn request(self) -> Result<InferRequest, ParseError> {
+        Ok(InferRequest {
+            id: self.id,
+            parameters: self.parameters.into_iter().collect(),
+            inputs: assemble(self.tensors, &self.raw)?,
+            outputs: self.requested,
+        })
+    }
+
+    fn response(self) -> Result<InferResponse, ParseError> {
+        Ok(InferResponse {
+            model_name: self.model,
+            model_version: Some(self.version).filter(|version| !version.is_empty()),
+            id: self.id,
+            parameters: self.parameters.into_iter().collect(),
+            outputs: assemble(self.tensors, &self.raw)?,
+        })
+    }
 }
 
-fn requested_output(message: &[u8]) -> Result<RequestedOutput, ParseError> {
-    let (mut name, mut parameters) = (String::new(), Vec::new());
+/// An output, and whether it has fields that are passed over.
+fn requested_output(message: &[u8]) -> Result<(RequestedOutput, bool), ParseError> {
+    let (mut name, mut parameters, mut says_more) = (String::new(), Vec::new(), false);
     for field in Fields::of(message) {
         match field? {
             (1, value) => name = value.text()?.to_owned(),
             (2, value) => push_parameter(&mut parameters, value)?,
-            _ => {}
+            _ => says_more = true,
         }
     }
-    Ok(RequestedOutput { name, parameters: parameters.into_iter().collect() })
+    let parameters = parameters.into_iter().collect();
+    Ok((RequestedOutput { name, parameters }, says_more))
 }
 
 /// A tensor whose data may stand elsewhere in the message.
@@ -181,6 +220,8 @@ struct RawTensor<'a> {
     datatype: &'a str,
     shape: Vec<i64>,
     contents: Option<&'a [u8]>,
+    /// Whether it has fields that are passed over, such as parameters.
+    says_more: bool,
 }
 
 impl<'a> RawTensor<'a> {
@@ -197,7 +238,7 @@ impl<'a> RawTensor<'a> {
                 }
                 (3, value) => tensor.push_dimension(value.varint()?)?,
                 (5, value) => tensor.contents = Some(value.bytes()?),
-                _ => {}
+                _ => tensor.says_more = true,
             }
         }
         Ok(tensor)

@@ -46,5 +46,10 @@ pub const VARIANT: HeaderName = HeaderName::from_static("x-forebay-variant");
 /// Why another variant answered than the one that was asked for: the code of a
 /// [`Reason`](crate::Reason).
 pub const DEGRADED: HeaderName = HeaderName::from_static("x-forebay-degraded");
+/// The content of the model that answered, for the proxy's cache, see
+/// [`ModelContent`](crate::ModelContent).
+pub const MODEL_CONTENT: HeaderName = HeaderName::from_static("x-forebay-model-content");
+/// The part of a cache in a request: <https://www.rfc-editor.org/rfc/rfc9211>.
+pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// The endpoint that answered; sent only where the route allows clients to see it.
 pub const ENDPOINT: HeaderName = HeaderName::from_static("x-forebay-endpoint");

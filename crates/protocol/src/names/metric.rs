@@ -48,6 +48,22 @@ pub mod proxy {
         Gauge ENDPOINT_IN_FLIGHT = "forebay_endpoint_in_flight" [pool, endpoint];
         /// Requests waiting in the proxy for an endpoint.
         Gauge QUEUED = "forebay_queued_requests" [pool, priority];
+        /// Inferences on routes with a cache, by `outcome` (`hit`; `rows`: the model was asked for a part of the
+        /// batch; `join`: an equal one was under way; `miss`; `bypass`).
+        Counter CACHE_REQUESTS = "forebay_cache_requests_total" [route, outcome];
+        /// Inferences that passed the cache by, by `cause`.
+        Counter CACHE_BYPASSES = "forebay_cache_bypasses_total" [route, cause];
+        /// Rows of batches that were kept, so that the model was not asked for them.
+        Counter CACHE_ROWS_SAVED = "forebay_cache_rows_saved_total" [route];
+        /// Answers in the cache.
+        Gauge CACHE_ENTRIES = "forebay_cache_entries" [];
+        /// Bytes of the answers in the cache.
+        Gauge CACHE_BYTES = "forebay_cache_bytes" [];
+        /// Answers that left the cache, by `cause` (`size`: to make room; `age`;
+        /// `purge`: an operator said so).
+        Counter CACHE_REMOVED = "forebay_cache_removed_total" [cause];
+        /// Total seconds that the inferences took whose answers were given again.
+        Gauge CACHE_SAVED = "forebay_cache_saved_seconds" [route];
         /// Seconds in the proxy's queue, of the requests that had to wait.
         Histogram QUEUE_SECONDS = "forebay_queue_duration_seconds" [pool];
         /// Requests refused because of load.

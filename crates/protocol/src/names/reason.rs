@@ -139,6 +139,9 @@ reasons! {
     /// One attempt took longer than `attempt_timeout`; another endpoint may be faster.
     AttemptTimeout = "attempt_timeout", GATEWAY_TIMEOUT, DeadlineExceeded, Endpoint, true;
 
+    /// The client takes only a kept answer (`Cache-Control: only-if-cached`), and there is none.
+    NotCached = "not_cached", GATEWAY_TIMEOUT, NotFound, Proxy, false;
+
     // --- the endpoint's
     /// The model is in the repository, but not loaded and warmed yet.
     ModelNotReady = "model_not_ready", SERVICE_UNAVAILABLE, Unavailable, Endpoint, true;

@@ -53,6 +53,12 @@ pub enum ParseError {
         /// The problem with it.
         problem: TensorProblem,
     },
+    /// The message is well-formed, but has a part that its type here does not hold.
+    #[error("{place} say more than is read")]
+    SaysMore {
+        /// Where it is.
+        place: &'static str,
+    },
     /// A parameter of the request or of a tensor has the wrong type or range.
     #[error("parameter \"{name}\": expected {expected}")]
     Parameter {
@@ -67,9 +73,11 @@ impl ParseError {
     /// The reason code that goes with it.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Json(_) | Self::JsonLength { .. } | Self::Wire(_) | Self::TooMany { .. } => {
-                Reason::InvalidRequest
-            }
+            Self::Json(_)
+            | Self::JsonLength { .. }
+            | Self::Wire(_)
+            | Self::TooMany { .. }
+            | Self::SaysMore { .. } => Reason::InvalidRequest,
             Self::BinaryLength { .. }
             | Self::RawContents { .. }
             | Self::Tensor { .. }

@@ -36,16 +36,48 @@ pub(super) fn split(body: &[u8], json_len: Option<usize>) -> Result<(&[u8], &[u8
     body.split_at_checked(expected).ok_or(ParseError::JsonLength { expected, found })
 }
 
-/// A tensor as it stands in the JSON.
-#[derive(serde::Deserialize)]
-pub(super) struct RawTensor<'a> {
-    name: String,
-    shape: Bounded<i64, MAX_RANK>,
-    datatype: Datatype,
-    #[serde(default)]
-    parameters: Parameters,
-    #[serde(borrow)]
-    data: Option<&'a RawValue>,
+macro_rules! raw_tensor {
+    ($(#[$attribute:meta])* $name:ident) => {
+        #[derive(serde::Deserialize)]
+        $(#[$attribute])*
+        pub(super) struct $name<'a> {
+            name: String,
+            shape: Bounded<i64, MAX_RANK>,
+            datatype: Datatype,
+            #[serde(default)]
+            parameters: Parameters,
+            #[serde(borrow)]
+            data: Option<&'a RawValue>,
+        }
+    };
+}
+
+raw_tensor! {
+    /// A tensor as it stands in the JSON.
+    RawTensor
+}
+raw_tensor! {
+    /// The same, if it says nothing else.
+    #[serde(deny_unknown_fields)]
+    OnlyTensor
+}
+
+impl<'a> OnlyTensor<'a> {
+    /// The tensor, unless it has parameters that [`Tensor`] does not hold.
+    pub(super) fn only(self) -> Result<RawTensor<'a>, ParseError> {
+        let Self { name, shape, datatype, parameters, data } = self;
+        if parameters.iter().any(|(key, _)| key != "binary_data_size") {
+            return Err(ParseError::SaysMore { place: "a tensor's parameters" });
+        }
+        Ok(RawTensor { name, shape, datatype, parameters, data })
+    }
+}
+
+/// The tensors, if none of them says more than [`Tensor`] holds.
+pub(super) fn only<'a>(
+    tensors: Bounded<OnlyTensor<'a>, MAX_TENSORS>,
+) -> Result<Bounded<RawTensor<'a>, MAX_TENSORS>, ParseError> {
+    tensors.0.into_iter().map(OnlyTensor::only).collect::<Result<_, _>>().map(Bounded)
 }
 
 /// Gives each tensor its data: from the JSON, or its share of `binary`.

@@ -1,7 +1,8 @@
 //! The body of `POST …/infer`.
 
 use super::message::{
-    Bounded, Encoded, RawTensor, assemble, join, split, write_tensors, write_value,
+    Bounded, Encoded, OnlyTensor, RawTensor, assemble, join, only, split, write_tensors,
+    write_value,
 };
 use super::{EncodeError, MAX_TENSORS, Parameters, ParseError, Tensor};
 
@@ -28,15 +29,41 @@ pub struct RequestedOutput {
     pub parameters: Parameters,
 }
 
+macro_rules! raw {
+    ($(#[$attribute:meta])* $name:ident of $tensor:ident, $output:ident) => {
+        #[derive(serde::Deserialize)]
+        $(#[$attribute])*
+        struct $name<'a> {
+            id: Option<String>,
+            #[serde(default)]
+            parameters: Parameters,
+            #[serde(borrow)]
+            inputs: Bounded<$tensor<'a>, MAX_TENSORS>,
+            #[serde(default)]
+            outputs: Option<Bounded<$output, MAX_TENSORS>>,
+        }
+    };
+}
+
+/// A [`RequestedOutput`] that says nothing else.
 #[derive(serde::Deserialize)]
-struct Raw<'a> {
-    id: Option<String>,
+#[serde(deny_unknown_fields)]
+struct OnlyOutput {
+    name: String,
     #[serde(default)]
     parameters: Parameters,
-    #[serde(borrow)]
-    inputs: Bounded<RawTensor<'a>, MAX_TENSORS>,
-    #[serde(default)]
-    outputs: Option<Bounded<RequestedOutput, MAX_TENSORS>>,
+}
+
+impl From<OnlyOutput> for RequestedOutput {
+    fn from(OnlyOutput { name, parameters }: OnlyOutput) -> Self {
+        Self { name, parameters }
+    }
+}
+
+raw! { Raw of RawTensor, RequestedOutput }
+raw! {
+    #[serde(deny_unknown_fields)]
+    Only of OnlyTensor, OnlyOutput
 }
 
 impl InferRequest {
@@ -54,6 +81,22 @@ impl InferRequest {
             parameters: raw.parameters,
             inputs: assemble(raw.inputs, binary)?,
             outputs: raw.outputs.unwrap_or_default().0,
+        })
+    }
+
+    /// Like [`parse`](Self::parse), but only of a message that says nothing beyond what this type holds: two
+    /// such requests that are equal ask the same of any server.
+    ///
+    /// # Errors
+    /// As of [`parse`](Self::parse); or it has other keys, or tensors with parameters of their own.
+    pub fn parse_only(body: &[u8], json_len: Option<usize>) -> Result<Self, ParseError> {
+        let (json, binary) = split(body, json_len)?;
+        let raw: Only<'_> = serde_json::from_slice(json)?;
+        Ok(Self {
+            id: raw.id,
+            parameters: raw.parameters,
+            inputs: assemble(only(raw.inputs)?, binary)?,
+            outputs: raw.outputs.unwrap_or_default().0.into_iter().map(OnlyOutput::into).collect(),
         })
     }
 
@@ -142,6 +185,28 @@ mod tests {
             "datatype": "INT32", "shape": [2], "name": "x"}]}"#;
         let request = InferRequest::parse(json, None).unwrap();
         assert_eq!(request.inputs, [Tensor::new("x", vec![2], Data::Int32(vec![1, 2])).unwrap()]);
+    }
+
+    #[test]
+    fn what_a_request_says_beyond_its_type_is_noticed_where_it_matters() {
+        let tensor = |more: &str| {
+            format!(r#"{{"name":"x","datatype":"INT32","shape":[1],"data":[1]{more}}}"#)
+        };
+        let body = |tensor: &str, more: &str| format!(r#"{{"inputs":[{tensor}]{more}}}"#);
+        for (json, is_only) in [
+            (body(&tensor(""), r#","id":"1","parameters":{"a":1},"outputs":[{"name":"y"}]"#), true),
+            (body(&tensor(r#","parameters":{}"#), ""), true),
+            (body(&tensor(""), r#","extra":1"#), false),
+            (body(&tensor(r#","extra":1"#), ""), false),
+            (body(&tensor(r#","parameters":{"content_type":"str"}"#), ""), false),
+            (body(&tensor(""), r#","outputs":[{"name":"y","extra":1}]"#), false),
+        ] {
+            assert!(InferRequest::parse(json.as_bytes(), None).is_ok(), "{json}");
+            assert_eq!(InferRequest::parse_only(json.as_bytes(), None).is_ok(), is_only, "{json}");
+        }
+        let encoded = sample().encode(|_| true).unwrap();
+        let parsed = InferRequest::parse_only(&encoded.body, encoded.json_len).unwrap();
+        assert_eq!(parsed, sample());
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The answer to `POST …/infer`.
 
 use super::message::{
-    Bounded, Encoded, RawTensor, assemble, join, split, write_tensors, write_value,
+    Bounded, Encoded, OnlyTensor, RawTensor, assemble, join, only, split, write_tensors,
+    write_value,
 };
 use super::{EncodeError, MAX_TENSORS, Parameters, ParseError, Tensor};
 
@@ -20,16 +21,27 @@ pub struct InferResponse {
     pub outputs: Vec<Tensor>,
 }
 
-#[derive(serde::Deserialize)]
-struct Raw<'a> {
-    #[serde(default)]
-    model_name: String,
-    model_version: Option<String>,
-    id: Option<String>,
-    #[serde(default)]
-    parameters: Parameters,
-    #[serde(borrow)]
-    outputs: Bounded<RawTensor<'a>, MAX_TENSORS>,
+macro_rules! raw {
+    ($(#[$attribute:meta])* $name:ident of $tensor:ident) => {
+        #[derive(serde::Deserialize)]
+        $(#[$attribute])*
+        struct $name<'a> {
+            #[serde(default)]
+            model_name: String,
+            model_version: Option<String>,
+            id: Option<String>,
+            #[serde(default)]
+            parameters: Parameters,
+            #[serde(borrow)]
+            outputs: Bounded<$tensor<'a>, MAX_TENSORS>,
+        }
+    };
+}
+
+raw! { Raw of RawTensor }
+raw! {
+    #[serde(deny_unknown_fields)]
+    Only of OnlyTensor
 }
 
 impl InferResponse {
@@ -46,6 +58,22 @@ impl InferResponse {
             id: raw.id,
             parameters: raw.parameters,
             outputs: assemble(raw.outputs, binary)?,
+        })
+    }
+
+    /// Like [`parse`](Self::parse), but only of a message that says nothing beyond what this type holds.
+    ///
+    /// # Errors
+    /// As of [`parse`](Self::parse); or it has other keys, or tensors with parameters of their own.
+    pub fn parse_only(body: &[u8], json_len: Option<usize>) -> Result<Self, ParseError> {
+        let (json, binary) = split(body, json_len)?;
+        let raw: Only<'_> = serde_json::from_slice(json)?;
+        Ok(Self {
+            model_name: raw.model_name,
+            model_version: raw.model_version,
+            id: raw.id,
+            parameters: raw.parameters,
+            outputs: assemble(only(raw.outputs)?, binary)?,
         })
     }
 
@@ -94,7 +122,12 @@ mod tests {
             let encoded = response.encode(|_| binary).unwrap();
             let parsed = InferResponse::parse(&encoded.body, encoded.json_len).unwrap();
             assert_eq!(parsed, response);
+            let parsed = InferResponse::parse_only(&encoded.body, encoded.json_len).unwrap();
+            assert_eq!(parsed, response);
         }
+        let more = br#"{"model_name":"m","outputs":[],"trace":"x"}"#;
+        assert!(InferResponse::parse(more, None).is_ok());
+        assert!(InferResponse::parse_only(more, None).is_err());
     }
 
     #[test]

@@ -45,6 +45,9 @@ pub struct LoadReport {
     pub lat_at_rif_ms: Option<f64>,
     /// Grows by one with every report of a process: an older report is recognised.
     pub seq: Option<u64>,
+    /// Changes whenever the content of any model that it serves does, or which version is served by
+    /// default: equal numbers of two endpoints mean equal content. Below 2^53, never 0.
+    pub generation: Option<u64>,
     /// CPU use, 1.0 = everything that the endpoint may use.
     pub cpu_utilization: Option<f64>,
     /// Memory use, 0.0 to 1.0.
@@ -187,6 +190,7 @@ impl LoadReport {
             ("named_metrics.close_in_ms", self.close_in_ms),
             ("named_metrics.lat_at_rif_ms", self.lat_at_rif_ms),
             ("named_metrics.seq", self.seq.map(|n| n as f64)),
+            ("named_metrics.generation", self.generation.map(|n| n as f64)),
         ] {
             if let Some(value) = value {
                 f(key, value);
@@ -304,6 +308,8 @@ impl Builder {
             "lat_at_rif_ms" => once(&mut report.lat_at_rif_ms, value),
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked")]
             "seq" => once(&mut report.seq, value as u64),
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked")]
+            "generation" => once(&mut report.generation, value as u64),
             _ => self.other(map, name),
         }
     }

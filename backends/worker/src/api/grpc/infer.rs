@@ -11,7 +11,7 @@ use crate::telemetry::metrics::NO_MODEL;
 use axum::response::Response;
 use forebay_protocol::grpc::pb::{self, infer_parameter::ParameterChoice};
 use forebay_protocol::grpc::{infer as wire, text_field};
-use forebay_protocol::header as names;
+use forebay_protocol::{ModelContent, header as names};
 use futures_util::{StreamExt, stream};
 use prost::Message;
 use std::sync::Arc;
@@ -31,11 +31,20 @@ pub(crate) async fn unary(app: &Arc<App>, call: Result<Call, Refusal>) -> Respon
             Ok((terms, call.message(app.options.max_body).await?))
         };
         let (terms, received) = received.await.inspect_err(|refusal| unread(app, refusal))?;
-        let response = run(app, terms, received).await?;
+        let (response, content) = run(app, terms, received).await?;
         let size = response.encoded_len();
-        call::work(size, move || Ok(answer::frame_as(&response, encoding))).await
+        let framed = call::work(size, move || Ok(answer::frame_as(&response, encoding))).await?;
+        Ok((framed, content))
     };
-    answer::unary_as(app, answered.await, encoding)
+    let (answered, content) = answered.await.map_or_else(
+        |refusal| (Err(refusal), None),
+        |(framed, content)| (Ok(framed), Some(content)),
+    );
+    let mut response = answer::unary_as(app, answered, encoding);
+    if let Some(content) = content {
+        Answer::state_content(content, response.headers_mut());
+    }
+    response
 }
 
 /// `ModelStreamInfer`: answers in the order of the requests, though they run at once.
@@ -53,7 +62,7 @@ pub(crate) fn stream(call: Call) -> Response {
             let message = received.message.clone();
             let terms = Terms { arrived: Instant::now(), ..terms };
             let response = match run(&app, terms, received).await {
-                Ok(response) => pb::ModelStreamInferResponse {
+                Ok((response, _)) => pb::ModelStreamInferResponse {
                     infer_response: Some(response),
                     ..Default::default()
                 },
@@ -66,12 +75,12 @@ pub(crate) fn stream(call: Call) -> Response {
     answer::streamed(app, answers.buffered(AHEAD), encoding)
 }
 
-/// Runs one request, however it came.
+/// Runs one request, however it came. The content is that of the model that answered.
 async fn run(
     app: &Arc<App>,
     terms: Terms,
     received: call::Received,
-) -> Result<pb::ModelInferResponse, Refusal> {
+) -> Result<(pb::ModelInferResponse, ModelContent), Refusal> {
     let call::Received { message, share } = received;
     let name = name(&message).inspect_err(|refusal| unread(app, refusal))?;
     let read = async |_| {
@@ -83,9 +92,9 @@ async fn run(
         };
         call::work(size, read).await
     };
-    let write = async |Answer { response, .. }| {
+    let write = async |Answer { response, content, .. }| {
         let size = response.outputs.iter().map(|output| output.data.binary_len()).sum();
-        call::work(size, move || Ok(wire::write_response(&response))).await
+        call::work(size, move || Ok((wire::write_response(&response), content))).await
     };
     let (model, version) = (name.0.as_str(), Some(name.1.as_str()).filter(|v| !v.is_empty()));
     blocking::bounded(

@@ -1,0 +1,25 @@
+//! The response cache, as far as it knows nothing of connections.
+//!
+//! An inference is a function of its tensors: the same question to the same content of a model has the same
+//! answer. Other caches look at bytes, so that the JSON and the binary form of one tensor are two entries, or
+//! at too little of the question, so that two questions are one. Here a [question](question) is everything
+//! that the answer depends on, in one canonical form, and an [answer](answer) is kept in one form, from
+//! which each client gets its own.
+//!
+//! [`store`] keeps answers, bounded in bytes; [`flight`] lets equal questions that are asked at once be
+//! answered together; [`contents`] knows which content of a model is served now; [`control`] reads what a
+//! client says about caching.
+
+pub mod answer;
+pub mod contents;
+pub mod control;
+pub mod flight;
+pub mod question;
+pub mod rows;
+pub mod store;
+
+pub use answer::{Answer, Form};
+pub use contents::{Content, Contents, Fact};
+pub use control::CacheControl;
+pub use question::{Asked, Hasher, Question, Unkeyed};
+pub use store::{Entry, Store};

@@ -1,0 +1,72 @@
+//! `forebay cache`: looks at the response cache of a running proxy, and empties it.
+
+use super::admin::{self, Admin};
+use anyhow::Result;
+use forebay_protocol::oip::encoded;
+use http::Method;
+use serde_json::Value;
+use std::fmt::Write;
+
+/// A command to the cache.
+#[derive(clap::Subcommand)]
+pub(super) enum Command {
+    /// Show how full the cache is and what it has saved since the start.
+    Stats {
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Forget kept answers: all of them, or those that match every option given.
+    Purge {
+        #[command(flatten)]
+        admin: Admin,
+        /// Only answers of this route.
+        #[arg(long)]
+        route: Option<String>,
+        /// Only answers of this model.
+        #[arg(long)]
+        model: Option<String>,
+        /// Only answers of this version.
+        #[arg(long)]
+        version: Option<String>,
+    },
+}
+
+/// Carries out the command. Returns the message to print.
+///
+/// # Errors
+/// The proxy does not answer.
+pub(super) fn run(command: &Command) -> Result<String> {
+    admin::run(async {
+        match command {
+            Command::Stats { admin } => Ok(stats(&admin.ask(Method::GET, "/cache").await?)),
+            Command::Purge { admin, route, model, version } => {
+                let query = [("route", route), ("model", model), ("version", version)];
+                let query = query.iter().filter_map(|(key, value)| {
+                    value.as_ref().map(|value| format!("{key}={}", encoded(value)))
+                });
+                let query = query.collect::<Vec<_>>().join("&");
+                let path =
+                    format!("/cache/purge{}{query}", if query.is_empty() { "" } else { "?" });
+                let said = admin.ask(Method::POST, &path).await?;
+                Ok(format!("{} answers forgotten", said["purged"]))
+            }
+        }
+    })
+}
+
+fn stats(said: &Value) -> String {
+    let mut text = String::new();
+    let number = |key: &str| said[key].as_u64().unwrap_or(0);
+    // Writing to a string does not fail.
+    let _ = write!(
+        text,
+        "{} answers, {} of {} bytes; removed: {} to make room, {} for their age; {} under way",
+        number("entries"),
+        number("bytes"),
+        number("memory"),
+        number("removed_for_size"),
+        number("removed_for_age"),
+        number("under_way"),
+    );
+    text
+}

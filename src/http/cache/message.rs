@@ -1,0 +1,186 @@
+//! Requests and answers between their bytes and what the cache knows: read in every form in which the
+//! protocol has them, written in the form that the client asked in.
+//!
+//! Only messages are read that say nothing beyond what is read: whatever else an endpoint may look at would
+//! make two requests equal that are not.
+
+use super::outcome::Bypass;
+use crate::http::response::BufferedResponse;
+use bytes::Bytes;
+use flate2::read::{MultiGzDecoder, ZlibDecoder};
+use forebay_cache::{Answer, CacheControl};
+use forebay_protocol::grpc::{self, Code, infer};
+use forebay_protocol::header;
+use forebay_protocol::oip::{InferRequest, InferResponse};
+use http::{HeaderMap, HeaderValue};
+use pingora::http::ResponseHeader;
+use prost::Message;
+use std::io::Read;
+
+/// A message of more bytes is read on a thread of its own, so that others' requests go on meanwhile.
+const MAX_INLINE: usize = 64 * 1024;
+
+/// Runs `work` on `size` bytes where that holds up nothing else.
+pub(super) async fn off_io<T: Send + 'static>(
+    size: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    if size <= MAX_INLINE { Some(work()) } else { tokio::task::spawn_blocking(work).await.ok() }
+}
+
+/// How the bytes of a message are to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Wire {
+    is_grpc: bool,
+    encoding: Encoding,
+    /// Bytes of JSON before the tensors.
+    json_len: Option<usize>,
+    /// Most bytes that it may inflate to.
+    most: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Encoding {
+    Identity,
+    Gzip,
+    Deflate,
+}
+
+impl Wire {
+    /// As the headers of the message say.
+    pub(super) fn of(headers: &HeaderMap, is_grpc: bool, most: u64) -> Result<Self, Bypass> {
+        let encoding = if is_grpc { Encoding::Identity } else { encoding(headers)? };
+        let json_len = headers.get(header::INFERENCE_HEADER_CONTENT_LENGTH).map(|value| {
+            let length = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+            // Without JSON the tensor's name and shape are the model's.
+            length.filter(|&length: &usize| length > 0).ok_or(Bypass::Unread)
+        });
+        let json_len = json_len.filter(|_| !is_grpc).transpose()?;
+        Ok(Self { is_grpc, encoding, json_len, most })
+    }
+
+    /// The request in these bytes.
+    pub(super) fn request(self, body: &Bytes) -> Result<InferRequest, Bypass> {
+        let read = if self.is_grpc {
+            infer::read_only_request(&message(body)?)
+        } else {
+            InferRequest::parse_only(&self.inflated(body)?, self.json_len)
+        };
+        read.map_err(|_| Bypass::Unread)
+    }
+
+    /// The answer in these bytes.
+    pub(super) fn response(self, body: &Bytes) -> Result<InferResponse, Bypass> {
+        let read = if self.is_grpc {
+            infer::read_only_response(&message(body)?)
+        } else {
+            InferResponse::parse_only(&self.inflated(body)?, self.json_len)
+        };
+        read.map_err(|_| Bypass::Unread)
+    }
+
+    /// A request in the same form, for the model that a message of gRPC names, and the bytes of JSON before
+    /// its tensors.
+    pub(super) fn write(
+        self,
+        (model, version): (&str, Option<&str>),
+        request: &InferRequest,
+    ) -> Option<(Bytes, Option<usize>)> {
+        if self.is_grpc {
+            let message = infer::write_request(model, version, request);
+            let length = message.encoded_len();
+            // Fails only without room, and the buffer grows.
+            let framed = grpc::frame(length, |frame| message.encode(frame).unwrap_or_default());
+            return Some((framed, None));
+        }
+        let is_binary = self.json_len.is_some();
+        let encoded = request.encode(|_| is_binary).ok()?;
+        Some((encoded.body.into(), encoded.json_len))
+    }
+
+    fn inflated(self, body: &Bytes) -> Result<Bytes, Bypass> {
+        let reader: &mut dyn Read = match self.encoding {
+            Encoding::Identity => return Ok(body.clone()),
+            Encoding::Gzip => &mut MultiGzDecoder::new(&body[..]),
+            Encoding::Deflate => &mut ZlibDecoder::new(&body[..]),
+        };
+        let mut inflated = Vec::new();
+        let read = reader.take(self.most.saturating_add(1)).read_to_end(&mut inflated);
+        let fits = read.is_ok() && inflated.len() as u64 <= self.most;
+        if fits { Ok(inflated.into()) } else { Err(Bypass::Encoding) }
+    }
+}
+
+fn message(body: &Bytes) -> Result<Bytes, Bypass> {
+    let (compressed, message) = grpc::only_message(body).map_err(|_| Bypass::Unread)?;
+    if compressed { Err(Bypass::Encoding) } else { Ok(message) }
+}
+
+fn encoding(headers: &HeaderMap) -> Result<Encoding, Bypass> {
+    let mut values = headers.get_all(http::header::CONTENT_ENCODING).iter();
+    let value = values.next().map(|value| value.to_str().unwrap_or("?").trim());
+    match (value, values.next()) {
+        (None | Some("identity" | ""), None) => Ok(Encoding::Identity),
+        (Some("gzip" | "x-gzip"), None) => Ok(Encoding::Gzip),
+        (Some("deflate"), None) => Ok(Encoding::Deflate),
+        _ => Err(Bypass::Encoding),
+    }
+}
+
+/// The header and the body of a kept answer, for a client that asked `request`, and the trailers of gRPC.
+pub(super) fn written(
+    answer: &Answer,
+    request: &InferRequest,
+    is_grpc: bool,
+) -> Option<(Box<ResponseHeader>, Bytes, Option<Box<HeaderMap>>)> {
+    let mut head = ResponseHeader::build(http::StatusCode::OK, Some(8)).ok()?;
+    if is_grpc {
+        head.insert_header(http::header::CONTENT_TYPE, grpc::CONTENT_TYPE).ok()?;
+        let trailers = HeaderMap::from_iter([(header::GRPC_STATUS, Code::Ok.value())]);
+        return Some((
+            Box::new(head),
+            answer.grpc(request.id.as_deref()),
+            Some(Box::new(trailers)),
+        ));
+    }
+    let encoded = answer.http(request).ok()?;
+    head.insert_header(http::header::CONTENT_TYPE, encoded.content_type()).ok()?;
+    if let Some(length) = encoded.json_len {
+        let length = HeaderValue::from(length);
+        head.insert_header(header::INFERENCE_HEADER_CONTENT_LENGTH, length).ok()?;
+    }
+    Some((Box::new(head), encoded.body.into(), None))
+}
+
+/// Whether an answer is a success.
+pub(super) fn is_success(response: &BufferedResponse, is_grpc: bool) -> bool {
+    let code = response.trailers.as_deref().and_then(|it| it.get(header::GRPC_STATUS));
+    match is_grpc {
+        true => code.and_then(Code::parse) == Some(Code::Ok),
+        false => response.head.status == http::StatusCode::OK,
+    }
+}
+
+/// Whether its endpoint lets others keep an answer.
+pub(super) fn may_be_kept(response: &BufferedResponse) -> bool {
+    let headers = &response.head.headers;
+    let control = control(headers);
+    !control.no_store
+        && !control.private
+        && !headers.contains_key(http::header::SET_COOKIE)
+        && !headers.contains_key(http::header::VARY)
+}
+
+/// The whole body in one piece.
+pub(super) fn joined(body: &[Bytes]) -> Bytes {
+    match body {
+        [only] => only.clone(),
+        pieces => pieces.concat().into(),
+    }
+}
+
+/// The directives of `Cache-Control`.
+pub(super) fn control(headers: &HeaderMap) -> CacheControl {
+    let values = headers.get_all(http::header::CACHE_CONTROL).iter();
+    CacheControl::parse(values.filter_map(|value| value.to_str().ok()))
+}

@@ -1,0 +1,122 @@
+//! The operator's view of the cache, and purges.
+
+use super::answers::Cache;
+use crate::http::identify;
+use forebay_cache::Entry;
+use forebay_protocol::metric::proxy as metric;
+use serde::Serialize;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// The size of the cache, and what became of its answers.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// Kept answers.
+    entries: usize,
+    /// Bytes that they take.
+    bytes: u64,
+    /// The bound.
+    memory: u64,
+    /// Answers that were removed to make room.
+    removed_for_size: u64,
+    /// Answers that were removed since they were too old.
+    removed_for_age: u64,
+    /// Answers that were removed because an operator said so.
+    purged: u64,
+    /// Questions that the model is being asked.
+    under_way: usize,
+}
+
+/// The answers that are to be forgotten: those that match all that is said.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Purge {
+    route: Option<String>,
+    model: Option<String>,
+    version: Option<String>,
+}
+
+impl Purge {
+    /// Reads the query of a path.
+    ///
+    /// # Errors
+    /// A key that is unknown or stands there twice, in words for the operator.
+    pub fn parse(query: &str) -> Result<Self, String> {
+        let mut purge = Self::default();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let field = match key {
+                "route" => &mut purge.route,
+                "model" => &mut purge.model,
+                "version" => &mut purge.version,
+                _ => return Err(format!("expected route, model or version, found {key:?}")),
+            };
+            if field.replace(identify::decode(key, value)?).is_some() {
+                return Err(format!("expected {key} once"));
+            }
+        }
+        Ok(purge)
+    }
+
+    fn means(&self, entry: &Entry) -> bool {
+        let matches = |wanted: &Option<String>, found: Option<&str>| {
+            wanted.as_deref().is_none_or(|wanted| found == Some(wanted))
+        };
+        matches(&self.route, Some(&entry.route))
+            && matches(&self.model, Some(&entry.model))
+            && matches(&self.version, entry.version.as_deref())
+    }
+}
+
+impl Cache {
+    /// Forgets answers; returns their number.
+    pub fn purge(&self, purge: &Purge) -> usize {
+        let purged = self.store.purge(|entry| purge.means(entry));
+        self.purged.fetch_add(purged as u64, Relaxed);
+        purged
+    }
+
+    /// Its size, and what became of its answers.
+    pub fn status(&self) -> Status {
+        Status {
+            entries: self.store.len(),
+            bytes: self.store.bytes(),
+            memory: self.store.capacity(),
+            removed_for_size: self.store.evicted(),
+            removed_for_age: self.store.expired(),
+            purged: self.purged.load(Relaxed),
+            under_way: self.flights.len(),
+        }
+    }
+
+    /// Publishes the same.
+    pub fn set_gauges(&self) {
+        let status = self.status();
+        #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
+        let float = |number: u64| number as f64;
+        metric::CACHE_ENTRIES.with([]).set(float(status.entries as u64));
+        metric::CACHE_BYTES.with([]).set(float(status.bytes));
+        for (cause, count) in [
+            ("size", status.removed_for_size),
+            ("age", status.removed_for_age),
+            ("purge", status.purged),
+        ] {
+            metric::CACHE_REMOVED.with([cause]).absolute(count);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn a_purge_means_what_matches_all_that_is_said() {
+        let parse = |query: &str| Purge::parse(query).unwrap();
+        assert_eq!(parse(""), Purge::default());
+        let purge = parse("model=a%20b&version=3");
+        assert_eq!((purge.model.as_deref(), purge.version.as_deref()), (Some("a b"), Some("3")));
+        for wrong in ["pool=x", "model=a&model=b", "model=%zz"] {
+            assert!(Purge::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

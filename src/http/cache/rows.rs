@@ -1,0 +1,145 @@
+//! Batches: the rows that are known are not computed again.
+//!
+//! Each row of a batch is a question of its own, the same that a request with this row alone asks. Where some
+//! are known, the model is asked for the others only, in one smaller request of the same form, and the answer
+//! is put together. All rows of an answer come from one content of the model: if the one that has computed
+//! the missing rows is not the one that gave the others, the whole batch is asked.
+
+use super::answers::{Cache, now};
+use super::message::Wire;
+use bytes::Bytes;
+use forebay_cache::{Answer, Content, Entry, Question, rows};
+use forebay_protocol::oip::{InferRequest, InferResponse};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A longer batch is not taken apart: looking up each row would take longer than the model takes for some.
+const MAX_ROWS: usize = 4096;
+
+/// The rows of a batch.
+pub(super) struct Rows {
+    /// The question of each row.
+    questions: Vec<Question>,
+    /// The kept answer of each row, where there is one.
+    kept: Vec<Option<Arc<Entry>>>,
+    /// The content that has given these.
+    content: Content,
+    /// Place of each row that is asked for, in the order of the request; of equal ones the first.
+    asked: Vec<usize>,
+}
+
+impl Rows {
+    /// The questions of the rows of `request`; `None` if it is no batch.
+    pub(super) fn of(
+        request: &InferRequest,
+        question: impl Fn(&InferRequest) -> Option<Question>,
+    ) -> Option<Self> {
+        let count = rows::count(request).filter(|&count| (2..=MAX_ROWS).contains(&count))?;
+        let row = |row: usize| question(&rows::request_for(request, &[row])?);
+        let questions: Vec<_> = (0..count).map(row).collect::<Option<_>>()?;
+        let (kept, content) = (vec![None; count], Content::UNSTATED);
+        Some(Self { questions, kept, content, asked: (0..count).collect() })
+    }
+
+    /// Number of rows.
+    pub(super) fn count(&self) -> usize {
+        self.questions.len()
+    }
+
+    /// Number of rows whose answers are kept.
+    pub(super) fn kept(&self) -> usize {
+        self.kept.iter().flatten().count()
+    }
+
+    /// Looks the rows up under this content, and keeps what was found if it is more than before.
+    pub(super) fn look_up(&mut self, cache: &Cache, content: Content) {
+        let now = now();
+        let find = |&question: &Question| cache.store.get(question, content, now);
+        let kept: Vec<_> = self.questions.iter().map(find).collect();
+        if kept.iter().flatten().count() <= self.kept() {
+            return;
+        }
+        let mut first = HashMap::new();
+        let is_asked = |&row: &usize| {
+            kept[row].is_none() && *first.entry(self.questions[row]).or_insert(row) == row
+        };
+        self.asked = (0..self.questions.len()).filter(is_asked).collect();
+        (self.kept, self.content) = (kept, content);
+    }
+
+    /// The request for the rows that are not known.
+    pub(super) fn missing(&self, request: &InferRequest) -> Option<InferRequest> {
+        rows::request_for(request, &self.asked)
+    }
+
+    /// Keeps the answers of the rows that were asked for, and puts the whole answer together. `None`: they do
+    /// not fit the known ones.
+    pub(super) fn complete(
+        &self,
+        cache: &Cache,
+        response: &InferResponse,
+        content: Option<Content>,
+        entry: impl Fn(&InferResponse) -> Entry,
+    ) -> Option<InferResponse> {
+        let new = rows::split(response, self.asked.len())?;
+        if self.kept() > 0 && content != Some(self.content) {
+            return None;
+        }
+        if let Some(content) = content {
+            for (row, response) in self.asked.iter().zip(&new) {
+                cache.store.insert(self.questions[*row], content, Arc::new(entry(response)));
+            }
+        }
+        self.joined(&new)
+    }
+
+    /// The whole answer, with these answers of the rows that were asked for.
+    pub(super) fn joined(&self, new: &[InferResponse]) -> Option<InferResponse> {
+        let by_question: HashMap<_, _> =
+            self.asked.iter().map(|&row| self.questions[row]).zip(new).collect();
+        let known = self.kept.iter().flatten().map(|entry| entry.answer.response().ok());
+        let mut known = known.collect::<Option<Vec<_>>>()?.into_iter();
+        let kept: Vec<Option<InferResponse>> =
+            self.kept.iter().map(|row| row.as_ref().and_then(|_| known.next())).collect();
+        let row = |(kept, question)| match kept {
+            Some(kept) => Some(kept),
+            None => by_question.get(question).copied(),
+        };
+        let rows = kept.iter().map(Option::as_ref).zip(&self.questions).map(row);
+        rows::join(&rows.collect::<Option<Vec<_>>>()?)
+    }
+
+    /// The birth of the oldest kept answer, the end of the first to end, and the time that all of them took.
+    pub(super) fn times(&self) -> (Duration, Duration, Duration) {
+        let kept = || self.kept.iter().flatten();
+        let born = kept().map(|entry| entry.born).min().unwrap_or_default();
+        let expires = kept().map(|entry| entry.expires).min().unwrap_or_default();
+        (born, expires, kept().map(|entry| entry.took).sum())
+    }
+
+    /// The whole answer, if all rows are known.
+    pub(super) fn whole(&self) -> Option<Answer> {
+        (self.kept() == self.count()).then(|| self.joined(&[]).map(Answer::new)).flatten()
+    }
+}
+
+/// A request that is sent in place of the client's.
+pub struct Replaced {
+    /// Its body.
+    pub body: Bytes,
+    /// Bytes of JSON before the tensors, if there are any in binary form.
+    pub json_len: Option<usize>,
+}
+
+impl Replaced {
+    /// `request` in the form of the client's: `wire`, and of gRPC the model that it names.
+    pub(super) fn new(
+        wire: Wire,
+        model: (&str, Option<&str>),
+        request: &InferRequest,
+    ) -> Option<Self> {
+        let (body, json_len) = wire.write(model, request)?;
+        Some(Self { body, json_len })
+    }
+}
