@@ -82,7 +82,7 @@ pub enum Spec<F> {
     Leaf(Vec<(u32, F)>),
 }
 
-/// What is asked about a value.
+/// A question about a value.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Test<F> {
     /// x <= v
@@ -103,7 +103,7 @@ pub enum Test<F> {
 
 #[derive(Debug, Clone, Copy)]
 struct Node<F> {
-    /// What is compared; of a leaf, its weight or the index of its votes.
+    /// The value to compare with; of a leaf, its weight or the index of its votes.
     value: F,
     word: u32,
     /// Where the way of "yes" leads; that of "no" leads one further.

@@ -25,7 +25,7 @@ pub(crate) struct Interface {
     pub(crate) is_one_batch: bool,
     /// Texts that the graph knows, for inputs that are made up.
     pub(crate) words: Vec<String>,
-    /// What is served otherwise than the file says.
+    /// Deviations from the file in what is served.
     pub(crate) notes: Vec<String>,
 }
 

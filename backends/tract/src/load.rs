@@ -35,7 +35,7 @@ impl Model {
         watch: &dyn Watch,
     ) -> Result<Self, LoadError> {
         let (interface, plans) = parsed(onnx, options)?;
-        // What is made up here need not be what a model takes.
+        // Inputs that are made up here need not be ones that a model takes.
         let _trial = operators::Trial::begin();
         let mut model = Self {
             interface,

@@ -1,7 +1,7 @@
 //! Operators that are functions of whole tensors, as one operation of the engine.
 //!
 //! An operator that tract lacks, and that has no form in operators which it has, is computed here: it says
-//! what its outputs are of given inputs, how it treats rows, and computes. What the engine wants beside,
+//! what its outputs are of given inputs, how it treats rows, and computes. The rest that the engine wants,
 //! inference and typed operations, is the same for all of them.
 
 use super::built::Built;

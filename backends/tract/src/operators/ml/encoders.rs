@@ -82,7 +82,7 @@ impl Keys {
     }
 }
 
-/// What values become.
+/// The form that values get.
 #[derive(Debug)]
 enum Values {
     Texts(Vec<String>),

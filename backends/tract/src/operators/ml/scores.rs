@@ -1,10 +1,10 @@
-//! What classifiers make of scores: probabilities and labels.
+//! From the scores of classifiers to probabilities and labels.
 
 use super::super::native::{Attributes, texts};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 
-/// What is done to the scores of a row.
+/// The last step on the scores of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Transform {
     None,

@@ -85,9 +85,9 @@ impl Function for Normalizer {
 #[derive(Debug)]
 enum Tokenizer {
     Letters,
-    /// What matches.
+    /// The parts that match.
     Tokens(Regex),
-    /// What is between.
+    /// The parts between matches.
     Separators(Regex),
 }
 

@@ -47,7 +47,7 @@ enum Aggregate {
     Max,
 }
 
-/// What becomes of the votes of a row.
+/// The result that is made from the votes of a row.
 #[derive(Debug)]
 enum Task {
     Regress {
