@@ -51,7 +51,6 @@ STAND_INS = {
     "cargo": """case "$*" in
 "run --release") exec forebay ;;
 "build --locked --workspace --bins --profile release") ;;
-"run --release -p forebay-loadtest -- "*) shift 5; exec forebay-load "$@" ;;
 *) echo "no stand-in for cargo $*" >&2; exit 1 ;;
 esac""",
     "sudo": 'case "$*" in "apt-get install "* | "apt-get update") ;; *) echo "no stand-in for sudo $*" >&2; exit 1 ;; esac',
@@ -162,6 +161,7 @@ class Session:
             process = subprocess.Popen(
                 self.command("sh", line if "sudo" in line else f"exec {line}"), cwd=self.folder, env=self.environment,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                preexec_fn=usual_signals,
             )
             if "sudo" in line:
                 process.wait(LIMIT)
@@ -255,6 +255,11 @@ class Session:
     def statuses(self, comment):
         stated = re.search(r"status ([\d or]+)", comment)
         return tuple(int(number) for number in stated[1].split(" or ")) if stated else (0,)
+
+
+def usual_signals():
+    """In the child: a shell's background job ignores SIGINT, and its children with it, but Ctrl-C stops programs."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def free(port):

@@ -184,15 +184,15 @@ fn serve(file: &Path, worker_log: WorkerLog) -> Result<()> {
 fn check(file: &Path) -> ExitCode {
     match Config::load(file) {
         Ok(config) => {
-            let (listeners, pools) = (config.listeners.len(), config.pools.len());
-            let routes = config.routes.len();
+            let counts = [
+                counted(config.listeners.len(), "listener"),
+                counted(config.pools.len(), "pool"),
+                counted(config.routes.len(), "route"),
+            ];
             for warning in config.warnings(SystemTime::now()) {
                 complain(&format!("warning: {warning}"));
             }
-            tell(&format!(
-                "{}: fine ({listeners} listeners, {pools} pools, {routes} routes)",
-                file.display()
-            ));
+            tell(&format!("{}: fine ({})", file.display(), counts.join(", ")));
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -200,6 +200,10 @@ fn check(file: &Path) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn counted(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }
 
 fn print_reference(form: ReferenceForm) {

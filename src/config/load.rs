@@ -54,7 +54,7 @@ impl Config {
     fn warning_about_admin(&self) -> Option<String> {
         let admin = self.server.admin.filter(|admin| !admin.ip().to_canonical().is_loopback())?;
         Some(format!(
-            "the admin listener {admin} is not on loopback: everybody who reaches it may reload and drain"
+            "the admin listener {admin} is not on loopback: every client that reaches it can reload and drain"
         ))
     }
 

@@ -19,15 +19,7 @@ if [[ ! -x $CASES ]]; then
     exit 2
 fi
 
-venv=$target/onnx
-stamp=$venv/installed
-if ! cmp -s "$here/requirements.txt" "$stamp"; then
-    echo "installing onnx and ONNX Runtime into $venv"
-    rm -rf "$venv"
-    python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
-    cp "$here/requirements.txt" "$stamp"
-fi
+venv=$("$here/venv.sh")
 
 status=0
 echo "--- node tests"

@@ -13,12 +13,12 @@ ROWS = []
 class Row:
     """One line of the suite: a fault in one form."""
 
-    def __init__(self, number, form, name, function, quick, alone, limit):
+    def __init__(self, number, form, name, function, quick, alone, idle, limit):
         self.id = f"{number}.{form}" if form else number
         if any(other.id == self.id for other in ROWS):
             raise ValueError(f"two rows are called {self.id}: give one of them a word")
         self.number, self.name, self.function = number, name, function
-        self.quick, self.alone, self.limit = quick, alone, limit
+        self.quick, self.alone, self.idle, self.limit = quick, alone, idle, limit
         self.doc = " ".join((function.__doc__ or "").split())
 
     def order(self):
@@ -27,11 +27,12 @@ class Row:
         return (self.number[0].isalpha(), int(digits or 0), self.id)
 
 
-def row(number, name, forms=None, word="", quick=True, alone=False, limit=60):
+def row(number, name, forms=None, word="", quick=True, alone=False, idle=False, limit=60):
     """Registers a row. `forms` maps a word to the arguments of one variant, each a line of its own. `word`
     tells it from other rows of the same number.
     `quick`: a loaded machine with two cores can decide it, within seconds. `alone`: no other row may run
-    beside it, since it measures time or processor time. `limit`: seconds after which it has failed."""
+    beside it, since it measures time or processor time. `idle`: it waits for a timeout of the proxy nearly all of
+    its time, so it runs beside the others without taking the place of one. `limit`: seconds after which it has failed."""
 
     def register(function):
         variants = {"": ()} if forms is None else forms
@@ -43,7 +44,7 @@ def row(number, name, forms=None, word="", quick=True, alone=False, limit=60):
                 bound.__doc__ = function.__doc__
             title = f"{name}: {form}" if form else name
             called = " ".join(filter(None, (word, form)))
-            ROWS.append(Row(str(number), called, title, bound, quick, alone, limit))
+            ROWS.append(Row(str(number), called, title, bound, quick, alone, idle, limit))
         return function
 
     return register
@@ -56,7 +57,7 @@ def later(number, name, needs):
         t.skip(f"needs {needs}")
 
     skip.__doc__ = f"Waits for {needs}."
-    ROWS.append(Row(str(number), "", name, skip, True, False, 5))
+    ROWS.append(Row(str(number), "", name, skip, True, False, False, 5))
 
 
 class Skipped(Exception):

@@ -54,7 +54,7 @@ SLOW = {
 }
 
 
-@row(19, "slow sender", {name: name for name in SLOW}, limit=80)
+@row(19, "slow sender", {name: name for name in SLOW}, idle=True, limit=80)
 def slow_sender(t, form):
     """Silent connections, 1 byte a second of a head or a body, a bare HTTP/2 preface -> 408 or close within
     10 s in all (bodies here: body_timeout = 5 s), whoever listens."""
@@ -159,7 +159,7 @@ SLOW_READ = {"HTTP/1, held": ("h1", INFER, 900_000), "HTTP/1, streamed": ("h1", 
              "HTTP/2, dripping window": ("h2drip", "/v1/x", 20_000_000)}
 
 
-@row(20, "slow read", SLOW_READ, limit=90)
+@row(20, "slow read", SLOW_READ, idle=True, limit=90)
 def slow_read(t, form):
     """A client that takes nothing of its answer, or a byte a second -> aborted within 15 s, and at most
     256 KiB of memory a connection; the endpoint is let go."""

@@ -380,7 +380,7 @@ def quietly(s, data):
         pass
 
 
-@row("P8", "PING to gRPC endpoints", {"silent unary call": "unary", "idle stream": "stream"}, limit=80)
+@row("P8", "PING to gRPC endpoints", {"silent unary call": "unary", "idle stream": "stream"}, idle=True, limit=80)
 def pings(t, form):
     """A call that is silent for 45 s -> no more than one PING per data sent: gRPC's own servers hang up at
     the third (too_many_pings)."""

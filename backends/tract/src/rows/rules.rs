@@ -317,9 +317,12 @@ impl Visit<'_> {
         let Some(Rows::Fixed(Some(value))) = self.inputs.get(slot) else {
             return Err("is steered by values that are not known");
         };
-        let value = value.cast_to::<i64>().map_err(|_| "is steered by what is no integer")?;
-        let plain = value.try_as_plain_ram().map_err(|_| "is steered by what can't be read")?;
-        let values = plain.as_slice::<i64>().map_err(|_| "is steered by what can't be read")?;
+        let value =
+            value.cast_to::<i64>().map_err(|_| "is steered by a value that is not an integer")?;
+        let plain =
+            value.try_as_plain_ram().map_err(|_| "is steered by a value that can't be read")?;
+        let values =
+            plain.as_slice::<i64>().map_err(|_| "is steered by a value that can't be read")?;
         Ok(values.to_vec())
     }
 

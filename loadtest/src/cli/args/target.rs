@@ -35,7 +35,7 @@ pub(super) fn refuse_what_a_scenario_says(
     mut given: impl Iterator<Item = String>,
 ) -> anyhow::Result<()> {
     match given.next() {
-        Some(flag) => bail!("{flag} is what a scenario file says: change it there"),
+        Some(flag) => bail!("{flag} is a key of the scenario file: change it there"),
         None => Ok(()),
     }
 }
