@@ -33,7 +33,7 @@ pub(crate) fn choose(model: &mut Model, usual: &[Tensor]) {
     let Some(own) = model.plans.built(Build::Own) else { return };
     let Some([plain, ours]) = compare(model, &own, usual) else { return };
     model.compared = vec![(Build::Plain, plain), (Build::Own, ours)];
-    // What can't be read is no reason against kernels that answer rightly.
+    // A graph that can't be read is no reason against kernels that answer rightly.
     if model.plans.fills_vectors(&shapes(usual)).unwrap_or(true) {
         model.plans = own;
     }
