@@ -28,6 +28,27 @@ pub trait Engine: Debug + Send + Sync {
         Vec::new()
     }
 
+    /// A model's file with what it leaves to files beside it put into it; `beside` reads such a file by its
+    /// name, which is all that a model may say of it.
+    ///
+    /// # Errors
+    /// A file is missing, or is not what the model's says.
+    fn whole(
+        &self,
+        bytes: Vec<u8>,
+        _beside: &dyn Fn(&str) -> Result<Vec<u8>, LoadError>,
+    ) -> Result<Vec<u8>, LoadError> {
+        Ok(bytes)
+    }
+
+    /// Facts about a file, read without compiling it: what each is, and in words.
+    ///
+    /// # Errors
+    /// The bytes are no model.
+    fn outline(&self, _file: ModelFile<'_>) -> Result<Vec<(&'static str, String)>, LoadError> {
+        Ok(Vec::new())
+    }
+
     /// Reads, compiles, warms up and measures a model, on the calling thread; `watch` is asked between
     /// steps. Takes from milliseconds to minutes.
     ///

@@ -22,6 +22,11 @@ pub trait Model: Debug + Send + Sync {
         None
     }
 
+    /// What of the model is served otherwise than its file says, in words.
+    fn notes(&self) -> &[String] {
+        &[]
+    }
+
     /// Why each new shape costs a compilation, of a model that leaves sizes open.
     fn closed(&self) -> Option<&str> {
         None

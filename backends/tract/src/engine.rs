@@ -42,6 +42,21 @@ impl Engine for Tract {
         vec![("vector_unit", VectorUnit::in_use().to_string())]
     }
 
+    fn whole(
+        &self,
+        bytes: Vec<u8>,
+        beside: &dyn Fn(&str) -> Result<Vec<u8>, forebay_engine::LoadError>,
+    ) -> Result<Vec<u8>, forebay_engine::LoadError> {
+        crate::external::whole(bytes, beside)
+    }
+
+    fn outline(
+        &self,
+        file: ModelFile<'_>,
+    ) -> Result<Vec<(&'static str, String)>, forebay_engine::LoadError> {
+        Ok(crate::outline::outline(file.bytes)?)
+    }
+
     fn load(
         &self,
         file: ModelFile<'_>,
@@ -86,6 +101,10 @@ impl forebay_engine::Model for Model {
 
     fn unbatched(&self) -> Option<&str> {
         Model::unbatched(self)
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.interface.notes
     }
 
     fn closed(&self) -> Option<&str> {

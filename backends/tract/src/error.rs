@@ -15,6 +15,17 @@ pub enum LoadError {
          set allow_quantized = true after comparing outputs"
     )]
     Quantized(String),
+    /// Operators that the engine lacks.
+    #[error(
+        "this engine lacks {count} of the operators: {operators}; export the model without them, \
+         with another opset or before an optimiser fuses nodes"
+    )]
+    Missing {
+        /// How many.
+        count: usize,
+        /// Each with its domain and its first node.
+        operators: String,
+    },
     /// An operator that the engine would compute wrongly.
     #[error(
         "expected operators that this engine computes rightly, found {operator} \"{node}\" \

@@ -5,12 +5,15 @@
 //! without such a form is refused with its operator, name and attribute.
 
 mod file;
+mod fused;
+mod precision;
 mod sizes;
+mod unroll;
 
 pub(crate) use file::simplify;
 
 use crate::LoadError;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use tract_onnx::pb;
 use tract_onnx::pb::attribute_proto::AttributeType;
 
@@ -25,9 +28,12 @@ pub(crate) fn stabilise(model: &mut pb::ModelProto) -> Result<(), LoadError> {
     let opset = model.opset_import.iter().find(|set| ["", "ai.onnx"].contains(&&*set.domain));
     let opset = opset.map_or(0, |set| set.version);
     let Some(graph) = model.graph.as_mut() else { return Ok(()) };
+    precision::fit(graph);
     let mut taken = HashSet::new();
     names(graph, &mut taken, 0);
-    Forms { opset, taken }.graph(graph, 0)
+    let (mut scalars, doubles) = (HashMap::new(), doubles(graph));
+    unroll::scalars(graph, &mut scalars);
+    Forms { opset, taken, scalars, doubles }.graph(graph, 0)
 }
 
 /// Names of all values, which new ones must not have.
@@ -43,9 +49,25 @@ fn names(graph: &pb::GraphProto, taken: &mut HashSet<String>, depth: usize) {
     }
 }
 
+/// Inputs and weights of double precision.
+fn doubles(graph: &pb::GraphProto) -> HashSet<String> {
+    let double = i32::from(pb::tensor_proto::DataType::Double);
+    let is_double = |value: &&pb::ValueInfoProto| {
+        let kind = value.r#type.as_ref().and_then(|kind| kind.value.as_ref());
+        let pb::type_proto::Value::TensorType(tensor) = kind?;
+        (tensor.elem_type == double).then_some(())
+    };
+    let inputs = graph.input.iter().filter(|value| is_double(value).is_some());
+    let weights = graph.initializer.iter().filter(|weight| weight.data_type == double);
+    inputs.map(|i| i.name.clone()).chain(weights.map(|weight| weight.name.clone())).collect()
+}
+
 struct Forms {
     opset: i64,
     taken: HashSet<String>,
+    /// Numbers that the file states.
+    scalars: HashMap<String, i64>,
+    doubles: HashSet<String>,
 }
 
 type Nodes = Vec<pb::NodeProto>;
@@ -63,14 +85,34 @@ impl Forms {
                     self.graph(graph, depth + 1)?;
                 }
             }
-            nodes.extend(self.node(node)?);
+            let unrolled = if node.op_type == "Loop" { self.unrolled(&node)? } else { vec![node] };
+            for node in unrolled {
+                nodes.extend(self.node(node)?);
+            }
         }
         graph.node = nodes;
         Ok(())
     }
 
-    fn node(&mut self, node: pb::NodeProto) -> Result<Nodes, LoadError> {
+    fn node(&mut self, mut node: pb::NodeProto) -> Result<Nodes, LoadError> {
+        let is_usual = ["", "ai.onnx"].contains(&node.domain.as_str());
+        if node.domain == "com.microsoft"
+            && let Some(nodes) = self.fused(&node)?
+        {
+            return Ok(nodes);
+        }
         match node.op_type.as_str() {
+            "Attention" if is_usual => {
+                crate::operators::ATTENTION.clone_into(&mut node.op_type);
+                Ok(vec![node])
+            }
+            "ConstantOfShape" => {
+                precision::filled(&mut node);
+                Ok(vec![node])
+            }
+            "Gemm" if node.input.iter().any(|input| self.doubles.contains(input)) => {
+                Ok(self.double_product(&node))
+            }
             "LSTM" | "GRU" | "RNN" => self.recurrent(node),
             "ReduceLogSumExp" => Ok(self.log_sum_exp(&node)),
             "SpaceToDepth" | "DepthToSpace" => {
@@ -94,7 +136,6 @@ impl Forms {
             }
             "MaxPool" | "AveragePool" | "LpPool" => Ok(vec![without_padding(node)]),
             "TopK" if self.opset < 10 => Ok(self.top(node)),
-            "Slice" if self.opset < 10 => Ok(self.slice(node)),
             "MeanVarianceNormalization" => Ok(self.normalised(&node)),
             "Swish" => match find(&node, "alpha").map_or(1.0, |alpha| alpha.f) {
                 1.0 => Ok(vec![node]),
@@ -162,24 +203,6 @@ impl Forms {
         node.input.truncate(1);
         node.input.push(name);
         vec![count, node]
-    }
-
-    /// With its places as inputs, like that of later versions: tract's of the earlier ones fails where it
-    /// begins behind the end of an axis, or ends before it.
-    fn slice(&mut self, mut node: pb::NodeProto) -> Nodes {
-        let of = |name: &str| ints(&node, name).map(<[i64]>::to_vec);
-        let (starts, ends) = (of("starts").unwrap_or_default(), of("ends").unwrap_or_default());
-        let axes = of("axes").unwrap_or_else(|| (0_i64..).take(starts.len()).collect());
-        let mut nodes = Vec::new();
-        for (what, values) in [("starts", starts), ("ends", ends), ("axes", axes)] {
-            let name = self.fresh(&node, what);
-            nodes.push(constant_integers(&name, &values));
-            node.input.push(name);
-        }
-        crate::operators::SLICE.clone_into(&mut node.op_type);
-        node.attribute.clear();
-        nodes.push(node);
-        nodes
     }
 
     /// (x - m) / (s + 1e-9) with the mean m and the deviation s of x - m: of squares of x itself nothing is

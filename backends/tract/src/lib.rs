@@ -20,7 +20,7 @@
 //!   Whether they agree for a model, and whether they are worth it, is found out at load too; a shape
 //!   that they can't do runs without them.
 //!
-//! Modules: `engine` (the boundary), [`error`], `graph` (what the ONNX file says of itself), `options`, `load`, `model` (loaded, to be run), `warm_up`
+//! Modules: `engine` (the boundary), [`error`], `graph` (what the ONNX file says of itself), `options`, `load`, `missing` (operators that are not there), `model` (loaded, to be run), `warm_up`
 //! (the first runs, and what they measure), `choice` (which build a model runs in), `batch` (requests joined and split), `pad` (those of near lengths), `rows` (the proof that they may be), `plan`
 //! (compiled forms, bounded), `open` and `alike` (one plan for all sizes, and those that must be equal in it), `weights` (one copy of each for all of them), `template` (what
 //! plans are compiled of), `tensor` (to tract and back), `own` (tract's graph with our kernels in
@@ -35,14 +35,17 @@ mod choice;
 mod compare;
 mod engine;
 pub mod error;
+mod external;
 mod forms;
 mod graph;
 mod load;
 mod lowering;
+mod missing;
 mod model;
 mod open;
 mod operators;
 mod options;
+mod outline;
 mod pad;
 mod plan;
 mod program;

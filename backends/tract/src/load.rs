@@ -8,7 +8,7 @@ use crate::options::LoadOptions;
 use crate::plan::Plans;
 use crate::tensor::datum_type;
 use crate::warm_up;
-use crate::{Curve, LoadError, Watch, forms, operators};
+use crate::{Curve, LoadError, Watch, forms, missing, operators};
 use forebay_engine::Trend;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -85,6 +85,9 @@ fn parse(onnx: &[u8], options: &LoadOptions) -> Result<(Interface, InferenceMode
     let mut interface = graph::inspect(&proto, options)?;
     interface.notes = notes;
     forms::stabilise(&mut proto)?;
+    if let Some(graph) = &proto.graph {
+        missing::check(graph, &framework)?;
+    }
     proto.graph.iter_mut().for_each(graph::name_nodes);
     // Without a directory to resolve paths in: a model can't name files.
     let template =

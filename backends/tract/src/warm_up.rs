@@ -16,6 +16,7 @@ use crate::rows::{self, Mixing};
 use crate::{Batching, LoadError, RunError, Watch};
 use forebay_engine::curve;
 use forebay_protocol::oip::{Data, Datatype, Tensor, TensorMetadata, element_count};
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -34,6 +35,8 @@ const MEASURE_TIME: Duration = Duration::from_secs(3);
 const MAX_ELEMENTS: usize = 1 << 28;
 /// Sizes in which plans are compared where each size has a plan of its own.
 const CLOSED_SIZES: usize = 3;
+/// Sizes of open dimensions that are tried where 1 does not fit.
+const LARGER: [usize; 5] = [8, 32, 64, 128, 224];
 /// Number of doublings in a row that may fail to pay before larger batches are given up.
 const FAILURES: u32 = 2;
 
@@ -58,24 +61,14 @@ pub(crate) fn warm_up(
         && !model.interface.inputs.is_empty()
         && model.interface.is_one_batch
         && tensors.all(open);
-    let first = inputs(model, options, may_batch.then_some(1), 0)?;
     let known = options.profile.as_ref();
     let given = options.build.or(known.map(|known| known.build));
     if let Some(plans) = given.and_then(|build| model.plans.built(build)) {
         model.plans = plans;
     }
-    let failed = |error: RunError| LoadError::WarmUp(error.to_string());
     go_on()?;
-    let (inputs, alone) = match run(model, &first, &|| false) {
-        Ok((outputs, _)) => (first, outputs),
-        Err(error) => {
-            // The model may divide by an input.
-            model.avoids_zero = true;
-            let inputs = inputs(model, options, may_batch.then_some(1), 0)?;
-            let outputs = run(model, &inputs, &|| false).map_err(|_| failed(error))?.0;
-            (inputs, outputs)
-        }
-    };
+    let (options, inputs, alone) = first_run(model, options, may_batch, &go_on)?;
+    let options = &*options;
     go_on()?;
     let has_batches = match known {
         Some(known) => {
@@ -84,7 +77,7 @@ pub(crate) fn warm_up(
         }
         None => {
             if given.is_none() {
-                choice::choose(model, &inputs);
+                choice::choose(model, &inputs, &|_, seconds| seconds);
             }
             go_on()?;
             compare_builds(model, options, may_batch)?;
@@ -107,6 +100,45 @@ pub(crate) fn warm_up(
     let usual = inputs.iter().map(|input| input.shape.clone()).collect();
     open_sizes(model, known, &usual)?;
     pad(model, options, known.is_some(), &usual)
+}
+
+/// Options, inputs and outputs.
+type FirstRun<'a> = (Cow<'a, LoadOptions>, Vec<Tensor>, Vec<Tensor>);
+
+/// The first run that succeeds: open sizes of 1 may be too small for a model.
+fn first_run<'a>(
+    model: &mut Model,
+    options: &'a LoadOptions,
+    may_batch: bool,
+    go_on: &dyn Fn() -> Result<(), LoadError>,
+) -> Result<FirstRun<'a>, LoadError> {
+    let mut tried = |options: &LoadOptions| -> Result<_, LoadError> {
+        let mut first = None;
+        for avoids_zero in [false, true] {
+            // The model may divide by an input.
+            model.avoids_zero = avoids_zero;
+            let inputs = inputs(model, options, may_batch.then_some(1), 0)?;
+            match run(model, &inputs, &|| false) {
+                Ok((outputs, _)) => return Ok(Ok((inputs, outputs))),
+                Err(error) => first = first.or(Some(error)),
+            }
+            go_on()?;
+        }
+        Ok(Err(first.map_or_else(String::new, |error| error.to_string())))
+    };
+    let why = match tried(options)? {
+        Ok((inputs, outputs)) => return Ok((Cow::Borrowed(options), inputs, outputs)),
+        Err(why) => why,
+    };
+    if options.open <= 1 && options.warm_up.is_empty() {
+        for open in LARGER {
+            let larger = LoadOptions { open, ..options.clone() };
+            if let Ok((inputs, outputs)) = tried(&larger)? {
+                return Ok((Cow::Owned(larger), inputs, outputs));
+            }
+        }
+    }
+    Err(LoadError::WarmUp(why))
 }
 
 /// Finds out whether requests that are filled up are answered as without.
@@ -297,40 +329,18 @@ fn why_unbatched(model: &Model, options: &LoadOptions, alone: Vec<Tensor>) -> Op
 
 /// Proves that rows are independent.
 fn prove(model: &Model, options: &LoadOptions) -> Result<(), Mixing> {
-    let graphs = OfRows { model, options };
-    catch_unwind(AssertUnwindSafe(|| rows::prove(&graphs, options.max_batch))).unwrap_or_else(
-        |payload| {
-            let why = format!("can't be read: {}", panic_text(&*payload));
-            Err(Mixing { node: String::new(), op: "the graph".to_owned(), why })
-        },
-    )
-}
-
-/// A model's graph for any number of rows, in the shapes of its warm-up.
-struct OfRows<'a> {
-    model: &'a Model,
-    options: &'a LoadOptions,
-}
-
-impl OfRows<'_> {
-    fn shapes(&self, rows: usize) -> TractResult<Shapes> {
-        let Self { model, options } = self;
+    let graph = |rows| -> TractResult<TypedModel> {
         let shape = |input: &TensorMetadata| {
             warm_up_shape(input, options.warm_up.get(&input.name), options.open, Some(rows))
                 .map_err(|error| TractError::msg(error.to_string()))
         };
-        model.interface.inputs.iter().map(shape).collect()
-    }
-}
-
-impl rows::Graphs for OfRows<'_> {
-    fn typed(&self, rows: usize) -> TractResult<TypedModel> {
-        self.model.plans.typed(&self.shapes(rows)?)
-    }
-
-    fn analysed(&self, rows: usize) -> TractResult<InferenceModel> {
-        self.model.plans.analysed(&self.shapes(rows)?)
-    }
+        let shapes = model.interface.inputs.iter().map(shape).collect::<TractResult<_>>()?;
+        model.plans.typed(&shapes)
+    };
+    catch_unwind(AssertUnwindSafe(|| rows::prove(graph))).unwrap_or_else(|payload| {
+        let why = format!("can't be read: {}", panic_text(&*payload));
+        Err(Mixing { node: String::new(), op: "the graph".to_owned(), why })
+    })
 }
 
 fn rows_are_independent(model: &Model, options: &LoadOptions, alone: Vec<Tensor>) -> bool {
@@ -449,9 +459,8 @@ fn warm_up_shape(
         Some(given) => given.clone(),
         None => declared.collect(),
     };
-    let fits = |(&dim, &declared): (&usize, &i64)| {
-        dim > 0 && (declared == -1 || usize::try_from(declared) == Ok(dim))
-    };
+    let fits =
+        |(&dim, &declared): (&usize, &i64)| declared == -1 || usize::try_from(declared) == Ok(dim);
     if shape.len() != input.shape.len() || !shape.iter().zip(&input.shape).all(fits) {
         return Err(LoadError::Override {
             name: input.name.clone(),

@@ -1,10 +1,10 @@
 //! The command line. The proxy's demo runs workers by calling [`main`] in a child of its own.
 
-use crate::allocator;
 use crate::config::{LogForm, Options};
 use crate::lifecycle;
 use crate::repository::sandbox;
 use crate::server::Worker;
+use crate::{allocator, check};
 use clap::Parser;
 use forebay_cli::Parsed;
 use forebay_config::flags::Flags;
@@ -80,6 +80,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // As the worker starts it, and in no other place: the same word may be a flag's value.
     if args.len() == 2 && args[1] == sandbox::FLAG {
         return sandbox::main();
+    }
+    if args.len() > 2 && args[1] == check::WORD {
+        return check::main(&args[2..]);
     }
     let program = program(args.len());
     let cli: Cli = match forebay_cli::parse(args) {

@@ -9,6 +9,7 @@
 //! | file | does |
 //! |---|---|
 //! | [`cli`], [`config`], `config/model` | flags, the file and each `model.toml` become options |
+//! | `check` | models as they would be served, without serving them |
 //! | `server`, `connections` | listener; connections, their deadlines, and what they may hold |
 //! | `api/router`, `state` | routes, and what every answer carries; a handle to each part of the worker |
 //! | `api/ambiguous_framing`, `api/cross_site` | requests that two readers could take for two different ones; calls that pages of other sites may not make |
@@ -49,6 +50,7 @@
 
 mod allocator;
 mod api;
+mod check;
 pub mod cli;
 pub mod config;
 mod connections;

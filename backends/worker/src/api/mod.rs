@@ -11,7 +11,6 @@ pub(crate) mod grpc;
 mod metadata;
 mod model_path;
 mod openai;
-mod pieces;
 mod repository_api;
 mod rest;
 pub(crate) mod router;

@@ -85,11 +85,11 @@ fn check_input(input: &Tensor, wanted: &TensorMetadata, model: &dyn Model) -> Re
             "input {name}: expected datatype {wanted}, found {found}"
         )));
     }
-    let fits = |(&dim, &wanted): (&usize, &i64)| {
-        dim > 0 && (wanted == -1 || usize::try_from(wanted) == Ok(dim))
-    };
-    let dims = input.shape.iter().zip(&wanted.shape);
-    if input.shape.len() != wanted.shape.len() || !dims.clone().all(fits) {
+    // Nothing of a row may be there, as of an empty cache; rows there are.
+    let has_rows = model.max_batch().is_none() || input.shape.first() != Some(&0);
+    let fits = |(&dim, &wanted): (&usize, &i64)| wanted == -1 || usize::try_from(wanted) == Ok(dim);
+    let mut dims = input.shape.iter().zip(&wanted.shape);
+    if input.shape.len() != wanted.shape.len() || !has_rows || !dims.all(fits) {
         let (wanted, found) = (&wanted.shape, &input.shape);
         return Err(Refusal::input(format!(
             "input {name}: expected shape {wanted:?}, found {found:?}"

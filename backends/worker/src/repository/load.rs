@@ -224,6 +224,14 @@ impl Models {
             builds = compared(&version.loaded.compared()),
             "model ready"
         );
+        for note in version.loaded.notes() {
+            tracing::info!(
+                model = version.model,
+                version = version.number,
+                note,
+                "served otherwise"
+            );
+        }
         if let Some(why) = version.loaded.unbatched()
             && version.config.batching != Batching::Off
         {

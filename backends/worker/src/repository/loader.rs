@@ -187,7 +187,16 @@ impl Loader {
             self.overdue = None;
             repository.tried_all();
             let (ready, models) = (repository.is_ready(), repository.served().len());
-            tracing::info!(ready, models, "every model is loaded or has failed");
+            let failed = repository.failed();
+            let text = match failed.as_slice() {
+                [] => format!("{models} of {models} models ready"),
+                failed => format!(
+                    "{} of {models} models ready; failed: {}",
+                    models - failed.len(),
+                    failed.join(", ")
+                ),
+            };
+            tracing::info!(ready, models, failed = failed.len(), "{text}");
         }
     }
 

@@ -175,6 +175,20 @@ impl Repository {
         has_settled && entries.any(|entry| entry.state.can_answer())
     }
 
+    /// Names of models none of whose versions can answer, since each has failed.
+    pub(crate) fn failed(&self) -> Vec<String> {
+        let served = self.served.load();
+        let has_failed = |model: &Model| {
+            let versions = model.versions.values();
+            let mut states = versions.map(|entry| matches!(entry.state, State::Failed));
+            if model.versions.is_empty() { model.failure.is_some() } else { states.all(|f| f) }
+        };
+        let failed = served.iter().filter(|(_, model)| has_failed(model));
+        let mut names: Vec<String> = failed.map(|(name, _)| name.to_string()).collect();
+        names.sort();
+        names
+    }
+
     /// Whether everything that was there at the start has been tried.
     pub(crate) fn has_tried_all(&self) -> bool {
         self.tried_all.load(Relaxed)

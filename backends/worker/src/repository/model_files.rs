@@ -43,9 +43,6 @@ const MAX_EXAMPLE: u64 = 16 << 20;
 const MAX_EXAMPLES: usize = 16;
 const MAX_ALL_EXAMPLES: u64 = 64 << 20;
 
-/// Bytes that are read at a time where a file is only looked through.
-const CHUNK: usize = 256 << 10;
-
 /// A request and the answer that a model has to give to it, as bodies in JSON.
 #[derive(Debug)]
 pub(crate) struct Example {
@@ -166,31 +163,38 @@ impl ModelFiles {
         self.open(&located.path, self.max_model).map(|(_, length)| length)
     }
 
-    /// BLAKE3 of a version's model, in hexadecimal, without holding the model in memory.
+    /// BLAKE3 of a version's model, in hexadecimal.
     ///
     /// # Errors
     /// It is missing, too long, or not inside the repository.
     pub(crate) fn digest(&self, located: &Located) -> Result<String, LoadError> {
-        let path = &located.path;
-        let (file, _) = self.open(path, self.max_model)?;
-        let mut file = file.take(self.max_model + 1);
-        let (mut hasher, mut chunk) = (blake3::Hasher::new(), vec![0; CHUNK]);
-        loop {
-            match file.read(&mut chunk) {
-                Ok(0) => return Ok(hasher.finalize().to_hex().to_string()),
-                Ok(length) => hasher.update(&chunk[..length]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(LoadError::of_io(&path.display(), &error)),
-            };
-        }
+        Ok(blake3::hash(&self.bytes(located)?).to_hex().to_string())
     }
 
-    /// The bytes of a version's model.
+    /// The bytes of a version's model, with what its file leaves to others beside it.
     ///
     /// # Errors
-    /// It is missing, too long, or not inside the repository.
+    /// One of the files is missing, too long, or not inside the repository.
     pub(crate) fn bytes(&self, located: &Located) -> Result<Vec<u8>, LoadError> {
-        self.read(&located.path, self.max_model)
+        let bytes = self.read(&located.path, self.max_model)?;
+        let folder = located.path.parent().unwrap_or(Path::new(""));
+        let left = std::cell::Cell::new(self.max_model.saturating_sub(bytes.len() as u64));
+        let beside = |name: &str| {
+            let path = folder.join(name);
+            let is_link = |data: std::fs::Metadata| data.file_type().is_symlink();
+            if self.root.join(&path).symlink_metadata().is_ok_and(is_link) {
+                let path = path.display();
+                let text = format!("{path}: expected a file of the model's own, found a link");
+                return Err(forebay_engine::LoadError::Refused(text));
+            }
+            let read = self.read(&path, left.get()).map_err(|error| match error {
+                LoadError::Bad(text) => forebay_engine::LoadError::Refused(text),
+                other => forebay_engine::LoadError::Passing(other.to_string()),
+            })?;
+            left.set(left.get().saturating_sub(read.len() as u64));
+            Ok(read)
+        };
+        Ok(located.engine.whole(bytes, &beside)?)
     }
 
     /// Requests and the answers expected to them, that lie beside the model's versions:
@@ -276,8 +280,10 @@ impl ModelFiles {
         let mut files = entries(&folder)?;
         let (versions, mut files): (Vec<_>, Vec<_>) =
             files.drain(..).partition(|file| number(file).is_some());
-        for model_file in self.engines.files(None) {
-            files.extend(versions.iter().map(|version| format!("{version}/{model_file}")));
+        // A model may leave parts to any file beside it.
+        for version in &versions {
+            let beside = entries(&folder.join(version)).unwrap_or_default();
+            files.extend(beside.into_iter().map(|file| format!("{version}/{file}")));
         }
         let look = |file: String| {
             let data = std::fs::metadata(folder.join(&file)).ok()?;

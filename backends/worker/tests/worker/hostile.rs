@@ -38,7 +38,7 @@ async fn hostile_models_are_refused_in_words_and_the_others_are_served() {
         ("weight-2-96", "overflows"),
         ("weight-negative", "Negative dimension"),
         ("weight-short", "does not match shape"),
-        ("weight-outside", "expected all weights inside the model file"),
+        ("weight-outside", "expected the name of a file beside the model"),
         ("operator-unknown", "Evil"),
         ("input-missing", "Could not resolve inputs"),
         ("output-missing", "the engine panicked"),
