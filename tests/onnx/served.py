@@ -4,6 +4,7 @@
     cargo build --release --workspace
     target/onnx/bin/python tests/onnx/served.py                    the bundled models
     target/onnx/bin/python tests/onnx/served.py FOLDER ...         models of yours
+    target/onnx/bin/python tests/onnx/served.py --skip NAME ...    without this one
 
 A folder is a model repository (NAME/1/model.onnx, with model.toml beside the versions), with or without
 a cases.json of inputs and right answers, or holds files NAME.onnx, with NAME.expected.json of one input
@@ -12,6 +13,10 @@ that request alone; what the worker says is no request of the model has none. "a
 to 9 and of 16 rows, "clients" requests of 1 to 3 rows from 24 clients at once. Of each there is the
 number that was asked and the number that was answered wrongly, and of requests and models that are
 refused, the reason.
+
+Models with a section [embedding] are asked for the embeddings of texts as well, which are given as tokens:
+one at a time, several of different lengths in one request, and by the clients. The right embedding of a text
+is the mean of what ONNX Runtime gives for its tokens.
 """
 
 import argparse
@@ -24,6 +29,7 @@ import shutil
 import sys
 import tempfile
 import time
+import tomllib
 
 import numpy
 import onnx
@@ -36,6 +42,8 @@ import shapes  # noqa: E402
 
 TOLERANCE = 1e-3
 CLIENTS, REQUESTS = 24, 4
+# Texts are of tokens below this, and of fewer than so many.
+TOKENS, LONGEST = 10, 30
 ROWS = [2, 3, 4, 5, 6, 7, 8, 9, 16]
 # The sizes that open dimensions behind the first are given.
 OPEN = 8
@@ -61,6 +69,7 @@ class Served:
         self.name, self.path, self.settings, self.known = name, path, settings, list(known)
         self.session = live.session(onnx.load(path))
         self.declared = {}
+        self.embedding = tomllib.loads(settings or "").get("embedding")
 
     def learn(self, worker):
         """The sizes that the worker takes: the operator may have fixed some."""
@@ -97,6 +106,18 @@ class Served:
     def right(self, inputs):
         names = [value.name for value in self.session.get_outputs()]
         return dict(zip(names, self.session.run(names, inputs)))
+
+    def texts(self, random, count):
+        """Texts of different lengths, as tokens, and the right embedding of each."""
+        texts = [random.integers(0, TOKENS, int(random.integers(1, LONGEST))).tolist() for _ in range(count)]
+        return texts, [self.embedded(text) for text in texts]
+
+    def embedded(self, text):
+        ids = numpy.array([text], numpy.int64)
+        inputs = {value.name: numpy.ones_like(ids) if "mask" in value.name else ids for value in self.session.get_inputs()}
+        inputs |= {name: numpy.zeros_like(ids) for name in inputs if "type" in name}
+        mean = self.session.run(None, inputs)[0][0].mean(axis=0)
+        return mean / numpy.linalg.norm(mean) if self.embedding.get("normalize", True) else mean
 
     def has_rows(self):
         inputs = self.session.get_inputs()
@@ -174,18 +195,52 @@ def ask(client, model, asked):
     return len(asked), wrong, why
 
 
+def embed(client, model, asked):
+    """The same of texts; each request has one or several."""
+    wrong, why = 0, ""
+    for texts, right in asked:
+        body = json.dumps({"model": model.name, "input": texts}).encode()
+        response, answer = client.ask("POST", "/v1/embeddings", body)
+        if response.status == 200:
+            found = [numpy.array(entry["embedding"]) for entry in json.loads(answer)["data"]]
+            is_bad = len(found) != len(right) or any(differs_much(a, b) for a, b in zip(found, right))
+        else:
+            is_bad, why = True, why or answer.decode()[:100]
+        wrong += is_bad
+        why = why or ("other embeddings" if is_bad else "")
+    return len(asked), wrong, why
+
+
+def differs_much(found, right):
+    return found.shape != right.shape or not (numpy.abs(found - right) <= TOLERANCE * numpy.maximum(1, numpy.abs(right))).all()
+
+
+def of_clients(worker, ask_one, drawn):
+    """What all clients at once have found; each has requests of its own."""
+
+    def one(asked):
+        with contextlib.closing(Client(worker)) as client:
+            return ask_one(client, asked)
+
+    with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
+        found = list(pool.map(one, drawn))
+    return sum(f[0] for f in found), sum(f[1] for f in found), next((f[2] for f in found if f[2]), "")
+
+
+def check_texts(worker, model, random):
+    with contextlib.closing(Client(worker)) as client:
+        alone = embed(client, model, [model.texts(random, 1) for _ in range(5)])
+        batches = embed(client, model, [model.texts(random, count) for count in ROWS])
+    drawn = [[model.texts(random, int(random.integers(1, 4))) for _ in range(REQUESTS)] for _ in range(CLIENTS)]
+    return alone, batches, of_clients(worker, lambda client, asked: embed(client, model, asked), drawn)
+
+
 def under_clients(worker, model, random):
     rows = [1, 1, 2, 3] if model.has_rows() else [1]
     drawn = [[model.draw(random, int(random.choice(rows))) for _ in range(REQUESTS)] for _ in range(CLIENTS)]
     drawn = [[pair for pair in requests if pair] for requests in drawn]
 
-    def one(asked):
-        with contextlib.closing(Client(worker)) as client:
-            return ask(client, model, asked)
-
-    with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
-        found = list(pool.map(one, drawn))
-    return sum(f[0] for f in found), sum(f[1] for f in found), next((f[2] for f in found if f[2]), "")
+    return of_clients(worker, lambda client, asked: ask(client, model, asked), drawn)
 
 
 def check(worker, model, seed):
@@ -216,6 +271,7 @@ def main():
     arguments.add_argument("folders", nargs="*", type=pathlib.Path, default=[ROOT / "backends/models"])
     arguments.add_argument("--worker", default=str(ROOT / "target/release/forebay-worker"))
     arguments.add_argument("--seed", type=int, default=1)
+    arguments.add_argument("--skip", action="append", default=[], help="a model that is not asked")
     options = arguments.parse_args()
     failed, total = 0, 0
     print(f"{'model':34} {'alone':>9} {'batches':>9} {'clients':>9}")
@@ -224,6 +280,8 @@ def main():
         repository = pathlib.Path(scratch) / "models"
         for folder in options.folders:
             for name, path, settings, known in models_in(folder):
+                if name in options.skip:
+                    continue
                 try:
                     # Two folders may have models of one name.
                     name += "-2" * (name in models)
@@ -236,6 +294,8 @@ def main():
                 shutil.copyfile(path, version / "model.onnx")
                 if settings:
                     (version.parent / "model.toml").write_text(settings)
+                if (path.parents[1] / "tokenizer.json").exists():
+                    shutil.copyfile(path.parents[1] / "tokenizer.json", version.parent / "tokenizer.json")
         with contextlib.closing(shapes.Worker(options.worker, repository)) as worker:
             states = wait_for(worker, models)
             for name, model in models.items():
@@ -243,12 +303,16 @@ def main():
                 if state != "READY":
                     print(f"{name:34} refused: {reason[:110]}")
                     continue
-                found = check(worker, model, options.seed)
-                failed += sum(wrong for _, wrong, _ in found)
-                total += sum(asked for asked, _, _ in found)
-                cells = [f"{wrong}/{asked}" for asked, wrong, _ in found]
-                why = next((why for _, _, why in found if why), "")
-                print(f"{name:34} {cells[0]:>9} {cells[1]:>9} {cells[2]:>9}  {why}", flush=True)
+                lines = [(name, check(worker, model, options.seed))]
+                if model.embedding:
+                    random = numpy.random.default_rng(options.seed)
+                    lines.append((f"{name} (texts)", check_texts(worker, model, random)))
+                for line, found in lines:
+                    failed += sum(wrong for _, wrong, _ in found)
+                    total += sum(asked for asked, _, _ in found)
+                    cells = [f"{wrong}/{asked}" for asked, wrong, _ in found]
+                    why = next((why for _, _, why in found if why), "")
+                    print(f"{line:34} {cells[0]:>9} {cells[1]:>9} {cells[2]:>9}  {why}", flush=True)
     print(f"{failed} of {total} answers are wrong")
     if failed:
         sys.exit(1)

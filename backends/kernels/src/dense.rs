@@ -7,7 +7,7 @@
 
 use crate::epilogue::{Beside, Step, Steps, load, store};
 use crate::packed::{Packed, Share};
-use crate::{arch, lanes};
+use crate::{arch, lanes, vector};
 use pulp::{Simd, WithSimd};
 use std::sync::Arc;
 
@@ -140,6 +140,9 @@ impl Product {
 
 /// Computes `y = x * w` of two matrices that are both computed.
 pub fn multiply(matrices: &Matrices, x: &[f32], w: &[f32], y: &mut [f32]) {
+    if matrices.rows == 1 && lanes() > 1 && vector::multiply(matrices, x, w, y) {
+        return;
+    }
     let weight = |line, channel| w[line * matrices.w_line + channel * matrices.w_channel];
     let weights = Weights::new(matrices.lines, matrices.channels, weight);
     arch().dispatch(Run {

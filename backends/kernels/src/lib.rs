@@ -22,6 +22,7 @@ mod math;
 pub mod packed;
 pub mod reduce;
 pub mod trees;
+mod vector;
 
 use std::fmt;
 use std::sync::OnceLock;

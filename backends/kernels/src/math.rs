@@ -70,17 +70,20 @@ pub(crate) fn whole_exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     simd.mul_f32s(root, root)
 }
 
-/// 1 / (1 + e^-x).
+/// 1 / (1 + e^-x); 0 where e^-x would be infinite, and not the least number that a sum with it leaves.
 #[inline(always)]
 pub(crate) fn sigmoid<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let one = simd.splat_f32s(1.0);
-    simd.div_f32s(one, simd.add_f32s(one, exp(simd, simd.neg_f32s(x))))
+    let value = simd.div_f32s(one, simd.add_f32s(one, exp(simd, simd.neg_f32s(x))));
+    let is_end = simd.less_than_f32s(x, simd.splat_f32s(-88.722_84));
+    simd.select_f32s(is_end, simd.splat_f32s(0.0), value)
 }
 
-/// Hyperbolic tangent: a rational function, odd and exact at the ends (as in Eigen).
+/// Hyperbolic tangent: a rational function, odd (as in Eigen).
 #[inline(always)]
 pub(crate) fn tanh<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let splat = |value| simd.splat_f32s(value);
+    let (size, sign) = (simd.abs_f32s(x), simd.and_f32s(x, splat(-0.0)));
     let x = clip(simd, x, splat(-7.905_311), splat(7.905_311));
     let square = simd.mul_f32s(x, x);
     let above = horner(
@@ -98,7 +101,10 @@ pub(crate) fn tanh<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     );
     let below =
         horner(simd, square, &[1.198_258_4e-6, 1.185_347_1e-4, 2.268_434_6e-3, 4.893_525e-3]);
-    simd.div_f32s(simd.mul_f32s(x, above), below)
+    let value = simd.div_f32s(simd.mul_f32s(x, above), below);
+    // The least number whose tangent is 1 when it is rounded: a step behind it may ask for that.
+    let is_end = simd.greater_than_or_equal_f32s(size, splat(9.010_914));
+    simd.select_f32s(is_end, simd.or_f32s(splat(1.0), sign), value)
 }
 
 /// Error function: a rational function, odd, as in Eigen, so that what is small keeps its digits.

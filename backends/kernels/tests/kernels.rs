@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_precision_loss, reason = "tests")]
 
 use forebay_kernels::Unit;
-use forebay_kernels::dense::{Convolution, Geometry, Product};
+use forebay_kernels::dense::{Convolution, Geometry, Matrices, Product, multiply};
 use forebay_kernels::depthwise::Depthwise;
 use forebay_kernels::epilogue::{Beside, Formula, Line, Pair, Spread, Step};
 use forebay_kernels::reduce::Reduction;
@@ -70,7 +70,7 @@ fn every_other_vector_unit_passes_the_same_tests() {
         let output = again.env(WANTED, unit.to_string()).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{unit}: {text}");
-        assert!(text.contains("test result: ok. 10 passed"), "{unit}: {text}");
+        assert!(text.contains("test result: ok. 11 passed"), "{unit}: {text}");
     }
 }
 
@@ -463,5 +463,30 @@ fn weights_are_had_back_as_they_were_given() {
         let given: Vec<f32> = (0..count).map(|i| i as f32).collect();
         let convolution = Convolution::new(geometry, &given, &[]).unwrap();
         assert_eq!((convolution.count(), convolution.unpack()), (count, given));
+    }
+}
+
+#[test]
+fn a_row_alone_has_the_bits_that_it_has_among_others() {
+    set_up();
+    let mut random = Random::new(3);
+    for (lines, channels) in [(1, 1), (64, 7), (7, 64), (33, 129), (64, 500), (500, 64)] {
+        let (x, w) = (random.values(2 * lines), random.values(lines * channels));
+        for (w_line, w_channel) in [(channels, 1), (1, lines)] {
+            let of = |rows| Matrices {
+                rows,
+                lines,
+                channels,
+                x_row: lines,
+                w_line,
+                w_channel,
+                y_row: channels,
+            };
+            let (mut pair, mut alone) = (vec![0.5; 2 * channels], vec![0.5; channels]);
+            multiply(&of(2), &x, &w, &mut pair);
+            multiply(&of(1), &x, &w, &mut alone);
+            let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&alone), bits(&pair[..channels]), "{lines} {channels} {w_line}");
+        }
     }
 }

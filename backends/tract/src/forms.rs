@@ -136,6 +136,7 @@ impl Forms {
             }
             "MaxPool" | "AveragePool" | "LpPool" => Ok(vec![without_padding(node)]),
             "TopK" if self.opset < 10 => Ok(self.top(node)),
+            "Slice" if self.opset < 10 => Ok(self.slice(node)),
             "MeanVarianceNormalization" => Ok(self.normalised(&node)),
             "Swish" => match find(&node, "alpha").map_or(1.0, |alpha| alpha.f) {
                 1.0 => Ok(vec![node]),
@@ -203,6 +204,24 @@ impl Forms {
         node.input.truncate(1);
         node.input.push(name);
         vec![count, node]
+    }
+
+    /// With its places as inputs, like that of later versions: tract's of the earlier ones fails where it
+    /// begins behind the end of an axis, or ends before it.
+    fn slice(&mut self, mut node: pb::NodeProto) -> Nodes {
+        let of = |name: &str| ints(&node, name).map(<[i64]>::to_vec);
+        let (starts, ends) = (of("starts").unwrap_or_default(), of("ends").unwrap_or_default());
+        let axes = of("axes").unwrap_or_else(|| (0_i64..).take(starts.len()).collect());
+        let mut nodes = Vec::new();
+        for (what, values) in [("starts", starts), ("ends", ends), ("axes", axes)] {
+            let name = self.fresh(&node, what);
+            nodes.push(constant_integers(&name, &values));
+            node.input.push(name);
+        }
+        crate::operators::SLICE.clone_into(&mut node.op_type);
+        node.attribute.clear();
+        nodes.push(node);
+        nodes
     }
 
     /// (x - m) / (s + 1e-9) with the mean m and the deviation s of x - m: of squares of x itself nothing is

@@ -5,6 +5,7 @@ mod attention;
 mod branch;
 mod built;
 mod einsum;
+mod equal;
 mod ml;
 mod native;
 mod pad;
@@ -12,6 +13,7 @@ mod recurrent;
 mod resize;
 mod sequence;
 
+pub(crate) use branch::bodies;
 pub(crate) use ml::TOKENIZER;
 pub(crate) use native::{NativeOp, RowRule, Trial};
 pub(crate) use recurrent::is_unusual;
@@ -27,6 +29,7 @@ use tract_onnx::ops::rec::rnn::RNN;
 use tract_onnx::pb::NodeProto;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
+use tract_onnx::tract_core::ops::array::StridedSlice;
 use tract_onnx::tract_core::ops::cast::cast;
 use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
 use tract_onnx::tract_core::ops::math;
@@ -35,6 +38,9 @@ use tract_onnx::tract_hir::internal::*;
 
 /// Name of an operator that changes nothing, and that no rewrite looks through.
 pub(crate) const KEPT: &str = "ForebayKept";
+
+/// Name of `Slice` with inputs for its places, in any version of the operator set.
+pub(crate) const SLICE: &str = "ForebaySlice";
 
 /// Name of the operator of the domain `ai.onnx`, of which another domain has one of the same name.
 pub(crate) const ATTENTION: &str = "ForebayAttention";
@@ -51,6 +57,8 @@ pub(crate) fn framework() -> Onnx {
     operators.insert("LogSoftmax", log_softmax);
     operators.insert("Cast", build_cast);
     operators.insert(KEPT, |_, _| Ok((values(Function::Kept), vec![])));
+    operators.insert(SLICE, |_, _| Ok((Box::new(slice()), vec![])));
+    operators.insert("Equal", |_, _| Ok((expand(equal::Equal), vec![])));
     operators.insert("Einsum", einsum::build);
     operators.insert("If", branch::build);
     operators.insert("MatMulInteger", branch::matrices_only);
@@ -67,6 +75,17 @@ pub(crate) fn framework() -> Onnx {
 
 fn values(function: Function) -> Box<dyn InferenceOp> {
     ElementWiseOp(Box::new(function), None).into_hir()
+}
+
+/// Of the inputs data, starts, ends and axes.
+fn slice() -> StridedSlice {
+    StridedSlice {
+        begin_mask: 0,
+        end_mask: 0,
+        shrink_axis_mask: 0,
+        optional_axes_input: Some(3),
+        optional_steps_input: None,
+    }
 }
 
 fn lstm(context: &ParsingContext, node: &NodeProto) -> Built {

@@ -296,18 +296,35 @@ impl Plans {
         slot
     }
 
+    /// Whether most of the work that our kernels would do for these shapes is such that they fill their
+    /// vectors.
+    pub(crate) fn fills_vectors(&self, shapes: &Shapes) -> TractResult<bool> {
+        lowering::fills_vectors(&sound::declutter(self.typed(shapes)?)?)
+    }
+
     /// The graph for these shapes before any rewrite.
     pub(crate) fn typed(&self, shapes: &Shapes) -> TractResult<TypedModel> {
         self.typed_with(&facts(shapes))
     }
 
+    /// The graph as the file has it, with all that follows for its values from these shapes.
+    pub(crate) fn analysed(&self, shapes: &Shapes) -> TractResult<InferenceModel> {
+        let mut model = self.with_inputs(&facts(shapes))?;
+        model.analyse(false)?;
+        Ok(model)
+    }
+
     fn typed_with(&self, facts: &[TVec<TDim>]) -> TractResult<TypedModel> {
+        self.with_inputs(facts)?.into_typed()
+    }
+
+    fn with_inputs(&self, facts: &[TVec<TDim>]) -> TractResult<InferenceModel> {
         let mut model = self.template.whole()?;
         for (index, (shape, &datum_type)) in facts.iter().zip(&self.datum_types).enumerate() {
             let fact = InferenceFact::dt_shape(datum_type, shape.as_slice());
             model.set_input_fact(index, fact)?;
         }
-        model.into_typed()
+        Ok(model)
     }
 
     /// A plan of that graph with no rewrite at all, or with each operator made fast by itself.

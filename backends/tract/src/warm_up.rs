@@ -77,7 +77,7 @@ pub(crate) fn warm_up(
         }
         None => {
             if given.is_none() {
-                choice::choose(model, &inputs, &|_, seconds| seconds);
+                choice::choose(model, &inputs);
             }
             go_on()?;
             compare_builds(model, options, may_batch)?;
@@ -329,18 +329,40 @@ fn why_unbatched(model: &Model, options: &LoadOptions, alone: Vec<Tensor>) -> Op
 
 /// Proves that rows are independent.
 fn prove(model: &Model, options: &LoadOptions) -> Result<(), Mixing> {
-    let graph = |rows| -> TractResult<TypedModel> {
+    let graphs = OfRows { model, options };
+    catch_unwind(AssertUnwindSafe(|| rows::prove(&graphs, options.max_batch))).unwrap_or_else(
+        |payload| {
+            let why = format!("can't be read: {}", panic_text(&*payload));
+            Err(Mixing { node: String::new(), op: "the graph".to_owned(), why })
+        },
+    )
+}
+
+/// A model's graph for any number of rows, in the shapes of its warm-up.
+struct OfRows<'a> {
+    model: &'a Model,
+    options: &'a LoadOptions,
+}
+
+impl OfRows<'_> {
+    fn shapes(&self, rows: usize) -> TractResult<Shapes> {
+        let Self { model, options } = self;
         let shape = |input: &TensorMetadata| {
             warm_up_shape(input, options.warm_up.get(&input.name), options.open, Some(rows))
                 .map_err(|error| TractError::msg(error.to_string()))
         };
-        let shapes = model.interface.inputs.iter().map(shape).collect::<TractResult<_>>()?;
-        model.plans.typed(&shapes)
-    };
-    catch_unwind(AssertUnwindSafe(|| rows::prove(graph))).unwrap_or_else(|payload| {
-        let why = format!("can't be read: {}", panic_text(&*payload));
-        Err(Mixing { node: String::new(), op: "the graph".to_owned(), why })
-    })
+        model.interface.inputs.iter().map(shape).collect()
+    }
+}
+
+impl rows::Graphs for OfRows<'_> {
+    fn typed(&self, rows: usize) -> TractResult<TypedModel> {
+        self.model.plans.typed(&self.shapes(rows)?)
+    }
+
+    fn analysed(&self, rows: usize) -> TractResult<InferenceModel> {
+        self.model.plans.analysed(&self.shapes(rows)?)
+    }
 }
 
 fn rows_are_independent(model: &Model, options: &LoadOptions, alone: Vec<Tensor>) -> bool {

@@ -34,6 +34,9 @@ fn each_case_is_answered_rightly() {
         ("rows_data_dependent", "depends on values"),
         ("if_more_rows", "depends on the number of rows"),
         ("if_more_rows_shared", "depends on the number of rows"),
+        ("five_rows", "depends on the number of rows"),
+        ("five_rows_step", "depends on the number of rows"),
+        ("columns_as_rows", "depends on the number of rows"),
     ] {
         let (.., why) = verdicts.iter().find(|(found, ..)| found == name).unwrap();
         assert!(why.contains("None") && why.contains(by), "{name}: {why}");

@@ -10,7 +10,7 @@
 //!
 //! Modules: `epilogue` (what is done to an output alone), `elementwise` (the same where it is read several
 //! times), `convolution`, `dense`, `matmul` and `reductions` (what can become an operation of ours), `conditional`
-//! (conditions), `constant` (tract's constants in a program); `cpu` (from the program to tract's graph),
+//! (conditions), `filling` (the share of vectors that an operation fills), `constant` (tract's constants in a program); `cpu` (from the program to tract's graph),
 //! `op` (our kernels as operations of that graph), `share` (of their weights); `plain` (tract's own
 //! operations in words for another device).
 
@@ -23,6 +23,7 @@ mod cpu;
 mod dense;
 mod elementwise;
 mod epilogue;
+mod filling;
 mod matmul;
 pub(crate) mod op;
 pub(crate) mod plain;
@@ -32,6 +33,7 @@ mod steps;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use filling::fills_vectors;
 pub(crate) use op::Source;
 
 use crate::tensor::datatype;

@@ -5,10 +5,12 @@
 
 use super::built::Built;
 use tract_onnx::model::ParsingContext;
+use tract_onnx::ops::logic::If;
 use tract_onnx::pb::NodeProto;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_hir::internal::*;
+use tract_onnx::tract_hir::ops::scan::InferenceScan;
 
 /// Builds the operator as tract does.
 pub(super) fn tracts(op: &str, context: &ParsingContext, node: &NodeProto) -> Built {
@@ -27,6 +29,19 @@ pub(super) fn matrices_only(context: &ParsingContext, node: &NodeProto) -> Built
     let (inner, closures) = tracts(&node.op_type, context, node)?;
     let matrices: &[usize] = if node.op_type == "QLinearMatMul" { &[0, 3] } else { &[0, 1] };
     Ok((Box::new(Wrapped { inner, replace: None, matrices }), closures))
+}
+
+/// Graphs within an operator.
+pub(crate) fn bodies(op: &dyn Op) -> Vec<&InferenceModel> {
+    if let Some(wrapped) = op.downcast_ref::<Wrapped>() {
+        bodies(wrapped.inner.as_op())
+    } else if let Some(op) = op.downcast_ref::<If>() {
+        vec![&op.then_body, &op.else_body]
+    } else if let Some(op) = op.downcast_ref::<InferenceScan>() {
+        vec![&op.body]
+    } else {
+        Vec::new()
+    }
 }
 
 /// Puts an operator in the place of another.

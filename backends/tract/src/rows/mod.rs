@@ -9,13 +9,15 @@
 //!
 //! The walk reads tract's typed graph before any rewrite, where shapes are concrete. It runs twice,
 //! for two numbers of rows, and both must tell the same of every operator: a value that is computed
-//! from the number of rows differs between them and ends the proof. A value that is the same for both, as the answer
-//! to whether there are more than two, must be the same for one row, for two and for many.
+//! from the number of rows differs between them and ends the proof. A value that is the same for both, as the
+//! answer to whether there are more than two, must be the same for one row, for two and for many; and for each
+//! number of rows that may be run, if the graph decides anything by that number.
 //!
 //! Modules: `visit` (where rows are, and an operator with that of its inputs), `rules` (what each operator
 //! does to rows), `shape` (the same for those that only move elements), `nested` (operators with graphs of
-//! their own).
+//! their own), `decided` (whether a graph decides anything by the number of rows).
 
+mod decided;
 mod nested;
 mod rules;
 mod shape;
@@ -43,88 +45,148 @@ const MAX_ELEMENTS: usize = 1 << 22;
 /// Constants up to this size are compared between the two walks. Larger ones are weights.
 const MAX_COMPARED: usize = 1 << 16;
 
+/// A graph for any number of rows.
+pub(crate) trait Graphs {
+    fn typed(&self, rows: usize) -> TractResult<TypedModel>;
+
+    /// As the file has it, with all that is known of its values.
+    fn analysed(&self, rows: usize) -> TractResult<InferenceModel>;
+}
+
 /// Proves that each row of the outputs depends on the same row of the inputs only, and that there
-/// are as many. `graph` gives the typed graph for a number of rows.
+/// are as many, as long as no more than `most` rows are run at once.
 ///
 /// # Errors
 /// The obstacle.
-pub(crate) fn prove(graph: impl Fn(usize) -> TractResult<TypedModel>) -> Result<(), Mixing> {
-    let of_model = |why: String| Mixing { node: String::new(), op: "the graph".to_owned(), why };
-    let mut told: Option<Vec<(String, u64)>> = None;
-    let mut values: HashMap<String, u64> = HashMap::new();
+pub(crate) fn prove(graphs: &impl Graphs, most: usize) -> Result<(), Mixing> {
+    let mut known: Option<Known> = None;
     for rows in ROWS {
         let failed =
             |error: TractError| of_model(format!("can't be built for {rows} rows: {error:#}"));
-        let graph = graph(rows).map_err(failed)?;
+        let graph = graphs.typed(rows).map_err(failed)?;
         let mut walk = Walk::new(rows);
         let outputs = walk.model(&graph).map_err(failed)?;
-        for (outlet, state) in graph.output_outlets().map_err(failed)?.iter().zip(outputs) {
-            let node = graph.node(outlet.node);
-            let shape = &graph.outlet_fact(*outlet).map_err(failed)?.shape;
-            let mixing = |why: String| Mixing {
-                node: node.name.clone(),
-                op: node.op.name().to_string(),
-                why,
-            };
-            match state {
-                Rows::Mixed(mixing) => return Err(Mixing::clone(&mixing)),
-                Rows::Along { axis: 0, block: 1 } => (),
-                Rows::Along { .. } => {
-                    return Err(mixing("does not give one row of the output for each row".into()));
-                }
-                // Any part of the rows cut from it is the same.
-                Rows::Fixed(value) => {
-                    let is_same = shape.first() == Some(&rows.to_dim())
-                        && value.is_some_and(|value| shape::block(&value, 0, 1, rows).is_some());
-                    if !is_same {
-                        let why = "gives an output that does not depend on the rows";
-                        return Err(mixing(why.to_owned()));
-                    }
-                }
-            }
-        }
-        match &told {
-            None => values.extend(walk.values.drain(..)),
-            Some(_) => {
-                let found: HashMap<String, u64> = walk.values.drain(..).collect();
-                values.retain(|name, value| found.get(name) == Some(value));
-            }
-        }
-        match &told {
-            None => told = Some(walk.told),
-            Some(first) if first.len() != walk.told.len() => {
-                return Err(of_model("has other operators for other numbers of rows".to_owned()));
-            }
-            Some(first) => {
-                if let Some((other, _)) = first.iter().zip(&walk.told).find(|(a, b)| a != b) {
-                    let why = "has a value that depends on the number of rows".to_owned();
-                    return Err(Mixing { node: other.0.clone(), op: "operator".to_owned(), why });
-                }
-            }
+        check_outputs(&graph, outputs, rows)?;
+        match &mut known {
+            None => known = Some(Known::new(walk)),
+            Some(known) => known.narrow(walk)?,
         }
     }
-    same_for_others(&graph, &values)
+    let known = known.ok_or_else(|| of_model("was not read".to_owned()))?;
+    let is_decided = match ROWS.map(|rows| graphs.analysed(rows)) {
+        [Ok(few), Ok(many)] => decided::by_rows(&few, &many),
+        _ => true,
+    };
+    let others: Vec<usize> = if is_decided { (1..=most).collect() } else { Vec::new() };
+    let others =
+        OTHER_ROWS.into_iter().chain(others.into_iter().filter(|n| !OTHER_ROWS.contains(n)));
+    for rows in others {
+        // Requests of so many rows are not run.
+        let Ok(graph) = graphs.typed(rows) else { continue };
+        known.check(&graph, rows)?;
+    }
+    Ok(())
 }
 
-/// Looks at values that are the same for two numbers of rows with others. Numbers that the graph can't be
-/// built for tell nothing: requests of so many rows are not run.
-fn same_for_others(
-    graph: &impl Fn(usize) -> TractResult<TypedModel>,
-    values: &HashMap<String, u64>,
-) -> Result<(), Mixing> {
-    for rows in OTHER_ROWS {
-        let Ok(graph) = graph(rows) else { continue };
-        let mut walk = Walk::new(rows);
-        // Whether rows mix is known; one row alone may stand along any axis.
-        drop(walk.model(&graph));
-        let differs =
-            |(name, value): &(String, u64)| values.get(name).is_some_and(|known| known != value);
-        if let Some((node, _)) = walk.values.into_iter().find(differs) {
-            let why = "has a value that depends on the number of rows".to_owned();
-            return Err(Mixing { node, op: "operator".to_owned(), why });
+fn of_model(why: String) -> Mixing {
+    Mixing { node: String::new(), op: "the graph".to_owned(), why }
+}
+
+/// The outputs must have one row for each row.
+fn check_outputs(graph: &TypedModel, outputs: Vec<Rows>, rows: usize) -> Result<(), Mixing> {
+    let failed = |error: TractError| of_model(format!("can't be read: {error:#}"));
+    for (outlet, state) in graph.output_outlets().map_err(failed)?.iter().zip(outputs) {
+        let node = graph.node(outlet.node);
+        let shape = &graph.outlet_fact(*outlet).map_err(failed)?.shape;
+        let mixing = |why: &str| {
+            let (node, op) = (node.name.clone(), node.op.name().to_string());
+            Err(Mixing { node, op, why: why.to_owned() })
+        };
+        match state {
+            Rows::Mixed(mixing) => return Err(Mixing::clone(&mixing)),
+            Rows::Along { axis: 0, block: 1 } => (),
+            Rows::Along { .. } => {
+                return mixing("does not give one row of the output for each row");
+            }
+            // Any part of the rows cut from it is the same.
+            Rows::Fixed(value) => {
+                let is_same = shape.first() == Some(&rows.to_dim())
+                    && value.is_some_and(|value| shape::block(&value, 0, 1, rows).is_some());
+                if !is_same {
+                    return mixing("gives an output that does not depend on the rows");
+                }
+            }
         }
     }
     Ok(())
+}
+
+/// The facts that are the same for two numbers of rows.
+struct Known {
+    told: Vec<(String, u64)>,
+    values: HashMap<String, u64>,
+    shapes: HashMap<String, Vec<Option<TVec<usize>>>>,
+}
+
+impl Known {
+    fn new(walk: Walk) -> Self {
+        let Walk { told, values, shapes, .. } = walk;
+        Self { told, values: values.into_iter().collect(), shapes: shapes.into_iter().collect() }
+    }
+
+    /// Keeps what is the same for another number of rows.
+    fn narrow(&mut self, walk: Walk) -> Result<(), Mixing> {
+        self.compare(&walk.told)?;
+        let found: HashMap<String, u64> = walk.values.into_iter().collect();
+        self.values.retain(|name, value| found.get(name) == Some(value));
+        Ok(())
+    }
+
+    /// Whether the same was told of the same operators.
+    fn compare(&self, told: &[(String, u64)]) -> Result<(), Mixing> {
+        if self.told.len() != told.len() {
+            return Err(of_model("has other operators for other numbers of rows".to_owned()));
+        }
+        let mut pairs = self.told.iter().zip(told);
+        pairs.find(|(a, b)| a != b).map_or(Ok(()), |(other, _)| Err(depends(&other.0)))
+    }
+
+    /// Whether the facts hold for another number of rows.
+    fn check(&self, graph: &TypedModel, rows: usize) -> Result<(), Mixing> {
+        let mut walk = Walk::new(rows);
+        let outputs = walk.model(graph);
+        let differs = |(name, value): &&(String, u64)| {
+            self.values.get(name).is_some_and(|known| known != value)
+        };
+        if let Some((node, _)) = walk.values.iter().find(differs) {
+            return Err(depends(node));
+        }
+        if rows == 1 {
+            // One row may stand along any axis of one element, so only sizes can be compared.
+            return self.compare_shapes(graph);
+        }
+        outputs.map_err(|error| of_model(format!("can't be read for {rows} rows: {error:#}")))?;
+        self.compare(&walk.told)
+    }
+
+    /// Whether each operator gives one row of the size that it gives for each of many.
+    fn compare_shapes(&self, graph: &TypedModel) -> Result<(), Mixing> {
+        for node in graph.nodes() {
+            let Some(shapes) = self.shapes.get(&node.name) else { continue };
+            for (shape, output) in shapes.iter().zip(&node.outputs) {
+                let found = output.fact.shape.as_concrete();
+                if shape.as_ref().is_some_and(|shape| found != Some(shape)) {
+                    return Err(depends(&node.name));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn depends(node: &str) -> Mixing {
+    let why = "has a value that depends on the number of rows".to_owned();
+    Mixing { node: node.to_owned(), op: "operator".to_owned(), why }
 }
 
 /// One walk along a graph.
@@ -134,13 +196,15 @@ struct Walk {
     values: Vec<(String, u64)>,
     /// The facts that must be the same for each number of rows: a digest by node.
     told: Vec<(String, u64)>,
+    /// Shapes of the outputs of a node for one row, where they have rows.
+    shapes: Vec<(String, Vec<Option<TVec<usize>>>)>,
     /// Of nested graphs.
     depth: usize,
 }
 
 impl Walk {
     fn new(rows: usize) -> Self {
-        Self { rows, values: Vec::new(), told: Vec::new(), depth: 0 }
+        Self { rows, values: Vec::new(), told: Vec::new(), shapes: Vec::new(), depth: 0 }
     }
 
     /// Rows of the outputs of a whole model, each input of which has them along its first axis.
@@ -253,6 +317,16 @@ impl Walk {
             }
         }
         self.told.push((visit.node.name.clone(), hasher.finish()));
+        let one = outputs.iter().zip(&visit.to).map(|(state, shape)| {
+            let Rows::Along { axis, block } = state else { return None };
+            let mut shape = shape.clone();
+            shape[*axis] = *block;
+            Some(shape)
+        });
+        // Those of nested graphs go by other names than the nodes of the whole.
+        if self.depth == 0 {
+            self.shapes.push((visit.node.name.clone(), one.collect()));
+        }
     }
 }
 

@@ -198,8 +198,12 @@ fn is_sound(model: &TypedModel, node: &TypedNode) -> TractResult<bool> {
         // tract takes it to be commutative.
         return Ok(false);
     }
+    if is_binary::<Mul>(node) && !is_float && node.inputs[0] == node.inputs[1] {
+        // Becomes a square, which is computed in 32 bits of floating point, or not at all.
+        return Ok(false);
+    }
     if is_binary::<Pow>(node) {
-        return Ok(!is_uniform(model, node.inputs[1], 0.5));
+        return Ok(is_float && !is_uniform(model, node.inputs[1], 0.5));
     }
     if is_binary::<Div>(node) && is_float {
         // x * (1 / y) is below x / y by a unit in the last place, which matters to a step. In halves,

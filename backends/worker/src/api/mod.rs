@@ -11,6 +11,7 @@ pub(crate) mod grpc;
 mod metadata;
 mod model_path;
 mod openai;
+mod pieces;
 mod repository_api;
 mod rest;
 pub(crate) mod router;

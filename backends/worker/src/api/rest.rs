@@ -2,6 +2,7 @@
 
 use crate::api::body::{self, Encoding, ReadTimeout};
 use crate::api::model_path::ModelPath;
+use crate::api::pieces::Pieces;
 use crate::api::terms;
 use crate::inference::blocking::{INLINE, INLINE_BINARY, off_io};
 use crate::inference::validate;
@@ -92,14 +93,11 @@ async fn respond(answer: Answer) -> Result<Response, Refusal> {
             binary.insert(output.name.clone());
         }
     }
-    let (mut copied, mut written) = (0, 0);
-    for output in &response.outputs {
-        let is_binary = binary.contains(&output.name);
-        let size = if is_binary { &mut copied } else { &mut written };
-        *size += output.data.binary_len();
-    }
-    let is_short = written <= INLINE && copied <= INLINE_BINARY;
-    let encode = move || Ok(response.encode(|output| binary.contains(&output.name))?);
+    // Binary outputs are sent from where they lie.
+    let written = response.outputs.iter().filter(|output| !binary.contains(&output.name));
+    let written: usize = written.map(|output| output.data.binary_len()).sum();
+    let is_short = written <= INLINE;
+    let encode = move || Ok(response.into_pieces(|output| binary.contains(&output.name))?);
     let encoded = if is_short { encode() } else { off_io(encode).await }?;
     let mut headers = HeaderMap::new();
     Answer::state_content(content, &mut headers);
@@ -107,5 +105,5 @@ async fn respond(answer: Answer) -> Result<Response, Refusal> {
     if let Some(length) = encoded.json_len {
         headers.insert(names::INFERENCE_HEADER_CONTENT_LENGTH, HeaderValue::from(length));
     }
-    Ok((headers, encoded.body).into_response())
+    Ok((headers, Body::new(Pieces::new(encoded.body))).into_response())
 }

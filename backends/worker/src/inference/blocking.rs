@@ -9,7 +9,7 @@ pub(crate) const INLINE: usize = 64 << 10;
 
 /// The same for values in the form in which they are kept: they are copied or looked at, not parsed. Each
 /// change of threads costs more than that.
-pub(crate) const INLINE_BINARY: usize = 1 << 20;
+pub(crate) const INLINE_BINARY: usize = 2 << 20;
 
 /// Runs CPU-heavy work on the runtime's blocking pool.
 pub(crate) async fn off_io<T: Send + 'static>(

@@ -7,10 +7,14 @@ use super::{
     Data, Datatype, EncodeError, MAX_RANK, MAX_TENSORS, Parameter, Parameters, ParseError, Tensor,
     TensorProblem, element_count, json,
 };
+use bytes::Bytes;
 use serde::de::{Error, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::fmt;
 use std::marker::PhantomData;
+
+/// Bytes from which on a tensor is a piece of its own: a copy of fewer costs less than another piece.
+const PIECE: usize = 16 << 10;
 
 /// A message ready to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,8 +29,12 @@ pub struct Encoded {
 impl Encoded {
     /// The value of `content-type`.
     pub fn content_type(&self) -> &'static str {
-        if self.json_len.is_some() { "application/octet-stream" } else { "application/json" }
+        content_type(self.json_len)
     }
+}
+
+fn content_type(json_len: Option<usize>) -> &'static str {
+    if json_len.is_some() { "application/octet-stream" } else { "application/json" }
 }
 
 /// Splits a body into its JSON and its binary data.
@@ -145,14 +153,14 @@ fn show(parameter: &Parameter) -> String {
     }
 }
 
-/// Writes `,"<key>":[{…},…]` with the tensors' data, or their sizes for those in `binary` form.
+/// Writes `,"<key>":[{…},…]` with the tensors' data, or their sizes for those in `binary` form, whose data
+/// follow the JSON in this order.
 pub(super) fn write_tensors(
     json: &mut Vec<u8>,
     key: &str,
     tensors: &[Tensor],
     binary: impl Fn(&Tensor) -> bool,
-) -> Result<Vec<u8>, EncodeError> {
-    let mut bytes = Vec::new();
+) -> Result<(), EncodeError> {
     json.extend_from_slice(format!(",\"{key}\":[").as_bytes());
     for (index, tensor) in tensors.iter().enumerate() {
         if index > 0 {
@@ -169,7 +177,6 @@ pub(super) fn write_tensors(
             json.extend_from_slice(
                 format!(",\"parameters\":{{\"binary_data_size\":{size}}}}}").as_bytes(),
             );
-            tensor.data.write_binary(&mut bytes);
         } else {
             json.extend_from_slice(b",\"data\":");
             json::write(&tensor.data, json)
@@ -178,7 +185,7 @@ pub(super) fn write_tensors(
         }
     }
     json.push(b']');
-    Ok(bytes)
+    Ok(())
 }
 
 /// Text, numbers and maps of them always have a JSON form, and a vector takes all of it.
@@ -188,11 +195,58 @@ pub(super) fn write_value<T: serde::Serialize + ?Sized>(json: &mut Vec<u8>, valu
     }
 }
 
-/// Puts head and binary data together.
-pub(super) fn join(mut json: Vec<u8>, binary: &[u8], any_binary: bool) -> Encoded {
-    let json_len = any_binary.then_some(json.len());
-    json.extend_from_slice(binary);
+/// Puts the JSON and the data of those tensors together that are in `binary` form.
+pub(super) fn join(
+    mut json: Vec<u8>,
+    tensors: &[Tensor],
+    binary: impl Fn(&Tensor) -> bool,
+) -> Encoded {
+    let json_len = tensors.iter().any(&binary).then_some(json.len());
+    tensors.iter().filter(|&tensor| binary(tensor)).for_each(|tensor| {
+        tensor.data.write_binary(&mut json);
+    });
     Encoded { body: json, json_len }
+}
+
+/// A message ready to be sent, in pieces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pieces {
+    /// The body, one after the other: tensors of more than a few KiB are pieces of their own, where they
+    /// lie in memory.
+    pub body: Vec<Bytes>,
+    /// As of [`Encoded`].
+    pub json_len: Option<usize>,
+}
+
+impl Pieces {
+    /// The same as [`join`], without a copy of what is large.
+    pub(super) fn new(
+        json: Vec<u8>,
+        tensors: Vec<Tensor>,
+        binary: impl Fn(&Tensor) -> bool,
+    ) -> Self {
+        let json_len = tensors.iter().any(&binary).then_some(json.len());
+        let (mut body, mut open) = (Vec::new(), json);
+        for tensor in tensors.into_iter().filter(binary) {
+            if tensor.data.binary_len() < PIECE {
+                tensor.data.write_binary(&mut open);
+                continue;
+            }
+            if !open.is_empty() {
+                body.push(std::mem::take(&mut open).into());
+            }
+            body.push(tensor.data.into_binary());
+        }
+        if !open.is_empty() {
+            body.push(open.into());
+        }
+        Self { body, json_len }
+    }
+
+    /// The value of `content-type`.
+    pub fn content_type(&self) -> &'static str {
+        content_type(self.json_len)
+    }
 }
 
 /// A list that stops being read at `MAX` entries.

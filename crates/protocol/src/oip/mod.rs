@@ -26,7 +26,7 @@ mod tensor;
 pub use classification::{can_classify, classify};
 pub use datatype::Datatype;
 pub use error::{EncodeError, Found, ParseError, TensorProblem};
-pub use message::Encoded;
+pub use message::{Encoded, Pieces};
 pub use metadata::{ErrorBody, ModelIndex, ModelMetadata, Ready, ServerMetadata, TensorMetadata};
 pub use parameters::{Parameter, Parameters};
 pub use path::{Call, Path, encoded, with_model};

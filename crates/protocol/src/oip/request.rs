@@ -111,13 +111,13 @@ impl InferRequest {
             json.extend_from_slice(b",\"parameters\":");
             write_value(&mut json, &self.parameters);
         }
-        let bytes = write_tensors(&mut json, "inputs", &self.inputs, &binary)?;
+        write_tensors(&mut json, "inputs", &self.inputs, &binary)?;
         if !self.outputs.is_empty() {
             json.extend_from_slice(b",\"outputs\":");
             write_value(&mut json, &self.outputs);
         }
         json.push(b'}');
-        Ok(join(json, &bytes, self.inputs.iter().any(binary)))
+        Ok(join(json, &self.inputs, binary))
     }
 
     /// Whether the client wants this output as bytes. The output's own parameter overrules the request's,

@@ -1,7 +1,7 @@
 //! The answer to `POST …/infer`.
 
 use super::message::{
-    Bounded, Encoded, OnlyTensor, RawTensor, assemble, join, only, split, write_tensors,
+    Bounded, Encoded, OnlyTensor, Pieces, RawTensor, assemble, join, only, split, write_tensors,
     write_value,
 };
 use super::{EncodeError, MAX_TENSORS, Parameters, ParseError, Tensor};
@@ -82,6 +82,18 @@ impl InferResponse {
     /// # Errors
     /// An output that is to go as JSON has no JSON form.
     pub fn encode(&self, binary: impl Fn(&Tensor) -> bool) -> Result<Encoded, EncodeError> {
+        Ok(join(self.json(&binary)?, &self.outputs, binary))
+    }
+
+    /// The same in pieces, without a copy of large outputs that go as bytes.
+    ///
+    /// # Errors
+    /// As of [`InferResponse::encode`].
+    pub fn into_pieces(self, binary: impl Fn(&Tensor) -> bool) -> Result<Pieces, EncodeError> {
+        Ok(Pieces::new(self.json(&binary)?, self.outputs, binary))
+    }
+
+    fn json(&self, binary: impl Fn(&Tensor) -> bool) -> Result<Vec<u8>, EncodeError> {
         let mut json = b"{\"model_name\":".to_vec();
         write_value(&mut json, &self.model_name);
         for (key, value) in [("model_version", &self.model_version), ("id", &self.id)] {
@@ -94,9 +106,9 @@ impl InferResponse {
             json.extend_from_slice(b",\"parameters\":");
             write_value(&mut json, &self.parameters);
         }
-        let bytes = write_tensors(&mut json, "outputs", &self.outputs, &binary)?;
+        write_tensors(&mut json, "outputs", &self.outputs, binary)?;
         json.push(b'}');
-        Ok(join(json, &bytes, self.outputs.iter().any(binary)))
+        Ok(json)
     }
 }
 
@@ -128,6 +140,29 @@ mod tests {
         let more = br#"{"model_name":"m","outputs":[],"trace":"x"}"#;
         assert!(InferResponse::parse(more, None).is_ok());
         assert!(InferResponse::parse_only(more, None).is_err());
+    }
+
+    #[test]
+    fn pieces_are_the_same_body() {
+        let large = |first: f32| Data::Fp32((0..5000_u16).map(|i| first + f32::from(i)).collect());
+        let outputs = vec![
+            Tensor::new("a", vec![1], Data::Int64(vec![7])).unwrap(),
+            Tensor::new("b", vec![5000], large(0.5)).unwrap(),
+            Tensor::new("c", vec![50, 100], large(1.5)).unwrap(),
+            Tensor::new("d", vec![2], Data::Bytes(["x", "yz"].into_iter().collect())).unwrap(),
+            Tensor::new("e", vec![2], Data::Bool(vec![true, false])).unwrap(),
+        ];
+        let response = InferResponse { outputs, ..InferResponse::default() };
+        for names in ["", "b", "c", "abcde", "ae", "bcd"] {
+            let binary = |tensor: &Tensor| names.contains(&tensor.name);
+            let whole = response.encode(binary).unwrap();
+            let pieces = response.clone().into_pieces(binary).unwrap();
+            assert_eq!(pieces.body.concat(), whole.body, "{names}");
+            assert_eq!(pieces.json_len, whole.json_len);
+            assert_eq!(pieces.content_type(), whole.content_type());
+            let large = names.chars().filter(|name| "bc".contains(*name)).count();
+            assert!(pieces.body.len() > large, "{names}: {}", pieces.body.len());
+        }
     }
 
     #[test]

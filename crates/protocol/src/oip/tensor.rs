@@ -1,6 +1,8 @@
 //! A tensor in memory, and its binary form.
 
 use super::{Datatype, MAX_RANK, TensorProblem};
+use bytemuck::NoUninit;
+use bytes::Bytes;
 use std::ops::Range;
 
 /// A named tensor: shape and row-major data, whose lengths agree.
@@ -147,6 +149,22 @@ impl<T: AsRef<[u8]>> FromIterator<T> for BytesData {
     }
 }
 
+/// Whether numbers lie in memory as the binary form has them.
+const IS_LITTLE: bool = cfg!(target_endian = "little");
+
+/// Elements as they lie in memory.
+struct Elements<T>(Vec<T>);
+
+impl<T: NoUninit> AsRef<[u8]> for Elements<T> {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+fn owned<T: NoUninit + Send>(data: Vec<T>) -> Bytes {
+    Bytes::from_owner(Elements(data))
+}
+
 macro_rules! data {
     ($($variant:ident: $type:ty,)*) => {
         /// Elements of a tensor, one vector of the datatype's own type.
@@ -224,6 +242,20 @@ macro_rules! data {
                         out.extend_from_slice(&len.to_le_bytes());
                         out.extend_from_slice(element);
                     }),
+                }
+            }
+
+            /// The binary form, without a copy where it is the one in memory.
+            pub fn into_binary(self) -> Bytes {
+                match self {
+                    Self::Bool(data) if IS_LITTLE => owned(data),
+                    $(Self::$variant(data) if IS_LITTLE => owned(data),)*
+                    Self::Fp16(data) if IS_LITTLE => owned(data),
+                    data => {
+                        let mut bytes = Vec::new();
+                        data.write_binary(&mut bytes);
+                        bytes.into()
+                    }
                 }
             }
 
@@ -307,12 +339,23 @@ impl Data {
         /// All bits of the exponent of a half.
         const EXPONENT: u16 = 0x7c00;
         match self {
-            Self::Fp16(data) => data.iter().position(|v| v & EXPONENT == EXPONENT),
-            Self::Fp32(data) => data.iter().position(|v| !v.is_finite()),
-            Self::Fp64(data) => data.iter().position(|v| !v.is_finite()),
+            Self::Fp16(data) => first(data, |v| v & EXPONENT == EXPONENT),
+            Self::Fp32(data) => first(data, |v| !v.is_finite()),
+            Self::Fp64(data) => first(data, |v| !v.is_finite()),
             _ => None,
         }
     }
+}
+
+/// The first element that is so. Whole blocks are asked without a branch for each element, which compiles
+/// to a few vector instructions: there is usually none.
+fn first<T: Copy>(data: &[T], is_so: impl Fn(T) -> bool) -> Option<usize> {
+    const BLOCK: usize = 256;
+    let mut blocks = data.chunks(BLOCK);
+    let is_in = |block: &[T]| block.iter().fold(false, |any, &value| any | is_so(value));
+    let block = blocks.position(is_in)?;
+    let start = block * BLOCK;
+    data[start..].iter().position(|&value| is_so(value)).map(|place| start + place)
 }
 
 fn difference(a: f64, b: f64) -> f64 {
@@ -373,6 +416,7 @@ mod tests {
             let mut bytes = Vec::new();
             data.write_binary(&mut bytes);
             assert_eq!(bytes.len(), data.binary_len(), "{:?}", data.datatype());
+            assert_eq!(data.clone().into_binary(), bytes);
             assert_eq!(Data::from_binary(data.datatype(), 2, &bytes), Ok(data));
         }
     }
@@ -425,5 +469,11 @@ mod tests {
         assert_eq!(Data::Fp64(vec![f64::INFINITY]).first_non_finite(), Some(0));
         assert_eq!(Data::Fp16(vec![0x3c00, 0x7e00]).first_non_finite(), Some(1));
         assert_eq!(Data::Fp16(vec![0xfbff]).first_non_finite(), None);
+        let mut many = vec![0.5_f32; 1000];
+        assert_eq!(Data::Fp32(many.clone()).first_non_finite(), None);
+        for place in [999, 700, 256, 255] {
+            many[place] = f32::INFINITY;
+            assert_eq!(Data::Fp32(many.clone()).first_non_finite(), Some(place));
+        }
     }
 }
