@@ -22,7 +22,7 @@ pub trait Model: Debug + Send + Sync {
         None
     }
 
-    /// What of the model is served otherwise than its file says, in words.
+    /// Differences between the file and the served model, in words.
     fn notes(&self) -> &[String] {
         &[]
     }

@@ -1,7 +1,7 @@
 //! Weights that a file leaves to others beside it.
 //!
 //! Exporters write large weights, or by default all, into a second file. A model may name such a file, and
-//! nothing else: no folder, no way up. It is read once, by whoever loads the model, and its parts are put where
+//! nothing else: no folder, no way up. It is read once, by the process that loads the model, and its parts are put where
 //! they belong, so that everything behind sees one file.
 
 use forebay_engine::LoadError;

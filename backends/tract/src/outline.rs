@@ -1,4 +1,4 @@
-//! What a file says of itself, in words, without anything being compiled.
+//! Describes a file in words, without compiling anything.
 
 use crate::error::text;
 use crate::{LoadError, forms, missing, operators};

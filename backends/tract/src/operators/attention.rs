@@ -119,7 +119,7 @@ impl Heads {
     }
 }
 
-/// What is added to scores, and where it is found for each of them.
+/// The mask that is added to scores, and its place for each of them.
 struct Mask {
     data: Vec<f32>,
     shape: [usize; 4],
