@@ -43,7 +43,7 @@ pub struct Goal {
 /// A scenario's file, the peers to simulate it with, and its goals.
 type Suite = (&'static str, &'static [&'static str], fn(&ScenarioResults<'_>) -> Vec<Goal>);
 
-const ALL: [Suite; 21] = [
+const ALL: [Suite; 22] = [
     (
         "tail75.toml",
         &[NGINX, "haproxy_maxconn", "envoy_least_request", "traefik_least_time"],
@@ -84,6 +84,7 @@ const ALL: [Suite; 21] = [
     ("overload2x.toml", &[NGINX, ORACLE], |runs| runs.overload()),
     ("overload10x.toml", &[NGINX, ORACLE], |runs| runs.overload()),
     ("priorities.toml", &[NGINX], |runs| runs.priorities()),
+    ("lengths.toml", &[NGINX], |runs| vec![runs.p99_to_nginx(1.02), runs.errors()]),
     ("hedge.toml", &[NGINX], |runs| runs.hedges()),
     ("restart.toml", &[NGINX, ROUND_ROBIN], |runs| runs.cold()),
     ("silent2x.toml", &[NGINX, ORACLE], |runs| runs.overload()),

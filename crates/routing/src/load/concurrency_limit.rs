@@ -11,10 +11,14 @@
 //! Samples for numbers that no longer occur may be out of date. Samples of others correct them: too high a
 //! limit brings samples of the buckets above, too low a limit of those below, and [the
 //! limit](crate::queue::bind::limit) leaves room for more than is known.
+//!
+//! A mean alone may double by chance where few requests take most of the time. Queueing delays all requests, the
+//! shortest as well: so the endpoint counts as full only if those take twice as long, too. And one that says
+//! itself that nothing waits there is not full.
 
 use crate::Time;
 use crate::float::Float;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Buckets by the number of requests, two for each doubling: up to 8,191, and what is beyond that.
@@ -28,6 +32,10 @@ const FULL_FACTOR: f32 = 2.0;
 const MAX_CONTRADICTION: f32 = 1.6;
 /// Factor within which two buckets count as equal.
 const MAX_ALIKE_FACTOR: f32 = 1.25;
+/// The share of answers that are the short ones, and how fast what they take is learnt: after `n` answers their
+/// logarithm moves by this over `n` for each, which is a few times as much as that of a service is spread.
+const SHORT_SHARE: f32 = 0.25;
+const SHORT_STEP: f32 = 4.0;
 /// One answer in this many renews the limit.
 const RENEWAL_PERIOD: u32 = 8;
 /// A deadline is tight that leaves less than so many times the least that requests take.
@@ -65,6 +73,8 @@ pub(crate) struct ConcurrencyLimit {
     /// End of the last request that counted for that, in nanoseconds on the clock of [`Time`]; once slots
     /// are known, of one that exceeded them by one.
     weighed_at: AtomicU64,
+    /// It says that nothing waits there.
+    has_room: AtomicBool,
 }
 
 /// The end of a request, for what it says of whether it had to wait for others.
@@ -84,6 +94,8 @@ struct Bucket {
     there: Float,
     /// Seconds.
     took: Float,
+    /// The quantile of what they took that is exceeded by all but the short ones, as the logarithm of seconds.
+    short: Float,
 }
 
 /// Over all buckets with enough answers.
@@ -92,6 +104,9 @@ struct Summary {
     /// The least and the most that requests took on average, in seconds.
     least: f32,
     most: f32,
+    /// The least that the short ones took, and what they took where all took the most, in seconds.
+    least_short: f32,
+    most_short: f32,
     /// The most answers in a second.
     rate: f32,
     /// The most requests that were there.
@@ -100,7 +115,7 @@ struct Summary {
 
 impl Summary {
     fn is_full(self) -> bool {
-        self.most >= self.least * FULL_FACTOR
+        self.most >= self.least * FULL_FACTOR && self.most_short >= self.least_short * FULL_FACTOR
     }
 
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
@@ -126,10 +141,19 @@ impl ConcurrencyLimit {
         self.clamp_stale(bucket);
         let Some(summary) = self.summary() else { return };
         match self.slots() {
-            _ if summary.is_full() => self.limit(summary.slots()),
+            _ if summary.is_full() && !self.has_room.load(Relaxed) => self.limit(summary.slots()),
             // It can do that at least.
             Some(slots) => self.limit(summary.slots().max(slots)),
             None => {}
+        }
+    }
+
+    /// Takes in that the endpoint says whether requests wait there, when `there` were there.
+    pub(crate) fn states_queue(&self, queue: u32, there: u32) {
+        self.has_room.store(queue == 0, Relaxed);
+        // It runs all that are there, and so at least one more may be tried.
+        if queue == 0 && self.slots().is_some_and(|slots| slots <= there) {
+            self.limit(there.saturating_add(1 + there / SLOTS_PER_STEP));
         }
     }
 
@@ -221,6 +245,7 @@ impl ConcurrencyLimit {
         for more in self.buckets.iter().skip(bucket(there) + 1) {
             if more.mean().is_some() {
                 more.took.set(more.took.get().max(more.there.get() / rate));
+                more.short.set(more.short.get().max(self.buckets[bucket(there)].short.get()));
             }
         }
     }
@@ -236,6 +261,7 @@ impl ConcurrencyLimit {
             if was * MAX_CONTRADICTION < least || was > most * MAX_CONTRADICTION {
                 bucket.took.set(was.clamp(least, most));
             }
+            bucket.short_beside(sampled);
         }
     }
 
@@ -246,10 +272,15 @@ impl ConcurrencyLimit {
     /// The summary of all buckets with enough answers.
     fn summary(&self) -> Option<Summary> {
         let buckets = || self.buckets.iter().filter_map(|bucket| Some((bucket, bucket.mean()?)));
-        let (mut summary, mut fastest) = (Summary::default(), f32::INFINITY);
+        let mut summary = Summary { least_short: f32::INFINITY, ..Summary::default() };
+        let mut fastest = f32::INFINITY;
         for (bucket, (took, rate)) in buckets() {
             fastest = fastest.min(took);
-            summary.most = summary.most.max(took);
+            let short = bucket.short.get().exp();
+            summary.least_short = summary.least_short.min(short);
+            if took > summary.most {
+                (summary.most, summary.most_short) = (took, short);
+            }
             summary.rate = summary.rate.max(rate);
             summary.there = summary.there.max(bucket.there.get());
         }
@@ -272,6 +303,22 @@ impl Bucket {
         self.count.set(count);
         self.there.draw(float(there), 1.0 / count);
         self.took.draw(took.max(MIN_SECONDS), 1.0 / count);
+        let log = took.max(MIN_SECONDS).ln();
+        if count <= 1.0 {
+            return self.short.set(log);
+        }
+        let short = self.short.get();
+        let below = if log < short { 1.0 } else { 0.0 };
+        self.short.set(short + SHORT_STEP / count * (SHORT_SHARE - below));
+    }
+
+    /// The short ones take no less where more are there, and no more where fewer are.
+    fn short_beside(&self, sampled: &Self) {
+        let (here, there) = (self.short.get(), sampled.short.get());
+        let (factor, is_more) = (MAX_CONTRADICTION.ln(), self.there.get() > sampled.there.get());
+        if (is_more && here + factor < there) || (!is_more && here - factor > there) {
+            self.short.set(there);
+        }
     }
 
     /// Mean latency of requests in seconds, and the rate of answers per second, if there were enough of
@@ -374,6 +421,41 @@ mod tests {
             serve(&limit, 200, there, 50, &mut rng);
         }
         assert_eq!(limit.slots(), None);
+    }
+
+    #[test]
+    fn answers_of_mixed_lengths_are_no_queue() {
+        for seed in 0..20 {
+            let (limit, mut rng) = (ConcurrencyLimit::default(), Rng::new(seed));
+            for _ in 0..20_000 {
+                let there = 20 + u32::try_from(rng.below(20)).unwrap_or(0);
+                limit.learn(there, if rng.below(5) == 0 { 3.0 } else { 0.05 });
+            }
+            assert_eq!(limit.slots(), None, "seed {seed}");
+            // Were they queued, the short ones would wait as well.
+            for there in (20..80).cycle().take(20_000) {
+                let wait = if there > 40 { 0.64 * float(there - 40) / 40.0 } else { 0.0 };
+                limit.learn(there, wait + if rng.below(5) == 0 { 3.0 } else { 0.05 });
+            }
+            let slots = limit.slots();
+            assert!(slots.is_none_or(|slots| slots >= 20), "seed {seed}: {slots:?}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_that_says_that_nothing_waits_is_not_full() {
+        let (limit, mut rng) = (ConcurrencyLimit::default(), Rng::new(5));
+        (1..16).for_each(|there| serve(&limit, 4, there, 60, &mut rng));
+        let full = limit.slots().unwrap_or(0);
+        assert!((3..6).contains(&full), "{full}");
+        limit.states_queue(0, 12);
+        assert_eq!(limit.slots(), Some(14));
+        (1..16).for_each(|there| serve(&limit, 4, there, 60, &mut rng));
+        assert!(limit.slots() >= Some(14));
+        limit.states_queue(3, 12);
+        (1..16).for_each(|there| serve(&limit, 4, there, 60, &mut rng));
+        let full = limit.slots().unwrap_or(0);
+        assert!((3..6).contains(&full), "{full}");
     }
 
     #[test]

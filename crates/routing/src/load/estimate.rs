@@ -4,7 +4,7 @@
 const QUEUE_COST_FACTOR: f32 = 1.3;
 /// The cost of a full endpoint, as a share of the service time: the fuller one of two endpoints is not
 /// preferred because it seems a little faster, which may be noise.
-const IN_FLIGHT_COST_SHARE: f32 = 0.7;
+const IN_FLIGHT_COST_SHARE: f32 = 0.3;
 /// Our own requests stand for so many of each of the others': who sees what we see acts as we do.
 const OTHERS_COST_SHARE: f32 = 0.5;
 

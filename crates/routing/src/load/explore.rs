@@ -14,6 +14,11 @@ const MIN_ANSWERS: f32 = 1.0;
 const PAUSE_SERVICE_TIMES: f32 = 10.0;
 const MIN_PAUSE: f32 = 0.05;
 const MAX_PAUSE: f32 = 0.2;
+/// The pause is this part at least of the time for which its speed has been the same: a change is as likely in the
+/// next hour after a day without one as in the next minute after half an hour. It is much shorter where
+/// the last answers hint at one.
+const STEADY_PAUSE_SHARE: f32 = 0.03;
+const PROMISING_PAUSE_SHARE: f32 = 0.001;
 /// Part of a service time that a penalty may be to count for nothing.
 const MAX_PENALTY_SHARE: f64 = 0.01;
 
@@ -25,15 +30,21 @@ impl Load {
         self.in_flight() == 0 && self.penalty_at(now) <= service * MAX_PENALTY_SHARE
     }
 
-    /// Whether hardly anything is known of its speed, or the last answers hint that it got faster.
-    pub(crate) fn is_unsure(&self) -> bool {
-        self.service_time.mean().1 < MIN_ANSWERS || self.service_time.is_promising()
+    /// Whether hardly anything is known of its speed, or the last answers hint that it got faster, and that was
+    /// not just now.
+    pub(crate) fn is_unsure(&self, now: u64) -> bool {
+        let pause = self.steady_for() * PROMISING_PAUSE_SHARE;
+        self.service_time.mean().1 < MIN_ANSWERS
+            || (self.service_time.is_promising()
+                && seconds(now, self.answered_at.load(Relaxed)) > pause)
     }
 
     /// The same, or has it not been used for long?
     pub(crate) fn is_due_for_exploration(&self, now: u64) -> bool {
         let pause = (self.service_time.mean().0 * PAUSE_SERVICE_TIMES).clamp(MIN_PAUSE, MAX_PAUSE);
-        self.is_unsure() || seconds(now, self.answered_at.load(Relaxed)) > pause
+        let pause = pause.max(self.steady_for() * STEADY_PAUSE_SHARE);
+        self.service_time.mean().1 < MIN_ANSWERS
+            || seconds(now, self.answered_at.load(Relaxed)) > pause
     }
 
     /// Nanoseconds since the last answer.

@@ -111,6 +111,10 @@ pub struct Load {
     change: ChangeDetector,
     /// The highest response time of late, in seconds; 0: none.
     peak: Float,
+    /// Nanoseconds on the clock of [`Time`]: when its last free slot was taken, and when its speed was last found
+    /// to have changed.
+    filled_at: AtomicU64,
+    changed_at: AtomicU64,
     memory: OnceLock<Arc<PickMemory>>,
     /// Of the pool that it serves, however large that is.
     pool: OnceLock<Arc<PickMemory>>,
@@ -143,6 +147,8 @@ impl Load {
             batch: AtomicU32::new(0),
             change: ChangeDetector::default(),
             peak: Float::default(),
+            filled_at: AtomicU64::new(0),
+            changed_at: AtomicU64::new(UNKNOWN),
             memory: OnceLock::new(),
             pool: OnceLock::new(),
             concurrency_limit: OnceLock::new(),
@@ -225,6 +231,11 @@ impl Load {
             self.reported_service.set(service.as_secs_f32());
         }
         self.reported_queue.store(report.queue.unwrap_or(0), Relaxed);
+        if let Some(queue) = report.queue.filter(|_| self.stated_slots().is_none()) {
+            let concurrency_limit = self.concurrency_limit.get_or_init(Box::default);
+            let there = report.in_flight.unwrap_or(0).max(self.in_flight());
+            concurrency_limit.states_queue(queue, there);
+        }
         let Some(in_flight) = report.in_flight else { return };
         self.reported_in_flight.store(in_flight, Relaxed);
         let ours = self.in_flight().saturating_sub(report.answered);
@@ -271,6 +282,30 @@ impl Load {
             memory.learn_variation(sample / mean, samples);
         }
         self.learn_service(sample, others, samples);
+        let restarted = self.service_time.mean().1 < samples;
+        if restarted || self.changed_at.load(Relaxed) == UNKNOWN {
+            self.changed_at.store(now.nanos().min(UNKNOWN - 1), Relaxed);
+        }
+    }
+
+    /// A request is bound to it: is that the last free slot?
+    pub(crate) fn bound(&self, now: Time) {
+        if self.in_flight() + 1 == self.slots() {
+            self.filled_at.store(now.nanos(), Relaxed);
+        }
+    }
+
+    /// For how long no slot has freed here since all were taken.
+    pub(crate) fn full_for(&self, now: Time) -> Duration {
+        let answered = Some(self.answered_at.load(Relaxed)).filter(|at| *at != UNKNOWN);
+        let since = self.filled_at.load(Relaxed).max(answered.unwrap_or(0));
+        Duration::from_nanos(now.nanos().saturating_sub(since))
+    }
+
+    /// For how many seconds its answers have shown the same speed, up to the last one.
+    fn steady_for(&self) -> f32 {
+        let (changed, answered) = (self.changed_at.load(Relaxed), self.answered_at.load(Relaxed));
+        if changed == UNKNOWN || answered == UNKNOWN { 0.0 } else { seconds(answered, changed) }
     }
 
     /// The time of the service itself, in seconds. An endpoint with one slot began with this request when it had
@@ -289,7 +324,11 @@ impl Load {
         // Without stated slots, the share of the service in the time is a guess, which is off by another amount at
         // each endpoint: such endpoints are not compared.
         let pool = self.pool.get().filter(|_| self.stated_slots().is_some());
-        let peers = pool.map(|memory| memory.peers()).unwrap_or_default();
+        let variation = self.pool.get().map(|memory| memory.peers().variation);
+        let peers = match pool {
+            Some(memory) => memory.peers(),
+            None => Peers { variation: variation.unwrap_or(1.0), ..Peers::default() },
+        };
         // Without stated slots, the number of requests that ran together is unknown.
         let together = self.stated_slots().map_or(1, |slots| slots.min(others.saturating_add(1)));
         self.service_time.learn(&self.change, (sample, float(together)), samples, peers);
@@ -353,6 +392,7 @@ impl Load {
     pub fn rejoined(&self) {
         self.failures.store(0, Relaxed);
         self.service_time.forget(REJOINED_ANSWERS);
+        self.changed_at.store(UNKNOWN, Relaxed);
     }
 
     /// It serves the pool whose picks share this.
@@ -465,7 +505,10 @@ impl Load {
 
     /// May a request that would do better to wait find out instead whether that is true?
     pub(crate) fn is_worth_finding_out(&self, now: Time) -> bool {
-        self.confidence(now.nanos()) < MIN_ANSWERS && self.may_explore(now.nanos())
+        // The less services vary, the fewer of them tell a speed; one does where all take as long.
+        let variation = self.pool.get().map_or(1.0, |memory| memory.peers().variation);
+        let answers = (MIN_ANSWERS * variation).clamp(1.0, MIN_ANSWERS);
+        self.confidence(now.nanos()) < answers && self.may_explore(now.nanos())
     }
 
     /// Worth of what is known of the speed, in answers.
@@ -474,10 +517,12 @@ impl Load {
         self.service_time.mean().1 * self.freshness(now)
     }
 
-    /// The remaining weight of what was learnt: halved with every [`ANSWER_HALF_LIFE`] without an answer.
+    /// The remaining weight of what was learnt: halved with every [`ANSWER_HALF_LIFE`] without an answer, or with
+    /// as long as it has been true: what has not changed for a day will not within seconds.
     #[inline]
     fn freshness(&self, now: u64) -> f32 {
-        fading(seconds(now, self.answered_at.load(Relaxed)), ANSWER_HALF_LIFE)
+        let half_life = ANSWER_HALF_LIFE.max(self.steady_for());
+        fading(seconds(now, self.answered_at.load(Relaxed)), half_life)
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Up to this many endpoints are all looked at.
-pub const FULL_SCAN: usize = 8;
+pub const FULL_SCAN: usize = 16;
 /// Number of endpoints that are considered in a larger pool, and the number of those that just became free.
 const SAMPLE_SIZE: usize = 6;
 const MAX_RECENT: usize = 3;
@@ -154,7 +154,7 @@ impl Sample {
         let load = |at: usize| endpoints[self.indices[at]].load();
         let wanted = |load: &Load| match chance {
             0 => load.is_due_for_exploration(now),
-            _ => load.is_unsure(),
+            _ => load.is_unsure(now),
         };
         let due = (0..self.len)
             .filter(|at| may(load(*at)) && load(*at).may_explore(now) && wanted(load(*at)));

@@ -7,6 +7,11 @@
 //! waiting that wait now and all that will until the queue is empty for once; a request that was sent ahead
 //! loses what is left of the service before it from the moment on when the queue is empty, since it could have
 //! had another slot then. The more wait, the more the first weighs and the less the second.
+//!
+//! What is compared is the sum of squares of waits, not of waits: it is long waits that hurt. So it counts as well
+//! how uncertain the end of the service before is. Of a long queue the cause is often that long services
+//! hold all slots, and whoever goes behind one of those waits longest of all. How much is left of it follows from the
+//! time that it has taken so far and from the distribution of services.
 
 use super::bind::limit;
 use crate::pick::candidates::Sample;
@@ -16,6 +21,9 @@ use std::time::Duration;
 /// Share of a slot's time below which it may idle: to send ahead what a gap of that is would gain nothing that
 /// can be told from chance, and take away the choice of the most urgent one.
 const MIN_IDLE_SHARE: f64 = 0.002;
+
+/// The least part of a service that is expected to be left: when it began is not known exactly.
+const MIN_RESIDUAL: f64 = 0.001;
 
 /// A request that may go ahead.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -74,6 +82,19 @@ impl<C: Candidate> PoolView<'_, C> {
         self.flow(sample.indices()).ahead / part.max(f64::MIN_POSITIVE)
     }
 
+    /// Seconds until a slot frees at an endpoint that is full, and their standard deviation, by what is known of
+    /// the services there: each has lasted at least since the last one ended there.
+    pub(super) fn frees_in(&self, load: &Load, service: f64) -> (f64, f64) {
+        let elapsed = load.full_for(self.context.now).as_secs_f64();
+        let left = self.context.memory.odds.residual(elapsed / service.max(f64::MIN_POSITIVE));
+        let slots = f64::from(load.slots());
+        let mean = left.mean.max(MIN_RESIDUAL);
+        // The first end of many services is as hard to foretell as that of an exponential one.
+        let variation = 1.0 + (left.square / mean / mean - 2.0).max(-1.0) / slots;
+        let frees = service * mean / slots;
+        (frees, frees * variation.sqrt())
+    }
+
     fn flow(&self, indices: &[usize]) -> Flow {
         let mut flow = Flow::default();
         for index in indices {
@@ -97,14 +118,21 @@ impl<C: Candidate> PoolView<'_, C> {
         let slots = limit(load, Duration::ZERO)?;
         let ahead = occupied.checked_sub(slots).filter(|ahead| *ahead < places)?;
         let own = f64::from(slots) / service;
-        let until = f64::from(ahead + 1) / own;
+        let (frees, deviation) = self.frees_in(load, service);
+        let until = frees + f64::from(ahead) / own;
+        let variance = deviation * deviation + f64::from(ahead) / own / own;
         let used = self.context.memory.utilisation();
         // The slot idles on the way unless one that was sent before is still there by then.
         let gap = self.handoff_delay.as_secs_f64();
         let idles = (own * gap).min(1.0).powi(i32::try_from(ahead).unwrap_or(i32::MAX));
         let saved = idles * gap / service / flow.per_second * waiting / (1.0 - used);
         let others = flow.per_second - own;
-        let lost = until * emptied_within(others, used, 1.0 / until, waiting);
+        let emptied = emptied_within(others, used, 1.0 / until, waiting);
+        // A wait `w` that becomes longer by `x` has a square that is larger by `2wx + x²`; what all of `2wx` are worth
+        // is counted above. If the queue is never empty before, it is sooner as often as later.
+        let twice = 2.0 * waiting / flow.per_second;
+        let lost = emptied * (until + (until * until + variance) / twice)
+            + (1.0 - emptied) * variance / twice;
         let slower = (service - flow.slots / flow.per_second).max(0.0);
         Some((saved - lost - slower, until))
     }

@@ -84,7 +84,9 @@ impl<C: Candidate> PoolView<'_, C> {
             }
         };
         if let Binding::Bind(index) = binding {
-            self.endpoints[index].load().serves(self.context.memory);
+            let load = self.endpoints[index].load();
+            load.serves(self.context.memory);
+            load.bound(self.context.now);
         }
         binding
     }
@@ -154,7 +156,8 @@ impl<C: Candidate> PoolView<'_, C> {
     /// endpoints that are better and not free? The requests before it wait for the same.
     fn is_worth_waiting(&self, sample: &[usize], best: f64, cost: f64, ahead: usize) -> bool {
         let now = self.context.now;
-        let (mut per_second, mut least, mut there) = (0.0, f64::INFINITY, 0.0);
+        let (mut per_second, mut first_per_second) = (0.0, 0.0);
+        let (mut least, mut there) = (f64::INFINITY, 0.0);
         for index in sample {
             let load = self.endpoints[*index].load();
             if self.is_free(load) {
@@ -164,6 +167,7 @@ impl<C: Candidate> PoolView<'_, C> {
             let done = service + load.penalty(now);
             if done * MIN_SPEEDUP < cost {
                 per_second += f64::from(load.slots()) / service.max(f64::MIN_POSITIVE);
+                first_per_second += 1.0 / self.frees_in(load, service).0;
                 least = least.min(done);
                 // Requests there beyond its slots take the next slot that frees: a free place is not a free slot.
                 let occupied = load.occupancy(now, self.context.report_ttl);
@@ -172,7 +176,7 @@ impl<C: Candidate> PoolView<'_, C> {
         }
         // The sample is a part of the pool, and so is the queue for that part.
         let part = sample.len() as f64 / self.endpoints.len().max(1) as f64;
-        let wait = (ahead as f64 * part + there + 1.0) / per_second;
+        let wait = (ahead as f64 * part + there) / per_second + 1.0 / first_per_second;
         wait < (cost - least) * MAX_WAIT_SHARE
     }
 

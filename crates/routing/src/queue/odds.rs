@@ -39,6 +39,17 @@ const STRAINED_SERVICES: f64 = 10.0;
 const DOUBT_PERIOD: f64 = 32.0;
 const NEVER: u64 = u64::MAX;
 
+/// What is guessed of a service that has lasted for long counts as so many that were seen: that it will take as
+/// long again, exponentially.
+const PRIOR_RESIDUALS: f64 = 4.0;
+
+/// What is expected of the rest of a service, in means: it, and its square.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Residual {
+    pub(crate) mean: f64,
+    pub(crate) square: f64,
+}
+
 /// See above. Shared and never locked; of two answers at once one may be lost.
 #[derive(Debug)]
 pub(crate) struct Odds {
@@ -46,6 +57,8 @@ pub(crate) struct Odds {
     all: AtomicU32,
     /// Of each bucket: the share of services that end by its end.
     shares: [Float; BUCKETS],
+    /// Of each bucket: number, mean and mean square of the services that end in it or later, in means.
+    from: [[Float; 3]; BUCKETS],
     believed: AtomicU32,
     /// Mean chance that requests have when they come.
     usual: Float,
@@ -61,6 +74,7 @@ impl Default for Odds {
             counts: [const { AtomicU32::new(0) }; BUCKETS],
             all: AtomicU32::new(0),
             shares: std::array::from_fn(|_| Float::default()),
+            from: std::array::from_fn(|_| std::array::from_fn(|_| Float::default())),
             believed: AtomicU32::new(0),
             usual: Float::default(),
             strained_at: AtomicU64::new(NEVER),
@@ -92,6 +106,26 @@ impl Odds {
         });
         let expected = if count > 0.0 { sum / count } else { ratio.max(1.0) * CUT_SHORT_FACTOR };
         expected.min(MAX_RATIO.max(ratio))
+    }
+
+    /// How much longer, in means, a service is expected to take that has taken so many means already. Of the
+    /// exponential distribution it is always one more; one of constant services is known to be nearly done, and
+    /// where few take most of the time, one that is not done yet is likely to be one of those.
+    pub(crate) fn residual(&self, elapsed: f64) -> Residual {
+        if !self.is_known() {
+            return Residual { mean: 1.0, square: 2.0 };
+        }
+        let [count, mean, square] =
+            [0, 1, 2].map(|at| f64::from(self.from[bucket(narrow(elapsed))][at].get()));
+        // The longest that were seen are not the longest there are.
+        let guess = elapsed.max(1.0);
+        let all = count + PRIOR_RESIDUALS;
+        let known = (mean - elapsed).max(0.0);
+        let squares = (square - 2.0 * elapsed * mean + elapsed * elapsed).max(known * known);
+        Residual {
+            mean: (count * known + PRIOR_RESIDUALS * guess) / all,
+            square: (count * squares + PRIOR_RESIDUALS * 2.0 * guess * guess) / all,
+        }
     }
 
     /// Whether enough is known.
@@ -176,6 +210,16 @@ impl Odds {
         for (count, share) in self.counts.iter().zip(&self.shares) {
             below += count.load(Relaxed);
             share.set(narrow(f64::from(below) / f64::from(all.max(1))));
+        }
+        let (mut count, mut sum, mut squares) = (0.0, 0.0, 0.0);
+        for (at, (here, from)) in self.counts.iter().zip(&self.from).enumerate().rev() {
+            let here = narrow(f64::from(here.load(Relaxed)));
+            let took = end_of(at);
+            (count, sum, squares) = (count + here, sum + here * took, squares + here * took * took);
+            let all = count.max(1.0);
+            from.iter()
+                .zip([count, sum / all, squares / all])
+                .for_each(|(it, value)| it.set(value));
         }
         self.believed.store(all, Relaxed);
     }
@@ -283,6 +327,26 @@ mod tests {
         let at = |millis| Time::new(Duration::from_millis(millis));
         let given = (1..=10_000).filter(|millis| odds.may_doubt(at(*millis), 100.0)).count();
         assert!((30..=32).contains(&given), "{given} of 1,000 services");
+    }
+
+    #[test]
+    fn what_is_left_of_a_service_follows_from_what_it_took_so_far() {
+        let (exponential_ones, constant, mut rng) = (Odds::default(), Odds::default(), Rng::new(3));
+        (0..5000).for_each(|_| exponential_ones.learn(exponential(&mut rng)));
+        for elapsed in [0.0, 0.5, 1.0] {
+            let left = exponential_ones.residual(elapsed);
+            assert!((left.mean - 1.0).abs() < 0.25, "{elapsed}: {left:?}");
+            assert!((1.2..3.5).contains(&left.square), "{elapsed}: {left:?}");
+        }
+        (0..5000).for_each(|_| constant.learn(1.0));
+        let left = constant.residual(0.9);
+        assert!((left.mean - 0.1).abs() < 0.05 && left.square < 0.1, "{left:?}");
+        // One in ten takes ten times as long: what is not done by then is one of those.
+        let two = Odds::default();
+        (0..5000).for_each(|number| two.learn(if number % 10 == 0 { 5.26 } else { 0.526 }));
+        assert!(two.residual(0.0).mean < 1.2 && two.residual(1.0).mean > 3.5);
+        assert!(two.residual(9.0).mean >= 9.0, "it takes longer than any before");
+        assert_eq!(Odds::default().residual(3.0), Residual { mean: 1.0, square: 2.0 });
     }
 
     #[test]
