@@ -6,6 +6,7 @@
 
 mod file;
 mod fused;
+mod nodes;
 mod precision;
 mod sizes;
 mod unroll;
@@ -13,12 +14,13 @@ mod unroll;
 pub(crate) use file::simplify;
 
 use crate::LoadError;
+use nodes::{
+    Forms, MAX_SUBGRAPHS, Nodes, attribute, clip, constant, constant_integers, find, integer, ints,
+    plain, refused, text, with_integer,
+};
 use std::collections::{HashMap, HashSet};
 use tract_onnx::pb;
 use tract_onnx::pb::attribute_proto::AttributeType;
-
-/// Deepest nesting of subgraphs that is followed.
-const MAX_SUBGRAPHS: usize = 16;
 
 /// Puts all nodes of a model into forms that are computed rightly.
 ///
@@ -61,16 +63,6 @@ fn doubles(graph: &pb::GraphProto) -> HashSet<String> {
     let weights = graph.initializer.iter().filter(|weight| weight.data_type == double);
     inputs.map(|i| i.name.clone()).chain(weights.map(|weight| weight.name.clone())).collect()
 }
-
-struct Forms {
-    opset: i64,
-    taken: HashSet<String>,
-    /// Numbers that the file states.
-    scalars: HashMap<String, i64>,
-    doubles: HashSet<String>,
-}
-
-type Nodes = Vec<pb::NodeProto>;
 
 impl Forms {
     fn graph(&mut self, graph: &mut pb::GraphProto, depth: usize) -> Result<(), LoadError> {
@@ -148,16 +140,6 @@ impl Forms {
             }
             _ => Ok(vec![node]),
         }
-    }
-
-    /// A name that no value has.
-    fn fresh(&mut self, node: &pb::NodeProto, what: &str) -> String {
-        let output = node.output.iter().find(|output| !output.is_empty());
-        let mut name = format!("{}.forebay-{what}", output.map_or("", String::as_str));
-        while !self.taken.insert(name.clone()) {
-            name.push('\'');
-        }
-        name
     }
 
     /// m + ln(sum(e^(x - m))) with the greatest value m, bounded, so that infinities come out.
@@ -326,87 +308,4 @@ fn without_padding(mut node: pb::NodeProto) -> pb::NodeProto {
         node.attribute.retain(|attribute| !["auto_pad", "pads"].contains(&attribute.name.as_str()));
     }
     node
-}
-
-fn refused(node: &pb::NodeProto, attribute: &str, value: &str) -> LoadError {
-    LoadError::Operator {
-        operator: node.op_type.clone(),
-        node: node.name.clone(),
-        attribute: attribute.to_owned(),
-        value: value.to_owned(),
-    }
-}
-
-fn clip(x: &str, low: &str, high: &str, y: &str, opset: i64) -> pb::NodeProto {
-    if opset >= 11 {
-        return plain("Clip", &[x, low, high], y);
-    }
-    // Bounded by the whole range of 32-bit numbers unless it says otherwise.
-    plain("Clip", &[x], y)
-}
-
-fn plain(op: &str, inputs: &[&str], output: &str) -> pb::NodeProto {
-    pb::NodeProto {
-        op_type: op.to_owned(),
-        // The engine wants a name for each node that no other has: those of values are such.
-        name: output.to_owned(),
-        input: inputs.iter().map(|&input| input.to_owned()).collect(),
-        output: vec![output.to_owned()],
-        ..pb::NodeProto::default()
-    }
-}
-
-fn constant(output: &str, value: f32) -> pb::NodeProto {
-    let tensor = pb::TensorProto {
-        data_type: pb::tensor_proto::DataType::Float as i32,
-        float_data: vec![value],
-        ..pb::TensorProto::default()
-    };
-    with_tensor(output, tensor)
-}
-
-fn constant_integers(output: &str, values: &[i64]) -> pb::NodeProto {
-    let tensor = pb::TensorProto {
-        data_type: pb::tensor_proto::DataType::Int64 as i32,
-        dims: vec![i64::try_from(values.len()).unwrap_or(0)],
-        int64_data: values.to_vec(),
-        ..pb::TensorProto::default()
-    };
-    with_tensor(output, tensor)
-}
-
-fn with_tensor(output: &str, tensor: pb::TensorProto) -> pb::NodeProto {
-    let mut node = plain("Constant", &[], output);
-    let mut attribute = attribute("value", AttributeType::Tensor);
-    attribute.t = Some(tensor);
-    node.attribute.push(attribute);
-    node
-}
-
-fn attribute(name: &str, kind: AttributeType) -> pb::AttributeProto {
-    pb::AttributeProto {
-        name: name.to_owned(),
-        r#type: kind as i32,
-        ..pb::AttributeProto::default()
-    }
-}
-
-fn with_integer(name: &str, value: i64) -> pb::AttributeProto {
-    pb::AttributeProto { i: value, ..attribute(name, AttributeType::Int) }
-}
-
-fn find<'a>(node: &'a pb::NodeProto, name: &str) -> Option<&'a pb::AttributeProto> {
-    node.attribute.iter().find(|attribute| attribute.name == name)
-}
-
-fn integer(node: &pb::NodeProto, name: &str) -> Option<i64> {
-    find(node, name).map(|attribute| attribute.i)
-}
-
-fn ints<'a>(node: &'a pb::NodeProto, name: &str) -> Option<&'a [i64]> {
-    find(node, name).map(|attribute| attribute.ints.as_slice())
-}
-
-fn text(node: &pb::NodeProto, name: &str) -> Option<String> {
-    find(node, name).map(|attribute| String::from_utf8_lossy(&attribute.s).into_owned())
 }

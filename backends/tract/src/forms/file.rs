@@ -4,7 +4,7 @@
 //! - A `ZipMap` at the end, which would make a list of dictionaries of a tensor, goes; the tensor is served.
 //! - A tokenizer becomes a part of the node behind it that counts its tokens.
 
-use super::{MAX_SUBGRAPHS, plain};
+use super::nodes::{MAX_SUBGRAPHS, plain};
 use crate::LoadError;
 use crate::operators::TOKENIZER;
 use std::collections::{HashMap, HashSet};

@@ -1,6 +1,6 @@
 //! Operators that optimisers and quantisers write, in the operators that they stand for.
 
-use super::{
+use super::nodes::{
     Forms, Nodes, attribute, constant, constant_integers, find, integer, plain, refused, text,
 };
 use crate::LoadError;
@@ -153,7 +153,7 @@ impl Forms {
                 ["wide", "point", "line", "off", "factor", "scaled", "turned"].map(&mut fresh);
             let cast = |from: &str, to: &str| {
                 let mut cast = plain("Cast", &[from], to);
-                cast.attribute.push(super::with_integer("to", 1));
+                cast.attribute.push(super::nodes::with_integer("to", 1));
                 cast
             };
             nodes.push(cast(input(value), &wide));
@@ -207,7 +207,7 @@ impl Forms {
                 double_data: vec![f64::from(value)],
                 ..pb::TensorProto::default()
             };
-            nodes.push(super::with_tensor(&scale, tensor));
+            nodes.push(super::nodes::with_tensor(&scale, tensor));
             nodes.push(plain("Mul", &[&from, &scale], &scaled));
             scaled
         };

@@ -4,7 +4,7 @@
 //! them, and ONNX Runtime widens them as well. Integers of 4 bits become those of 8, and weights that are
 //! quantised in blocks the numbers that they stand for.
 
-use super::{MAX_SUBGRAPHS, find, integer, plain, with_integer};
+use super::nodes::{MAX_SUBGRAPHS, find, integer, plain, with_integer};
 use std::collections::{HashMap, HashSet};
 use tract_onnx::pb;
 use tract_onnx::pb::tensor_proto::DataType;
@@ -265,7 +265,8 @@ pub(super) fn filled(node: &mut pb::NodeProto) {
             float_data: vec![0.0],
             ..pb::TensorProto::default()
         };
-        let mut value = super::attribute("value", pb::attribute_proto::AttributeType::Tensor);
+        let mut value =
+            super::nodes::attribute("value", pb::attribute_proto::AttributeType::Tensor);
         value.t = Some(tensor);
         node.attribute.push(value);
     }

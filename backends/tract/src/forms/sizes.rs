@@ -90,7 +90,7 @@ mod tests {
     fn cast(to: DataType, input: &str, output: &str) -> pb::NodeProto {
         let mut cast = node("Cast", input, output);
         let to = i64::from(i32::from(to));
-        cast.attribute.push(super::super::with_integer("to", to));
+        cast.attribute.push(super::super::nodes::with_integer("to", to));
         cast
     }
 

@@ -1,6 +1,6 @@
 //! Loops of a number of steps that the file states, step by step.
 
-use super::{Forms, Nodes, constant_integers, plain, refused, with_tensor};
+use super::nodes::{Forms, Nodes, constant_integers, plain, refused, with_tensor};
 use crate::LoadError;
 use std::collections::HashMap;
 use tract_onnx::pb;
@@ -156,7 +156,7 @@ impl Forms {
             if self.opset < 13 {
                 wider.input.truncate(1);
                 let mut attribute =
-                    super::attribute("axes", pb::attribute_proto::AttributeType::Ints);
+                    super::nodes::attribute("axes", pb::attribute_proto::AttributeType::Ints);
                 attribute.ints = vec![0];
                 wider.attribute.push(attribute);
             }
@@ -165,7 +165,7 @@ impl Forms {
         }
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let mut concat = plain("Concat", &parts, output);
-        concat.attribute.push(super::with_integer("axis", 0));
+        concat.attribute.push(super::nodes::with_integer("axis", 0));
         nodes.push(concat);
     }
 }
