@@ -8,10 +8,10 @@
 //! loses what is left of the service before it from the moment on when the queue is empty, since it could have
 //! had another slot then. The more wait, the more the first weighs and the less the second.
 //!
-//! What is compared is the sum of squares of waits, not of waits: it is long waits that hurt. So it counts as well
-//! how uncertain the end of the service before is. Of a long queue the cause is often that long services
-//! hold all slots, and whoever goes behind one of those waits longest of all. How much is left of it follows from the
-//! time that it has taken so far and from the distribution of services.
+//! The comparison is of the sum of squares of waits, not of waits, since long waits are the ones that hurt.
+//! So it counts as well how uncertain the end of the service before is. Of a long queue the cause is often
+//! that long services hold all slots, and a request that goes behind one of those waits longest of all. How
+//! much is left of it follows from the time that it has taken so far and from the distribution of services.
 
 use super::bind::limit;
 use crate::pick::candidates::Sample;

@@ -39,11 +39,11 @@ const STRAINED_SERVICES: f64 = 10.0;
 const DOUBT_PERIOD: f64 = 32.0;
 const NEVER: u64 = u64::MAX;
 
-/// What is guessed of a service that has lasted for long counts as so many that were seen: that it will take as
+/// The guess about a service that has lasted for long counts as so many that were seen: that it will take as
 /// long again, exponentially.
 const PRIOR_RESIDUALS: f64 = 4.0;
 
-/// What is expected of the rest of a service, in means: it, and its square.
+/// The expected rest of a service, in means: it, and its square.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Residual {
     pub(crate) mean: f64,
