@@ -1,5 +1,6 @@
 """More than can be done: goodput, priorities, budgets, deadlines, fairness."""
 
+import socket
 import threading
 import time
 
@@ -109,44 +110,44 @@ def quiet_retry(t):
     t.check(len(bad.requests) > 0, "the bad one was never asked")
 
 
+def client(address):
+    """A kept connection from an address of its own."""
+    connection = http1.Connection(address)
+    connection.socket.close()
+    s = connection.socket = socket.socket()
+    s.bind(("127.0.0.2", 0))
+    s.settimeout(10)
+    s.connect(http1.split(address))
+    s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
 @row("18", "a greedy client", {"HTTP/1": INFER}, alone=True, limit=60)
 def greedy(t, form):
     """One address asks with 24 connections, another with one -> the latter's median rises by at most 20%, and its
-    p99 by no more than the rest of one service (50 ms), which no order of a queue can save it: what runs is not
-    interrupted (crates/routing/tests/fairness.rs); quotas (429) come later."""
-    workers = [synthetic(t, 4, "constant:50ms") for _ in range(3)]
-    proxy = Proxy(t, pool(workers), ready=3)
+    p99 by no more than the rest of one service (400 ms), which no order of a queue can save it: what runs is not
+    interrupted (crates/routing/tests/fairness.rs); quotas (429) come later. It is compared with the same client of a
+    fleet that nobody else asks, request by request, so that what the load takes of this machine slows both;
+    a service takes so long that the rest of it counts for little."""
+    proxy, twin = (Proxy(t, pool([synthetic(t, 4, "constant:400ms") for _ in range(3)]), ready=3) for _ in range(2))
     healthy(t, proxy, "before")
 
-    def good(count):
-        times = []
-        with http1.Connection(proxy.address) as connection:
-            connection.socket.close()
-            import socket
-            s = socket.socket()
-            s.bind(("127.0.0.2", 0))
-            s.settimeout(10)
-            s.connect(http1.split(proxy.address))
-            s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.socket = s
-            for _ in range(count):
-                answer = connection.request("POST", form[0], {}, BODY)
-                t.equal(answer.status, 200, "the good one's answer")
-                times.append(answer.seconds)
-        return times
+    def good(of):
+        answer = of.request("POST", form[0], {}, BODY)
+        t.equal(answer.status, 200, "the good one's answer")
+        return answer.seconds
 
-    rounds = 6 if t.full else 2
     alone, beside = [], []
-    for _ in range(rounds):
-        alone += good(30)
-        with Clients(proxy.address, 24) as load:
-            load.wait(60)
-            beside += good(30)
+    with client(proxy.address) as one, client(twin.address) as other, Clients(proxy.address, 24) as load:
+        load.wait(24)
+        for _ in range(60 if t.full else 20):
+            alone.append(good(other))
+            beside.append(good(one))
     (a, b), (tail, found) = ([quantile(times, q) for times in (alone, beside)] for q in (0.5, 0.99))
     t.figure(f"p50 {a:.1f} -> {b:.1f} ms ({b / a - 1:+.0%}), p99 {tail:.1f} -> {found:.1f} ms")
     t.check(b <= 1.2 * a, f"{b / a - 1:+.0%}")
     if t.full:
-        t.check(found <= 1.2 * tail + 50, f"p99 {found:.1f} ms, expected at most {1.2 * tail + 50:.1f}")
+        t.check(found <= 1.2 * tail + 400, f"p99 {found:.1f} ms, expected at most {1.2 * tail + 400:.1f}")
     healthy(t, proxy, "after")
 
 
@@ -190,7 +191,6 @@ def queue_share(t):
     for thread in threads:
         thread.start()
     time.sleep(1)
-    import socket
     found = []
     for i in range(5):
         with socket.socket() as s:
