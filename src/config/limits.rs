@@ -22,7 +22,8 @@ forebay_config::section! {
         /// Memory for bodies and answers of all requests, in bytes. Memory is taken as bytes arrive, never
         /// for a length that is only stated. An HTTP body that finds no room is streamed: it loses its
         /// retries, not its answer. A gRPC call, or a request of a client that has used its share, is
-        /// refused with `memory_limit`.
+        /// refused with `memory_limit`, and so is one on a connection whose unread answers leave no memory
+        /// for another; each connection may have 128 KiB of them all the same.
         memory: u64 = 1024 * MIB, bytes();
         /// Share of `memory` that one client may hold; at least one body. A client is an address, or the
         /// value of `client_header`. Set "100%" where all clients come through one load balancer that does
@@ -46,8 +47,8 @@ forebay_config::section! {
         stall_timeout: Duration = Duration::from_secs(10), positive();
         /// gRPC: an inference states no length, so it is held in memory up to `body`, independently of
         /// `buffer`. A stream of messages without a client's deadline may be silent for this long. With a
-        /// deadline it ends there, even while it moves, and has its own connection to the endpoint, since
-        /// ending it would end the others on that connection.
+        /// deadline it ends there, even while it moves. Each has its own connection to the endpoint, since
+        /// ending one would end the others on that connection.
         stream_idle: Duration = Duration::from_secs(3600), positive();
         /// The header that names the client, for fair queueing. Set it only where a component in front sets
         /// that header: otherwise a client with many names gets the most. Default: a client is an address.

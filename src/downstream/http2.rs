@@ -7,6 +7,7 @@
 //! [`serve`] does the work of Pingora's own loop in less memory: an idle connection holds its future, and
 //! thousands may be idle at a time.
 
+use crate::body_memory::Unread;
 use crate::connections::Connection;
 use crate::downstream::http1_reader::Http1Reader;
 use crate::http::proxy::Proxy;
@@ -99,7 +100,7 @@ pub async fn serve(
         // The client has left, or does not speak HTTP/2 after all.
         return;
     };
-    let (mut is_told, mut malformed) = (false, 0);
+    let (mut is_told, mut malformed, unread) = (false, 0, Unread::default());
     loop {
         let accepted = tokio::select! {
             biased;
@@ -117,9 +118,9 @@ pub async fn serve(
         match accepted {
             Ok(Some(H2Accept::Session(session))) => {
                 let (proxy, stop) = (Arc::clone(proxy), stop.clone());
-                tokio::spawn(async move {
+                tokio::spawn(unread.together(async move {
                     proxy.process_new_http(ServerSession::new_http2(session), &stop).await;
-                });
+                }));
             }
             Ok(Some(H2Accept::Rejected)) => malformed += 1,
             Ok(None) | Err(_) => return,

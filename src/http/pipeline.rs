@@ -5,7 +5,7 @@
 //! before the first stage that reads a body, so that nothing is received for a request that may not be
 //! answered.
 
-use crate::body_memory::Account;
+use crate::body_memory::{Account, StreamMemory};
 use crate::http::admit::{admit, take_in_parameters};
 use crate::http::attempts;
 use crate::http::cache::{self, Ask, Cache, Kept, Lookup};
@@ -117,6 +117,9 @@ pub async fn run(
     let mode = admit(request, limits, route.deadline, &account)?;
     request.mode = Some(mode);
     if mode == ForwardMode::Streamed {
+        if session.downstream_session.is_http2() {
+            request.stream_memory = Some(StreamMemory::new(&account));
+        }
         forward::streamed::begin(session, request, limits);
         return Ok(Passed::Piped);
     }

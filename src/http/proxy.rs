@@ -159,11 +159,11 @@ impl ProxyHttp for Proxy {
     fn upstream_response_body_filter(
         &self,
         _: &mut Session,
-        _: &mut Option<Bytes>,
+        body: &mut Option<Bytes>,
         end: bool,
         request: &mut Request,
     ) -> Result<Option<Duration>> {
-        streamed::response_body(request, end).map(|()| None)
+        streamed::response_body(request, body, end).map(|()| None)
     }
 
     async fn response_filter(

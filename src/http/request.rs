@@ -2,7 +2,7 @@
 //!
 //! Each stage writes its own part and reads those before it. Nothing here decides anything.
 
-use crate::body_memory::Held;
+use crate::body_memory::{Held, StreamMemory};
 use crate::http::cache::outcome::Outcome;
 use crate::http::decisions::Decisions;
 use crate::http::forward::wire::Wire;
@@ -28,6 +28,8 @@ pub struct Request {
     pub in_flight: Option<InFlightRequest>,
     /// Room for its body, if it is held in memory.
     pub body_memory: Option<Held>,
+    /// Memory for what its client has not taken of a stream of gRPC.
+    pub stream_memory: Option<StreamMemory>,
     /// Configuration and fleet as they were when it came: its limits don't change under way.
     pub snapshot: Arc<Snapshot>,
     /// The properties that the request states.
@@ -117,6 +119,7 @@ impl Request {
             snapshot,
             in_flight: None,
             body_memory: None,
+            stream_memory: None,
             identity: Identity::default(),
             priority: Priority::default(),
             key: None,

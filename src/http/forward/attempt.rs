@@ -47,6 +47,9 @@ pub(super) enum AttemptEnd {
     TooLate,
     /// The endpoint answers neither it nor probes.
     Lost,
+    /// There is no memory for an answer, since the client does not read those that it has: it would only keep a
+    /// slot. Nothing was sent.
+    NoMemory,
 }
 
 impl Attempt {
@@ -54,20 +57,24 @@ impl Attempt {
     pub(super) fn new(request: &Request, sending: &Sending) -> Option<Self> {
         let picked = request.attempts.get(sending.attempt)?;
         let until = sending.until.map_or_else(|| Instant::now() + NO_DEADLINE, clock::instant);
+        let target = request.target.as_ref()?;
+        let silence_timeout = SilenceTimeout::of(sending.on_silence, picked.expected());
         Some(Self {
             index: sending.attempt,
             endpoint: Arc::clone(&picked.endpoint),
             heard: picked.endpoint.state.answers_so_far(),
-            pool: Arc::clone(&request.target.as_ref()?.pool),
+            pool: Arc::clone(&target.pool),
             until,
-            silence_timeout: SilenceTimeout::of(sending.on_silence, picked.expected()),
+            silence_timeout,
         })
     }
 
     pub(super) async fn send(&self, message: &Message, connector: &Connector) -> AttemptEnd {
+        let Some(held) = message.account.hold_for_answer() else { return AttemptEnd::NoMemory };
         let unsolicited = || count_unsolicited(&self.pool.config.name, &self.endpoint.state);
         let socket = AtomicI32::new(NO_SOCKET);
-        let exchange = exchange(message, connector, (&*self.endpoint, &socket), unsolicited);
+        let exchange =
+            exchange((message, held), connector, (&*self.endpoint, &socket), unsolicited);
         tokio::select! {
             ended = timeout_at(self.until.into(), exchange) => match ended {
                 Ok(Ok(answer)) => AttemptEnd::Answered(answer),

@@ -189,6 +189,11 @@ impl<'a> Attempts<'a> {
                     }
                 }
             }
+            AttemptEnd::NoMemory => {
+                let message =
+                    "the answers that are not read on this connection leave no memory for another";
+                End::Unsent(Refusal::new(Reason::MemoryLimit, message))
+            }
             AttemptEnd::Lost => End::Silent(Refusal::new(Reason::EndpointSilent, NO_SIGN)),
             AttemptEnd::TooLate => {
                 End::TimedOut { unheard: state.answers_so_far() == attempt.heard }

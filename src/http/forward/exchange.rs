@@ -163,10 +163,10 @@ pub(super) async fn trailers(
 /// kept one that closed before it answered, the endpoint gets the request once more on a new one:
 /// it had done nothing wrong but to be idle for longer than it keeps connections. But a request that may
 /// have an effect is repeated only if nothing of it was sent. The `socket` is noted while it is in use.
-/// `unsolicited` is told
-/// if the endpoint had sent bytes on the connection before that.
+/// `unsolicited` is told if the endpoint had sent bytes on the connection before that. `held`: the answer's
+/// memory.
 pub(super) async fn exchange(
-    message: &Message,
+    (message, held): (&Message, Held),
     connector: &Connector,
     (endpoint, socket): (&Endpoint, &AtomicI32),
     unsolicited: impl Fn(),
@@ -190,9 +190,10 @@ pub(super) async fn exchange(
     let BegunExchange { mut session, head, keep } = begun?;
     state.heard();
     let (mut body, mut length) = (Vec::with_capacity(1), 0);
-    let held = message.account.hold();
     let mut holds = message.holds(&head);
     loop {
+        // A piece that is read without memory would have to wait for it in hand.
+        holds &= held.has_room();
         if !holds && !session.response_done() {
             let rest = Some(Rest { session: Box::new(session), keep, unsent: None });
             return Ok(Answer { head, body, trailers: None, rest, held });

@@ -12,8 +12,8 @@ use crate::pool::connector::Connector;
 use crate::pool::liveness::unreachable;
 use crate::refusal::Refusal;
 use bytes::Bytes;
-use forebay_protocol::Reason;
 use forebay_protocol::grpc::Code;
+use forebay_protocol::{Reason, metric};
 use forebay_routing::{Blame, Outcome};
 use http::HeaderMap;
 use pingora::http::ResponseHeader;
@@ -23,7 +23,7 @@ use std::future::pending;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Receiver, UnboundedSender};
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 
 /// Longest that an answer without a deadline may take: far beyond any.
 const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
@@ -141,6 +141,8 @@ pub(in crate::http) struct Reader<'a> {
     pub(in crate::http) room: &'a Room,
     /// Bytes of that room that this answer may still fill.
     pub(in crate::http) size: usize,
+    /// Time that it may wait for memory that its client does not free.
+    pub(in crate::http) stall_timeout: Duration,
     /// Bytes of the answer that were read so far.
     pub(in crate::http) length: usize,
 }
@@ -176,6 +178,7 @@ impl Reader<'_> {
             if self.size <= WINDOW {
                 self.wait_for_room().await;
             }
+            self.wait_for_memory(held).await?;
             let until = self.bounds.next();
             let read = tokio::select! {
                 read = timeout_at(until.into(), session.read_response_body()) => read,
@@ -217,6 +220,20 @@ impl Reader<'_> {
             self.room.give_back(1);
         }
         self.bounds.waited(since.elapsed());
+    }
+
+    /// Waits until a piece may find memory. One that was read without would wait in hand, and there may be many
+    /// streams.
+    async fn wait_for_memory(&mut self, held: &Held) -> Result<(), Refusal> {
+        if held.has_room() {
+            return Ok(());
+        }
+        let since = Instant::now();
+        // How fast a client reads says nothing of the endpoint.
+        self.succeeds = false;
+        timeout(self.stall_timeout, held.room()).await.map_err(|_| too_slow_reader())?;
+        self.bounds.waited(since.elapsed());
+        Ok(())
     }
 
     /// Waits until there is room for a piece of this many bytes, and takes it: how much. `None`: the writer
@@ -282,6 +299,13 @@ impl Reader<'_> {
             self.connector.release(*session, self.endpoint, self.is_grpc).await;
         }
     }
+}
+
+/// The refusal of a client that does not read, which can only be counted and logged.
+pub(in crate::http) fn too_slow_reader() -> Refusal {
+    metric::proxy::SLOW_CLIENTS.with(["answer"]).increment(1);
+    let message = "the client did not read its answer, or too slowly";
+    Refusal::new(Reason::ClientTooSlow, message)
 }
 
 /// The next piece of the request; never, if all of it was sent.

@@ -7,8 +7,10 @@
 use super::exchange::{classify, closed_while_idle, message_of};
 use super::headers::stamp;
 use super::headers::{prepare_answer, prepare_request};
+use super::read_ahead::too_slow_reader;
 use super::wire::{self, Before, UNSOLICITED, Wire};
 use super::{begun_answer, count_attempt, is_repeatable, refused, take_in_report};
+use crate::body_memory::NoMemory;
 use crate::config::Limits;
 use crate::downstream::http1_reader::is_malformed;
 use crate::exhausted;
@@ -23,6 +25,7 @@ use crate::pool::connector::{PipeSocket, guard_pipe, is_http2};
 use crate::pool::liveness::{CutAt, Watched};
 use crate::pool::queue::Bound;
 use crate::refusal::Refusal;
+use bytes::Bytes;
 use forebay_protocol::grpc;
 use forebay_protocol::{Reason, metric};
 use forebay_routing::attempt::event::{End, Ending, Event, Next, SilencePolicy};
@@ -289,8 +292,20 @@ pub fn request_body(
 /// Takes in that a piece of an answer has come from the endpoint, which may be the last one.
 ///
 /// # Errors
-/// It came after the deadline.
-pub fn response_body(request: &mut Request, end: bool) -> pingora::Result<()> {
+/// It came after the deadline, or finds no memory because the client does not read.
+pub fn response_body(
+    request: &mut Request,
+    body: &mut Option<Bytes>,
+    end: bool,
+) -> pingora::Result<()> {
+    if let (Some(memory), Some(bytes)) = (&request.stream_memory, &mut *body)
+        && !bytes.is_empty()
+    {
+        match memory.charge(std::mem::take(bytes)) {
+            Ok(charged) => *bytes = charged,
+            Err(NoMemory) => return Err(refused(request, too_slow_reader())),
+        }
+    }
     if let Some(picked) = request.attempts.last() {
         picked.endpoint.state.heard();
     }

@@ -15,6 +15,7 @@ use crate::body_memory::{Held, cost};
 use crate::config::Limits;
 use crate::http::attempts;
 use crate::http::forward::headers::{HOP_BY_HOP, nominated, prepare_answer};
+use crate::http::forward::read_ahead::too_slow_reader;
 use crate::http::forward::read_ahead::{Bounds, Item, Reader, Room};
 use crate::http::forward::send::Unread;
 use crate::http::forward::{self, refused, upload};
@@ -26,7 +27,7 @@ use crate::pool::connector::Connector;
 use crate::refusal::Refusal;
 use bytes::Bytes;
 use forebay_protocol::grpc::Code;
-use forebay_protocol::{Reason, header, metric};
+use forebay_protocol::{Reason, header};
 use futures_util::future::try_join;
 use http::{HeaderMap, Method, StatusCode, Version};
 use pingora::ErrorType;
@@ -124,6 +125,7 @@ async fn stream(
         uploads,
         size: room.size(),
         room: &room,
+        stall_timeout: limits.stall_timeout,
         length,
     };
     let reading = async {
@@ -274,6 +276,20 @@ impl<'a> Writer<'a> {
 
     async fn chunk(&mut self, bytes: Bytes, is_last: bool, held: &Held) -> Result<(), Refusal> {
         let length = bytes.len();
+        if self.session.downstream_session.is_http2() && length > 0 {
+            // The library keeps it until the client takes it.
+            let charged = self.pace.wait(held.charge(bytes)).await;
+            let written = match charged {
+                Ok(charged) => {
+                    let written = self.session.write_response_body(Some(charged), is_last);
+                    self.pace.wait(written).await
+                }
+                Err(too_slow) => Err(too_slow),
+            };
+            taken(written)?;
+            self.pace.moved(length);
+            return Ok(());
+        }
         let written = self.session.write_response_body(Some(bytes), is_last);
         taken(self.pace.wait(written).await)?;
         self.pace.moved(length);
@@ -327,10 +343,6 @@ fn taken(written: Result<pingora::Result<()>, TooSlow>) -> Result<(), Refusal> {
     match written {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) if *error.etype() != ErrorType::WriteTimedout => Err(client_left(&error)),
-        Ok(Err(_)) | Err(TooSlow) => {
-            metric::proxy::SLOW_CLIENTS.with(["answer"]).increment(1);
-            let message = "the client did not read its answer, or too slowly";
-            Err(Refusal::new(Reason::ClientTooSlow, message))
-        }
+        Ok(Err(_)) | Err(TooSlow) => Err(too_slow_reader()),
     }
 }
