@@ -48,13 +48,21 @@ pub struct SilenceTimeout {
     at_least: Option<Duration>,
     /// Whether others must answer probes meanwhile.
     pub(super) takes_another: bool,
+    /// Whether a variant stands in where no retry is left.
+    pub(super) has_stand_in: bool,
 }
 
 impl SilenceTimeout {
     /// The timeout that was decided on, for work of this expected duration.
     pub fn of(policy: SilencePolicy, expected: Duration) -> Self {
         let (at_least, takes_another) = (policy.at_least(expected), policy.takes_another());
-        Self { since: Instant::now(), at_least, takes_another }
+        Self { since: Instant::now(), at_least, takes_another, has_stand_in: false }
+    }
+
+    /// The same for a request that another variant answers if this one does not.
+    #[must_use]
+    pub fn with_stand_in(self, has_stand_in: bool) -> Self {
+        Self { has_stand_in, ..self }
     }
 
     /// For a request that may be sent elsewhere.

@@ -7,6 +7,7 @@
 
 use super::awaited::{Exchange, SilenceTimeout, is_unreachable};
 use super::{EndpointState, Pool};
+use crate::clock;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -92,7 +93,8 @@ impl Drop for CutAt {
     }
 }
 
-/// Until a request that waits for an answer on this socket waits in vain.
+/// Until a request that waits for an answer on this socket waits in vain. Where it is to be sent elsewhere, that
+/// has been paid for ([`Lost::Silent`]): one that can't be would give up an answer that may still come.
 pub async fn until_lost(
     (endpoint, pool): (&EndpointState, &Pool),
     socket: impl Fn() -> Option<RawFd>,
@@ -103,17 +105,25 @@ pub async fn until_lost(
         if socket().is_some_and(is_unreachable) {
             return Lost::Unreachable;
         }
-        if is_over(silence_timeout, endpoint, pool) {
-            return Lost::Silent;
+        if is_over(silence_timeout, endpoint) {
+            let is_alone = pool.is_silent_alone(endpoint);
+            if silence_timeout.takes_another {
+                if is_alone {
+                    return Lost::Silent { is_paid: false };
+                }
+            } else if pool.state.budget.try_retry(clock::now()) {
+                return Lost::Silent { is_paid: true };
+            } else if is_alone || silence_timeout.has_stand_in {
+                // Others go on, and this one does not.
+                return Lost::Silent { is_paid: false };
+            }
         }
     }
 }
 
-/// Whether the timeout at this endpoint, which belongs to this pool, is over.
-fn is_over(silence_timeout: SilenceTimeout, endpoint: &EndpointState, pool: &Pool) -> bool {
-    endpoint.is_silent()
-        && silence_timeout.is_over()
-        && (!silence_timeout.takes_another || pool.is_silent_alone(endpoint))
+/// Whether the timeout at this endpoint is over.
+fn is_over(silence_timeout: SilenceTimeout, endpoint: &EndpointState) -> bool {
+    endpoint.is_silent() && silence_timeout.is_over()
 }
 
 /// Why a request waits in vain.
@@ -122,7 +132,10 @@ pub enum Lost {
     /// The other end acknowledges nothing.
     Unreachable,
     /// It answers neither the request nor probes.
-    Silent,
+    Silent {
+        /// Whether a retry has been taken from the pool's budget for it.
+        is_paid: bool,
+    },
 }
 
 #[cfg(test)]

@@ -216,6 +216,33 @@ async fn work_that_keeps_every_endpoint_silent_is_moved_once_and_done() {
     assert_eq!(attempts, (2.into(), 2.into(), 1.into()), "the last must not be sent twice");
 }
 
+#[tokio::test]
+async fn work_at_silent_endpoints_waits_where_there_is_no_retry_left() {
+    let script = vec![Pause(Duration::from_secs(4)), send(OWN)];
+    let first = Scripted::start(Answers::Requests, script.clone()).await;
+    let second = Scripted::start(Answers::Requests, script).await;
+    let more = "retry = { budget = \"0%\", min_per_second = 0 }";
+    let proxy = in_front_of(&[&first, &second], more).await;
+    let mut requests = JoinSet::new();
+    for _ in 0..6 {
+        let address = proxy.address;
+        requests.spawn(async move {
+            let answer = post_with(address, INFER, &[("x-tag", "own")], "x").await;
+            (answer.status.as_u16(), answer.reason().to_owned())
+        });
+    }
+    eventually("the requests", async || {
+        (first.connections() + second.connections() == 6).then_some(())
+    })
+    .await;
+    first.answers_probes(Probes::Silent);
+    second.answers_probes(Probes::Silent);
+    while let Some(answer) = requests.join_next().await {
+        assert_eq!(answer.unwrap(), (200, String::new()));
+    }
+    assert_eq!(first.connections() + second.connections(), 6, "none was sent twice");
+}
+
 /// Timers of connections to this address, as the kernel shows them: 02 is keepalive's.
 fn timers(to: SocketAddr) -> Vec<String> {
     let SocketAddr::V4(to) = to else { panic!("{to}") };

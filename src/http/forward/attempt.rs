@@ -58,6 +58,7 @@ impl Attempt {
         let picked = request.attempts.get(sending.attempt)?;
         let until = sending.until.map_or_else(|| Instant::now() + NO_DEADLINE, clock::instant);
         let target = request.target.as_ref()?;
+        let stand_in = target.fallback(&request.snapshot, &request.identity).is_some();
         let silence_timeout = SilenceTimeout::of(sending.on_silence, picked.expected());
         Some(Self {
             index: sending.attempt,
@@ -65,7 +66,7 @@ impl Attempt {
             heard: picked.endpoint.state.answers_so_far(),
             pool: Arc::clone(&target.pool),
             until,
-            silence_timeout,
+            silence_timeout: silence_timeout.with_stand_in(stand_in),
         })
     }
 
@@ -82,7 +83,13 @@ impl Attempt {
                 Err(_) => AttemptEnd::TooLate,
             },
             why = self.until_lost(&socket) => match why {
-                Lost::Silent => AttemptEnd::Lost,
+                Lost::Silent { is_paid } => {
+                    if is_paid {
+                        // Whoever decides about the retry pays for it.
+                        self.pool.state.budget.refund();
+                    }
+                    AttemptEnd::Lost
+                }
                 Lost::Unreachable => AttemptEnd::Broke(acknowledges_nothing()),
             },
         }

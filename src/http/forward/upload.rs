@@ -94,7 +94,7 @@ pub(super) async fn upload(
     let sent = tokio::select! {
         sent = timeout_at(deadline.into(), sent) => sent.unwrap_or(Err(Stopped::Late)),
         why = until_lost((&endpoint.state, &pool), socket, silence_timeout) => Err(match why {
-            Lost::Silent => Stopped::Silent,
+            Lost::Silent { .. } => Stopped::Silent,
             Lost::Unreachable => Stopped::Endpoint(acknowledges_nothing()),
         }),
     };

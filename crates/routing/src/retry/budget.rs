@@ -87,6 +87,11 @@ impl RetryBudget {
         self.balance.fetch_update(Relaxed, Relaxed, pay).is_ok()
     }
 
+    /// Takes a retry back that was paid for and not sent.
+    pub fn refund(&self) {
+        self.balance.fetch_add(RETRY, Relaxed);
+    }
+
     /// Takes in that a retry failed too: it has cost the pool more than it was worth.
     pub fn retry_failed(&self) {
         let in_a_row = i64::from(self.failed.fetch_add(1, Relaxed)) + 1;
