@@ -273,7 +273,7 @@ impl Held {
     }
 
     /// Gives a piece of an answer the memory that was taken for it along. Waits until there is some if there is
-    /// not, which it may do for ever.
+    /// not, however long that takes.
     pub async fn charge(&self, bytes: Bytes) -> Bytes {
         let taken = self.lend(cost(bytes.len()));
         let missing = cost(bytes.len()) - taken.bytes.load(Relaxed);

@@ -5,7 +5,7 @@ use super::ask::{self, Ask};
 use super::message::{self, control, off_io, written};
 use super::outcome::{Bypass, Outcome};
 use super::rows::{Replaced, Rows};
-use crate::body_memory::Account;
+use crate::body_memory::{Account, cost};
 use crate::clock;
 use crate::http::admit::no_memory;
 use crate::http::receive::{Received, client_left};
@@ -205,7 +205,7 @@ fn response(
         return Ok(None);
     };
     let held = account.for_answers().hold();
-    held.grow(body.len()).map_err(no_memory)?;
+    held.grow(cost(body.len())).map_err(no_memory)?;
     Ok(Some(BufferedResponse { head, body: vec![body], trailers, held }))
 }
 

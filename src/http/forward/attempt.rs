@@ -85,7 +85,7 @@ impl Attempt {
             why = self.until_lost(&socket) => match why {
                 Lost::Silent { is_paid } => {
                     if is_paid {
-                        // Whoever decides about the retry pays for it.
+                        // The decision about the retry pays for it.
                         self.pool.state.budget.refund();
                     }
                     AttemptEnd::Lost

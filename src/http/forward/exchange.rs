@@ -262,11 +262,20 @@ async fn begin(
         let head = final_header(&mut session).await?;
         return Ok(BegunExchange { session, head, keep: !early });
     };
+    if !has_begun(&session) {
+        return Err(error);
+    }
     // It may have answered without reading all of the request.
     match timeout(MAX_EARLY_ANSWER_WAIT, final_header(&mut session)).await {
         Ok(Ok(head)) => Ok(BegunExchange { session, head, keep: false }),
         _ => Err(error),
     }
+}
+
+/// Whether the request's header was written. Before that there is no answer to wait for over HTTP/2, and Pingora
+/// panics where one is read.
+pub(super) fn has_begun(session: &EndpointSession) -> bool {
+    session.as_http2().is_none_or(|session| session.request_header().is_some())
 }
 
 /// Sends a piece of a body. An empty one says nothing, and would end a body in chunks: Pingora reads one

@@ -9,7 +9,8 @@
 use super::attempt::acknowledges_nothing;
 use super::attempts::AttemptAnswer;
 use super::exchange::{
-    Answer, MAX_EARLY_ANSWER_WAIT, Rest, classify, final_header, message_of, send_piece, socket_of,
+    Answer, MAX_EARLY_ANSWER_WAIT, Rest, classify, final_header, has_begun, message_of, send_piece,
+    socket_of,
 };
 use super::headers::{prepare_request, stamp};
 use super::{begun_answer, take_in_report};
@@ -46,6 +47,8 @@ enum Stopped {
     /// The client is at fault.
     Client(Refusal),
     Endpoint(Box<pingora::Error>),
+    /// The same, where an answer can't be read any more.
+    Unanswered(Box<pingora::Error>),
     /// The endpoint answers neither it nor probes.
     Silent,
     Late,
@@ -208,7 +211,7 @@ fn failed(request: &mut Request, attempt: usize, stopped: Stopped) -> Refusal {
             attempts::on(request, Event::ClientLeft, REPEATABLE);
             return refusal;
         }
-        Stopped::Endpoint(error) => {
+        Stopped::Endpoint(error) | Stopped::Unanswered(error) => {
             tracing::debug!(%error, "upload failed");
             let (trouble, reason) = classify(&error);
             // It was begun, so any break counts as a reset.
@@ -261,7 +264,7 @@ impl Upload<'_> {
                 let head = final_header(connection).await.map_err(Stopped::Endpoint)?;
                 Ok(UploadAnswer { head, keep: true, unsent: None })
             }
-            Err(Stopped::Endpoint(error)) => {
+            Err(Stopped::Endpoint(error)) if has_begun(connection) => {
                 // It may have answered without reading all of the request.
                 match timeout(MAX_EARLY_ANSWER_WAIT, final_header(connection)).await {
                     Ok(Ok(head)) => Ok(UploadAnswer { head, keep: false, unsent: None }),
@@ -288,7 +291,7 @@ impl Upload<'_> {
         while !is_done {
             let started = Instant::now();
             let read = tokio::select! {
-                head = final_header(connection) => return head.map(Some).map_err(Stopped::Endpoint),
+                head = final_header(connection) => return head.map(Some).map_err(Stopped::Unanswered),
                 read = self.pace.wait(self.session.downstream_session.read_request_body()) => read,
             };
             let Some(chunk) = self.took(request, read, started.elapsed())? else {

@@ -190,6 +190,8 @@ def attacked(t, endpoint, kind, at_once=True):
         thread.start()
         if not at_once:
             thread.join()
+            # Another request on the same connection would end with it.
+            eventually(lambda: len(endpoint.ended) == endpoint.requests, 5)
     time.sleep(0.5)
     if not is_grpc:
         healthy(t, proxy, "meanwhile", elsewhere)
