@@ -39,7 +39,7 @@ forebay_config::section! {
         rows: bool = false, any();
         /// Headers of a request that change its answer: requests whose values differ are not equal. A
         /// request with `authorization` is passed by unless that header is named here or the scope is
-        /// "client".
+        /// "client". Default: none.
         vary: Vec<HeaderName> = Vec::new(), HeaderNames, shown "[\"x-tenant\"]";
         /// A word for the content of models whose server does not state it, as Forebay's workers do. Change
         /// it when a model was exchanged: answers under another word are not given any more.

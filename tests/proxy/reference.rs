@@ -1,6 +1,6 @@
 //! The reference file names every key that there is.
 
-use forebay::config::{Config, Limits};
+use forebay::config::{Config, Limits, RouteCache};
 use std::path::Path;
 
 #[test]
@@ -37,7 +37,7 @@ fn the_defaults_that_the_reference_file_states_are_the_defaults() {
                 protocol = \"tcp\"\npool = \"plain\"\n\
                 [pool.plain]\nendpoints = [\"127.0.0.1:8101\"]\n\
                 [pool.models]\nendpoints = [\"127.0.0.1:8001\", \"127.0.0.1:8002\"]\nhedge = {}\n\
-                [[route]]\nname = \"models\"\npool = \"models\"\n";
+                [[route]]\nname = \"models\"\npool = \"models\"\n[route.cache]\n";
     let bare = Config::parse(bare, &folder).unwrap();
     let models = |config: &Config| {
         let mut pool = (**config.pools.iter().find(|p| p.name == "models").unwrap()).clone();
@@ -63,4 +63,7 @@ fn the_defaults_that_the_reference_file_states_are_the_defaults() {
     assert_eq!(stated.routes[0].deadline, bare.routes[0].deadline);
     assert_eq!(stated.routes[0].priority, bare.routes[0].priority);
     assert_eq!(stated.routes[0].expose_endpoint, bare.routes[0].expose_endpoint);
+    assert_eq!(stated.cache, bare.cache);
+    let cache = stated.routes[0].cache.clone().map(|cache| RouteCache { vary: vec![], ..cache });
+    assert_eq!(cache, bare.routes[0].cache);
 }
