@@ -60,13 +60,14 @@ fn stats(said: &Value) -> String {
     // Writing to a string does not fail.
     let _ = write!(
         text,
-        "{} answers, {} of {} bytes; removed: {} to make room, {} for their age; {} under way",
+        "{} answers, {} of {} bytes; removed: {} to make room, {} for their age; {} under way, {} waiting",
         number("entries"),
         number("bytes"),
         number("memory"),
         number("removed_for_size"),
         number("removed_for_age"),
         number("under_way"),
+        number("waiting"),
     );
     text
 }

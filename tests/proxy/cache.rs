@@ -225,6 +225,15 @@ async fn clients_of_their_own_do_not_share_answers() {
     assert_eq!(status(&of("").await), "stored");
 }
 
+/// Until so many requests wait for the answer of an equal one.
+async fn waiting(proxy: &Proxy, count: u64) {
+    eventually("requests to wait", async || {
+        let found = get(proxy.admin, "/cache").await.json();
+        (found["waiting"] == count).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn equal_requests_at_once_are_one_inference() {
     let endpoint = Endpoint::start(Behaviour::Gated).await;
@@ -235,12 +244,10 @@ async fn equal_requests_at_once_are_one_inference() {
         let (address, body) = (proxy.address, body.clone());
         clients.spawn(async move { post(address, INFER, body).await });
     }
-    eventually("all requests to come", async || {
-        (proxy.metric("forebay_requests_in_flight", &[]).await >= 100.0).then_some(())
-    })
-    .await;
-    assert_eq!(endpoint.came().len(), 1, "one of them is sent");
-    // Its answer is no inference's, so that no other client may have it: the others go on, together.
+    waiting(&proxy, 99).await;
+    eventually("one to be sent", async || (!endpoint.came().is_empty()).then_some(())).await;
+    assert_eq!(endpoint.came().len(), 1, "the others wait for its answer");
+    // That is no inference's, so that no other client may have it: the others go on, together.
     endpoint.let_go(1);
     eventually("the others to be sent", async || (endpoint.came().len() == 100).then_some(()))
         .await;
@@ -277,10 +284,7 @@ async fn an_answer_that_others_wait_for_is_not_lost_with_the_client_that_asked_f
     let first = send(body.clone());
     eventually("the first to be sent", async || (endpoint.came().len() == 1).then_some(())).await;
     let second = send(body.clone());
-    eventually("the second to wait", async || {
-        (proxy.metric("forebay_requests_in_flight", &[]).await >= 2.0).then_some(())
-    })
-    .await;
+    waiting(&proxy, 1).await;
     first.abort();
     // Without followers the attempt would be dropped now, and the endpoint would notice.
     let third = send(request(7.0).encode(|_| false).unwrap().body);

@@ -8,6 +8,7 @@
 use crate::question::Question;
 use std::collections::HashMap;
 use std::collections::hash_map::{Entry, OccupiedEntry};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
@@ -20,11 +21,13 @@ type Shard<T> = Mutex<HashMap<Question, Flight<T>>>;
 #[derive(Debug)]
 pub struct Flights<T> {
     shards: Arc<[Shard<T>; SHARDS]>,
+    waiting: Arc<AtomicUsize>,
 }
 
 impl<T> Default for Flights<T> {
     fn default() -> Self {
-        Self { shards: Arc::new(std::array::from_fn(|_| Mutex::default())) }
+        let shards = Arc::new(std::array::from_fn(|_| Mutex::default()));
+        Self { shards, waiting: Arc::default() }
     }
 }
 
@@ -54,7 +57,17 @@ pub struct Leader<T> {
 
 /// Waits for the answer of another.
 #[derive(Debug)]
-pub struct Follower<T>(watch::Receiver<Option<T>>);
+pub struct Follower<T> {
+    answer: watch::Receiver<Option<T>>,
+    /// Counts as waiting until dropped.
+    waiting: Arc<AtomicUsize>,
+}
+
+impl<T> Drop for Follower<T> {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(1, Relaxed);
+    }
+}
 
 impl<T: Clone> Flights<T> {
     /// Joins the flight of this question, or begins one. One that is more urgent than the flight leads a
@@ -66,7 +79,9 @@ impl<T: Clone> Flights<T> {
         let mut shard = lock(&self.shards, question);
         match shard.entry(question) {
             Entry::Occupied(under_way) if under_way.get().urgency <= urgency => {
-                return Part::Follow(Follower(under_way.get().answer.clone()));
+                self.waiting.fetch_add(1, Relaxed);
+                let (answer, waiting) = (under_way.get().answer.clone(), Arc::clone(&self.waiting));
+                return Part::Follow(Follower { answer, waiting });
             }
             Entry::Occupied(mut less_urgent) => {
                 less_urgent.insert(flight);
@@ -77,6 +92,11 @@ impl<T: Clone> Flights<T> {
         }
         drop(shard);
         Part::Lead(Leader { question, answer, shards: Arc::clone(&self.shards) })
+    }
+
+    /// Number of questions that wait for the answer of another.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Relaxed)
     }
 
     /// Number of flights.
@@ -141,7 +161,7 @@ impl<T> Drop for Leader<T> {
 impl<T: Clone> Follower<T> {
     /// Waits for the answer; `None`: there is none for others, and each goes on by itself.
     pub async fn answer(mut self) -> Option<T> {
-        let answer = self.0.wait_for(Option::is_some).await.ok()?;
+        let answer = self.answer.wait_for(Option::is_some).await.ok()?;
         answer.clone()
     }
 }
@@ -193,12 +213,14 @@ mod tests {
         assert!(!leader.has_followers());
         let followers: Vec<_> = (0..1000).map(|_| follow(&flights, "m", 1)).collect();
         assert!(leader.has_followers());
+        assert_eq!(flights.waiting(), 1000);
         let other = lead(&flights, "n", 1);
         assert_eq!(flights.len(), 2);
         leader.land(42);
         assert!(followers.into_iter().all(|one| poll(one) == Poll::Ready(Some(42))));
         drop(other);
         assert!(flights.is_empty(), "what has landed is no flight any more");
+        assert_eq!(flights.waiting(), 0);
         lead(&flights, "m", 1);
     }
 

@@ -24,6 +24,8 @@ pub struct Status {
     purged: u64,
     /// Questions that the model is being asked.
     under_way: usize,
+    /// Requests that wait for the answer of an equal one.
+    waiting: usize,
 }
 
 /// The answers that are to be forgotten: those that match all that is said.
@@ -84,6 +86,7 @@ impl Cache {
             removed_for_age: self.store.expired(),
             purged: self.purged.load(Relaxed),
             under_way: self.flights.len(),
+            waiting: self.flights.waiting(),
         }
     }
 
