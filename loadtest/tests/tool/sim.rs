@@ -136,7 +136,8 @@ fn every_scenario_of_the_simulator_can_be_simulated() {
 
 #[test]
 fn a_killed_endpoint_costs_retries_and_no_errors() {
-    let plan = fleet("500/s", &fault("kind = \"down\""));
+    // Enough for each of the four to be needed.
+    let plan = fleet("1000/s", &fault("kind = \"down\""));
     for policy in ["adaptive", "nginx_least_conn"] {
         let found = simulated(&plan, policy);
         assert_eq!(found.record.error_share(), 0.0, "{policy}");
@@ -292,7 +293,8 @@ fn hedges_take_the_tail_of_endpoints_that_stall_and_keep_to_their_budget() {
 
 #[test]
 fn what_waits_at_an_endpoint_that_stands_still_is_sent_elsewhere_and_nothing_is_lost_there() {
-    let plan = fleet("500/s", &fault("kind = \"silent\""));
+    // Enough for each of the four to be needed.
+    let plan = fleet("1000/s", &fault("kind = \"silent\""));
     let found = simulated(&plan, "adaptive");
     assert_eq!(found.record.error_share(), 0.0);
     let impact = found.faults[0].summary();
