@@ -192,6 +192,8 @@ def attacked(t, endpoint, kind, at_once=True):
             thread.join()
             # Another request on the same connection would end with it.
             eventually(lambda: len(endpoint.ended) == endpoint.requests, 5)
+            # The endpoint may learn of the end before the proxy has put the connection away.
+            time.sleep(0.1)
     time.sleep(0.5)
     if not is_grpc:
         healthy(t, proxy, "meanwhile", elsewhere)
