@@ -7,7 +7,7 @@
 
 use crate::epilogue::{Beside, Step, Steps, load, store};
 use crate::packed::{Packed, Share};
-use crate::{arch, lanes, vector};
+use crate::{arch, cache, lanes, vector};
 use pulp::{Simd, WithSimd};
 use std::sync::Arc;
 
@@ -16,9 +16,8 @@ pub use forebay_program::windows::Geometry;
 
 /// Vectors side by side in one panel of weights.
 const VECTORS: usize = 2;
-/// Values of the left side that are worked on before the next panel of weights is read: half of a
-/// small second-level cache.
-const BLOCK: usize = 32 * 1024;
+/// Rows of the left side that are worked on before the next panel of weights is read, at least and at most.
+const BLOCK: [usize; 2] = [24, 4096];
 
 /// The right side of a product, in the order in which the innermost loop reads it: panels of a few
 /// vectors of channels, and in each panel one line for each value of the left side.
@@ -127,6 +126,7 @@ impl Product {
             windows: Windows { table: &[], stride: self.weights.lines, image: 0 },
             segments: &[0],
             length: self.weights.lines,
+            fresh: self.weights.lines,
             weights: &self.weights,
             bias: &self.bias,
             steps: Steps { steps, tensors, channels },
@@ -150,6 +150,7 @@ pub fn multiply(matrices: &Matrices, x: &[f32], w: &[f32], y: &mut [f32]) {
         windows: Windows { table: &[], stride: matrices.x_row, image: 0 },
         segments: &[0],
         length: matrices.lines,
+        fresh: matrices.lines,
         weights: &weights,
         bias: &vec![0.0; matrices.channels],
         steps: Steps { steps: &[], tensors: &[], channels: matrices.channels },
@@ -288,12 +289,15 @@ impl Convolution {
         let [height, width] = geometry.padded();
         let windows = Windows { table, stride: channels_in, image: height * width * channels_in };
         let rows = y.len() / channels_out;
+        // A window has as many columns that the one before it has not as it is further on.
+        let fresh = geometry.kernel[0] * geometry.stride[1].min(geometry.kernel[1]) * channels_in;
         for (group, weights) in self.weights.iter().enumerate() {
             arch().dispatch(Run {
                 x: &x[group * (channels_in / groups)..],
                 windows,
                 segments,
                 length: *length,
+                fresh,
                 weights,
                 bias: &self.bias,
                 steps: Steps { steps, tensors, channels: channels_out },
@@ -373,6 +377,8 @@ struct Run<'a> {
     windows: Windows<'a>,
     segments: &'a [usize],
     length: usize,
+    /// Values that a row has and the one before it has not.
+    fresh: usize,
     weights: &'a Weights,
     bias: &'a [f32],
     steps: Steps<'a>,
@@ -390,7 +396,8 @@ impl WithSimd for Run<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let lanes = S::F32_LANES;
-        let block = (BLOCK / self.weights.lines.max(1)).clamp(24, 4096) / 24 * 24;
+        let [least, most] = BLOCK;
+        let block = (cache::values() / self.fresh.max(1)).clamp(least, most) / least * least;
         let mut first = 0;
         while first < self.rows {
             let last = (first + block).min(self.rows);

@@ -13,8 +13,9 @@
 //! Modules: [`dense`] (products and convolutions over all channels), [`depthwise`] (convolutions of
 //! each channel with itself), [`packed`] (their weights), [`epilogue`] (what is done to a value before it
 //! is stored), [`reduce`] (softmax, sums and maxima), [`trees`] (decision trees), `math` (elementary
-//! functions on a vector).
+//! functions on a vector), `cache` (its size).
 
+mod cache;
 pub mod dense;
 pub mod depthwise;
 pub mod epilogue;
