@@ -30,6 +30,7 @@ import cases
 import kinds
 import layers
 import live
+import odd
 import steps
 from live import ROWS, session_of_untyped
 
@@ -133,7 +134,7 @@ class Case:
                     break
                 raise
             nudged = [
-                array * (1 + 1e-6 * numpy.sign(array)).astype(array.dtype)
+                array * (1 + (1e-3 if array.dtype == numpy.float16 else 1e-6) * numpy.sign(array)).astype(array.dtype)
                 if array.dtype.kind == "f"
                 else array
                 for array in arrays
@@ -167,13 +168,13 @@ def make(seed):
     return kind.__name__, Case(graph.nodes, graph.weights, sets, outputs, is_open, is_loose)
 
 
-def make_wide(seed):
+def make_wide(seed, is_odd):
     """Any steps, one after another, in any version of the operator set."""
     rng = random.Random(seed)
     graph = live.Live(rng)
     rank = rng.choice([2, 3, 3, 4, 4, 5])
     sizes = [rng.choice([1, 2, 3, 4, 5, 6]) for _ in range(rank - 1)]
-    graph.source((ROWS, *sizes), normal)
+    graph.source((ROWS, *sizes), odd.of_type(rng) if is_odd and rng.random() < 0.3 else normal)
     if rng.random() < 0.4:
         is_fixed = rng.random() < 0.1
         other = [rng.choice([1, size, size]) for size in sizes]
@@ -181,6 +182,8 @@ def make_wide(seed):
     made = list(graph.inputs)
     families = [steps.ELEMENTWISE, steps.MOVING, layers.LAYERS, layers.SHAPES]
     families = rng.sample(families, rng.randint(2, 4)) + [layers.RARE] * (rng.random() < 0.25)
+    if is_odd:
+        families = [odd.ODD, odd.ODD, *families[:2]]
     wanted, tries = rng.randint(1, 10), 0
     while len(made) - len(graph.inputs) < wanted and tries < 40:
         tries += 1
@@ -195,6 +198,11 @@ def make_wide(seed):
     others = rng.sample(made[:-1], min(len(made) - 1, rng.choice([0, 0, 1, 2])))
     outputs = [made[-1], *[name for name in others if name not in graph.inputs and name != made[-1]]]
     nodes = used(graph.nodes, outputs)
+    outputs = list(dict.fromkeys(outputs))
+    if is_odd and rng.random() < 0.15:
+        # An output that is an input, or is stored.
+        read = [name for node in nodes for name in node.input if name in graph.inputs or name in graph.weights]
+        outputs.append(rng.choice(read))
     return rng, graph, nodes, list(dict.fromkeys(outputs))
 
 
@@ -202,8 +210,8 @@ def normal(shape, random):
     return (random.normal(size=shape) * random.choice([0.1, 1.0, 1.0, 3.0])).astype(numpy.float32)
 
 
-def wide(seed):
-    rng, graph, nodes, outputs = make_wide(seed)
+def wide(seed, is_odd=False):
+    rng, graph, nodes, outputs = make_wide(seed, is_odd)
     read = {name for node in nodes for name in node.input} | {name for node in nodes for name in captured(node)}
     names = [name for name in graph.inputs if name in read]
     if not names or outputs[0] in graph.inputs:
@@ -226,7 +234,7 @@ def wide(seed):
     if is_loose:
         sets.append(filled(2, {place: rng.choice([0, 0, 1, 2]) for place in range(5)}))
     weights = {name: graph.weights[name] for name in graph.weights if name in read}
-    return "wide", Case(nodes, weights, sets, outputs, is_open, is_loose, graph.opset, graph.fixed)
+    return "odd" if is_odd else "wide", Case(nodes, weights, sets, outputs, is_open, is_loose, graph.opset, graph.fixed)
 
 
 def captured(node):
@@ -301,7 +309,7 @@ def main():
     arguments.add_argument("--seconds", type=float, default=1e9)
     arguments.add_argument("--count", type=int, default=1 << 62)
     arguments.add_argument("--seed", type=int, default=1)
-    arguments.add_argument("--kinds", choices=["usual", "wide", "both"], default="both")
+    arguments.add_argument("--kinds", choices=["usual", "wide", "odd", "all"], default="all")
     arguments.add_argument("--keep", type=pathlib.Path, default=pathlib.Path("wrong-graphs"))
     options = arguments.parse_args()
     print(f"seed {options.seed}", flush=True)
@@ -312,9 +320,9 @@ def main():
             scratch, made = pathlib.Path(scratch), {}
             while len(made) < min(ROUND, options.count - verdicts.total()):
                 seed += 1
-                is_wide = options.kinds == "wide" or options.kinds == "both" and seed % 2
+                wanted = ("usual", "wide", "odd")[seed % 3] if options.kinds == "all" else options.kinds
                 try:
-                    kind, case = wide(seed) if is_wide else make(seed)
+                    kind, case = make(seed) if wanted == "usual" else wide(seed, wanted == "odd")
                     folder = scratch / str(seed)
                     case.write(folder)
                     made[folder] = (kind, case)

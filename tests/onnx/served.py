@@ -126,7 +126,7 @@ class Served:
 
 def dtype(value):
     name = value.type.removeprefix("tensor(").removesuffix(")")
-    return numpy.dtype({"float": "float32", "double": "float64"}.get(name, name))
+    return numpy.dtype({"float": "float32", "double": "float64", "string": "object"}.get(name, name))
 
 
 def is_wrong(found, right):

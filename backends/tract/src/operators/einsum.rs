@@ -14,6 +14,8 @@ use tract_onnx::tract_hir::internal::*;
 
 /// Letters for axes that the equation does not name, behind all that it may name.
 const UNNAMED: char = 'α';
+/// Letters for axes of one element that no other input has.
+const OF_ONE: char = 'ა';
 
 pub(super) fn build(_: &ParsingContext, node: &NodeProto) -> Built {
     let equation = node.get_attr::<String>("equation")?.replace(' ', "");
@@ -42,8 +44,15 @@ struct Ellipsis {
 }
 
 impl Ellipsis {
-    /// The equation with a letter for each axis, for inputs of these ranks.
+    /// The equation for inputs of these ranks.
     fn named(&self, ranks: &[usize]) -> TractResult<AxesMapping> {
+        let (inputs, output) = self.terms(ranks)?;
+        // As text, tract takes an output without axes for none that is stated.
+        AxesMapping::from_strs(&inputs, &[output])
+    }
+
+    /// Its inputs and its output, with a letter for each axis, for inputs of these ranks.
+    fn terms(&self, ranks: &[usize]) -> TractResult<(Vec<String>, String)> {
         let unnamed = |(term, rank): (&String, &usize)| {
             let named = term.chars().filter(|letter| letter.is_alphabetic()).count();
             let is_whole = term.contains("...") || named == *rank;
@@ -56,9 +65,9 @@ impl Ellipsis {
         let filled = |term: &str, count: usize| {
             term.replacen("...", &letters[most - count..].iter().collect::<String>(), 1)
         };
-        let inputs: Vec<String> =
+        let inputs =
             self.inputs.iter().zip(&counts).map(|(term, &count)| filled(term, count)).collect();
-        format!("{}->{}", inputs.join(","), filled(&self.output, most)).parse()
+        Ok((inputs, filled(&self.output, most)))
     }
 }
 
@@ -100,10 +109,41 @@ impl Expansion for Ellipsis {
         model: &mut TypedModel,
         inputs: &[OutletId],
     ) -> TractResult<TVec<OutletId>> {
-        let rank = |input: &OutletId| model.outlet_fact(*input).map(TypedFact::rank);
-        let ranks = inputs.iter().map(rank).collect::<TractResult<Vec<_>>>()?;
+        let shape = |input: &OutletId| TractResult::Ok(model.outlet_fact(*input)?.shape.to_tvec());
+        let shapes = inputs.iter().map(shape).collect::<TractResult<Vec<_>>>()?;
+        let ranks: Vec<usize> = shapes.iter().map(|shape| shape.len()).collect();
         let operating_dt = model.outlet_fact(inputs[0])?.datum_type;
-        let op = EinSum { axes: self.named(&ranks)?, operating_dt, q_params: None };
-        model.wire_node(prefix, op, inputs)
+        let (mut terms, output) = self.terms(&ranks)?;
+        let mut inputs: TVec<OutletId> = inputs.into();
+        for ((slot, axis), own) in repeated(&terms, &shapes).into_iter().zip(OF_ONE..) {
+            let letter = terms[slot].chars().nth(axis).context("expected a letter of each axis")?;
+            if terms[slot].chars().nth(1).is_none() {
+                // An input without axes is none that tract takes: a sum over one element is that element.
+                terms[slot] = terms[slot].replace(letter, &own.to_string());
+                continue;
+            }
+            let name = format!("{prefix}.of-one-{slot}-{axis}");
+            inputs[slot] = model.wire_node(name, AxisOp::Rm(axis), &[inputs[slot]])?[0];
+            terms[slot] = terms[slot].replacen(letter, "", 1);
+        }
+        let axes = AxesMapping::from_strs(&terms, &[output])?;
+        model.wire_node(prefix, EinSum { axes, operating_dt, q_params: None }, &inputs)
     }
+}
+
+/// The axes of one element whose letter has more elements elsewhere, by input and place, the last of each input
+/// first. tract takes an axis that an input lacks for one that is repeated, but none of one element.
+fn repeated(terms: &[String], shapes: &[TVec<TDim>]) -> Vec<(usize, usize)> {
+    let is_longer = |letter: char| {
+        let sizes = terms.iter().zip(shapes);
+        let mut sizes = sizes.flat_map(|(term, shape)| term.chars().zip(shape.iter()));
+        sizes.any(|(other, size)| other == letter && !size.is_one())
+    };
+    let mut found = Vec::new();
+    for (slot, (term, shape)) in terms.iter().zip(shapes).enumerate() {
+        let axes = term.chars().zip(shape.iter()).enumerate();
+        let of_one = axes.filter(|(_, (letter, size))| size.is_one() && is_longer(*letter));
+        found.extend(of_one.map(|(axis, _)| (slot, axis)).collect::<Vec<_>>().into_iter().rev());
+    }
+    found
 }
