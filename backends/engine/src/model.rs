@@ -96,6 +96,11 @@ pub trait Model: Debug + Send + Sync {
         Vec::new()
     }
 
+    /// The parts of its load, in their order, and the time of each; none if it does not tell.
+    fn phases(&self) -> Vec<(&'static str, Duration)> {
+        Vec::new()
+    }
+
     /// Plans that were compiled so far, and the time that this took.
     fn compilations(&self) -> (u64, Duration) {
         (0, Duration::ZERO)

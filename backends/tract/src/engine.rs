@@ -164,6 +164,10 @@ impl forebay_engine::Model for Model {
         Model::compared(self).iter().map(|(build, seconds)| (build.as_str(), *seconds)).collect()
     }
 
+    fn phases(&self) -> Vec<(&'static str, Duration)> {
+        Model::phases(self).to_vec()
+    }
+
     fn compilations(&self) -> (u64, Duration) {
         Model::compilations(self)
     }

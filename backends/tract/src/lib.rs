@@ -47,6 +47,7 @@ mod operators;
 mod options;
 mod outline;
 mod pad;
+mod phases;
 mod plan;
 mod program;
 mod rows;

@@ -5,6 +5,7 @@ use crate::error::{panic_text, text};
 use crate::graph::{self, Interface};
 use crate::model::{Model, Runs};
 use crate::options::LoadOptions;
+use crate::phases::Phases;
 use crate::plan::Plans;
 use crate::tensor::datum_type;
 use crate::warm_up;
@@ -34,7 +35,9 @@ impl Model {
         options: &LoadOptions,
         watch: &dyn Watch,
     ) -> Result<Self, LoadError> {
+        let mut phases = Phases::start();
         let (interface, plans) = parsed(onnx, options)?;
+        phases.end("read");
         // Inputs that are made up here need not be ones that a model takes.
         let _trial = operators::Trial::begin();
         let mut model = Self {
@@ -52,9 +55,11 @@ impl Model {
             avoids_zero: false,
             seed: seed(onnx),
             runs: Runs::default(),
+            phases,
         };
         warm_up::warm_up(&mut model, options, watch)?;
         model.plans.settle().map_err(|error| LoadError::Compile(text(&error)))?;
+        model.phases.end("drop copies");
         Ok(model)
     }
 }

@@ -6,6 +6,7 @@ use crate::error::{panic_text, text};
 use crate::graph::Interface;
 use crate::options::Profile;
 use crate::pad::Padding;
+use crate::phases::Phases;
 use crate::plan::Plans;
 use crate::sound::BadValue;
 use crate::tensor::{from_tract, to_tract};
@@ -58,6 +59,8 @@ pub struct Model {
     /// Of the file, for inputs that are made here.
     pub(crate) seed: u64,
     pub(crate) runs: Runs,
+    /// Of the load.
+    pub(crate) phases: Phases,
 }
 
 /// Runs that are under way.
@@ -126,6 +129,11 @@ impl Model {
     /// Longest time between two questions to a [`Watch`], as it was measured with one row.
     pub fn grain(&self) -> Duration {
         self.grain
+    }
+
+    /// The parts of the load, in their order, and the time of each.
+    pub fn phases(&self) -> &[(&'static str, Duration)] {
+        self.phases.ended()
     }
 
     /// The build that runs the model wherever its shapes allow it.

@@ -69,6 +69,7 @@ pub(crate) fn warm_up(
     go_on()?;
     let (options, inputs, alone) = first_run(model, options, may_batch, &go_on)?;
     let options = &*options;
+    model.phases.end("first run");
     go_on()?;
     let has_batches = match known {
         Some(known) => {
@@ -78,12 +79,15 @@ pub(crate) fn warm_up(
         None => {
             if given.is_none() {
                 choice::choose(model, &inputs);
+                model.phases.end("choose a build");
             }
             go_on()?;
             compare_builds(model, options, may_batch)?;
+            model.phases.end("compare");
             go_on()?;
             if may_batch {
                 model.unbatched = why_unbatched(model, options, alone);
+                model.phases.end("prove rows");
             }
             may_batch && model.unbatched.is_none()
         }
@@ -96,9 +100,11 @@ pub(crate) fn warm_up(
         Some(known) => recall(model, options, known),
         None => measure(model, options, &inputs, started),
     }
+    model.phases.end("measure");
     go_on()?;
     let usual = inputs.iter().map(|input| input.shape.clone()).collect();
     open_sizes(model, known, &usual)?;
+    model.phases.end("plan for all sizes");
     pad(model, options, known.is_some(), &usual)
 }
 

@@ -164,7 +164,12 @@ fn of_bytes(
                 line("sizes", &format!("a plan for each: {why}"));
             }
             line("memory", &format!("{:.1} MiB", mebibytes(model.memory())));
-            line("loaded in", &format!("{} ms", took.as_millis()));
+            let phases = model.phases();
+            let phases: Vec<_> = phases
+                .iter()
+                .map(|(phase, took)| format!("{phase} {}", took.as_millis()))
+                .collect();
+            line("loaded in", &format!("{} ms ({})", took.as_millis(), phases.join(", ")));
             Ok(text)
         }
     }
