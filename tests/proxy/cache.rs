@@ -45,8 +45,9 @@ fn is_hit(answer: &Response) -> bool {
 
 /// A request for the sum of two vectors.
 fn request(a: f32) -> InferRequest {
-    let tensor =
-        |name: &str, value| Tensor::new(name, vec![1, 4], Data::Fp32(vec![value; 4])).unwrap();
+    let tensor = |name: &str, value| {
+        Tensor::new(name, vec![1, 4], Data::Fp32(vec![value; 4].into())).unwrap()
+    };
     InferRequest { inputs: vec![tensor("a", a), tensor("b", 1.0)], ..InferRequest::default() }
 }
 
@@ -429,7 +430,7 @@ async fn a_newer_version_is_asked_where_none_is_named() {
 /// Sums of rows whose first elements are these, in one batch.
 fn rows(values: &[f32]) -> InferRequest {
     let tensor = |name: &str, data: Vec<f32>| {
-        Tensor::new(name, vec![values.len(), 4], Data::Fp32(data)).unwrap()
+        Tensor::new(name, vec![values.len(), 4], Data::Fp32(data.into())).unwrap()
     };
     let a = values.iter().flat_map(|value| [*value; 4]).collect();
     let inputs = vec![tensor("a", a), tensor("b", vec![1.0; 4 * values.len()])];
@@ -475,7 +476,7 @@ async fn of_a_batch_only_the_unknown_rows_are_computed() {
     assert_eq!(proxy.next_line()["cache"], "rows:2/3");
     // Of a batch whose rows depend on each other, nothing is taken apart.
     let send = async |values: Vec<f32>| {
-        let x = Tensor::new("x", vec![values.len() / 2, 2], Data::Fp32(values)).unwrap();
+        let x = Tensor::new("x", vec![values.len() / 2, 2], Data::Fp32(values.into())).unwrap();
         let request = InferRequest { inputs: vec![x], ..InferRequest::default() };
         let body = request.encode(|_| false).unwrap().body;
         let answer = post(proxy.address, "/v2/models/centred/infer", body).await;

@@ -98,7 +98,8 @@ async fn another_model_can_stand_in_over_rest_and_grpc() {
     let metadata = get(proxy.address, "/v2/models/large-arith").await;
     assert_eq!(metadata.json()["name"], "arith", "what is piped through too");
 
-    let tensor = |name: &str| Tensor::new(name, vec![1, 4], Data::Fp32(vec![2.0; 4])).unwrap();
+    let tensor =
+        |name: &str| Tensor::new(name, vec![1, 4], Data::Fp32(vec![2.0; 4].into())).unwrap();
     let inputs = vec![tensor("a"), tensor("b")];
     let request = InferRequest { inputs, ..InferRequest::default() };
     let message = wire::write_request("large-arith", Some("7"), &request);
@@ -107,5 +108,5 @@ async fn another_model_can_stand_in_over_rest_and_grpc() {
     assert_eq!(ended.code(), Code::Ok, "{}", ended.words());
     assert_eq!(ended.headers["x-forebay-degraded"], "no_endpoint");
     let answer = wire::read_response(&ended.messages[0]).unwrap();
-    assert_eq!(answer.outputs[0].data, Data::Fp32(vec![4.0; 4]));
+    assert_eq!(answer.outputs[0].data, Data::Fp32(vec![4.0; 4].into()));
 }

@@ -26,7 +26,9 @@ const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 const STREAM: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
 
 fn request(model: &str, inputs: Vec<(&str, Vec<usize>, Vec<f32>)>) -> pb::ModelInferRequest {
-    let tensor = |(name, shape, data)| Tensor::new(name, shape, Data::Fp32(data)).unwrap();
+    let tensor = |(name, shape, data): (&str, _, Vec<f32>)| {
+        Tensor::new(name, shape, Data::Fp32(data.into())).unwrap()
+    };
     let inputs = inputs.into_iter().map(tensor).collect();
     wire::write_request(model, None, &InferRequest { inputs, ..InferRequest::default() })
 }

@@ -123,7 +123,7 @@ async fn the_loser_leaves_the_queue_of_its_worker() {
 #[tokio::test]
 async fn the_loser_leaves_the_queue_over_grpc_too() {
     loser_leaves(async |address| {
-        let tensor = |name| Tensor::new(name, vec![1, 4], Data::Fp32(vec![2.0; 4])).unwrap();
+        let tensor = |name| Tensor::new(name, vec![1, 4], Data::Fp32(vec![2.0; 4].into())).unwrap();
         let inputs = vec![tensor("a"), tensor("b")];
         let request = InferRequest { inputs, ..InferRequest::default() };
         let message = wire::write_request("arith", None, &request);

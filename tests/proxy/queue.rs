@@ -116,7 +116,7 @@ async fn what_a_body_says_of_its_urgency_counts_where_no_header_does() {
 async fn what_a_grpc_message_says_of_its_urgency_counts_too() {
     let worker = Worker::start_many(1).await;
     let proxy = Proxy::in_front_of(&addresses(&worker), 1, "").await;
-    let tensor = |name| Tensor::new(name, vec![1, 4], Data::Fp32(vec![2.0; 4])).unwrap();
+    let tensor = |name| Tensor::new(name, vec![1, 4], Data::Fp32(vec![2.0; 4].into())).unwrap();
     let parameters = [("priority".to_owned(), Parameter::Int(1))].into_iter().collect();
     let inputs = vec![tensor("a"), tensor("b")];
     let request = InferRequest { inputs, parameters, ..InferRequest::default() };

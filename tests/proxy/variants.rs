@@ -81,7 +81,8 @@ async fn a_variant_may_be_another_model_or_version_over_rest_and_grpc() {
         assert_eq!(said["outputs"][0]["data"][0], 11.0);
     }
     assert_eq!(get(proxy.address, "/v2/models/m").await.json()["name"], "arith");
-    let tensor = |name: &str| Tensor::new(name, vec![1, 4], Data::Fp32(vec![2.0; 4])).unwrap();
+    let tensor =
+        |name: &str| Tensor::new(name, vec![1, 4], Data::Fp32(vec![2.0; 4].into())).unwrap();
     let request =
         InferRequest { inputs: vec![tensor("a"), tensor("b")], ..InferRequest::default() };
     let message = wire::write_request("m", Some("99"), &request);
@@ -89,7 +90,7 @@ async fn a_variant_may_be_another_model_or_version_over_rest_and_grpc() {
     assert_eq!(ended.code(), Code::Ok, "{}", ended.words());
     assert_eq!(ended.headers["x-forebay-variant"], "v1");
     let answer = wire::read_response(&ended.messages[0]).unwrap();
-    assert_eq!(answer.outputs[0].data, Data::Fp32(vec![4.0; 4]));
+    assert_eq!(answer.outputs[0].data, Data::Fp32(vec![4.0; 4].into()));
     // The model of this request stands in its body, which is not changed: it is not counted for v1.
     let answer = post(proxy.address, "/v1/embeddings", "{\"model\":\"m\"}").await;
     assert_eq!((answer.status.as_u16(), answer.header("x-forebay-variant")), (200, "plain"));

@@ -87,7 +87,7 @@ impl Backend {
 
     /// The answer to a request of these bytes.
     pub(crate) fn response(&self, id: Option<String>, request: &[u8]) -> InferResponse {
-        let digest = Data::Int64(vec![digest(request)]);
+        let digest = Data::Int64(vec![digest(request)].into());
         InferResponse {
             model_name: self.options.model.clone(),
             model_version: Some(VERSION.to_owned()),

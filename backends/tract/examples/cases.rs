@@ -192,7 +192,8 @@ fn difference(found: &[Tensor], expected: &[Tensor]) -> Option<String> {
             (Data::Fp16(a), Data::Fp16(b)) => {
                 let halves =
                     |data: &[u16]| data.iter().map(|&bits| half(bits)).collect::<Vec<f32>>();
-                let off = Data::Fp32(halves(a)).max_difference(&Data::Fp32(halves(b)));
+                let off =
+                    Data::Fp32(halves(a).into()).max_difference(&Data::Fp32(halves(b).into()));
                 off.map(|off| off * TOLERANCE / HALF_TOLERANCE)
             }
             (a, b) => a.max_difference(b),

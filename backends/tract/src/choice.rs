@@ -121,7 +121,7 @@ mod tests {
         let inputs = &usual;
         let found = run(&model, &model.plans, inputs).unwrap();
         let mut other = found.clone();
-        other[0].data = Data::Fp32(vec![9.0, 9.0]);
+        other[0].data = Data::Fp32(vec![9.0, 9.0].into());
         assert!(agree(&found, &found, TOLERANCE) && !agree(&found, &other, TOLERANCE));
         let own = model.plans.built(Build::Own).unwrap();
         assert!(agrees(&model, &own, inputs));

@@ -173,21 +173,21 @@ fn resize(
 fn filled(datatype: Datatype, count: usize, value: i64) -> Data {
     match datatype {
         Datatype::Bool => Data::Bool(vec![value != 0; count]),
-        Datatype::Uint8 => Data::Uint8(vec![value as u8; count]),
-        Datatype::Uint16 => Data::Uint16(vec![value as u16; count]),
-        Datatype::Uint32 => Data::Uint32(vec![value as u32; count]),
-        Datatype::Uint64 => Data::Uint64(vec![value as u64; count]),
-        Datatype::Int8 => Data::Int8(vec![value as i8; count]),
-        Datatype::Int16 => Data::Int16(vec![value as i16; count]),
-        Datatype::Int32 => Data::Int32(vec![value as i32; count]),
-        Datatype::Int64 => Data::Int64(vec![value; count]),
+        Datatype::Uint8 => Data::Uint8(vec![value as u8; count].into()),
+        Datatype::Uint16 => Data::Uint16(vec![value as u16; count].into()),
+        Datatype::Uint32 => Data::Uint32(vec![value as u32; count].into()),
+        Datatype::Uint64 => Data::Uint64(vec![value as u64; count].into()),
+        Datatype::Int8 => Data::Int8(vec![value as i8; count].into()),
+        Datatype::Int16 => Data::Int16(vec![value as i16; count].into()),
+        Datatype::Int32 => Data::Int32(vec![value as i32; count].into()),
+        Datatype::Int64 => Data::Int64(vec![value; count].into()),
         Datatype::Fp16 => {
             let bits = tract_onnx::prelude::f16::from_f64(value as f64).to_bits();
-            Data::Fp16(vec![bits; count])
+            Data::Fp16(vec![bits; count].into())
         }
-        Datatype::Fp64 => Data::Fp64(vec![value as f64; count]),
+        Datatype::Fp64 => Data::Fp64(vec![value as f64; count].into()),
         // Strings are not filled up.
-        Datatype::Fp32 | Datatype::Bytes => Data::Fp32(vec![value as f32; count]),
+        Datatype::Fp32 | Datatype::Bytes => Data::Fp32(vec![value as f32; count].into()),
     }
 }
 
@@ -212,7 +212,7 @@ mod tests {
         let data = Data::Int64((1..=8).collect());
         let tensor = Tensor::new("x", vec![2, 2, 2], data).unwrap();
         let long = resize(&tensor, 1, 3, Some(9)).unwrap();
-        let expected = Data::Int64(vec![1, 2, 3, 4, 9, 9, 5, 6, 7, 8, 9, 9]);
+        let expected = Data::Int64(vec![1, 2, 3, 4, 9, 9, 5, 6, 7, 8, 9, 9].into());
         assert_eq!((&long.shape, &long.data), (&vec![2, 3, 2], &expected));
         assert_eq!(resize(&long, 1, 2, None).unwrap(), tensor);
         assert!(resize(&tensor, 1, 1, Some(9)).is_err(), "inputs are not cut");

@@ -390,7 +390,7 @@ mod tests {
     /// Inputs of the model `spread`: two numbers and three, of which all pairs are added.
     fn unequal() -> Vec<Tensor> {
         let of = |name: &str, shape: [usize; 3], value: f32| {
-            let data = Data::Fp32(vec![value; shape.iter().product()]);
+            let data = Data::Fp32(vec![value; shape.iter().product()].into());
             Tensor::new(name, shape.to_vec(), data).unwrap()
         };
         vec![of("a", [1, 2, 1], 1.5), of("b", [1, 1, 3], 2.0)]
@@ -413,7 +413,10 @@ mod tests {
         assert_eq!(model.build(), Build::Own);
         let run = |inputs: &[Tensor]| model.run(&[inputs], 32, &|| false).unwrap().remove(0);
         let found = run(&unequal());
-        assert_eq!((&found[0].shape, &found[0].data), (&vec![1, 2, 3], &Data::Fp32(vec![3.5; 6])));
+        assert_eq!(
+            (&found[0].shape, &found[0].data),
+            (&vec![1, 2, 3], &Data::Fp32(vec![3.5; 6].into()))
+        );
         let fallback = model.take_fallback().unwrap();
         assert_eq!(fallback.shapes.len(), 2);
         assert!(fallback.why.contains("no place for a kernel"), "{fallback:?}");
@@ -422,8 +425,8 @@ mod tests {
         assert_eq!(run(&unequal()), found);
         assert_eq!(model.compilations(), (compilations, took));
         let mut wider = unequal();
-        wider[1] = Tensor::new("b", vec![1, 1, 5], Data::Fp32(vec![2.0; 5])).unwrap();
-        assert_eq!(run(&wider)[0].data, Data::Fp32(vec![3.5; 10]));
+        wider[1] = Tensor::new("b", vec![1, 1, 5], Data::Fp32(vec![2.0; 5].into())).unwrap();
+        assert_eq!(run(&wider)[0].data, Data::Fp32(vec![3.5; 10].into()));
         assert_eq!((model.fallbacks(), model.take_fallback()), (before + 2, None));
         assert_eq!(model.build(), Build::Own, "of the other shapes");
     }

@@ -1,9 +1,12 @@
 //! Tensors of the protocol to tract's and back.
 
 use crate::error::text;
+use bytes::Bytes;
 use forebay_protocol::oip::{BytesData, Data, Datatype, Tensor};
 use std::ops::Range;
+use std::sync::Arc;
 use tract_onnx::prelude as tract;
+use tract_onnx::prelude::IntoArcTensor;
 use tract_onnx::prelude::{DatumType, f16};
 
 /// tract's element type for ours: of BYTES, text.
@@ -84,13 +87,19 @@ fn texts(data: &BytesData, range: Range<usize>, shape: &[usize]) -> Result<tract
     Ok(tract::IntoTensor::into_tensor(array.map_err(|error| self::text(&error))?))
 }
 
-/// Copies an output; symbolic dimensions, which tract computes as a type of its own, become INT64.
+/// An output, where it lies; symbolic dimensions, which tract computes as a type of its own, become INT64.
 pub(crate) fn from_tract(
     name: &str,
     datatype: Datatype,
-    tensor: &tract::Tensor,
+    value: &tract::TValue,
 ) -> Result<Tensor, String> {
-    let tensor = tensor.cast_to_dt(datum_type(datatype)).map_err(|error| text(&error))?;
+    let wanted = datum_type(datatype);
+    if value.datum_type() == wanted && wanted.is_copy() && value.is_plain_ram() {
+        let (shape, count) = (value.shape().to_vec(), value.len());
+        let data = held(datatype, count, value.clone())?;
+        return Tensor::new(name, shape, data).map_err(|problem| problem.to_string());
+    }
+    let tensor = value.cast_to_dt(wanted).map_err(|error| text(&error))?;
     let view = tensor.try_as_plain_ram().map_err(|error| text(&error))?;
     if datatype == Datatype::Bytes {
         let texts = view.as_slice::<String>().map_err(|error| text(&error))?;
@@ -103,6 +112,26 @@ pub(crate) fn from_tract(
     }
     let data = elements(datatype, view.as_bytes(), tensor.len())?;
     Tensor::new(name, tensor.shape().to_vec(), data).map_err(|problem| problem.to_string())
+}
+
+/// A tensor of the engine's whose elements are read where they lie.
+struct Held(Arc<tract::Tensor>);
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+/// Elements of a value; those of a small one are copied, which costs less than to share them.
+fn held(datatype: Datatype, count: usize, value: tract::TValue) -> Result<Data, String> {
+    const SMALL: usize = 4 << 10;
+    let bytes = value.as_bytes();
+    if bytes.len() < SMALL {
+        return elements(datatype, bytes, count);
+    }
+    let bytes = Bytes::from_owner(Held(value.into_arc_tensor()));
+    Data::from_shared(datatype, count, bytes).map_err(|problem| problem.to_string())
 }
 
 /// tract keeps its elements in the machine's own byte order; the protocol's is little-endian, as is

@@ -118,16 +118,18 @@ fn memory_of_a_recurrent_model_does_not_cross_requests() {
 fn a_first_dimension_whose_rows_see_each_other_is_no_batch() {
     let model = load("centred", &batched());
     assert_eq!(model.max_batch(), None);
-    let input = Tensor::new("x", vec![3, 2], Data::Fp32(vec![1., 2., 3., 4., 5., 9.])).unwrap();
-    let expected = Data::Fp32(vec![-2., -3., 0., -1., 2., 4.]);
+    let input =
+        Tensor::new("x", vec![3, 2], Data::Fp32(vec![1., 2., 3., 4., 5., 9.].into())).unwrap();
+    let expected = Data::Fp32(vec![-2., -3., 0., -1., 2., 4.].into());
     assert_eq!(run(&model, &[input])[0].data, expected);
 }
 
 #[test]
 fn inputs_are_found_by_name_and_outputs_keep_the_models_order() {
     let model = load("arith", &batched());
-    let tensor =
-        |name: &str, value| Tensor::new(name, vec![7, 4], Data::Fp32(vec![value; 28])).unwrap();
+    let tensor = |name: &str, value| {
+        Tensor::new(name, vec![7, 4], Data::Fp32(vec![value; 28].into())).unwrap()
+    };
     let outputs = run(&model, &[tensor("b", 1.0), tensor("a", 3.0)]);
     assert_eq!(outputs, [tensor("sum", 4.0), tensor("difference", 2.0)]);
     let missing = model.run(&[&[tensor("a", 1.0)]], 1, &|| false).unwrap_err();
@@ -137,7 +139,8 @@ fn inputs_are_found_by_name_and_outputs_keep_the_models_order() {
 #[test]
 fn a_run_stops_between_nodes_when_its_caller_is_gone() {
     let model = load("arith", &batched());
-    let tensor = |name: &str| Tensor::new(name, vec![1, 4], Data::Fp32(vec![0.0; 4])).unwrap();
+    let tensor =
+        |name: &str| Tensor::new(name, vec![1, 4], Data::Fp32(vec![0.0; 4].into())).unwrap();
     let stopped = model.run(&[&[tensor("a"), tensor("b")]], 1, &|| true);
     assert_eq!(stopped, Err(RunError::Cancelled));
 }
@@ -246,7 +249,9 @@ fn a_size_that_no_window_fits_in_takes_the_plan_from_no_other() {
 /// Token ids of a text of so many tokens, and a mask that hides none.
 fn text(length: usize) -> Vec<Tensor> {
     let tokens = (0..length).map(|i| i64::from(i % 3 == 0)).collect();
-    let of = |name: &str, data| Tensor::new(name, vec![1, length], Data::Int64(data)).unwrap();
+    let of = |name: &str, data: Vec<i64>| {
+        Tensor::new(name, vec![1, length], Data::Int64(data.into())).unwrap()
+    };
     vec![of("input_ids", tokens), of("attention_mask", vec![1; length])]
 }
 

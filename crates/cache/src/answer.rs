@@ -95,7 +95,7 @@ mod tests {
             id: Some("of another client".to_owned()),
             parameters: [("k".to_owned(), Parameter::Bool(true))].into_iter().collect(),
             outputs: vec![
-                Tensor::new("y", vec![1, 2], Data::Fp32(vec![0.1, value])).unwrap(),
+                Tensor::new("y", vec![1, 2], Data::Fp32(vec![0.1, value].into())).unwrap(),
                 Tensor::new("z", vec![1], Data::Bytes(["text"].into_iter().collect())).unwrap(),
             ],
         }

@@ -203,7 +203,7 @@ mod tests {
     }
 
     fn floats(shape: &[usize], data: &[f32]) -> InferRequest {
-        request(vec![tensor("x", shape, Data::Fp32(data.to_vec()))])
+        request(vec![tensor("x", shape, Data::Fp32(data.to_vec().into()))])
     }
 
     fn texts(texts: &[&str]) -> InferRequest {
@@ -236,8 +236,8 @@ mod tests {
             floats(&[2, 3], &ones),
             floats(&[3, 2], &ones),
             floats(&[6], &ones),
-            request(vec![tensor("x", &[2, 3], Data::Int32(vec![0x3f80_0000; 6]))]),
-            request(vec![tensor("y", &[2, 3], Data::Fp32(ones.to_vec()))]),
+            request(vec![tensor("x", &[2, 3], Data::Int32(vec![0x3f80_0000; 6].into()))]),
+            request(vec![tensor("y", &[2, 3], Data::Fp32(ones.to_vec().into()))]),
             floats(&[1], &[0.0]),
             floats(&[1], &[-0.0]),
             floats(&[1], &[f32::NAN]),
@@ -246,8 +246,8 @@ mod tests {
             texts(&["ab", "c"]),
             texts(&["a", "bc"]),
             texts(&["abc"]),
-            request(vec![tensor("x", &[1], Data::Fp16(vec![0x3c00]))]),
-            request(vec![tensor("x", &[1], Data::Int16(vec![0x3c00]))]),
+            request(vec![tensor("x", &[1], Data::Fp16(vec![0x3c00].into()))]),
+            request(vec![tensor("x", &[1], Data::Int16(vec![0x3c00].into()))]),
             asking(vec![]),
             asking(vec![output("y", &[])]),
             asking(vec![output("y", &[]), output("z", &[])]),
@@ -295,8 +295,10 @@ mod tests {
 
     #[test]
     fn form_time_and_order_are_not_part_of_it() {
-        let inputs =
-            vec![tensor("a", &[1], Data::Int32(vec![1])), tensor("b", &[1], Data::Int32(vec![2]))];
+        let inputs = vec![
+            tensor("a", &[1], Data::Int32(vec![1].into())),
+            tensor("b", &[1], Data::Int32(vec![2].into())),
+        ];
         let one = request(inputs.clone());
         let turned = InferRequest {
             id: Some("7".to_owned()),

@@ -98,7 +98,11 @@ mod tests {
         InferResponse {
             model_name: "m".to_owned(),
             outputs: vec![
-                tensor("y", &[3, 2], Data::Fp32(vec![1.0, -0.0, f32::INFINITY, 4.0, 5.0, 6.0])),
+                tensor(
+                    "y",
+                    &[3, 2],
+                    Data::Fp32(vec![1.0, -0.0, f32::INFINITY, 4.0, 5.0, 6.0].into()),
+                ),
                 tensor("z", &[3], Data::Bytes(["a", "", "ccc"].into_iter().collect())),
             ],
             ..InferResponse::default()
@@ -109,7 +113,10 @@ mod tests {
     fn a_batch_is_its_rows_in_any_order_and_number() {
         let rows = split(&batch(), 3).unwrap();
         assert_eq!(rows.len(), 3);
-        assert_eq!(rows[1].outputs[0], tensor("y", &[1, 2], Data::Fp32(vec![f32::INFINITY, 4.0])));
+        assert_eq!(
+            rows[1].outputs[0],
+            tensor("y", &[1, 2], Data::Fp32(vec![f32::INFINITY, 4.0].into()))
+        );
         assert_eq!(join(&rows.iter().collect::<Vec<_>>()).unwrap(), batch());
         let turned = join(&[&rows[2], &rows[0], &rows[2]]).unwrap();
         assert_eq!(turned.outputs[1].data, Data::Bytes(["ccc", "a", "ccc"].into_iter().collect()));
@@ -119,12 +126,12 @@ mod tests {
     #[test]
     fn a_request_for_some_rows_has_those_of_every_input() {
         let whole = request(vec![
-            tensor("a", &[2, 2], Data::Int64(vec![1, 2, 3, 4])),
+            tensor("a", &[2, 2], Data::Int64(vec![1, 2, 3, 4].into())),
             tensor("b", &[2], Data::Bool(vec![true, false])),
         ]);
         assert_eq!(count(&whole), Some(2));
         let second = request_for(&whole, &[1]).unwrap();
-        assert_eq!(second.inputs[0], tensor("a", &[1, 2], Data::Int64(vec![3, 4])));
+        assert_eq!(second.inputs[0], tensor("a", &[1, 2], Data::Int64(vec![3, 4].into())));
         assert_eq!(second.inputs[1], tensor("b", &[1], Data::Bool(vec![false])));
         assert_eq!(request_for(&whole, &[0, 1]), Some(whole.clone()));
         assert_eq!(request_for(&whole, &[2]), None);
@@ -133,15 +140,15 @@ mod tests {
 
     #[test]
     fn what_has_no_common_rows_is_not_taken_apart() {
-        let scalar = tensor("s", &[], Data::Int32(vec![1]));
+        let scalar = tensor("s", &[], Data::Int32(vec![1].into()));
         assert_eq!(count(&request(vec![scalar])), None);
         assert_eq!(count(&request(vec![])), None);
         let (two, three) = (
-            tensor("a", &[2], Data::Int32(vec![1, 2])),
-            tensor("b", &[3], Data::Int32(vec![1, 2, 3])),
+            tensor("a", &[2], Data::Int32(vec![1, 2].into())),
+            tensor("b", &[3], Data::Int32(vec![1, 2, 3].into())),
         );
         assert_eq!(count(&request(vec![two, three])), None);
-        assert_eq!(count(&request(vec![tensor("a", &[0, 2], Data::Int32(vec![]))])), None);
+        assert_eq!(count(&request(vec![tensor("a", &[0, 2], Data::Int32(vec![].into()))])), None);
         assert!(split(&batch(), 2).is_none());
         let mut other = batch();
         other.model_version = Some("2".to_owned());

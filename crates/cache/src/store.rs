@@ -219,7 +219,7 @@ mod tests {
     }
 
     fn entry(model: &str, bytes: usize, seconds: u64) -> Arc<Entry> {
-        let tensor = Tensor::new("y", vec![bytes], Data::Uint8(vec![1; bytes])).unwrap();
+        let tensor = Tensor::new("y", vec![bytes], Data::Uint8(vec![1; bytes].into())).unwrap();
         let response = InferResponse { outputs: vec![tensor], ..InferResponse::default() };
         Arc::new(Entry {
             answer: Answer::new(response),

@@ -52,7 +52,7 @@ fn fill(store: &Store, from: usize, to: usize, length: impl Fn(usize) -> usize) 
         };
         let question = hasher.question(&asked, &InferRequest::default()).unwrap();
         let length = length(number);
-        let tensor = Tensor::new("y", vec![length], Data::Uint8(vec![1; length])).unwrap();
+        let tensor = Tensor::new("y", vec![length], Data::Uint8(vec![1; length].into())).unwrap();
         let response = InferResponse { outputs: vec![tensor], ..InferResponse::default() };
         let entry = Entry {
             answer: Answer::new(response),

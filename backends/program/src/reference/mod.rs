@@ -112,11 +112,11 @@ fn numbers(constant: &Constant) -> Option<Vec<f64>> {
     let data = Data::from_binary(constant.datatype()?, count, constant.bytes()?).ok()?;
     #[allow(clippy::cast_precision_loss, reason = "places and sizes are far below 2^52")]
     Some(match data {
-        Data::Int64(data) => data.into_iter().map(|number| number as f64).collect(),
-        Data::Int32(data) => data.into_iter().map(f64::from).collect(),
-        Data::Uint8(data) => data.into_iter().map(f64::from).collect(),
+        Data::Int64(data) => data.iter().map(|&number| number as f64).collect(),
+        Data::Int32(data) => data.iter().copied().map(f64::from).collect(),
+        Data::Uint8(data) => data.iter().copied().map(f64::from).collect(),
         Data::Bool(data) => data.into_iter().map(f64::from).collect(),
-        Data::Fp64(data) => data,
+        Data::Fp64(data) => data.into_vec(),
         _ => return None,
     })
 }

@@ -27,6 +27,8 @@ const BELIEVED: usize = 8;
 /// A refused body that inflated to this length gives its memory back to the system at once: a few short
 /// requests can cause it, and no other may come soon that needs as much.
 const MUCH: usize = 4 << 20;
+/// The greatest alignment of an element: tensors whose data begin so can stay in the body.
+const ALIGNMENT: usize = align_of::<u64>();
 /// Step in which inflated data is read and accounted for.
 const INFLATE_STEP: usize = 64 << 10;
 
@@ -97,13 +99,14 @@ impl Encoding {
     }
 }
 
-/// Reads the whole body as it is on the wire.
+/// Reads the whole body as it is on the wire. Its byte `aligned` lies at an address that elements of any type can
+/// have, unless the allocator moves the body to memory of another alignment.
 ///
 /// # Errors
 /// It is longer than `limit`, slower than `within`, broken off, or one too many for the memory.
 pub(crate) async fn read(
     mut body: Body,
-    limit: usize,
+    (limit, aligned): (usize, usize),
     within: ReadTimeout,
     share: &mut Share,
 ) -> Result<Bytes, Refusal> {
@@ -113,25 +116,29 @@ pub(crate) async fn read(
         return Err(too_large(limit, &format_args!("{length}")));
     }
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(limit);
-    let mut whole = BytesMut::with_capacity(announced.min(FIRST_ALLOCATION));
+    let mut whole = BytesMut::with_capacity(announced.min(FIRST_ALLOCATION) + ALIGNMENT);
+    let before = whole.as_ptr().wrapping_add(aligned % ALIGNMENT).align_offset(ALIGNMENT);
+    whole.resize(before.min(ALIGNMENT), 0);
+    let before = whole.len();
     let began = Instant::now();
     loop {
-        let due = within.due(began, whole.len());
+        let come = whole.len() - before;
+        let due = within.due(began, come);
         let Ok(frame) = tokio::time::timeout_at(due.into(), body.frame()).await else {
-            return Err(too_slow(whole.len(), began.elapsed()));
+            return Err(too_slow(come, began.elapsed()));
         };
-        let Some(frame) = frame else { return Ok(whole.freeze()) };
+        let Some(frame) = frame else { return Ok(whole.freeze().slice(before..)) };
         let frame = frame.map_err(|error| broken_off(&error))?;
         let Ok(data) = frame.into_data() else { continue };
-        if data.len() > limit - whole.len() {
+        if data.len() > limit - come {
             return Err(too_large(limit, &"more"));
         }
         share.grow(data.len())?;
         if whole.capacity() - whole.len() < data.len() {
             // The rest of what is announced, once a part of it has come: what is not written to is only
             // a range of addresses.
-            let come = whole.len() + data.len();
-            whole.reserve(announced.min(come * BELIEVED).max(come) - whole.len());
+            let come = come + data.len();
+            whole.reserve(announced.min(come * BELIEVED).max(come) + before - whole.len());
         }
         whole.extend_from_slice(&data);
     }

@@ -157,7 +157,7 @@ async fn read(app: &App, request: Request) -> Result<CallBody, Refusal> {
     cross_site::refuse(&parts.headers, &parts.uri)?;
     let mut share = Share::of(&app.memory, parts.extensions.get::<OfConnection>().cloned());
     let encoding = Encoding::of(&parts.headers)?;
-    let body = body::read(body, MAX_BODY, ReadTimeout::of(&app.options), &mut share).await?;
+    let body = body::read(body, (MAX_BODY, 0), ReadTimeout::of(&app.options), &mut share).await?;
     let body = body::inflate(body, encoding, MAX_BODY, &mut share)?;
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(CallBody::default());

@@ -48,7 +48,9 @@ async fn receive(
     let json_len = terms::number(&parts.headers, &names::INFERENCE_HEADER_CONTENT_LENGTH, "bytes")?;
     let limit = app.options.max_body;
     let mut share = Share::of(&app.memory, parts.extensions.get::<OfConnection>().cloned());
-    let body = body::read(body, limit, ReadTimeout::of(&app.options), &mut share).await?;
+    // Binary tensors begin behind the JSON.
+    let limits = (limit, json_len.unwrap_or(0));
+    let body = body::read(body, limits, ReadTimeout::of(&app.options), &mut share).await?;
     // All of it is values if the header is announced to be empty.
     let parsed = json_len.unwrap_or(body.len()).min(body.len());
     let is_short = parsed <= INLINE && body.len() - parsed <= INLINE_BINARY;
@@ -67,7 +69,7 @@ pub(crate) async fn body(app: &App, parts: &Parts, body: Body) -> Result<(Bytes,
     let encoding = Encoding::of(&parts.headers)?;
     let limit = app.options.max_body;
     let mut share = Share::of(&app.memory, parts.extensions.get::<OfConnection>().cloned());
-    let body = body::read(body, limit, ReadTimeout::of(&app.options), &mut share).await?;
+    let body = body::read(body, (limit, 0), ReadTimeout::of(&app.options), &mut share).await?;
     if encoding == Encoding::Identity {
         return Ok((body, share));
     }
@@ -81,7 +83,7 @@ fn parse(
 ) -> Result<InferRequest, Refusal> {
     match json_len {
         Some(0) => validate::raw_request(&*version.loaded, body),
-        _ => Ok(InferRequest::parse(body, json_len)?),
+        _ => Ok(InferRequest::parse_shared(body, json_len)?),
     }
 }
 

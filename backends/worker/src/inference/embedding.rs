@@ -220,7 +220,7 @@ impl Embedder {
     ) -> Result<Vec<f32>, Refusal> {
         let output = outputs.iter().find(|output| output.name == self.output);
         let pooled = output.and_then(|output| match (&output.data, &output.shape[..]) {
-            (Data::Fp32(data), [1, size]) if *size > 0 => Some(data.clone()),
+            (Data::Fp32(data), [1, size]) if *size > 0 => Some(data.to_vec()),
             (Data::Fp32(data), [1, length, size]) if *size > 0 && count <= *length => {
                 pool(self.config.pooling, data.chunks_exact(*size).take(count))
             }

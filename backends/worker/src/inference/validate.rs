@@ -3,8 +3,11 @@
 
 use crate::refusal::Refusal;
 use crate::repository::version::Version;
+use bytes::Bytes;
 use forebay_engine::Model;
-use forebay_protocol::oip::{InferRequest, Tensor, TensorMetadata, can_classify, element_count};
+use forebay_protocol::oip::{
+    Data, InferRequest, Tensor, TensorMetadata, can_classify, element_count,
+};
 
 /// Checks names, datatypes, shapes and values of a request.
 pub(crate) fn request(
@@ -48,7 +51,7 @@ pub(crate) fn request(
 }
 
 /// The tensor of a raw request: the body is the one input's data, with a batch of 1.
-pub(crate) fn raw_request(model: &dyn Model, body: &[u8]) -> Result<InferRequest, Refusal> {
+pub(crate) fn raw_request(model: &dyn Model, body: &Bytes) -> Result<InferRequest, Refusal> {
     let [input] = model.inputs() else {
         let found = model.inputs().len();
         let text =
@@ -71,8 +74,15 @@ pub(crate) fn raw_request(model: &dyn Model, body: &[u8]) -> Result<InferRequest
         let shape = &input.shape;
         Refusal::input(format!("expected a shape that follows from the body, found {shape:?}"))
     })?;
-    let tensor = Tensor::from_binary(&input.name, input.datatype, shape, body)
-        .map_err(|problem| Refusal::input(format!("input {}: {problem}", quoted(&input.name))))?;
+    let tensor = element_count(&shape)
+        .ok_or_else(|| Refusal::input(format!("expected a smaller shape, found {shape:?}")))
+        .and_then(|count| {
+            Data::from_shared(input.datatype, count, body.clone())
+                .and_then(|data| Tensor::new(&input.name, shape, data))
+                .map_err(|problem| {
+                    Refusal::input(format!("input {}: {problem}", quoted(&input.name)))
+                })
+        })?;
     Ok(InferRequest { inputs: vec![tensor], ..InferRequest::default() })
 }
 

@@ -22,7 +22,7 @@ fn infer_request(model: &str, body: impl Into<Bytes>) -> Request<Bytes> {
 }
 
 fn lookup(rows: &[i64]) -> Vec<u8> {
-    json_body(vec![Tensor::new("x", vec![rows.len()], Data::Int64(rows.to_vec())).unwrap()])
+    json_body(vec![Tensor::new("x", vec![rows.len()], Data::Int64(rows.to_vec().into())).unwrap()])
 }
 
 /// The value of a metric whose line begins so; 0 if it is not there.
@@ -302,7 +302,11 @@ async fn rows_that_see_each_other_are_not_joined_with_those_of_other_clients() {
             let value = f32::from(client);
             let body = json_body(vec![tensor(&name, &[rows, width], vec![value; rows * width])]);
             let outputs = send(address, infer_request("autoscale", body)).await.outputs();
-            assert_eq!(outputs[0].data, Data::Fp32(vec![1.0; rows * width]), "client {client}");
+            assert_eq!(
+                outputs[0].data,
+                Data::Fp32(vec![1.0; rows * width].into()),
+                "client {client}"
+            );
         })
     });
     for client in clients.collect::<Vec<_>>() {

@@ -152,7 +152,7 @@ pub(crate) async fn infer(worker: &Worker, model: &str, body: impl Into<Bytes>) 
 }
 
 pub(crate) fn tensor(name: &str, shape: &[usize], data: Vec<f32>) -> Tensor {
-    Tensor::new(name, shape.to_vec(), Data::Fp32(data)).unwrap()
+    Tensor::new(name, shape.to_vec(), Data::Fp32(data.into())).unwrap()
 }
 
 /// The JSON body of a request with these inputs.

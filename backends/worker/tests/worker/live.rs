@@ -310,8 +310,9 @@ async fn a_model_that_grows_forgets_plans_before_others_have_to_go() {
         |name: &str| format!("forebay_worker_model_memory_bytes{{model=\"{name}\",version=\"1\"}}");
     let lengths = |worker: Worker| async move {
         for length in 1..60 {
-            let tokens =
-                |name: &str| Tensor::new(name, vec![1, length], Data::Int64(vec![1; length]));
+            let tokens = |name: &str| {
+                Tensor::new(name, vec![1, length], Data::Int64(vec![1; length].into()))
+            };
             let inputs = ["input_ids", "attention_mask"].map(|name| tokens(name).unwrap());
             assert_eq!(infer(&worker, "a", json_body(inputs.to_vec())).await.status, 200);
         }

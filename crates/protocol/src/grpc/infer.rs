@@ -8,7 +8,7 @@ use super::parameters::{bounded, push_parameter};
 use super::pb;
 use super::protobuf::{Fields, ProtobufError, Value, varint};
 use crate::oip::{
-    BytesData, Data, Datatype, Found, InferRequest, InferResponse, MAX_RANK, MAX_TENSORS,
+    BytesData, Data, Datatype, Elements, Found, InferRequest, InferResponse, MAX_RANK, MAX_TENSORS,
     Parameter, Parameters, ParseError, RequestedOutput, Tensor, TensorProblem, dimensions,
     element_count, overflow, unknown_datatype,
 };
@@ -291,22 +291,22 @@ fn typed(datatype: Datatype, count: usize, contents: &[u8]) -> Result<Data, Tens
         Datatype::Bool => {
             Data::Bool(list(1, "bool_contents", Form::Varint).read(|bits| Some(bits != 0))?)
         }
-        Datatype::Int8 => Data::Int8(ints().read(|bits| signed(bits).try_into().ok())?),
-        Datatype::Int16 => Data::Int16(ints().read(|bits| signed(bits).try_into().ok())?),
-        Datatype::Int32 => Data::Int32(ints().read(|bits| signed(bits).try_into().ok())?),
+        Datatype::Int8 => Data::Int8(ints().numbers(|bits| signed(bits).try_into().ok())?),
+        Datatype::Int16 => Data::Int16(ints().numbers(|bits| signed(bits).try_into().ok())?),
+        Datatype::Int32 => Data::Int32(ints().numbers(|bits| signed(bits).try_into().ok())?),
         Datatype::Int64 => {
-            Data::Int64(list(3, "int64_contents", Form::Varint).read(|bits| Some(signed(bits)))?)
+            Data::Int64(list(3, "int64_contents", Form::Varint).numbers(|bits| Some(signed(bits)))?)
         }
-        Datatype::Uint8 => Data::Uint8(uints().read(|bits| bits.try_into().ok())?),
-        Datatype::Uint16 => Data::Uint16(uints().read(|bits| bits.try_into().ok())?),
-        Datatype::Uint32 => Data::Uint32(uints().read(|bits| bits.try_into().ok())?),
-        Datatype::Uint64 => Data::Uint64(list(5, "uint64_contents", Form::Varint).read(Some)?),
+        Datatype::Uint8 => Data::Uint8(uints().numbers(|bits| bits.try_into().ok())?),
+        Datatype::Uint16 => Data::Uint16(uints().numbers(|bits| bits.try_into().ok())?),
+        Datatype::Uint32 => Data::Uint32(uints().numbers(|bits| bits.try_into().ok())?),
+        Datatype::Uint64 => Data::Uint64(list(5, "uint64_contents", Form::Varint).numbers(Some)?),
         Datatype::Fp32 => Data::Fp32(
             list(6, "fp32_contents", Form::Fixed32)
-                .read(|bits| bits.try_into().ok().map(f32::from_bits))?,
+                .numbers(|bits| bits.try_into().ok().map(f32::from_bits))?,
         ),
         Datatype::Fp64 => Data::Fp64(
-            list(7, "fp64_contents", Form::Fixed64).read(|bits| Some(f64::from_bits(bits)))?,
+            list(7, "fp64_contents", Form::Fixed64).numbers(|bits| Some(f64::from_bits(bits)))?,
         ),
         Datatype::Bytes => Data::Bytes(list(8, "bytes_contents", Form::Bytes).read_bytes()?),
         // Triton's protocol has no list for halves.
@@ -334,6 +334,10 @@ struct List<'a> {
 }
 
 impl<'a> List<'a> {
+    fn numbers<T>(&self, number: impl Fn(u64) -> Option<T>) -> Result<Elements<T>, TensorProblem> {
+        Ok(self.read(number)?.into())
+    }
+
     /// Reads numbers, packed or one by one; `number` takes their bits.
     fn read<T>(&self, number: impl Fn(u64) -> Option<T>) -> Result<Vec<T>, TensorProblem> {
         // Each element takes at least a byte.

@@ -9,16 +9,16 @@ fn one_of_each() -> Vec<Tensor> {
     let tensor = |name: &str, data| Tensor::new(name, vec![2], data).unwrap();
     vec![
         tensor("bool", Data::Bool(vec![true, false])),
-        tensor("u8", Data::Uint8(vec![0, 255])),
-        tensor("u16", Data::Uint16(vec![1, 65535])),
-        tensor("u32", Data::Uint32(vec![1, u32::MAX])),
-        tensor("u64", Data::Uint64(vec![1, u64::MAX])),
-        tensor("i8", Data::Int8(vec![-128, 127])),
-        tensor("i16", Data::Int16(vec![-1, 300])),
-        tensor("i32", Data::Int32(vec![i32::MIN, 7])),
-        tensor("i64", Data::Int64(vec![i64::MIN, 7])),
-        tensor("f32", Data::Fp32(vec![0.1, -1e30])),
-        tensor("f64", Data::Fp64(vec![0.1, -1e300])),
+        tensor("u8", Data::Uint8(vec![0, 255].into())),
+        tensor("u16", Data::Uint16(vec![1, 65535].into())),
+        tensor("u32", Data::Uint32(vec![1, u32::MAX].into())),
+        tensor("u64", Data::Uint64(vec![1, u64::MAX].into())),
+        tensor("i8", Data::Int8(vec![-128, 127].into())),
+        tensor("i16", Data::Int16(vec![-1, 300].into())),
+        tensor("i32", Data::Int32(vec![i32::MIN, 7].into())),
+        tensor("i64", Data::Int64(vec![i64::MIN, 7].into())),
+        tensor("f32", Data::Fp32(vec![0.1, -1e30].into())),
+        tensor("f64", Data::Fp64(vec![0.1, -1e300].into())),
         tensor("bytes", Data::Bytes(["", "ab\0c"].into_iter().collect())),
     ]
 }
@@ -31,8 +31,8 @@ fn sample() -> InferRequest {
         ("text".to_owned(), Parameter::String("x".into())),
     ];
     let mut inputs = one_of_each();
-    inputs.push(Tensor::new("f16", vec![1, 2], Data::Fp16(vec![0x3c00, 0xfbff])).unwrap());
-    inputs.push(Tensor::new("none", vec![0, 3], Data::Fp32(vec![])).unwrap());
+    inputs.push(Tensor::new("f16", vec![1, 2], Data::Fp16(vec![0x3c00, 0xfbff].into())).unwrap());
+    inputs.push(Tensor::new("none", vec![0, 3], Data::Fp32(vec![].into())).unwrap());
     InferRequest {
         id: Some("42".into()),
         parameters: parameters.into_iter().collect(),
@@ -49,16 +49,20 @@ fn contents(data: &Data) -> pb::InferTensorContents {
     let mut contents = pb::InferTensorContents::default();
     match data.clone() {
         Data::Bool(data) => contents.bool_contents = data,
-        Data::Uint8(data) => contents.uint_contents = data.into_iter().map(Into::into).collect(),
-        Data::Uint16(data) => contents.uint_contents = data.into_iter().map(Into::into).collect(),
-        Data::Uint32(data) => contents.uint_contents = data,
-        Data::Uint64(data) => contents.uint64_contents = data,
-        Data::Int8(data) => contents.int_contents = data.into_iter().map(Into::into).collect(),
-        Data::Int16(data) => contents.int_contents = data.into_iter().map(Into::into).collect(),
-        Data::Int32(data) => contents.int_contents = data,
-        Data::Int64(data) => contents.int64_contents = data,
-        Data::Fp32(data) => contents.fp32_contents = data,
-        Data::Fp64(data) => contents.fp64_contents = data,
+        Data::Uint8(data) => {
+            contents.uint_contents = data.iter().copied().map(Into::into).collect();
+        }
+        Data::Uint16(data) => {
+            contents.uint_contents = data.iter().copied().map(Into::into).collect();
+        }
+        Data::Uint32(data) => contents.uint_contents = data.into_vec(),
+        Data::Uint64(data) => contents.uint64_contents = data.into_vec(),
+        Data::Int8(data) => contents.int_contents = data.iter().copied().map(Into::into).collect(),
+        Data::Int16(data) => contents.int_contents = data.iter().copied().map(Into::into).collect(),
+        Data::Int32(data) => contents.int_contents = data.into_vec(),
+        Data::Int64(data) => contents.int64_contents = data.into_vec(),
+        Data::Fp32(data) => contents.fp32_contents = data.into_vec(),
+        Data::Fp64(data) => contents.fp64_contents = data.into_vec(),
         Data::Bytes(data) => contents.bytes_contents = data.iter().map(<[u8]>::to_vec).collect(),
         Data::Fp16(_) => {}
     }
@@ -118,12 +122,12 @@ fn lists_that_are_not_packed_are_read_too() {
     put_bytes(&mut tensor, 5, &contents);
     put_bytes(&mut message, 5, &tensor);
     let read = read_request(&message).unwrap();
-    assert_eq!(read.inputs, [Tensor::new("x", vec![2], Data::Int32(vec![7, 8])).unwrap()]);
+    assert_eq!(read.inputs, [Tensor::new("x", vec![2], Data::Int32(vec![7, 8].into())).unwrap()]);
 }
 
 /// A request with one FP32 tensor of two elements, changed by `change`.
 fn changed(change: impl FnOnce(&mut pb::ModelInferRequest)) -> String {
-    let inputs = vec![Tensor::new("x", vec![2], Data::Fp32(vec![1.0, 2.0])).unwrap()];
+    let inputs = vec![Tensor::new("x", vec![2], Data::Fp32(vec![1.0, 2.0].into())).unwrap()];
     let mut message = write_request("m", None, &InferRequest { inputs, ..InferRequest::default() });
     change(&mut message);
     match read_request(&message.encode_to_vec()) {

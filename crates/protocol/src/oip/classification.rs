@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn each_row_gives_its_largest_with_their_labels() {
         let tensor =
-            Tensor::new("y", vec![2, 3], Data::Fp32(vec![0.25, 0.5, 0.25, -1.0, 1e-7, 3.0]));
+            Tensor::new("y", vec![2, 3], Data::Fp32(vec![0.25, 0.5, 0.25, -1.0, 1e-7, 3.0].into()));
         let labels = ["cat".to_owned(), "dog".to_owned()];
         let found = classify(tensor.as_ref().unwrap(), true, 2, &labels).unwrap();
         assert_eq!(found.shape, [2, 2]);
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn more_than_there_are_is_all_of_them_and_nan_comes_last() {
-        let data = Data::Fp32(vec![f32::NAN, 1.0, f32::NEG_INFINITY]);
+        let data = Data::Fp32(vec![f32::NAN, 1.0, f32::NEG_INFINITY].into());
         let tensor = Tensor::new("y", vec![3], data).unwrap();
         let found = classify(&tensor, false, usize::MAX, &[]).unwrap();
         assert_eq!(
@@ -109,14 +109,16 @@ mod tests {
 
     #[test]
     fn what_has_no_order_or_no_elements_is_not_classified() {
-        for data in
-            [Data::Bool(vec![true]), Data::Fp16(vec![0]), Data::Bytes(["a"].into_iter().collect())]
-        {
+        for data in [
+            Data::Bool(vec![true]),
+            Data::Fp16(vec![0].into()),
+            Data::Bytes(["a"].into_iter().collect()),
+        ] {
             assert!(!can_classify(data.datatype()));
             let tensor = Tensor::new("y", vec![1], data).unwrap();
             assert_eq!(classify(&tensor, false, 1, &[]), None);
         }
-        let empty = Tensor::new("y", vec![0], Data::Int8(vec![])).unwrap();
+        let empty = Tensor::new("y", vec![0], Data::Int8(vec![].into())).unwrap();
         assert_eq!(classify(&empty, true, 1, &[]), None);
         assert_eq!(classify(&empty, false, 1, &[]), None);
     }

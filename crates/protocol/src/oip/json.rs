@@ -5,7 +5,7 @@
 //! promises is refused by its length in bytes, and reading stops at the first element too many.
 
 use super::error::Found;
-use super::{BytesData, Data, Datatype, TensorProblem};
+use super::{BytesData, Data, Datatype, Elements, TensorProblem};
 use serde::de::{DeserializeSeed, Error, SeqAccess, Visitor};
 use std::fmt;
 
@@ -24,16 +24,16 @@ pub(super) fn read(
     let array = Array { datatype, shape, count, json };
     Ok(match datatype {
         Datatype::Bool => Data::Bool(array.read()?),
-        Datatype::Uint8 => Data::Uint8(array.read()?),
-        Datatype::Uint16 => Data::Uint16(array.read()?),
-        Datatype::Uint32 => Data::Uint32(array.read()?),
-        Datatype::Uint64 => Data::Uint64(array.read()?),
-        Datatype::Int8 => Data::Int8(array.read()?),
-        Datatype::Int16 => Data::Int16(array.read()?),
-        Datatype::Int32 => Data::Int32(array.read()?),
-        Datatype::Int64 => Data::Int64(array.read()?),
-        Datatype::Fp32 => Data::Fp32(array.read()?),
-        Datatype::Fp64 => Data::Fp64(array.read()?),
+        Datatype::Uint8 => Data::Uint8(array.numbers()?),
+        Datatype::Uint16 => Data::Uint16(array.numbers()?),
+        Datatype::Uint32 => Data::Uint32(array.numbers()?),
+        Datatype::Uint64 => Data::Uint64(array.numbers()?),
+        Datatype::Int8 => Data::Int8(array.numbers()?),
+        Datatype::Int16 => Data::Int16(array.numbers()?),
+        Datatype::Int32 => Data::Int32(array.numbers()?),
+        Datatype::Int64 => Data::Int64(array.numbers()?),
+        Datatype::Fp32 => Data::Fp32(array.numbers()?),
+        Datatype::Fp64 => Data::Fp64(array.numbers()?),
         Datatype::Bytes => Data::Bytes(array.read()?),
         Datatype::Fp16 => return Err(TensorProblem::NoJsonForm),
     })
@@ -77,7 +77,11 @@ struct Array<'a> {
 }
 
 impl Array<'_> {
-    fn read<V: Elements>(&self) -> Result<V, TensorProblem> {
+    fn numbers<T: Element>(&self) -> Result<Elements<T>, TensorProblem> {
+        Ok(self.read::<Vec<T>>()?.into())
+    }
+
+    fn read<V: Scalars>(&self) -> Result<V, TensorProblem> {
         let mut sink = Sink {
             array: self,
             elements: V::with_capacity(self.count, self.json.len()),
@@ -108,7 +112,7 @@ struct Sink<'a, V> {
     problem: Option<TensorProblem>,
 }
 
-impl<V: Elements> Sink<'_, V> {
+impl<V: Scalars> Sink<'_, V> {
     fn fail<E: Error>(&mut self, problem: TensorProblem) -> E {
         self.problem.get_or_insert(problem);
         // Never shown: `Array::read` takes the problem instead.
@@ -151,14 +155,14 @@ struct Level<'s, 'a, V> {
     depth: usize,
 }
 
-impl<'de, V: Elements> DeserializeSeed<'de> for Level<'_, '_, V> {
+impl<'de, V: Scalars> DeserializeSeed<'de> for Level<'_, '_, V> {
     type Value = ();
     fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de, V: Elements> Visitor<'de> for Level<'_, '_, V> {
+impl<'de, V: Scalars> Visitor<'de> for Level<'_, '_, V> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -228,14 +232,14 @@ impl fmt::Display for Scalar<'_> {
 }
 
 /// A typed collection that scalars are pushed into.
-trait Elements {
+trait Scalars {
     fn with_capacity(count: usize, bytes: usize) -> Self;
     fn len(&self) -> usize;
     /// `false`: the scalar is not of this type, or out of its range.
     fn push(&mut self, value: Scalar<'_>) -> bool;
 }
 
-impl<T: Element> Elements for Vec<T> {
+impl<T: Element> Scalars for Vec<T> {
     fn with_capacity(count: usize, _: usize) -> Self {
         Self::with_capacity(count)
     }
@@ -247,7 +251,7 @@ impl<T: Element> Elements for Vec<T> {
     }
 }
 
-impl Elements for BytesData {
+impl Scalars for BytesData {
     fn with_capacity(count: usize, bytes: usize) -> Self {
         let mut data = Self::default();
         data.reserve(count, bytes.saturating_sub(3 * count));
@@ -323,13 +327,13 @@ mod tests {
 
     #[test]
     fn flat_and_nested_arrays_give_the_same_data() {
-        let expected = Data::Int32(vec![1, 2, 3, 4, 5, 6]);
+        let expected = Data::Int32(vec![1, 2, 3, 4, 5, 6].into());
         for json in ["[1,2,3,4,5,6]", "[[1,2,3],[4,5,6]]", " [ [1, 2,3] ,[4,5,6] ]\n"] {
             assert_eq!(read_as(Datatype::Int32, &[2, 3], json).unwrap(), expected, "{json}");
         }
         assert_eq!(
             read_as(Datatype::Fp32, &[], "[0.5]").unwrap(),
-            Data::Fp32(vec![0.5]),
+            Data::Fp32(vec![0.5].into()),
             "a scalar is an array of one"
         );
     }
@@ -345,7 +349,7 @@ mod tests {
         values.extend(random.take(20_000));
         let json = serde_json::to_string(&values).unwrap();
         let found = read_as(Datatype::Fp64, &[values.len()], &json).unwrap();
-        assert_eq!(found, Data::Fp64(values), "seed {seed}");
+        assert_eq!(found, Data::Fp64(values.into()), "seed {seed}");
     }
 
     #[test]
@@ -404,10 +408,10 @@ mod tests {
     #[test]
     fn numbers_are_read_back_as_they_were_written() {
         for data in [
-            Data::Fp32(vec![0.1, -1.5e-30, f32::MAX, 3.0]),
-            Data::Fp64(vec![0.1, -1e300]),
-            Data::Int64(vec![i64::MIN, i64::MAX]),
-            Data::Uint64(vec![u64::MAX, 0]),
+            Data::Fp32(vec![0.1, -1.5e-30, f32::MAX, 3.0].into()),
+            Data::Fp64(vec![0.1, -1e300].into()),
+            Data::Int64(vec![i64::MIN, i64::MAX].into()),
+            Data::Uint64(vec![u64::MAX, 0].into()),
             Data::Bool(vec![true, false]),
             Data::Bytes(["", "a\"b", "ü"].into_iter().collect()),
         ] {
@@ -416,7 +420,7 @@ mod tests {
             let json = String::from_utf8(out).unwrap();
             assert_eq!(read_as(data.datatype(), &[data.len()], &json).unwrap(), data, "{json}");
         }
-        assert!(write(&Data::Fp32(vec![f32::NAN]), &mut Vec::new()).is_err());
+        assert!(write(&Data::Fp32(vec![f32::NAN].into()), &mut Vec::new()).is_err());
         assert!(write(&Data::Bytes([[0xff]].into_iter().collect()), &mut Vec::new()).is_err());
     }
 }

@@ -13,7 +13,8 @@ use serde_json::value::RawValue;
 use std::fmt;
 use std::marker::PhantomData;
 
-/// Bytes from which on a tensor is a piece of its own: a copy of fewer costs less than another piece.
+/// Bytes from which on a tensor is a piece of its own: a copy of fewer costs less than another piece, and does
+/// not keep a whole body.
 const PIECE: usize = 16 << 10;
 
 /// A message ready to be sent.
@@ -88,16 +89,18 @@ pub(super) fn only<'a>(
     tensors.0.into_iter().map(OnlyTensor::only).collect::<Result<_, _>>().map(Bounded)
 }
 
-/// Gives each tensor its data: from the JSON, or its share of `binary`.
+/// Gives each tensor its data: from the JSON, or its share of `binary`, which may stay in the `body` that it is
+/// a part of.
 pub(super) fn assemble(
     raw: Bounded<RawTensor<'_>, MAX_TENSORS>,
     binary: &[u8],
+    body: Option<&Bytes>,
 ) -> Result<Vec<Tensor>, ParseError> {
     let mut rest = binary;
     let mut tensors = Vec::with_capacity(raw.0.len());
     for tensor in raw.0 {
         let (data, shape) = tensor
-            .read(&mut rest)
+            .read(&mut rest, body)
             .map_err(|problem| ParseError::Tensor { name: tensor.name.clone(), problem })?;
         tensors.push(Tensor { name: tensor.name, shape, data });
     }
@@ -109,7 +112,11 @@ pub(super) fn assemble(
 }
 
 impl RawTensor<'_> {
-    fn read(&self, rest: &mut &[u8]) -> Result<(Data, Vec<usize>), TensorProblem> {
+    fn read(
+        &self,
+        rest: &mut &[u8],
+        body: Option<&Bytes>,
+    ) -> Result<(Data, Vec<usize>), TensorProblem> {
         let shape = dimensions(&self.shape.0)?;
         let count = element_count(&shape).ok_or_else(|| overflow(&shape))?;
         let data = match (self.data, self.parameters.get("binary_data_size")) {
@@ -119,7 +126,10 @@ impl RawTensor<'_> {
             (None, Some(size)) => {
                 let (bytes, tail) = take(rest, size)?;
                 *rest = tail;
-                Data::from_binary(self.datatype, count, bytes)?
+                match body.filter(|_| bytes.len() >= PIECE) {
+                    Some(body) => Data::from_shared(self.datatype, count, body.slice_ref(bytes))?,
+                    None => Data::from_binary(self.datatype, count, bytes)?,
+                }
             }
         };
         Ok((data, shape))

@@ -11,6 +11,7 @@
 
 mod classification;
 mod datatype;
+mod elements;
 mod error;
 mod json;
 mod message;
@@ -25,6 +26,7 @@ mod tensor;
 
 pub use classification::{can_classify, classify};
 pub use datatype::Datatype;
+pub use elements::Elements;
 pub use error::{EncodeError, Found, ParseError, TensorProblem};
 pub use message::{Encoded, Pieces};
 pub use metadata::{ErrorBody, ModelIndex, ModelMetadata, Ready, ServerMetadata, TensorMetadata};

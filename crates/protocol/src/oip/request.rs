@@ -5,6 +5,7 @@ use super::message::{
     write_value,
 };
 use super::{EncodeError, MAX_TENSORS, Parameters, ParseError, Tensor};
+use bytes::Bytes;
 
 /// A request for one inference.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -74,12 +75,28 @@ impl InferRequest {
     /// # Errors
     /// The body does not follow the protocol, or a tensor's parts contradict each other.
     pub fn parse(body: &[u8], json_len: Option<usize>) -> Result<Self, ParseError> {
+        Self::read(body, json_len, None)
+    }
+
+    /// Like [`parse`](Self::parse), but large inputs stay in the body if they lie aligned there.
+    ///
+    /// # Errors
+    /// As of [`parse`](Self::parse).
+    pub fn parse_shared(body: &Bytes, json_len: Option<usize>) -> Result<Self, ParseError> {
+        Self::read(body, json_len, Some(body))
+    }
+
+    fn read(
+        body: &[u8],
+        json_len: Option<usize>,
+        shared: Option<&Bytes>,
+    ) -> Result<Self, ParseError> {
         let (json, binary) = split(body, json_len)?;
         let raw: Raw<'_> = serde_json::from_slice(json)?;
         Ok(Self {
             id: raw.id,
             parameters: raw.parameters,
-            inputs: assemble(raw.inputs, binary)?,
+            inputs: assemble(raw.inputs, binary, shared)?,
             outputs: raw.outputs.unwrap_or_default().0,
         })
     }
@@ -95,7 +112,7 @@ impl InferRequest {
         Ok(Self {
             id: raw.id,
             parameters: raw.parameters,
-            inputs: assemble(only(raw.inputs)?, binary)?,
+            inputs: assemble(only(raw.inputs)?, binary, None)?,
             outputs: raw.outputs.unwrap_or_default().0.into_iter().map(OnlyOutput::into).collect(),
         })
     }
@@ -160,9 +177,9 @@ mod tests {
                 .into_iter()
                 .collect(),
             inputs: vec![
-                tensor("a", vec![2, 2], Data::Fp32(vec![1.0, 2.5, -3.0, 0.1])),
+                tensor("a", vec![2, 2], Data::Fp32(vec![1.0, 2.5, -3.0, 0.1].into())),
                 tensor("b", vec![1], Data::Bytes(["text"].into_iter().collect())),
-                tensor("c", vec![0], Data::Int64(vec![])),
+                tensor("c", vec![0], Data::Int64(vec![].into())),
             ],
             outputs: vec![RequestedOutput { name: "y".into(), ..RequestedOutput::default() }],
         }
@@ -184,7 +201,10 @@ mod tests {
         let json = br#"{"extra": {"deep": [[]]}, "inputs": [{"data": [1, 2], "more": null,
             "datatype": "INT32", "shape": [2], "name": "x"}]}"#;
         let request = InferRequest::parse(json, None).unwrap();
-        assert_eq!(request.inputs, [Tensor::new("x", vec![2], Data::Int32(vec![1, 2])).unwrap()]);
+        assert_eq!(
+            request.inputs,
+            [Tensor::new("x", vec![2], Data::Int32(vec![1, 2].into())).unwrap()]
+        );
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl InferResponse {
             model_version: raw.model_version,
             id: raw.id,
             parameters: raw.parameters,
-            outputs: assemble(raw.outputs, binary)?,
+            outputs: assemble(raw.outputs, binary, None)?,
         })
     }
 
@@ -73,7 +73,7 @@ impl InferResponse {
             model_version: raw.model_version,
             id: raw.id,
             parameters: raw.parameters,
-            outputs: assemble(only(raw.outputs)?, binary)?,
+            outputs: assemble(only(raw.outputs)?, binary, None)?,
         })
     }
 
@@ -125,7 +125,7 @@ mod tests {
             model_version: Some("1".into()),
             id: Some("a\"b".into()),
             outputs: vec![
-                Tensor::new("y", vec![1, 2], Data::Fp32(vec![0.25, 1e-7])).unwrap(),
+                Tensor::new("y", vec![1, 2], Data::Fp32(vec![0.25, 1e-7].into())).unwrap(),
                 Tensor::new("z", vec![1], Data::Bool(vec![true])).unwrap(),
             ],
             ..InferResponse::default()
@@ -146,7 +146,7 @@ mod tests {
     fn pieces_are_the_same_body() {
         let large = |first: f32| Data::Fp32((0..5000_u16).map(|i| first + f32::from(i)).collect());
         let outputs = vec![
-            Tensor::new("a", vec![1], Data::Int64(vec![7])).unwrap(),
+            Tensor::new("a", vec![1], Data::Int64(vec![7].into())).unwrap(),
             Tensor::new("b", vec![5000], large(0.5)).unwrap(),
             Tensor::new("c", vec![50, 100], large(1.5)).unwrap(),
             Tensor::new("d", vec![2], Data::Bytes(["x", "yz"].into_iter().collect())).unwrap(),
@@ -167,7 +167,8 @@ mod tests {
 
     #[test]
     fn what_json_cannot_carry_is_named() {
-        let outputs = vec![Tensor::new("y", vec![1], Data::Fp32(vec![f32::INFINITY])).unwrap()];
+        let outputs =
+            vec![Tensor::new("y", vec![1], Data::Fp32(vec![f32::INFINITY].into())).unwrap()];
         let response = InferResponse { outputs, ..InferResponse::default() };
         let error = response.encode(|_| false).unwrap_err();
         assert!(error.to_string().contains("binary_data"), "{error}");

@@ -1,7 +1,7 @@
 //! A tensor in memory, and its binary form.
 
-use super::{Datatype, MAX_RANK, TensorProblem};
-use bytemuck::NoUninit;
+use super::elements::Owned;
+use super::{Datatype, Elements, MAX_RANK, TensorProblem};
 use bytes::Bytes;
 use std::ops::Range;
 
@@ -152,29 +152,16 @@ impl<T: AsRef<[u8]>> FromIterator<T> for BytesData {
 /// Whether numbers lie in memory as the binary form has them.
 const IS_LITTLE: bool = cfg!(target_endian = "little");
 
-/// Elements as they lie in memory.
-struct Elements<T>(Vec<T>);
-
-impl<T: NoUninit> AsRef<[u8]> for Elements<T> {
-    fn as_ref(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.0)
-    }
-}
-
-fn owned<T: NoUninit + Send>(data: Vec<T>) -> Bytes {
-    Bytes::from_owner(Elements(data))
-}
-
 macro_rules! data {
     ($($variant:ident: $type:ty,)*) => {
-        /// Elements of a tensor, one vector of the datatype's own type.
+        /// Elements of a tensor, as a sequence of the datatype's own type.
         #[derive(Debug, Clone, PartialEq)]
         #[allow(missing_docs, reason = "named as the datatypes")]
         pub enum Data {
             Bool(Vec<bool>),
-            $($variant(Vec<$type>),)*
+            $($variant(Elements<$type>),)*
             /// Bit patterns: this crate does no arithmetic on them.
-            Fp16(Vec<u16>),
+            Fp16(Elements<u16>),
             Bytes(BytesData),
         }
 
@@ -229,6 +216,28 @@ macro_rules! data {
                 })
             }
 
+            /// The same of bytes that may be shared: elements stay where they are, unless they do not lie
+            /// there as they would in memory.
+            ///
+            /// # Errors
+            /// As of [`from_binary`](Self::from_binary).
+            pub fn from_shared(
+                datatype: Datatype,
+                count: usize,
+                bytes: Bytes,
+            ) -> Result<Self, TensorProblem> {
+                let is_whole = datatype.size().and_then(|size| count.checked_mul(size));
+                if !IS_LITTLE || is_whole != Some(bytes.len()) {
+                    return Self::from_binary(datatype, count, &bytes);
+                }
+                let shared = match datatype {
+                    $(Datatype::$variant => Elements::shared(bytes.clone()).map(Self::$variant),)*
+                    Datatype::Fp16 => Elements::shared(bytes.clone()).map(Self::Fp16),
+                    Datatype::Bool | Datatype::Bytes => None,
+                };
+                shared.map_or_else(|| Self::from_binary(datatype, count, &bytes), Ok)
+            }
+
             /// Appends the binary form.
             pub fn write_binary(&self, out: &mut Vec<u8>) {
                 out.reserve(self.binary_len());
@@ -248,9 +257,9 @@ macro_rules! data {
             /// The binary form, without a copy where it is the one in memory.
             pub fn into_binary(self) -> Bytes {
                 match self {
-                    Self::Bool(data) if IS_LITTLE => owned(data),
-                    $(Self::$variant(data) if IS_LITTLE => owned(data),)*
-                    Self::Fp16(data) if IS_LITTLE => owned(data),
+                    Self::Bool(data) => Bytes::from_owner(Owned(data)),
+                    $(Self::$variant(data) if IS_LITTLE => data.into_bytes(),)*
+                    Self::Fp16(data) if IS_LITTLE => data.into_bytes(),
                     data => {
                         let mut bytes = Vec::new();
                         data.write_binary(&mut bytes);
@@ -263,8 +272,8 @@ macro_rules! data {
             pub fn slice(&self, range: Range<usize>) -> Option<Self> {
                 Some(match self {
                     Self::Bool(data) => Self::Bool(data.get(range)?.to_vec()),
-                    $(Self::$variant(data) => Self::$variant(data.get(range)?.to_vec()),)*
-                    Self::Fp16(data) => Self::Fp16(data.get(range)?.to_vec()),
+                    $(Self::$variant(data) => Self::$variant(data.get(range)?.to_vec().into()),)*
+                    Self::Fp16(data) => Self::Fp16(data.get(range)?.to_vec().into()),
                     Self::Bytes(data) if range.start <= range.end && range.end <= data.len() => {
                         let count = range.len();
                         Self::Bytes(data.iter().skip(range.start).take(count).collect())
@@ -279,8 +288,8 @@ macro_rules! data {
             pub fn append(&mut self, other: Self) -> bool {
                 match (self, other) {
                     (Self::Bool(data), Self::Bool(mut other)) => data.append(&mut other),
-                    $((Self::$variant(data), Self::$variant(mut other)) => data.append(&mut other),)*
-                    (Self::Fp16(data), Self::Fp16(mut other)) => data.append(&mut other),
+                    $((Self::$variant(data), Self::$variant(other)) => data.append(&other),)*
+                    (Self::Fp16(data), Self::Fp16(other)) => data.append(&other),
                     (Self::Bytes(data), Self::Bytes(other)) => {
                         return other.iter().all(|element| data.push(element));
                     }
@@ -395,17 +404,17 @@ mod tests {
     fn one_of_each() -> Vec<Data> {
         vec![
             Data::Bool(vec![true, false]),
-            Data::Uint8(vec![0, 255]),
-            Data::Uint16(vec![1, 65535]),
-            Data::Uint32(vec![1, u32::MAX]),
-            Data::Uint64(vec![1, u64::MAX]),
-            Data::Int8(vec![-128, 127]),
-            Data::Int16(vec![-1, 300]),
-            Data::Int32(vec![i32::MIN, 7]),
-            Data::Int64(vec![i64::MIN, 7]),
-            Data::Fp16(vec![0x3c00, 0xfbff]),
-            Data::Fp32(vec![0.1, -1e30]),
-            Data::Fp64(vec![0.1, -1e300]),
+            Data::Uint8(vec![0, 255].into()),
+            Data::Uint16(vec![1, 65535].into()),
+            Data::Uint32(vec![1, u32::MAX].into()),
+            Data::Uint64(vec![1, u64::MAX].into()),
+            Data::Int8(vec![-128, 127].into()),
+            Data::Int16(vec![-1, 300].into()),
+            Data::Int32(vec![i32::MIN, 7].into()),
+            Data::Int64(vec![i64::MIN, 7].into()),
+            Data::Fp16(vec![0x3c00, 0xfbff].into()),
+            Data::Fp32(vec![0.1, -1e30].into()),
+            Data::Fp64(vec![0.1, -1e300].into()),
             Data::Bytes(["", "ab\0c"].into_iter().collect()),
         ]
     }
@@ -465,15 +474,15 @@ mod tests {
 
     #[test]
     fn nan_and_infinities_are_found_in_all_widths() {
-        assert_eq!(Data::Fp32(vec![1.0, f32::NAN]).first_non_finite(), Some(1));
-        assert_eq!(Data::Fp64(vec![f64::INFINITY]).first_non_finite(), Some(0));
-        assert_eq!(Data::Fp16(vec![0x3c00, 0x7e00]).first_non_finite(), Some(1));
-        assert_eq!(Data::Fp16(vec![0xfbff]).first_non_finite(), None);
+        assert_eq!(Data::Fp32(vec![1.0, f32::NAN].into()).first_non_finite(), Some(1));
+        assert_eq!(Data::Fp64(vec![f64::INFINITY].into()).first_non_finite(), Some(0));
+        assert_eq!(Data::Fp16(vec![0x3c00, 0x7e00].into()).first_non_finite(), Some(1));
+        assert_eq!(Data::Fp16(vec![0xfbff].into()).first_non_finite(), None);
         let mut many = vec![0.5_f32; 1000];
-        assert_eq!(Data::Fp32(many.clone()).first_non_finite(), None);
+        assert_eq!(Data::Fp32(many.clone().into()).first_non_finite(), None);
         for place in [999, 700, 256, 255] {
             many[place] = f32::INFINITY;
-            assert_eq!(Data::Fp32(many.clone()).first_non_finite(), Some(place));
+            assert_eq!(Data::Fp32(many.clone().into()).first_non_finite(), Some(place));
         }
     }
 }

@@ -66,7 +66,7 @@ impl Call {
         let Self { app, terms, encoding, body, of_connection, .. } = self;
         let mut share = Share::of(&app.memory, of_connection);
         let within = ReadTimeout::of(&app.options);
-        let read = body::read(body, limit + PREFIX_BYTES, within, &mut share);
+        let read = body::read(body, (limit + PREFIX_BYTES, 0), within, &mut share);
         let (compressed, message) = grpc::only_message(&bounded(terms.deadline, read).await?)?;
         inflated(compressed, encoding, limit, Received { message, share }).await
     }
