@@ -103,16 +103,10 @@ impl Accept {
         let began = Instant::now();
         let in_all = self.header_timeout();
         let patience = if self.proxy_protocol { proxy_protocol::MAX_HEADER_TIME } else { in_all };
-        let waiting = connection.waiting();
-        waiting.begins();
-        let mut first = [0];
-        tokio::select! {
-            // A silent connection ends like one that sends too little. A socket that was just accepted
-            // counts as readable, so the read checks whether there is anything.
-            _ = timeout(patience, stream.peek(&mut first)) => {}
-            () = connection.room_is_wanted() => return connection.ended(Reason::Evicted),
+        // The wait gives back its memory with the first byte.
+        if !Box::pin(speaks(&stream, patience, &connection)).await {
+            return connection.ended(Reason::Evicted);
         }
-        waiting.ends();
         // Bound to a name, it would take its room here as well.
         match Box::pin(self.begun(socket(stream, peer), (began, in_all), &mut connection)).await {
             Some((reader, None)) => Box::pin(self.http2(reader, &mut connection, &stop)).await,
@@ -251,7 +245,7 @@ impl Accept {
         let mut serving = {
             let told = ended.clone();
             let stream = Http2::new(reader, connection, observer, (told, self.header_timeout()));
-            Box::pin(http2::serve(stream, &self.proxy, stop, &leave))
+            Box::pin(http2::serve(Box::new(stream), &self.proxy, stop, &leave))
         };
         let mut stopping = stop.clone();
         let is_evicted = tokio::select! {
@@ -299,15 +293,7 @@ impl Accept {
                     return Box::pin(self.refuse(reader, &refusal, MAX_LINGER)).await;
                 }
             };
-            let mut session = ServerSession::new_http1(reader);
-            match settings {
-                Some(settings) => HttpPersistentSettings::apply_to_session(settings, &mut session),
-                None => session.set_keepalive(Some(KEEPALIVE_SECONDS)),
-            }
-            if connection.is_leaving() {
-                session.set_keepalive(None);
-            }
-            session.set_pipelined_prefix(begun);
+            let session = session(reader, begun, settings, connection.is_leaving());
             let next = self.proxy.process_new_http(session, stop).await;
             let Some((stream, kept)) = next.map(ReusedHttpStream::consume) else { return };
             // The reader that was passed in comes back.
@@ -372,6 +358,41 @@ impl Accept {
         let request_id = record_rejected_connection(&self.observer, &from, refusal);
         say(reader, refusal, &request_id, linger).await;
     }
+}
+
+/// Waits for the first byte of a connection, or its end, or the end of `patience`. `false`: it is to make room.
+async fn speaks(stream: &TcpStream, patience: Duration, connection: &Connection) -> bool {
+    let waiting = connection.waiting();
+    waiting.begins();
+    let mut first = [0];
+    tokio::select! {
+        // A silent connection ends like one that sends too little. A socket that was just accepted
+        // counts as readable, so the read checks whether there is anything.
+        _ = timeout(patience, stream.peek(&mut first)) => {}
+        () = connection.room_is_wanted() => return false,
+    }
+    waiting.ends();
+    true
+}
+
+/// One request as Pingora takes it: `begun` are its first bytes. Made in a place of its own, since the future of a
+/// connection would keep room for it while it is idle.
+fn session(
+    reader: Box<Http1Reader>,
+    begun: BytesMut,
+    settings: Option<HttpPersistentSettings>,
+    is_last: bool,
+) -> ServerSession {
+    let mut session = ServerSession::new_http1(reader);
+    match settings {
+        Some(settings) => settings.apply_to_session(&mut session),
+        None => session.set_keepalive(Some(KEEPALIVE_SECONDS)),
+    }
+    if is_last {
+        session.set_keepalive(None);
+    }
+    session.set_pipelined_prefix(begun);
+    session
 }
 
 /// Answers with a refusal and closes. Bytes that the client still sends are read for as long as `linger`:

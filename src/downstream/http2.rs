@@ -84,7 +84,7 @@ const MAX_MALFORMED: usize = 32;
 /// Takes the requests of a connection until it ends. After `leave` it is told to go away, and ends with its last
 /// request. `stop`: whether the process does.
 pub async fn serve(
-    stream: Http2,
+    stream: Box<Http2>,
     proxy: &Arc<HttpProxy<Proxy>>,
     stop: &ShutdownWatch,
     leave: &Notify,
@@ -96,7 +96,7 @@ pub async fn serve(
         socket_digest: stream.get_socket_digest(),
     });
     // The handshake's room is needed for a moment alone, and a name for its outcome would take room to the end.
-    let Ok(mut connection) = Box::pin(handshake(Box::new(stream), proxy.h2_options())).await else {
+    let Ok(mut connection) = Box::pin(handshake(stream, proxy.h2_options())).await else {
         // The client has left, or does not speak HTTP/2 after all.
         return;
     };
