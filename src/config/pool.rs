@@ -58,8 +58,10 @@ forebay_config::section! {
         /// free, it takes as many as it has slots. Default: at once, since Forebay's workers are warm when
         /// they report ready.
         slow_start: Duration = Duration::ZERO, any();
-        /// Time to open a connection. A machine that is there answers within its round trip.
-        connect_timeout: Duration = Duration::from_secs(1), positive();
+        /// Time to open a connection. A machine that is there answers within its round trip. But its answer
+        /// may get lost, and one that has too many connections to accept drops the first packet of a new
+        /// one: the kernel sends that again after a second, so leave a little more.
+        connect_timeout: Duration = Duration::from_millis(1500), positive();
         /// Time that an idle connection is kept: less than the endpoint keeps it, or requests meet
         /// connections that are closing.
         idle_timeout: Duration = Duration::from_secs(50), positive();

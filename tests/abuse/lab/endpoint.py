@@ -35,7 +35,10 @@ class Endpoint:
         self.probes = 0
         self.strays = []
         self.lock = threading.Lock()
-        self.listener = socket.create_server((host, port), backlog=1024)
+        # While it is not set, connections wait in the kernel.
+        self.accepts = threading.Event()
+        self.accepts.set()
+        self.listener = socket.create_server((host, port), backlog=4096)
         self.address = "{}:{}".format(*self.listener.getsockname())
         self.open = set()
         self.closing = False
@@ -45,6 +48,7 @@ class Endpoint:
     def close(self):
         """Refuses and resets from now on."""
         self.closing = True
+        self.accepts.set()
         try:
             self.listener.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -59,8 +63,27 @@ class Endpoint:
     def paths(self):
         return [request.path for request in self.requests]
 
+    def overflow(self):
+        """From now on it accepts nothing, and its kernel has no place for a further connection: it drops what
+        asks for one. Returns the connections that fill it."""
+        self.accepts.clear()
+        self.listener.listen(0)
+        # The call that waits already takes one more.
+        before, filling = self.connections, [socket.create_connection(self.listener.getsockname())]
+        while self.connections == before:
+            time.sleep(0.01)
+        while True:
+            s = socket.socket()
+            filling.append(s)
+            s.settimeout(0.2)
+            try:
+                s.connect(self.listener.getsockname())
+            except TimeoutError:
+                return filling
+
     def _accept(self):
         while not self.closing:
+            self.accepts.wait()
             try:
                 s, _ = self.listener.accept()
             except OSError:
@@ -197,7 +220,7 @@ class H2Endpoint:
         self.answer = answer or grpc_ok
         self.headers_at_once = headers_at_once
         self.requests, self.pings, self.resets, self.connections = [], [], [], 0
-        self.listener = socket.create_server((host, 0), backlog=1024)
+        self.listener = socket.create_server((host, 0), backlog=4096)
         self.address = "{}:{}".format(*self.listener.getsockname())
         self.open = set()
         t.stack.callback(self.close)

@@ -261,6 +261,33 @@ def refused(t, form):
     t.check(extra <= max(5, 2 * median_ms(plain)), f"{extra:.1f} ms added")
 
 
+@row(7, "an endpoint whose queue of connections is full", {"HTTP/1": "h1", "HTTP/1, streamed path": "stream", "Layer 4": "tcp"},
+     word="overflow,")
+def overflow(t, form):
+    """The kernel of the only endpoint drops the first packet of a connection, because it accepts none for a moment ->
+    the connection is made by the one that the proxy's kernel sends a second later: the request is answered, and
+    nothing is counted as failed."""
+    kind = form[0]
+    endpoint = Endpoint(t)
+    layer4 = '[[listener]]\naddress = "127.0.0.1:0"\nprotocol = "tcp"\npool = "test"\n'
+    proxy = Proxy(t, layer4 + pool([endpoint], "idle_timeout = \"1ms\"", probe='interval = "20s"'), ready=1)
+    address = proxy.listeners[1 if kind == "tcp" else 0]
+    filling = endpoint.overflow()
+    asked = threading.Thread(target=lambda: found.append(ask_once(address, "h1" if kind == "tcp" else kind)))
+    found, began = [], time.monotonic()
+    asked.start()
+    time.sleep(0.4)
+    for s in filling:
+        s.close()
+    endpoint.accepts.set()
+    asked.join()
+    took = time.monotonic() - began
+    t.figure(f"answered after {took:.2f} s")
+    t.equal(found[0][:2], (200, "ok"), "the answer")
+    t.check(took >= 0.9, "its first packet was not dropped")
+    t.equal(proxy.metric("forebay_attempts_total", 'outcome="connect_failed"'), 0, "attempts that failed")
+
+
 @row(8, "a partition that heals", {"HTTP/1": "h1", "gRPC": "grpc"}, limit=60)
 def partition(t, form):
     """An endpoint behind a cut is unreachable for 4 s -> back in use within 5 s of the healing, no errors
