@@ -23,7 +23,7 @@ use std::future::pending;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Receiver, UnboundedSender};
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::{timeout, timeout_at};
+use tokio::time::{sleep, timeout, timeout_at};
 
 /// Longest that an answer without a deadline may take: far beyond any.
 const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
@@ -31,6 +31,9 @@ const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
 /// Unread bytes of an answer that is too long to be read to its end ahead of its client. Its endpoint
 /// waits for the client however much is read, so more would take memory and gain nothing.
 const WINDOW: usize = 64 * 1024;
+
+/// Part of the time for a client that does not read that it gets while others wait for the slot.
+const HURRY: u32 = 10;
 
 /// Bytes of an answer that may be unread: read from its endpoint and not yet written to its client.
 pub(in crate::http) struct Room {
@@ -161,7 +164,11 @@ impl Reader<'_> {
                 self.ended(session, keep, trailers.as_ref()).await;
                 Item::End(trailers)
             }
-            Err(refusal) => Item::Failed(refusal),
+            Err(refusal) => {
+                // Its client may take its time to notice.
+                self.picked.abandoned();
+                Item::Failed(refusal)
+            }
         };
         // Fails if the client is gone.
         let _ = queue.send(last);
@@ -198,7 +205,7 @@ impl Reader<'_> {
             let Some(chunk) = self.in_time(read)? else { break };
             self.endpoint.state.heard();
             self.length += chunk.len();
-            let Some(takes) = self.place(chunk.len(), held).await else { break };
+            let Some(takes) = self.place(chunk.len(), held).await? else { break };
             let _ = queue.send(Item::Chunk(chunk, takes));
             if session.response_done() && !self.is_grpc {
                 return Ok(None);
@@ -231,37 +238,59 @@ impl Reader<'_> {
         let since = Instant::now();
         // How fast a client reads says nothing of the endpoint.
         self.succeeds = false;
-        timeout(self.stall_timeout, held.room()).await.map_err(|_| too_slow_reader())?;
+        tokio::select! {
+            biased;
+            found = timeout(self.stall_timeout, held.room()) => found.map_err(|_| too_slow_reader())?,
+            () = self.is_in_the_way() => return Err(too_slow_reader()),
+        }
         self.bounds.waited(since.elapsed());
         Ok(())
     }
 
+    /// Until this answer has waited for memory for a part of its time, and others wait for a slot such as it
+    /// keeps. Memory is short because clients do not read, and this is one of them: one that reads gets what its
+    /// connection may always have.
+    async fn is_in_the_way(&self) {
+        let patience = self.stall_timeout / HURRY;
+        loop {
+            sleep(patience).await;
+            if self.target.pool.state.queue.count() > 0 {
+                return;
+            }
+        }
+    }
+
     /// Waits until there is room for a piece of this many bytes, and takes it: how much. `None`: the writer
     /// is gone.
-    async fn place(&mut self, bytes: usize, held: &Held) -> Option<usize> {
+    async fn place(&mut self, bytes: usize, held: &Held) -> Result<Option<usize>, Refusal> {
         let cost = cost(bytes);
         // Without memory for it, it has to wait until everything before it is written.
         let has_memory = held.grow(cost).is_ok();
         let takes = if has_memory { cost.min(self.size) } else { self.size };
         let turns_out_long = self.size > WINDOW && self.length > self.room.size;
         if !turns_out_long && self.room.try_take(takes) {
-            return Some(takes);
+            return Ok(Some(takes));
         }
         let since = Instant::now();
         // How fast a client reads says nothing of the endpoint.
         self.succeeds = false;
-        let takes = if turns_out_long { self.narrow(takes).await? } else { takes };
-        let taken = self.room.take(takes).await;
+        let (too_much, takes) = if turns_out_long { self.narrow(takes) } else { (0, takes) };
+        let room = self.room;
+        let taken = tokio::select! {
+            biased;
+            taken = async { room.take(too_much).await && room.take(takes).await } => taken,
+            () = self.is_in_the_way(), if !has_memory => return Err(too_slow_reader()),
+        };
         self.bounds.waited(since.elapsed());
-        taken.then_some(takes)
+        Ok(taken.then_some(takes))
     }
 
-    /// The answer is longer than what is read ahead whole: from now on a window is enough. Of a piece
-    /// that would have taken so much it says how much it takes.
-    async fn narrow(&mut self, takes: usize) -> Option<usize> {
+    /// The answer is longer than what is read ahead whole: from now on a window is enough. Returns the room that is
+    /// too much, and of a piece that would have taken so much how much it takes.
+    fn narrow(&mut self, takes: usize) -> (usize, usize) {
         let too_much = self.size - WINDOW;
         self.size = WINDOW;
-        self.room.take(too_much).await.then_some(takes.min(WINDOW))
+        (too_much, takes.min(WINDOW))
     }
 
     fn in_time<T>(
