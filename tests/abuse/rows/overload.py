@@ -211,47 +211,7 @@ def queue_share(t):
     t.equal(refused, statuses.count(503), "refusals counted")
 
 
-ANSWER = b'{"model_name":"synthetic","outputs":[{"name":"y","datatype":"FP32","shape":[1],"data":[2]}]}'
-
-
-@row("16", "a hot key expires")
-def hot_key(t):
-    """40 clients ask the same again and again, and its answer expires every 300 ms -> one call to the endpoint each
-    time, never two at once, and every client is answered."""
-    ttl, seconds, present, most = 0.3, 4, 0, 0
-    lock = threading.Lock()
-
-    def answer(_, s, endpoint):
-        nonlocal present, most
-        with lock:
-            present += 1
-            most = max(most, present)
-        time.sleep(0.05)
-        with lock:
-            present -= 1
-        s.sendall(reply(ANSWER, headers="content-type: application/json\r\n"))
-        return True
-
-    endpoint = Endpoint(t, answer)
-    proxy = Proxy(t, pool([endpoint], route=f'[route.cache]\nttl = "{ttl * 1000:.0f}ms"'), ready=1)
-    began = time.monotonic()
-    with Clients(proxy.address, 40, pause=0.01) as load:
-        time.sleep(seconds)
-    took = time.monotonic() - began
-    # An answer lives for nine tenths of the time at least, and is asked for when it is gone.
-    expected = took / (0.9 * ttl) + 1
-    calls = len(endpoint.requests)
-    t.figure(f"{len(load.outcomes)} answers, {calls} calls in {took:.1f} s, at most {most} at once")
-    t.equal(dict(errors(load.outcomes)), {}, "errors")
-    t.check(len(load.outcomes) > 10 * calls, "most answers come from memory")
-    t.check(2 <= calls <= expected, f"{calls} calls, at most {expected:.0f} expected")
-    t.equal(most, 1, "calls at once")
-    at_rest(t, proxy)
-
-
 later("39", "DNS empty or garbage", "discovery by DNS")
-later("40", "Redis down or slow", "the shared cache")
-later("41", "a poisoned cache entry", "the answer cache")
 later("42", "every route without credentials", "authentication")
 later("43", "forged JWTs", "authentication")
 later("44", "API keys hashed", "authentication")
