@@ -64,7 +64,7 @@ impl Load {
         let service = self.service_at(now, best);
         let (others, variance) = self.others_at(now, ttl, service);
         let others = others + float(self.abandoned.count(now));
-        let slots = float(self.slots());
+        let slots = float(self.speedup().unwrap_or(1));
         LoadEstimate { ours: float(self.in_flight()), others, variance, slots, service }
     }
 

@@ -187,6 +187,16 @@ impl Load {
         stated.into_iter().find(|slots| *slots > 0)
     }
 
+    /// Number of requests that the endpoint does in the time of one. Where it runs several as one, a larger batch takes
+    /// longer, and how much longer shows in latencies: an endpoint that joins eight in vain does hardly more than one.
+    #[inline]
+    pub(crate) fn speedup(&self) -> Option<u32> {
+        match (self.stated_slots(), self.learnt_slots()) {
+            (Some(stated), Some(learnt)) if self.joins() => Some(learnt.clamp(1, stated)),
+            (stated, learnt) => stated.or(learnt),
+        }
+    }
+
     /// Number of requests that the endpoint can run at once, as learnt from latencies.
     #[inline]
     pub fn learnt_slots(&self) -> Option<u32> {
@@ -262,10 +272,11 @@ impl Load {
         self.peak.set(self.peak_at(now.nanos()).max(took.as_secs_f32()));
         let last = self.answered_at.swap(now.nanos().min(UNKNOWN - 1), Relaxed);
         let estimate = self.estimate_for(others);
-        if self.stated_slots().is_none() {
+        let is_stated = self.stated_slots().is_some();
+        if !is_stated || self.joins() {
             let concurrency_limit = self.concurrency_limit.get_or_init(Box::default);
             concurrency_limit.learn(others + 1, took.as_secs_f32());
-            if let Some(longer) = self.share_longer(took) {
+            if let Some(longer) = self.share_longer(took).filter(|_| !is_stated) {
                 concurrency_limit.weigh(others + 1, (Seen::Answered, longer), took, now);
             }
         }
@@ -480,7 +491,7 @@ impl Load {
             ours: float(others),
             others: self.others.get().max(0.0),
             variance: self.scatter.get() * SCATTER_SHARE,
-            slots: float(self.known_slots().unwrap_or(others + 1)),
+            slots: float(self.speedup().unwrap_or(others + 1)),
             service: 1.0,
         }
     }

@@ -99,3 +99,28 @@ fn time_that_must_be_left_is_that_which_passes_whatever_others_are_thought_to_be
     let reserve = picks.odds.quantile(0.99) * mean;
     assert!((0.19..0.22).contains(&reserve), "{reserve}");
 }
+
+#[test]
+fn joining_requests_counts_for_what_it_saves() {
+    // Batches of up to eight: one takes 10 ms, and each more so many milliseconds.
+    let cost = |each: u64| {
+        let load = Arc::new(Load::new(0));
+        load.report(&Report { slots: Some(8), batch: Some(8), ..Report::default() }, at(0));
+        for number in 0..2000_u64 {
+            let together = 1 + number % 8;
+            let mut guards = (0..together).map(|_| load.enter()).collect::<Vec<_>>().into_iter();
+            // The first one begins at once, and the others are the next batch.
+            let took = 20 + each * together.saturating_sub(2);
+            guards
+                .by_ref()
+                .take(1)
+                .for_each(|it| it.answered(Duration::from_millis(10), at(number)));
+            guards.for_each(|it| it.answered(Duration::from_millis(took), at(number)));
+        }
+        let _there: Vec<_> = (0..4).map(|_| load.enter()).collect();
+        load.completion(at(2000), TTL, 0.01)
+    };
+    let (saves, in_vain) = (cost(1), cost(10));
+    assert!(saves < 0.035, "{saves}");
+    assert!(in_vain > 0.05, "four go before it: {in_vain}");
+}
