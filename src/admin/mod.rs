@@ -5,6 +5,7 @@ mod format;
 pub mod listener;
 mod route_status;
 pub mod status;
+mod wait_status;
 
 use crate::admin::status::{Form, Status};
 use crate::clock;
@@ -265,6 +266,7 @@ impl Admin {
             metric::POOL_LAST_RESORT
                 .with([name])
                 .set(f64::from(u8::from(pool.rotation.last_resort)));
+            set_wait_gauges(pool);
             for endpoint in &pool.endpoints {
                 set_endpoint_gauges(pool, endpoint);
             }
@@ -293,6 +295,17 @@ fn drain_of(path: &str) -> Result<Drain, (StatusCode, String)> {
         malformed(format!("expected {form}, found {address:?}"))
     })?;
     Ok(Drain { pool, address, drained })
+}
+
+fn set_wait_gauges(pool: &Pool) {
+    let Some(waits) = pool.waits() else { return };
+    let name = pool.config.name.as_str();
+    metric::POOL_WAIT.with([name, "proxy"]).set(waits.in_proxy);
+    metric::POOL_WAIT.with([name, "endpoint"]).set(waits.at_endpoints);
+    if let (Some(while_full), Some(utilisation)) = (waits.while_full, waits.utilisation) {
+        metric::POOL_WAIT.with([name, "full"]).set(while_full);
+        metric::POOL_UTILIZATION.with([name]).set(utilisation);
+    }
 }
 
 fn set_endpoint_gauges(pool: &Pool, endpoint: &Endpoint) {

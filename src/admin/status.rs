@@ -6,6 +6,7 @@
 
 use super::format::{long, millis, round, short};
 use super::route_status::RouteStatus;
+use super::wait_status::WaitStatus;
 use crate::clock;
 use crate::config;
 use crate::connections::Connections;
@@ -62,6 +63,8 @@ struct PoolStatus<'a> {
     report_ttl_ms: f64,
     /// Requests that wait for an endpoint, by priority.
     queued: BTreeMap<&'static str, usize>,
+    /// Mean times of a request over the last half minute; null while too little is known.
+    waits: Option<WaitStatus>,
     endpoints: Vec<EndpointStatus<'a>>,
 }
 
@@ -173,6 +176,7 @@ impl<'a> PoolStatus<'a> {
             last_resort: pool.rotation.last_resort,
             report_ttl_ms: millis(pool.config.report_ttl),
             queued: counts.map(|(priority, count)| (priority.as_str(), count)).into(),
+            waits: pool.waits().map(WaitStatus::of),
             endpoints: pool.endpoints.iter().map(endpoint).collect(),
         }
     }
@@ -273,6 +277,9 @@ impl fmt::Display for Status<'_> {
                 _ => "",
             };
             writeln!(f, "\npool {name}: {policy}, {ready} of {all} ready, {queued} queued{panic}")?;
+            if let Some(waits) = &pool.waits {
+                writeln!(f, "  {waits}")?;
+            }
             let heads = [
                 "endpoint",
                 "health",
@@ -366,6 +373,7 @@ mod tests {
             last_resort: false,
             report_ttl_ms: 2000.0,
             queued: [("high", 1), ("normal", 4)].into(),
+            waits: None,
             endpoints: vec![
                 endpoint("10.0.0.1:8000", Some(8), Some(0.4)),
                 endpoint("10.0.0.2:8000", Some(8), Some(4200.0)),

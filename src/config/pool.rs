@@ -4,7 +4,7 @@ use super::check::header_name;
 use super::server::MAX_THREADS;
 use super::{Poll, Probe, poll, probe};
 use forebay_config::form::{
-    any, at_least, list, one_of, optional, path_in_file, positive, required, within,
+    any, at_least, list, one_of, optional, path_in_file, positive, required, share, within,
 };
 use forebay_config::pool::{Ejection, Hedge, Queue, Retry};
 use forebay_config::{Form, FromToml, Section, Span, Table};
@@ -58,6 +58,10 @@ forebay_config::section! {
         /// free, it takes as many as it has slots. Default: at once, since Forebay's workers are warm when
         /// they report ready.
         slow_start: Duration = Duration::ZERO, any();
+        /// Share of requests whose access log line has `decisions`: the candidates, what was known of each,
+        /// what was chosen or waited for and why. `forebay-load sim --decisions` explains them and makes them
+        /// again. A line has some 400 bytes more for each candidate, of which there are up to 17. "0%": none.
+        decisions: f64 = 0.0, share();
         /// Time to open a connection. A machine that is there answers within its round trip. But its answer
         /// may get lost, and one that has too many connections to accept drops the first packet of a new
         /// one: the kernel sends that again after a second, so leave a little more.

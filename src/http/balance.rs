@@ -9,6 +9,7 @@ use crate::http::request::Request;
 use crate::http::variant::Target;
 use crate::pool::attempt::{EndpointAttempt, was_tried};
 use crate::pool::queue::{BindRequest, Bound, Rejected, with_rng};
+use crate::pool::steps::Steps;
 use crate::pool::{LongLived, Pool};
 use crate::refusal::Refusal;
 use forebay_protocol::grpc::Method;
@@ -30,6 +31,10 @@ pub async fn balance(request: &mut Request, target: &Target) -> Result<(), Refus
         return Ok(());
     }
     let asked = ask(request, &target.pool);
+    let share = target.pool.config.decisions;
+    if share > 0.0 && request.attempts.is_empty() && fastrand::f64() < share {
+        request.steps = Some(Steps::begin(request.arrived));
+    }
     let tried = request.attempts.iter().map(|tried| Arc::clone(&tried.endpoint.state)).collect();
     let asks = BindRequest {
         priority: request.priority,
@@ -38,6 +43,7 @@ pub async fn balance(request: &mut Request, target: &Target) -> Result<(), Refus
         key: request.key,
         relative_cost: asked.as_ref().map(ModelHandle::relative_cost).unwrap_or_default(),
         tried,
+        steps: request.steps.clone(),
     };
     let bound = target.pool.bind(asks).await;
     request.times.balance += started.elapsed();
@@ -108,6 +114,7 @@ pub fn pick_long_lived(
         memory: &pool.rotation.pick_memory,
         key,
         ring: Some(&pool.rotation.ring),
+        trace: None,
     };
     let (policy, endpoints) = (pool.config.policy, &pool.rotation.long_lived);
     let excluded = |candidate: &LongLived| was_tried(tried, &candidate.0);

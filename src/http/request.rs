@@ -13,6 +13,7 @@ use crate::pool::Snapshot;
 use crate::pool::attempt::EndpointAttempt;
 use crate::pool::connector::PipeSocket;
 use crate::pool::liveness::CutAt;
+use crate::pool::steps::Steps;
 use crate::refusal::Refusal;
 use forebay_protocol::oip::SchedulingParameters;
 use forebay_protocol::{Priority, Reason};
@@ -54,6 +55,8 @@ pub struct Request {
     pub decisions: Option<Box<Decisions>>,
     /// Place among the attempts of the one that answered, if it is not the last.
     pub answering_attempt: Option<usize>,
+    /// The decisions on its way to endpoints, if they are kept.
+    pub steps: Option<Steps>,
     /// The outcome of a hedge.
     pub hedged: Option<Hedged>,
     /// Why a cheaper variant answers: what was wrong with the one that was chosen first.
@@ -126,6 +129,7 @@ impl Request {
             target: None,
             mode: None,
             deadline: None,
+            steps: None,
             cut: None,
             pipe_socket: None,
             attempts: Vec::new(),

@@ -11,7 +11,9 @@ use super::fleet::Fleets;
 use super::message::{Drain, Drained, Message, ReloadError, Unknown};
 use super::probe::{self, Prober};
 use super::queue::Queue;
-use super::{Endpoint, EndpointState, Hedges, Pool, PoolState, STANDSTILL, Snapshot, health};
+use super::{
+    Endpoint, EndpointState, Hedges, Pool, PoolState, STANDSTILL, Snapshot, health, waits,
+};
 use crate::config::{self, Config, EndpointProtocol, Source};
 use crate::exhausted;
 use crate::telemetry::variant_metrics::VariantMetrics;
@@ -136,15 +138,23 @@ impl Control {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let outlier_wakeup = Arc::clone(&self.outlier_wakeup);
         loop {
+            // Looks count only at even intervals: at other times a failure calls for one.
+            let mut is_due = false;
             let message = tokio::select! {
                 message = mailbox.recv() => message.map(Some),
                 () = outlier_wakeup.notified() => Some(None),
-                _ = looks.tick() => Some(None),
+                _ = looks.tick() => {
+                    is_due = true;
+                    Some(None)
+                }
             };
             fault_point("control");
             hang_point("control").await;
             pulse.beat();
             let current = snapshot.load_full();
+            if is_due {
+                waits::look(&current);
+            }
             match message {
                 None => return,
                 Some(Some(message)) => self.take(message, &current, snapshot),
@@ -274,6 +284,7 @@ impl Control {
             retry,
             hedges: config.hedge.as_ref().map(Hedges::new),
             models: Arc::new(ModelStats::new(config.hedge.as_ref().map(|it| it.quantile))),
+            waits: Default::default(),
         })
     }
 }

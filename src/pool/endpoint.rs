@@ -270,6 +270,10 @@ impl Candidate for Endpoint {
     fn load(&self) -> &Load {
         &self.state.load
     }
+
+    fn name(&self) -> &str {
+        &self.state.name
+    }
 }
 
 /// An endpoint as something is balanced that lasts.

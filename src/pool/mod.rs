@@ -23,16 +23,19 @@ pub mod queue;
 pub mod readiness;
 pub mod report;
 pub mod rotation;
+pub mod steps;
+mod waits;
 
 pub use endpoint::{Endpoint, EndpointState, LongLived};
 
 use crate::config;
 use crate::telemetry::variant_metrics::VariantMetrics;
+use forebay_routing::waits::PoolWaits;
 use forebay_routing::{ModelHandle, ModelStats, PickMemory, RetryBudget, RetryPolicy};
 use queue::Queue;
 use rotation::Rotation;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 /// Everything a request needs to know of the configuration and the fleet, at one moment.
@@ -111,6 +114,8 @@ pub struct PoolState {
     pub hedges: Option<Hedges>,
     /// Statistics of each model.
     pub models: Arc<ModelStats>,
+    /// The waits of its requests.
+    waits: Mutex<PoolWaits>,
 }
 
 impl PoolState {

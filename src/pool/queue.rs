@@ -9,8 +9,10 @@
 
 use super::endpoint::{Endpoint, EndpointState};
 use super::rotation::Rotation;
+use super::steps::Steps;
 use crate::clock;
 use forebay_protocol::{Priority, metric};
+use forebay_routing::decision::Trace;
 use forebay_routing::pick::Context;
 use forebay_routing::{
     Binding, Dispatch, Enqueued, Entry, FairQueue, InFlight, PoolView, Position, RelativeCost, Rng,
@@ -40,6 +42,8 @@ pub struct Queue {
     current: Mutex<Weak<Rotation>>,
     /// Wakes the ticker.
     joined: Arc<Notify>,
+    /// Number of waiting requests whose decisions are kept.
+    traced: Arc<AtomicUsize>,
 }
 
 /// The record of a waiting request.
@@ -50,6 +54,28 @@ struct Ticket {
     /// The endpoints as they were when the request was routed, in case that its pool is in no snapshot
     /// any more.
     rotation: Arc<Rotation>,
+    /// If its decisions are kept.
+    traced: Option<Traced>,
+}
+
+/// Counts a waiting request whose decisions are kept until it is dropped.
+#[derive(Debug)]
+struct Traced {
+    steps: Steps,
+    count: Arc<AtomicUsize>,
+}
+
+impl Traced {
+    fn new(steps: Steps, count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self { steps, count: Arc::clone(count) }
+    }
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Relaxed);
+    }
 }
 
 /// A request that is bound to an endpoint: it counts as in flight there until this is dropped.
@@ -76,6 +102,8 @@ pub struct BindRequest {
     pub relative_cost: RelativeCost,
     /// Endpoints that it was sent to already.
     pub tried: Vec<Arc<EndpointState>>,
+    /// The decisions on it, if they are kept.
+    pub steps: Option<Steps>,
 }
 
 /// Why a request is not bound.
@@ -100,6 +128,7 @@ impl Queue {
             count: AtomicUsize::new(0),
             current: Mutex::default(),
             joined,
+            traced: Arc::default(),
         }
     }
 
@@ -150,7 +179,8 @@ impl Queue {
         freed: Option<usize>,
     ) -> Option<(Ticket, Result<Bound, Rejected>)> {
         let mut line = self.lock();
-        let view = rotation.view(freed);
+        let trace = (self.traced.load(Relaxed) > 0).then(Trace::default);
+        let view = rotation.view(freed, trace.as_ref());
         let (place, next) = with_rng(|rng| view.next(&line, Ticket::has_tried, rng))?;
         let outcome = match next {
             // A request that took the room meanwhile checks again when it leaves.
@@ -164,6 +194,11 @@ impl Queue {
             Ok(_) => line.serve(&place),
         }?;
         self.count.store(line.len(), Relaxed);
+        if let (Some(trace), Some(traced)) = (trace, &ticket.traced) {
+            // Others before it were looked at as well, and went nowhere.
+            let last = trace.take().into_iter().rfind(|decision| decision.endpoint().is_some());
+            traced.steps.add(last);
+        }
         Some((ticket, outcome))
     }
 
@@ -184,13 +219,18 @@ impl Ticket {
 
 impl Rotation {
     /// The pool as the routing core sees it now.
-    fn view(&self, freed: Option<usize>) -> PoolView<'_, Arc<Endpoint>> {
+    fn view<'a>(
+        &'a self,
+        freed: Option<usize>,
+        trace: Option<&'a Trace>,
+    ) -> PoolView<'a, Arc<Endpoint>> {
         let context = Context {
             now: clock::now(),
             report_ttl: self.config.report_ttl,
             memory: &self.pick_memory,
             key: None,
             ring: Some(&self.ring),
+            trace,
         };
         let (policy, handoff_delay) = (self.config.policy, self.config.queue.handoff_delay);
         PoolView {
@@ -242,7 +282,7 @@ impl Queue {
         rotation: &Rotation,
         tried: impl Fn(&Arc<Endpoint>) -> bool,
     ) -> Option<Bound> {
-        let (view, waiting) = (rotation.view(None), self.count());
+        let (view, waiting) = (rotation.view(None, None), self.count());
         let index = with_rng(|rng| view.bind_hedge(waiting, tried, rng))?;
         Bound::claim(self, &view, index)
     }
@@ -256,10 +296,14 @@ impl Queue {
         let tried = |endpoint: &Arc<Endpoint>| {
             asks.tried.iter().any(|tried| Arc::ptr_eq(tried, &endpoint.state))
         };
-        let view = rotation.view(None).with_key(asks.key);
+        let trace = asks.steps.as_ref().map(|_| Trace::default());
+        let view = rotation.view(None, trace.as_ref()).with_key(asks.key);
         let terms = (clock::at(asks.deadline), asks.relative_cost);
         let gently = (rotation.config.slow_start, |it: &Arc<Endpoint>| it.state.ready_since());
         let binding = with_rng(|rng| view.bind_now_with_slow_start(gently, terms, tried, rng));
+        if let (Some(steps), Some(trace)) = (&asks.steps, &trace) {
+            steps.add(trace.take());
+        }
         match binding {
             Binding::Bind(index) => Bound::claim(self, &view, index).map(Ok),
             Binding::NoEndpoint => Some(Err(Rejected::NoEndpoint)),
@@ -282,7 +326,7 @@ impl Queue {
             key: asks.key,
             relative_cost: asks.relative_cost,
         };
-        let view = rotation.view(None);
+        let view = rotation.view(None, None);
         let (reply, answer) = oneshot::channel();
         let mut line = self.lock();
         line.resize(rotation.config.queue.size);
@@ -292,8 +336,9 @@ impl Queue {
                 .map_err(Rejected::DeadlineUnreachable)?;
         }
         let after = with_rng(|rng| view.capacity(rng)).drained_in(line.len());
-        let joined = line
-            .enqueue(&entry, Ticket { reply, tried: asks.tried, rotation: Arc::clone(rotation) });
+        let traced = asks.steps.map(|steps| Traced::new(steps, &self.traced));
+        let rotation = Arc::clone(rotation);
+        let joined = line.enqueue(&entry, Ticket { reply, tried: asks.tried, rotation, traced });
         let before = self.count.swap(line.len(), SeqCst);
         drop(line);
         if before == 0 {

@@ -4,6 +4,7 @@
 //! [`LineWriter`]: it drops and counts lines rather than let a request wait.
 
 use crate::config::AccessLog;
+use crate::pool::steps::StepLog;
 use chrono::{DateTime, SecondsFormat, Utc};
 use forebay_process::writer::{LineWriter, Lost, Settings, Target};
 use serde::Serialize;
@@ -46,6 +47,8 @@ pub struct Entry<'a> {
     pub route: Option<&'a str>,
     /// Name of the variant.
     pub variant: Option<&'a str>,
+    /// Name of its pool.
+    pub pool: Option<&'a str>,
     /// Model named by the request.
     pub model: Option<&'a str>,
     /// Version named by the request.
@@ -56,6 +59,8 @@ pub struct Entry<'a> {
     pub mode: Option<&'static str>,
     /// The endpoint that was tried last.
     pub endpoint: Option<&'a str>,
+    /// Number of requests that this endpoint can run at once; null if unknown.
+    pub slots: Option<u32>,
     /// Number of attempts.
     pub attempts: usize,
     /// Outcome of a hedge: `won`, `lost` or `failed`; null without one.
@@ -69,6 +74,8 @@ pub struct Entry<'a> {
     pub bytes_in: u64,
     /// Bytes of the answer's body.
     pub bytes_out: u64,
+    /// Time from the header's arrival to the deadline; null without one.
+    pub deadline_us: Option<u64>,
     /// Time from the header's arrival to the end.
     pub total_us: u64,
     /// Time to receive the body, if it was held.
@@ -79,6 +86,10 @@ pub struct Entry<'a> {
     pub forward_us: u64,
     /// Text of the refusal.
     pub error: Option<&'a str>,
+    /// The decisions on its way to endpoints, of the share of requests that `decisions` of the pool names: the
+    /// candidates, what was known of each, what was chosen and why. Absent from other lines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decisions: Option<StepLog>,
 }
 
 /// One ended connection at Layer 4. Times are microseconds, sizes bytes.

@@ -3,6 +3,7 @@
 use crate::http::cache::outcome::Outcome;
 use crate::http::identify::Identity;
 use crate::http::request::{ForwardMode, Request};
+use crate::pool::steps::Steps;
 use crate::refusal::Refusal;
 use crate::telemetry::access_log::{self, AccessLogger};
 use forebay_framing::request_head;
@@ -161,22 +162,26 @@ fn write_line(
         reason,
         route: target.map(|target| target.route.name.as_str()),
         variant: target.map(|target| target.variant.name.as_str()),
+        pool: target.map(|target| target.pool.config.name.as_str()),
         model: identity.model.as_deref().map(shortened),
         version: identity.version.as_deref().map(shortened),
         priority: request.priority.as_str(),
         mode: request.mode.map(ForwardMode::as_str),
         endpoint: request.answering().map(|picked| &*picked.endpoint.state.name),
+        slots: request.answering().and_then(|picked| picked.endpoint.state.load.known_slots()),
         attempts: request.attempts.len(),
         hedged: request.hedged.map(Hedged::as_str),
         degraded: request.degraded.map(Reason::code),
         cache: request.cache.map(Outcome::logged),
         bytes_in: request.bytes_in.max(session.body_bytes_read() as u64),
         bytes_out: session.body_bytes_sent() as u64,
+        deadline_us: request.deadline.map(|at| micros(at.duration_since(request.arrived))),
         total_us: micros(request.took()),
         receive_us: micros(request.times.receive),
         balance_us: micros(request.times.balance),
         forward_us: micros(request.times.forward),
         error: request.refusal.as_ref().map(|refusal| &*refusal.message),
+        decisions: request.steps.as_ref().map(Steps::take),
     });
 }
 

@@ -27,6 +27,7 @@ async fn a_line_says_all_of_a_request() {
         ("reason", "ok"),
         ("route", "test"),
         ("variant", "test"),
+        ("pool", "test"),
         ("model", "m"),
         ("version", "7"),
         ("endpoint", &endpoint.address.to_string()),
@@ -38,7 +39,7 @@ async fn a_line_says_all_of_a_request() {
     {
         assert_eq!(line[field], expected, "{field}");
     }
-    for field in ["total_us", "receive_us", "balance_us", "forward_us"] {
+    for field in ["deadline_us", "total_us", "receive_us", "balance_us", "forward_us"] {
         assert!(line[field].is_u64(), "{field}: {line}");
     }
     assert!(line["total_us"].as_u64() >= line["forward_us"].as_u64());

@@ -4,7 +4,8 @@
 use crate::client::{Load, Response, get, post_with};
 use crate::endpoint::{Behaviour, Endpoint};
 use crate::grpc_client::call;
-use crate::harness::{Proxy, Worker, addresses, eventually};
+use crate::harness::{Folder, Proxy, Worker, addresses, eventually};
+use forebay_loadtest::sim::decisions;
 use forebay_protocol::grpc::{Code, MODEL_INFER, infer as wire};
 use forebay_protocol::oip::{Data, InferRequest, Parameter, Tensor};
 use std::sync::atomic::Ordering::Relaxed;
@@ -291,4 +292,41 @@ async fn an_endpoint_that_says_nothing_is_limited_by_what_its_latencies_say() {
     .await;
     let outcomes = many.stop().await;
     assert!(outcomes.keys().all(|outcome| outcome == "200"), "{outcomes:?}");
+}
+
+#[tokio::test]
+async fn a_sampled_request_has_its_decisions_in_the_log_and_they_come_to_the_same_again() {
+    let endpoint = Endpoint::start(Behaviour::Gated).await;
+    let settings = format!("{ONE_SLOT}\ndecisions = \"100%\"");
+    let proxy = Proxy::in_front_of(&[endpoint.address], 1, &settings).await;
+    let mut asked = vec![ask(&proxy, "first", &[])];
+    came(&endpoint, 1).await;
+    endpoint.let_go(1);
+    assert_eq!(asked.remove(0).await.unwrap().status, 200);
+    asked.push(ask(&proxy, "held", &[]));
+    came(&endpoint, 2).await;
+    asked.push(ask(&proxy, "waits", &[]));
+    queued(&proxy, 1).await;
+    endpoint.let_go(2);
+    for answer in asked {
+        assert_eq!(answer.await.unwrap().status, 200);
+    }
+    let lines: Vec<_> = (0..3).map(|_| proxy.next_line()).collect();
+    for line in &lines {
+        let steps = line["decisions"].as_array().unwrap();
+        let last = steps.last().unwrap();
+        assert_eq!(last["kind"], "bind", "{line}");
+        let chosen = usize::try_from(last["chosen"].as_u64().unwrap()).unwrap();
+        assert_eq!(last["candidates"][chosen]["endpoint"], line["endpoint"], "{line}");
+    }
+    let waited = |line: &&serde_json::Value| line["decisions"][0]["why"] == "none_free";
+    assert_eq!(lines.iter().filter(waited).count(), 1, "{lines:?}");
+    let folder = Folder::new();
+    let log = folder.0.join("access.jsonl");
+    std::fs::write(&log, lines.iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+    let (recorded, unread) = decisions::read(&log).unwrap();
+    let found = decisions::replay(&recorded, unread);
+    assert!(found.is_same() && found.decisions >= 4, "{found:?}");
+    let text = decisions::explain(&recorded, &recorded[0].id, &log).unwrap();
+    assert!(text.contains(&endpoint.address.to_string()), "{text}");
 }

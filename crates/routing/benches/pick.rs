@@ -58,6 +58,7 @@ fn round(
             memory,
             key: Some(u64::from(number)),
             ring: Some(&ring),
+            trace: None,
         };
         let chosen = black_box(pick::pick(policy, black_box(fleet), |_| false, &context, rng));
         if number % 10 == 0

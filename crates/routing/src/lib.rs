@@ -9,11 +9,14 @@
 //! - [`pick`]: which endpoint gets the next request, by one of the [`Policy`] values.
 //! - [`load`]: what is known of one endpoint's load, updated without locks; the in-flight guard.
 //! - [`queue`]: requests that wait in the proxy; when one is bound to an endpoint, and which one goes next.
+//! - [`decision`]: records of picks, and the same picks from them.
 //! - [`health`]: probes, outlier detection and slow start.
 //! - [`attempt`]: the attempts of one request: retries, hedges, fallback to another variant, and the blame.
+//! - [`waits`]: how long requests of a pool wait, and how long they would with perfect routing.
 //! - [`retry`]: how many retries and hedges a pool may add to the load it has, and when they are worth it.
 
 pub mod attempt;
+pub mod decision;
 mod float;
 pub mod health;
 pub mod load;
@@ -24,6 +27,7 @@ pub mod retry;
 mod rng;
 mod sync;
 mod time;
+pub mod waits;
 
 pub use attempt::Attempts;
 pub use attempt::blame::Blame;

@@ -81,7 +81,14 @@ fn of_those_that_meet_at_an_endpoint_no_more_stay_than_it_has_room_for() {
         let stay = thrice(move || {
             let (endpoints, memory) = ([Endpoint(Arc::clone(&shared))], Arc::default());
             let now = Time::default();
-            let context = Context { now, report_ttl: TTL, memory: &memory, key: None, ring: None };
+            let context = Context {
+                now,
+                report_ttl: TTL,
+                memory: &memory,
+                key: None,
+                ring: None,
+                trace: None,
+            };
             let (policy, handoff_delay) = (Policy::RoundRobin, Duration::ZERO);
             let view = PoolView {
                 policy,

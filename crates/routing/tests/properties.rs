@@ -8,9 +8,11 @@
     reason = "small numbers"
 )]
 
+use forebay_routing::decision::{Decision, Trace};
 use forebay_routing::pick::{self, Context, Ring};
 use forebay_routing::{
-    Binding, Candidate, InFlight, Load, PickMemory, Policy, PoolView, Report, Rng, Time,
+    Binding, Candidate, Dispatch, Entry, FairQueue, InFlight, Load, PickMemory, Policy, PoolView,
+    RelativeCost, Report, Rng, Time,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,7 +46,14 @@ impl Pool {
     }
 
     fn context(&self, now: Time, key: Option<u64>) -> Context<'_> {
-        Context { now, report_ttl: TTL, memory: &self.picks, key, ring: Some(&self.ring) }
+        Context {
+            now,
+            report_ttl: TTL,
+            memory: &self.picks,
+            key,
+            ring: Some(&self.ring),
+            trace: None,
+        }
     }
 
     /// Picks among those that were not tried.
@@ -233,4 +242,89 @@ fn counters_do_not_leak_when_threads_meet() {
         }
     });
     assert_eq!(load.in_flight(), 0);
+}
+
+#[test]
+fn a_traced_decision_is_the_one_without_a_trace_and_comes_to_the_same_again() {
+    let mut replayed = 0;
+    for seed in 3000..3030 {
+        let policy = [Policy::Adaptive, Policy::LeastCost, Policy::P2c][seed as usize % 3];
+        // Two worlds that are alike in everything but that one is traced.
+        let (mut traced, mut plain) = (World::new(seed), World::new(seed));
+        for step in 0..300 {
+            traced.step();
+            plain.step();
+            let trace = Trace::default();
+            let bind = |world: &mut World, trace: Option<&Trace>| {
+                let context = Context { trace, ..world.pool.context(world.now, None) };
+                let view = PoolView {
+                    policy,
+                    endpoints: &world.pool.fleet,
+                    freed: None,
+                    handoff_delay: HANDOFF_DELAY,
+                    context,
+                    time_budget: None,
+                };
+                view.bind(|it| it.tried, step % 5, &mut world.rng)
+            };
+            let found = bind(&mut traced, Some(&trace));
+            assert_eq!(found, bind(&mut plain, None), "seed {seed}, step {step}");
+            for decision in trace.take() {
+                if let Some(again) = decision.replay() {
+                    assert_eq!(again, decision.recorded(), "seed {seed}: {decision:?}");
+                    replayed += 1;
+                }
+            }
+            for world in [&mut traced, &mut plain] {
+                if let Binding::Bind(at) = found {
+                    let guard = world.pool.fleet[at].load.enter();
+                    world.held.push((at, world.now, guard));
+                }
+            }
+        }
+    }
+    assert!(replayed > 4000, "{replayed}");
+}
+
+#[test]
+fn a_request_that_is_sent_ahead_is_so_by_its_record_as_well() {
+    let trace = Trace::default();
+    let (pool, mut rng) = (Pool::new(8, || 1), Rng::new(5));
+    let mut held = Vec::new();
+    for endpoint in &pool.fleet {
+        for _ in 0..20 {
+            endpoint.load.enter().answered(Duration::from_millis(5), Time::default());
+        }
+        held.push(endpoint.load.enter());
+    }
+    let mut queue = FairQueue::new(100);
+    for number in 0..40_u64 {
+        let entry = Entry {
+            class: 1,
+            since: Time::default(),
+            deadline: Time::new(Duration::from_secs(30)),
+            client: 1,
+            key: None,
+            relative_cost: RelativeCost::default(),
+        };
+        queue.enqueue(&entry, number);
+    }
+    let next = |trace, rng: &mut Rng| {
+        let context = Context { trace, ..pool.context(Time::default(), None) };
+        let view = PoolView {
+            policy: Policy::Adaptive,
+            endpoints: &pool.fleet,
+            freed: None,
+            handoff_delay: HANDOFF_DELAY,
+            context,
+            time_budget: None,
+        };
+        view.next(&queue, |_, _| false, rng).map(|(_, dispatch)| dispatch)
+    };
+    let found = next(Some(&trace), &mut rng.clone());
+    assert!(matches!(found, Some(Dispatch::BindAhead(_))), "{found:?}");
+    assert_eq!(found, next(None, &mut rng));
+    let last = trace.take().pop().unwrap();
+    assert!(matches!(last, Decision::Ahead(_)), "{last:?}");
+    assert_eq!(last.replay(), Some(last.recorded()));
 }

@@ -83,8 +83,14 @@ fn run(args: &RunArgs) -> Result<u8, Fault> {
 }
 
 fn simulate(args: &SimArgs) -> Result<u8, Fault> {
+    if let Some(log) = &args.from {
+        return bounds(log, args);
+    }
+    if let Some(log) = &args.decisions {
+        return decisions(log, args);
+    }
     if args.goals {
-        let goals = sim::goals::all(&args.scenario).map_err(|error| Fault::Usage(error.into()))?;
+        let goals = sim::goals::all(args.scenario()).map_err(|error| Fault::Usage(error.into()))?;
         let text = sim::goals::render(&goals);
         std::io::stdout().write_all(text.as_bytes()).map_err(|error| Fault::Run(error.into()))?;
         return Ok(if goals.iter().all(|goal| goal.met) { OK } else { MISSED });
@@ -120,6 +126,29 @@ fn simulate(args: &SimArgs) -> Result<u8, Fault> {
     Ok(if report.met() { OK } else { MISSED })
 }
 
+/// The best that was possible with a fleet, by the log of its proxy.
+fn bounds(log: &Path, args: &SimArgs) -> Result<u8, Fault> {
+    let reports =
+        sim::bounds::log::reports(log, args.slots).map_err(|error| Fault::Usage(error.into()))?;
+    let text = |style| reports.iter().map(|report| report.render(style)).collect::<String>();
+    print(args.json.as_deref(), &reports, text).map_err(Fault::Run)?;
+    Ok(OK)
+}
+
+/// Recorded decisions, explained or made again.
+fn decisions(log: &Path, args: &SimArgs) -> Result<u8, Fault> {
+    let usage = |error: sim::decisions::DecisionsError| Fault::Usage(error.into());
+    let (recorded, unread) = sim::decisions::read(log).map_err(usage)?;
+    if let Some(id) = &args.explain {
+        let text = sim::decisions::explain(&recorded, id, log).map_err(usage)?;
+        std::io::stdout().write_all(text.as_bytes()).map_err(|error| Fault::Run(error.into()))?;
+        return Ok(OK);
+    }
+    let found = sim::decisions::replay(&recorded, unread);
+    print(args.json.as_deref(), &found, |style| found.render(style)).map_err(Fault::Run)?;
+    Ok(if found.is_same() { OK } else { MISSED })
+}
+
 fn deadlines(args: &SimArgs) -> Result<u8, Fault> {
     let scenario = scenario(args).map_err(|error| Fault::Usage(error.into()))?;
     let found = sim::deadlines::all(&scenario, &sim::deadlines::cells())
@@ -133,6 +162,7 @@ fn matrix(args: &SimArgs) -> Result<u8, Fault> {
     let scenario = scenario(args).map_err(|error| Fault::Usage(error.into()))?;
     let cells = match args.drawn {
         Some(count) => sim::matrix::cells::drawn(usize::from(count), scenario.general.seed),
+        None if args.special => sim::matrix::cells::special(),
         None => sim::matrix::cells::listed(),
     };
     let found = sim::matrix::all(&scenario, &cells, f64::from(args.requests))
@@ -150,7 +180,7 @@ fn sim_plan(args: &SimArgs) -> Result<SimPlan, SimError> {
 }
 
 fn scenario(args: &SimArgs) -> Result<Scenario, SimError> {
-    let mut scenario = Scenario::read(&args.scenario)?;
+    let mut scenario = Scenario::read(args.scenario())?;
     scenario.general = args.seed.over(scenario.general);
     scenario.simulated.sim = args.policies.over(scenario.simulated.sim);
     Ok(scenario)

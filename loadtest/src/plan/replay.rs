@@ -57,6 +57,19 @@ pub enum ReplayError {
 /// # Errors
 /// The file can't be read, a line has no time, or there are none or too many.
 pub fn read(path: &Path) -> Result<Vec<LogLine>, ReplayError> {
+    let mut lines = each_line(path, parse)?;
+    lines.sort_by(|a, b| a.time.total_cmp(&b.time));
+    Ok(lines)
+}
+
+/// Reads a log of JSON lines in its own order; `parse` gives the meaning of one, or nothing if it has none.
+///
+/// # Errors
+/// As for [`read`].
+pub(crate) fn each_line<T>(
+    path: &Path,
+    parse: impl Fn(&str) -> Option<T>,
+) -> Result<Vec<T>, ReplayError> {
     let mut lines = Vec::new();
     let mut reader = BufReader::new(std::fs::File::open(path)?);
     let mut text = String::new();
@@ -78,7 +91,6 @@ pub fn read(path: &Path) -> Result<Vec<LogLine>, ReplayError> {
     if lines.is_empty() {
         return Err(ReplayError::Empty);
     }
-    lines.sort_by(|a, b| a.time.total_cmp(&b.time));
     Ok(lines)
 }
 
@@ -96,7 +108,7 @@ fn parse(text: &str) -> Option<LogLine> {
 }
 
 /// Seconds since 1970 of a time such as `2026-03-01T12:30:00.25+01:00`.
-fn rfc3339(text: &str) -> Option<f64> {
+pub(crate) fn rfc3339(text: &str) -> Option<f64> {
     let time = DateTime::parse_from_rfc3339(text).ok()?;
     Some(seconds(time.timestamp()) + f64::from(time.timestamp_subsec_nanos()) / 1e9)
 }

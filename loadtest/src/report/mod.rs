@@ -6,6 +6,7 @@
 pub mod buckets;
 pub mod compare;
 pub mod fault_window;
+pub mod fleet;
 pub mod hdr;
 pub mod html;
 pub mod outcome;
@@ -20,6 +21,7 @@ use crate::plan::{Loop, Plan};
 use crate::units::{self, float};
 use buckets::Buckets;
 use fault_window::FaultWindowReport;
+use fleet::FleetReport;
 use outcome::{Count, Outcome, counts};
 use record::{Interval, Record};
 use serde::{Deserialize, Serialize};
@@ -57,6 +59,9 @@ pub struct Report {
     /// The same figures before, during and after each of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fault_windows: Vec<FaultWindowReport>,
+    /// How far the fleet is from the best that is possible, where everything is known: in a simulation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<FleetReport>,
     /// Why this run must not be quoted; empty: it may.
     pub problems: Vec<String>,
     /// Reservations that a reader should know.
@@ -220,6 +225,7 @@ impl Report {
             objectives: verdicts.map(Judged::from).collect(),
             faults: Vec::new(),
             fault_windows: record.fault_windows.report(plan, seconds),
+            fleet: None,
             problems: problems(plan, record),
             notes: notes(record, circumstances),
             interval_seconds: plan.timeline.interval.as_secs_f64(),

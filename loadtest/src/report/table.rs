@@ -43,6 +43,9 @@ fn write(out: &mut String, report: &Report, style: Style) -> std::fmt::Result {
     generator(out, report)?;
     lists(out, report, style)?;
     fault_windows(out, report, style)?;
+    if let Some(fleet) = &report.fleet {
+        out.push_str(&fleet.render(style));
+    }
     verdicts(out, report, style)
 }
 

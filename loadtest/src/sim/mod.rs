@@ -13,7 +13,9 @@
 //! | [`fleet`] | endpoints: slots, queues, speeds |
 //! | [`impact`] | the effect of a fault or of overload on traffic and latency |
 //! | [`keys`] | names of requests and attempts |
+//! | [`bounds`] | the best that is possible with a fleet, simulated or recorded in an access log |
 //! | [`balancer`] | the policies that say where a request goes |
+//! | [`decisions`] | recorded decisions of a proxy, explained and made again |
 //! | [`deadlines`] | goodput where deadlines are near the service time |
 //! | [`pools`] | which endpoints belong to which pool, and which variants stand in |
 //! | [`matrix`] | the default beside the best of its peers, over many fleets |
@@ -21,8 +23,10 @@
 //! | [`goals`] | the project's goals, each beside its bound and its peers |
 
 pub mod balancer;
+pub mod bounds;
 mod clock;
 pub mod deadlines;
+pub mod decisions;
 pub mod engine;
 pub mod fleet;
 pub mod goals;
@@ -71,6 +75,7 @@ pub fn report(plan: &SimPlan, policy: SimPolicy, found: &SimResult) -> Report {
     "simulated".clone_into(&mut report.run.protocol);
     report.run.machine =
         Machine { version: env!("CARGO_PKG_VERSION").to_owned(), ..Machine::default() };
+    report.fleet = Some(bounds::simulated::report(plan, found));
     report.notes.push("simulated: nothing was sent, and time did not pass".to_owned());
     report
 }

@@ -38,6 +38,7 @@ fn pool_with(more: &str) -> Arc<Pool> {
         retry: config.retry.clone(),
         hedges: None,
         models: Arc::new(ModelStats::new(None)),
+        waits: Default::default(),
     });
     let pool = Arc::new(Pool::new(config, endpoints, state));
     pool.state.queue.renew(&pool.rotation);
@@ -52,6 +53,7 @@ fn asks(number: usize) -> BindRequest {
         key: None,
         relative_cost: RelativeCost::default(),
         tried: Vec::new(),
+        steps: None,
     }
 }
 

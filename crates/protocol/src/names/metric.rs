@@ -44,6 +44,11 @@ pub mod proxy {
         Gauge POOL_PANIC = "forebay_pool_panic" [pool];
         /// 1 while endpoints that do not answer probes are used because no other is left.
         Gauge POOL_LAST_RESORT = "forebay_pool_last_resort" [pool];
+        /// Mean wait of a request over the last half minute, by `part` (`proxy`: in the queue; `endpoint`: behind
+        /// others there; `full`: of both, while all slots were taken, which would remain with perfect routing).
+        Gauge POOL_WAIT = "forebay_pool_wait_seconds" [pool, part];
+        /// Share of the slots that are taken, over the last half minute.
+        Gauge POOL_UTILIZATION = "forebay_pool_utilization" [pool];
         /// Requests sent to the endpoint and unfinished.
         Gauge ENDPOINT_IN_FLIGHT = "forebay_endpoint_in_flight" [pool, endpoint];
         /// Requests waiting in the proxy for an endpoint.

@@ -6,6 +6,7 @@
 
 use super::recent::{PickMemory, RecentEndpoint};
 use super::ring::Ring;
+use crate::decision::{Trace, Wish, best_wish};
 use crate::{Load, Rng, Time};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,13 +18,6 @@ const SAMPLE_SIZE: usize = 6;
 const MAX_RECENT: usize = 3;
 /// Most endpoints that are looked at for one decision: one that has just become free comes on top.
 pub(crate) const MAX_SAMPLE: usize = FULL_SCAN + 1;
-/// One pick in so many goes to an endpoint that has been avoided for a while, if there is one, and one
-/// in so many to one of which hardly anything is known or that seems to have got faster: what is
-/// avoided would never be found to have recovered. Seldom enough not to be seen in a p99 where all
-/// others take a third of the time.
-const EXPLORATION_PERIOD: usize = 500;
-const UNSURE_PERIOD: usize = 100;
-
 /// Service time in seconds if no endpoint has one yet; any value does, since it is common to all.
 const UNKNOWN_SERVICE: f64 = 0.001;
 
@@ -31,11 +25,20 @@ const UNKNOWN_SERVICE: f64 = 0.001;
 pub trait Candidate {
     /// The estimate of its load.
     fn load(&self) -> &Load;
+
+    /// Its name in the records of decisions.
+    fn name(&self) -> &str {
+        ""
+    }
 }
 
 impl<C: Candidate + ?Sized> Candidate for Arc<C> {
     fn load(&self) -> &Load {
         (**self).load()
+    }
+
+    fn name(&self) -> &str {
+        (**self).name()
     }
 }
 
@@ -52,6 +55,8 @@ pub struct Context<'a> {
     pub key: Option<u64>,
     /// For the same: the endpoints in a circle.
     pub ring: Option<&'a Ring>,
+    /// Keeps the decisions, if any request wants them.
+    pub trace: Option<&'a Trace>,
 }
 
 /// The endpoints that are looked at for one decision.
@@ -142,23 +147,15 @@ impl Sample {
     pub(crate) fn explore<C: Candidate>(
         &self,
         endpoints: &[C],
-        may: impl Fn(&Load) -> bool,
         context: &Context<'_>,
         rng: &mut Rng,
     ) -> Option<usize> {
-        let chance = rng.below(EXPLORATION_PERIOD);
-        if chance >= EXPLORATION_PERIOD / UNSURE_PERIOD {
-            return None;
-        }
-        let now = context.now.nanos();
-        let load = |at: usize| endpoints[self.indices[at]].load();
-        let wanted = |load: &Load| match chance {
-            0 => load.is_due_for_exploration(now),
-            _ => load.is_unsure(now),
+        let wish = best_wish(rng)?;
+        let due = |at: usize| {
+            let load = endpoints[self.indices[at]].load();
+            Some((at, explorable(load, wish, context.now)?))
         };
-        let due = (0..self.len)
-            .filter(|at| may(load(*at)) && load(*at).may_explore(now) && wanted(load(*at)));
-        due.max_by_key(|at| load(*at).silence(now))
+        (0..self.len).filter_map(due).max_by_key(|(_, silence)| *silence).map(|(at, _)| at)
     }
 
     /// Number `at` was chosen: its index in the pool. `costs` is what each of them costs.
@@ -184,6 +181,16 @@ impl Sample {
         }
         index
     }
+}
+
+/// Nanoseconds since the last answer of an endpoint that may be explored for this reason.
+pub(crate) fn explorable(load: &Load, wish: Wish, now: Time) -> Option<u64> {
+    let now = now.nanos();
+    let wanted = |load: &Load| match wish {
+        Wish::IsDue => load.is_due_for_exploration(now),
+        Wish::IsUnsure => load.is_unsure(now),
+    };
+    (load.may_explore(now) && wanted(load)).then(|| load.silence(now))
 }
 
 /// Fills `buffer` behind the first `filled` with distinct indices of allowed endpoints: all of them
@@ -231,22 +238,6 @@ const fn scale(chance: u64, n: usize) -> usize {
 pub fn best_service<'a, C: Candidate + 'a>(endpoints: impl Iterator<Item = &'a C>) -> f64 {
     let known = endpoints.filter_map(|endpoint| endpoint.load().service_seconds());
     known.reduce(f64::min).unwrap_or(UNKNOWN_SERVICE)
-}
-
-/// Position of the least of `costs`; among equal ones chance decides.
-pub(crate) fn least(costs: impl Iterator<Item = f64>, rng: &mut Rng) -> Option<usize> {
-    let (mut best, mut least, mut ties) = (None, f64::INFINITY, 0);
-    for (at, cost) in costs.enumerate() {
-        if cost < least || best.is_none() {
-            (best, least, ties) = (Some(at), cost, 1);
-        } else if cost == least {
-            ties += 1;
-            if rng.below(ties) == 0 {
-                best = Some(at);
-            }
-        }
-    }
-    best
 }
 
 /// The first allowed endpoint, counted from `first`.

@@ -105,7 +105,14 @@ mod tests {
     }
 
     fn context(now: Time, memory: &Arc<PickMemory>) -> Context<'_> {
-        Context { now, report_ttl: Duration::from_secs(1), memory, key: None, ring: None }
+        Context {
+            now,
+            report_ttl: Duration::from_secs(1),
+            memory,
+            key: None,
+            ring: None,
+            trace: None,
+        }
     }
 
     fn serves_in(endpoint: &Endpoint, millis: u64) {

@@ -1,6 +1,7 @@
 //! The ways of choosing, each a small type.
 
-use super::candidates::{Candidate, Context, Sample, allowed_from, choose, least};
+use super::candidates::{Candidate, Context, Sample, allowed_from, choose};
+use crate::decision::least;
 use crate::{Load, Rng};
 use std::time::Duration;
 
@@ -72,7 +73,7 @@ impl Choose for LeastCost {
         });
         let costs = &costs[..sample.indices().len()];
         let at = sample
-            .explore(endpoints, |_| true, context, rng)
+            .explore(endpoints, context, rng)
             .or_else(|| least(costs.iter().copied(), rng))?;
         Some(sample.take(at, costs, endpoints, context))
     }

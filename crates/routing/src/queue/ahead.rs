@@ -14,6 +14,7 @@
 //! much is left of it follows from the time that it has taken so far and from the distribution of services.
 
 use super::bind::limit;
+use crate::decision::{AheadComparison, Decision, Gap, GapFacts};
 use crate::pick::candidates::Sample;
 use crate::{Candidate, Load, PoolView, Rng};
 use std::time::Duration;
@@ -61,18 +62,29 @@ impl<C: Candidate> PoolView<'_, C> {
 
     /// Where one of so many that wait had better go ahead, if anywhere.
     pub(super) fn ahead(&self, indices: &[usize], waiting: usize) -> Option<Ahead> {
-        let flow = self.flow(indices);
         let waiting = waiting as f64 * indices.len() as f64 / self.endpoints.len().max(1) as f64;
-        let gain = |index: &usize| {
-            let load = self.endpoints[*index].load();
-            let (gain, until) = self.gain(load, flow, waiting)?;
+        let question = Question {
+            waiting,
+            handoff_delay: self.handoff_delay.as_secs_f64(),
+            utilisation: self.context.memory.utilisation(),
+            flow: self.flow(indices),
+        };
+        if let Some(trace) = self.context.trace {
+            let (known, indices): (Vec<Gap>, Vec<usize>) =
+                indices.iter().filter_map(|index| Some((self.gap(*index)?, *index))).unzip();
+            let mut comparison = question.about(known);
+            let (at, before) = comparison.choose()?;
+            (comparison.chosen, comparison.before) = (Some(at), before);
+            trace.add(Decision::Ahead(comparison));
+            return Some(Ahead { index: indices[at], before });
+        }
+        let facts = |index: &usize| {
+            let (gain, until) = question.gain(&self.facts(self.endpoints[*index].load())?);
             (gain > 0.0).then_some((*index, gain, until))
         };
         let (index, _, until) =
-            indices.iter().filter_map(gain).max_by(|one, other| one.1.total_cmp(&other.1))?;
-        let before = (flow.per_second * until - flow.ahead - 1.0).round().max(0.0);
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative")]
-        Some(Ahead { index, before: before as usize })
+            indices.iter().filter_map(facts).max_by(|one, other| one.1.total_cmp(&other.1))?;
+        Some(Ahead { index, before: question.before(until) })
     }
 
     /// How many were sent ahead and have not begun yet.
@@ -110,20 +122,66 @@ impl<C: Candidate> PoolView<'_, C> {
         flow
     }
 
-    /// Seconds of waiting that are saved if one goes ahead to this endpoint, and after how many it begins there.
-    fn gain(&self, load: &Load, flow: Flow, waiting: f64) -> Option<(f64, f64)> {
+    fn gap(&self, index: usize) -> Option<Gap> {
+        let endpoint = &self.endpoints[index];
+        let facts = self.facts(endpoint.load())?;
+        Some(Gap { endpoint: endpoint.name().to_owned(), facts })
+    }
+
+    /// The facts of an endpoint that may get one more than it has slots.
+    fn facts(&self, load: &Load) -> Option<GapFacts> {
         let places = self.places_ahead(load);
         let service = load.service_seconds()?;
         let occupied = load.occupancy(self.context.now, self.context.report_ttl);
         let slots = limit(load, Duration::ZERO)?;
         let ahead = occupied.checked_sub(slots).filter(|ahead| *ahead < places)?;
-        let own = f64::from(slots) / service;
         let (frees, deviation) = self.frees_in(load, service);
+        Some(GapFacts { slots, ahead, service, frees, deviation })
+    }
+}
+
+/// The state of a pool in which one may go ahead.
+#[derive(Debug, Clone, Copy)]
+struct Question {
+    waiting: f64,
+    handoff_delay: f64,
+    utilisation: f64,
+    flow: Flow,
+}
+
+impl Question {
+    fn about(&self, candidates: Vec<Gap>) -> AheadComparison {
+        let Self { waiting, handoff_delay, utilisation, flow } = *self;
+        let Flow { per_second, slots, ahead } = flow;
+        AheadComparison {
+            waiting,
+            handoff_delay,
+            utilisation,
+            per_second,
+            slots,
+            ahead,
+            candidates,
+            chosen: None,
+            before: 0,
+        }
+    }
+
+    /// As many as this go before one that begins after so many seconds.
+    fn before(&self, until: f64) -> usize {
+        let before = (self.flow.per_second * until - self.flow.ahead - 1.0).round().max(0.0);
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative")]
+        let before = before as usize;
+        before
+    }
+
+    /// Seconds of waiting that are saved if one goes ahead to this endpoint, and after how many it begins there.
+    fn gain(&self, facts: &GapFacts) -> (f64, f64) {
+        let Self { waiting, handoff_delay: gap, utilisation: used, flow } = *self;
+        let GapFacts { slots, ahead, service, frees, deviation } = *facts;
+        let own = f64::from(slots) / service;
         let until = frees + f64::from(ahead) / own;
         let variance = deviation * deviation + f64::from(ahead) / own / own;
-        let used = self.context.memory.utilisation();
         // The slot idles on the way unless one that was sent before is still there by then.
-        let gap = self.handoff_delay.as_secs_f64();
         let idles = (own * gap).min(1.0).powi(i32::try_from(ahead).unwrap_or(i32::MAX));
         let saved = idles * gap / service / flow.per_second * waiting / (1.0 - used);
         let others = flow.per_second - own;
@@ -134,7 +192,26 @@ impl<C: Candidate> PoolView<'_, C> {
         let lost = emptied * (until + (until * until + variance) / twice)
             + (1.0 - emptied) * variance / twice;
         let slower = (service - flow.slots / flow.per_second).max(0.0);
-        Some((saved - lost - slower, until))
+        (saved - lost - slower, until)
+    }
+}
+
+impl AheadComparison {
+    /// The position of the candidate to which one goes, and the number that goes before it.
+    pub(crate) fn choose(&self) -> Option<(usize, usize)> {
+        let question = Question {
+            waiting: self.waiting,
+            handoff_delay: self.handoff_delay,
+            utilisation: self.utilisation,
+            flow: Flow { per_second: self.per_second, slots: self.slots, ahead: self.ahead },
+        };
+        let gain = |(at, candidate): (usize, &Gap)| {
+            let (gain, until) = question.gain(&candidate.facts);
+            (gain > 0.0).then_some((at, gain, until))
+        };
+        let all = self.candidates.iter().enumerate().filter_map(gain);
+        let (at, _, until) = all.max_by(|one, other| one.1.total_cmp(&other.1))?;
+        Some((at, question.before(until)))
     }
 }
 
@@ -181,6 +258,7 @@ mod tests {
             memory: &memory,
             key: None,
             ring: None,
+            trace: None,
         };
         let view = PoolView {
             policy: Policy::Adaptive,

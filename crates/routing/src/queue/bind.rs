@@ -8,18 +8,13 @@
 
 use super::capacity::CapacityEstimate;
 use super::odds::TimeBudget;
-use crate::pick::candidates::{Sample, least};
+use crate::decision::{Decision, Picked};
+use crate::pick::candidates::Sample;
 use crate::pick::{self, Candidate, Context, Policy};
 use crate::{InFlight, Load, Rng};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// An endpoint must be so many times as fast as the best that is free to be worth waiting for: what is
-/// known of their speeds is not more exact than that.
-const MIN_SPEEDUP: f64 = 2.0;
-/// Share of the time that a faster endpoint is expected to save for which a request waits at most.
-/// Less gives up some of the tail of a lightly loaded fleet, more that of a busy one.
-const MAX_WAIT_SHARE: f64 = 0.7;
 /// Share of a slot's time that may pass idle until the next request is there. If it would be more,
 /// an endpoint gets requests beyond its slots, so that it can go on at once.
 pub(super) const MAX_IDLE_SHARE: f64 = 0.05;
@@ -76,7 +71,16 @@ impl<C: Candidate> PoolView<'_, C> {
             }
             policy => {
                 let shut = |endpoint: &C| excluded(endpoint) || full(endpoint);
-                match pick::pick(policy, self.endpoints, shut, &self.context, rng) {
+                let picked = pick::pick(policy, self.endpoints, shut, &self.context, rng);
+                if let Some(trace) = self.context.trace {
+                    let chosen = picked.map(|index| &self.endpoints[index]);
+                    let chosen = chosen.map(|it| (it.name(), it.load().in_flight()));
+                    let n = self.endpoints.len();
+                    let named = Policy::NAMES.iter().find(|(_, named)| *named == policy);
+                    let name = named.map_or("", |(name, _)| name);
+                    trace.add(Decision::Pick(Picked::new(name, n, chosen)));
+                }
+                match picked {
                     Some(index) => Binding::Bind(index),
                     None if self.endpoints.iter().all(excluded) => Binding::NoEndpoint,
                     None => Binding::Wait,
@@ -102,84 +106,6 @@ impl<C: Candidate> PoolView<'_, C> {
         Self { context: Context { key, ..self.context }, ..*self }
     }
 
-    /// The free one that is expected to be done first, against the best that is not free.
-    pub(crate) fn compare(
-        &self,
-        excluded: &impl Fn(&C) -> bool,
-        ahead: usize,
-        exploration: Exploration,
-        rng: &mut Rng,
-    ) -> Binding {
-        let sampled = Sample::at(self.endpoints, excluded, self.freed, &self.context, rng);
-        if sampled.indices().is_empty() {
-            return Binding::NoEndpoint;
-        }
-        let (now, ttl) = (self.context.now, self.context.report_ttl);
-        let best = sampled.new_endpoint_service(self.endpoints, &self.context);
-        let adaptive = self.policy == Policy::Adaptive;
-        let costs = sampled.costs(self.endpoints, |load| match adaptive {
-            _ if !self.is_free(load) => f64::INFINITY,
-            true => load.cost(now, ttl, best),
-            false => load.completion(now, ttl, best),
-        });
-        let costs = &costs[..sampled.indices().len()];
-        // It is explored to be known better, so what is known does not count.
-        let free = |load: &Load| self.has_room(load);
-        let explored = match exploration {
-            Exploration::Allowed => sampled.explore(self.endpoints, free, &self.context, rng),
-            Exploration::Forbidden => None,
-        };
-        let at = explored.or_else(|| {
-            let at = least(costs.iter().copied(), rng).filter(|at| costs[*at] < f64::INFINITY)?;
-            let load = self.endpoints[sampled.indices()[at]].load();
-            // The load of other proxies may be out of date: where none of ours is in flight, it holds no request back.
-            let done = match load.in_flight() {
-                0 => load.expected_service(now, best) + load.penalty(now),
-                _ => load.completion(now, ttl, best),
-            };
-            let waits = adaptive && self.is_worth_waiting(sampled.indices(), best, done, ahead);
-            if !waits {
-                return Some(at);
-            }
-            // No request waits for others because of an endpoint that is hardly known.
-            let load = |at: usize| self.endpoints[sampled.indices()[at]].load();
-            let is_free = |at: &usize| costs[*at] < f64::INFINITY;
-            (0..costs.len()).filter(is_free).find(|at| load(*at).is_worth_finding_out(now))
-        });
-        match at {
-            Some(at) => Binding::Bind(sampled.take(at, costs, self.endpoints, &self.context)),
-            None => Binding::Wait,
-        }
-    }
-
-    /// Would a request be done before `cost` seconds have passed if it waited for one of the
-    /// endpoints that are better and not free? The requests before it wait for the same.
-    fn is_worth_waiting(&self, sample: &[usize], best: f64, cost: f64, ahead: usize) -> bool {
-        let now = self.context.now;
-        let (mut per_second, mut first_per_second) = (0.0, 0.0);
-        let (mut least, mut there) = (f64::INFINITY, 0.0);
-        for index in sample {
-            let load = self.endpoints[*index].load();
-            if self.is_free(load) {
-                continue;
-            }
-            let service = load.expected_service(now, best);
-            let done = service + load.penalty(now);
-            if done * MIN_SPEEDUP < cost {
-                per_second += f64::from(load.slots()) / service.max(f64::MIN_POSITIVE);
-                first_per_second += 1.0 / self.frees_in(load, service).0;
-                least = least.min(done);
-                // Requests there beyond its slots take the next slot that frees: a free place is not a free slot.
-                let occupied = load.occupancy(now, self.context.report_ttl);
-                there += f64::from(occupied.saturating_sub(load.slots()));
-            }
-        }
-        // The sample is a part of the pool, and so is the queue for that part.
-        let part = sample.len() as f64 / self.endpoints.len().max(1) as f64;
-        let wait = (ahead as f64 * part + there) / per_second + 1.0 / first_per_second;
-        wait < (cost - least) * MAX_WAIT_SHARE
-    }
-
     /// Whether this request may be sent there.
     pub fn is_free(&self, load: &Load) -> bool {
         self.has_room(load) && self.suits(load)
@@ -187,7 +113,7 @@ impl<C: Candidate> PoolView<'_, C> {
 
     /// Whether one more request may be sent there. An endpoint without requests of this proxy may always get
     /// one: the knowledge of others' requests may be out of date.
-    fn has_room(&self, load: &Load) -> bool {
+    pub(super) fn has_room(&self, load: &Load) -> bool {
         let Some(limit) = self.limit(load) else { return true };
         let (now, ttl) = (self.context.now, self.context.report_ttl);
         let is_empty = load.in_flight() == 0 && load.abandoned(now) == 0;
@@ -201,7 +127,7 @@ impl<C: Candidate> PoolView<'_, C> {
     }
 
     /// How many requests an endpoint may have without waiting there, or nearly so.
-    fn limit(&self, load: &Load) -> Option<u32> {
+    pub(super) fn limit(&self, load: &Load) -> Option<u32> {
         match self.policy {
             // Whether more than that is sent is decided in `ahead`, which knows the queue.
             Policy::Adaptive if !self.is_strained(load) => limit(load, Duration::ZERO),
@@ -249,7 +175,7 @@ impl<C: Candidate> PoolView<'_, C> {
         let (mut slots, mut per_second, mut deviation) = (0.0, 0.0, 0.0);
         for index in sample {
             let load = self.endpoints[*index].load();
-            let (own, service) = (f64::from(load.slots()), service(index));
+            let (own, service) = (f64::from(load.speedup().unwrap_or(1)), service(index));
             if seconds.is_some_and(|seconds| odds.within(seconds / service) < least) {
                 continue;
             }
@@ -338,8 +264,14 @@ mod tests {
         fleet: &'a [Endpoint],
         memory: &'a Arc<PickMemory>,
     ) -> PoolView<'a, Endpoint> {
-        let context =
-            Context { now: Time::default(), report_ttl: TTL, memory, key: None, ring: None };
+        let context = Context {
+            now: Time::default(),
+            report_ttl: TTL,
+            memory,
+            key: None,
+            ring: None,
+            trace: None,
+        };
         let handoff_delay = Duration::from_micros(100);
         PoolView {
             policy,

@@ -5,6 +5,7 @@
 //! the two, and in which order requests go:
 //!
 //! - [`bind`]: bind a request now, or hold it back.
+//! - [`compare`]: the comparison of endpoints behind that.
 //! - [`ahead`]: bind one to an endpoint that is busy, so that it need not idle in between.
 //! - [`capacity`]: how fast a pool works, and what can be promised by that.
 //! - [`fair_queue`]: the order of requests that wait.
@@ -13,6 +14,7 @@
 mod ahead;
 pub mod bind;
 pub mod capacity;
+mod compare;
 pub mod dispatch;
 pub mod fair_queue;
 pub(crate) mod odds;

@@ -16,7 +16,7 @@ use clap::{Args, Parser, Subcommand};
 use flags::{PolicyFlags, SeedFlag};
 use load::{GeneratorArgs, LoadArgs};
 use request::RequestArgs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use target::{is_file, refuse_what_a_scenario_says, scenario_of};
 
 /// An open-loop load generator that speaks inference
@@ -130,18 +130,48 @@ Examples:
   All policies beside what other proxies do and what an oracle could do, as Markdown:
       forebay-load sim loadtest/scenarios/sim/tail75.toml --table
 
+  Add machines, or look at the proxy? By what the proxy has logged:
+      forebay-load sim --from access.jsonl
+
+  Why did a request go there? By its line in the log of a pool with decisions = \"1%\":
+      forebay-load sim --decisions access.jsonl --explain REQUEST-ID
+
 Exit status:
   0  the objectives were met
-  1  an objective was missed
-  2  the command line or the scenario is wrong";
+  1  an objective was missed, or a recorded decision comes to another choice
+  2  the command line, the scenario or the log is wrong";
 
 /// Arguments of `sim`.
 #[derive(Debug, Args)]
 #[command(after_help = SIM_EXAMPLES)]
 pub struct SimArgs {
     /// A scenario with [[fleet.endpoint]]; with --goals a directory of them
-    #[arg(value_name = "SCENARIO.toml")]
-    pub scenario: PathBuf,
+    #[arg(value_name = "SCENARIO.toml", required_unless_present_any = ["from", "decisions"])]
+    scenario: Option<PathBuf>,
+
+    /// In place of a scenario: how far a fleet was from the best that was possible, by its proxy's access log
+    #[arg(
+        long, value_name = "ACCESS.jsonl",
+        conflicts_with_all = ["scenario", "goals", "deadlines", "matrix", "table", "policy", "seed", "html", "hdr"]
+    )]
+    pub from: Option<PathBuf>,
+
+    /// With --from: the slots of endpoints of which the log has none [default: the most requests that it shows
+    /// there at once]
+    #[arg(long, value_name = "N", requires = "from", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub slots: Option<u32>,
+
+    /// In place of a scenario: make the decisions again that an access log has of a pool with `decisions`. Ends with
+    /// status 1 if one comes to another choice
+    #[arg(
+        long, value_name = "ACCESS.jsonl",
+        conflicts_with_all = ["scenario", "from", "goals", "deadlines", "matrix", "table", "policy", "seed", "html", "hdr"]
+    )]
+    pub decisions: Option<PathBuf>,
+
+    /// With --decisions: explain those on this request instead
+    #[arg(long, value_name = "REQUEST-ID", requires = "decisions", conflicts_with = "json")]
+    pub explain: Option<String>,
 
     /// Check every goal of the project that can be simulated, beside its bound and its peers
     #[arg(long, alias = "bars", conflicts_with_all = ["policy", "table", "seed", "json"])]
@@ -160,6 +190,11 @@ pub struct SimArgs {
     /// With --matrix: so many fleets that follow from the seed, in place of the listed ones
     #[arg(long, value_name = "N", requires = "matrix", value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub drawn: Option<u16>,
+
+    /// With --matrix: the fleets that have something beside endpoints and a steady load (several proxies, batches, no
+    /// reports, two models, a lost endpoint, days, bursts, deadlines, drifting speeds, streams), in place of the others
+    #[arg(long, requires = "matrix", conflicts_with = "drawn")]
+    pub special: bool,
 
     /// With --matrix: requests that are measured in each fleet; fewer leave a p99.9 to chance
     #[arg(long, value_name = "N", requires = "matrix", default_value_t = 60_000,
@@ -202,6 +237,13 @@ pub struct ReportArgs {
 
     #[command(flatten)]
     pub(crate) files: FileArgs,
+}
+
+impl SimArgs {
+    /// The scenario, or the directory; empty where there is none.
+    pub fn scenario(&self) -> &Path {
+        self.scenario.as_deref().unwrap_or(Path::new(""))
+    }
 }
 
 impl RunArgs {

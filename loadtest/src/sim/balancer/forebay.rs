@@ -116,6 +116,7 @@ impl Forebay {
             memory: &self.recent,
             key: None,
             ring: Some(&self.ring),
+            trace: None,
         };
         PoolView {
             policy: self.policy,

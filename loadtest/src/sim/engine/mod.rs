@@ -11,7 +11,7 @@ mod flow;
 mod proxy;
 mod rotation;
 mod tally;
-mod workload;
+pub(super) mod workload;
 
 pub use tally::SimResult;
 

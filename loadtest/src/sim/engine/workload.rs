@@ -5,7 +5,7 @@ use crate::plan::mix::{Drawn, Mix};
 use crate::plan::{Loop, Plan};
 
 /// Requests still to come.
-pub(super) struct Workload {
+pub(in crate::sim) struct Workload {
     mix: Mix,
     arrivals: Arrivals,
     /// Time of the next request.
@@ -15,7 +15,7 @@ pub(super) struct Workload {
 }
 
 impl Workload {
-    pub(super) fn new(run: &Plan) -> Self {
+    pub(in crate::sim) fn new(run: &Plan) -> Self {
         let mut arrivals = match &run.load {
             Loop::Open(source) => source.arrivals(run.seed),
             Loop::Closed => Arrivals::Recorded { times: [].into(), next: 0 },
@@ -24,12 +24,12 @@ impl Workload {
     }
 
     /// Time of the next request, in nanoseconds; `None` after the last one.
-    pub(super) fn next(&self) -> Option<u64> {
+    pub(in crate::sim) fn next(&self) -> Option<u64> {
         self.next
     }
 
     /// Takes the next request: its number and what was drawn for it.
-    pub(super) fn take(&mut self) -> (u64, Drawn) {
+    pub(in crate::sim) fn take(&mut self) -> (u64, Drawn) {
         let index = self.index;
         self.index += 1;
         self.next = self.arrivals.next();

@@ -1,5 +1,6 @@
 //! The fleets of the matrix: a list that was settled once, and as many more as wanted, drawn from a seed.
 
+use super::extras::Extra;
 use crate::distribution::Distribution;
 use std::iter::repeat_n;
 use std::time::Duration;
@@ -19,6 +20,8 @@ pub struct Cell {
     pub demand: Distribution,
     /// From the proxy to an endpoint and back.
     pub round_trip: Duration,
+    /// Its special part.
+    pub extra: Extra,
 }
 
 impl Cell {
@@ -30,7 +33,13 @@ impl Cell {
     /// Requests a second that it can serve.
     pub fn capacity(&self) -> f64 {
         let slots = f64::from(self.slots);
-        self.slow.iter().map(|slow| slots / slow).sum::<f64>() / self.demand.mean()
+        let all = self.slow.iter().map(|slow| slots / slow).sum::<f64>() / self.demand.mean();
+        all * self.extra.throughput() * self.extra.available(self.slow.len())
+    }
+
+    /// The same cell with this.
+    fn with(self, extra: Extra) -> Self {
+        Self { name: extra.name() + &self.name, extra, ..self }
     }
 }
 
@@ -70,7 +79,8 @@ pub fn listed() -> Vec<Cell> {
         let name =
             format!("{what} {kind} {n}x{slots} slow {worst} {:.0}% {}ms", load * 100.0, mean * 1e3);
         let round_trip = Duration::from_micros(micros);
-        cells.push(Cell { name, slow, slots, load, demand: services(kind, mean), round_trip });
+        let (demand, extra) = (services(kind, mean), Extra::None);
+        cells.push(Cell { name, slow, slots, load, demand, round_trip, extra });
     };
     for kind in KINDS {
         for (n, slots) in ALIKE {
@@ -94,10 +104,72 @@ pub fn listed() -> Vec<Cell> {
     cells
 }
 
-/// So many cells that follow from `seed`.
+/// The cells that have something beside endpoints and a steady load, as settled as those.
+pub fn special() -> Vec<Cell> {
+    let exponential = |mean: f64| ("exponential", services("exponential", mean));
+    let mixed = || vec![1.0, 1.0, 1.0, 3.0];
+    let mut cells = Vec::new();
+    let mut add =
+        |extra: Extra, slow: Vec<f64>, slots, load, (kind, demand): (&str, Distribution)| {
+            let (worst, n) = (slow.iter().copied().fold(1.0, f64::max), slow.len());
+            let millis = demand.mean() * 1e3;
+            let name = format!("{kind} {n}x{slots} slow {worst} {:.0}% {millis}ms", load * 100.0);
+            let round_trip = Duration::from_micros(200);
+            let cell = Cell { name, slow, slots, load, demand, round_trip, extra: Extra::None };
+            cells.push(cell.with(extra));
+        };
+    for (proxies, n) in [(2, 8), (4, 16)] {
+        for slots in [1, 4] {
+            for load in [0.6, 0.85] {
+                add(Extra::Proxies(proxies), vec![1.0; n], slots, load, exponential(0.005));
+            }
+        }
+    }
+    for share in [0.79, 0.1] {
+        for load in [0.6, 0.85] {
+            add(
+                Extra::Batches(share),
+                vec![1.0; 4],
+                1,
+                load,
+                ("batch", services("constant", 0.005)),
+            );
+        }
+    }
+    add(Extra::NoReports, vec![1.0; 8], 1, 0.85, exponential(0.005));
+    add(Extra::NoReports, vec![1.0; 4], 4, 0.85, ("lognormal", services("lognormal", 0.02)));
+    add(Extra::NoReports, mixed(), 4, 0.85, exponential(0.02));
+    for load in [0.6, 0.85] {
+        add(Extra::TwoModels, vec![1.0; 4], 4, load, exponential(0.0155));
+        add(Extra::LosesOne, vec![1.0; 3], 4, load, exponential(0.02));
+    }
+    for slow in [vec![1.0; 8], mixed()] {
+        add(Extra::Diurnal, slow.clone(), 2, 0.6, exponential(0.01));
+        add(Extra::Bursts, slow.clone(), 2, 0.6, exponential(0.01));
+        add(Extra::Streams, slow.clone(), 4, 0.75, exponential(0.01));
+        add(Extra::Drift, slow, 4, 0.75, exponential(0.02));
+    }
+    for (n, slots) in [(8, 1), (4, 4)] {
+        add(Extra::Deadlines, vec![1.0; n], slots, 0.9, exponential(0.01));
+    }
+    cells
+}
+
+/// So many cells that follow from `seed`. Every other one has something beside endpoints and a steady load.
 pub fn drawn(count: usize, seed: u64) -> Vec<Cell> {
     let mut rng = fastrand::Rng::with_seed(seed);
-    (0..count).map(|number| draw(number, &mut rng)).collect()
+    let mut extras = fastrand::Rng::with_seed(!seed);
+    let mut draw = |number: usize| {
+        let cell = draw(number, &mut rng);
+        let extra = Extra::draw(&mut extras);
+        match extra {
+            _ if number.is_multiple_of(2) => cell,
+            // One of one can't be lost, nor can all that is left do the rest's work.
+            Extra::LosesOne if cell.slow.len() < 3 => cell,
+            extra => cell.with(extra),
+        }
+    };
+    (0..count).map(&mut draw).collect()
 }
 
 fn between(rng: &mut fastrand::Rng, least: f64, most: f64) -> f64 {
@@ -140,6 +212,7 @@ fn draw(number: usize, rng: &mut fastrand::Rng) -> Cell {
         load,
         demand,
         round_trip: Duration::from_secs_f64(round_trip),
+        extra: Extra::None,
     }
 }
 
@@ -168,6 +241,7 @@ mod tests {
         let cells = listed();
         assert_eq!(cells.len(), 62);
         assert_eq!(cells.iter().filter(|cell| cell.is_alike()).count(), 38);
+        assert!(special().iter().all(|cell| cell.extra != Extra::None));
         for cell in cells.iter().chain(&drawn(100, 1)) {
             let mean = cell.demand.mean();
             assert!((0.0019..=0.2001).contains(&mean), "{}: {mean}", cell.name);
