@@ -145,8 +145,8 @@ impl Listener {
                 h2: *h2,
                 proxy_protocol: listener.proxy_protocol,
                 connections: Arc::clone(&connections),
-                snapshot: Arc::clone(&proxy.snapshot),
-                lifecycle: Arc::clone(&proxy.lifecycle),
+                snapshot: Arc::clone(&proxy.services.present),
+                lifecycle: Arc::clone(&proxy.services.lifecycle),
                 observer: Arc::clone(&proxy.observer),
             })),
             Protocol::Tcp(settings) => Acceptor::Tcp(Arc::new(Layer4 {
@@ -154,8 +154,8 @@ impl Listener {
                 settings: settings.clone(),
                 proxy_protocol: listener.proxy_protocol,
                 connections: Arc::clone(&connections),
-                snapshot: Arc::clone(&proxy.snapshot),
-                lifecycle: Arc::clone(&proxy.lifecycle),
+                snapshot: Arc::clone(&proxy.services.present),
+                lifecycle: Arc::clone(&proxy.services.lifecycle),
                 observer: Arc::clone(&proxy.observer),
             })),
         };

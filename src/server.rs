@@ -13,6 +13,7 @@ use crate::connections::Connections;
 use crate::downstream::accept_loop;
 use crate::http::cache::Cache;
 use crate::http::proxy::Proxy;
+use crate::http::services::Services;
 use crate::lifecycle::Lifecycle;
 use crate::listeners::{Listener, Sockets};
 use crate::pool::connector::Connector;
@@ -114,10 +115,12 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
 
     let cache = Arc::new(Cache::new(&cache_memory)?);
     let proxy = Proxy {
-        snapshot: Arc::clone(control.snapshot()),
-        connector: Arc::new(Connector::new(server.idle_connections)),
-        lifecycle: Arc::clone(&lifecycle),
-        cache: Arc::clone(&cache),
+        services: Services {
+            present: Arc::clone(control.snapshot()),
+            connector: Arc::new(Connector::new(server.idle_connections)),
+            lifecycle: Arc::clone(&lifecycle),
+            cache: Arc::clone(&cache),
+        },
         observer: Arc::clone(&observer),
     };
     let (stop, stopping) = watch::channel(false);

@@ -2,6 +2,7 @@
 
 use super::check::HeaderNames;
 use forebay_config::form::{any, bytes, one_of, positive};
+use forebay_config::{Section, Table};
 use http::HeaderName;
 use std::time::Duration;
 
@@ -28,7 +29,8 @@ forebay_config::section! {
         /// Time for which an answer is kept; up to a tenth less, so that answers that came together do not
         /// all go together.
         ttl: Duration = Duration::from_secs(600), positive();
-        /// A longer answer is not kept.
+        /// An answer that is longer, as it comes from its endpoint, is not kept. The proxy holds an answer
+        /// of up to this length back until it is whole.
         max_entry: u64 = MIB, bytes();
         /// "shared": clients share answers. "client": each client, by its address or by
         /// `limits.client_header`, gets only its own.
@@ -44,6 +46,36 @@ forebay_config::section! {
         /// A word for the content of models whose server does not state it, as Forebay's workers do. Change
         /// it when a model was exchanged: answers under another word are not given any more.
         epoch: String = String::new(), any();
+        /// Time after `ttl` for which a kept answer is still given while the model is asked for a new one,
+        /// beside the request and with the least priority. 0: none.
+        stale_while_revalidate: Duration = Duration::ZERO, any();
+        /// Time after `ttl` for which a kept answer is still given if the model gives none: before a fallback
+        /// variant is asked. 0: none.
+        stale_if_error: Duration = Duration::ZERO, any();
+        /// Time for which a model that an endpoint does not know is answered with 404 without asking again.
+        /// A worker of Forebay that loads a model is asked at once. 0: none.
+        negative_ttl: Duration = Duration::ZERO, any();
+        /// Whether caches between clients and the proxy, such as a CDN, may keep answers for all: answers to
+        /// GET then have `cache-control: public` and the time that is left. Needs scope "shared".
+        public: bool = false, any();
+    }
+}
+
+impl RouteCache {
+    /// Reads the table, and checks its keys together.
+    pub(super) fn read_checked(table: &Table<'_, '_>) -> Self {
+        let keys = Self::read(table);
+        if keys.public && keys.scope == CacheScope::Client {
+            let span = table.place_of("public").unwrap_or(table.span());
+            let message = "expected scope = \"shared\" beside public = true, found \"client\"";
+            table.note(span, "public", message);
+        }
+        keys
+    }
+
+    /// Time for which an answer is kept beyond its time to live.
+    pub fn stale(&self) -> Duration {
+        self.stale_while_revalidate.max(self.stale_if_error)
     }
 }
 

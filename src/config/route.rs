@@ -97,7 +97,7 @@ pub(super) fn read(table: &Table<'_, '_>, pools: &[String], names: &mut Names) -
         deadline: keys.deadline,
         priority: keys.priority,
         expose_endpoint: keys.expose_endpoint,
-        cache: table.table("cache").map(|table| RouteCache::read(&table)),
+        cache: table.table("cache").map(|table| RouteCache::read_checked(&table)),
     }
 }
 

@@ -5,9 +5,8 @@ use crate::config::{Limits, Route};
 use crate::http::request::{ForwardMode, Request};
 use crate::refusal::Refusal;
 use forebay_config::ByteSize;
-use forebay_protocol::oip::{Call, SchedulingParameters};
+use forebay_protocol::oip::SchedulingParameters;
 use forebay_protocol::{Reason, grpc, header};
-use http::Method;
 use pingora::http::RequestHeader;
 use std::time::Duration;
 
@@ -51,11 +50,11 @@ fn within(request: &mut Request, route_deadline: Duration) {
 /// Takes in what the body says of the request's urgency, as far as its header says nothing. `body`: what
 /// is there of it; a message of gRPC was read for its routing.
 pub fn take_in_parameters(head: &RequestHeader, request: &mut Request, route: &Route, body: &[u8]) {
-    let is_inference = request.identity.call == Some(Call::Infer) && head.method == Method::POST;
-    if request.identity.grpc.is_some() || !is_inference {
+    if request.identity.grpc.is_some() || !request.is_inference(&head.method) {
         return;
     }
-    let length = head.headers.get(header::INFERENCE_HEADER_CONTENT_LENGTH);
+    let stated = head.headers.get(header::INFERENCE_HEADER_CONTENT_LENGTH);
+    let length = stated.filter(|_| !request.identity.asks_by_get);
     let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
     let json = length.and_then(|length| body.get(..length)).unwrap_or(body);
     request.apply_parameters(SchedulingParameters::in_json(json));

@@ -43,9 +43,19 @@ pub fn identify(
         forget_fields(session.req_header_mut());
         return Err(violation.into());
     }
+    identity.asks_by_get = asks_by_get(identity, head);
+    identity.infers |= identity.asks_by_get;
     let address = session.client_addr().and_then(|address| address.as_inet());
     identity.client = client(address, &head.headers, limits.client_header.as_ref());
     Ok(())
+}
+
+/// Whether it is an inference whose request stands in its query.
+fn asks_by_get(identity: &Identity, head: &RequestHeader) -> bool {
+    identity.call == Some(Call::Infer)
+        && identity.grpc.is_none()
+        && head.method == http::Method::GET
+        && head.uri.query().is_some_and(|query| !query.is_empty())
 }
 
 fn forget_fields(head: &mut RequestHeader) {
@@ -63,6 +73,8 @@ pub struct Identity {
     /// Whether a model is to work for it, so that the time that it takes says something of model and
     /// endpoint: an inference, and a POST of another protocol, such as OpenAI's.
     pub infers: bool,
+    /// Whether it is an inference by GET, whose request stands in its query.
+    pub asks_by_get: bool,
     /// The model, percent-decoded.
     pub model: Option<String>,
     /// Its version, if the path names one.

@@ -14,11 +14,13 @@
 
 pub mod admit;
 pub mod attempts;
+pub mod background;
 pub mod balance;
 pub mod cache;
 pub mod decisions;
 pub mod fallback;
 pub mod forward;
+pub mod get_infer;
 pub mod grpc;
 pub mod identify;
 pub mod pace;
@@ -29,5 +31,6 @@ pub mod request;
 pub mod respond;
 pub mod response;
 pub mod route;
+pub mod services;
 pub mod stage;
 pub mod variant;

@@ -8,17 +8,14 @@
 use crate::body_memory::{Account, StreamMemory};
 use crate::http::admit::{admit, take_in_parameters};
 use crate::http::attempts;
-use crate::http::cache::{self, Ask, Cache, Kept, Lookup};
+use crate::http::cache::{self, Ask, Kept, Lookup};
 use crate::http::forward::send::{Unread, send};
 use crate::http::receive::{Received, receive};
 use crate::http::request::{ForwardMode, Request};
 use crate::http::response::BufferedResponse;
+use crate::http::services::Services;
 use crate::http::stage::Stop;
-use crate::http::{fallback, forward, grpc, identify, respond, route, variant};
-use crate::lifecycle::Lifecycle;
-use crate::pool::Snapshot;
-use crate::pool::connector::Connector;
-use arc_swap::ArcSwap;
+use crate::http::{fallback, forward, get_infer, grpc, identify, respond, route, variant};
 use forebay_protocol::oip::Call;
 use pingora::proxy::Session;
 use std::sync::Arc;
@@ -32,21 +29,9 @@ pub enum Passed {
     Piped,
 }
 
-/// Parts of the process that stages use, beside what the request carries.
-pub struct Services<'a> {
-    /// Connections to endpoints.
-    pub connector: &'a Connector,
-    /// Whether the process is on its way out, and the memory for bodies.
-    pub lifecycle: &'a Lifecycle,
-    /// Kept answers.
-    pub cache: &'a Cache,
-    /// The picture of configuration and fleet as it changes, for those that watch it.
-    pub present: &'a ArcSwap<Snapshot>,
-}
-
 /// Sends a request whose answer is kept, or a smaller one where a part of the answer is known.
 async fn ask_model(
-    services: &Services<'_>,
+    services: &Services,
     session: &mut Session,
     request: &mut Request,
     (received, mut ask): (Received, Box<Ask>),
@@ -61,14 +46,19 @@ async fn ask_model(
             Some(smaller) => cache::replace(session.req_header_mut(), smaller)?,
             None => whole.clone(),
         };
-        let to = (services.connector, account, ask.leader.as_ref());
+        let to = (&*services.connector, account, ask.leader.as_ref());
         let sent = Box::pin(send(session, request, Received::Whole(body), to)).await;
         if was_replaced {
             *session.req_header_mut() = original.clone();
         }
+        let answered = sent.as_ref().map(|(response, _)| response);
+        if let Some(old) = cache::in_place_of(answered, &ask, request, account) {
+            attempts::abandon(request);
+            return Ok((old, None));
+        }
         let (response, rest) = sent?;
         let given = (response, rest.is_none());
-        let kept = cache::keep(services.cache, &mut ask, request, given, (account, was_replaced));
+        let kept = cache::keep(&services.cache, &mut ask, request, given, (account, was_replaced));
         match kept.await? {
             Kept::Answer(response) => return Ok((response, rest)),
             Kept::AskWhole => {
@@ -85,7 +75,7 @@ async fn ask_model(
 /// # Errors
 /// It is refused by one of them, or its client has left.
 pub async fn run(
-    services: &Services<'_>,
+    services: &Services,
     session: &mut Session,
     request: &mut Request,
 ) -> Result<Passed, Stop> {
@@ -100,7 +90,7 @@ pub async fn run(
     let account = Account::new(services.lifecycle.memory(), request.identity.client, limits);
     let message = match grpc::receive(session, request, limits, &account).await? {
         Some(grpc::Received::Health(message)) => {
-            let state = (services.lifecycle, services.present);
+            let state = (&*services.lifecycle, &*services.present);
             respond::grpc::health(session, request, &message, state).await?;
             return Ok(Passed::Answered);
         }
@@ -128,22 +118,29 @@ pub async fn run(
         Some(message) => Received::Whole(message),
         None => receive(session, request, limits, &account).await?,
     };
+    let received = match request.identity.asks_by_get {
+        true => get_infer::question(session.req_header(), request, &received)?,
+        false => received,
+    };
     take_in_parameters(session.req_header(), request, route, received.at_hand());
     // A request whose body is still to come need not have room for this, nor for what follows.
-    let found =
-        Box::pin(cache::look_up(services.cache, session, request, &received, &account)).await?;
-    let (response, rest) = match found {
+    let found = Box::pin(cache::look_up(services, session, request, &received, &account)).await?;
+    let (mut response, rest) = match found {
         Lookup::Answered(response) => (response, None),
         Lookup::Ask(None) => {
-            let to = (services.connector, &account, None);
+            let to = (&*services.connector, &account, None);
             Box::pin(send(session, request, received, to)).await?
         }
         Lookup::Ask(Some(ask)) => {
             Box::pin(ask_model(services, session, request, (received, ask), &account)).await?
         }
     };
+    if request.identity.asks_by_get {
+        let asked = &session.req_header().headers;
+        cache::conditional::complete(asked, request, &mut response, rest.is_none())?;
+    }
     // Its body is not needed any more, however long the client takes to read.
     request.body_memory = None;
-    Box::pin(respond::answer(session, request, response, rest, services.connector)).await?;
+    Box::pin(respond::answer(session, request, response, rest, &services.connector)).await?;
     Ok(Passed::Answered)
 }

@@ -1,17 +1,14 @@
 //! The stages on Pingora's phases: one call a phase, nothing decided here.
 
 use crate::http::attempts;
-use crate::http::cache::Cache;
 use crate::http::forward::{self, streamed};
-use crate::http::pipeline::{self, Passed, Services};
+use crate::http::pipeline::{self, Passed};
 use crate::http::request::Request;
 use crate::http::respond;
+use crate::http::services::Services;
 use crate::http::stage::Stop;
 use crate::lifecycle::Lifecycle;
-use crate::pool::Snapshot;
-use crate::pool::connector::Connector;
 use crate::telemetry::observe::{Observer, observe};
-use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, Method};
@@ -33,14 +30,8 @@ pub(crate) const MAX_WRITE_STALL: Duration = Duration::from_secs(30);
 /// The proxy of one process; every listener has a clone.
 #[derive(Clone)]
 pub struct Proxy {
-    /// The present picture of configuration and fleet.
-    pub snapshot: Arc<ArcSwap<Snapshot>>,
-    /// Connections to endpoints, for requests that are held.
-    pub connector: Arc<Connector>,
-    /// Whether the process is on its way out, and what is in flight.
-    pub lifecycle: Arc<Lifecycle>,
-    /// Kept answers.
-    pub cache: Arc<Cache>,
+    /// Parts of the process that stages use.
+    pub services: Services,
     /// Metrics and access log.
     pub observer: Arc<Observer>,
 }
@@ -50,7 +41,7 @@ impl ProxyHttp for Proxy {
     type CTX = Request;
 
     fn new_ctx(&self) -> Request {
-        Request::new(self.snapshot.load_full())
+        Request::new(self.services.present.load_full())
     }
 
     async fn early_request_filter(
@@ -58,19 +49,13 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         request: &mut Request,
     ) -> Result<()> {
-        request.in_flight = Some(self.lifecycle.enter());
-        prepare(session, &self.lifecycle);
+        request.in_flight = Some(self.services.lifecycle.enter());
+        prepare(session, &self.services.lifecycle);
         Ok(())
     }
 
     async fn request_filter(&self, session: &mut Session, request: &mut Request) -> Result<bool> {
-        let services = Services {
-            connector: &self.connector,
-            lifecycle: &self.lifecycle,
-            cache: &self.cache,
-            present: &self.snapshot,
-        };
-        let refusal = match pipeline::run(&services, session, request).await {
+        let refusal = match pipeline::run(&self.services, session, request).await {
             Ok(Passed::Piped) => return Ok(false),
             Ok(Passed::Answered) => return Ok(true),
             Err(Stop::Broken(error)) => return Err(error),

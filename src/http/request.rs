@@ -15,9 +15,10 @@ use crate::pool::connector::PipeSocket;
 use crate::pool::liveness::CutAt;
 use crate::pool::steps::Steps;
 use crate::refusal::Refusal;
-use forebay_protocol::oip::SchedulingParameters;
+use forebay_protocol::oip::{Call, SchedulingParameters};
 use forebay_protocol::{Priority, Reason};
 use forebay_routing::attempt::event::{Hedged, Next, SilencePolicy};
+use http::Method;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -148,6 +149,12 @@ impl Request {
             on_silence: SilencePolicy::Never,
             wire: None,
         }
+    }
+
+    /// Whether it asks a model for an inference of the protocol.
+    pub fn is_inference(&self, method: &Method) -> bool {
+        self.identity.call == Some(Call::Infer)
+            && (method == Method::POST || self.identity.asks_by_get)
     }
 
     /// Takes in what its body says of its urgency, as far as its headers say nothing.

@@ -29,16 +29,26 @@ pub struct Target {
     pub instead_of: Option<Arc<Variant>>,
     /// The route's fallbacks that were tried or passed over, including the current one.
     passed: Passed,
+    /// Whether none is to be tried: there is something better.
+    is_last: bool,
 }
 
 impl Target {
     /// The next of the route's fallbacks that the request can be sent to.
     pub fn fallback(&self, snapshot: &Snapshot, identity: &Identity) -> Option<Self> {
+        if self.is_last {
+            return None;
+        }
         let (next, passed) =
             self.passed.next(&self.route.fallback, |it| may_answer(it, identity))?;
         let pool = Arc::clone(snapshot.pools.get(next.pool)?);
         let (route, variant) = (Arc::clone(&self.route), Arc::clone(next));
-        Some(Self { route, variant, pool, instead_of: None, passed })
+        Some(Self { route, variant, pool, instead_of: None, passed, is_last: false })
+    }
+
+    /// The same, with no fallback behind it.
+    pub fn without_fallback(self) -> Self {
+        Self { is_last: true, ..self }
     }
 }
 
@@ -71,7 +81,7 @@ pub fn choose(
     };
     let instead_of = first.filter(|first| !Arc::ptr_eq(first, variant)).map(Arc::clone);
     let (route, variant, pool) = (Arc::clone(route), Arc::clone(variant), Arc::clone(pool));
-    Ok(Target { route, variant, pool, instead_of, passed: Passed::default() })
+    Ok(Target { route, variant, pool, instead_of, passed: Passed::default(), is_last: false })
 }
 
 /// Whether its pool has an endpoint.

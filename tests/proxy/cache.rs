@@ -1,5 +1,8 @@
 //! The response cache: which requests have one answer, which must not, and for how long.
 
+mod freshness;
+mod get_infer;
+
 use crate::client::{Response, get, post, post_with};
 use crate::endpoint::{Behaviour, Endpoint};
 use crate::grpc_client::call;

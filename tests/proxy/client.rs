@@ -42,6 +42,13 @@ impl Response {
     }
 }
 
+pub async fn get_with(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Response {
+    let request = Request::get(path);
+    let request =
+        headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+    send(address, request.body(Full::new(Bytes::new())).unwrap()).await.unwrap()
+}
+
 pub async fn get(address: SocketAddr, path: &str) -> Response {
     let request = Request::get(path).body(Full::<Bytes>::default()).unwrap();
     send(address, request).await.unwrap()

@@ -7,9 +7,10 @@
 //! which each client gets its own.
 //!
 //! [`store`] keeps answers, bounded in bytes; [`flight`] lets equal questions that are asked at once be
-//! answered together; [`contents`] knows which content of a model is served now; [`control`] reads what a
-//! client says about caching.
+//! answered together; [`contents`] knows which content of a model is served now, and [`absent`] which models
+//! are not there; [`control`] reads what a client says about caching.
 
+pub mod absent;
 pub mod answer;
 pub mod contents;
 pub mod control;
@@ -18,6 +19,7 @@ pub mod question;
 pub mod rows;
 pub mod store;
 
+pub use absent::{Absences, Place};
 pub use answer::{Answer, Form};
 pub use contents::{Content, Contents, Fact};
 pub use control::CacheControl;

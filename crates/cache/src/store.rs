@@ -17,7 +17,7 @@ use std::time::Duration;
 
 /// Bytes that an entry takes beside its answer: the entry itself, the counters of its reference, the
 /// allocator's own, and its places in the tables.
-const OVERHEAD: u64 = 272;
+const OVERHEAD: u64 = 288;
 /// The size of a usual entry, from which the number of places in the tables follows that are there from the
 /// start.
 const USUAL: u64 = 4096;
@@ -41,8 +41,10 @@ pub struct Entry {
     pub version: Option<Arc<str>>,
     /// Time at which it was given.
     pub born: Duration,
-    /// Time after which it is not given any more.
+    /// Time after which it is stale: given only while it is renewed, or where no other answer can be had.
     pub expires: Duration,
+    /// Time after which it is not given at all.
+    pub gone: Duration,
     /// Time that the inference took.
     pub took: Duration,
 }
@@ -51,6 +53,16 @@ impl Entry {
     /// Its age.
     pub fn age(&self, now: Duration) -> Duration {
         now.saturating_sub(self.born)
+    }
+
+    /// Whether it may be given without more ado.
+    pub fn is_fresh(&self, now: Duration) -> bool {
+        now < self.expires
+    }
+
+    /// Time since it has become stale.
+    pub fn stale_for(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.expires)
     }
 
     /// Bytes that it takes in memory.
@@ -123,11 +135,11 @@ impl Store {
         }
     }
 
-    /// The answer of this content to the question, unless it is too old.
+    /// The answer of this content to the question, fresh or stale, unless its time is over.
     pub fn get(&self, question: Question, content: Content, now: Duration) -> Option<Arc<Entry>> {
         let key = (question, content);
         let entry = self.cache.get(&key)?;
-        if entry.expires > now {
+        if entry.gone > now {
             return Some(entry);
         }
         let is_same = |found: &Arc<Entry>| Arc::ptr_eq(found, &entry);
@@ -228,6 +240,7 @@ mod tests {
             version: None,
             born: Duration::ZERO,
             expires: Duration::from_secs(seconds),
+            gone: Duration::from_secs(2 * seconds),
             took: Duration::ZERO,
         })
     }
@@ -242,7 +255,10 @@ mod tests {
         assert!(store.get(question(1), CONTENT, NOW).is_some());
         assert!(store.get(question(2), CONTENT, NOW).is_none());
         assert!(store.get(question(1), Content(2), NOW).is_none());
-        assert!(store.get(question(1), CONTENT, Duration::from_secs(60)).is_none());
+        let found = store.get(question(1), CONTENT, Duration::from_secs(60)).unwrap();
+        assert!(found.is_fresh(NOW) && !found.is_fresh(Duration::from_secs(60)));
+        assert_eq!(found.stale_for(Duration::from_secs(70)), Duration::from_secs(10));
+        assert!(store.get(question(1), CONTENT, Duration::from_secs(120)).is_none());
         assert_eq!((store.len(), store.expired()), (0, 1));
         assert!(store.get(question(1), CONTENT, NOW).is_none());
     }

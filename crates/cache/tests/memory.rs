@@ -61,6 +61,7 @@ fn fill(store: &Store, from: usize, to: usize, length: impl Fn(usize) -> usize) 
             version: None,
             born: Duration::ZERO,
             expires: Duration::from_secs(60),
+            gone: Duration::from_secs(60),
             took: Duration::ZERO,
         };
         store.insert(question, Content(1), Arc::new(entry));

@@ -3,15 +3,19 @@
 use crate::clock;
 use crate::config::CacheMemory;
 use crate::http::variant::Target;
+use crate::pool::{Endpoint, report};
 use anyhow::anyhow;
 use forebay_cache::flight::Flights;
-use forebay_cache::{Contents, Entry, Fact, Hasher, Store};
+use forebay_cache::{Absences, Contents, Entry, Fact, Hasher, Place, Question, Store};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// Endpoints of a pool whose generation is looked at: equal workers have the same one.
 const MAX_ENDPOINTS: usize = 64;
+/// Kept answers that are renewed at once, of all routes. More are renewed when they are asked for next.
+const MAX_RENEWALS: usize = 256;
 
 /// The response cache of the process.
 pub struct Cache {
@@ -19,6 +23,9 @@ pub struct Cache {
     pub(super) store: Store,
     pub(super) flights: Flights<Arc<Entry>>,
     pub(super) contents: Contents,
+    pub(super) absences: Absences,
+    /// Room for requests that renew a kept answer while it is still given.
+    pub(super) renewals: Arc<Semaphore>,
     /// Answers that operators had forgotten.
     pub(super) purged: AtomicU64,
 }
@@ -37,8 +44,57 @@ impl Cache {
             store: Store::new(settings.memory),
             flights: Flights::default(),
             contents: Contents::default(),
+            absences: Absences::default(),
+            renewals: Arc::new(Semaphore::new(MAX_RENEWALS)),
             purged: AtomicU64::new(0),
         })
+    }
+
+    /// Time for which the model is believed not to be at any endpoint that would be asked.
+    pub(super) fn is_absent(&self, target: &Target, model: u64) -> Option<Duration> {
+        let (pool, now) = (&target.pool, now());
+        let left = |endpoint: &Arc<Endpoint>| {
+            let generation = endpoint.state.reports.generation();
+            self.absences.left(&place(target, model, generation), now)
+        };
+        // Without an endpoint the refusal says more.
+        pool.rotation.ready.iter().map(left).min().flatten()
+    }
+
+    /// Notes that the model is not there, as an endpoint has said.
+    pub(super) fn note_absence(
+        &self,
+        target: &Target,
+        model: u64,
+        endpoint: &Endpoint,
+        ttl: Duration,
+    ) {
+        let place = place(target, model, endpoint.state.reports.generation());
+        self.absences.note(place, now() + ttl);
+    }
+
+    /// The kept answer to a question, a fresh one if there is any. `model` is the one that is asked, as a number.
+    /// With a `max_age`, none that is older or stale.
+    pub(super) fn find(
+        &self,
+        target: &Target,
+        (question, model): (Question, u64),
+        max_age: Option<Duration>,
+    ) -> Option<Arc<Entry>> {
+        let now = now();
+        let is_young = |entry: &Arc<Entry>| {
+            max_age.is_none_or(|most| entry.is_fresh(now) && entry.age(now) <= most)
+        };
+        let found = self
+            .facts(target, model)
+            .into_iter()
+            .filter_map(|fact| self.store.get(question, fact.content, now).filter(is_young))
+            .max_by_key(|entry| entry.expires);
+        if found.is_some() {
+            // Where requests need no endpoint, nothing else would show that one serves otherwise now.
+            report::refresh_stale(&target.pool, clock::now());
+        }
+        found
     }
 
     /// Facts about the model at the endpoints that would be asked, each content once.
@@ -55,6 +111,10 @@ impl Cache {
         }
         facts
     }
+}
+
+fn place(target: &Target, model: u64, generation: u64) -> Place {
+    Place { pool: target.pool.config.name.as_str().into(), model, generation }
 }
 
 /// The time on a clock that only goes forward.

@@ -5,6 +5,7 @@ use super::message::{Wire, control, off_io};
 use super::outcome::Bypass;
 use super::rows::Rows;
 use crate::config::{CacheScope, RouteCache};
+use crate::http::get_infer;
 use crate::http::identify;
 use crate::http::receive::Received;
 use crate::http::request::Request;
@@ -30,6 +31,8 @@ pub struct Ask {
     pub(super) model: u64,
     /// The rows of a batch that may be taken apart.
     pub(super) rows: Option<Rows>,
+    /// A kept answer whose time is up, which is better than none.
+    pub(super) stale: Option<Arc<Entry>>,
     /// Has to answer for the equal ones that wait.
     pub leader: Option<Leader<Arc<Entry>>>,
     pub(super) began: Instant,
@@ -46,7 +49,8 @@ pub(super) async fn ask(
     (target, settings): (&Target, &RouteCache),
     received: &Received,
 ) -> Result<Ask, Bypass> {
-    let head = session.req_header();
+    let head = &*get_infer::forwarded(session.req_header(), &request.identity)
+        .map_err(|_| Bypass::Unread)?;
     let Received::Whole(body) = received else { return Err(Bypass::Long) };
     if head.uri.query().is_some() {
         return Err(Bypass::Query);
@@ -85,6 +89,7 @@ pub(super) async fn ask(
         control: control(&head.headers),
         model: identify::model(model, version),
         rows,
+        stale: None,
         leader: None,
         began: Instant::now(),
     })

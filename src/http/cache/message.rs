@@ -10,8 +10,8 @@ use bytes::Bytes;
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use forebay_cache::{Answer, CacheControl};
 use forebay_protocol::grpc::{self, Code, infer};
-use forebay_protocol::header;
 use forebay_protocol::oip::{InferRequest, InferResponse};
+use forebay_protocol::{Reason, header};
 use http::{HeaderMap, HeaderValue};
 use pingora::http::ResponseHeader;
 use prost::Message;
@@ -159,6 +159,19 @@ pub(super) fn is_success(response: &BufferedResponse, is_grpc: bool) -> bool {
         true => code.and_then(Code::parse) == Some(Code::Ok),
         false => response.head.status == http::StatusCode::OK,
     }
+}
+
+/// Whether an endpoint says that it has no such model.
+pub(super) fn is_unknown_model(response: &BufferedResponse) -> bool {
+    let last = response.trailers.as_deref().unwrap_or(&response.head.headers);
+    let code = last.get(header::GRPC_STATUS).and_then(Code::parse);
+    let says_so = match code {
+        Some(code) => code == Code::NotFound,
+        None => response.head.status == http::StatusCode::NOT_FOUND,
+    };
+    let reason =
+        last.get(header::REASON).map(|value| value.to_str().ok().and_then(Reason::from_code));
+    says_so && reason.is_none_or(|reason| reason == Some(Reason::ModelNotFound))
 }
 
 /// Whether its endpoint lets others keep an answer.

@@ -6,19 +6,26 @@
 //! says otherwise. A request that it can't read passes by: what a cache does not understand in full, it must
 //! not answer.
 //!
-//! [`stage`] is the stage itself: [`look_up`] is met before the attempts, [`keep`] behind them. [`answers`] are
-//! those that are kept, [`ask`] reads the question, [`message`] the
-//! forms of requests and answers, [`rows`] takes batches apart, and [`operate`] is what an operator sees.
+//! [`look_up`](look_up()) is met before the attempts, [`keep`](keep()) behind them. [`answers`] are
+//! those that are kept, [`ask`] reads the question, [`message`] the forms of requests and answers, [`give`]
+//! answers a client from memory, [`rows`] takes batches apart, [`stale`] decides on answers whose time is up,
+//! [`conditional`] is for caches between clients and the proxy, and [`operate`] for the operator.
 
 mod answers;
 mod ask;
+pub mod conditional;
+mod give;
+mod keep;
+mod look_up;
 mod message;
 pub mod operate;
 pub mod outcome;
 mod rows;
-mod stage;
+mod stale;
 
 pub use answers::Cache;
 pub use ask::Ask;
+pub use keep::{Kept, keep, replace, replacement};
+pub use look_up::{Lookup, look_up};
 pub use rows::Replaced;
-pub use stage::{Kept, Lookup, keep, look_up, replace, replacement};
+pub use stale::in_place_of;

@@ -71,6 +71,7 @@ impl Purge {
 impl Cache {
     /// Forgets answers; returns their number.
     pub fn purge(&self, purge: &Purge) -> usize {
+        self.absences.clear();
         let purged = self.store.purge(|entry| purge.means(entry));
         self.purged.fetch_add(purged as u64, Relaxed);
         purged

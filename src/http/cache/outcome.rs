@@ -50,6 +50,20 @@ pub enum Outcome {
         /// Time for which it is kept still.
         left: Duration,
     },
+    /// The answer was kept, and its time is up.
+    Stale {
+        /// Since when it is kept.
+        age: Duration,
+        /// Time since it has become stale.
+        over: Duration,
+        /// Whether it stands in for a failure; otherwise it is being renewed.
+        on_error: bool,
+    },
+    /// The model is known not to be there.
+    Absent {
+        /// Time for which that is believed still.
+        left: Duration,
+    },
     /// Some rows of the batch were kept, the model was asked for the others.
     Rows {
         /// Rows that were kept.
@@ -58,11 +72,14 @@ pub enum Outcome {
         all: usize,
     },
     /// The answer of an equal request that was under way.
-    Joined,
+    Joined {
+        /// Time for which it is kept still.
+        left: Duration,
+    },
     /// The model was asked.
     Missed {
-        /// Whether its answer is kept now.
-        stored: bool,
+        /// Time for which its answer is kept now, if it is.
+        kept_for: Option<Duration>,
     },
     /// The cache was not asked.
     Bypassed(Bypass),
@@ -73,10 +90,24 @@ impl Outcome {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Hit { .. } => "hit",
+            Self::Stale { .. } => "stale",
+            Self::Absent { .. } => "absent",
             Self::Rows { .. } => "rows",
-            Self::Joined => "join",
+            Self::Joined { .. } => "join",
             Self::Missed { .. } => "miss",
             Self::Bypassed(_) => "bypass",
+        }
+    }
+
+    /// Time since the answer was given by the model, and time for which it is fresh in all; `None`: it is not for
+    /// others.
+    pub fn freshness(self) -> Option<(Duration, Duration)> {
+        match self {
+            Self::Hit { age, left } => Some((age, age + left)),
+            Self::Stale { age, over, .. } => Some((age, age.saturating_sub(over))),
+            Self::Joined { left } => Some((Duration::ZERO, left)),
+            Self::Missed { kept_for } => kept_for.map(|time| (Duration::ZERO, time)),
+            Self::Absent { .. } | Self::Rows { .. } | Self::Bypassed(_) => None,
         }
     }
 
@@ -92,13 +123,21 @@ impl Outcome {
     /// The value of `Cache-Status` (RFC 9211).
     pub fn cache_status(self) -> Cow<'static, str> {
         match self {
-            Self::Hit { left, .. } => format!("forebay; hit; ttl={}", left.as_secs()).into(),
+            Self::Hit { left, .. } | Self::Absent { left } => {
+                format!("forebay; hit; ttl={}", left.as_secs()).into()
+            }
+            Self::Stale { over, on_error: false, .. } => {
+                format!("forebay; hit; ttl=-{}", over.as_secs()).into()
+            }
+            Self::Stale { over, on_error: true, .. } => {
+                format!("forebay; hit; ttl=-{}; detail=error", over.as_secs()).into()
+            }
             Self::Rows { kept, all } => {
                 format!("forebay; fwd=partial; detail=\"{kept} of {all} rows\"").into()
             }
-            Self::Joined => "forebay; fwd=miss; collapsed".into(),
-            Self::Missed { stored: true } => "forebay; fwd=miss; stored".into(),
-            Self::Missed { stored: false } => "forebay; fwd=miss".into(),
+            Self::Joined { .. } => "forebay; fwd=miss; collapsed".into(),
+            Self::Missed { kept_for: Some(_) } => "forebay; fwd=miss; stored".into(),
+            Self::Missed { kept_for: None } => "forebay; fwd=miss".into(),
             Self::Bypassed(why) => format!("forebay; fwd=bypass; detail={}", why.as_str()).into(),
         }
     }

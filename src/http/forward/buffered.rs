@@ -5,10 +5,12 @@
 //! still be replaced. Of a longer body the rest is streamed ([`upload`](super::upload)).
 
 use super::attempts::{AttemptAnswer, Attempts};
-use super::exchange::Message;
+use super::exchange::{MAX_HELD_ANSWER, Message};
 use super::headers::{HOP_BY_HOP, nominated, prepare_request};
 use super::{grpc, is_repeatable};
 use crate::body_memory::Account;
+use crate::http::cache::outcome::Outcome as CacheOutcome;
+use crate::http::get_infer;
 use crate::http::receive::client_left;
 use crate::http::request::Request;
 use crate::http::stage::Stop;
@@ -19,7 +21,6 @@ use bytes::Bytes;
 use forebay_cache::Entry;
 use forebay_cache::flight::Leader;
 use forebay_protocol::Reason;
-use forebay_protocol::oip::Call;
 use http::{Method, Version};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
@@ -36,7 +37,7 @@ pub(super) async fn send(
     body: Bytes,
     (connector, account, leader): (&Connector, &Account, Option<&Leader<Arc<Entry>>>),
 ) -> Result<AttemptAnswer, Stop> {
-    let message = message(session, request, account, body)?;
+    let message = message(session.req_header(), request, account, body)?;
     let attempts = Attempts::new(request, &target, message, connector);
     // A request whose body is still to come need not have room for this.
     let mut attempts = Box::pin(attempts.run());
@@ -54,6 +55,22 @@ pub(super) async fn send(
     Err(gone.into())
 }
 
+/// Sends a request that no client waits for, until an endpoint answers.
+///
+/// # Errors
+/// The refusal of the last attempt.
+pub(super) async fn send_detached(
+    head: &RequestHeader,
+    request: &mut Request,
+    target: &Target,
+    body: Bytes,
+    (connector, account): (&Connector, &Account),
+) -> Result<AttemptAnswer, Stop> {
+    let message = message(head, request, account, body)?;
+    let attempts = Attempts::new(request, target, message, connector);
+    Ok(Box::pin(attempts.run()).await?)
+}
+
 fn gone(read: pingora::Result<Option<Bytes>>) -> Refusal {
     match read {
         Err(error) => client_left(&error),
@@ -65,12 +82,12 @@ fn gone(read: pingora::Result<Option<Bytes>>) -> Refusal {
 
 /// The message, for any endpoint.
 fn message(
-    session: &Session,
+    received: &RequestHeader,
     request: &Request,
     account: &Account,
     body: Bytes,
 ) -> pingora::Result<Message> {
-    let received = session.req_header();
+    let received = &*get_infer::forwarded(received, &request.identity)?;
     let is_grpc = request.identity.grpc.is_some();
     let mut head = if is_grpc {
         grpc::request_head(received)?
@@ -83,14 +100,19 @@ fn message(
         body,
         is_grpc,
         deadline: request.deadline,
-        is_replayable: is_inference(request, &received.method),
+        is_replayable: request.is_inference(&received.method),
         is_repeatable: is_repeatable(request, received),
+        most_held: most_held(request),
         account: account.for_answers(),
     })
 }
 
-fn is_inference(request: &Request, method: &Method) -> bool {
-    request.identity.call == Some(Call::Infer) && method == Method::POST
+/// Most bytes of an answer that are held: more where the whole of it may be kept.
+fn most_held(request: &Request) -> usize {
+    let settings = request.target.as_ref().and_then(|target| target.route.cache.as_ref());
+    let is_missed = matches!(request.cache, Some(CacheOutcome::Missed { .. }));
+    let kept = settings.filter(|_| is_missed).map_or(0, |settings| settings.max_entry);
+    usize::try_from(kept).unwrap_or(usize::MAX).max(MAX_HELD_ANSWER)
 }
 
 /// The length of the body.

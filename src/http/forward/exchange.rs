@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 /// Most bytes of an answer that are held before any of it is passed on, so that one that breaks off
-/// can be replaced.
+/// can be replaced. One that a cache may keep is held up to the bound of that.
 pub(super) const MAX_HELD_ANSWER: usize = 256 * 1024;
 
 /// Time that an endpoint gets to say why it stopped reading a request.
@@ -47,6 +47,8 @@ pub(super) struct Message {
     /// Whether it has no effect but its answer, so that it may be sent again although an endpoint may
     /// have received it.
     pub is_repeatable: bool,
+    /// Most bytes of an answer that are held.
+    pub most_held: usize,
     /// The memory account of its answers.
     pub account: Account,
 }
@@ -201,7 +203,7 @@ pub(super) async fn exchange(
         let Some(chunk) = session.read_response_body().await? else { break };
         state.heard();
         length += chunk.len();
-        holds = held.grow(cost(chunk.len())).is_ok() && length <= MAX_HELD_ANSWER;
+        holds = held.grow(cost(chunk.len())).is_ok() && length <= message.most_held;
         body.push(chunk);
     }
     let trailers = trailers(&mut session).await?;

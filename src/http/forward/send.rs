@@ -12,9 +12,11 @@ use crate::http::stage::Stop;
 use crate::pool::Endpoint;
 use crate::pool::connector::Connector;
 use crate::refusal::Refusal;
+use bytes::Bytes;
 use forebay_cache::Entry;
 use forebay_cache::flight::Leader;
 use forebay_protocol::Reason;
+use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use std::sync::Arc;
 
@@ -54,8 +56,29 @@ pub(in crate::http) async fn send(
                 .await?
         }
     };
-    let AttemptAnswer { answer: Answer { head, body, trailers, rest, held }, endpoint, index } =
-        taken;
-    let unread = rest.map(|rest| Unread { rest, endpoint, index });
-    Ok((BufferedResponse { head, body, trailers, held }, unread))
+    Ok(taken.parts())
+}
+
+/// Sends a request that no client waits for, until an endpoint has answered.
+///
+/// # Errors
+/// The refusal of the last attempt.
+pub(in crate::http) async fn send_detached(
+    head: &RequestHeader,
+    request: &mut Request,
+    body: Bytes,
+    to: (&Connector, &Account),
+) -> Result<(BufferedResponse, Option<Unread>), Stop> {
+    let Some(target) = request.target.clone() else {
+        return Err(Refusal::new(Reason::Internal, "a request without a route").into());
+    };
+    Ok(buffered::send_detached(head, request, &target, body, to).await?.parts())
+}
+
+impl AttemptAnswer {
+    fn parts(self) -> (BufferedResponse, Option<Unread>) {
+        let Self { answer: Answer { head, body, trailers, rest, held }, endpoint, index } = self;
+        let unread = rest.map(|rest| Unread { rest, endpoint, index });
+        (BufferedResponse { head, body, trailers, held }, unread)
+    }
 }

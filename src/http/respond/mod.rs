@@ -45,7 +45,13 @@ pub async fn refuse(session: &mut Session, request: &mut Request, refusal: &Refu
     if unread {
         session.downstream_session.set_keepalive(None);
     }
-    let (head, body) = refusal.answer(&request.identity.request_id)?;
+    let (mut head, body) = refusal.answer(&request.identity.request_id)?;
+    if request.identity.asks_by_get {
+        head.insert_header(http::header::CACHE_CONTROL, "no-store")?;
+    }
+    if let Some(outcome) = request.cache {
+        head.append_header(header::CACHE_STATUS, &*outcome.cache_status())?;
+    }
     session.write_response_header(Box::new(head), false).await?;
     session.write_response_body(Some(body), true).await?;
     if unread {

@@ -53,13 +53,17 @@ pub mod proxy {
         Gauge ENDPOINT_IN_FLIGHT = "forebay_endpoint_in_flight" [pool, endpoint];
         /// Requests waiting in the proxy for an endpoint.
         Gauge QUEUED = "forebay_queued_requests" [pool, priority];
-        /// Inferences on routes with a cache, by `outcome` (`hit`; `rows`: the model was asked for a part of the
-        /// batch; `join`: an equal one was under way; `miss`; `bypass`).
+        /// Inferences on routes with a cache, by `outcome` (`hit`; `stale`: the kept answer's time was up;
+        /// `rows`: the model was asked for a part of the batch; `join`: an equal one was under way; `absent`:
+        /// the model is known not to be there; `miss`; `bypass`).
         Counter CACHE_REQUESTS = "forebay_cache_requests_total" [route, outcome];
         /// Inferences that passed the cache by, by `cause`.
         Counter CACHE_BYPASSES = "forebay_cache_bypasses_total" [route, cause];
         /// Rows of batches that were kept, so that the model was not asked for them.
         Counter CACHE_ROWS_SAVED = "forebay_cache_rows_saved_total" [route];
+        /// Kept answers that were to be renewed beside a request that got them, by `outcome` (`renewed`;
+        /// `failed`; `skipped`: too many at once, or no memory).
+        Counter CACHE_RENEWALS = "forebay_cache_renewals_total" [route, outcome];
         /// Answers in the cache.
         Gauge CACHE_ENTRIES = "forebay_cache_entries" [];
         /// Bytes of the answers in the cache.

@@ -1,0 +1,80 @@
+//! Gives an answer from memory to a client, in the form that it asked for.
+
+use super::answers::now;
+use super::ask::Ask;
+use super::message::written;
+use super::outcome::Outcome;
+use crate::body_memory::{Account, cost};
+use crate::http::admit::no_memory;
+use crate::http::request::Request;
+use crate::http::response::BufferedResponse;
+use crate::http::stage::Stop;
+use crate::refusal::Refusal;
+use forebay_cache::{Answer, Entry};
+use forebay_protocol::metric;
+
+/// Why an answer from memory is given.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum From {
+    /// It is fresh.
+    Store,
+    /// An equal request has just been answered.
+    Flight,
+    /// It is stale, and is being renewed.
+    Stale,
+    /// It is stale, and the model has not answered.
+    Error,
+}
+
+/// The answer of this entry, with what is noted of it in the request; `None`: it has no such form as the client
+/// asked for.
+///
+/// # Errors
+/// It finds no memory.
+pub(super) fn give(
+    request: &mut Request,
+    ask: &Ask,
+    entry: &Entry,
+    (account, from): (&Account, From),
+) -> Result<Option<BufferedResponse>, Stop> {
+    let Some(mut response) = response(request, ask, &entry.answer, account)? else {
+        return Ok(None);
+    };
+    let now = now();
+    let (age, left) = (entry.age(now), entry.expires.saturating_sub(now));
+    request.cache = Some(match from {
+        From::Store => Outcome::Hit { age, left },
+        From::Flight => Outcome::Joined { left },
+        From::Stale | From::Error => {
+            let on_error = from == From::Error;
+            Outcome::Stale { age, over: entry.stale_for(now), on_error }
+        }
+    });
+    if from != From::Flight {
+        response.head.insert_header(http::header::AGE, age.as_secs())?;
+    }
+    if let Some(target) = &request.target {
+        let saved = metric::proxy::CACHE_SAVED.with([&target.route.name]);
+        saved.increment(entry.took.as_secs_f64());
+    }
+    Ok(Some(response))
+}
+
+/// An answer in the form that the client asked for; `None`: it has no such form.
+///
+/// # Errors
+/// It finds no memory.
+pub(super) fn response(
+    request: &Request,
+    ask: &Ask,
+    answer: &Answer,
+    account: &Account,
+) -> Result<Option<BufferedResponse>, Refusal> {
+    let is_grpc = request.identity.grpc.is_some();
+    let Some((head, body, trailers)) = written(answer, &ask.request, is_grpc) else {
+        return Ok(None);
+    };
+    let held = account.for_answers().hold();
+    held.grow(cost(body.len())).map_err(no_memory)?;
+    Ok(Some(BufferedResponse { head, body: vec![body], trailers, held }))
+}

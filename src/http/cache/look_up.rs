@@ -1,0 +1,221 @@
+//! Looks for the answer before the model is asked.
+
+use super::answers::{Cache, now};
+use super::ask::{self, Ask};
+use super::give::{From, give};
+use super::keep;
+use super::message::control;
+use super::outcome::{Bypass, Outcome};
+use super::stale::{Use, permitted, renew};
+use crate::body_memory::Account;
+use crate::clock;
+use crate::http::identify;
+use crate::http::receive::{Received, client_left};
+use crate::http::request::Request;
+use crate::http::response::BufferedResponse;
+use crate::http::services::Services;
+use crate::http::stage::Stop;
+use crate::http::variant::Target;
+use crate::pool::report;
+use crate::refusal::Refusal;
+use forebay_cache::flight::{Follower, Part};
+use forebay_cache::{CacheControl, Entry};
+use forebay_protocol::Reason;
+use pingora::proxy::Session;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The result of a look into the cache.
+pub enum Lookup {
+    /// Its answer.
+    Answered(BufferedResponse),
+    /// Not all of it, so the model is to be asked; what the answer is kept for, if it is.
+    Ask(Option<Box<Ask>>),
+}
+
+/// Looks up the rows of a batch.
+fn find_rows(cache: &Cache, target: &Target, ask: &mut Ask) {
+    let Some(rows) = &mut ask.rows else { return };
+    for fact in cache.facts(target, ask.model) {
+        if fact.has_rows != Some(false) {
+            rows.look_up(cache, fact.content);
+        }
+    }
+    if rows.kept() > 0 {
+        report::refresh_stale(&target.pool, clock::now());
+    }
+}
+
+/// Looks for the answer, and waits for it where an equal request is under way.
+///
+/// # Errors
+/// The client takes only a kept answer and there is none, or it left while it waited, or its time was up; or
+/// the model is known not to be there.
+pub async fn look_up(
+    services: &Services,
+    session: &mut Session,
+    request: &mut Request,
+    received: &Received,
+    account: &Account,
+) -> Result<Lookup, Stop> {
+    let cache = &*services.cache;
+    let Some(target) = request.target.clone() else { return Ok(Lookup::Ask(None)) };
+    let Some(settings) = &target.route.cache else { return Ok(Lookup::Ask(None)) };
+    if !request.is_inference(&session.req_header().method) {
+        return Ok(Lookup::Ask(None));
+    }
+    let wishes = control(&session.req_header().headers);
+    if settings.negative_ttl > Duration::ZERO && !wishes.no_cache {
+        refuse_absent(cache, request, &target)?;
+    }
+    cache.store.resize(request.snapshot.config.cache.memory);
+    let mut ask = match ask::ask(cache, session, request, (&target, settings), received).await {
+        Ok(ask) => Box::new(ask),
+        Err(why) => {
+            request.cache = Some(Outcome::Bypassed(why));
+            return if wishes.only_if_cached {
+                Err(not_cached().into())
+            } else {
+                Ok(Lookup::Ask(None))
+            };
+        }
+    };
+    request.cache = Some(Outcome::Missed { kept_for: None });
+    if !wishes.no_cache
+        && let Some(entry) = cache.find(&target, (ask.question, ask.model), ask.control.max_age)
+    {
+        match permitted(&entry, settings, now()) {
+            Use::Fresh => return hit(request, &ask, &entry, account, From::Store),
+            Use::WhileRenewing => {
+                let given = hit(request, &ask, &entry, account, From::Stale)?;
+                if let Received::Whole(body) = received {
+                    renew(services, session.req_header(), request, (body, account), ask);
+                }
+                return Ok(given);
+            }
+            Use::OnError => {
+                request.target = Some(target.clone().without_fallback());
+                ask.stale = Some(entry);
+            }
+            Use::None => {}
+        }
+    }
+    // The rows of a batch differ in age.
+    if !wishes.no_cache && wishes.max_age.is_none() {
+        find_rows(cache, &target, &mut ask);
+        if let Some(entry) = whole_batch(request, &ask) {
+            keep::count_rows(request, &ask);
+            return hit(request, &ask, &entry, account, From::Store);
+        }
+    }
+    ask_or_wait(cache, session, (request, &target), ask, account).await
+}
+
+/// Has the model asked, or waits for the answer of an equal request that is under way.
+async fn ask_or_wait(
+    cache: &Cache,
+    session: &mut Session,
+    (request, target): (&mut Request, &Target),
+    mut ask: Box<Ask>,
+    account: &Account,
+) -> Result<Lookup, Stop> {
+    let CacheControl { no_cache, no_store, only_if_cached, max_age, .. } = ask.control;
+    if only_if_cached {
+        return Err(not_cached().into());
+    }
+    if no_store {
+        request.cache = Some(Outcome::Bypassed(Bypass::NoStore));
+        return Ok(Lookup::Ask(None));
+    }
+    // An answer that is under way may be older than what such a client takes.
+    if no_cache || max_age.is_some() {
+        return Ok(Lookup::Ask(Some(ask)));
+    }
+    match cache.flights.join(ask.question, request.priority as u8) {
+        Part::Lead(leader) => {
+            // It may have been answered since it was looked for.
+            if let Some(entry) = cache
+                .find(target, (ask.question, ask.model), ask.control.max_age)
+                .filter(|entry| entry.is_fresh(now()))
+            {
+                leader.land(Arc::clone(&entry));
+                return hit(request, &ask, &entry, account, From::Store);
+            }
+            ask.leader = Some(leader);
+            Ok(Lookup::Ask(Some(ask)))
+        }
+        Part::Follow(follower) => match wait(session, request, follower).await? {
+            Some(entry) => hit(request, &ask, &entry, account, From::Flight),
+            None => Ok(Lookup::Ask(Some(ask))),
+        },
+    }
+}
+
+/// Refuses a request for a model that is known not to be there.
+fn refuse_absent(cache: &Cache, request: &mut Request, target: &Target) -> Result<(), Refusal> {
+    let (name, version) = request.model();
+    let number = identify::model(name, version);
+    let Some(left) = cache.is_absent(target, number) else { return Ok(()) };
+    let name = name.unwrap_or_default().to_owned();
+    request.cache = Some(Outcome::Absent { left });
+    let message = format!("the endpoints have no such model: {name:?}");
+    Err(Refusal::new(Reason::ModelNotFound, message))
+}
+
+/// The answer to a batch all rows of which are known.
+fn whole_batch(request: &Request, ask: &Ask) -> Option<Entry> {
+    let rows = ask.rows.as_ref()?;
+    let answer = rows.whole()?;
+    let (born, expires, took) = rows.times();
+    let entry = keep::entry(request, ask, answer, (String::new(), None));
+    Some(Entry { born, expires, took, ..entry })
+}
+
+/// Waits for the answer of an equal request, until the deadline or until the client leaves.
+async fn wait(
+    session: &mut Session,
+    request: &Request,
+    follower: Follower<Arc<Entry>>,
+) -> Result<Option<Arc<Entry>>, Refusal> {
+    tokio::select! {
+        answer = follower.answer() => Ok(answer),
+        () = until(request.deadline) => {
+            Err(Refusal::new(Reason::DeadlineExceeded, "no answer before the deadline"))
+        }
+        left = session.downstream_session.read_body_or_idle(true) => Err(match left {
+            Err(error) => client_left(&error),
+            Ok(_) => {
+                Refusal::new(Reason::ClientClosed, "the client sent more than one request at once")
+            }
+        }),
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn not_cached() -> Refusal {
+    let message = "no kept answer, and the request takes no other (cache-control: only-if-cached)";
+    Refusal::new(Reason::NotCached, message)
+}
+
+/// Answers from memory, or has the model asked if the kept answer has no such form as the client asked for.
+fn hit(
+    request: &mut Request,
+    ask: &Ask,
+    entry: &Entry,
+    account: &Account,
+    from: From,
+) -> Result<Lookup, Stop> {
+    Ok(match give(request, ask, entry, (account, from))? {
+        Some(response) => Lookup::Answered(response),
+        None => {
+            request.cache = Some(Outcome::Bypassed(Bypass::Form));
+            Lookup::Ask(None)
+        }
+    })
+}
