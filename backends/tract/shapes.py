@@ -14,10 +14,11 @@ sent to it one after the other, each also to ONNX Runtime in this process with o
 what the worker uses for one request.
 
 Times are those of the client, in milliseconds; "engine" is the mean that the worker's statistics
-give. Memory is in MiB: the worker without a model, with the model just loaded, and after all
-requests, each once the allocator has given back what it keeps for a while; "stated" is what the
-worker says that the model takes, and "growth" what the process has grown by beside the one without a
-model. The last column is the largest difference of the answers, relative where numbers are larger
+give. CPU times are of the worker's threads, transport included, and of the one that ONNX Runtime runs in:
+on a shared machine they say more. Memory is in MiB: the worker with a model of a few numbers, with the model just
+loaded, and after all requests, each once the allocator has given back what it keeps for a while; "stated" is what
+the worker says that the model takes, and "growth" what the process has grown by beside the one with the small model,
+which holds the part of the program that any model needs. The last column is the largest difference of the answers, relative where numbers are larger
 than 1.
 """
 
@@ -337,6 +338,14 @@ class Worker:
         status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) * 1024
 
+    def cpu_seconds(self):
+        """Of all threads that there are."""
+        spent = 0
+        for thread in pathlib.Path(f"/proc/{self.process.pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                spent += int((thread / "schedstat").read_text().split()[0])
+        return spent / 1e9
+
     def settled_memory(self, within=10):
         """Once the allocator has given back what it keeps for a while."""
         until, before = time.monotonic() + within, self.memory()
@@ -384,11 +393,18 @@ def lengths(options):
     return [int(x) for x in random.integers(options.least, options.most + 1, options.requests)]
 
 
-def empty(options, place):
-    """Memory of a worker without a model."""
-    models = place / "none"
-    models.mkdir()
+def small(options, place):
+    """Memory of a worker with a model of a few numbers."""
+    models = place / "least"
+    version = models / "least" / "1"
+    version.mkdir(parents=True)
+    graph = Graph()
+    x = graph.dense(graph.input("x", "float32", ["batch", 8]), 8, 4)
+    graph.output(x, "y", ["batch", 4])
+    graph.save(version / "model.onnx")
     with contextlib.closing(Worker(options.binary, models)) as worker:
+        worker.wait_for("least")
+        worker.infer("least", {"x": numpy.ones((1, 8), numpy.float32)})
         return worker.settled_memory()
 
 
@@ -403,17 +419,20 @@ def serve(options, place, name, path, make):
     runtime = session(path)
     random = numpy.random.default_rng(options.seed)
     runtime.run(None, make(random, options.most))
-    ours, theirs, off = [], [], 0
+    ours, theirs, cpu, off = [], [], [], 0
     with contextlib.closing(Worker(options.binary, models)) as worker:
         worker.wait_for(name)
         loaded = worker.settled_memory()
         for length in lengths(options):
             inputs = make(random, length)
+            before = worker.cpu_seconds()
             outputs, took = worker.infer(name, inputs)
             ours.append(1e3 * took)
-            started = time.perf_counter()
+            spent = worker.cpu_seconds() - before
+            started, before = time.perf_counter(), time.thread_time()
             expected = runtime.run(None, inputs)
             theirs.append(1e3 * (time.perf_counter() - started))
+            cpu.append((spent, time.thread_time() - before))
             for value, right in zip(runtime.get_outputs(), expected):
                 off = max(off, difference(outputs[value.name], right))
         stats = worker.statistics(name)
@@ -424,6 +443,7 @@ def serve(options, place, name, path, make):
     return {
         "ours": ours,
         "theirs": theirs,
+        "cpu": cpu,
         "engine": engine["ns"] / max(1, engine["count"]) / 1e6,
         "loaded": loaded,
         "after": after,
@@ -443,8 +463,9 @@ COLUMNS = (
     "ORT mean",
     "ORT median",
     "mean / ORT",
+    "CPU / ORT",
     "file MiB",
-    "RSS empty",
+    "RSS small",
     "RSS loaded",
     "RSS after",
     "after / file",
@@ -468,6 +489,7 @@ def row(name, without, found):
         f"{ort:.2f}",
         f"{statistics.median(theirs):.2f}",
         f"{mean / ort:.2f}",
+        f"{sum(a for a, _ in found['cpu']) / sum(b for _, b in found['cpu']):.2f}",
         f"{found['file'] / MIB:.1f}",
         f"{without / MIB:.0f}",
         f"{found['loaded'] / MIB:.0f}",
@@ -499,7 +521,7 @@ def main():
     failed = False
     with tempfile.TemporaryDirectory(prefix="forebay-shapes-") as directory:
         place = pathlib.Path(directory)
-        without = empty(options, place)
+        without = small(options, place)
         for wanted in options.models:
             name, path = wanted, place / f"{wanted}.onnx"
             if wanted in MODELS:

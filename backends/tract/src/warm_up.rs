@@ -29,8 +29,8 @@ const ROW_TOLERANCE: f64 = 1e-3;
 /// Runs that are timed of one plan, unless they take longer together than the next constant.
 const RUNS: usize = 7;
 const RUNS_TIME: Duration = Duration::from_millis(100);
-/// Until when larger batches are compiled and timed, counted from the beginning.
-const MEASURE_TIME: Duration = Duration::from_secs(3);
+/// Time within which larger batches are compiled and timed.
+const MEASURE_TIME: Duration = Duration::from_secs(2);
 /// Elements of an input that is made here: beyond it a file's word for its shape is not believed.
 const MAX_ELEMENTS: usize = 1 << 28;
 /// Sizes in which plans are compared where each size has a plan of its own.
@@ -46,7 +46,6 @@ pub(crate) fn warm_up(
     options: &LoadOptions,
     watch: &dyn Watch,
 ) -> Result<(), LoadError> {
-    let started = Instant::now();
     let go_on = || if watch.stop() { Err(LoadError::Cancelled) } else { Ok(()) };
     for name in options.warm_up.keys() {
         if !model.interface.inputs.iter().any(|input| input.name == *name) {
@@ -96,15 +95,17 @@ pub(crate) fn warm_up(
     let skip = usize::from(has_batches);
     model.usual = inputs.iter().map(|input| input.shape[skip..].to_vec()).collect();
     go_on()?;
+    let usual = inputs.iter().map(|input| input.shape.clone()).collect();
+    // Before batches are measured: it runs them as well, so that none is compiled for each of their sizes.
+    open_sizes(model, known, &usual)?;
+    model.phases.end("plan for all sizes");
+    go_on()?;
     match known {
         Some(known) => recall(model, options, known),
-        None => measure(model, options, &inputs, started),
+        None => measure(model, options, &inputs),
     }
     model.phases.end("measure");
     go_on()?;
-    let usual = inputs.iter().map(|input| input.shape.clone()).collect();
-    open_sizes(model, known, &usual)?;
-    model.phases.end("plan for all sizes");
     pad(model, options, known.is_some(), &usual)
 }
 
@@ -381,7 +382,8 @@ fn rows_are_independent(model: &Model, options: &LoadOptions, alone: Vec<Tensor>
 }
 
 /// Times one row, then more, until that does not pay or takes too long.
-fn measure(model: &mut Model, options: &LoadOptions, one: &[Tensor], started: Instant) {
+fn measure(model: &mut Model, options: &LoadOptions, one: &[Tensor]) {
+    let started = Instant::now();
     let grain = Grain::default();
     if let Some(seconds) = time(model, one, &grain) {
         model.curve.learn(1, seconds);
@@ -396,6 +398,10 @@ fn measure(model: &mut Model, options: &LoadOptions, one: &[Tensor], started: In
             break;
         }
         let Ok(inputs) = inputs(model, options, Some(rows), 0) else { break };
+        if model.plans.opened().is_some_and(|open| open.build == Build::Plain) {
+            // One of its own is faster there.
+            drop(model.plans.closed(&inputs.iter().map(|input| input.shape.clone()).collect()));
+        }
         let Some(seconds) = time(model, &inputs, &|| false) else { break };
         model.curve.learn(rows, seconds);
         if model.curve.pays(rows, best) {
@@ -408,7 +414,9 @@ fn measure(model: &mut Model, options: &LoadOptions, one: &[Tensor], started: In
     model.curve.settle();
     let best = model.curve.best();
     if model.max_batch.is_some() {
-        model.plans.keep(|shapes| shapes.iter().all(|shape| shape[0] <= best));
+        let is_open = model.plans.opened().is_some_and(|open| open.build != Build::Plain);
+        let most = if is_open { 1 } else { best };
+        model.plans.keep(|shapes| shapes.iter().all(|shape| shape[0] <= most));
     }
 }
 
