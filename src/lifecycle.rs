@@ -5,6 +5,7 @@
 //! that no way out of a request can forget to.
 
 use crate::body_memory::Memory;
+use crate::places::Places;
 use crate::pool::{Snapshot, readiness};
 use forebay_process::memory::{self, Taken};
 use forebay_process::supervise::Supervisor;
@@ -25,6 +26,10 @@ pub struct Lifecycle {
     open: Taken,
     /// Memory that bodies and answers hold.
     memory: Arc<Memory>,
+    /// Requests in flight beyond those that are not counted by clients.
+    requests: Arc<Places>,
+    /// Open streams of gRPC.
+    streams: Arc<Places>,
     /// Whether what is still open has had its time.
     cut: watch::Sender<bool>,
 }
@@ -90,6 +95,16 @@ impl Lifecycle {
     /// Memory that bodies and answers hold.
     pub fn memory(&self) -> &Arc<Memory> {
         &self.memory
+    }
+
+    /// The open streams of gRPC.
+    pub fn streams(&self) -> &Arc<Places> {
+        &self.streams
+    }
+
+    /// Places of requests that are in flight where many are.
+    pub fn requests(&self) -> &Arc<Places> {
+        &self.requests
     }
 
     /// Until what is still open has had its time.

@@ -1,8 +1,9 @@
 //! Bounds of one request, and of what clients may take.
 
 use super::check::header;
-use forebay_config::form::{byte_rate, bytes, positive, ratio};
+use forebay_config::form::{byte_rate, bytes, positive, ratio, within};
 use forebay_config::{ByteSize, Section, Table};
+use forebay_process::resources::Descriptors;
 use http::HeaderName;
 use std::time::Duration;
 
@@ -50,6 +51,14 @@ forebay_config::section! {
         /// deadline it ends there, even while it moves. Each has its own connection to the endpoint, since
         /// ending one would end the others on that connection.
         stream_idle: Duration = Duration::from_secs(3600), positive();
+        /// Requests that may be in flight at once, those that wait for their bodies or for a slot among them: each
+        /// takes about 17 KiB beside its body. A further one is refused with `connection_limit`. One client
+        /// may have three quarters of them.
+        requests: usize = 32_768, within(2..=10_000_000);
+        /// gRPC streams that may be open at once, each with its connection to an endpoint; half of them may be
+        /// one client's. A further one is refused with `connection_limit`. No more than half of the file
+        /// descriptors for clients in any case. 28,000 connections take all ports towards one endpoint.
+        streams: usize = 8192, within(1..=1_000_000);
         /// The header that names the client, for fair queueing. Set it only where a component in front sets
         /// that header: otherwise a client with many names gets the most. Default: a client is an address.
         client_header: Option<HeaderName> = None, header(), shown "\"x-client\"";
@@ -67,6 +76,12 @@ impl Limits {
             table.note(span, "buffer", format!("{bound}, found {}", ByteSize(buffer)));
         }
         Self { buffer: limits.buffer.min(limits.body), ..limits }
+    }
+
+    /// Streams of gRPC that may be open at once, as far as descriptors allow.
+    pub fn streams(&self) -> usize {
+        let most = Descriptors::of_this_process().for_clients / 2;
+        self.streams.min(usize::try_from(most).unwrap_or(usize::MAX))
     }
 
     /// Bytes that one client may hold, and at least one body.

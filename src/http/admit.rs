@@ -3,11 +3,14 @@
 use crate::body_memory::{Account, MemoryFull};
 use crate::config::{Limits, Route};
 use crate::http::request::{ForwardMode, Request};
+use crate::lifecycle::Lifecycle;
+use crate::places::{Places, PlacesFull};
 use crate::refusal::Refusal;
 use forebay_config::ByteSize;
 use forebay_protocol::oip::SchedulingParameters;
 use forebay_protocol::{Reason, grpc, header};
 use pingora::http::RequestHeader;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Checks size, memory and deadline; sets the request's deadline.
@@ -39,6 +42,57 @@ pub fn admit(
         return Err(no_memory(MemoryFull::Client));
     }
     Ok(ForwardMode::Buffered)
+}
+
+/// Counts a request in where many are in flight: the first half of the places goes to those that come first, so
+/// that nothing is counted while there are few. Calls that ask for health find a place where others find none.
+///
+/// # Errors
+/// There are as many as may be, of all or of this client.
+pub fn place(
+    request: &mut Request,
+    limits: &Limits,
+    lifecycle: &Lifecycle,
+    is_health: bool,
+) -> Result<(), Refusal> {
+    let at_first = limits.requests / 2;
+    if lifecycle.in_flight() <= at_first {
+        return Ok(());
+    }
+    let reserve = if is_health { limits.requests / 4 } else { 0 };
+    let most = limits.requests - at_first + reserve;
+    let place = lifecycle.requests().begin(request.identity.client, most);
+    request.place = Some(place.map_err(|full| {
+        let words = match full {
+            PlacesFull::Client => "this client has reached its part of limits.requests",
+            PlacesFull::Total => "the requests of all clients have reached limits.requests",
+        };
+        Refusal::new(Reason::ConnectionLimit, words)
+    })?);
+    Ok(())
+}
+
+/// Counts a stream of gRPC in; what is none is bounded by its connection.
+///
+/// # Errors
+/// There are as many as may be open.
+pub fn stream(
+    request: &mut Request,
+    limits: &Limits,
+    streams: &Arc<Places>,
+) -> Result<(), Refusal> {
+    if !request.identity.grpc.is_some_and(grpc::Method::is_stream) {
+        return Ok(());
+    }
+    let begun = streams.begin(request.identity.client, limits.streams());
+    request.stream = Some(begun.map_err(|full| {
+        let words = match full {
+            PlacesFull::Client => "this client has reached its half of limits.streams",
+            PlacesFull::Total => "the streams of all clients have reached limits.streams",
+        };
+        Refusal::new(Reason::ConnectionLimit, words)
+    })?);
+    Ok(())
 }
 
 /// Sets the deadline of what is no stream: the client's, if that is sooner than the route's.

@@ -6,7 +6,7 @@
 //! answered.
 
 use crate::body_memory::{Account, StreamMemory};
-use crate::http::admit::{admit, take_in_parameters};
+use crate::http::admit::take_in_parameters;
 use crate::http::attempts;
 use crate::http::cache::{self, Ask, Kept, Lookup};
 use crate::http::forward::send::{Unread, send};
@@ -15,7 +15,8 @@ use crate::http::request::{ForwardMode, Request};
 use crate::http::response::BufferedResponse;
 use crate::http::services::Services;
 use crate::http::stage::Stop;
-use crate::http::{fallback, forward, get_infer, grpc, identify, respond, route, variant};
+use crate::http::{admit, fallback, forward, get_infer, grpc, identify, respond, route, variant};
+use forebay_protocol::grpc::Method;
 use forebay_protocol::oip::Call;
 use pingora::proxy::Session;
 use std::sync::Arc;
@@ -87,6 +88,8 @@ pub async fn run(
         respond::health(session, request, ready).await?;
         return Ok(Passed::Answered);
     }
+    let is_health = request.identity.grpc.is_some_and(Method::is_health);
+    admit::place(request, limits, &services.lifecycle, is_health)?;
     let account = Account::new(services.lifecycle.memory(), request.identity.client, limits);
     let message = match grpc::receive(session, request, limits, &account).await? {
         Some(grpc::Received::Health(message)) => {
@@ -104,12 +107,13 @@ pub async fn run(
     request.priority = request.identity.priority.unwrap_or(route.priority);
     request.key = identify::key(&target.pool.config, &request.identity, &head.headers);
     fallback::begin(request, target);
-    let mode = admit(request, limits, route.deadline, &account)?;
+    let mode = admit::admit(request, limits, route.deadline, &account)?;
     request.mode = Some(mode);
     if mode == ForwardMode::Streamed {
         if session.downstream_session.is_http2() {
             request.stream_memory = Some(StreamMemory::new(&account));
         }
+        admit::stream(request, limits, services.lifecycle.streams())?;
         forward::streamed::begin(session, request, limits);
         return Ok(Passed::Piped);
     }

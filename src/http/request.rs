@@ -9,6 +9,7 @@ use crate::http::forward::wire::Wire;
 use crate::http::identify::Identity;
 use crate::http::variant::Target;
 use crate::lifecycle::InFlightRequest;
+use crate::places::Place;
 use crate::pool::Snapshot;
 use crate::pool::attempt::EndpointAttempt;
 use crate::pool::connector::PipeSocket;
@@ -32,6 +33,10 @@ pub struct Request {
     pub body_memory: Option<Held>,
     /// Memory for what its client has not taken of a stream of gRPC.
     pub stream_memory: Option<StreamMemory>,
+    /// Counts as an open stream of gRPC until dropped, if it is one.
+    pub stream: Option<Place>,
+    /// Its place among the requests in flight, where many are.
+    pub place: Option<Place>,
     /// Configuration and fleet as they were when it came: its limits don't change under way.
     pub snapshot: Arc<Snapshot>,
     /// The properties that the request states.
@@ -124,6 +129,8 @@ impl Request {
             in_flight: None,
             body_memory: None,
             stream_memory: None,
+            stream: None,
+            place: None,
             identity: Identity::default(),
             priority: Priority::default(),
             key: None,

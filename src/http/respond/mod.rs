@@ -32,12 +32,15 @@ pub async fn refuse(session: &mut Session, request: &mut Request, refusal: &Refu
         session.downstream_session.set_keepalive(None);
         return Ok(());
     }
+    // No lingering where there is no room, except for bytes that are here.
+    let is_full = refusal.reason == Reason::ConnectionLimit;
+    let patience = if is_full { Duration::ZERO } else { MAX_LINGER_TIME };
     if request.identity.grpc.is_some() {
         grpc::refuse(session, request, refusal).await?;
         // A stream that is dropped before its client has said all is reset, and clients may forget
         // the answer over that.
         if !session.downstream_session.is_body_done() {
-            linger(session, request).await;
+            linger_for(session, request, patience).await;
         }
         return Ok(());
     }
@@ -55,7 +58,7 @@ pub async fn refuse(session: &mut Session, request: &mut Request, refusal: &Refu
     session.write_response_header(Box::new(head), false).await?;
     session.write_response_body(Some(body), true).await?;
     if unread {
-        linger(session, request).await;
+        linger_for(session, request, patience).await;
     }
     Ok(())
 }
@@ -81,6 +84,10 @@ pub async fn health(session: &mut Session, request: &Request, ready: bool) -> Re
 
 /// Reads the rest of a refused body for a while.
 pub(crate) async fn linger(session: &mut Session, request: &mut Request) {
+    linger_for(session, request, MAX_LINGER_TIME).await;
+}
+
+async fn linger_for(session: &mut Session, request: &mut Request, patience: Duration) {
     // It is answered; what is waited for now is only the client's last words.
     request.answered_after = Some(request.arrived.elapsed());
     request.attempts.iter_mut().for_each(|attempt| attempt.answered(false));
@@ -95,5 +102,5 @@ pub(crate) async fn linger(session: &mut Session, request: &mut Request) {
         }
     };
     // Running out of time is one of the ways to be done with it.
-    let _ = timeout(MAX_LINGER_TIME, discard).await;
+    let _ = timeout(patience, discard).await;
 }

@@ -59,6 +59,7 @@ def infer_message(model=b"synthetic", padding=0):
 GRPC = {"content-type": "application/grpc", "te": "trailers"}
 GRPC_INFER = "/inference.GRPCInferenceService/ModelInfer"
 GRPC_LIVE = "/inference.GRPCInferenceService/ServerLive"
+GRPC_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 
 
 class Stream:

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import resource
 import socket
 import ssl
 import struct
@@ -11,7 +12,7 @@ import time
 from lab import http1, http2
 from lab.around import REQUESTS, around, at_rest, healthy
 from lab.endpoint import Endpoint, H2Endpoint, reply, sleeping
-from lab.http2 import DATA, END_HEADERS, GRPC, GRPC_INFER, GRPC_LIVE, HEADERS, SETTINGS, Raw, block, frame, settings
+from lab.http2 import DATA, END_HEADERS, GRPC, GRPC_INFER, GRPC_LIVE, GRPC_STREAM, HEADERS, SETTINGS, Raw, block, frame, settings
 from lab.load import BODY, median_ms, quantile
 from lab.processes import INFER, ROOT, Proxy, Worker, pool, synthetic
 from lab.row import eventually, row
@@ -626,6 +627,75 @@ def send_buffers(t, form):
     t.check(eventually(lambda: proxy.metric("forebay_memory_held_bytes") == 0, 10), "memory is not given back")
     at_rest(t, proxy, 10)
     t.equal(ask()[0], 200, "the probe after")
+
+
+REQUESTS_HELD = {"inference": (INFER, ()), "streamed path": ("/v1/x", ()), "gRPC": (GRPC_INFER, GRPC.items()),
+                 "gRPC health": (GRPC_LIVE, GRPC.items())}
+
+
+@row("P6", "requests without end whose bodies do not come", REQUESTS_HELD, word="requests,")
+def requests_held(t, form):
+    """One client begins 1,200 requests over HTTP/2 and sends no bodies, where 400 may be in flight -> it gets no more
+    than three quarters of them (and of those in reserve for health), the others are refused with connection_limit
+    and counted; others' requests, calls and health go on meanwhile."""
+    path, extra = form
+    calls, texts = H2Endpoint(t), Endpoint(t)
+    config = pool([calls], name="grpc", route='paths = ["/inference."]') + pool([texts], name="rest")
+    proxy = Proxy(t, config, limits="requests = 400", ready=2)
+    healthy(t, proxy, "before")
+    held = []
+    for _ in range(12):
+        s = from_address(proxy.address, "127.0.6.7")
+        s.sendall(H2 + b"".join(frame(HEADERS, END_HEADERS, 2 * i + 1, block("POST", path, extra)) for i in range(100)))
+        held.append(s)
+    refused = lambda: proxy.metric(REQUESTS, 'reason="connection_limit"')  # noqa: E731
+    in_flight = lambda: proxy.status()["in_flight"]  # noqa: E731
+    t.check(eventually(lambda: refused() >= 1200 - 350, 5), f"{refused()} refused, {in_flight()} in flight")
+    t.figure(f"{in_flight()} in flight, {refused():.0f} refused")
+    t.check(in_flight() <= 350, f"{in_flight()} in flight")
+    for _ in range(10):
+        healthy(t, proxy, "meanwhile")
+        found = http2.infer(proxy.address)
+        t.equal((found.status, found.grpc_status), (200, 0), "another's call")
+        found = http2.request(proxy.address, "POST", GRPC_LIVE, GRPC, http2.grpc_message())
+        t.equal((found.status, found.grpc_status), (200, 0), "ServerLive")
+    for s in held:
+        s.close()
+    at_rest(t, proxy, 10)
+    healthy(t, proxy, "after")
+
+
+@row("P10", "streams of gRPC without end", word="streams")
+def streams(t):
+    """One client opens 1,200 idle streams of gRPC on 12 connections, each of which has its own connection to an
+    endpoint, at a limit of 1,024 descriptors -> it gets a quarter of the descriptors for clients, the others are
+    refused with connection_limit and counted; others' requests, calls and streams go on, and all is given back."""
+    calls, texts = H2Endpoint(t), Endpoint(t)
+    config = pool([calls], name="grpc", route='paths = ["/inference."]') + pool([texts], name="rest")
+    few = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))  # noqa: E731
+    proxy = Proxy(t, config, ready=2, before=few)
+    healthy(t, proxy, "before")
+    held = []
+    for _ in range(12):
+        s = from_address(proxy.address, "127.0.6.6")
+        s.sendall(H2 + b"".join(frame(HEADERS, END_HEADERS, 2 * i + 1, block("POST", GRPC_STREAM, GRPC)) for i in range(100)))
+        held.append(s)
+    refused = lambda: proxy.metric(REQUESTS, 'reason="connection_limit"')  # noqa: E731
+    t.check(eventually(lambda: refused() + len(calls.open) >= 1200, 15), f"{refused()} refused, {len(calls.open)} open")
+    t.figure(f"{len(calls.open)} connections to the endpoint, {refused():.0f} streams refused")
+    t.check(len(calls.open) <= 200, f"{len(calls.open)} connections to the endpoint")
+    for i in range(10):
+        healthy(t, proxy, "meanwhile")
+        found = http2.infer(proxy.address)
+        t.equal((found.status, found.grpc_status), (200, 0), "another's call")
+        found = http2.request(proxy.address, "POST", GRPC_STREAM, GRPC, http2.grpc_message())
+        t.equal((found.status, found.grpc_status), (200, 0), "another's stream")
+    for s in held:
+        s.close()
+    at_rest(t, proxy, 10)
+    t.check(eventually(lambda: proxy.fds() < 60, 10), f"{proxy.fds()} descriptors are still open")
+    lines = sum(line["reason"] == "connection_limit" for line in proxy.lines())
+    t.equal(lines, refused(), "lines of refused streams")
 
 
 # A request that the proxy answers itself.

@@ -121,7 +121,8 @@ reasons! {
     IdleTimeout = "idle_timeout", REQUEST_TIMEOUT, DeadlineExceeded, Client, true;
 
     // --- load and time
-    /// The listener has reached its maximum number of connections.
+    /// The listener has reached its maximum number of connections, or a client or all clients have reached theirs of
+    /// requests or gRPC streams.
     ConnectionLimit = "connection_limit", SERVICE_UNAVAILABLE, Unavailable, Proxy, true;
     /// The connection was idle and was closed to make room for a new one.
     Evicted = "evicted", SERVICE_UNAVAILABLE, Unavailable, Proxy, true;
