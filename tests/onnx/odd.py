@@ -300,6 +300,13 @@ def whole_numbers(g, x):
     return g.add("ConvInteger", [q, weight] + [zero] * g.rng.choice([0, 1]), pads=[g.rng.choice([0, 1])] * 4)
 
 
+def widened(g, x):
+    """Small integers as numbers in which sums do not wrap."""
+    kind = g.values[x].dtype
+    is_small = kind.kind in "iu" and (kind.itemsize < 4 or kind.kind == "u")
+    return g.add("Cast", [x], to=TensorProto.FLOAT) if is_small else x
+
+
 ODD = [ties, scattered, placed, summed_products, summed_products, cast_far, computed_shape, typed, typed, bits, scanned, counted_rows, turned_back, sampled, eye, whole_numbers]
 
 
