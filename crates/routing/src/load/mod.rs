@@ -108,6 +108,8 @@ pub struct Load {
     reported_queue: AtomicU32,
     /// As reported; 0: not reported.
     batch: AtomicU32,
+    /// The mean of what we have there when others are counted.
+    ours: Float,
     change: ChangeDetector,
     /// The highest response time of late, in seconds; 0: none.
     peak: Float,
@@ -145,6 +147,7 @@ impl Load {
             reported_in_flight: AtomicU32::new(0),
             reported_queue: AtomicU32::new(0),
             batch: AtomicU32::new(0),
+            ours: Float::default(),
             change: ChangeDetector::default(),
             peak: Float::default(),
             filled_at: AtomicU64::new(0),
@@ -203,6 +206,22 @@ impl Load {
         self.concurrency_limit.get()?.slots()
     }
 
+    /// Our own share of so many places, by what we and others have had there on average. Reports are of the past: where each
+    /// of several proxies leaves room for what the others had then, slots stand idle that all of them wait for.
+    pub(crate) fn own_share(&self, places: u32) -> u32 {
+        let (ours, others) = (self.ours.get(), self.others.get().max(0.0));
+        if others <= 0.0 {
+            return 0;
+        }
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "at most places"
+        )]
+        let share = (float(places) * ours / (ours + others)).round() as u32;
+        share
+    }
+
     /// Whether the endpoint reports that it runs several requests as one.
     pub fn joins(&self) -> bool {
         self.batch.load(Relaxed) > 1
@@ -259,6 +278,7 @@ impl Load {
         let off = others - self.others.get();
         self.scatter.draw((1.0 - weight) * off * off, weight);
         self.others.draw(others, weight);
+        self.ours.draw(float(ours), weight);
         self.reported_at.store(now.nanos().min(UNKNOWN - 1), Relaxed);
     }
 

@@ -117,7 +117,7 @@ impl<C: Candidate> PoolView<'_, C> {
         let Some(limit) = self.limit(load) else { return true };
         let (now, ttl) = (self.context.now, self.context.report_ttl);
         let is_empty = load.in_flight() == 0 && load.abandoned(now) == 0;
-        is_empty || load.occupancy(now, ttl) < limit
+        is_empty || load.occupancy(now, ttl) < limit || load.in_flight() < load.own_share(limit)
     }
 
     /// Has waiting cost requests their chance of late? Then who goes next is more than whether a slot idles.
@@ -150,7 +150,11 @@ impl<C: Candidate> PoolView<'_, C> {
     fn enter_within(&self, load: &Arc<Load>, limit: Option<u32>) -> Option<InFlight> {
         let guard = load.enter();
         let (now, ttl) = (self.context.now, self.context.report_ttl);
-        let fits = |limit| guard.others() == 0 || load.occupancy(now, ttl) <= limit;
+        let fits = |limit| {
+            guard.others() == 0
+                || load.occupancy(now, ttl) <= limit
+                || guard.others() < load.own_share(limit)
+        };
         limit.is_none_or(fits).then_some(guard)
     }
 
@@ -365,6 +369,26 @@ mod tests {
         assert_eq!(bind(), Binding::Bind(0));
         let _one = fleet[0].0.enter();
         assert_eq!(bind(), Binding::Wait);
+    }
+
+    #[test]
+    fn a_proxys_own_share_of_the_slots_is_its_to_use_whatever_late_reports_say() {
+        let (fleet, memory) = (fleet(&[20]), Arc::default());
+        let view = view(Policy::Adaptive, &fleet, &memory);
+        let report = Report { in_flight: Some(4), ..Report::default() };
+        // Of four requests two are ours, again and again.
+        let both = [fleet[0].0.enter(), fleet[0].0.enter()];
+        (0..20).for_each(|_| fleet[0].0.report(&report, Time::default()));
+        drop(both);
+        let bind = || view.bind(|_| false, 0, &mut Rng::new(5));
+        // Another one was sent there meanwhile, as the next report says too late.
+        let late = Report { in_flight: Some(9), ..Report::default() };
+        let _one = fleet[0].0.enter();
+        fleet[0].0.report(&late, Time::default());
+        assert_eq!(bind(), Binding::Bind(0));
+        let two = view.enter(&fleet[0].0);
+        assert!(two.is_some());
+        assert_eq!(bind(), Binding::Wait, "half of the slots are ours");
     }
 
     #[test]
