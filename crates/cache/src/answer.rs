@@ -35,7 +35,17 @@ impl Answer {
         Self(infer::write_response(&response).encode_to_vec().into())
     }
 
-    /// Its bytes.
+    /// Of another form than that of an inference, as its own writer has it.
+    pub fn of_bytes(bytes: Vec<u8>) -> Self {
+        Self(bytes.into())
+    }
+
+    /// The bytes in which it is kept.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Number of its bytes.
     pub fn len(&self) -> usize {
         self.0.len()
     }

@@ -7,13 +7,14 @@
 //! which each client gets its own.
 //!
 //! [`store`] keeps answers, bounded in bytes; [`flight`] lets equal questions that are asked at once be
-//! answered together; [`contents`] knows which content of a model is served now, and [`absent`] which models
+//! answered together; [`rows`] takes batches apart, and [`embeddings`] lists of texts; [`contents`] knows which content of a model is served now, and [`absent`] which models
 //! are not there; [`control`] reads what a client says about caching.
 
 pub mod absent;
 pub mod answer;
 pub mod contents;
 pub mod control;
+pub mod embeddings;
 pub mod flight;
 pub mod question;
 pub mod rows;

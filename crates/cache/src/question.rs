@@ -6,7 +6,9 @@
 //! one request ask the same.
 
 use crate::contents::Content;
+use crate::embeddings::EmbeddingsRequest;
 use forebay_protocol::oip::{InferRequest, Parameter, Parameters};
+use forebay_protocol::openai::Input;
 use std::fmt;
 
 /// Parameters of a request that change the time or the form of its answer, and nothing else.
@@ -77,12 +79,15 @@ impl fmt::Debug for Question {
 /// Makes questions.
 pub struct Hasher {
     key: [u8; 32],
+    /// For embeddings, so that none of their questions is one of an inference.
+    embeddings_key: [u8; 32],
 }
 
 impl Hasher {
     /// With a key that should be secret: with it one could look for two questions that have one hash.
     pub fn new(key: [u8; 32]) -> Self {
-        Self { key }
+        let embeddings_key = *blake3::keyed_hash(&key, b"embeddings").as_bytes();
+        Self { key, embeddings_key }
     }
 
     /// The question that `request` asks.
@@ -94,15 +99,7 @@ impl Hasher {
             return Err(Unkeyed::Stateful);
         }
         let mut writer = Writer(blake3::Hasher::new_keyed(&self.key));
-        for name in [asked.route, asked.variant, asked.model, asked.epoch] {
-            writer.bytes(name.as_bytes());
-        }
-        writer.optional(asked.version.map(str::as_bytes));
-        writer.optional(asked.client);
-        writer.count(asked.vary.len());
-        for value in asked.vary {
-            writer.optional(value.as_deref());
-        }
+        writer.asked(asked);
         writer.parameters(&request.parameters);
         writer.inputs(request);
         writer.count(request.outputs.len());
@@ -110,7 +107,41 @@ impl Hasher {
             writer.bytes(output.name.as_bytes());
             writer.parameters(&output.parameters);
         }
-        Ok(Question(*writer.0.finalize().as_bytes()))
+        Ok(writer.question())
+    }
+
+    /// The question for the embedding of each input of `request`.
+    pub fn embeddings(&self, asked: &Asked<'_>, request: &EmbeddingsRequest) -> Vec<Question> {
+        let mut writer = Writer(blake3::Hasher::new_keyed(&self.embeddings_key));
+        writer.asked(asked);
+        let terms = request.terms();
+        writer.count(terms.len());
+        for (key, value) in terms {
+            writer.bytes(key.as_bytes());
+            writer.bytes(value.as_bytes());
+        }
+        let one = |input: &Input| {
+            let mut writer = Writer(writer.0.clone());
+            match input {
+                Input::Text(text) => writer.value(0, text.as_bytes()),
+                Input::Tokens(tokens) => {
+                    let bytes: Vec<u8> =
+                        tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+                    writer.value(1, &bytes);
+                }
+            }
+            writer.question()
+        };
+        request.inputs.iter().map(one).collect()
+    }
+
+    /// One question that stands for all of these, in their order.
+    pub fn together(&self, questions: &[Question]) -> Question {
+        let mut hasher = blake3::Hasher::new_keyed(&self.embeddings_key);
+        for question in questions {
+            hasher.update(&question.0);
+        }
+        Question(*hasher.finalize().as_bytes())
     }
 }
 
@@ -118,6 +149,22 @@ impl Hasher {
 struct Writer(blake3::Hasher);
 
 impl Writer {
+    fn asked(&mut self, asked: &Asked<'_>) {
+        for name in [asked.route, asked.variant, asked.model, asked.epoch] {
+            self.bytes(name.as_bytes());
+        }
+        self.optional(asked.version.map(str::as_bytes));
+        self.optional(asked.client);
+        self.count(asked.vary.len());
+        for value in asked.vary {
+            self.optional(value.as_deref());
+        }
+    }
+
+    fn question(&self) -> Question {
+        Question(*self.0.finalize().as_bytes())
+    }
+
     fn count(&mut self, count: usize) {
         self.0.update(&(count as u64).to_le_bytes());
     }
@@ -291,6 +338,34 @@ mod tests {
         assert_eq!(hashes.len(), places.len());
         let other = Hasher::new([8; 32]).question(&ASKED, &request).unwrap();
         assert_ne!(other, hash(&ASKED, &request), "the key of the process counts");
+    }
+
+    #[test]
+    fn each_input_and_each_term_of_embeddings_changes_the_question() {
+        let hasher = Hasher::new([7; 32]);
+        let of = |body: &str| {
+            hasher.embeddings(&ASKED, &EmbeddingsRequest::parse(body.as_bytes()).unwrap())
+        };
+        let different = [
+            of(r#"{"model":"m","input":"a"}"#),
+            of(r#"{"model":"n","input":"a"}"#),
+            of(r#"{"model":"m","input":"b"}"#),
+            of(r#"{"model":"m","input":""}"#),
+            of(r#"{"model":"m","input":[97]}"#),
+            of(r#"{"model":"m","input":"a","dimensions":8}"#),
+            of(r#"{"model":"m","input":"a","encoding_format":"base64"}"#),
+            hasher.embeddings(
+                &Asked { client: Some(b"c"), ..ASKED },
+                &EmbeddingsRequest::parse(br#"{"model":"m","input":"a"}"#).unwrap(),
+            ),
+        ];
+        let all: std::collections::HashSet<_> = different.iter().flatten().collect();
+        assert_eq!(all.len(), different.len());
+        let list = of(r#"{"input":["b","a","a"],"user":"u","model":"m"}"#);
+        assert_eq!((list[0], list[1]), (different[2][0], different[0][0]));
+        assert_eq!(list[1], list[2]);
+        let turned = [list[1], list[0], list[2]];
+        assert_ne!(hasher.together(&list), hasher.together(&turned));
     }
 
     #[test]

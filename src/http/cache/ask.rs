@@ -1,19 +1,21 @@
 //! The question that a request asks.
 
 use super::answers::Cache;
-use super::message::{Wire, control, off_io};
+use super::message::{Message, Wire, control, off_io};
 use super::outcome::Bypass;
 use super::rows::Rows;
 use crate::config::{CacheScope, RouteCache};
 use crate::http::get_infer;
-use crate::http::identify;
+use crate::http::identify::{self, Identity};
 use crate::http::receive::Received;
 use crate::http::request::Request;
 use crate::http::variant::Target;
+use bytes::Bytes;
 use forebay_cache::flight::Leader;
 use forebay_cache::{Asked, CacheControl, Entry, Question};
 use forebay_protocol::oip::InferRequest;
-use http::HeaderMap;
+use http::{HeaderMap, Method};
+use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,8 +23,8 @@ use std::time::Instant;
 /// A question that the model may have to be asked.
 pub struct Ask {
     pub(super) question: Question,
-    /// The request; its inputs only while they are needed.
-    pub(super) request: InferRequest,
+    /// The request.
+    pub(super) request: Message,
     /// The form of its bytes.
     pub(super) wire: Wire,
     /// Its client's wishes about caching.
@@ -62,10 +64,11 @@ pub(super) async fn ask(
     }
     let limits = &request.snapshot.config.limits;
     let wire = Wire::of(&head.headers, request.identity.grpc.is_some(), limits.body)?;
-    let bytes = body.clone();
-    let read = off_io(body.len(), move || wire.request(&bytes)).await;
-    let message = read.unwrap_or(Err(Bypass::Unread))?;
-    let (model, version) = request.model();
+    let message = read(wire, body, is_embeddings(head, &request.identity)).await?;
+    let (model, version) = match &message {
+        Message::Infer(_) => request.model(),
+        Message::Embeddings(asked) => (Some(asked.model.as_str()), None),
+    };
     let client = (settings.scope == CacheScope::Client)
         .then(|| identify::client_name(session, &head.headers, limits.client_header.as_ref()));
     let vary: Vec<_> = settings.vary.iter().map(|name| values(&head.headers, name)).collect();
@@ -78,21 +81,58 @@ pub(super) async fn ask(
         client: client.as_deref(),
         vary: &vary,
     };
-    let question = cache.hasher.question(&asked, &message).map_err(|_| Bypass::Stateful)?;
-    let of_row = |row: &InferRequest| cache.hasher.question(&asked, row).ok();
-    let rows = if settings.rows { Rows::of(&message, of_row) } else { None };
-    let inputs = if rows.is_some() { message.inputs } else { Vec::new() };
+    let (question, rows) = questions(cache, &asked, &message, settings.rows)?;
+    let model = identify::model(model, version);
+    let request = match message {
+        Message::Infer(whole) if rows.is_none() => {
+            Message::Infer(InferRequest { inputs: Vec::new(), ..whole })
+        }
+        message => message,
+    };
     Ok(Ask {
         question,
-        request: InferRequest { inputs, ..message },
+        request,
         wire,
         control: control(&head.headers),
-        model: identify::model(model, version),
+        model,
         rows,
         stale: None,
         leader: None,
         began: Instant::now(),
     })
+}
+
+/// Whether it is a request for embeddings in OpenAI's form.
+pub(super) fn is_embeddings(head: &RequestHeader, identity: &Identity) -> bool {
+    identity.grpc.is_none() && head.method == Method::POST && head.uri.path() == "/v1/embeddings"
+}
+
+async fn read(wire: Wire, body: &Bytes, is_embeddings: bool) -> Result<Message, Bypass> {
+    let bytes = body.clone();
+    let read = move || match is_embeddings {
+        true => wire.embeddings(&bytes).map(|asked| Message::Embeddings(Arc::new(asked))),
+        false => wire.request(&bytes).map(Message::Infer),
+    };
+    off_io(body.len(), read).await.unwrap_or(Err(Bypass::Unread))
+}
+
+/// The question of the whole message, and those of its rows if it may be taken apart. Embeddings always may.
+fn questions(
+    cache: &Cache,
+    asked: &Asked<'_>,
+    message: &Message,
+    takes_rows: bool,
+) -> Result<(Question, Option<Rows>), Bypass> {
+    let request = match message {
+        Message::Infer(request) => request,
+        Message::Embeddings(request) => {
+            let questions = cache.hasher.embeddings(asked, request);
+            return Ok((cache.hasher.together(&questions), Some(Rows::new(questions))));
+        }
+    };
+    let question = cache.hasher.question(asked, request).map_err(|_| Bypass::Stateful)?;
+    let of_row = |row: &InferRequest| cache.hasher.question(asked, row).ok();
+    Ok((question, if takes_rows { Rows::of(request, of_row) } else { None }))
 }
 
 /// All values of a header, told apart by their lengths.

@@ -3,7 +3,7 @@
 use super::answers::{Cache, now};
 use super::ask::Ask;
 use super::give;
-use super::message::{self, off_io};
+use super::message::{self, Found, Message, off_io};
 use super::outcome::Outcome;
 use super::rows::Replaced;
 use crate::body_memory::Account;
@@ -11,8 +11,7 @@ use crate::http::request::Request;
 use crate::http::response::BufferedResponse;
 use crate::refusal::Refusal;
 use bytes::Bytes;
-use forebay_cache::{Answer, Content, Entry, Fact, store};
-use forebay_protocol::oip::InferResponse;
+use forebay_cache::{Answer, Content, Entry, Fact, embeddings, store};
 use forebay_protocol::{ModelContent, header, metric};
 use http::HeaderMap;
 use pingora::http::RequestHeader;
@@ -54,10 +53,9 @@ pub enum Kept {
 /// The smaller request to send in place of a batch some of whose rows are known.
 pub fn replacement(ask: &Ask, request: &Request) -> Option<Replaced> {
     let rows = ask.rows.as_ref().filter(|rows| rows.kept() > 0)?;
-    let missing = rows.missing(&ask.request)?;
     let identity = &request.identity;
-    let model = (identity.model.as_deref()?, identity.version.as_deref());
-    Replaced::new(ask.wire, model, &missing)
+    let model = identity.model.as_deref().map(|model| (model, identity.version.as_deref()));
+    rows.smaller(&ask.request, ask.wire, model)
 }
 
 /// Makes the header one of the smaller request, and returns its body.
@@ -103,26 +101,20 @@ pub async fn keep(
     let Ok(wire) = message::Wire::of(&response.head.headers, is_grpc, most) else {
         return Ok(lost(response));
     };
-    let bytes: Bytes = message::joined(&response.body);
-    let read = off_io(bytes.len(), move || wire.response(&bytes).ok()).await;
-    let Some(Some(found)) = read else { return Ok(lost(response)) };
+    let Some(found) = read(ask, wire, &response).await else { return Ok(lost(response)) };
     let content = content(cache, ask, request, &response.head.headers);
-    let named = |found: &InferResponse| (found.model_name.clone(), found.model_version.clone());
-    let whole = match &ask.rows {
-        Some(rows) => {
-            let one =
-                |row: &InferResponse| entry(request, ask, Answer::new(row.clone()), named(row));
-            let whole = rows.complete(cache, &found, content, one);
-            match whole {
-                Some(whole) if was_replaced => whole,
-                None if was_replaced => return Ok(Kept::AskWhole),
-                _ => found,
-            }
-        }
-        None => found,
+    let one = |answer: Answer| {
+        let named = named(&answer, ask.request.is_embeddings());
+        entry(request, ask, answer, named)
     };
-    let name = named(&whole);
-    let entry = Arc::new(entry(request, ask, Answer::new(whole), name));
+    let together = ask.rows.as_ref().map(|rows| rows.complete(cache, &found, content, one));
+    let whole = match (together, found) {
+        (Some(Some(whole)), _) => whole,
+        (Some(None), _) if was_replaced => return Ok(Kept::AskWhole),
+        (_, Found::Infer(found)) => Answer::new(found),
+        (_, Found::Embeddings(_)) => return Ok(lost(response)),
+    };
+    let entry = Arc::new(one(whole));
     let stored = insert(cache, ask, request, (content, &entry));
     let left = entry.expires.saturating_sub(entry.born);
     request.cache = Some(Outcome::Missed { kept_for: stored.then_some(left) });
@@ -137,6 +129,33 @@ pub async fn keep(
         leader.land(entry);
     }
     Ok(Kept::Answer(answer))
+}
+
+/// Reads what the model has answered.
+async fn read(ask: &Ask, wire: message::Wire, response: &BufferedResponse) -> Option<Found> {
+    let bytes: Bytes = message::joined(&response.body);
+    let length = bytes.len();
+    let Message::Embeddings(asked) = &ask.request else {
+        let read = move || wire.response(&bytes).ok().map(Found::Infer);
+        return off_io(length, read).await?;
+    };
+    let asked = Arc::clone(asked);
+    let places = ask.rows.as_ref()?.asked().to_vec();
+    let tokens = message::row_tokens(&response.head.headers);
+    let read = move || {
+        let of = (&places[..], tokens.as_deref());
+        wire.found_embeddings(&bytes, &asked, of).map(Found::Embeddings)
+    };
+    off_io(length, read).await?
+}
+
+/// The model and the version that an answer names.
+fn named(answer: &Answer, is_embeddings: bool) -> (String, Option<String>) {
+    if is_embeddings {
+        return (embeddings::model(answer).unwrap_or_default(), None);
+    }
+    let response = answer.response();
+    response.map_or_else(|_| Default::default(), |it| (it.model_name, it.model_version))
 }
 
 /// Notes that the model is not there, if an endpoint has said so.

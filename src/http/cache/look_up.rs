@@ -1,7 +1,7 @@
 //! Looks for the answer before the model is asked.
 
 use super::answers::{Cache, now};
-use super::ask::{self, Ask};
+use super::ask::{self, Ask, is_embeddings};
 use super::give::{From, give};
 use super::keep;
 use super::message::control;
@@ -37,7 +37,8 @@ pub enum Lookup {
 fn find_rows(cache: &Cache, target: &Target, ask: &mut Ask) {
     let Some(rows) = &mut ask.rows else { return };
     for fact in cache.facts(target, ask.model) {
-        if fact.has_rows != Some(false) {
+        // Each input is embedded by itself, whatever the model does with the rows of a batch.
+        if fact.has_rows != Some(false) || ask.request.is_embeddings() {
             rows.look_up(cache, fact.content);
         }
     }
@@ -61,10 +62,11 @@ pub async fn look_up(
     let cache = &*services.cache;
     let Some(target) = request.target.clone() else { return Ok(Lookup::Ask(None)) };
     let Some(settings) = &target.route.cache else { return Ok(Lookup::Ask(None)) };
-    if !request.is_inference(&session.req_header().method) {
+    let head = session.req_header();
+    if !request.is_inference(&head.method) && !is_embeddings(head, &request.identity) {
         return Ok(Lookup::Ask(None));
     }
-    let wishes = control(&session.req_header().headers);
+    let wishes = control(&head.headers);
     if settings.negative_ttl > Duration::ZERO && !wishes.no_cache {
         refuse_absent(cache, request, &target)?;
     }
@@ -165,7 +167,7 @@ fn refuse_absent(cache: &Cache, request: &mut Request, target: &Target) -> Resul
 /// The answer to a batch all rows of which are known.
 fn whole_batch(request: &Request, ask: &Ask) -> Option<Entry> {
     let rows = ask.rows.as_ref()?;
-    let answer = rows.whole()?;
+    let answer = rows.whole(&ask.request)?;
     let (born, expires, took) = rows.times();
     let entry = keep::entry(request, ask, answer, (String::new(), None));
     Some(Entry { born, expires, took, ..entry })

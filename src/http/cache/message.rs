@@ -8,14 +8,16 @@ use super::outcome::Bypass;
 use crate::http::response::BufferedResponse;
 use bytes::Bytes;
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
+use forebay_cache::embeddings::{self, EmbeddingsRequest};
 use forebay_cache::{Answer, CacheControl};
 use forebay_protocol::grpc::{self, Code, infer};
 use forebay_protocol::oip::{InferRequest, InferResponse};
 use forebay_protocol::{Reason, header};
 use http::{HeaderMap, HeaderValue};
 use pingora::http::ResponseHeader;
-use prost::Message;
+use prost::Message as _;
 use std::io::Read;
+use std::sync::Arc;
 
 /// A message of more bytes is read on a thread of its own, so that others' requests go on meanwhile.
 const MAX_INLINE: usize = 64 * 1024;
@@ -26,6 +28,29 @@ pub(super) async fn off_io<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
     if size <= MAX_INLINE { Some(work()) } else { tokio::task::spawn_blocking(work).await.ok() }
+}
+
+/// A request that was read.
+pub(super) enum Message {
+    /// An inference; its inputs only while they are needed.
+    Infer(InferRequest),
+    /// Embeddings of a list of inputs.
+    Embeddings(Arc<EmbeddingsRequest>),
+}
+
+impl Message {
+    /// Whether it asks for embeddings.
+    pub(super) fn is_embeddings(&self) -> bool {
+        matches!(self, Self::Embeddings(_))
+    }
+}
+
+/// An answer that was read.
+pub(super) enum Found {
+    /// To an inference.
+    Infer(InferResponse),
+    /// To each of the inputs to embed that were asked for.
+    Embeddings(Vec<Answer>),
 }
 
 /// How the bytes of a message are to be read.
@@ -67,6 +92,21 @@ impl Wire {
             InferRequest::parse_only(&self.inflated(body)?, self.json_len)
         };
         read.map_err(|_| Bypass::Unread)
+    }
+
+    /// The request for embeddings in these bytes.
+    pub(super) fn embeddings(self, body: &Bytes) -> Result<EmbeddingsRequest, Bypass> {
+        EmbeddingsRequest::parse(&self.inflated(body)?).ok_or(Bypass::Unread)
+    }
+
+    /// The embeddings in these bytes, of the inputs at these `places` of the request.
+    pub(super) fn found_embeddings(
+        self,
+        body: &Bytes,
+        request: &EmbeddingsRequest,
+        (places, tokens): (&[usize], Option<&[u64]>),
+    ) -> Option<Vec<Answer>> {
+        embeddings::split(request, &self.inflated(body).ok()?, (places, tokens))
     }
 
     /// The answer in these bytes.
@@ -127,13 +167,20 @@ fn encoding(headers: &HeaderMap) -> Result<Encoding, Bypass> {
     }
 }
 
-/// The header and the body of a kept answer, for a client that asked `request`, and the trailers of gRPC.
+/// The header and the body of a kept answer, for a client that asked `message`, and the trailers of gRPC.
 pub(super) fn written(
     answer: &Answer,
-    request: &InferRequest,
+    message: &Message,
     is_grpc: bool,
 ) -> Option<(Box<ResponseHeader>, Bytes, Option<Box<HeaderMap>>)> {
     let mut head = ResponseHeader::build(http::StatusCode::OK, Some(8)).ok()?;
+    let request = match message {
+        Message::Infer(request) => request,
+        Message::Embeddings(_) => {
+            head.insert_header(http::header::CONTENT_TYPE, "application/json").ok()?;
+            return Some((Box::new(head), Bytes::copy_from_slice(answer.bytes()), None));
+        }
+    };
     if is_grpc {
         head.insert_header(http::header::CONTENT_TYPE, grpc::CONTENT_TYPE).ok()?;
         let trailers = HeaderMap::from_iter([(header::GRPC_STATUS, Code::Ok.value())]);
@@ -190,6 +237,12 @@ pub(super) fn joined(body: &[Bytes]) -> Bytes {
         [only] => only.clone(),
         pieces => pieces.concat().into(),
     }
+}
+
+/// The tokens of each row that its endpoint states.
+pub(super) fn row_tokens(headers: &HeaderMap) -> Option<Vec<u64>> {
+    let value = headers.get(header::ROW_TOKENS)?.to_str().ok()?;
+    value.split(',').map(|one| one.trim().parse().ok()).collect()
 }
 
 /// The directives of `Cache-Control`.

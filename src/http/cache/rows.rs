@@ -1,15 +1,16 @@
 //! Batches: the rows that are known are not computed again.
 //!
-//! Each row of a batch is a question of its own, the same that a request with this row alone asks. Where some
+//! Each row of a batch is a question of its own, the same that a request with this row alone asks; of a request for
+//! embeddings, each input is a row. Where some
 //! are known, the model is asked for the others only, in one smaller request of the same form, and the answer
 //! is put together. All rows of an answer come from one content of the model: if the one that has computed
 //! the missing rows is not the one that gave the others, the whole batch is asked.
 
 use super::answers::{Cache, now};
-use super::message::Wire;
+use super::message::{Found, Message, Wire};
 use bytes::Bytes;
-use forebay_cache::{Answer, Content, Entry, Question, rows};
-use forebay_protocol::oip::{InferRequest, InferResponse};
+use forebay_cache::{Answer, Content, Entry, Question, embeddings, rows};
+use forebay_protocol::oip::InferRequest;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,9 +38,14 @@ impl Rows {
     ) -> Option<Self> {
         let count = rows::count(request).filter(|&count| (2..=MAX_ROWS).contains(&count))?;
         let row = |row: usize| question(&rows::request_for(request, &[row])?);
-        let questions: Vec<_> = (0..count).map(row).collect::<Option<_>>()?;
+        Some(Self::new((0..count).map(row).collect::<Option<_>>()?))
+    }
+
+    /// Rows with these questions.
+    pub(super) fn new(questions: Vec<Question>) -> Self {
+        let count = questions.len();
         let (kept, content) = (vec![None; count], Content::UNSTATED);
-        Some(Self { questions, kept, content, asked: (0..count).collect() })
+        Self { questions, kept, content, asked: (0..count).collect() }
     }
 
     /// Number of rows.
@@ -68,9 +74,26 @@ impl Rows {
         (self.kept, self.content) = (kept, content);
     }
 
-    /// The request for the rows that are not known.
-    pub(super) fn missing(&self, request: &InferRequest) -> Option<InferRequest> {
-        rows::request_for(request, &self.asked)
+    /// Places of the rows that are asked for.
+    pub(super) fn asked(&self) -> &[usize] {
+        &self.asked
+    }
+
+    /// The request for the rows that are not known, in the form of `message`: `wire`, and of gRPC the model that
+    /// it names.
+    pub(super) fn smaller(
+        &self,
+        message: &Message,
+        wire: Wire,
+        model: Option<(&str, Option<&str>)>,
+    ) -> Option<Replaced> {
+        let (body, json_len) = match message {
+            Message::Infer(request) => {
+                wire.write(model?, &rows::request_for(request, &self.asked)?)?
+            }
+            Message::Embeddings(request) => (request.for_inputs(&self.asked)?.into(), None),
+        };
+        Some(Replaced { body, json_len })
     }
 
     /// Keeps the answers of the rows that were asked for, and puts the whole answer together. `None`: they do
@@ -78,36 +101,44 @@ impl Rows {
     pub(super) fn complete(
         &self,
         cache: &Cache,
-        response: &InferResponse,
+        found: &Found,
         content: Option<Content>,
-        entry: impl Fn(&InferResponse) -> Entry,
-    ) -> Option<InferResponse> {
-        let new = rows::split(response, self.asked.len())?;
+        entry: impl Fn(Answer) -> Entry,
+    ) -> Option<Answer> {
+        let new = match found {
+            Found::Infer(response) => {
+                rows::split(response, self.asked.len())?.into_iter().map(Answer::new).collect()
+            }
+            Found::Embeddings(answers) => answers.clone(),
+        };
         if self.kept() > 0 && content != Some(self.content) {
             return None;
         }
         if let Some(content) = content {
-            for (row, response) in self.asked.iter().zip(&new) {
-                cache.store.insert(self.questions[*row], content, Arc::new(entry(response)));
+            for (row, answer) in self.asked.iter().zip(&new) {
+                let entry = Arc::new(entry(answer.clone()));
+                cache.store.insert(self.questions[*row], content, entry);
             }
         }
-        self.joined(&new)
+        self.joined(&new, matches!(found, Found::Embeddings(_)))
     }
 
     /// The whole answer, with these answers of the rows that were asked for.
-    pub(super) fn joined(&self, new: &[InferResponse]) -> Option<InferResponse> {
-        let by_question: HashMap<_, _> =
-            self.asked.iter().map(|&row| self.questions[row]).zip(new).collect();
-        let known = self.kept.iter().flatten().map(|entry| entry.answer.response().ok());
-        let mut known = known.collect::<Option<Vec<_>>>()?.into_iter();
-        let kept: Vec<Option<InferResponse>> =
-            self.kept.iter().map(|row| row.as_ref().and_then(|_| known.next())).collect();
-        let row = |(kept, question)| match kept {
-            Some(kept) => Some(kept),
-            None => by_question.get(question).copied(),
-        };
-        let rows = kept.iter().map(Option::as_ref).zip(&self.questions).map(row);
-        rows::join(&rows.collect::<Option<Vec<_>>>()?)
+    fn joined(&self, new: &[Answer], are_embeddings: bool) -> Option<Answer> {
+        let asked = self.asked.iter().map(|&row| self.questions[row]);
+        let by_question: HashMap<_, _> = asked.zip(new).collect();
+        let mut all = Vec::with_capacity(self.count());
+        for (kept, question) in self.kept.iter().zip(&self.questions) {
+            all.push(match kept {
+                Some(kept) => &kept.answer,
+                None => *by_question.get(question)?,
+            });
+        }
+        if are_embeddings {
+            return embeddings::join(&all).map(Answer::of_bytes);
+        }
+        let all = all.into_iter().map(Answer::response).collect::<Result<Vec<_>, _>>().ok()?;
+        rows::join(&all.iter().collect::<Vec<_>>()).map(Answer::new)
     }
 
     /// The birth of the oldest kept answer, the end of the first to end, and the time that all of them took.
@@ -119,8 +150,9 @@ impl Rows {
     }
 
     /// The whole answer, if all rows are known.
-    pub(super) fn whole(&self) -> Option<Answer> {
-        (self.kept() == self.count()).then(|| self.joined(&[]).map(Answer::new)).flatten()
+    pub(super) fn whole(&self, message: &Message) -> Option<Answer> {
+        let is_whole = self.kept() == self.count();
+        is_whole.then(|| self.joined(&[], message.is_embeddings())).flatten()
     }
 }
 
@@ -130,16 +162,4 @@ pub struct Replaced {
     pub body: Bytes,
     /// Bytes of JSON before the tensors, if there are any in binary form.
     pub json_len: Option<usize>,
-}
-
-impl Replaced {
-    /// `request` in the form of the client's: `wire`, and of gRPC the model that it names.
-    pub(super) fn new(
-        wire: Wire,
-        model: (&str, Option<&str>),
-        request: &InferRequest,
-    ) -> Option<Self> {
-        let (body, json_len) = wire.write(model, request)?;
-        Some(Self { body, json_len })
-    }
 }

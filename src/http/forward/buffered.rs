@@ -100,18 +100,23 @@ fn message(
         body,
         is_grpc,
         deadline: request.deadline,
-        is_replayable: request.is_inference(&received.method),
+        // An answer that may be kept is held, whatever it answers.
+        is_replayable: request.is_inference(&received.method) || is_missed(request),
         is_repeatable: is_repeatable(request, received),
         most_held: most_held(request),
         account: account.for_answers(),
     })
 }
 
+/// Whether its answer may be kept for others.
+fn is_missed(request: &Request) -> bool {
+    matches!(request.cache, Some(CacheOutcome::Missed { .. }))
+}
+
 /// Most bytes of an answer that are held: more where the whole of it may be kept.
 fn most_held(request: &Request) -> usize {
     let settings = request.target.as_ref().and_then(|target| target.route.cache.as_ref());
-    let is_missed = matches!(request.cache, Some(CacheOutcome::Missed { .. }));
-    let kept = settings.filter(|_| is_missed).map_or(0, |settings| settings.max_entry);
+    let kept = settings.filter(|_| is_missed(request)).map_or(0, |settings| settings.max_entry);
     usize::try_from(kept).unwrap_or(usize::MAX).max(MAX_HELD_ANSWER)
 }
 

@@ -72,6 +72,7 @@ pub(in crate::http) fn prepare_answer(
     head.remove_header(&header::LOAD_REPORT);
     head.remove_header(&header::LOAD_REPORT_BIN);
     head.remove_header(&header::MODEL_CONTENT);
+    head.remove_header(&header::ROW_TOKENS);
     head.insert_header(header::REQUEST_ID, request.identity.request_id.as_str())?;
     if let Some(outcome) = request.cache {
         head.append_header(header::CACHE_STATUS, &*outcome.cache_status())?;

@@ -7,7 +7,7 @@
 use crate::api::{rest, terms};
 use crate::inference::blocking::{INLINE, bounded, off_io};
 use crate::inference::embedding::Embedder;
-use crate::inference::{self, Terms};
+use crate::inference::{self, Answer, Terms};
 use crate::memory::Share;
 use crate::refusal::{Refusal, json};
 use crate::repository::version::Version;
@@ -18,17 +18,20 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use forebay_protocol::Reason;
+use forebay_protocol::header::ROW_TOKENS;
 use forebay_protocol::metric::worker as metric;
 use forebay_protocol::openai::{
     Embedding, EmbeddingsRequest, EmbeddingsResponse, EncodingFormat, ErrorBody, Input, ModelList,
     ModelObject, Numbers, Usage,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
-use http::{StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use std::sync::Arc;
 
 /// Bytes of text that are tokenized on the I/O thread: about 0.3 ms of work.
 const INLINE_TEXT: usize = 1 << 10;
+/// Inputs whose tokens are stated one by one: a header must not become long.
+const MAX_STATED: usize = 512;
 
 /// A refusal in OpenAI's form.
 pub(crate) struct Refused(Refusal);
@@ -113,7 +116,10 @@ async fn answer(
         app.metrics.inference(model, version, refusal.reason.code());
     });
     let Prepared { version, wish, tokens, share } = prepared.map_err(|(_, refusal)| refusal)?;
-    let used: usize = tokens.iter().map(Vec::len).sum();
+    let lengths: Vec<_> = tokens.iter().map(Vec::len).collect();
+    let used: usize = lengths.iter().sum();
+    let (name, number) = named(&wish.model);
+    let content = app.repository.content(name, number, &version);
     let width = 2 * app.options.executors * version.loaded.curve().best();
     let (owner, version) = (Arc::clone(app), &version);
     let wanted = wish.dimensions;
@@ -124,7 +130,22 @@ async fn answer(
         .metrics
         .counter(&metric::EMBEDDING_TOKENS, [version.model.as_str()])
         .increment(used as u64);
-    write(wish, embeddings, used).await
+    let mut response = write(wish, embeddings, used).await?;
+    Answer::state_content(content, response.headers_mut());
+    state_tokens(&lengths, response.headers_mut());
+    Ok(response)
+}
+
+/// States the tokens of each input, from which a cache makes the usage of other requests with some of them.
+fn state_tokens(lengths: &[usize], headers: &mut HeaderMap) {
+    if lengths.len() > MAX_STATED {
+        return;
+    }
+    let lengths: Vec<_> = lengths.iter().map(usize::to_string).collect();
+    // Digits and commas: always a header value.
+    if let Ok(value) = HeaderValue::try_from(lengths.join(",")) {
+        headers.insert(ROW_TOKENS, value);
+    }
 }
 
 /// A call that was read, its inputs as tokens.

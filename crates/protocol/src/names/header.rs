@@ -49,6 +49,8 @@ pub const DEGRADED: HeaderName = HeaderName::from_static("x-forebay-degraded");
 /// The content of the model that answered, for the proxy's cache, see
 /// [`ModelContent`](crate::ModelContent).
 pub const MODEL_CONTENT: HeaderName = HeaderName::from_static("x-forebay-model-content");
+/// Tokens of each input of an answer with embeddings, in their order, for the proxy's cache.
+pub const ROW_TOKENS: HeaderName = HeaderName::from_static("x-forebay-row-tokens");
 /// The part of a cache in a request: <https://www.rfc-editor.org/rfc/rfc9211>.
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// The endpoint that answered; sent only where the route allows clients to see it.
