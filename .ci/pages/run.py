@@ -39,6 +39,11 @@ import tempfile
 import time
 import uuid
 
+# A shell starts its background commands with SIGINT ignored, all that they start inherits that, and no program could
+# be stopped by it. A handler of this process is the default in those that it starts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 TOKEN = re.compile(
     r"(?:^|(?<= ))<!-- (?P<comment>(?:(?!-->).)*?) ?-->$|^```(?P<kind>\w+)(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
 )
