@@ -29,7 +29,7 @@ pub struct Place {
 /// The bound that was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PlacesFull {
-    /// The client's half.
+    /// That of the client.
     Client,
     /// That of all.
     Total,
@@ -53,6 +53,11 @@ impl Places {
         open.all += 1;
         drop(open);
         Ok(Place { of: Arc::clone(self), client })
+    }
+
+    /// Places that are taken.
+    pub fn taken(&self) -> usize {
+        self.lock().all
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {

@@ -298,14 +298,17 @@ fn drain_of(path: &str) -> Result<Drain, (StatusCode, String)> {
 }
 
 fn set_wait_gauges(pool: &Pool) {
-    let Some(waits) = pool.waits() else { return };
-    let name = pool.config.name.as_str();
-    metric::POOL_WAIT.with([name, "proxy"]).set(waits.in_proxy);
-    metric::POOL_WAIT.with([name, "endpoint"]).set(waits.at_endpoints);
-    if let (Some(while_full), Some(utilisation)) = (waits.while_full, waits.utilisation) {
-        metric::POOL_WAIT.with([name, "full"]).set(while_full);
-        metric::POOL_UTILIZATION.with([name]).set(utilisation);
-    }
+    let (name, waits) = (pool.config.name.as_str(), pool.waits());
+    // A figure of an hour ago must not stand there as one of now.
+    let known = |figure: Option<f64>| figure.unwrap_or(f64::NAN);
+    let part = |name: &'static str, figure| {
+        metric::POOL_WAIT.with([pool.config.name.as_str(), name]).set(known(figure));
+    };
+    part("proxy", waits.as_ref().map(|it| it.in_proxy));
+    part("endpoint", waits.as_ref().map(|it| it.at_endpoints));
+    part("full", waits.as_ref().and_then(|it| it.while_full));
+    let used = waits.as_ref().and_then(|it| it.utilisation);
+    metric::POOL_UTILIZATION.with([name]).set(known(used));
 }
 
 fn set_endpoint_gauges(pool: &Pool, endpoint: &Endpoint) {

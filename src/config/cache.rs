@@ -47,13 +47,14 @@ forebay_config::section! {
         /// it when a model was exchanged: answers under another word are not given any more.
         epoch: String = String::new(), any();
         /// Time after `ttl` for which a kept answer is still given while the model is asked for a new one,
-        /// beside the request and with the least priority. 0: none.
+        /// beside the request and with the lowest priority. 0: none.
         stale_while_revalidate: Duration = Duration::ZERO, any();
         /// Time after `ttl` for which a kept answer is still given if the model gives none: before a fallback
         /// variant is asked. 0: none.
         stale_if_error: Duration = Duration::ZERO, any();
-        /// Time for which a model that an endpoint does not know is answered with 404 without asking again.
-        /// A worker of Forebay that loads a model is asked at once. 0: none.
+        /// Time for which a model that no worker of Forebay in the pool knows is answered with 404 without
+        /// asking again. A worker that loads a model is asked at once, and other servers are always asked.
+        /// 0: none.
         negative_ttl: Duration = Duration::ZERO, any();
         /// Whether caches between clients and the proxy, such as a CDN, may keep answers for all: answers to
         /// GET then have `cache-control: public` and the time that is left. Needs scope "shared".

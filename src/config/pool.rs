@@ -60,7 +60,8 @@ forebay_config::section! {
         slow_start: Duration = Duration::ZERO, any();
         /// Share of requests whose access log line has `decisions`: the candidates, what was known of each,
         /// what was chosen or waited for and why. `forebay-load sim --decisions` explains them and makes them
-        /// again. A line has some 400 bytes more for each candidate, of which there are up to 17. "0%": none.
+        /// again. A line has some 400 bytes more for each candidate of each decision: at most 16
+        /// candidates and 32 decisions. "0%": none.
         decisions: f64 = 0.0, share();
         /// Time to open a connection. A machine that is there answers within its round trip. But its answer
         /// may get lost, and one that has too many connections to accept drops the first packet of a new

@@ -56,7 +56,9 @@ pub fn place(
     is_health: bool,
 ) -> Result<(), Refusal> {
     let at_first = limits.requests / 2;
-    if lifecycle.in_flight() <= at_first {
+    let in_flight = lifecycle.in_flight();
+    if in_flight <= at_first || is_of_first_half(in_flight, lifecycle.requests().taken(), at_first)
+    {
         return Ok(());
     }
     let reserve = if is_health { limits.requests / 4 } else { 0 };
@@ -70,6 +72,12 @@ pub fn place(
         Refusal::new(Reason::ConnectionLimit, words)
     })?);
     Ok(())
+}
+
+/// Whether one of the places that are not counted is free, `in_flight` including this request: those that have a
+/// place of their own must not keep others from these.
+const fn is_of_first_half(in_flight: usize, with_place: usize, at_first: usize) -> bool {
+    in_flight.saturating_sub(with_place) <= at_first
 }
 
 /// Counts a stream of gRPC in; what is none is bounded by its connection.
@@ -138,4 +146,19 @@ pub fn no_memory(full: MemoryFull) -> Refusal {
             MemoryFull::Total => "bodies and answers have reached limits.memory",
         },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_that_have_a_place_leave_the_first_half_to_others() {
+        assert!(is_of_first_half(200, 0, 200));
+        assert!(!is_of_first_half(201, 0, 200));
+        // 200 came first and 100 got a place; then 100 of the first ended.
+        assert!(is_of_first_half(201, 100, 200));
+        assert!(is_of_first_half(300, 100, 200));
+        assert!(!is_of_first_half(301, 100, 200));
+    }
 }

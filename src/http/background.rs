@@ -1,7 +1,7 @@
 //! Requests that no client waits for.
 //!
 //! A kept answer whose time is up may be given once more while a new one is fetched; the client that got the
-//! old one must not wait for that. Such a request is a copy of the client's with the least priority, no
+//! old one must not wait for that. Such a request is a copy of the client's with the lowest priority, no
 //! fallback and the route's whole deadline. It counts as in flight, so that a drain waits for it.
 
 use crate::body_memory::{Account, Held, cost};

@@ -78,6 +78,10 @@ pub fn forwarded<'a>(
         return Ok(Cow::Borrowed(head));
     }
     let mut post = head.clone();
+    // With a path of its own, the target of an HTTP/2 request loses its authority.
+    if let Some(authority) = head.uri.authority() {
+        post.insert_header(http::header::HOST, authority.as_str())?;
+    }
     post.set_method(Method::POST);
     let path = head.uri.path().to_owned();
     post.set_raw_path(path.as_bytes())?;
@@ -123,6 +127,10 @@ mod tests {
         );
         assert_eq!(post.headers.len(), 1);
         assert_eq!(post.headers[CONTENT_TYPE], "application/json");
+        let target = "http://a.example/v2/models/m/infer?inputs=IFtd";
+        let (parts, ()) = http::Request::get(target).body(()).unwrap().into_parts();
+        let post = forwarded(&RequestHeader::from(parts), &identity).unwrap().into_owned();
+        assert_eq!(post.headers[http::header::HOST], "a.example");
         let identity = Identity::default();
         assert!(matches!(forwarded(&head, &identity).unwrap(), Cow::Borrowed(_)));
     }

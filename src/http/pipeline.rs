@@ -66,6 +66,7 @@ async fn ask_model(
                 // Of the answer that does not fit, the rest is not read.
                 attempts::abandon(request);
                 request.attempts.clear();
+                ask.forget_rows();
             }
         }
     }

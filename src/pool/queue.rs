@@ -32,6 +32,9 @@ pub fn with_rng<T>(f: impl FnOnce(&mut Rng) -> T) -> T {
     RNG.with_borrow_mut(f)
 }
 
+/// Requests from the front of the line among which the next one is looked for.
+const MAX_NEXT: usize = 64;
+
 /// The line of one pool. Outlives snapshots.
 #[derive(Debug)]
 pub struct Queue {
@@ -179,7 +182,10 @@ impl Queue {
         freed: Option<usize>,
     ) -> Option<(Ticket, Result<Bound, Rejected>)> {
         let mut line = self.lock();
-        let trace = (self.traced.load(Relaxed) > 0).then(Trace::default);
+        // Under load some request of a long line is always recorded; only these can be next.
+        let is_traced = self.traced.load(Relaxed) > 0
+            && line.iter().take(MAX_NEXT).any(|(_, ticket)| ticket.traced.is_some());
+        let trace = is_traced.then(Trace::default);
         let view = rotation.view(freed, trace.as_ref());
         let (place, next) = with_rng(|rng| view.next(&line, Ticket::has_tried, rng))?;
         let outcome = match next {

@@ -7,13 +7,15 @@ use bytes::Bytes;
 use forebay_protocol::grpc::{self, infer};
 use forebay_protocol::oip::{Encoded, InferRequest, InferResponse, ParseError};
 use prost::Message;
+use std::sync::Arc;
 
 /// Number of the field of a `ModelInferResponse` that holds the request's id.
 const ID: u32 = 3;
 
 /// The answer to a question.
+/// Clones share its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer(Box<[u8]>);
+pub struct Answer(Arc<[u8]>);
 
 /// The form in which a client gets an answer.
 #[derive(Debug, PartialEq, Eq)]

@@ -17,6 +17,8 @@ use std::fmt;
 const INPUT: &str = "input";
 /// A key that says who asks, and changes no answer.
 const USER: &str = "user";
+/// Maximum number of keys of a request; OpenAI has five.
+const MAX_KEYS: usize = 64;
 
 /// A request for embeddings.
 #[derive(Debug)]
@@ -43,9 +45,9 @@ impl<'de> Deserialize<'de> for Keys {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Keys, A::Error> {
                 let mut keys = Vec::<(String, Box<RawValue>)>::new();
                 while let Some((key, value)) = map.next_entry::<String, _>()? {
-                    if keys.iter().any(|(known, _)| *known == key) {
-                        // Servers differ in which of them counts.
-                        return Err(A::Error::custom("a key that stands there twice"));
+                    // Of a key that stands there twice, servers differ in which one counts.
+                    if keys.len() == MAX_KEYS || keys.iter().any(|(known, _)| *known == key) {
+                        return Err(A::Error::custom("expected few keys, each of them once"));
                     }
                     keys.push((key, value));
                 }
@@ -245,6 +247,8 @@ mod tests {
 
     #[test]
     fn a_request_that_servers_read_differently_is_not_read() {
+        let many: String = (0..100).map(|key| format!("\"{key}\":0,")).collect();
+        let many = format!("{{{many}\"model\":\"m\",\"input\":\"a\"}}");
         for wrong in [
             r#"{"model":"m","input":"a","input":"b"}"#,
             r#"{"model":"m","model":"n","input":"b"}"#,
@@ -254,6 +258,7 @@ mod tests {
             r#"{"model":7,"input":"a"}"#,
             "[]",
             "",
+            &many,
         ] {
             assert!(EmbeddingsRequest::parse(wrong.as_bytes()).is_none(), "{wrong}");
         }

@@ -20,7 +20,7 @@ pub mod question;
 pub mod rows;
 pub mod store;
 
-pub use absent::{Absences, Place};
+pub use absent::Absences;
 pub use answer::{Answer, Form};
 pub use contents::{Content, Contents, Fact};
 pub use control::CacheControl;

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 /// Bytes that an entry takes beside its answer: the entry itself, the counters of its reference, the
 /// allocator's own, and its places in the tables.
-const OVERHEAD: u64 = 288;
+const OVERHEAD: u64 = 304;
 /// The size of a usual entry, from which the number of places in the tables follows that are there from the
 /// start.
 const USUAL: u64 = 4096;
@@ -55,7 +55,7 @@ impl Entry {
         now.saturating_sub(self.born)
     }
 
-    /// Whether it may be given without more ado.
+    /// Whether its time to live is not over.
     pub fn is_fresh(&self, now: Duration) -> bool {
         now < self.expires
     }

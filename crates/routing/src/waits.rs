@@ -135,19 +135,15 @@ impl PoolWaits {
         let kept = (-gap / HALF_LIFE).exp2();
         let draw = |sum: &mut f64, value: f64| *sum = *sum * kept + value * gap;
         let remains = counts.remains();
-        // As soon as slots are known, that counts.
-        if self.remains.is_nan() {
-            self.remains = 0.0;
+        // As soon as slots are known, that counts; sums over different times have no ratio.
+        if self.remains.is_nan() && !remains.is_nan() {
+            *self = Self { last: self.last, ..Self::default() };
         }
         draw(&mut self.remains, remains);
         draw(&mut self.sums.queued, counts.queued);
         draw(&mut self.sums.behind, counts.behind);
         draw(&mut self.sums.served, counts.served);
         draw(&mut self.sums.taken, counts.taken);
-        // As soon as slots are known, that counts.
-        if self.sums.slots.is_nan() {
-            self.sums.slots = 0.0;
-        }
         draw(&mut self.sums.slots, counts.slots);
         draw(&mut self.seconds, 1.0);
         self.answers = self.answers * kept + f64::from(answers.wrapping_sub(last.answers));
@@ -242,6 +238,24 @@ mod tests {
         assert_eq!(advice(counts(1.0, 8.0, 8.0)), Some(Advice::AddMachines));
         let unknown = Counts { slots: f64::NAN, ..counts(1.0, 1.0, 8.0) };
         assert_eq!(advice(unknown), None);
+    }
+
+    #[test]
+    fn slots_that_are_unknown_for_a_moment_begin_a_new_estimate() {
+        let mut waits = seen(counts(1.0, 0.0, 5.0), 400);
+        let look = |waits: &mut PoolWaits, counts: Counts, number: u32| {
+            let answers = 7_u32.wrapping_sub(100).wrapping_add(number * 40);
+            waits.look(counts, answers, 1, at(u64::from(number) * 100));
+        };
+        let unknown = Counts { slots: f64::NAN, ..counts(1.0, 0.0, 5.0) };
+        look(&mut waits, unknown, 600);
+        assert_eq!(waits.estimate().map(|found| found.utilisation), Some(None));
+        for number in 601..610 {
+            look(&mut waits, counts(1.0, 0.0, 5.0), number);
+        }
+        let found = waits.estimate();
+        let used = found.and_then(|found| found.utilisation);
+        assert!(used.is_some_and(|used| (used - 0.5).abs() < 1e-9), "{found:?}");
     }
 
     #[test]

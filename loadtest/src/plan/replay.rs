@@ -9,10 +9,10 @@ use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-/// Maximum number of lines that are read: at 8 bytes each 80 MB of times.
+/// Maximum number of lines that are read.
 const MAX_LINES: usize = 10_000_000;
-/// Maximum length of a line, in bytes.
-const MAX_LINE: u64 = 64 * 1024;
+/// Maximum length of a line, in bytes: one with 32 recorded decisions between 16 candidates each has a third of it.
+const MAX_LINE: u64 = 1024 * 1024;
 
 /// One request of a log.
 #[derive(Debug, Clone, PartialEq)]

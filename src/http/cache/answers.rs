@@ -6,7 +6,7 @@ use crate::http::variant::Target;
 use crate::pool::{Endpoint, report};
 use anyhow::anyhow;
 use forebay_cache::flight::Flights;
-use forebay_cache::{Absences, Contents, Entry, Fact, Hasher, Place, Question, Store};
+use forebay_cache::{Absences, Contents, Entry, Fact, Hasher, Question, Store};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -55,22 +55,15 @@ impl Cache {
         let (pool, now) = (&target.pool, now());
         let left = |endpoint: &Arc<Endpoint>| {
             let generation = endpoint.state.reports.generation();
-            self.absences.left(&place(target, model, generation), now)
+            self.absences.left(model, generation, now)
         };
         // Without an endpoint the refusal says more.
         pool.rotation.ready.iter().map(left).min().flatten()
     }
 
     /// Notes that the model is not there, as an endpoint has said.
-    pub(super) fn note_absence(
-        &self,
-        target: &Target,
-        model: u64,
-        endpoint: &Endpoint,
-        ttl: Duration,
-    ) {
-        let place = place(target, model, endpoint.state.reports.generation());
-        self.absences.note(place, now() + ttl);
+    pub(super) fn note_absence(&self, model: u64, endpoint: &Endpoint, ttl: Duration) {
+        self.absences.note(model, endpoint.state.reports.generation(), now() + ttl);
     }
 
     /// The kept answer to a question, a fresh one if there is any. `model` is the one that is asked, as a number.
@@ -111,10 +104,6 @@ impl Cache {
         }
         facts
     }
-}
-
-fn place(target: &Target, model: u64, generation: u64) -> Place {
-    Place { pool: target.pool.config.name.as_str().into(), model, generation }
 }
 
 /// The time on a clock that only goes forward.

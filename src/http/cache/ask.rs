@@ -40,6 +40,15 @@ pub struct Ask {
     pub(super) began: Instant,
 }
 
+impl Ask {
+    /// Forgets the rows that were known: the whole batch is to be asked.
+    pub fn forget_rows(&mut self) {
+        if let Some(rows) = &mut self.rows {
+            rows.forget();
+        }
+    }
+}
+
 /// The question that a request asks.
 ///
 /// # Errors
@@ -113,7 +122,9 @@ async fn read(wire: Wire, body: &Bytes, is_embeddings: bool) -> Result<Message, 
         true => wire.embeddings(&bytes).map(|asked| Message::Embeddings(Arc::new(asked))),
         false => wire.request(&bytes).map(Message::Infer),
     };
-    off_io(body.len(), read).await.unwrap_or(Err(Bypass::Unread))
+    // A compressed body may become far longer.
+    let length = if wire.is_compressed() { usize::MAX } else { body.len() };
+    off_io(length, read).await.unwrap_or(Err(Bypass::Unread))
 }
 
 /// The question of the whole message, and those of its rows if it may be taken apart. Embeddings always may.

@@ -4,7 +4,7 @@ use super::answers::now;
 use super::ask::Ask;
 use super::message::written;
 use super::outcome::Outcome;
-use crate::body_memory::{Account, cost};
+use crate::body_memory::{Account, Held, cost};
 use crate::http::admit::no_memory;
 use crate::http::request::Request;
 use crate::http::response::BufferedResponse;
@@ -12,6 +12,9 @@ use crate::http::stage::Stop;
 use crate::refusal::Refusal;
 use forebay_cache::{Answer, Entry};
 use forebay_protocol::metric;
+
+/// Bytes that are written to a client at once.
+const PIECE: usize = 64 * 1024;
 
 /// Why an answer from memory is given.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -71,10 +74,33 @@ pub(super) fn response(
     account: &Account,
 ) -> Result<Option<BufferedResponse>, Refusal> {
     let is_grpc = request.identity.grpc.is_some();
-    let Some((head, body, trailers)) = written(answer, &ask.request, is_grpc) else {
+    let held = memory(account, answer.len())?;
+    let Some((head, mut whole, trailers)) = written(answer, &ask.request, is_grpc) else {
         return Ok(None);
     };
+    // In pieces, so that a client that takes them one by one is seen to take them.
+    let mut body = Vec::with_capacity(whole.len() / PIECE + 1);
+    while whole.len() > PIECE {
+        body.push(whole.split_to(PIECE));
+    }
+    body.push(whole);
+    let length: usize = body.iter().map(|piece| cost(piece.len())).sum();
+    held.grow(length.saturating_sub(cost(answer.len()))).map_err(no_memory)?;
+    Ok(Some(BufferedResponse { head, body, trailers, held }))
+}
+
+/// Memory for an answer of about so many bytes.
+///
+/// # Errors
+/// There is none. An answer that comes from an endpoint always finds memory for its first piece, since the
+/// endpoint waits; one that is at hand need not be made.
+pub(super) fn memory(account: &Account, bytes: usize) -> Result<Held, Refusal> {
     let held = account.for_answers().hold();
-    held.grow(cost(body.len())).map_err(no_memory)?;
-    Ok(Some(BufferedResponse { head, body: vec![body], trailers, held }))
+    held.grow(cost(0)).and_then(|()| held.grow(cost(bytes))).map_err(no_memory)?;
+    Ok(held)
+}
+
+/// Whether an answer has the form that the client asked for.
+pub(super) fn has_form(request: &Request, ask: &Ask, answer: &Answer) -> bool {
+    written(answer, &ask.request, request.identity.grpc.is_some()).is_some()
 }

@@ -5,7 +5,7 @@ use super::ask::Ask;
 use super::give;
 use super::message::{self, Found, Message, off_io};
 use super::outcome::Outcome;
-use super::rows::Replaced;
+use super::rows::{Replaced, Rows};
 use crate::body_memory::Account;
 use crate::http::request::Request;
 use crate::http::response::BufferedResponse;
@@ -107,15 +107,25 @@ pub async fn keep(
         let named = named(&answer, ask.request.is_embeddings());
         entry(request, ask, answer, named)
     };
-    let together = ask.rows.as_ref().map(|rows| rows.complete(cache, &found, content, one));
+    let most = max_entry(request);
+    let known = ask.rows.as_ref().map_or(0, Rows::bytes);
+    let _while_it_is_made = (known > 0).then(|| give::memory(account, known)).transpose()?;
+    let together = match &ask.rows {
+        Some(rows) => rows.complete(cache, &found, (content, most), one).await,
+        None => None,
+    };
+    let are_rows_kept = together.is_some() && content.is_some();
     let whole = match (together, found) {
-        (Some(Some(whole)), _) => whole,
-        (Some(None), _) if was_replaced => return Ok(Kept::AskWhole),
-        (_, Found::Infer(found)) => Answer::new(found),
-        (_, Found::Embeddings(_)) => return Ok(lost(response)),
+        (Some(whole), _) => whole,
+        (None, Found::Infer(found)) if !was_replaced => Answer::new(found),
+        (None, _) => return Ok(lost(response)),
     };
     let entry = Arc::new(one(whole));
-    let stored = insert(cache, ask, request, (content, &entry));
+    let stored = match &ask.rows {
+        // The answers to the rows of a batch are enough.
+        Some(_) => are_rows_kept,
+        None => insert(cache, ask, most, (content, &entry)),
+    };
     let left = entry.expires.saturating_sub(entry.born);
     request.cache = Some(Outcome::Missed { kept_for: stored.then_some(left) });
     let answer = if was_replaced {
@@ -163,23 +173,25 @@ fn note_absence(cache: &Cache, ask: &Ask, request: &Request, response: &Buffered
     let Some((target, attempt)) = request.target.as_ref().zip(request.answering()) else { return };
     let ttl = target.route.cache.as_ref().map_or(Duration::ZERO, |settings| settings.negative_ttl);
     if ttl > Duration::ZERO && request.degraded.is_none() && message::is_unknown_model(response) {
-        cache.note_absence(target, ask.model, &attempt.endpoint, ttl);
+        cache.note_absence(ask.model, &attempt.endpoint, ttl);
     }
 }
 
-/// Stores the answer to the whole request, if it may be. The answers to the rows of a batch are enough.
+/// Bytes of the longest answer that the route keeps.
+fn max_entry(request: &Request) -> u64 {
+    let settings = request.target.as_ref().and_then(|target| target.route.cache.as_ref());
+    settings.map_or(0, |settings| settings.max_entry)
+}
+
+/// Stores the answer to the whole request, if it may be.
 fn insert(
     cache: &Cache,
     ask: &Ask,
-    request: &Request,
+    most: u64,
     (content, entry): (Option<Content>, &Arc<Entry>),
 ) -> bool {
-    let settings = request.target.as_ref().and_then(|target| target.route.cache.as_ref());
-    let most = settings.map_or(0, |settings| settings.max_entry);
     let Some(content) = content.filter(|_| entry.answer.len() as u64 <= most) else { return false };
-    if ask.rows.is_none() {
-        cache.store.insert(ask.question, content, Arc::clone(entry));
-    }
+    cache.store.insert(ask.question, content, Arc::clone(entry));
     true
 }
 

@@ -2,11 +2,11 @@
 
 use super::answers::{Cache, now};
 use super::ask::{self, Ask, is_embeddings};
-use super::give::{From, give};
+use super::give::{From, give, has_form, memory};
 use super::keep;
 use super::message::control;
 use super::outcome::{Bypass, Outcome};
-use super::stale::{Use, permitted, renew};
+use super::stale::{Use, in_place_of, permitted, renew};
 use crate::body_memory::Account;
 use crate::clock;
 use crate::http::identify;
@@ -39,7 +39,7 @@ fn find_rows(cache: &Cache, target: &Target, ask: &mut Ask) {
     for fact in cache.facts(target, ask.model) {
         // Each input is embedded by itself, whatever the model does with the rows of a batch.
         if fact.has_rows != Some(false) || ask.request.is_embeddings() {
-            rows.look_up(cache, fact.content);
+            rows.look_up(cache, fact.content, ask.control.max_age);
         }
     }
     if rows.kept() > 0 {
@@ -90,22 +90,22 @@ pub async fn look_up(
             Use::Fresh => return hit(request, &ask, &entry, account, From::Store),
             Use::WhileRenewing => {
                 let given = hit(request, &ask, &entry, account, From::Stale)?;
-                if let Received::Whole(body) = received {
+                // Such a client wants nothing kept, or no inference.
+                let may_renew = !wishes.no_store && !wishes.only_if_cached;
+                if let Received::Whole(body) = received
+                    && may_renew
+                {
                     renew(services, session.req_header(), request, (body, account), ask);
                 }
                 return Ok(given);
             }
-            Use::OnError => {
-                request.target = Some(target.clone().without_fallback());
-                ask.stale = Some(entry);
-            }
-            Use::None => {}
+            Use::OnError if has_form(request, &ask, &entry.answer) => ask.stale = Some(entry),
+            Use::OnError | Use::None => {}
         }
     }
-    // The rows of a batch differ in age.
-    if !wishes.no_cache && wishes.max_age.is_none() {
+    if !wishes.no_cache {
         find_rows(cache, &target, &mut ask);
-        if let Some(entry) = whole_batch(request, &ask) {
+        if let Some(entry) = whole_batch(request, &ask, account).await? {
             keep::count_rows(request, &ask);
             return hit(request, &ask, &entry, account, From::Store);
         }
@@ -129,6 +129,10 @@ async fn ask_or_wait(
         request.cache = Some(Outcome::Bypassed(Bypass::NoStore));
         return Ok(Lookup::Ask(None));
     }
+    if ask.stale.is_some() {
+        // The old answer is better than that of another variant.
+        request.target = Some(target.clone().without_fallback());
+    }
     // An answer that is under way may be older than what such a client takes.
     if no_cache || max_age.is_some() {
         return Ok(Lookup::Ask(Some(ask)));
@@ -146,9 +150,14 @@ async fn ask_or_wait(
             ask.leader = Some(leader);
             Ok(Lookup::Ask(Some(ask)))
         }
-        Part::Follow(follower) => match wait(session, request, follower).await? {
-            Some(entry) => hit(request, &ask, &entry, account, From::Flight),
-            None => Ok(Lookup::Ask(Some(ask))),
+        Part::Follow(follower) => match wait(session, request, follower).await {
+            Ok(Some(entry)) => hit(request, &ask, &entry, account, From::Flight),
+            Ok(None) => Ok(Lookup::Ask(Some(ask))),
+            Err(refusal) => {
+                let stop = Stop::Refused(refusal);
+                let old = in_place_of(Err(&stop), &ask, request, account);
+                old.map(Lookup::Answered).ok_or(stop)
+            }
         },
     }
 }
@@ -165,12 +174,22 @@ fn refuse_absent(cache: &Cache, request: &mut Request, target: &Target) -> Resul
 }
 
 /// The answer to a batch all rows of which are known.
-fn whole_batch(request: &Request, ask: &Ask) -> Option<Entry> {
-    let rows = ask.rows.as_ref()?;
-    let answer = rows.whole(&ask.request)?;
+///
+/// # Errors
+/// It finds no memory.
+async fn whole_batch(
+    request: &Request,
+    ask: &Ask,
+    account: &Account,
+) -> Result<Option<Entry>, Refusal> {
+    let Some(rows) = ask.rows.as_ref().filter(|rows| rows.kept() == rows.count()) else {
+        return Ok(None);
+    };
+    let _while_it_is_made = memory(account, rows.bytes())?;
+    let Some(answer) = rows.whole(&ask.request).await else { return Ok(None) };
     let (born, expires, took) = rows.times();
     let entry = keep::entry(request, ask, answer, (String::new(), None));
-    Some(Entry { born, expires, took, ..entry })
+    Ok(Some(Entry { born, expires, took, ..entry }))
 }
 
 /// Waits for the answer of an equal request, until the deadline or until the client leaves.

@@ -138,6 +138,11 @@ impl Wire {
         Some((encoded.body.into(), encoded.json_len))
     }
 
+    /// Whether its bytes say little of its length.
+    pub(super) fn is_compressed(self) -> bool {
+        self.encoding != Encoding::Identity
+    }
+
     fn inflated(self, body: &Bytes) -> Result<Bytes, Bypass> {
         let reader: &mut dyn Read = match self.encoding {
             Encoding::Identity => return Ok(body.clone()),
@@ -216,9 +221,9 @@ pub(super) fn is_unknown_model(response: &BufferedResponse) -> bool {
         Some(code) => code == Code::NotFound,
         None => response.head.status == http::StatusCode::NOT_FOUND,
     };
-    let reason =
-        last.get(header::REASON).map(|value| value.to_str().ok().and_then(Reason::from_code));
-    says_so && reason.is_none_or(|reason| reason == Some(Reason::ModelNotFound))
+    let reason = last.get(header::REASON).and_then(|value| value.to_str().ok());
+    // A server that states no reason may mean something else, or this client alone.
+    says_so && reason.and_then(Reason::from_code) == Some(Reason::ModelNotFound)
 }
 
 /// Whether its endpoint lets others keep an answer.

@@ -7,7 +7,7 @@
 //! the missing rows is not the one that gave the others, the whole batch is asked.
 
 use super::answers::{Cache, now};
-use super::message::{Found, Message, Wire};
+use super::message::{Found, Message, Wire, off_io};
 use bytes::Bytes;
 use forebay_cache::{Answer, Content, Entry, Question, embeddings, rows};
 use forebay_protocol::oip::InferRequest;
@@ -58,10 +58,14 @@ impl Rows {
         self.kept.iter().flatten().count()
     }
 
-    /// Looks the rows up under this content, and keeps what was found if it is more than before.
-    pub(super) fn look_up(&mut self, cache: &Cache, content: Content) {
+    /// Looks the rows up under this content, and keeps what was found if it is more than before. Stale rows are
+    /// not taken, nor any that are older than `max_age`.
+    pub(super) fn look_up(&mut self, cache: &Cache, content: Content, max_age: Option<Duration>) {
         let now = now();
-        let find = |&question: &Question| cache.store.get(question, content, now);
+        let is_young = |entry: &Arc<Entry>| {
+            entry.is_fresh(now) && max_age.is_none_or(|most| entry.age(now) <= most)
+        };
+        let find = |&question: &Question| cache.store.get(question, content, now).filter(is_young);
         let kept: Vec<_> = self.questions.iter().map(find).collect();
         if kept.iter().flatten().count() <= self.kept() {
             return;
@@ -96,16 +100,26 @@ impl Rows {
         Some(Replaced { body, json_len })
     }
 
-    /// Keeps the answers of the rows that were asked for, and puts the whole answer together. `None`: they do
-    /// not fit the known ones.
-    pub(super) fn complete(
+    /// Forgets the rows that were found, so that all of them are asked for.
+    pub(super) fn forget(&mut self) {
+        *self = Self::new(std::mem::take(&mut self.questions));
+    }
+
+    /// Bytes of the rows that are known, as often as they are asked for.
+    pub(super) fn bytes(&self) -> usize {
+        self.kept.iter().flatten().map(|entry| entry.answer.len()).sum()
+    }
+
+    /// Keeps the answers of the rows that were asked for, if they are at most `most` bytes long, and puts the whole
+    /// answer together. `None`: they do not fit the known ones.
+    pub(super) async fn complete(
         &self,
         cache: &Cache,
         found: &Found,
-        content: Option<Content>,
+        (content, most): (Option<Content>, u64),
         entry: impl Fn(Answer) -> Entry,
     ) -> Option<Answer> {
-        let new = match found {
+        let new: Vec<_> = match found {
             Found::Infer(response) => {
                 rows::split(response, self.asked.len())?.into_iter().map(Answer::new).collect()
             }
@@ -115,30 +129,31 @@ impl Rows {
             return None;
         }
         if let Some(content) = content {
+            let count = u32::try_from(new.len().max(1)).unwrap_or(u32::MAX);
             for (row, answer) in self.asked.iter().zip(&new) {
-                let entry = Arc::new(entry(answer.clone()));
-                cache.store.insert(self.questions[*row], content, entry);
+                let one = entry(answer.clone());
+                if answer.len() as u64 <= most {
+                    let one = Arc::new(Entry { took: one.took / count, ..one });
+                    cache.store.insert(self.questions[*row], content, one);
+                }
             }
         }
-        self.joined(&new, matches!(found, Found::Embeddings(_)))
+        self.joined(&new, matches!(found, Found::Embeddings(_))).await
     }
 
     /// The whole answer, with these answers of the rows that were asked for.
-    fn joined(&self, new: &[Answer], are_embeddings: bool) -> Option<Answer> {
+    async fn joined(&self, new: &[Answer], are_embeddings: bool) -> Option<Answer> {
         let asked = self.asked.iter().map(|&row| self.questions[row]);
         let by_question: HashMap<_, _> = asked.zip(new).collect();
         let mut all = Vec::with_capacity(self.count());
         for (kept, question) in self.kept.iter().zip(&self.questions) {
             all.push(match kept {
-                Some(kept) => &kept.answer,
-                None => *by_question.get(question)?,
+                Some(kept) => kept.answer.clone(),
+                None => (*by_question.get(question)?).clone(),
             });
         }
-        if are_embeddings {
-            return embeddings::join(&all).map(Answer::of_bytes);
-        }
-        let all = all.into_iter().map(Answer::response).collect::<Result<Vec<_>, _>>().ok()?;
-        rows::join(&all.iter().collect::<Vec<_>>()).map(Answer::new)
+        let bytes = all.iter().map(Answer::len).sum();
+        off_io(bytes, move || together(&all, are_embeddings)).await?
     }
 
     /// The birth of the oldest kept answer, the end of the first to end, and the time that all of them took.
@@ -150,10 +165,21 @@ impl Rows {
     }
 
     /// The whole answer, if all rows are known.
-    pub(super) fn whole(&self, message: &Message) -> Option<Answer> {
-        let is_whole = self.kept() == self.count();
-        is_whole.then(|| self.joined(&[], message.is_embeddings())).flatten()
+    pub(super) async fn whole(&self, message: &Message) -> Option<Answer> {
+        if self.kept() < self.count() {
+            return None;
+        }
+        self.joined(&[], message.is_embeddings()).await
     }
+}
+
+/// The whole answer, from those of its rows.
+fn together(rows: &[Answer], are_embeddings: bool) -> Option<Answer> {
+    if are_embeddings {
+        return embeddings::join(&rows.iter().collect::<Vec<_>>()).map(Answer::of_bytes);
+    }
+    let all = rows.iter().map(Answer::response).collect::<Result<Vec<_>, _>>().ok()?;
+    rows::join(&all.iter().collect::<Vec<_>>()).map(Answer::new)
 }
 
 /// A request that is sent in place of the client's.

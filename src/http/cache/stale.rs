@@ -6,8 +6,9 @@
 
 use super::ask::Ask;
 use super::give::{From, give};
-use super::keep::{Kept, keep};
+use super::keep::keep;
 use super::message::is_success;
+use super::outcome::Outcome;
 use crate::body_memory::Account;
 use crate::config::RouteCache;
 use crate::http::background::Background;
@@ -92,8 +93,8 @@ async fn run(services: &Services, copy: &mut Background, ask: &mut Ask) -> bool 
     }
     let given = (response, true);
     let account = copy.account.clone();
-    let kept = keep(&services.cache, ask, &mut copy.request, given, (&account, false));
-    matches!(kept.await, Ok(Kept::Answer(_)))
+    let kept = keep(&services.cache, ask, &mut copy.request, given, (&account, false)).await;
+    kept.is_ok() && matches!(copy.request.cache, Some(Outcome::Missed { kept_for: Some(_) }))
 }
 
 /// The old answer, in place of a failure; `None`: there is none, or it is no failure that it may hide.
@@ -105,7 +106,11 @@ pub fn in_place_of(
 ) -> Option<BufferedResponse> {
     let entry = Arc::clone(ask.stale.as_ref()?);
     let is_failure = match sent {
-        Ok(response) => response.head.status.is_server_error() || is_failed_call(response),
+        Ok(response) => {
+            let status = response.head.status;
+            let is_refused = status == http::StatusCode::TOO_MANY_REQUESTS;
+            status.is_server_error() || is_refused || is_failed_call(response)
+        }
         Err(Stop::Refused(refusal)) => refusal.reason.status().is_server_error(),
         Err(Stop::Broken(_)) => false,
     };

@@ -95,6 +95,10 @@ fn message(
         request_head(received, Length::Of(body.len()))?
     };
     prepare_request(&mut head, request)?;
+    if is_missed(request) {
+        // Its answer is kept for all, and given without compression.
+        head.remove_header(&http::header::ACCEPT_ENCODING);
+    }
     Ok(Message {
         head,
         body,

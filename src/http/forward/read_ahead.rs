@@ -20,6 +20,7 @@ use pingora::http::ResponseHeader;
 use pingora::protocols::http::client::HttpSession as EndpointSession;
 use pingora::{Error, ErrorType};
 use std::future::pending;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Receiver, UnboundedSender};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -40,6 +41,8 @@ pub(in crate::http) struct Room {
     permits: Semaphore,
     /// Bytes for which there are permits, taken or not, in the beginning.
     size: usize,
+    /// Bytes that the client has taken.
+    given: AtomicUsize,
 }
 
 impl Room {
@@ -51,7 +54,7 @@ impl Room {
             Some(length) if length > limits.read_ahead => WINDOW,
             _ => most.clamp(WINDOW, Semaphore::MAX_PERMITS),
         };
-        Self { permits: Semaphore::new(size), size }
+        Self { permits: Semaphore::new(size), size, given: AtomicUsize::new(0) }
     }
 
     /// Bytes that may be unread in the beginning.
@@ -68,6 +71,7 @@ impl Room {
 
     /// Frees the room of a piece.
     pub(in crate::http) fn give_back(&self, takes: usize) {
+        self.given.fetch_add(takes, Relaxed);
         self.permits.add_permits(takes);
     }
 
@@ -247,14 +251,16 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Until this answer has waited for memory for a part of its time, and others wait for a slot such as it
-    /// keeps. Memory is short because clients do not read, and this is one of them: one that reads gets what its
-    /// connection may always have.
+    /// Until this answer has waited for memory for a part of its time while its client took nothing of it, and
+    /// others wait for a slot such as it keeps. Memory is short because clients do not read, and this is one of
+    /// them.
     async fn is_in_the_way(&self) {
         let patience = self.stall_timeout / HURRY;
         loop {
+            let before = self.room.given.load(Relaxed);
             sleep(patience).await;
-            if self.target.pool.state.queue.count() > 0 {
+            let is_taken = self.room.given.load(Relaxed) != before;
+            if !is_taken && self.target.pool.state.queue.count() > 0 {
                 return;
             }
         }

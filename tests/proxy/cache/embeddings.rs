@@ -80,3 +80,30 @@ async fn the_tokens_of_a_server_that_states_only_their_sum_are_shared_out() {
     let wrong = embed(&proxy, json!({ "model": "m", "input": ["new"] })).await;
     assert_eq!(wrong.header("cache-status"), "forebay; fwd=miss");
 }
+
+#[tokio::test]
+async fn an_old_embedding_is_not_given() {
+    let worker = Worker::start(anywhere()).await;
+    let settings = "ttl = \"1ms\"\nstale_if_error = \"1h\"\nstale_while_revalidate = \"1h\"";
+    let proxy = in_front_of(worker.address, settings).await;
+    let body = json!({ "model": "embed", "input": ["one"] });
+    assert_eq!(status(&embed(&proxy, body.clone()).await), "stored");
+    eventually("it to be embedded again", async || {
+        (status(&embed(&proxy, body.clone()).await) == "stored").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_states_how_old_an_embedding_may_be() {
+    let worker = Worker::start(anywhere()).await;
+    let proxy = in_front_of(worker.address, "").await;
+    let body = json!({ "model": "embed", "input": ["one"] });
+    assert_eq!(status(&embed(&proxy, body.clone()).await), "stored");
+    let with = |value: &'static str| {
+        post_with_owned(proxy.address, PATH, "cache-control", value, body.to_string().into_bytes())
+    };
+    assert!(is_hit(&with("max-age=600").await));
+    assert!(is_hit(&with("only-if-cached, max-age=600").await));
+    assert_eq!(status(&with("max-age=0").await), "stored");
+}

@@ -123,3 +123,28 @@ async fn a_long_answer_is_kept_up_to_the_bound_of_the_route() {
         assert_eq!(read(&second).outputs, read(&first).outputs);
     }
 }
+
+#[tokio::test]
+async fn a_server_that_states_no_reason_is_asked_again() {
+    let endpoint = Endpoint::start(Behaviour::Missing).await;
+    let proxy = in_front_of(endpoint.address, "negative_ttl = \"1h\"").await;
+    for _ in 0..2 {
+        assert_eq!(post(proxy.address, INFER, ARITH).await.status, 404);
+        let line = proxy.next_line();
+        assert_eq!((&line["attempts"], &line["cache"]), (&1.into(), &"miss".into()));
+    }
+}
+
+#[tokio::test]
+async fn clients_that_accept_compression_share_answers_with_those_that_do_not() {
+    let worker = Worker::start(anywhere()).await;
+    let proxy = in_front_of(worker.address, "").await;
+    let body = rows(&[1.25; 32]).encode(|_| false).unwrap().body;
+    let zipped =
+        post_with(proxy.address, INFER, &[("accept-encoding", "gzip")], body.clone()).await;
+    assert_eq!((status(&zipped), zipped.header("content-encoding")), ("stored", ""));
+    assert!(zipped.body.len() > 1024);
+    let plain = post(proxy.address, INFER, body).await;
+    assert!(is_hit(&plain));
+    assert_eq!(read(&plain), read(&zipped));
+}

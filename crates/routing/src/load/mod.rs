@@ -269,7 +269,8 @@ impl Load {
         self.reported_in_flight.store(in_flight, Relaxed);
         let ours = self.in_flight().saturating_sub(report.answered);
         self.abandoned.at_most(in_flight.saturating_sub(ours), now.nanos());
-        let others = float(in_flight) - float(ours) - float(self.abandoned.count(now.nanos()));
+        let abandoned = self.abandoned.count(now.nanos());
+        let others = float(in_flight) - float(ours) - float(abandoned);
         self.last_others.set(others);
         let reports = self.reports.load(Relaxed).saturating_add(1);
         self.reports.store(reports, Relaxed);
@@ -278,7 +279,8 @@ impl Load {
         let off = others - self.others.get();
         self.scatter.draw((1.0 - weight) * off * off, weight);
         self.others.draw(others, weight);
-        self.ours.draw(float(ours), weight);
+        // Work that this proxy has abandoned takes its own slots, not those of others.
+        self.ours.draw(float(ours) + float(abandoned), weight);
         self.reported_at.store(now.nanos().min(UNKNOWN - 1), Relaxed);
     }
 

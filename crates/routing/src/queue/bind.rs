@@ -116,8 +116,8 @@ impl<C: Candidate> PoolView<'_, C> {
     pub(super) fn has_room(&self, load: &Load) -> bool {
         let Some(limit) = self.limit(load) else { return true };
         let (now, ttl) = (self.context.now, self.context.report_ttl);
-        let is_empty = load.in_flight() == 0 && load.abandoned(now) == 0;
-        is_empty || load.occupancy(now, ttl) < limit || load.in_flight() < load.own_share(limit)
+        let ours = load.in_flight().saturating_add(load.abandoned(now));
+        ours == 0 || load.occupancy(now, ttl) < limit || ours < load.own_share(limit)
     }
 
     /// Has waiting cost requests their chance of late? Then who goes next is more than whether a slot idles.
@@ -153,7 +153,7 @@ impl<C: Candidate> PoolView<'_, C> {
         let fits = |limit| {
             guard.others() == 0
                 || load.occupancy(now, ttl) <= limit
-                || guard.others() < load.own_share(limit)
+                || guard.others().saturating_add(load.abandoned(now)) < load.own_share(limit)
         };
         limit.is_none_or(fits).then_some(guard)
     }
@@ -389,6 +389,25 @@ mod tests {
         let two = view.enter(&fleet[0].0);
         assert!(two.is_some());
         assert_eq!(bind(), Binding::Wait, "half of the slots are ours");
+    }
+
+    #[test]
+    fn work_that_a_proxy_has_abandoned_takes_its_own_share() {
+        let (fleet, memory) = (fleet(&[20]), Arc::default());
+        let load = &fleet[0].0;
+        load.serves(&memory);
+        (0..200).for_each(|_| load.enter().answered(Duration::from_millis(20), Time::default()));
+        let both = [load.enter(), load.enter()];
+        let report = Report { in_flight: Some(3), ..Report::default() };
+        (0..20).for_each(|_| load.report(&report, Time::default()));
+        drop(both);
+        for _ in 0..3 {
+            load.enter().cut_short(Duration::from_millis(1), Time::default());
+        }
+        assert_eq!(load.abandoned(Time::default()), 3);
+        let view = view(Policy::Adaptive, &fleet, &memory);
+        let bound = view.bind(|_| false, 0, &mut Rng::new(5));
+        assert_eq!(bound, Binding::Wait, "the abandoned work has our three slots");
     }
 
     #[test]

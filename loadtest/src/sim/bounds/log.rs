@@ -108,7 +108,10 @@ fn missing(pool: &Pool, found: &services::Services) -> Vec<String> {
         "found all slots of the endpoint taken: the service is counted from the end of the one before",
     );
     note(found.guessed, "were retried, hedged or refused: they count as the mean of their model");
-    note(pool.others, "failed for other reasons than load, and count nowhere");
+    note(
+        pool.others,
+        "were answered without an endpoint, as from the cache, or failed for other reasons than load: they count nowhere",
+    );
     let undated = pool.requests.iter().filter(|it| it.patience.is_none()).count();
     note(undated as u64, "have no deadline_us: they count as lost after the longest time of any");
     if found.unstated > 0 {

@@ -94,7 +94,11 @@ pub fn capacity(asks: &[Ask], servers: &[Server], way: u64) -> Level {
 pub fn perfect(asks: &[Ask], servers: &[Server], way: u64) -> Level {
     let mut free: Vec<BinaryHeap<Reverse<u64>>> = servers
         .iter()
-        .map(|server| (0..server.slots.max(1)).map(|_| Reverse(0)).collect())
+        // More slots than requests make no difference, however many a log states.
+        .map(|server| {
+            let slots = usize::try_from(server.slots.max(1)).unwrap_or(usize::MAX);
+            (0..slots.min(asks.len().max(1))).map(|_| Reverse(0)).collect()
+        })
         .collect();
     let mut tally = Tally::default();
     for ask in asks {

@@ -3,6 +3,7 @@
 use crate::plan::replay;
 use crate::units::{self, nanos_of};
 use forebay_protocol::Reason;
+use forebay_protocol::oip::{self, Call};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -12,6 +13,8 @@ pub(super) struct Line {
     time: String,
     protocol: Option<String>,
     status: Option<u16>,
+    grpc_status: Option<u8>,
+    path: Option<String>,
     reason: Option<String>,
     pool: Option<String>,
     variant: Option<String>,
@@ -72,7 +75,7 @@ pub(super) fn pools(lines: &[Line]) -> BTreeMap<String, Pool> {
     for (at, line) in timed {
         let name = line.pool.as_ref().or(line.variant.as_ref()).cloned().unwrap_or_default();
         // A request without a pool belongs to none.
-        if line.protocol.is_none() && !name.is_empty() {
+        if line.protocol.is_none() && !name.is_empty() && !is_other_call(line) {
             pools.entry(name).or_default().add(nanos_of(at - first), line);
         }
     }
@@ -84,6 +87,7 @@ impl Pool {
         let micros = |time: Option<u64>| time.unwrap_or(0).saturating_mul(1000);
         let (balance, forward) = (micros(line.balance_us), micros(line.forward_us));
         let is_ok = line.status.is_some_and(|status| (200..300).contains(&status))
+            && line.grpc_status.is_none_or(|code| code == 0)
             && line.reason.as_deref().is_none_or(|reason| reason == "ok");
         let end = match &line.endpoint {
             Some(endpoint) if is_ok && forward > 0 => {
@@ -121,6 +125,12 @@ impl Pool {
     pub(super) fn longest(&self) -> u64 {
         self.requests.iter().map(|it| it.took).max().unwrap_or(0)
     }
+}
+
+/// Whether it asks for something else than work of a model, such as metadata.
+fn is_other_call(line: &Line) -> bool {
+    let call = line.path.as_deref().and_then(oip::Path::parse).map(|path| path.call);
+    call.is_some_and(|call| !matches!(call, Call::Infer | Call::ModelOther))
 }
 
 /// Was it refused because there was too much to do?
