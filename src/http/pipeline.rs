@@ -129,7 +129,12 @@ pub async fn run(
     };
     take_in_parameters(session.req_header(), request, route, received.at_hand());
     // A request whose body is still to come need not have room for this, nor for what follows.
-    let found = Box::pin(cache::look_up(services, session, request, &received, &account)).await?;
+    let is_cached = request.target.as_ref().is_some_and(|target| target.route.cache.is_some());
+    let found = if is_cached {
+        Box::pin(cache::look_up(services, session, request, &received, &account)).await?
+    } else {
+        Lookup::Ask(None)
+    };
     let (mut response, rest) = match found {
         Lookup::Answered(response) => (response, None),
         Lookup::Ask(None) => {
