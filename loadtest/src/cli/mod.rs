@@ -89,6 +89,9 @@ fn simulate(args: &SimArgs) -> Result<u8, Fault> {
     if let Some(log) = &args.decisions {
         return decisions(log, args);
     }
+    if args.rollouts {
+        return rollouts(args);
+    }
     if args.goals {
         let goals = sim::goals::all(args.scenario()).map_err(|error| Fault::Usage(error.into()))?;
         let text = sim::goals::render(&goals);
@@ -147,6 +150,15 @@ fn decisions(log: &Path, args: &SimArgs) -> Result<u8, Fault> {
     let found = sim::decisions::replay(&recorded, unread);
     print(args.json.as_deref(), &found, |style| found.render(style)).map_err(Fault::Run)?;
     Ok(if found.is_same() { OK } else { MISSED })
+}
+
+/// The statistics of rollouts.
+fn rollouts(args: &SimArgs) -> Result<u8, Fault> {
+    let seed = args.seed.over(crate::scenario::General::default()).seed;
+    let found = sim::rollouts::all(args.runs, seed);
+    let text = sim::rollouts::render(&found);
+    std::io::stdout().write_all(text.as_bytes()).map_err(|error| Fault::Run(error.into()))?;
+    Ok(if found.iter().all(|row| row.met) { OK } else { MISSED })
 }
 
 fn deadlines(args: &SimArgs) -> Result<u8, Fault> {

@@ -19,6 +19,7 @@
 //! | [`deadlines`] | goodput where deadlines are near the service time |
 //! | [`pools`] | which endpoints belong to which pool, and which variants stand in |
 //! | [`matrix`] | the default beside the best of its peers, over many fleets |
+//! | [`rollouts`] | the statistics of rollouts: false verdicts, detection, controls that must fail |
 //! | [`table`] | policies side by side |
 //! | [`goals`] | the project's goals, each beside its bound and its peers |
 
@@ -36,6 +37,7 @@ pub mod matrix;
 mod parallel;
 pub mod plan;
 pub mod pools;
+pub mod rollouts;
 pub mod table;
 
 pub use balancer::policy::SimPolicy;

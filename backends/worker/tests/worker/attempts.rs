@@ -184,7 +184,8 @@ async fn models_that_never_end_to_load_hold_up_neither_others_nor_the_worker() {
     assert_eq!(load(&worker, "n").await.status, 200);
     assert_eq!(serving(&worker, "n").await, "1");
     assert_eq!(unload(&worker, "m").await.status, 200);
-    assert_eq!(state(&worker, "m", "1").await.1, "unloaded");
+    // A request that was answered may still be on its way out.
+    eventually("it is unloaded", || async { state(&worker, "m", "1").await.1 == "unloaded" }).await;
     // A load that hangs is given up for one that may not.
     assert_eq!(unload(&worker, "a").await.status, 200);
     assert_eq!(state(&worker, "a", "1").await.1, "unloaded");
@@ -196,10 +197,13 @@ async fn models_that_never_end_to_load_hold_up_neither_others_nor_the_worker() {
         let (address, path) = (worker.address(), "/v2/repository/models/b/load");
         async move { try_send(address, request(Method::POST, path, "{}")).await }
     });
-    for name in ["b", "c"] {
-        assert_eq!(unload(&worker, name).await.status, 200);
-    }
-    drop(waiting.await);
+    // Until its request has come it can't be answered by an unload: another load would begin.
+    eventually("the client is answered", || async {
+        assert_eq!(unload(&worker, "b").await.status, 200);
+        waiting.is_finished()
+    })
+    .await;
+    assert_eq!(unload(&worker, "c").await.status, 200);
     scratch.write("late/1/model.onnx", HANG);
     worker.rescan()();
     eventually("it loads", || async { state(&worker, "late", "1").await.0 == "LOADING" }).await;

@@ -146,7 +146,7 @@ Exit status:
 #[command(after_help = SIM_EXAMPLES)]
 pub struct SimArgs {
     /// A scenario with [[fleet.endpoint]]; with --goals a directory of them
-    #[arg(value_name = "SCENARIO.toml", required_unless_present_any = ["from", "decisions"])]
+    #[arg(value_name = "SCENARIO.toml", required_unless_present_any = ["from", "decisions", "rollouts"])]
     scenario: Option<PathBuf>,
 
     /// In place of a scenario: how far a fleet was from the best that was possible, by its proxy's access log
@@ -200,6 +200,19 @@ pub struct SimArgs {
     #[arg(long, value_name = "N", requires = "matrix", default_value_t = 60_000,
         value_parser = clap::value_parser!(u32).range(1_000..=10_000_000))]
     pub requests: u32,
+
+    /// In place of a scenario: the statistics of rollouts beside their bounds, false verdicts and detection alike,
+    /// and those of tests that must fail. Ends with status 1 if a bound is missed
+    #[arg(
+        long,
+        conflicts_with_all = ["scenario", "from", "decisions", "goals", "deadlines", "matrix", "table", "policy", "html", "hdr", "json"]
+    )]
+    pub rollouts: bool,
+
+    /// With --rollouts: simulated rollouts in each case
+    #[arg(long, value_name = "N", requires = "rollouts", default_value_t = 1_000,
+        value_parser = clap::value_parser!(u32).range(100..=100_000))]
+    pub runs: u32,
 
     /// Compare policies, as a Markdown table
     #[arg(long)]
