@@ -157,7 +157,8 @@ async fn ask(
     path: &str,
 ) -> pingora::Result<serde_json::Value> {
     let (max_body, connection) = (MAX_ANSWER, Connection::New);
-    let response = SideRequest { method, path, host, max_body, connection }.send(peer).await?;
+    let response =
+        SideRequest { method, path, host, body: &[], max_body, connection }.send(peer).await?;
     Ok(serde_json::from_slice(&response.body.unwrap_or_default()).unwrap_or_default())
 }
 

@@ -8,6 +8,7 @@
 //! | | [`downstream/http1_reader.rs`](downstream::http1_reader) | one request after the other, by the letter and in time |
 //! | identify | [`http/identify.rs`](http::identify) | model, version, deadline and identities, from path and headers |
 //! | route | [`http/route.rs`](http::route) | first matching route |
+//! | assign | [`http/assign.rs`](http::assign) | the wish for a variant: by header, by the client's key, or none |
 //! | variant | [`http/variant.rs`](http::variant) | drawn by weight -> pool, and the model that is asked for |
 //! | admit | [`http/admit.rs`](http::admit) | size, memory and deadline |
 //! | receive | [`http/receive.rs`](http::receive) | the body, as far as it is held in memory |
@@ -23,7 +24,8 @@
 //!
 //! # What they work on
 //! [`config/`](config) is what the operator wrote, parsed once. [`pool/`](pool) is what is known of the
-//! endpoints: one immutable snapshot, loaded once a request, replaced by one control task. The decisions
+//! endpoints: one immutable snapshot, loaded once a request, replaced by one control task. [`split.rs`](split) has
+//! the weights of routes that are split, which change without a reload. The decisions
 //! themselves are pure and live in `forebay-routing`; the words on the wire in `forebay-protocol`.
 //!
 //! # The process
@@ -57,5 +59,6 @@ pub mod refusal;
 pub mod reload;
 pub mod server;
 pub mod side_request;
+pub mod split;
 pub mod tcp;
 pub mod telemetry;

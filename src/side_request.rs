@@ -4,6 +4,7 @@
 //! All of them are small and are answered in one piece, so an answer is read up to a bound and handed over whole.
 //! The caller bounds the time.
 
+use bytes::Bytes;
 use http::{Method, StatusCode};
 use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
@@ -20,7 +21,7 @@ const MAX_IDLE_CONNECTIONS: usize = 4096;
 /// theirs.
 const MAX_IDLE_TIME: Duration = Duration::from_secs(4);
 
-/// A request without a body, over HTTP/1.1.
+/// A request over HTTP/1.1.
 #[derive(Debug, Clone)]
 pub struct SideRequest<'a> {
     /// Its method.
@@ -29,6 +30,8 @@ pub struct SideRequest<'a> {
     pub path: &'a str,
     /// The value of the header `host`.
     pub host: &'a str,
+    /// Its body.
+    pub body: &'a [u8],
     /// Longest body of an answer that is read, in bytes.
     pub max_body: usize,
     /// The connection that it goes over.
@@ -92,6 +95,10 @@ impl SideRequest<'_> {
             connector.get_http_session(peer).await.map_err(|error| (error, false))?;
         let exchange = async {
             session.write_request_header(Box::new(self.head()?)).await?;
+            if !self.body.is_empty() {
+                let body = Bytes::copy_from_slice(self.body);
+                session.write_request_body(body, true).await?;
+            }
             session.finish_request_body().await?;
             session.read_response_header().await?;
             let mut body = Some(Vec::new());
@@ -119,7 +126,7 @@ impl SideRequest<'_> {
         head.insert_header("host", self.host)?;
         // Without it, some servers expect a body of a POST.
         if self.method != Method::GET {
-            head.insert_header("content-length", "0")?;
+            head.insert_header("content-length", self.body.len())?;
         }
         if self.connection == Connection::New {
             head.insert_header("connection", "close")?;

@@ -1,12 +1,15 @@
 //! The admin listener: metrics, status, reload. It is separate from the clients' listeners, and on loopback
 //! unless the operator chooses otherwise, since anyone who reaches it can reload.
 
+mod answer;
 mod format;
 pub mod listener;
 mod route_status;
 pub mod status;
 mod wait_status;
+mod weights;
 
+use crate::admin::answer::{answer, json_answer};
 use crate::admin::status::{Form, Status};
 use crate::clock;
 use crate::config::Tls;
@@ -28,7 +31,6 @@ use http::{Method, Response, StatusCode, header};
 use metrics_exporter_prometheus::PrometheusHandle;
 use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
-use serde::Serialize;
 use serde_json::json;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -63,6 +65,8 @@ GET  /readyz   200 if requests can be served, and what is missing
 GET  /cache    the response cache: its size, and what left it
 POST /cache/purge    it forgets all answers; ?route=, ?model= and ?version= say which
 POST /reload   read the configuration file again
+GET  /routes/ROUTE/weights   the weights of its variants, in thousandths
+POST /routes/ROUTE/weights   changes them, all at once, as a JSON object says: weights by variant
 POST /pools/POOL/endpoints/ADDRESS/drain    it gets nothing new and finishes what it has
 POST /pools/POOL/endpoints/ADDRESS/undrain  it is used again
 ";
@@ -73,7 +77,7 @@ impl ServeHttp for Admin {
         if session.req_header().headers.get(header::TRANSFER_ENCODING).is_some()
             || session.req_header().headers.get(header::CONTENT_LENGTH).is_some_and(|l| l != "0")
         {
-            // Nothing here has a body; one that drips would hold the connection.
+            // Hardly anything here has a body; one that drips would hold the connection.
             session.set_keepalive(None);
         }
         if let Some(foreign) = self.foreign(session) {
@@ -109,6 +113,9 @@ impl ServeHttp for Admin {
                 json_answer(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": error }))
             }
             (&Method::GET, "/") => answer(StatusCode::OK, TEXT, HELP),
+            (_, path) if path.starts_with("/routes/") => {
+                weights::weights(&self.control, session, (&method, path)).await
+            }
             (_, path) if path.starts_with("/pools/") => self.drain(&method, path).await,
             _ => {
                 let error = "nothing is served at this path; GET / lists the paths";
@@ -253,6 +260,11 @@ impl Admin {
             let answered = readiness::is_answered(snapshot, route);
             metric::ROUTE_READY.with([&route.name]).set(f64::from(u8::from(answered)));
         }
+        for split in snapshot.splits.iter() {
+            for (variant, weight) in split.names().iter().zip(split.weights().iter()) {
+                metric::VARIANT_WEIGHT.with([split.route(), variant]).set(f64::from(*weight));
+            }
+        }
         let loaded = snapshot.loaded_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         metric::CONFIG_LOADED.with([]).set(loaded.as_secs_f64());
         for pool in &snapshot.pools {
@@ -337,24 +349,4 @@ fn set_endpoint_gauges(pool: &Pool, endpoint: &Endpoint) {
 fn cost(pool: &Pool, endpoint: &Endpoint) -> f64 {
     let best = pick::best_service(pool.endpoints.iter());
     endpoint.state.load.cost(clock::now(), pool.config.report_ttl, best)
-}
-
-fn answer(status: StatusCode, kind: &str, body: impl Into<Vec<u8>>) -> Response<Vec<u8>> {
-    let body = body.into();
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    let length = response.body().len();
-    let headers = response.headers_mut();
-    if let Ok(kind) = kind.parse() {
-        headers.insert(header::CONTENT_TYPE, kind);
-    }
-    headers.insert(header::CONTENT_LENGTH, length.into());
-    response
-}
-
-fn json_answer(status: StatusCode, value: &impl Serialize) -> Response<Vec<u8>> {
-    // Only maps with keys other than strings could fail, and there are none.
-    let mut body = serde_json::to_vec_pretty(value).unwrap_or_default();
-    body.push(b'\n');
-    answer(status, "application/json", body)
 }

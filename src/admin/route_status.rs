@@ -5,6 +5,7 @@ use crate::config::{Route, Variant};
 use crate::pool::{Snapshot, readiness};
 use serde::Serialize;
 use std::fmt;
+use std::sync::Arc;
 
 /// A route.
 #[derive(Debug, Serialize)]
@@ -26,13 +27,13 @@ pub(super) struct VariantStatus<'a> {
     pub(super) pool: &'a str,
     pub(super) model: Option<&'a str>,
     pub(super) version: Option<&'a str>,
-    /// Thousandths of the route's requests; none of a fallback.
+    /// Thousandths of the route's requests, as they are now; none of a fallback.
     pub(super) weight: Option<u32>,
 }
 
 impl<'a> RouteStatus<'a> {
     /// The status of `route`.
-    pub(super) fn of(snapshot: &'a Snapshot, route: &'a Route) -> Self {
+    pub(super) fn of(snapshot: &'a Snapshot, route: &'a Arc<Route>) -> Self {
         let of = |variant: &'a Variant, weight| VariantStatus {
             name: &variant.name,
             pool: snapshot.pools.get(variant.pool).map_or("", |pool| &pool.config.name),
@@ -40,7 +41,8 @@ impl<'a> RouteStatus<'a> {
             version: variant.version.as_deref(),
             weight,
         };
-        let variants = route.variants.iter().map(|it| of(it, Some(it.weight)));
+        let weights = snapshot.splits.weights(route);
+        let variants = route.variants.iter().zip(weights).map(|(it, weight)| of(it, Some(weight)));
         let fallback = route.fallback.iter().map(|it| of(it, None));
         Self {
             name: &route.name,

@@ -28,10 +28,19 @@ impl Admin {
     /// # Errors
     /// The proxy does not answer, or answers that it can't do it.
     pub(super) async fn ask(&self, method: Method, path: &str) -> Result<Value> {
+        self.ask_with(method, path, &[]).await
+    }
+
+    /// The same, with a body.
+    ///
+    /// # Errors
+    /// The proxy does not answer, or answers that it can't do it.
+    pub(super) async fn ask_with(&self, method: Method, path: &str, body: &[u8]) -> Result<Value> {
         let request = SideRequest {
             method,
             path,
             host: &self.admin.to_string(),
+            body,
             max_body: MAX_ANSWER,
             connection: Connection::New,
         };

@@ -3,6 +3,7 @@
 mod admin;
 mod cache;
 mod drain;
+mod rollout;
 
 use crate::config::Config;
 use crate::pool::fleet::WorkerLog;
@@ -86,6 +87,11 @@ enum Command {
         #[command(subcommand)]
         command: cache::Command,
     },
+    /// Move the requests of a route from one variant to another.
+    Rollout {
+        #[command(subcommand)]
+        command: rollout::Command,
+    },
     /// Run a worker: the same as `forebay-worker`, in this program.
     #[cfg(feature = "demo")]
     #[command(disable_help_flag = true)]
@@ -151,6 +157,7 @@ fn run(cli: Cli) -> ExitCode {
             drain::drain(&endpoint, wait).map(|told| tell(&told))
         }
         Some(Command::Cache { command }) => cache::run(&command).map(|told| tell(&told)),
+        Some(Command::Rollout { command }) => rollout::run(&command).map(|told| tell(&told)),
         Some(Command::Undrain { endpoint }) => drain::undrain(&endpoint).map(|told| tell(&told)),
         #[cfg(feature = "demo")]
         _ => crate::demo::run(),

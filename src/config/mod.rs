@@ -20,6 +20,7 @@ mod read;
 mod reference;
 mod route;
 mod server;
+mod split;
 mod tls;
 
 pub use cache::{CacheMemory, CacheScope, RouteCache};
@@ -32,6 +33,7 @@ pub use poll::{Poll, PollSource};
 pub use pool::{EndpointProtocol, Fleet, Pool, Source};
 pub use probe::{Probe, ProbeKind};
 pub use server::{AccessLog, Server};
+pub use split::SplitKey;
 pub use tls::{Certificate, Tls};
 
 use forebay_protocol::Priority;
@@ -66,6 +68,10 @@ pub struct Route {
     pub paths: Vec<String>,
     /// The variants that may answer, at least one, with their weights.
     pub variants: Vec<Arc<Variant>>,
+    /// The key by which a client stays with a variant; `None`: each request is drawn by itself.
+    pub sticky: Option<SplitKey>,
+    /// Whether a request may ask for one of the variants.
+    pub allow_override: bool,
     /// Cheaper variants that answer if the chosen one can't, in this order.
     pub fallback: Vec<Arc<Variant>>,
     /// Time that a request may take; a client can ask for less, not for more.
@@ -90,13 +96,14 @@ pub struct Variant {
     /// The version that is asked for there. `None`: the client's, or the model's default where `model`
     /// names another one.
     pub version: Option<String>,
-    /// Share of the route's requests, in thousandths. That of a fallback is not used.
+    /// Share of the route's requests, in thousandths, until it is changed while the process runs. That of a
+    /// fallback is not used.
     pub weight: u32,
 }
 
 impl Variant {
     /// Whole of the weights of a route's variants.
-    pub const WHOLE: u32 = 1000;
+    pub const WHOLE: u32 = forebay_routing::split::WHOLE;
 
     /// Whether another model or version is asked for than the client's.
     pub fn renames(&self) -> bool {

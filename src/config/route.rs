@@ -4,7 +4,8 @@
 //! needed only where there is more to say.
 
 use super::check::{MAX_MODEL_NAME, Names};
-use super::{Pattern, Route, RouteCache, Variant};
+use super::split::SplitKeyForm;
+use super::{Pattern, Route, RouteCache, SplitKey, Variant};
 use forebay_config::form::{
     any, each, nested, one_of, optional, positive, required, section_name, text, within,
 };
@@ -51,6 +52,16 @@ forebay_config::section! {
         /// Whether answers name the endpoint that gave them (x-forebay-endpoint). Off by default: clients
         /// need not know your addresses.
         expose_endpoint: bool = false, any();
+        /// Keeps each client with one variant of a route that is split: "client" (by its address, or by
+        /// `limits.client_header`), { header = "x-user" }, or { cookie = "NAME", max_age = "30d" }, a cookie
+        /// that the proxy sets. A weight that is raised moves clients to that variant only, and lowering it
+        /// again moves the same ones back. Requests without the header are drawn at random. Default: every
+        /// request is drawn at random.
+        sticky: Option<SplitKey> = None, SplitKeyForm, shown "{ cookie = \"forebay-split\", max_age = \"30d\" }";
+        /// Whether a request may ask for one of the route's variants by its name, in the header
+        /// x-forebay-variant: for tests of a canary. Such requests are marked in the log (`assignment`), and
+        /// no other variant or fallback answers them. Where this is off, the header is not looked at.
+        allow_override: bool = false, any();
     }
 }
 
@@ -84,6 +95,15 @@ forebay_config::section! {
 /// Reads the table, and checks its keys together. `pools` are the names of the pools in their order.
 pub(super) fn read(table: &Table<'_, '_>, pools: &[String], names: &mut Names) -> Route {
     let keys = RouteKeys::read(table);
+    let cache = table.table("cache").map(|table| RouteCache::read_checked(&table));
+    if matches!(keys.sticky, Some(SplitKey::Cookie { .. }))
+        && cache.as_ref().is_some_and(|it| it.public)
+    {
+        let span = table.place_of("sticky").unwrap_or(table.span());
+        let message =
+            "expected no cookie beside cache.public = true: all clients would get the same one";
+        table.note(span, "sticky", message);
+    }
     if let Some((name, span)) = table.spanned::<String>("name") {
         names.take(table, "name", &name, span);
     }
@@ -92,12 +112,14 @@ pub(super) fn read(table: &Table<'_, '_>, pools: &[String], names: &mut Names) -
         name: keys.name,
         models: keys.models.into_iter().map(pattern).collect(),
         paths: keys.paths,
+        sticky: keys.sticky,
+        allow_override: keys.allow_override,
         fallback: fallbacks(table, pools, &variants),
         variants,
         deadline: keys.deadline,
         priority: keys.priority,
         expose_endpoint: keys.expose_endpoint,
-        cache: table.table("cache").map(|table| RouteCache::read_checked(&table)),
+        cache,
     }
 }
 

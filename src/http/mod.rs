@@ -1,7 +1,7 @@
 //! The stages of a request, one file each.
 //!
 //! [`proxy`] puts them on Pingora's phases, and [`pipeline`] takes a request through them in this order:
-//! [`identify`], [`route`], [`variant`], [`admit`], [`receive`], [`cache`], [`forward`] with [`balance`] and
+//! [`identify`], [`route`], [`assign`], [`variant`], [`admit`], [`receive`], [`cache`], [`forward`] with [`balance`] and
 //! [`fallback`], [`respond`]. [`request`] carries their results, [`response`] the answer. [`attempts`] is
 //! common to all ways of forwarding: it decides whether a request may be sent again, whether a variant may
 //! stand in, and whose fault a failure was.
@@ -13,6 +13,7 @@
 //! ([`forward::streamed`]) once they are admitted. All stages before that are the same on both ways.
 
 pub mod admit;
+pub mod assign;
 pub mod attempts;
 pub mod background;
 pub mod balance;

@@ -15,7 +15,9 @@ use crate::http::request::{ForwardMode, Request};
 use crate::http::response::BufferedResponse;
 use crate::http::services::Services;
 use crate::http::stage::Stop;
-use crate::http::{admit, fallback, forward, get_infer, grpc, identify, respond, route, variant};
+use crate::http::{
+    admit, assign, fallback, forward, get_infer, grpc, identify, respond, route, variant,
+};
 use forebay_protocol::grpc::Method;
 use forebay_protocol::oip::Call;
 use pingora::proxy::Session;
@@ -104,7 +106,9 @@ pub async fn run(
 
     let head = session.req_header();
     let route = route::route(&snapshot.config, &request.identity, head.uri.path())?;
-    let target = variant::choose(&snapshot, route, &request.identity, fastrand::u32(..))?;
+    let wish = assign::wish(session, request, route, limits);
+    let target = variant::choose(&snapshot, route, &request.identity, &wish)?;
+    let head = session.req_header();
     request.priority = request.identity.priority.unwrap_or(route.priority);
     request.key = identify::key(&target.pool.config, &request.identity, &head.headers);
     fallback::begin(request, target);

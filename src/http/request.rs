@@ -45,6 +45,8 @@ pub struct Request {
     pub priority: Priority,
     /// The key of a sticky pool, as a number.
     pub key: Option<u64>,
+    /// The cookie that its answer sets, if its client had none.
+    pub set_cookie: Option<http::HeaderValue>,
     /// Its destination; `None` until routed, and for requests that the proxy answers itself.
     pub target: Option<Target>,
     /// The forwarding mode, once admitted.
@@ -134,6 +136,7 @@ impl Request {
             identity: Identity::default(),
             priority: Priority::default(),
             key: None,
+            set_cookie: None,
             target: None,
             mode: None,
             deadline: None,

@@ -50,6 +50,8 @@ mod tests {
             models: models.to_vec(),
             paths: paths.iter().map(|p| (*p).to_owned()).collect(),
             variants: Vec::new(),
+            sticky: None,
+            allow_override: false,
             fallback: Vec::new(),
             deadline: Duration::from_secs(1),
             priority: forebay_protocol::Priority::default(),

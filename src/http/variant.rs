@@ -1,6 +1,7 @@
 //! Picks one of a route's variants, and writes its model into the request.
 //!
-//! A route may be split: each request is answered by one variant, drawn by weight. A variant is a pool, and
+//! A route may be split: each request is answered by one variant, drawn by weight. The weights are those of now
+//! ([`crate::split`]), loaded once for the request, which keeps the one that it was drawn with. A variant is a pool, and
 //! may be another model or version there, which has to be written into the request. That can't be done
 //! with every request, as the body of a stream or of a protocol that the proxy does not read stays as it
 //! is: such a request must not be counted for a variant that did not answer it, so those variants are
@@ -10,9 +11,11 @@ use crate::config::{Route, Variant};
 use crate::http::identify::Identity;
 use crate::pool::{Pool, Snapshot};
 use crate::refusal::Refusal;
+use crate::split::Assignment;
 use bytes::Bytes;
 use forebay_protocol::{Reason, grpc, oip};
 use forebay_routing::attempt::fallback::Passed;
+use forebay_routing::split;
 use pingora::http::RequestHeader;
 use std::sync::Arc;
 
@@ -25,6 +28,8 @@ pub struct Target {
     pub variant: Arc<Variant>,
     /// Its pool, as it was when the request came.
     pub pool: Arc<Pool>,
+    /// How the request came to the variant that was chosen first.
+    pub assignment: Assignment,
     /// The variant that was drawn first, if its pool has no endpoint.
     pub instead_of: Option<Arc<Variant>>,
     /// The route's fallbacks that were tried or passed over, including the current one.
@@ -43,7 +48,8 @@ impl Target {
             self.passed.next(&self.route.fallback, |it| may_answer(it, identity))?;
         let pool = Arc::clone(snapshot.pools.get(next.pool)?);
         let (route, variant) = (Arc::clone(&self.route), Arc::clone(next));
-        Some(Self { route, variant, pool, instead_of: None, passed, is_last: false })
+        let assignment = self.assignment;
+        Some(Self { route, variant, pool, assignment, instead_of: None, passed, is_last: false })
     }
 
     /// The same, with no fallback behind it.
@@ -52,36 +58,110 @@ impl Target {
     }
 }
 
-/// Draws a variant by weight; `draw` is any number, evenly distributed. If the pool of that one has no
-/// endpoint, nor that of any that would stand in for it, one of the others is drawn: a canary that is gone
-/// must not cost its share of the requests.
+/// The way in which a request's variant is to be found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wish {
+    /// By this number, which is any, evenly distributed.
+    Drawn(u32),
+    /// By the place of its client among [`Variant::WHOLE`].
+    Sticky(u32),
+    /// By its name.
+    Asked(String),
+}
+
+impl Wish {
+    /// The variant's position. `None`: the weights add up to nothing.
+    fn draw(&self, weights: &[u32]) -> Option<usize> {
+        let sum: u32 = weights.iter().sum();
+        let place = match self {
+            Self::Drawn(number) => number.checked_rem(sum)?,
+            // Where some variants are left out, the others take their places in proportion.
+            Self::Sticky(place) => {
+                let scaled = u64::from(*place) * u64::from(sum) / u64::from(Variant::WHOLE);
+                u32::try_from(scaled).ok()?
+            }
+            Self::Asked(_) => return None,
+        };
+        split::at(weights, place)
+    }
+}
+
+/// Finds the variant of a request by its wish and the weights of now. If the pool of that one has no endpoint,
+/// nor that of any that would stand in for it, one of the others is drawn: a canary that is gone must not cost
+/// its share of the requests. A variant that the request asked for stays, whether it is there or not.
 ///
 /// # Errors
-/// None of the route's variants can answer this request.
+/// None of the route's variants can answer this request, or there is none of the name that it asks for.
 pub fn choose(
     snapshot: &Snapshot,
     route: &Arc<Route>,
     identity: &Identity,
-    draw: u32,
+    wish: &Wish,
 ) -> Result<Target, Refusal> {
-    let all = |variant: &Variant| may_answer(variant, identity);
-    let there = |variant: &Variant| all(variant) && is_there(snapshot, variant);
-    let first = drawn(&route.variants, all, draw);
+    if let Wish::Asked(name) = wish {
+        return asked(snapshot, route, identity, name);
+    }
+    let split = snapshot.splits.of(route).map(|split| split.weights());
+    let weights: &[u32] = split.as_ref().map_or(&[Variant::WHOLE], |weights| weights.as_slice());
+    let there = |variant: &Variant| may_answer(variant, identity) && is_there(snapshot, variant);
+    let first = drawn(&route.variants, weights, |it| may_answer(it, identity), wish);
     let is_answered = |it: &Variant| there(it) || route.fallback.iter().any(|it| there(it));
-    let other = || drawn(&route.variants, |it| it.weight > 0 && there(it), draw);
-    let variant = match first {
-        Some(first) if !is_answered(first) => other().or(Some(first)),
+    let place = match first {
+        Some(first) if !is_answered(&route.variants[first]) => {
+            let others = masked(&route.variants, weights, there);
+            wish.draw(&others).or(Some(first))
+        }
         first => first,
     };
-    let found = variant.and_then(|variant| Some((variant, snapshot.pools.get(variant.pool)?)));
-    let Some((variant, pool)) = found else {
-        let name = &route.name;
-        let message = format!("no variant of route {name} supports a request of this form");
-        return Err(Refusal::new(Reason::NoRoute, message));
+    let (Some(first), Some(place)) = (first, place) else { return Err(unsupported(route)) };
+    let weight = weights.get(first).copied().unwrap_or_default();
+    let is_left_out =
+        |(it, weight): (&Arc<Variant>, &u32)| *weight > 0 && !may_answer(it, identity);
+    let assignment = match wish {
+        _ if route.variants.iter().zip(weights).any(is_left_out) => Assignment::Restricted,
+        _ if place != first => Assignment::Moved(weight),
+        Wish::Sticky(_) => Assignment::Sticky(weight),
+        _ => Assignment::Drawn(weight),
     };
-    let instead_of = first.filter(|first| !Arc::ptr_eq(first, variant)).map(Arc::clone);
+    let instead_of = (place != first).then(|| Arc::clone(&route.variants[first]));
+    let target = target(snapshot, route, place, assignment)?;
+    Ok(Target { instead_of, ..target })
+}
+
+/// The variant of this name, with nothing to stand in for it.
+fn asked(
+    snapshot: &Snapshot,
+    route: &Arc<Route>,
+    identity: &Identity,
+    name: &str,
+) -> Result<Target, Refusal> {
+    let Some(place) = route.variants.iter().position(|variant| variant.name == name) else {
+        let message = format!("{}: no such variant", forebay_protocol::header::VARIANT);
+        return Err(Refusal::new(Reason::InvalidRequest, message));
+    };
+    if !may_answer(&route.variants[place], identity) {
+        return Err(unsupported(route));
+    }
+    target(snapshot, route, place, Assignment::Asked).map(Target::without_fallback)
+}
+
+fn target(
+    snapshot: &Snapshot,
+    route: &Arc<Route>,
+    place: usize,
+    assignment: Assignment,
+) -> Result<Target, Refusal> {
+    let variant = &route.variants[place];
+    let pool = snapshot.pools.get(variant.pool).ok_or_else(|| unsupported(route))?;
     let (route, variant, pool) = (Arc::clone(route), Arc::clone(variant), Arc::clone(pool));
-    Ok(Target { route, variant, pool, instead_of, passed: Passed::default(), is_last: false })
+    let passed = Passed::default();
+    Ok(Target { route, variant, pool, assignment, instead_of: None, passed, is_last: false })
+}
+
+fn unsupported(route: &Route) -> Refusal {
+    let name = &route.name;
+    let message = format!("no variant of route {name} supports a request of this form");
+    Refusal::new(Reason::NoRoute, message)
 }
 
 /// Whether its pool has an endpoint.
@@ -89,21 +169,29 @@ fn is_there(snapshot: &Snapshot, variant: &Variant) -> bool {
     snapshot.pools.get(variant.pool).is_some_and(|pool| !pool.rotation.ready.is_empty())
 }
 
+/// The position of the variant that the wish and the weights lead to, among those that are eligible.
 fn drawn(
     variants: &[Arc<Variant>],
+    weights: &[u32],
     is_eligible: impl Fn(&Variant) -> bool,
-    draw: u32,
-) -> Option<&Arc<Variant>> {
-    let eligible = || variants.iter().filter(|variant| is_eligible(variant));
-    let sum: u32 = eligible().map(|variant| variant.weight).sum();
-    let mut left = draw.checked_rem(sum).unwrap_or_default();
-    let by_weight = eligible().find(|variant| {
-        let is_drawn = left < variant.weight;
-        left = left.saturating_sub(variant.weight);
-        is_drawn
-    });
+    wish: &Wish,
+) -> Option<usize> {
+    let by_weight = match variants.iter().all(|variant| is_eligible(variant)) {
+        true => wish.draw(weights),
+        false => wish.draw(&masked(variants, weights, &is_eligible)),
+    };
     // Where all weights are zero, the first is as good as any.
-    by_weight.or_else(|| eligible().next())
+    by_weight.or_else(|| variants.iter().position(|variant| is_eligible(variant)))
+}
+
+/// The weights, without those of variants that are not eligible.
+fn masked(
+    variants: &[Arc<Variant>],
+    weights: &[u32],
+    is_eligible: impl Fn(&Variant) -> bool,
+) -> Vec<u32> {
+    let pairs = variants.iter().zip(weights);
+    pairs.map(|(variant, weight)| if is_eligible(variant) { *weight } else { 0 }).collect()
 }
 
 /// Whether the request can be sent to this variant. The name of its model must stand where it can be
@@ -153,10 +241,18 @@ mod tests {
     fn count(variants: &[Arc<Variant>], model: Option<&str>) -> Vec<usize> {
         let identity = Identity { model: model.map(str::to_owned), ..Identity::default() };
         let may_answer = |it: &Variant| may_answer(it, &identity);
-        let drawn = |draw| drawn(variants, may_answer, draw).map(|it| it.name.clone());
-        let all: Vec<_> = (0..Variant::WHOLE).map(drawn).collect();
-        let of = |name: &str| all.iter().filter(|it| it.as_deref() == Some(name)).count();
-        variants.iter().map(|variant| of(&variant.name)).collect()
+        let weights: Vec<_> = variants.iter().map(|variant| variant.weight).collect();
+        let counts = |wish: fn(u32) -> Wish| {
+            let mut counts = vec![0; variants.len()];
+            for place in 0..Variant::WHOLE {
+                if let Some(found) = drawn(variants, &weights, may_answer, &wish(place)) {
+                    counts[found] += 1;
+                }
+            }
+            counts
+        };
+        assert_eq!(counts(Wish::Drawn), counts(Wish::Sticky));
+        counts(Wish::Drawn)
     }
 
     #[test]

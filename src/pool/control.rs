@@ -8,7 +8,7 @@ use super::awaited;
 use super::bind;
 use super::eject;
 use super::fleet::Fleets;
-use super::message::{Drain, Drained, Message, ReloadError, Unknown};
+use super::message::{Drain, Drained, Message, ReloadError, SetWeights, Unknown, WeightsError};
 use super::probe::{self, Prober};
 use super::queue::Queue;
 use super::{
@@ -16,6 +16,7 @@ use super::{
 };
 use crate::config::{self, Config, EndpointProtocol, Source};
 use crate::exhausted;
+use crate::split::{Split, Splits};
 use crate::telemetry::variant_metrics::VariantMetrics;
 use arc_swap::ArcSwap;
 use forebay_process::supervise::{Importance, Pulse, Supervisor, fault_point, hang_point};
@@ -69,6 +70,18 @@ impl ControlHandle {
         sent.map_err(|_| Unknown::Stopping)?;
         answer.await.unwrap_or(Err(Unknown::Failed))
     }
+
+    /// Changes the weights of a route's variants, all that are given at once; answers its split. They are those
+    /// of every request that comes from now on, until the file says something else of the variants.
+    ///
+    /// # Errors
+    /// There is no such route or variant, or the weights don't add up; nothing has changed then.
+    pub async fn set_weights(&self, wanted: SetWeights) -> Result<Arc<Split>, WeightsError> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.messages.send(Message::Weights(wanted, reply)).await;
+        sent.map_err(|_| WeightsError::Stopping)?;
+        answer.await.unwrap_or(Err(WeightsError::Failed))
+    }
 }
 
 /// Starts the control task and the probers on the present runtime.
@@ -84,7 +97,7 @@ pub fn start(config: Config, fleets: Fleets, tasks: &Supervisor) -> ControlHandl
         joined: Arc::new(Notify::new()),
         tasks: tasks.clone(),
     };
-    let snapshot = Arc::new(ArcSwap::from_pointee(control.build(config, 1)));
+    let snapshot = Arc::new(ArcSwap::from_pointee(control.build(config, 1, None)));
     publish(&snapshot, &snapshot.load_full());
     let pools = Arc::clone(&snapshot);
     let joined = Arc::clone(&control.joined);
@@ -182,11 +195,17 @@ impl Control {
                 // The receiver may be gone; the endpoint is drained all the same.
                 let _ = reply.send(result);
             }
+            Message::Weights(wanted, reply) => {
+                // The receiver may be gone; the weights are changed all the same.
+                let _ = reply.send(set_weights(current, &wanted));
+            }
             Message::Reload(config, reply) => {
                 let result = fixed_parts(&current.config, &config).and_then(|()| {
                     let generation = current.generation + 1;
                     // However often it fails, this task goes on with the snapshot that it has.
-                    let built = catch_unwind(AssertUnwindSafe(|| self.build(*config, generation)));
+                    let built = catch_unwind(AssertUnwindSafe(|| {
+                        self.build(*config, generation, Some(&current.splits))
+                    }));
                     let next = built.map_err(|_| ReloadError::Failed)?;
                     publish(snapshot, &Arc::new(next));
                     Ok(generation)
@@ -210,7 +229,7 @@ impl Control {
     /// A snapshot of `config` in which everything that is remembered under the same identity lives
     /// on. Probers of endpoints that are gone are stopped; all others follow the new settings. Nothing
     /// changes before the whole snapshot is made, so that a panic leaves what there was.
-    fn build(&mut self, config: Config, generation: u64) -> Snapshot {
+    fn build(&mut self, config: Config, generation: u64, before: Option<&Splits>) -> Snapshot {
         let mut next = Next::default();
         let pools = config.pools.iter().map(|pool| self.pool(pool, &mut next)).collect();
         fault_point("build");
@@ -219,8 +238,9 @@ impl Control {
         self.pools = next.pools;
         self.detectors.retain(|name, _| config.pools.iter().any(|pool| pool.name == *name));
         let metrics = Arc::new(VariantMetrics::new(&config));
+        let splits = Arc::new(Splits::new(&config, before));
         let loaded_at = SystemTime::now();
-        Snapshot { config: Arc::new(config), metrics, pools, generation, loaded_at }
+        Snapshot { config: Arc::new(config), metrics, splits, pools, generation, loaded_at }
     }
 
     fn pool(&self, config: &Arc<config::Pool>, next: &mut Next) -> Arc<Pool> {
@@ -307,10 +327,26 @@ fn refreshed(current: &Snapshot) -> Snapshot {
     Snapshot {
         config: Arc::clone(&current.config),
         metrics: Arc::clone(&current.metrics),
+        splits: Arc::clone(&current.splits),
         pools: current.pools.iter().map(pool).collect(),
         generation: current.generation,
         loaded_at: current.loaded_at,
     }
+}
+
+/// Sets weights of a route of this snapshot.
+fn set_weights(current: &Snapshot, wanted: &SetWeights) -> Result<Arc<Split>, WeightsError> {
+    let Some(split) = current.splits.named(&wanted.route) else {
+        let is_known = current.config.routes.iter().any(|route| route.name == wanted.route);
+        let name = wanted.route.clone();
+        return Err(if is_known {
+            WeightsError::NotSplit(name)
+        } else {
+            WeightsError::Route(name)
+        });
+    };
+    split.set(&wanted.weights, &wanted.by)?;
+    Ok(Arc::clone(split))
 }
 
 /// Makes `next` what everybody sees, and has those looked at who wait: for them it may change all.

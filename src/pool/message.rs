@@ -2,7 +2,9 @@
 
 use super::EndpointState;
 use crate::config::Config;
+use crate::split::Split;
 use forebay_routing::Health;
+use forebay_routing::split::WeightError;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -20,6 +22,8 @@ pub enum Message {
     },
     /// An operator wants an endpoint drained, or used again.
     Drain(Drain, oneshot::Sender<Result<Drained, Unknown>>),
+    /// Weights of a route are to change.
+    Weights(SetWeights, oneshot::Sender<Result<Arc<Split>, WeightsError>>),
     /// Run this configuration from now on.
     Reload(Box<Config>, oneshot::Sender<Result<u64, ReloadError>>),
 }
@@ -58,6 +62,38 @@ pub enum Unknown {
     Stopping,
     /// A mistake of this program.
     #[error("the task that drains endpoints failed")]
+    Failed,
+}
+
+/// A change of weights.
+#[derive(Debug, Clone)]
+pub struct SetWeights {
+    /// Name of the route.
+    pub route: String,
+    /// New weights by the names of variants, in thousandths. A single variant that is left out gets the rest;
+    /// several keep theirs.
+    pub weights: Vec<(String, u32)>,
+    /// The side that changes them, for the log: such as `operator`.
+    pub by: String,
+}
+
+/// Why weights can't be changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WeightsError {
+    /// No such route.
+    #[error("there is no route {0:?}")]
+    Route(String),
+    /// The route has one variant.
+    #[error("expected a route with several variants, found {0:?} with one")]
+    NotSplit(String),
+    /// The weights are wrong.
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+    /// The process is on its way out.
+    #[error("the process is shutting down")]
+    Stopping,
+    /// A mistake of this program.
+    #[error("the task that changes weights failed")]
     Failed,
 }
 

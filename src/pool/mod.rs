@@ -29,6 +29,7 @@ mod waits;
 pub use endpoint::{Endpoint, EndpointState, LongLived};
 
 use crate::config;
+use crate::split::Splits;
 use crate::telemetry::variant_metrics::VariantMetrics;
 use forebay_routing::waits::PoolWaits;
 use forebay_routing::{ModelHandle, ModelStats, PickMemory, RetryBudget, RetryPolicy};
@@ -45,6 +46,8 @@ pub struct Snapshot {
     pub config: Arc<config::Config>,
     /// The metrics of its variants.
     pub metrics: Arc<VariantMetrics>,
+    /// The live weights of its routes that are split.
+    pub splits: Arc<Splits>,
     /// In the order of [`config::Config::pools`].
     pub pools: Vec<Arc<Pool>>,
     /// Number of configurations that this process has run, including this one.

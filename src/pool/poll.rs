@@ -114,6 +114,7 @@ async fn ask(peer: &HttpPeer, address: SocketAddr, poll: &Poll) -> Result<LoadRe
         method: Method::GET,
         path: &poll.path,
         host: &address.to_string(),
+        body: &[],
         max_body: MAX_PAGE_BYTES,
         connection: Connection::Pooled,
     };

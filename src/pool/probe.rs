@@ -199,6 +199,7 @@ async fn get(
         method: Method::GET,
         path,
         host: &state.name,
+        body: &[],
         max_body: MAX_ANSWER,
         connection: Connection::New,
     };

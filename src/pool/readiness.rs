@@ -30,7 +30,8 @@ impl<'a> Readiness<'a> {
         let layer4 = layer4(snapshot).filter(|name| !has_endpoint(snapshot, name));
         let is_named = |place: usize, pool: &Pool| {
             let name = pool.config.name.as_str();
-            reached(snapshot).any(|route| used(route).any(|variant| variant.pool == place))
+            reached(snapshot)
+                .any(|route| used(snapshot, route).any(|variant| variant.pool == place))
                 || self::layer4(snapshot).any(|named| named == name)
         };
         let pools = snapshot.pools.iter().enumerate();
@@ -64,14 +65,14 @@ pub fn may_become_fuller(snapshot: &Snapshot) -> bool {
 }
 
 /// Can requests of the route be answered by one of its variants, or by what stands in?
-pub fn is_answered(snapshot: &Snapshot, route: &Route) -> bool {
-    used(route).any(|variant| is_there(snapshot, variant))
+pub fn is_answered(snapshot: &Snapshot, route: &Arc<Route>) -> bool {
+    used(snapshot, route).any(|variant| is_there(snapshot, variant))
 }
 
 /// The pools of a route that have no endpoint.
-pub fn missing<'a>(snapshot: &'a Snapshot, route: &Route) -> Vec<&'a str> {
+pub fn missing<'a>(snapshot: &'a Snapshot, route: &Arc<Route>) -> Vec<&'a str> {
     let of = |variant: &Arc<Variant>| snapshot.pools.get(variant.pool);
-    let empty = used(route).filter_map(of).filter(|pool| pool.ready_count() == 0);
+    let empty = used(snapshot, route).filter_map(of).filter(|pool| pool.ready_count() == 0);
     let mut names: Vec<_> = empty.map(|pool| pool.config.name.as_str()).collect();
     names.sort_unstable();
     names.dedup();
@@ -79,9 +80,13 @@ pub fn missing<'a>(snapshot: &'a Snapshot, route: &Route) -> Vec<&'a str> {
 }
 
 /// The variants that get requests, and those that stand in for them.
-fn used(route: &Route) -> impl Iterator<Item = &Arc<Variant>> {
-    let drawn = route.variants.iter().filter(|variant| variant.weight > 0);
-    drawn.chain(&route.fallback)
+fn used<'r>(
+    snapshot: &Snapshot,
+    route: &'r Arc<Route>,
+) -> impl Iterator<Item = &'r Arc<Variant>> + use<'r> {
+    let weights = snapshot.splits.weights(route).into_iter();
+    let drawn = route.variants.iter().zip(weights).filter(|(_, weight)| *weight > 0);
+    drawn.map(|(variant, _)| variant).chain(&route.fallback)
 }
 
 fn is_there(snapshot: &Snapshot, variant: &Variant) -> bool {
@@ -172,6 +177,8 @@ mod tests {
             models: models.iter().map(pattern).collect(),
             paths: paths.iter().map(|path| (*path).to_owned()).collect(),
             variants: Vec::new(),
+            sticky: None,
+            allow_override: false,
             fallback: Vec::new(),
             deadline: Duration::from_secs(1),
             priority: forebay_protocol::Priority::default(),

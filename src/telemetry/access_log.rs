@@ -47,6 +47,12 @@ pub struct Entry<'a> {
     pub route: Option<&'a str>,
     /// Name of the variant.
     pub variant: Option<&'a str>,
+    /// The way to the variant, of a route that is split: `drawn` (at random), `sticky` (by the client's key),
+    /// `asked` (by `x-forebay-variant`), `moved` (another was drawn and has no endpoint) or `restricted` (not
+    /// every variant can answer a request of this form).
+    pub assignment: Option<&'static str>,
+    /// Weight in thousandths that the variant was drawn with; null if weights did not decide.
+    pub weight: Option<u32>,
     /// Name of its pool.
     pub pool: Option<&'a str>,
     /// Model named by the request.

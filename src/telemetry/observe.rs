@@ -5,6 +5,7 @@ use crate::http::identify::Identity;
 use crate::http::request::{ForwardMode, Request};
 use crate::pool::steps::Steps;
 use crate::refusal::Refusal;
+use crate::split::{Assignment, Sample};
 use crate::telemetry::access_log::{self, AccessLogger};
 use forebay_framing::request_head;
 use forebay_protocol::{Priority, Reason, header, metric};
@@ -51,6 +52,7 @@ pub fn observe(
     }
     let reason = reason(session, request);
     count(request, status, reason);
+    inform(request, status, reason);
     write_line(observer, session, request, status, reason);
     request.in_flight = None;
 }
@@ -126,6 +128,7 @@ fn count(request: &Request, status: u16, reason: &'static str) {
     }
     let handles = request.snapshot.metrics.of(&target.variant);
     if let Some(handles) = handles {
+        handles.assigned(target.assignment);
         handles.seconds.record(elapsed);
     }
     if let Some(handles) = handles.filter(|_| status == 200 && reason == "ok") {
@@ -133,6 +136,25 @@ fn count(request: &Request, status: u16, reason: &'static str) {
         return;
     }
     metric::proxy::REQUESTS.with([route, variant, &status.to_string(), reason]).increment(1);
+}
+
+/// Tells those that gather evidence about the variants of a route that is split.
+fn inform(request: &Request, status: u16, reason: &'static str) {
+    let Some(target) = &request.target else { return };
+    let Some(split) = request.snapshot.splits.of(&target.route) else { return };
+    split.finished(&Sample {
+        variant: &target.variant.name,
+        instead_of: target.instead_of.as_ref().map(|it| it.name.as_str()),
+        assignment: target.assignment,
+        client: request.identity.client,
+        status,
+        reason: Reason::from_code(reason),
+        took: request.took(),
+        attempts: request.attempts.len(),
+        is_hedged: request.hedged.is_some(),
+        is_from_cache: request.cache.is_some_and(Outcome::is_from_memory),
+        is_degraded: request.degraded.is_some(),
+    });
 }
 
 fn write_line(
@@ -148,6 +170,8 @@ fn write_line(
     let head = session.req_header();
     let identity = &request.identity;
     let target = request.target.as_ref();
+    let split = target.filter(|target| target.route.variants.len() > 1);
+    let assignment = split.map(|target| target.assignment);
     let micros = |d: std::time::Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
     observer.log.write(&access_log::Entry {
         time: access_log::timestamp(std::time::SystemTime::now()),
@@ -162,6 +186,8 @@ fn write_line(
         reason,
         route: target.map(|target| target.route.name.as_str()),
         variant: target.map(|target| target.variant.name.as_str()),
+        assignment: assignment.map(Assignment::as_str),
+        weight: assignment.and_then(Assignment::weight),
         pool: target.map(|target| target.pool.config.name.as_str()),
         model: identity.model.as_deref().map(shortened),
         version: identity.version.as_deref().map(shortened),

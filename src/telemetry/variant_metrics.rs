@@ -3,6 +3,7 @@
 //! Finding a metric by its labels costs more than counting it, and every request is counted.
 
 use crate::config::{Config, Variant};
+use crate::split::Assignment;
 use forebay_protocol::metric::proxy as metric;
 use metrics::{Counter, Histogram};
 use std::collections::HashMap;
@@ -17,6 +18,17 @@ pub struct Handles {
     pub answered: Counter,
     /// Duration of requests, with any outcome.
     pub seconds: Histogram,
+    /// Requests by the position of their [`Assignment`], if the route is split.
+    assigned: Option<[Counter; Assignment::WORDS.len()]>,
+}
+
+impl Handles {
+    /// Counts how a request came to the variant.
+    pub fn assigned(&self, assignment: Assignment) {
+        if let Some(counters) = &self.assigned {
+            counters[assignment.position()].increment(1);
+        }
+    }
 }
 
 impl VariantMetrics {
@@ -24,7 +36,8 @@ impl VariantMetrics {
     pub fn new(config: &Config) -> Self {
         let variants = config.routes.iter().flat_map(|route| {
             let all = route.variants.iter().chain(&route.fallback);
-            all.map(move |variant| (key(variant), handles(&route.name, &variant.name)))
+            let is_split = route.variants.len() > 1;
+            all.map(move |variant| (key(variant), handles(&route.name, &variant.name, is_split)))
         });
         Self(variants.collect())
     }
@@ -40,10 +53,13 @@ fn key(variant: &Arc<Variant>) -> usize {
     Arc::as_ptr(variant).addr()
 }
 
-fn handles(route: &str, variant: &str) -> Handles {
+fn handles(route: &str, variant: &str, is_split: bool) -> Handles {
     Handles {
         answered: metric::REQUESTS.with([route, variant, "200", "ok"]),
         seconds: metric::REQUEST_SECONDS.with([route, variant]),
+        assigned: is_split.then(|| {
+            Assignment::WORDS.map(|word| metric::ASSIGNMENTS.with([route, variant, word]))
+        }),
     }
 }
 

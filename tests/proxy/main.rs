@@ -38,6 +38,7 @@ mod readiness;
 mod reference;
 mod scripted;
 mod slow_clients;
+mod splits;
 mod standard_streams;
 mod sticky;
 mod supervision;

@@ -199,6 +199,15 @@ impl<'d, 's> Table<'d, 's> {
         items.iter().filter_map(read).collect()
     }
 
+    /// The value of `key`, a name or a table, if there is one.
+    pub fn name_or_table(&self, key: &str) -> Option<NameOrTable<'d, 's>> {
+        let value = self.entry(key)?;
+        match value.get_ref() {
+            DeValue::String(name) => Some(NameOrTable::Name(name.to_string(), value.span())),
+            _ => self.as_table(value, key, self.join(key)).map(NameOrTable::Table),
+        }
+    }
+
     /// The tables whose names are identity (`[key.name]`), in the order of their names. From then on
     /// [`form::section_name`](crate::form::section_name) knows these names.
     pub fn named(&self, key: &str) -> Vec<(String, Table<'d, 's>)> {

@@ -12,6 +12,7 @@
 //! - [`decision`]: records of picks, and the same picks from them.
 //! - [`health`]: probes, outlier detection and slow start.
 //! - [`attempt`]: the attempts of one request: retries, hedges, fallback to another variant, and the blame.
+//! - [`split`]: which variant of a route gets which clients, by weights that may change.
 //! - [`waits`]: how long requests of a pool wait, and how long they would with perfect routing.
 //! - [`retry`]: how many retries and hedges a pool may add to the load it has, and when they are worth it.
 
@@ -25,6 +26,7 @@ pub mod queue;
 mod relative_cost;
 pub mod retry;
 mod rng;
+pub mod split;
 mod sync;
 mod time;
 pub mod waits;

@@ -86,6 +86,11 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Whether the answer, or a part of it, is not the model's to this request.
+    pub const fn is_from_memory(self) -> bool {
+        !matches!(self, Self::Missed { .. } | Self::Bypassed(_))
+    }
+
     /// The word in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {

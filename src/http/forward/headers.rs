@@ -80,6 +80,9 @@ pub(in crate::http) fn prepare_answer(
     if let Some(degraded) = request.degraded {
         head.insert_header(header::DEGRADED, degraded.code())?;
     }
+    if let Some(cookie) = &request.set_cookie {
+        head.append_header(http::header::SET_COOKIE, cookie)?;
+    }
     let Some(target) = &request.target else { return Ok(()) };
     head.insert_header(header::VARIANT, target.variant.name.as_str())?;
     if target.route.expose_endpoint

@@ -7,6 +7,12 @@ pub mod proxy {
         Counter REQUESTS = "forebay_requests_total" [route, variant, status, reason];
         /// Seconds from the first byte in to the last byte out.
         Histogram REQUEST_SECONDS = "forebay_request_duration_seconds" [route, variant];
+        /// Finished requests of routes that are split, by how each came to its variant (`drawn`: at random;
+        /// `sticky`: by its client's key; `asked`: by x-forebay-variant; `moved`: another variant was drawn and
+        /// has no endpoint; `restricted`: not every variant can answer requests of its form).
+        Counter ASSIGNMENTS = "forebay_variant_assignments_total" [route, variant, assignment];
+        /// Weight of a variant as it is now, in thousandths, of routes that are split.
+        Gauge VARIANT_WEIGHT = "forebay_variant_weight" [route, variant];
         /// Requests inside the proxy.
         Gauge IN_FLIGHT = "forebay_requests_in_flight" [];
         /// 1 while requests can be served, as `/readyz` says.
