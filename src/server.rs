@@ -113,7 +113,7 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
     let watched = tasks.clone();
     tasks.spawn("watchdog", Importance::Helpful, move || watched.clone().watch());
 
-    let cache = Arc::new(Cache::new(&cache_memory)?);
+    let cache = Arc::new(Cache::new(&cache_memory, tasks)?);
     let proxy = Proxy {
         services: Services {
             present: Arc::clone(control.snapshot()),

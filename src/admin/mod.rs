@@ -103,7 +103,9 @@ impl ServeHttp for Admin {
                 }
             },
             (&Method::GET, "/cache") => json_answer(StatusCode::OK, &self.cache.status()),
-            (&Method::POST, "/cache/purge") => self.purge(head.uri.query()),
+            (&Method::POST, "/cache/purge") => {
+                self.purge(head.uri.query().map(str::to_owned)).await
+            }
             (
                 _,
                 "/metrics" | "/status" | "/livez" | "/readyz" | "/reload" | "/cache"
@@ -145,12 +147,12 @@ fn refuse_foreign(foreign: Foreign) -> Response<Vec<u8>> {
 
 impl Admin {
     /// Forgets the kept answers that a query means.
-    fn purge(&self, query: Option<&str>) -> Response<Vec<u8>> {
-        match Purge::parse(query.unwrap_or_default()) {
+    async fn purge(&self, query: Option<String>) -> Response<Vec<u8>> {
+        match Purge::parse(&query.unwrap_or_default()) {
             Ok(purge) => {
-                let purged = self.cache.purge(&purge);
-                tracing::info!(purged, ?purge, "kept answers forgotten");
-                json_answer(StatusCode::OK, &json!({ "purged": purged }))
+                let purged = self.cache.purge(&purge).await;
+                tracing::info!(?purged, ?purge, "kept answers forgotten");
+                json_answer(StatusCode::OK, &purged)
             }
             Err(error) => json_answer(StatusCode::BAD_REQUEST, &json!({ "error": error })),
         }
@@ -169,7 +171,7 @@ impl Admin {
     }
 
     fn status(&self, snapshot: &Snapshot, form: Form) -> Response<Vec<u8>> {
-        let status = Status::of(snapshot, &self.lifecycle, &self.listeners);
+        let status = Status::of(snapshot, &self.lifecycle, &self.listeners, &self.cache);
         match form {
             Form::Text => answer(StatusCode::OK, TEXT, status.to_string()),
             Form::Json => json_answer(StatusCode::OK, &status),

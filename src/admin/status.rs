@@ -10,6 +10,7 @@ use super::wait_status::WaitStatus;
 use crate::clock;
 use crate::config;
 use crate::connections::Connections;
+use crate::http::cache::{self, Cache};
 use crate::lifecycle::Lifecycle;
 use crate::pool::readiness::Readiness;
 use crate::pool::report::history::Origin;
@@ -40,6 +41,8 @@ pub struct Status<'a> {
     listeners: Vec<ListenerStatus<'a>>,
     pools: BTreeMap<&'a str, PoolStatus<'a>>,
     routes: Vec<RouteStatus<'a>>,
+    /// The response cache; null if no route has one.
+    cache: Option<cache::operate::Status>,
 }
 
 #[derive(Debug, Serialize)]
@@ -136,6 +139,7 @@ impl<'a> Status<'a> {
         snapshot: &'a Snapshot,
         lifecycle: &Lifecycle,
         listeners: &'a [Arc<Connections>],
+        cache: &Cache,
     ) -> Self {
         let now = clock::now();
         let pool = |pool: &'a Arc<Pool>| (pool.config.name.as_str(), PoolStatus::of(pool, now));
@@ -147,6 +151,7 @@ impl<'a> Status<'a> {
             max_connections: listener.most(),
         };
         let missing = Readiness::of(snapshot).missing.into_iter();
+        let has_cache = snapshot.config.routes.iter().any(|route| route.cache.is_some());
         Self {
             version: forebay_cli::VERSION,
             uptime_seconds: now.since(Time::default()).as_secs(),
@@ -159,6 +164,7 @@ impl<'a> Status<'a> {
             listeners: listeners.iter().map(listener).collect(),
             pools: snapshot.pools.iter().map(pool).collect(),
             routes: snapshot.config.routes.iter().map(route).collect(),
+            cache: has_cache.then(|| cache.status()),
         }
     }
 }
@@ -266,6 +272,9 @@ impl fmt::Display for Status<'_> {
                 f,
                 "listener {address} ({protocol}): {connections} of {max_connections} open"
             )?;
+        }
+        if let Some(cache) = &self.cache {
+            writeln!(f, "{cache}")?;
         }
         for (name, pool) in &self.pools {
             let (ready, all) = (pool.ready, pool.endpoints.len());
@@ -397,6 +406,7 @@ mod tests {
             }],
             pools: [("models", pool)].into(),
             routes: Vec::new(),
+            cache: None,
         };
         let expected = "\
 forebay 1.2.3, ready without pool canary and small, 9 in flight, up 1 d 2 h

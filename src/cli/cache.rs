@@ -48,7 +48,14 @@ pub(super) fn run(command: &Command) -> Result<String> {
                 let path =
                     format!("/cache/purge{}{query}", if query.is_empty() { "" } else { "?" });
                 let said = admin.ask(Method::POST, &path).await?;
-                Ok(format!("{} answers forgotten", said["purged"]))
+                let shared = match said["shared"].as_bool() {
+                    Some(true) => ", and all in the shared store",
+                    Some(false) => {
+                        "; the shared store does not answer: this proxy takes nothing from it until it does"
+                    }
+                    None => "",
+                };
+                Ok(format!("{} answers forgotten{shared}", said["purged"]))
             }
         }
     })
@@ -69,5 +76,27 @@ fn stats(said: &Value) -> String {
         number("under_way"),
         number("waiting"),
     );
+    let shared = &said["shared"];
+    if shared.is_object() {
+        let is_asked = shared["asked"].as_bool() == Some(true);
+        let trouble = shared["trouble"].as_str().filter(|_| !is_asked).unwrap_or_default();
+        let _ = write!(
+            text,
+            "\nshared store: {}{}{trouble}; look-ups: {}; writes: {}; {} bytes wait to be written",
+            if is_asked { "asked" } else { "given up" },
+            if trouble.is_empty() { "" } else { ": " },
+            counts(&shared["gets"]),
+            counts(&shared["puts"]),
+            shared["queued_bytes"].as_u64().unwrap_or(0),
+        );
+    }
     text
+}
+
+/// The outcomes that there were, such as "3 hit, 1 miss".
+fn counts(by_outcome: &Value) -> String {
+    let all = by_outcome.as_object().into_iter().flatten();
+    let some = all.filter(|(_, count)| count.as_u64() != Some(0));
+    let some: Vec<_> = some.map(|(outcome, count)| format!("{count} {outcome}")).collect();
+    if some.is_empty() { "none".to_owned() } else { some.join(", ") }
 }

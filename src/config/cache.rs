@@ -1,9 +1,14 @@
-//! The response cache: its memory, and which routes use it.
+//! The response cache: its memory, and which routes use it. The store behind it has a file of its own.
 
 use super::check::HeaderNames;
-use forebay_config::form::{any, bytes, one_of, positive};
+use super::shared_store::{self, SharedStore};
+use forebay_cache::sealed::{MIN_SECRET, Secret};
+use forebay_config::file::read_bytes;
+use forebay_config::form::{any, bytes, one_of, optional, path_in_file, positive};
 use forebay_config::{Section, Table};
 use http::HeaderName;
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const KIB: u64 = 1024;
@@ -15,6 +20,75 @@ forebay_config::section! {
         /// Memory for kept answers of all routes. Answers that are asked for again stay in it, those that
         /// are asked for once make room. It is taken only as answers come.
         memory: u64 = 256 * MIB, bytes();
+        /// A file with a secret of at least 32 bytes, such as `openssl rand -hex 32` prints: what leaves the
+        /// process is sealed with keys from it. Required with [cache.shared], where all proxies that share a
+        /// store have the same one. Changes need a restart. Default: no secret.
+        key_file: Option<PathBuf> = None, optional(path_in_file()), shown "\"tls/example.secret\"";
+    }
+    beside {
+        /// The secret in the file.
+        secret: Option<CacheSecret> = None;
+        /// The store that is shared with other proxies.
+        shared: Option<SharedStore> = None;
+    }
+}
+
+impl CacheMemory {
+    /// Reads the table, the tables in it, and the key file.
+    pub(super) fn read_checked(table: &Table<'_, '_>) -> Self {
+        let mut keys = Self::read(table);
+        keys.secret = keys.key_file.as_deref().and_then(|file| secret(table, file));
+        if let Some(shared) = table.table("shared") {
+            if !table.has("key_file") {
+                let message = "expected a file with a secret beside [cache.shared], found none";
+                table.note(shared.span(), "key_file", message);
+            }
+            keys.shared = shared_store::read(&shared);
+        }
+        keys
+    }
+}
+
+/// The secret of a key file. One that can't be used is noted.
+fn secret(table: &Table<'_, '_>, file: &Path) -> Option<CacheSecret> {
+    let span = table.place_of("key_file")?;
+    // Of a path that is wrong there is no more to say.
+    if file.as_os_str().is_empty() {
+        return None;
+    }
+    let note = |found: String| {
+        let expected = format!("expected a file with at least {MIN_SECRET} bytes");
+        table.note(span, "key_file", format!("{expected}, found {}{found}", file.display()));
+    };
+    match read_bytes(file) {
+        Ok(bytes) => {
+            let bytes = bytes.trim_ascii();
+            if bytes.len() < MIN_SECRET {
+                note(format!(" with {}", bytes.len()));
+                return None;
+            }
+            Some(CacheSecret(Secret::new(bytes)))
+        }
+        Err(error) => {
+            note(format!(": {error}"));
+            None
+        }
+    }
+}
+
+/// A secret, which is never shown. All are equal: what matters for a reload is the file that it is from.
+#[derive(Clone)]
+pub struct CacheSecret(pub Secret);
+
+impl fmt::Debug for CacheSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CacheSecret")
+    }
+}
+
+impl PartialEq for CacheSecret {
+    fn eq(&self, _: &Self) -> bool {
+        true
     }
 }
 

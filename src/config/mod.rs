@@ -20,10 +20,11 @@ mod read;
 mod reference;
 mod route;
 mod server;
+mod shared_store;
 mod split;
 mod tls;
 
-pub use cache::{CacheMemory, CacheScope, RouteCache};
+pub use cache::{CacheMemory, CacheScope, CacheSecret, RouteCache};
 pub(crate) use check::MAX_MODEL_NAME;
 pub use forebay_config::pool::{Hedge, ProbeSchedule, Queue, Retry, RetryOn};
 pub use limits::Limits;
@@ -33,6 +34,7 @@ pub use poll::{Poll, PollSource};
 pub use pool::{EndpointProtocol, Fleet, Pool, Source};
 pub use probe::{Probe, ProbeKind};
 pub use server::{AccessLog, Server};
+pub use shared_store::SharedStore;
 pub use split::SplitKey;
 pub use tls::{Certificate, Tls};
 

@@ -22,7 +22,7 @@ pub(super) fn keys_missing_from(source: &str) -> Vec<String> {
 fn read(root: &Table<'_, '_>) -> Config {
     let server = Server::read(&root.table_or_empty("server"));
     let limits = Limits::checked(&root.table_or_empty("limits"));
-    let cache = CacheMemory::read(&root.table_or_empty("cache"));
+    let cache = CacheMemory::read_checked(&root.table_or_empty("cache"));
     let pool = |(name, table): (String, Table<'_, '_>)| {
         if name.is_empty() {
             root.note(table.span(), "pool", "expected a name, found \"\"");

@@ -10,6 +10,7 @@ use super::poll::{CustomPollKeys, PollKeys};
 use super::pool::{EndpointKeys, Fleet, Pool};
 use super::probe::ProbeKeys;
 use super::route::{RouteKeys, VariantKeys, WeightKeys};
+use super::shared_store::SharedKeys;
 use super::tls::{CertificateKeys, TlsKeys};
 use super::{CacheMemory, Config, Limits, RouteCache, Server};
 use forebay_config::pool::{Ejection, Hedge, ProbeSchedule, Queue, Retry};
@@ -92,6 +93,7 @@ fn listeners() -> Vec<Part> {
         part::<Tcp>("[[listener]]").given("address = \"127.0.0.1:8443\"\nprotocol = \"tcp\"\n"),
         part::<Limits>("[limits]").chapter("bounds of one request"),
         part::<CacheMemory>("[cache]").chapter("the response cache"),
+        part::<SharedKeys>("[cache.shared]"),
     ]
 }
 

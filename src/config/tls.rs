@@ -146,7 +146,7 @@ pub(super) fn read(table: &Table<'_, '_>, alpn: &[&[u8]]) -> Option<Tls> {
         return None;
     }
     pairs.extend(additional.iter().map(|table| pair(table, &provider)));
-    let roots = keys.client_ca.as_deref().map(|file| client_roots(table, file));
+    let roots = keys.client_ca.as_deref().map(|file| roots(table, "client_ca", file));
     if keys.client_ca.is_none() && !table.has("client_ca") {
         table.refuse("client_certificate", "client_ca");
     }
@@ -315,18 +315,18 @@ fn examine(
     Ok(((begins, ends), names.collect()))
 }
 
-/// The authorities of clients' certificates. Unreadable ones are noted.
-fn client_roots(table: &Table<'_, '_>, file: &Path) -> Option<RootCertStore> {
-    let span = table.place_of("client_ca")?;
+/// The authorities in the file that `key` names. Unreadable ones are noted.
+pub(super) fn roots(table: &Table<'_, '_>, key: &str, file: &Path) -> Option<RootCertStore> {
+    let span = table.place_of(key)?;
     // Of a path that is wrong there is no more to say.
     if file.as_os_str().is_empty() {
         return None;
     }
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(table, "client_ca", file, span.clone())? {
+    for certificate in certificates(table, key, file, span.clone())? {
         if let Err(error) = roots.add(certificate) {
             let expected = "expected certificates of authorities, found";
-            table.note(span, "client_ca", format!("{expected} {}: {error}", file.display()));
+            table.note(span, key, format!("{expected} {}: {error}", file.display()));
             return None;
         }
     }

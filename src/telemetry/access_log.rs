@@ -73,7 +73,7 @@ pub struct Entry<'a> {
     pub hedged: Option<&'static str>,
     /// Reason for which a fallback answered; null if the requested variant did.
     pub degraded: Option<&'static str>,
-    /// The part of the cache: `hit`, `stale` (a kept answer whose time was up), `absent` (the model is known not to
+    /// The part of the cache: `hit`, `hit:shared` (from the shared store), `stale` (a kept answer whose time was up), `absent` (the model is known not to
     /// be there), `rows:KEPT/ALL` (the model was asked for the other rows of the batch), `join`
     /// (an equal request was under way), `miss` or `bypass:REASON`; null if the route keeps no answers.
     pub cache: Option<String>,

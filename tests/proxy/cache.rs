@@ -3,6 +3,7 @@
 mod embeddings;
 mod freshness;
 mod get_infer;
+mod shared;
 
 use crate::client::{Response, get, post, post_with};
 use crate::endpoint::{Behaviour, Endpoint};

@@ -8,7 +8,8 @@
 //!
 //! [`store`] keeps answers, bounded in bytes; [`flight`] lets equal questions that are asked at once be
 //! answered together; [`rows`] takes batches apart, and [`embeddings`] lists of texts; [`contents`] knows which content of a model is served now, and [`absent`] which models
-//! are not there; [`control`] reads what a client says about caching.
+//! are not there; [`control`] reads what a client says about caching. [`shared`] is a store beyond this process, for which
+//! entries become [records](record) that are [`sealed`].
 
 pub mod absent;
 pub mod answer;
@@ -17,7 +18,10 @@ pub mod control;
 pub mod embeddings;
 pub mod flight;
 pub mod question;
+pub mod record;
 pub mod rows;
+pub mod sealed;
+pub mod shared;
 pub mod store;
 
 pub use absent::Absences;

@@ -64,6 +64,16 @@ impl Question {
         u64::from_le_bytes(bytes)
     }
 
+    /// Its bytes.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The question of these bytes.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// The question to a certain content of the model.
     pub fn to(self, content: Content) -> (Self, Content) {
         (self, content)

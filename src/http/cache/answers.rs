@@ -1,12 +1,16 @@
 //! The kept answers of the process, and what is known of the models that give them.
 
+use super::shared;
+use super::time::now;
 use crate::clock;
 use crate::config::CacheMemory;
 use crate::http::variant::Target;
 use crate::pool::{Endpoint, report};
 use anyhow::anyhow;
 use forebay_cache::flight::Flights;
+use forebay_cache::shared::Tier;
 use forebay_cache::{Absences, Contents, Entry, Fact, Hasher, Question, Store};
+use forebay_process::supervise::Supervisor;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -21,6 +25,8 @@ const MAX_RENEWALS: usize = 256;
 pub struct Cache {
     pub(super) hasher: Hasher,
     pub(super) store: Store,
+    /// Answers that other proxies have as well.
+    pub(super) shared: Option<Arc<Tier>>,
     pub(super) flights: Flights<Arc<Entry>>,
     pub(super) contents: Contents,
     pub(super) absences: Absences,
@@ -31,17 +37,20 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// An empty one.
+    /// An empty one, whose tasks are among `tasks`.
     ///
     /// # Errors
     /// The system has no random numbers for its key.
-    pub fn new(settings: &CacheMemory) -> anyhow::Result<Self> {
-        let mut key = [0; 32];
-        let random = rustls::crypto::ring::default_provider().secure_random;
-        random.fill(&mut key).map_err(|_| anyhow!("no random numbers for the key of the cache"))?;
+    pub fn new(settings: &CacheMemory, tasks: &Supervisor) -> anyhow::Result<Self> {
+        let key = match &settings.secret {
+            // With the same secret, proxies ask the same questions.
+            Some(secret) => secret.0.key("questions"),
+            None => random_key()?,
+        };
         Ok(Self {
             hasher: Hasher::new(key),
             store: Store::new(settings.memory),
+            shared: shared::start(settings, tasks),
             flights: Flights::default(),
             contents: Contents::default(),
             absences: Absences::default(),
@@ -106,7 +115,9 @@ impl Cache {
     }
 }
 
-/// The time on a clock that only goes forward.
-pub(super) fn now() -> Duration {
-    Duration::from_nanos(clock::now().nanos())
+fn random_key() -> anyhow::Result<[u8; 32]> {
+    let mut key = [0; 32];
+    let random = rustls::crypto::ring::default_provider().secure_random;
+    random.fill(&mut key).map_err(|_| anyhow!("no random numbers for the key of the cache"))?;
+    Ok(key)
 }

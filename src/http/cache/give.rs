@@ -1,9 +1,9 @@
 //! Gives an answer from memory to a client, in the form that it asked for.
 
-use super::answers::now;
 use super::ask::Ask;
 use super::message::written;
 use super::outcome::Outcome;
+use super::time::now;
 use crate::body_memory::{Account, Held, cost};
 use crate::http::admit::no_memory;
 use crate::http::request::Request;
@@ -21,6 +21,8 @@ const PIECE: usize = 64 * 1024;
 pub(super) enum From {
     /// It is fresh.
     Store,
+    /// It is fresh, and was in the shared store only.
+    Shared,
     /// An equal request has just been answered.
     Flight,
     /// It is stale, and is being renewed.
@@ -46,7 +48,7 @@ pub(super) fn give(
     let now = now();
     let (age, left) = (entry.age(now), entry.expires.saturating_sub(now));
     request.cache = Some(match from {
-        From::Store => Outcome::Hit { age, left },
+        From::Store | From::Shared => Outcome::Hit { age, left, is_shared: from == From::Shared },
         From::Flight => Outcome::Joined { left },
         From::Stale | From::Error => {
             let on_error = from == From::Error;

@@ -1,11 +1,12 @@
 //! Keeps what the model has answered, for those that ask the same later or wait for it now.
 
-use super::answers::{Cache, now};
+use super::answers::Cache;
 use super::ask::Ask;
 use super::give;
 use super::message::{self, Found, Message, off_io};
 use super::outcome::Outcome;
 use super::rows::{Replaced, Rows};
+use super::time::now;
 use crate::body_memory::Account;
 use crate::http::request::Request;
 use crate::http::response::BufferedResponse;
@@ -191,7 +192,7 @@ fn insert(
     (content, entry): (Option<Content>, &Arc<Entry>),
 ) -> bool {
     let Some(content) = content.filter(|_| entry.answer.len() as u64 <= most) else { return false };
-    cache.store.insert(ask.question, content, Arc::clone(entry));
+    cache.insert(ask.question, content, Arc::clone(entry));
     true
 }
 

@@ -1,12 +1,13 @@
 //! Looks for the answer before the model is asked.
 
-use super::answers::{Cache, now};
+use super::answers::Cache;
 use super::ask::{self, Ask, is_embeddings};
 use super::give::{From, give, has_form, memory};
 use super::keep;
 use super::message::control;
 use super::outcome::{Bypass, Outcome};
 use super::stale::{Use, in_place_of, permitted, renew};
+use super::time::now;
 use crate::body_memory::Account;
 use crate::clock;
 use crate::http::identify;
@@ -34,12 +35,16 @@ pub enum Lookup {
 }
 
 /// Looks up the rows of a batch.
-fn find_rows(cache: &Cache, target: &Target, ask: &mut Ask) {
+async fn find_rows(cache: &Cache, target: &Target, ask: &mut Ask) {
     let Some(rows) = &mut ask.rows else { return };
     for fact in cache.facts(target, ask.model) {
         // Each input is embedded by itself, whatever the model does with the rows of a batch.
         if fact.has_rows != Some(false) || ask.request.is_embeddings() {
             rows.look_up(cache, fact.content, ask.control.max_age);
+            if cache.shared.is_some() && !cache.fetch(&rows.unknown(fact.content)).await.is_empty()
+            {
+                rows.look_up(cache, fact.content, ask.control.max_age);
+            }
         }
     }
     if rows.kept() > 0 {
@@ -104,7 +109,7 @@ pub async fn look_up(
         }
     }
     if !wishes.no_cache {
-        find_rows(cache, &target, &mut ask);
+        find_rows(cache, &target, &mut ask).await;
         if let Some(entry) = whole_batch(request, &ask, account).await? {
             keep::count_rows(request, &ask);
             return hit(request, &ask, &entry, account, From::Store);
@@ -122,6 +127,16 @@ async fn ask_or_wait(
     account: &Account,
 ) -> Result<Lookup, Stop> {
     let CacheControl { no_cache, no_store, only_if_cached, max_age, .. } = ask.control;
+    let asked = (ask.question, ask.model);
+    // Such a client leads no others, for whom the store would be asked once below.
+    let is_alone = only_if_cached || max_age.is_some();
+    if is_alone
+        && !no_cache
+        && ask.rows.is_none()
+        && let Some(entry) = cache.find_shared(target, asked, max_age).await
+    {
+        return hit(request, &ask, &entry, account, From::Shared);
+    }
     if only_if_cached {
         return Err(not_cached().into());
     }
@@ -140,12 +155,18 @@ async fn ask_or_wait(
     match cache.flights.join(ask.question, request.priority as u8) {
         Part::Lead(leader) => {
             // It may have been answered since it was looked for.
-            if let Some(entry) = cache
-                .find(target, (ask.question, ask.model), ask.control.max_age)
-                .filter(|entry| entry.is_fresh(now()))
+            if let Some(entry) =
+                cache.find(target, asked, max_age).filter(|entry| entry.is_fresh(now()))
             {
                 leader.land(Arc::clone(&entry));
                 return hit(request, &ask, &entry, account, From::Store);
+            }
+            // The rows of a batch have been looked for by themselves.
+            if ask.rows.is_none()
+                && let Some(entry) = cache.find_shared(target, asked, None).await
+            {
+                leader.land(Arc::clone(&entry));
+                return hit(request, &ask, &entry, account, From::Shared);
             }
             ask.leader = Some(leader);
             Ok(Lookup::Ask(Some(ask)))

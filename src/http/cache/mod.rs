@@ -8,12 +8,13 @@
 //!
 //! [`look_up`](look_up()) is met before the attempts, [`keep`](keep()) behind them. [`answers`] are
 //! those that are kept, [`ask`] reads the question, [`message`] the forms of requests and answers, [`give`]
-//! answers a client from memory, [`rows`] takes batches apart, [`stale`] decides on answers whose time is up,
+//! answers a client from memory, [`shared`] starts a store behind the memory that [`fetch`] asks, [`rows`] takes batches apart, [`stale`] decides on answers whose time is up,
 //! [`conditional`] is for caches between clients and the proxy, and [`operate`] for the operator.
 
 mod answers;
 mod ask;
 pub mod conditional;
+mod fetch;
 mod give;
 mod keep;
 mod look_up;
@@ -21,7 +22,9 @@ mod message;
 pub mod operate;
 pub mod outcome;
 mod rows;
+mod shared;
 mod stale;
+mod time;
 
 pub use answers::Cache;
 pub use ask::Ask;

@@ -3,8 +3,11 @@
 use super::answers::Cache;
 use crate::http::identify;
 use forebay_cache::Entry;
+use forebay_cache::shared::{State, Tier};
 use forebay_protocol::metric::proxy as metric;
 use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// The size of the cache, and what became of its answers.
@@ -26,6 +29,61 @@ pub struct Status {
     under_way: usize,
     /// Requests that wait for the answer of an equal one.
     waiting: usize,
+    /// The store that is shared with other proxies.
+    shared: Option<SharedStatus>,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { entries, bytes, memory, .. } = self;
+        write!(f, "cache: {entries} answers, {bytes} of {memory} bytes")?;
+        let Some(SharedStatus { state, .. }) = &self.shared else { return Ok(()) };
+        match (state.asked, &state.trouble) {
+            (true, _) => f.write_str("; the shared store is asked"),
+            (false, Some(why)) => write!(f, "; the shared store is not asked: {why}"),
+            (false, None) => f.write_str("; the shared store is not asked: it is too slow"),
+        }
+    }
+}
+
+/// The shared store, and what became of look-ups and writes, by outcome.
+#[derive(Debug, Serialize)]
+struct SharedStatus {
+    #[serde(flatten)]
+    state: State,
+    gets: BTreeMap<&'static str, u64>,
+    puts: BTreeMap<&'static str, u64>,
+}
+
+impl SharedStatus {
+    fn of(tier: &Tier) -> Self {
+        Self {
+            state: tier.state(),
+            gets: tier.gets().map(|(got, count)| (got.as_str(), count)).collect(),
+            puts: tier.puts().map(|(put, count)| (put.as_str(), count)).collect(),
+        }
+    }
+
+    fn set_gauges(&self) {
+        metric::CACHE_SHARED_ASKED.with([]).set(f64::from(u8::from(self.state.asked)));
+        metric::CACHE_SHARED_GIVEN_UP.with([]).absolute(self.state.given_up);
+        metric::CACHE_SHARED_QUEUED.with([]).set(float(self.state.queued_bytes));
+        for (outcome, count) in &self.gets {
+            metric::CACHE_SHARED_GETS.with([outcome]).absolute(*count);
+        }
+        for (outcome, count) in &self.puts {
+            metric::CACHE_SHARED_PUTS.with([outcome]).absolute(*count);
+        }
+    }
+}
+
+/// The result of a purge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Purged {
+    /// Answers that memory had.
+    pub purged: usize,
+    /// Whether the shared store has noted that all in it is worthless; if not, that is tried until it has.
+    pub shared: Option<bool>,
 }
 
 /// The answers that are to be forgotten: those that match all that is said.
@@ -69,12 +127,17 @@ impl Purge {
 }
 
 impl Cache {
-    /// Forgets answers; returns their number.
-    pub fn purge(&self, purge: &Purge) -> usize {
+    /// Forgets answers. The shared store can't be searched, so all in it is made worthless, whatever is meant.
+    pub async fn purge(&self, purge: &Purge) -> Purged {
         self.absences.clear();
+        // First, or an answer that is meant would come back from there.
+        let shared = match &self.shared {
+            Some(tier) => Some(tier.purge().await),
+            None => None,
+        };
         let purged = self.store.purge(|entry| purge.means(entry));
         self.purged.fetch_add(purged as u64, Relaxed);
-        purged
+        Purged { purged, shared }
     }
 
     /// Its size, and what became of its answers.
@@ -88,14 +151,13 @@ impl Cache {
             purged: self.purged.load(Relaxed),
             under_way: self.flights.len(),
             waiting: self.flights.waiting(),
+            shared: self.shared.as_deref().map(SharedStatus::of),
         }
     }
 
     /// Publishes the same.
     pub fn set_gauges(&self) {
         let status = self.status();
-        #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
-        let float = |number: u64| number as f64;
         metric::CACHE_ENTRIES.with([]).set(float(status.entries as u64));
         metric::CACHE_BYTES.with([]).set(float(status.bytes));
         for (cause, count) in [
@@ -105,7 +167,15 @@ impl Cache {
         ] {
             metric::CACHE_REMOVED.with([cause]).absolute(count);
         }
+        if let Some(shared) = &status.shared {
+            shared.set_gauges();
+        }
     }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn float(number: u64) -> f64 {
+    number as f64
 }
 
 #[cfg(test)]

@@ -49,6 +49,8 @@ pub enum Outcome {
         age: Duration,
         /// Time for which it is kept still.
         left: Duration,
+        /// Whether it was in the shared store only.
+        is_shared: bool,
     },
     /// The answer was kept, and its time is up.
     Stale {
@@ -108,7 +110,7 @@ impl Outcome {
     /// others.
     pub fn freshness(self) -> Option<(Duration, Duration)> {
         match self {
-            Self::Hit { age, left } => Some((age, age + left)),
+            Self::Hit { age, left, .. } => Some((age, age + left)),
             Self::Stale { age, over, .. } => Some((age, age.saturating_sub(over))),
             Self::Joined { left } => Some((Duration::ZERO, left)),
             Self::Missed { kept_for } => kept_for.map(|time| (Duration::ZERO, time)),
@@ -121,6 +123,7 @@ impl Outcome {
         match self {
             Self::Bypassed(why) => format!("bypass:{}", why.as_str()),
             Self::Rows { kept, all } => format!("rows:{kept}/{all}"),
+            Self::Hit { is_shared: true, .. } => "hit:shared".to_owned(),
             other => other.as_str().to_owned(),
         }
     }
@@ -128,6 +131,9 @@ impl Outcome {
     /// The value of `Cache-Status` (RFC 9211).
     pub fn cache_status(self) -> Cow<'static, str> {
         match self {
+            Self::Hit { left, is_shared: true, .. } => {
+                format!("forebay; hit; ttl={}; detail=shared", left.as_secs()).into()
+            }
             Self::Hit { left, .. } | Self::Absent { left } => {
                 format!("forebay; hit; ttl={}", left.as_secs()).into()
             }

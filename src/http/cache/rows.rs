@@ -6,12 +6,13 @@
 //! is put together. All rows of an answer come from one content of the model: if the one that has computed
 //! the missing rows is not the one that gave the others, the whole batch is asked.
 
-use super::answers::{Cache, now};
+use super::answers::Cache;
 use super::message::{Found, Message, Wire, off_io};
+use super::time::now;
 use bytes::Bytes;
 use forebay_cache::{Answer, Content, Entry, Question, embeddings, rows};
 use forebay_protocol::oip::InferRequest;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,6 +79,20 @@ impl Rows {
         (self.kept, self.content) = (kept, content);
     }
 
+    /// The questions of the rows that were not found, each once, under this content.
+    pub(super) fn unknown(&self, content: Content) -> Vec<(Question, Content)> {
+        let mut unknown: Vec<_> = self
+            .questions
+            .iter()
+            .zip(&self.kept)
+            .filter(|(_, kept)| kept.is_none() || self.content != content)
+            .map(|(question, _)| (*question, content))
+            .collect();
+        let mut seen = HashSet::new();
+        unknown.retain(|(question, _)| seen.insert(*question));
+        unknown
+    }
+
     /// Places of the rows that are asked for.
     pub(super) fn asked(&self) -> &[usize] {
         &self.asked
@@ -134,7 +149,7 @@ impl Rows {
                 let one = entry(answer.clone());
                 if answer.len() as u64 <= most {
                     let one = Arc::new(Entry { took: one.took / count, ..one });
-                    cache.store.insert(self.questions[*row], content, one);
+                    cache.insert(self.questions[*row], content, one);
                 }
             }
         }

@@ -61,7 +61,7 @@ pub(super) fn renew(
     let Part::Lead(leader) = cache.flights.join(ask.question, Priority::Batch as u8) else {
         return;
     };
-    let is_renewed = |entry: &Arc<Entry>| entry.is_fresh(super::answers::now());
+    let is_renewed = |entry: &Arc<Entry>| entry.is_fresh(super::time::now());
     if cache.find(&target, (ask.question, ask.model), None).is_some_and(|entry| is_renewed(&entry))
     {
         return;

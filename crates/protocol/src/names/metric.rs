@@ -77,6 +77,21 @@ pub mod proxy {
         /// Answers that left the cache, by `cause` (`size`: to make room; `age`;
         /// `purge`: an operator said so).
         Counter CACHE_REMOVED = "forebay_cache_removed_total" [cause];
+        /// Look-ups in the shared store, by `outcome` (`hit`; `miss`; `timeout`; `away`: no connection; `busy`: too
+        /// many at once; `refused`; `unverified`: the value was not sealed for this question; `over`: its time was;
+        /// `skipped`: the store did not answer before).
+        Counter CACHE_SHARED_GETS = "forebay_cache_shared_gets_total" [outcome];
+        /// Answers for the shared store, by `outcome` (`stored`; `full`; `refused`; `away`; `dropped`: too many waited
+        /// to be written; `skipped`).
+        Counter CACHE_SHARED_PUTS = "forebay_cache_shared_puts_total" [outcome];
+        /// Seconds of a look-up in the shared store.
+        Histogram CACHE_SHARED_SECONDS = "forebay_cache_shared_duration_seconds" [];
+        /// 1 while the shared store is asked, 0 while it is given up.
+        Gauge CACHE_SHARED_ASKED = "forebay_cache_shared_asked" [];
+        /// Times that the shared store was given up because it did not answer.
+        Counter CACHE_SHARED_GIVEN_UP = "forebay_cache_shared_given_up_total" [];
+        /// Bytes of answers that wait to be written to the shared store.
+        Gauge CACHE_SHARED_QUEUED = "forebay_cache_shared_queued_bytes" [];
         /// Total seconds that the inferences took whose answers were given again.
         Gauge CACHE_SAVED = "forebay_cache_saved_seconds" [route];
         /// Seconds in the proxy's queue, of the requests that had to wait.
