@@ -1,11 +1,10 @@
 //! The program `forebay`; see the crate's documentation.
 
+use forebay_process::allocator::Allocator;
 use std::process::ExitCode;
 
-/// Many small, short-lived allocations on several threads, which the system's allocator is not made
-/// for.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
     forebay::cli::main()

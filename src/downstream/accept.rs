@@ -21,6 +21,7 @@ use crate::telemetry::observe::{Observer, RejectedConnection, record_rejected_co
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use forebay_framing::proxy_protocol;
+use forebay_process::allocator::lasting;
 use forebay_process::resources::Exhausted;
 use forebay_protocol::Reason;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
@@ -57,9 +58,11 @@ pub fn socket(stream: TcpStream, peer: SocketAddr) -> L4Stream {
     let _ = stream.set_nodelay(true);
     let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
     let _ = digest.peer_addr.set(Some(peer.into()));
-    let mut socket = L4Stream::from(stream);
-    socket.set_socket_digest(digest);
-    socket
+    lasting(|| {
+        let mut socket = L4Stream::from(stream);
+        socket.set_socket_digest(digest);
+        socket
+    })
 }
 
 /// Takes the connections of one listener.
@@ -86,13 +89,13 @@ impl Accept {
     /// Takes one connection, unless there are too many.
     pub fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, stop: &ShutdownWatch) {
         let (accept, stop) = (Arc::clone(self), stop.clone());
-        tokio::spawn(async move { accept.connection(stream, peer, stop).await });
+        lasting(|| tokio::spawn(async move { accept.connection(stream, peer, stop).await }));
     }
 
     /// From the first byte to the last. Thousands of connections may say nothing at a time: what is
     /// held for each while it is silent is the socket and this future, so the rest is boxed.
     async fn connection(&self, stream: TcpStream, peer: SocketAddr, stop: ShutdownWatch) {
-        let Some(mut connection) = self.connections.enter() else {
+        let Some(mut connection) = lasting(|| self.connections.enter()) else {
             return Box::pin(self.turn_away(stream, peer)).await;
         };
         if !self.proxy_protocol && !connection.belongs_to(peer.ip()) {
@@ -104,14 +107,16 @@ impl Accept {
         let in_all = self.header_timeout();
         let patience = if self.proxy_protocol { proxy_protocol::MAX_HEADER_TIME } else { in_all };
         // The wait gives back its memory with the first byte.
-        if !Box::pin(speaks(&stream, patience, &connection)).await {
+        if !lasting(|| Box::pin(speaks(&stream, patience, &connection))).await {
             return connection.ended(Reason::Evicted);
         }
         // Bound to a name, it would take its room here as well.
         match Box::pin(self.begun(socket(stream, peer), (began, in_all), &mut connection)).await {
-            Some((reader, None)) => Box::pin(self.http2(reader, &mut connection, &stop)).await,
+            Some((reader, None)) => {
+                lasting(|| Box::pin(self.http2(reader, &mut connection, &stop))).await;
+            }
             Some((reader, Some(first))) => {
-                Box::pin(self.http1(reader, first, &mut connection, &stop)).await;
+                lasting(|| Box::pin(self.http1(reader, first, &mut connection, &stop))).await;
             }
             None => {}
         }
@@ -139,7 +144,7 @@ impl Accept {
             Some(_) => stream.selected_alpn_proto() == Some(ALPN::H2),
             None => self.h2,
         };
-        let mut reader = Box::new(Http1Reader::new(stream, ahead));
+        let mut reader = lasting(|| Box::new(Http1Reader::new(stream, ahead)));
         let left = (began + in_all).saturating_duration_since(Instant::now());
         let waiting = connection.waiting();
         waiting.begins();
@@ -197,13 +202,13 @@ impl Accept {
     ) -> Result<(Stream, BytesMut), Refusal> {
         let rest = self.origin(&mut socket, connection).await?;
         let Some(tls) = self.tls() else {
-            return Ok((Box::new(socket), rest));
+            return Ok((lasting(|| Box::new(socket)), rest));
         };
         socket.rewind(&rest);
         let shaken = tls::handshake(tls, socket, time, &self.connections).await;
         let stream =
             shaken.map_err(|error| Refusal::new(Reason::TlsHandshakeFailed, error.to_string()))?;
-        Ok((Box::new(Encrypted::new(stream)), BytesMut::new()))
+        Ok((lasting(|| Box::new(Encrypted::new(stream))), BytesMut::new()))
     }
 
     /// Reads the PROXY header, if there must be one; from then on the connection is the client's
@@ -245,7 +250,7 @@ impl Accept {
         let mut serving = {
             let told = ended.clone();
             let stream = Http2::new(reader, connection, observer, (told, self.header_timeout()));
-            Box::pin(http2::serve(Box::new(stream), &self.proxy, stop, &leave))
+            lasting(|| Box::pin(http2::serve(Box::new(stream), &self.proxy, stop, &leave)))
         };
         let mut stopping = stop.clone();
         let is_evicted = tokio::select! {

@@ -7,9 +7,11 @@
 //! where there is none left a client is told so.
 
 use crate::exhausted;
+use forebay_process::allocator::lasting;
 use forebay_process::limit::CLIENT;
 use forebay_process::resources::{Exhausted, Spare, is_about_one_connection};
 use forebay_process::supervise;
+use std::future::poll_fn;
 use std::io;
 use std::net::{self, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -45,7 +47,7 @@ pub async fn accept(
     loop {
         spare.take();
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = poll_fn(|cx| lasting(|| listener.poll_accept(cx))) => accepted,
             _ = stop.wait_for(|stop| *stop) => return,
         };
         match accepted {

@@ -9,6 +9,7 @@
 //! Huge pages are not asked for by a process of many connections either: with them the first byte of a
 //! buffer takes 2 MiB, and most buffers of a connection are never filled.
 
+use crate::allocator::give_back_lasting;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -145,6 +146,7 @@ pub fn idle_thread() {
 pub fn give_back() {
     // SAFETY: it may be called by any thread at any time, and changes nothing that is allocated.
     unsafe { libmimalloc_sys::mi_collect(true) };
+    give_back_lasting();
 }
 
 #[cfg(test)]
