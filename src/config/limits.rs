@@ -44,7 +44,8 @@ forebay_config::section! {
         /// memory waits for it: an endpoint, for the rest of a body longer than `buffer`; memory, for a
         /// client that does not read its answer.
         min_rate: f64 = 16.0 * 1024.0, byte_rate();
-        /// See `min_rate`. A tenth of it where memory is short and others wait for the slot.
+        /// See `min_rate`. Where memory is short and others wait for the slot, a tenth of it, and the less
+        /// the more wait.
         stall_timeout: Duration = Duration::from_secs(10), positive();
         /// gRPC: an inference states no length, so it is held in memory up to `body`, independently of
         /// `buffer`. A stream of messages without a client's deadline may be silent for this long. With a

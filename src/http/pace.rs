@@ -36,8 +36,18 @@ impl Pace {
     pub async fn wait<F: Future>(&mut self, what: F) -> Result<F::Output, TooSlow> {
         let started = Instant::now();
         let outcome = timeout(self.left, what).await;
-        self.left = self.left.saturating_sub(started.elapsed());
+        self.spend(started.elapsed());
         outcome.map_err(|_| TooSlow)
+    }
+
+    /// Takes off time for which the client was waited for.
+    pub fn spend(&mut self, time: Duration) {
+        self.left = self.left.saturating_sub(time);
+    }
+
+    /// The time that the client has been waited for and has not made up for.
+    pub fn spent(&self) -> Duration {
+        self.most.saturating_sub(self.left)
     }
 
     /// Earns credit for bytes that moved.

@@ -6,6 +6,7 @@ pub mod buffered;
 mod exchange;
 pub mod grpc;
 pub(in crate::http) mod headers;
+pub(in crate::http) mod hurry;
 pub(in crate::http) mod read_ahead;
 pub(in crate::http) mod send;
 pub mod streamed;

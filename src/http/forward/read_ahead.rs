@@ -1,6 +1,7 @@
 //! Reading an answer ahead of its client, so that the endpoint does not wait for the client.
 
 use super::exchange::{self, Rest, classify, is_event_stream, message_of, send_piece, socket_of};
+use super::hurry::Hurry;
 use super::{count_attempt, grpc, take_in_report};
 use crate::body_memory::{Held, cost};
 use crate::config::Limits;
@@ -24,7 +25,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Receiver, UnboundedSender};
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::{sleep, timeout, timeout_at};
+use tokio::time::{timeout, timeout_at};
 
 /// Longest that an answer without a deadline may take: far beyond any.
 const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
@@ -32,9 +33,6 @@ const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
 /// Unread bytes of an answer that is too long to be read to its end ahead of its client. Its endpoint
 /// waits for the client however much is read, so more would take memory and gain nothing.
 const WINDOW: usize = 64 * 1024;
-
-/// Part of the time for a client that does not read that it gets while others wait for the slot.
-const HURRY: u32 = 10;
 
 /// Bytes of an answer that may be unread: read from its endpoint and not yet written to its client.
 pub(in crate::http) struct Room {
@@ -150,6 +148,8 @@ pub(in crate::http) struct Reader<'a> {
     pub(in crate::http) size: usize,
     /// Time that it may wait for memory that its client does not free.
     pub(in crate::http) stall_timeout: Duration,
+    /// The same, where it is in the way of others.
+    pub(in crate::http) hurry: Hurry,
     /// Bytes of the answer that were read so far.
     pub(in crate::http) length: usize,
 }
@@ -251,19 +251,11 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Until this answer has waited for memory for a part of its time while its client took nothing of it, and
-    /// others wait for a slot such as it keeps. Memory is short because clients do not read, and this is one of
-    /// them.
-    async fn is_in_the_way(&self) {
-        let patience = self.stall_timeout / HURRY;
-        loop {
-            let before = self.room.given.load(Relaxed);
-            sleep(patience).await;
-            let is_taken = self.room.given.load(Relaxed) != before;
-            if !is_taken && self.target.pool.state.queue.count() > 0 {
-                return;
-            }
-        }
+    /// Until this answer has waited for memory for so long that it is in the way of others. Memory is short because
+    /// clients do not read, and this is one of them.
+    async fn is_in_the_way(&mut self) {
+        let given = || self.room.given.load(Relaxed);
+        self.hurry.is_spent(given, (&self.target.pool, self.endpoint)).await;
     }
 
     /// Waits until there is room for a piece of this many bytes, and takes it: how much. `None`: the writer

@@ -15,6 +15,7 @@ use crate::body_memory::{Held, cost};
 use crate::config::Limits;
 use crate::http::attempts;
 use crate::http::forward::headers::{HOP_BY_HOP, nominated, prepare_answer};
+use crate::http::forward::hurry::Hurry;
 use crate::http::forward::read_ahead::too_slow_reader;
 use crate::http::forward::read_ahead::{Bounds, Item, Reader, Room};
 use crate::http::forward::send::Unread;
@@ -126,6 +127,7 @@ async fn stream(
         size: room.size(),
         room: &room,
         stall_timeout: limits.stall_timeout,
+        hurry: Hurry::new(&writer.session.downstream_session, limits),
         length,
     };
     let reading = async {
