@@ -5,7 +5,7 @@
 //! terms of requests and endpoints, and records the results in the request, the metrics and the log.
 
 use crate::clock;
-use crate::http::balance::balance;
+use crate::http::balance::{balance, gives_way_at};
 use crate::http::decisions::Decisions;
 use crate::http::fallback;
 use crate::http::forward::{count_answer, count_attempt};
@@ -159,7 +159,10 @@ pub async fn bind(
 pub async fn bound(request: &mut Request, is_repeatable: bool) -> Next<Refusal> {
     let Some(target) = request.target.clone() else { return unrouted() };
     let event = match balance(request, &target).await {
-        Ok(()) => Event::Bound { hedge_after: hedge_after(request, &target) },
+        Ok(()) => Event::Bound {
+            hedge_after: hedge_after(request, &target),
+            gives_way_at: gives_way_at(request, &target),
+        },
         Err(refusal) => Event::Rejected(refusal),
     };
     on(request, event, is_repeatable)

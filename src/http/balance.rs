@@ -14,7 +14,7 @@ use crate::pool::{LongLived, Pool};
 use crate::refusal::Refusal;
 use forebay_protocol::grpc::Method;
 use forebay_protocol::{Reason, metric};
-use forebay_routing::{Health, ModelHandle, SlowStart, pick};
+use forebay_routing::{Health, ModelHandle, SlowStart, StandInTime, Time, pick};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -44,12 +44,31 @@ pub async fn balance(request: &mut Request, target: &Target) -> Result<(), Refus
         relative_cost: asked.as_ref().map(ModelHandle::relative_cost).unwrap_or_default(),
         tried,
         steps: request.steps.clone(),
+        stand_in: stand_in_time(request, target),
     };
     let bound = target.pool.bind(asks).await;
     request.times.balance += started.elapsed();
     let bound = bound.map_err(|rejected| refusal(rejected, request, &target.pool))?;
     request.attempts.push(EndpointAttempt::new(bound, asked));
     Ok(())
+}
+
+/// The time that the variant needs which stands in for the present one, if one does and that is known.
+fn stand_in_time(request: &Request, target: &Target) -> Option<StandInTime> {
+    let next = target.fallback(&request.snapshot, &request.identity)?;
+    let (model, version) = request.identity.model_of(Some(&next.variant));
+    let asked = request.identity.infers.then(|| {
+        let key = identify::model(model, version);
+        next.pool.state.models.handle(key, clock::now())
+    });
+    next.pool.stand_in_time(asked.as_ref().map(ModelHandle::relative_cost).unwrap_or_default())
+}
+
+/// The time at which the attempt that was bound last gives way to the variant that stands in, if it does.
+pub fn gives_way_at(request: &Request, target: &Target) -> Option<Time> {
+    let (stand_in, picked) = (stand_in_time(request, target)?, request.attempts.last()?);
+    let relative_cost = picked.asked.as_ref().map(ModelHandle::relative_cost)?;
+    target.pool.runs_until((request.deadline?, relative_cost), stand_in, &picked.endpoint)
 }
 
 /// The pool's statistics of the model that works for the request, if one does. The time of a metadata call

@@ -101,6 +101,22 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// The model and the version that a variant is asked for, as far as they are known; `None`: before one is
+    /// chosen.
+    pub fn model_of<'a>(
+        &'a self,
+        variant: Option<&'a config::Variant>,
+    ) -> (Option<&'a str>, Option<&'a str>) {
+        let (model, version) =
+            variant.map_or((None, None), |it| (it.model.as_deref(), it.version.as_deref()));
+        // The client's version is one of the client's model.
+        let version = match model {
+            Some(_) => version,
+            None => version.or(self.version.as_deref()),
+        };
+        (model.or(self.model.as_deref()), version)
+    }
+
     /// Of a request of which nothing can be read: an id and a trace of its own.
     pub fn anonymous() -> Self {
         let request_id = request_id(None);

@@ -186,15 +186,7 @@ impl Request {
 
     /// The model and the version that the present variant is asked for, as far as they are known.
     pub fn model(&self) -> (Option<&str>, Option<&str>) {
-        let variant = self.target.as_ref().map(|target| &*target.variant);
-        let (model, version) =
-            variant.map_or((None, None), |it| (it.model.as_deref(), it.version.as_deref()));
-        // The client's version is one of the client's model.
-        let version = match model {
-            Some(_) => version,
-            None => version.or(self.identity.version.as_deref()),
-        };
-        (model.or(self.identity.model.as_deref()), version)
+        self.identity.model_of(self.target.as_ref().map(|target| &*target.variant))
     }
 
     /// Time until the deadline; `None` without one, zero if it has passed.

@@ -7,8 +7,9 @@ use super::queue::{BindRequest, Bound, Rejected};
 use super::{Endpoint, Pool, report};
 use crate::clock;
 use forebay_process::supervise::fault_point;
+use forebay_routing::{RelativeCost, StandInTime, Time};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// Interval of the ticker while any request waits.
@@ -23,6 +24,24 @@ impl Pool {
     pub async fn bind(&self, request: BindRequest) -> Result<Bound, Rejected> {
         report::refresh_stale(self, clock::now());
         self.state.queue.bind(&self.rotation, request).await
+    }
+
+    /// The time that a request needs which comes now because the variant before this pool's does not answer it.
+    /// `None`: too little is known.
+    pub fn stand_in_time(&self, relative_cost: RelativeCost) -> Option<StandInTime> {
+        self.state.queue.stand_in_time(&self.rotation, relative_cost)
+    }
+
+    /// The time at which a request with this deadline, which begins now at this endpoint, gives way to the variant
+    /// that stands in, if it does.
+    pub fn runs_until(
+        &self,
+        terms: (Instant, RelativeCost),
+        stand_in: StandInTime,
+        endpoint: &Endpoint,
+    ) -> Option<Time> {
+        let terms = (clock::at(terms.0), terms.1);
+        self.rotation.view(None, None).runs_until(terms, stand_in, &endpoint.state.load)
     }
 
     /// Binds to an endpoint that is free and not among those `tried`, if there is one and nothing waits

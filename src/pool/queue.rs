@@ -16,12 +16,14 @@ use forebay_routing::decision::Trace;
 use forebay_routing::pick::Context;
 use forebay_routing::{
     Binding, Dispatch, Enqueued, Entry, FairQueue, InFlight, PoolView, Position, RelativeCost, Rng,
+    StandInTime,
 };
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
+use tokio::time::sleep_until;
 
 thread_local! {
     static RNG: RefCell<Rng> = RefCell::new(Rng::new(fastrand::u64(..)));
@@ -107,6 +109,8 @@ pub struct BindRequest {
     pub tried: Vec<Arc<EndpointState>>,
     /// The decisions on it, if they are kept.
     pub steps: Option<Steps>,
+    /// The variant that stands in for the one that it asks for, if one does.
+    pub stand_in: Option<StandInTime>,
 }
 
 /// Why a request is not bound.
@@ -225,7 +229,7 @@ impl Ticket {
 
 impl Rotation {
     /// The pool as the routing core sees it now.
-    fn view<'a>(
+    pub(super) fn view<'a>(
         &'a self,
         freed: Option<usize>,
         trace: Option<&'a Trace>,
@@ -267,6 +271,7 @@ impl Queue {
             return outcome;
         }
         let deadline = asks.deadline;
+        let gives_way_at = self.gives_way_at(rotation, &asks);
         let (place, answer) = self.join(rotation, asks)?;
         let waiting =
             Waiting { queue: self, place, pool: &rotation.config.name, since: Instant::now() };
@@ -275,7 +280,10 @@ impl Queue {
         let outcome = tokio::select! {
             biased;
             outcome = answer => outcome.unwrap_or(Err(Rejected::NoEndpoint)),
-            () = tokio::time::sleep_until(deadline.into()) => Err(Rejected::DeadlinePassed),
+            () = sleep_until(gives_way_at.unwrap_or(deadline).into()) => Err(match gives_way_at {
+                Some(_) => Rejected::DeadlineUnreachable(self.drained_in(rotation)),
+                None => Rejected::DeadlinePassed,
+            }),
         };
         drop(waiting);
         outcome
@@ -291,6 +299,28 @@ impl Queue {
         let (view, waiting) = (rotation.view(None, None), self.count());
         let index = with_rng(|rng| view.bind_hedge(waiting, tried, rng))?;
         Bound::claim(self, &view, index)
+    }
+
+    /// The time at which a request that joins the line now leaves it for the variant that stands in.
+    fn gives_way_at(&self, rotation: &Rotation, asks: &BindRequest) -> Option<Instant> {
+        let terms = (clock::at(asks.deadline), asks.relative_cost);
+        let (view, stand_in) = (rotation.view(None, None), asks.stand_in?);
+        with_rng(|rng| view.waits_until(terms, stand_in, rng)).map(clock::instant)
+    }
+
+    /// Time until those that wait now have been bound.
+    fn drained_in(&self, rotation: &Rotation) -> Duration {
+        with_rng(|rng| rotation.view(None, None).capacity(rng)).drained_in(self.count())
+    }
+
+    /// The time that a request needs which comes to this pool now. `None`: too little is known.
+    pub fn stand_in_time(
+        &self,
+        rotation: &Rotation,
+        relative_cost: RelativeCost,
+    ) -> Option<StandInTime> {
+        let view = rotation.view(None, None);
+        with_rng(|rng| view.stand_in_time(self.count(), relative_cost, rng))
     }
 
     /// Binds a request that has no other before it, if that is the best for it.

@@ -43,7 +43,7 @@ pub(super) async fn connect(
             Next::Bind => match pick_long_lived(pool, attempts, key) {
                 Ok(picked) => {
                     attempts.push(picked);
-                    Event::Bound { hedge_after: None }
+                    Event::Bound { hedge_after: None, gives_way_at: None }
                 }
                 Err(refusal) => Event::Rejected(refusal),
             },

@@ -1,6 +1,6 @@
 //! A cheaper variant answers where the one that was asked for can't, and says so.
 
-use crate::client::{get, post};
+use crate::client::{get, post, post_with};
 use crate::endpoint::{Behaviour, Endpoint, echo};
 use crate::grpc_client::{call, framed};
 use crate::harness::{ARITH, Proxy, Worker, anywhere, eventually};
@@ -69,6 +69,37 @@ async fn a_queue_that_is_full_is_a_reason_too_and_an_answer_is_none() {
     large.becomes(Behaviour::Missing);
     let answer = post(address, "/v2/models/m/infer", "3").await;
     assert_eq!((answer.status.as_u16(), answer.header("x-forebay-degraded")), (404, ""));
+}
+
+#[tokio::test]
+async fn a_request_that_waits_leaves_while_there_is_time_for_the_cheaper_variant() {
+    let large = Endpoint::start(Behaviour::Gated).await;
+    let small = Endpoint::start(Behaviour::Echo).await;
+    let proxy = Proxy::start(&format!(
+        "[pool.large]\nendpoints = [\"{}\"]\n{PROBE}\nslots = 1\nqueue = {{ handoff_delay = \"1us\" }}\n\
+         [pool.small]\nendpoints = [\"{}\"]\n{PROBE}\n\
+         [[route]]\nname = \"direct\"\nmodels = [\"direct\"]\npool = \"small\"\n\
+         [[route]]\nname = \"r\"\npool = \"large\"\nfallback = [\"small\"]\ndeadline = \"60s\"\n",
+        large.address, small.address
+    ))
+    .await;
+    proxy.wait_ready(2).await;
+    let address = proxy.address;
+    // How long the cheaper one takes is known.
+    for _ in 0..30 {
+        assert_eq!(post(address, "/v2/models/direct/infer", "0").await.status, 200);
+    }
+    large.let_go(1);
+    assert_eq!(post(address, "/v2/models/m/infer", "0").await.header("x-forebay-variant"), "large");
+    let first = tokio::spawn(async move { post(address, "/v2/models/m/infer", "1").await });
+    eventually("the first one there", async || (large.served() == 2).then_some(())).await;
+    let hurried = [("x-request-deadline", "1500")];
+    let second = post_with(address, "/v2/models/m/infer", &hurried, "2").await;
+    assert_eq!(second.status, 200, "{}", second.text());
+    assert_eq!(second.header("x-forebay-variant"), "small");
+    assert_eq!(second.header("x-forebay-degraded"), "deadline_unreachable");
+    large.let_go(1);
+    assert_eq!(first.await.unwrap().header("x-forebay-variant"), "large");
 }
 
 #[tokio::test]

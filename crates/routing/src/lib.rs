@@ -43,6 +43,7 @@ pub use queue::bind::{Binding, PoolView};
 pub use queue::capacity::CapacityEstimate;
 pub use queue::dispatch::Dispatch;
 pub use queue::fair_queue::{Enqueued, Entry, FairQueue, Position};
+pub use queue::giving_way::StandInTime;
 pub use queue::odds::TimeBudget;
 pub use relative_cost::RelativeCost;
 pub use retry::budget::RetryBudget;

@@ -54,6 +54,7 @@ fn asks(number: usize) -> BindRequest {
         relative_cost: RelativeCost::default(),
         tried: Vec::new(),
         steps: None,
+        stand_in: None,
     }
 }
 

@@ -65,6 +65,9 @@ pub enum Event<R> {
     Bound {
         /// From now on.
         hedge_after: Option<Duration>,
+        /// Time at which it gives way to the variant that stands in, if it does: see
+        /// [`runs_until`](crate::PoolView::runs_until).
+        gives_way_at: Option<Time>,
     },
     /// It was not bound.
     Rejected(R),

@@ -114,7 +114,9 @@ impl<R: RefusalCause> Attempts<R> {
             (_, Phase::Over) => Next::Wait,
             (Event::ClientLeft, _) => self.abandon(&mut effects),
             (Event::Began, Phase::New) => self.enter_pool(context, &mut effects),
-            (Event::Bound { hedge_after }, Phase::Binding) => self.send(hedge_after, context),
+            (Event::Bound { hedge_after, gives_way_at }, Phase::Binding) => {
+                self.send(hedge_after, gives_way_at, context)
+            }
             (Event::Rejected(refusal), Phase::Binding) => {
                 // That all which are ready were tried says less than how the last one failed.
                 let failure = self.last.take().unwrap_or_else(|| Failure::unsent(refusal));
@@ -169,8 +171,17 @@ impl<R: RefusalCause> Attempts<R> {
         Next::Bind
     }
 
-    fn send(&mut self, hedge_after: Option<Duration>, context: &Context<'_>) -> Next<R> {
-        let first = self.begin(context);
+    fn send(
+        &mut self,
+        hedge_after: Option<Duration>,
+        gives_way_at: Option<Time>,
+        context: &Context<'_>,
+    ) -> Next<R> {
+        // An answer that is passed on as it comes may have begun. The same endpoints are no better a moment later.
+        let gives_way = self.terms.is_replayable
+            && context.is_repeatable
+            && context.stand_in == Some(StandIn::OtherPool);
+        let first = self.begin(gives_way_at.filter(|_| gives_way), context);
         let on_silence = self.on_silence(context);
         let hedge_after = hedge_after.filter(|_| self.terms.is_replayable);
         let hedge_at = hedge_after.map(|after| context.now + after);
@@ -180,15 +191,17 @@ impl<R: RefusalCause> Attempts<R> {
     }
 
     /// An attempt that begins now.
-    fn begin(&mut self, context: &Context<'_>) -> Running {
+    fn begin(&mut self, gives_way_at: Option<Time>, context: &Context<'_>) -> Running {
         let attempt = self.begun;
         self.begun += 1;
         let (now, deadline) = (context.now, self.terms.deadline);
         // Cutting one short that no other can follow would only lose its answer.
         let can_be_cut = self.terms.is_replayable && self.others_can_follow(context);
         let own = context.policy.attempt_timeout.filter(|_| can_be_cut).map(|own| now + own);
-        let own = own.filter(|own| deadline.is_none_or(|deadline| *own < deadline));
-        Running { attempt, since: now, until: own.or(deadline), cut_short: own.is_some() }
+        let gives_way_at = gives_way_at.filter(|at| *at > now);
+        let last = gives_way_at.into_iter().chain(deadline).min();
+        let own = own.filter(|own| last.is_none_or(|last| *own < last));
+        Running { attempt, since: now, until: own.or(last), cut_short: own.is_some(), gives_way_at }
     }
 
     /// A request is sent elsewhere for an endpoint's silence but once: if the next one goes silent too, it
@@ -228,7 +241,7 @@ impl<R: RefusalCause> Attempts<R> {
             effects.push(Effect::HedgeRefused(refused));
             return Next::Wait;
         }
-        let second = self.begin(context);
+        let second = self.begin(race.first.gives_way_at, context);
         let on_silence = self.on_silence(context);
         self.phase = Phase::Sent(Race { second: Some(second), ..race });
         let Running { attempt, until, .. } = second;

@@ -10,6 +10,8 @@ pub(super) struct Running {
     pub(super) until: Option<Time>,
     /// Whether its time is up before the request's is, so that another can be made.
     pub(super) cut_short: bool,
+    /// Time at which the variant that stands in takes over, if it does.
+    pub(super) gives_way_at: Option<Time>,
 }
 
 /// An attempt and the hedge beside it, if there is one.

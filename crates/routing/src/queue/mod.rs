@@ -10,6 +10,7 @@
 //! - [`capacity`]: how fast a pool works, and what can be promised by that.
 //! - [`fair_queue`]: the order of requests that wait.
 //! - [`dispatch`]: which request of a whole queue goes next.
+//! - [`giving_way`]: when one goes to a variant that stands in instead.
 
 mod ahead;
 pub mod bind;
@@ -17,5 +18,6 @@ pub mod capacity;
 mod compare;
 pub mod dispatch;
 pub mod fair_queue;
+pub mod giving_way;
 pub(crate) mod odds;
 mod prospects;

@@ -43,6 +43,10 @@ const NEVER: u64 = u64::MAX;
 /// long again, exponentially.
 const PRIOR_RESIDUALS: f64 = 4.0;
 
+/// Share of the longest services of which little is known: what was cut short counts as what such a service takes in
+/// the mean. The guess about one of them is that it will take as long again, exponentially.
+const LONGEST_SHARE: f64 = 0.1;
+
 /// The expected rest of a service, in means: it, and its square.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Residual {
@@ -145,6 +149,15 @@ impl Odds {
             at if at + 1 == BUCKETS && ratio >= end_of(at) => f64::from(self.shares[at].get()),
             at => f64::from(self.shares[at - 1].get()),
         }
+    }
+
+    /// The chance of a service that has taken `elapsed` means to end within `in_all` means.
+    pub(crate) fn ends_within(&self, elapsed: f64, in_all: f64) -> f64 {
+        let [before, then] = [elapsed, in_all].map(|means| self.within(means));
+        let beyond = 1.0 - before;
+        let seen = ((then - before) / beyond.max(f64::MIN_POSITIVE)).clamp(0.0, 1.0);
+        let guess = 1.0 - (-(in_all - elapsed).max(0.0) / elapsed.max(1.0)).exp();
+        (beyond * seen + LONGEST_SHARE * guess) / (beyond + LONGEST_SHARE)
     }
 
     /// The least number of means within which this share of all services end.

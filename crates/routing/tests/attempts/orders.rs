@@ -261,7 +261,9 @@ impl<'a> Run<'a> {
             _ => {
                 self.tried.push((self.variants[variant], endpoint));
                 let hedge_after = (self.world.rng.below(3) > 0).then(|| millis(1));
-                Event::Bound { hedge_after }
+                let gives_way = self.world.rng.below(4) == 0;
+                let gives_way_at = gives_way.then(|| now + up_to(8, &mut self.world.rng));
+                Event::Bound { hedge_after, gives_way_at }
             }
         }
     }
@@ -306,7 +308,7 @@ impl<'a> Run<'a> {
             // An event that is impossible now, or is repeated.
             0 => match self.world.rng.below(7) {
                 0 => Event::Began,
-                1 => Event::Bound { hedge_after: None },
+                1 => Event::Bound { hedge_after: None, gives_way_at: None },
                 2 => Event::Rejected(Why::Full),
                 3 => Event::StandsIn,
                 4 => Event::CannotStandIn,

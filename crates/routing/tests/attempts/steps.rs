@@ -13,6 +13,7 @@ struct Case {
     has_untried: bool,
     is_repeatable: bool,
     stand_in: Option<StandIn>,
+    gives_way_at: Option<Time>,
     now: Time,
     effects: Vec<Effect>,
 }
@@ -43,6 +44,7 @@ impl Case {
             has_untried: true,
             is_repeatable: true,
             stand_in: None,
+            gives_way_at: None,
             now: Time::default(),
             effects: Vec::new(),
         }
@@ -70,7 +72,9 @@ impl Case {
 
     /// Has the next attempt bound and sent.
     fn sent(&mut self) -> Sending {
-        match self.on(Event::Bound { hedge_after: Some(millis(10)) }) {
+        match self
+            .on(Event::Bound { hedge_after: Some(millis(10)), gives_way_at: self.gives_way_at })
+        {
             Next::Send(sending) => sending,
             other => panic!("expected an attempt, found {other:?}"),
         }
@@ -285,6 +289,38 @@ fn a_variant_stands_in_and_the_client_is_told_of_the_one_it_asked_for() {
     assert_eq!(case.broke(0, RetryOn::Reset), Next::Bind);
     let ended = case.on(Event::Rejected(Why::Broken));
     assert_eq!(ended, Next::Finish(Ending::Refuse(Why::Full)));
+}
+
+#[test]
+fn an_attempt_gives_way_to_a_variant_at_other_endpoints_while_there_is_time_for_it() {
+    let at = |millis_| Time::new(millis(millis_));
+    let until = |stand_in, is_repeatable, is_replayable, now| {
+        let terms = Terms { is_replayable, ..terms() };
+        let mut case = Case {
+            stand_in,
+            is_repeatable,
+            gives_way_at: Some(at(900)),
+            now: at(now),
+            ..Case::new(terms)
+        };
+        case.on(Event::Began);
+        let until = case.sent().until;
+        (case, until)
+    };
+    let other = Some(StandIn::OtherPool);
+    let (mut case, given) = until(other, true, true, 0);
+    assert_eq!(given, Some(at(900)));
+    case.now = at(900);
+    let next = case.on(Event::Ended(0, End::TimedOut { unheard: false }));
+    assert_eq!(next, Next::FallBack(Why::Deadline));
+    case.gives_way_at = None;
+    assert_eq!(case.on(Event::StandsIn), Next::Bind);
+    assert_eq!(case.sent().until, Some(at(1000)));
+    assert_eq!(until(other, true, true, 900).1, Some(at(1000)), "it is too late for that");
+    assert_eq!(until(other, false, true, 0).1, Some(at(1000)), "it can't be sent again");
+    assert_eq!(until(other, true, false, 0).1, Some(at(1000)), "its answer may have begun");
+    assert_eq!(until(Some(StandIn::SamePool), true, true, 0).1, Some(at(1000)));
+    assert_eq!(until(None, true, true, 0).1, Some(at(1000)));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use forebay_routing::attempt::blame::Sample;
 use forebay_routing::pick::{Context, Ring};
 use forebay_routing::{
     Binding, Candidate, Dispatch, Enqueued, Entry, FairQueue, InFlight, Load, ModelHandle,
-    ModelStats, PickMemory, Policy, PoolView, Position, Report, Rng, Time,
+    ModelStats, PickMemory, Policy, PoolView, Position, Report, Rng, StandInTime, Time,
 };
 use slotmap::SecondaryMap;
 use std::sync::Arc;
@@ -164,13 +164,28 @@ impl Forebay {
         match self.queue.enqueue(&entry, (ask.request, ask.tried.to_vec())) {
             Enqueued::Full(_) => self.refuse(ask.request, Reason::QueueFull, out),
             Enqueued::Queued(position) => {
+                if let Some(at) = self.waits_until(ask, &asked) {
+                    out.push(Decision::Wake { request: ask.request, at: at.nanos() });
+                }
                 self.states.insert(ask.request, State::Queued(position, asked));
             }
             Enqueued::Displaced(position, (other, _)) => {
+                if let Some(at) = self.waits_until(ask, &asked) {
+                    out.push(Decision::Wake { request: ask.request, at: at.nanos() });
+                }
                 self.states.insert(ask.request, State::Queued(position, asked));
                 self.refuse(other, Reason::Displaced, out);
             }
         }
+    }
+
+    /// The time at which a request that waits gives way to the variant that stands in.
+    fn waits_until(&mut self, ask: &RequestView<'_>, asked: &ModelHandle) -> Option<Time> {
+        let terms = (time(ask.deadline), asked.relative_cost());
+        let mut rng = self.rng.clone();
+        let until = self.view(None, ask.now).waits_until(terms, ask.stand_in?, &mut rng);
+        self.rng = rng;
+        until
     }
 
     /// Sends the queued requests that can go after a change.
@@ -260,6 +275,28 @@ impl Balancer for Forebay {
         }
         let freed = self.ready_index(done.endpoint).ok();
         self.dispatch(freed, done.now, out);
+    }
+
+    fn wake(&mut self, ask: &RequestView<'_>, _: &Fleet, out: &mut Vec<Decision>) {
+        self.now = ask.now;
+        if let Some(State::Queued(position, _)) = self.states.get(ask.request) {
+            self.queue.remove(position);
+            self.refuse(ask.request, Reason::DeadlineUnreachable, out);
+        }
+    }
+
+    fn stand_in_time(&mut self, model: u64, now: u64) -> Option<StandInTime> {
+        let relative_cost = self.models.handle(model, time(now)).relative_cost();
+        let mut rng = self.rng.clone();
+        let found = self.view(None, now).stand_in_time(self.queue.len(), relative_cost, &mut rng);
+        self.rng = rng;
+        found
+    }
+
+    fn runs_until(&self, ask: &RequestView<'_>) -> Option<Time> {
+        let Some(State::Running(running, None)) = self.states.get(ask.request) else { return None };
+        let terms = (time(ask.deadline), running.asked.relative_cost());
+        self.view(None, ask.now).runs_until(terms, ask.stand_in?, &self.loads[running.endpoint])
     }
 
     fn hedge_after(&self, request: RequestKey) -> Option<Duration> {

@@ -15,7 +15,7 @@ mod prequal;
 use super::fleet::{Fleet, Probed};
 use super::keys::RequestKey;
 use forebay_protocol::Reason;
-use forebay_routing::{Blame, Report};
+use forebay_routing::{Blame, Report, StandInTime, Time};
 use std::time::Duration;
 
 /// A request as its balancer sees it.
@@ -41,6 +41,8 @@ pub struct RequestView<'a> {
     pub ready: &'a [bool],
     /// Endpoints that it was sent to already.
     pub tried: &'a [u32],
+    /// The time of the variant that stands in, if one does and that is known.
+    pub stand_in: Option<StandInTime>,
 }
 
 /// An attempt that is over.
@@ -111,6 +113,16 @@ pub trait Balancer {
     /// is known.
     fn expected(&self, _request: RequestKey, _endpoint: usize) -> Duration {
         Duration::ZERO
+    }
+
+    /// The time that a request for this model needs which comes now because its own variant does not answer it.
+    fn stand_in_time(&mut self, _model: u64, _now: u64) -> Option<StandInTime> {
+        None
+    }
+
+    /// The time at which an attempt of this request, just bound, gives way to the variant that stands in.
+    fn runs_until(&self, _ask: &RequestView<'_>) -> Option<Time> {
+        None
     }
 
     /// An endpoint for a second attempt that has room for it at once.

@@ -5,21 +5,21 @@
 //! before.
 
 use super::decisions::{Sent, Why};
-use super::flow::view_of;
+use super::flow::{model_of, view_of};
 use super::{Answer, Engine, InFlightAttempt};
 use crate::report::outcome::Outcome;
-use crate::sim::balancer::Done;
+use crate::sim::balancer::{Done, RequestView};
 use crate::sim::clock::Event as Planned;
 use crate::sim::fleet::times;
 use crate::sim::keys::{AttemptKey, RequestKey};
-use crate::sim::plan::refused;
+use crate::sim::plan::{SimPlan, refused};
 use crate::sim::pools::Variant;
 use crate::units::nanos;
 use forebay_protocol::Reason;
 use forebay_routing::attempt::event::{
     self, Context, Effect, End, Ending, Event, Next, RefusalCause, Sending,
 };
-use forebay_routing::{Blame, RetryOn, Time};
+use forebay_routing::{Blame, RetryOn, StandInTime, Time};
 use std::time::Duration;
 
 /// The status of every good answer.
@@ -43,8 +43,7 @@ impl Engine<'_> {
             None => Event::CannotStandIn,
             Some((variant, passed)) => {
                 (request.variant, request.passed) = (*variant, passed);
-                let proxies = self.plan.sim.proxies as usize;
-                request.proxy = request.proxy % proxies + variant.pool * proxies;
+                request.proxy = proxy_of(self.plan, request.proxy, *variant);
                 Event::StandsIn
             }
         };
@@ -143,9 +142,28 @@ impl Engine<'_> {
         let proxy = request.proxy;
         let number = self.balancer_of(proxy);
         let hedge_after = self.balancers[number].hedge_after(key);
-        if let Next::Send(sending) = self.decide_on(key, Event::Bound { hedge_after }) {
+        let gives_way_at = self.gives_way_at(key);
+        let event = Event::Bound { hedge_after, gives_way_at };
+        if let Next::Send(sending) = self.decide_on(key, event) {
             self.send(key, endpoint, &sending);
         }
+    }
+
+    /// The time of the variant that stands in next for this request, as its proxy knows it.
+    pub(super) fn stand_in_time(&mut self, key: RequestKey) -> Option<StandInTime> {
+        let request = self.requests.get(key).filter(|_| self.is_forebay)?;
+        let (next, passed) = request.passed.next(&self.plan.pools.fallbacks, |_| true)?;
+        let model = model_of(self.plan, request.kind, passed);
+        let number = self.balancer_of(proxy_of(self.plan, request.proxy, *next));
+        self.balancers[number].stand_in_time(model, self.now)
+    }
+
+    /// The time at which the attempt that was just bound gives way to that variant.
+    fn gives_way_at(&mut self, key: RequestKey) -> Option<Time> {
+        let stand_in = Some(self.stand_in_time(key)?);
+        let request = self.requests.get(key)?;
+        let ask = view_of(self.plan, &self.proxies, self.now, (key, request));
+        self.balancers[self.balancer_of(request.proxy)].runs_until(&RequestView { stand_in, ..ask })
     }
 
     /// A second attempt beside a slow first one is due.
@@ -209,9 +227,9 @@ impl Engine<'_> {
         if let Some(due) = sending.hedge_at {
             self.clock.plan(due.nanos(), Planned::Hedge(key));
         }
-        if self.plan.sim.retry.attempt_timeout.is_some()
-            && let Some(until) = sending.until
-        {
+        // At the deadline the request as a whole expires.
+        let deadline = request.intended.saturating_add(self.plan.timeouts[request.kind].0);
+        if let Some(until) = sending.until.filter(|until| until.nanos() < deadline) {
             self.clock.plan(until.nanos(), Planned::AttemptTimeout(attempt));
         }
         match self.plan.one_way {
@@ -289,6 +307,12 @@ impl Engine<'_> {
         };
         self.finish(key, outcome);
     }
+}
+
+/// The number of the proxy with this number where it is that of the variant's pool.
+fn proxy_of(plan: &SimPlan, proxy: usize, variant: Variant) -> usize {
+    let proxies = plan.sim.proxies as usize;
+    proxy % proxies + variant.pool * proxies
 }
 
 fn answer(status: u16, is_success: bool, reason: Option<Reason>) -> event::Answer {

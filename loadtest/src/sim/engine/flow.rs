@@ -11,6 +11,7 @@ use crate::sim::keys::{AttemptKey, RequestKey};
 use crate::sim::plan::SimPlan;
 use crate::units::nanos;
 use forebay_protocol::Reason;
+use forebay_routing::attempt::fallback::Passed;
 use forebay_routing::{Report, attempt};
 use std::time::Duration;
 
@@ -19,7 +20,10 @@ impl Engine<'_> {
     pub(super) fn ask(&mut self, key: RequestKey) {
         let Some(request) = self.requests.get(key) else { return };
         let number = self.balancer_of(request.proxy);
+        let stand_in = self.stand_in_time(key);
+        let Some(request) = self.requests.get(key) else { return };
         let ask = view_of(self.plan, &self.proxies, self.now, (key, request));
+        let ask = RequestView { stand_in, ..ask };
         self.balancers[number].arrive(&ask, &self.fleet, &mut self.outbox);
         self.collect(number);
     }
@@ -228,6 +232,11 @@ impl Engine<'_> {
     }
 }
 
+/// The number of the model that a request of this kind asks for once it has passed so many fallbacks.
+pub(super) fn model_of(plan: &SimPlan, kind: usize, passed: Passed) -> u64 {
+    plan.models[kind] + passed.count() * plan.run.requests.len() as u64
+}
+
 /// The part of a request that its balancer sees.
 pub(super) fn view_of<'a>(
     plan: &SimPlan,
@@ -241,10 +250,11 @@ pub(super) fn view_of<'a>(
         key: request.key,
         client: request.client,
         class: plan.classes[request.kind],
-        model: plan.models[request.kind] + request.passed.count() * plan.run.requests.len() as u64,
+        model: model_of(plan, request.kind, request.passed),
         deadline: request.intended.saturating_add(plan.timeouts[request.kind].0),
         demand: times(request.demand.unwrap_or(0), request.variant.cost),
         ready: &proxies[request.proxy].ready,
         tried: &request.tried,
+        stand_in: None,
     }
 }
