@@ -275,8 +275,8 @@ def of_file(path):
 class Worker:
     """A worker that serves one directory, and a connection to it."""
 
-    def __init__(self, binary, models):
-        command = [binary, "--models", models, "--listen", "127.0.0.1:0"]
+    def __init__(self, binary, models, flags=()):
+        command = [binary, "--models", models, "--listen", "127.0.0.1:0", *flags]
         errors = open(models.parent / "worker.log", "w")
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         line = self.process.stdout.readline()

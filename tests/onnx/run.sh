@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The engine beside others' word for what a graph computes: the node tests of the package onnx, values at
 # the edges of single operators, operators of classical models, models that a worker serves alone, in batches and
-# under many clients, and random graphs beside ONNX Runtime. Needs the built example `cases` ($CASES, or target/debug/examples/cases), the worker
+# under many clients, with either of its engines, and random graphs beside ONNX Runtime. Needs the built example `cases` ($CASES, or target/debug/examples/cases), the worker
 # ($WORKER, or target/debug/forebay-worker) and Python 3.11+; everything else goes into a virtual environment
 # under target/.
 #
@@ -37,6 +37,10 @@ timeout 300 "$venv/bin/python" "$here/classical.py" --seconds 30 --seed "${SEED:
 echo "--- served models"
 # The test models that run for as long as they are let have no answers to compare.
 timeout 120 "$venv/bin/python" "$here/served.py" --worker "$worker" --skip endless --skip slow \
+    "$root/backends/models" "$root/backends/worker/tests/models" || status=1
+echo "--- the same in the worker's ONNX Runtime"
+capi=$("$venv/bin/python" -c 'import os, onnxruntime; print(os.path.dirname(onnxruntime.__file__) + "/capi")')
+timeout 120 "$venv/bin/python" "$here/served.py" --worker "$worker" --onnxruntime "$capi" --skip endless --skip slow \
     "$root/backends/models" "$root/backends/worker/tests/models" || status=1
 echo "--- random graphs"
 seconds=${SECONDS_OF_GRAPHS:-60}

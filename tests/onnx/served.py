@@ -5,6 +5,7 @@
     target/onnx/bin/python tests/onnx/served.py                    the bundled models
     target/onnx/bin/python tests/onnx/served.py FOLDER ...         models of yours
     target/onnx/bin/python tests/onnx/served.py --skip NAME ...    without this one
+    target/onnx/bin/python tests/onnx/served.py --onnxruntime LIBRARY ...    in the worker's ONNX Runtime
 
 A folder is a model repository (NAME/1/model.onnx, with model.toml beside the versions), with or without
 a cases.json of inputs and right answers, or holds files NAME.onnx, with NAME.expected.json of one input
@@ -271,6 +272,7 @@ def main():
     arguments.add_argument("folders", nargs="*", type=pathlib.Path, default=[ROOT / "backends/models"])
     arguments.add_argument("--worker", default=str(ROOT / "target/release/forebay-worker"))
     arguments.add_argument("--seed", type=int, default=1)
+    arguments.add_argument("--onnxruntime", help="the library, with which the worker runs all models")
     arguments.add_argument("--skip", action="append", default=[], help="a model that is not asked")
     options = arguments.parse_args()
     failed, total = 0, 0
@@ -292,11 +294,14 @@ def main():
                 version = repository / name / "1"
                 version.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, version / "model.onnx")
+                if options.onnxruntime:
+                    settings = f'engine = "onnxruntime"\n{settings or ""}'
                 if settings:
                     (version.parent / "model.toml").write_text(settings)
                 if (path.parents[1] / "tokenizer.json").exists():
                     shutil.copyfile(path.parents[1] / "tokenizer.json", version.parent / "tokenizer.json")
-        with contextlib.closing(shapes.Worker(options.worker, repository)) as worker:
+        flags = ["--onnxruntime", options.onnxruntime] if options.onnxruntime else []
+        with contextlib.closing(shapes.Worker(options.worker, repository, flags)) as worker:
             states = wait_for(worker, models)
             for name, model in models.items():
                 state, reason = states[name]

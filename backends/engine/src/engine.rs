@@ -18,6 +18,12 @@ pub trait Engine: Debug + Send + Sync {
     /// The kind of hardware that its models use.
     fn device(&self) -> Device;
 
+    /// Why it can load no model on this machine, and how that is mended; `None` if it can. An engine that is
+    /// missing is asked for only by its name.
+    fn missing(&self) -> Option<String> {
+        None
+    }
+
     /// Words for the forms that it can compile a model to; none if there is no choice.
     fn builds(&self) -> &'static [&'static str] {
         &[]
@@ -131,16 +137,19 @@ impl Engines {
         self.iter().find(|engine| engine.name() == name)
     }
 
-    /// The engine for a version that has these files, and the file that it reads: the one of the name
-    /// `wanted`, or else the first that can read one of them. `None` if there is no such file.
+    /// The engines for a version that has these files, each with the file that it reads: the one of the name
+    /// `wanted`, or else those that are there and can read one of them, the preferred first. None if there is
+    /// no such file.
     pub fn choose(
         &self,
         wanted: Option<&str>,
         has: impl Fn(&str) -> bool,
-    ) -> Option<(&Arc<dyn Engine>, &'static str)> {
-        self.wanted(wanted).find_map(|engine| {
-            Some((engine, engine.files().iter().copied().find(|file| has(file))?))
-        })
+    ) -> Vec<(&Arc<dyn Engine>, &'static str)> {
+        let is_there = |engine: &&Arc<dyn Engine>| wanted.is_some() || engine.missing().is_none();
+        let reads =
+            |engine: &'_ Arc<dyn Engine>| engine.files().iter().copied().find(|file| has(file));
+        let engines = self.wanted(wanted).filter(is_there);
+        engines.filter_map(|engine| Some((engine, reads(engine)?))).collect()
     }
 
     /// Names of the files that the engine `wanted`, or else any of them, can read: each once.
@@ -173,6 +182,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
+    /// Its name, and the files that it reads; one of the name "missing" is.
     #[derive(Debug)]
     struct Fake(&'static str, &'static [&'static str]);
 
@@ -189,6 +199,9 @@ mod tests {
         fn device(&self) -> Device {
             Device::Gpu
         }
+        fn missing(&self) -> Option<String> {
+            (self.0 == "missing").then(|| "it is not there".to_owned())
+        }
         fn builds(&self) -> &'static [&'static str] {
             self.1
         }
@@ -203,13 +216,29 @@ mod tests {
     }
 
     #[test]
+    fn an_engine_that_is_not_there_is_chosen_only_by_its_name() {
+        let engines: [Arc<dyn Engine>; 3] = [
+            Arc::new(Fake("missing", &["x"])),
+            Arc::new(Fake("a", &["x"])),
+            Arc::new(Fake("b", &["y", "x"])),
+        ];
+        let engines = Engines::new(engines);
+        let chosen = |wanted| {
+            let found = engines.choose(wanted, |file| file == "x").into_iter();
+            found.map(|(engine, _)| engine.name()).collect::<Vec<_>>()
+        };
+        assert_eq!(chosen(None), ["a", "b"]);
+        assert_eq!(chosen(Some("missing")), ["missing"]);
+    }
+
+    #[test]
     fn the_first_engine_that_can_read_a_file_is_chosen_unless_one_is_named() {
         let engines: [Arc<dyn Engine>; 2] =
             [Arc::new(Fake("a", &["x", "y"])), Arc::new(Fake("b", &["z", "y"]))];
         let engines = Engines::new(engines);
         let chosen = |wanted, files: &[&str]| {
             let found = engines.choose(wanted, |file| files.contains(&file));
-            found.map(|(engine, file)| (engine.name(), file))
+            found.first().map(|(engine, file)| (engine.name(), *file))
         };
         assert_eq!(chosen(None, &["y", "x"]), Some(("a", "x")), "the engine's own order");
         assert_eq!(chosen(None, &["y"]), Some(("a", "y")));

@@ -8,6 +8,9 @@ pub enum LoadError {
     /// The file or the options: it fails again until they change.
     #[error("{0}")]
     Refused(String),
+    /// The model is one that this engine can't run, or would run wrongly: another engine may.
+    #[error("{0}")]
+    Unsupported(String),
     /// The machine, such as a device without memory: the same may load later.
     #[error("{0}")]
     Passing(String),

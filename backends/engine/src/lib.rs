@@ -9,12 +9,15 @@
 //! one file) that implements the two traits, and one entry in the server's list of [`Engines`].
 //!
 //! Modules: `engine` (the engine and the list of them), `model` (loaded, to be run), `watch` (how a run
-//! or a load is stopped), [`curve`] (what a batch costs), `trend` (what requests of other sizes
-//! cost), `options` (how a model is loaded), `random` (inputs that are drawn), `error`.
+//! or a load is stopped), [`batch`] (requests joined and split), [`curve`] (what a batch costs), `trend` (what requests of other sizes
+//! cost), `options` (how a model is loaded), `random` (numbers that are drawn), [`made`] (inputs that are made
+//! up), `error`.
 
+pub mod batch;
 pub mod curve;
 mod engine;
 mod error;
+pub mod made;
 mod model;
 mod options;
 mod random;
@@ -28,4 +31,4 @@ pub use model::{Fallback, Form, Model};
 pub use options::{Batching, LoadOptions, Profile};
 pub use random::Random;
 pub use trend::Trend;
-pub use watch::Watch;
+pub use watch::{Remote, Watch};

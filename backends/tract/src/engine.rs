@@ -81,7 +81,10 @@ impl From<LoadError> for forebay_engine::LoadError {
     fn from(error: LoadError) -> Self {
         match error {
             LoadError::Cancelled => Self::Cancelled,
-            error => Self::Refused(error.to_string()),
+            error @ (LoadError::NotOnnx(_)
+            | LoadError::ExternalData(_)
+            | LoadError::Override { .. }) => Self::Refused(error.to_string()),
+            error => Self::Unsupported(error.to_string()),
         }
     }
 }

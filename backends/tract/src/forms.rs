@@ -11,7 +11,7 @@ mod precision;
 mod sizes;
 mod unroll;
 
-pub(crate) use file::simplify;
+pub(crate) use file::{drop_maps, simplify};
 
 use crate::LoadError;
 use nodes::{

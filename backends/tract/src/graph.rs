@@ -117,7 +117,7 @@ fn check_weight(weight: &pb::TensorProto) -> Result<(), LoadError> {
 }
 
 /// Texts in the attributes of nodes, some of each.
-fn words(graph: &pb::GraphProto) -> Vec<String> {
+pub(crate) fn words(graph: &pb::GraphProto) -> Vec<String> {
     const SOME: usize = 8;
     let of_classes = |name: &str| name.starts_with("class") || name.starts_with("values");
     let lists = graph.node.iter().flat_map(|node| &node.attribute);

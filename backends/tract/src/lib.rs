@@ -21,21 +21,22 @@
 //!   that they can't do runs without them.
 //!
 //! Modules: `engine` (the boundary), [`error`], `graph` (what the ONNX file says of itself), `options`, `load`, `missing` (operators that are not there), `model` (loaded, to be run), `warm_up`
-//! (the first runs, and what they measure), `choice` (which build a model runs in), `batch` (requests joined and split), `pad` (those of near lengths), `rows` (the proof that they may be), `plan`
+//! (the first runs, and what they measure), `choice` (which build a model runs in), `pad` (those of near lengths), `rows` (the proof that they may be), `plan`
 //! (compiled forms, bounded), `open` and `alike` (one plan for all sizes, and those that must be equal in it), `weights` (one copy of each for all of them), `template` (what
 //! plans are compiled of), `tensor` (to tract and back), `own` (tract's graph with our kernels in
 //! it), `forms` and `operators` (what stands for nodes that the engine would compute wrongly), `sound`
 //! (which rewrites of tract's are right, and the rest kept out), `compare` (the build that is served
-//! beside the graph as it is), [`program()`] (a model as a program for another device).
+//! beside the graph as it is), [`program()`] (a model as a program for another device), [`facts`] (what another
+//! engine is told of a file).
 
 mod alike;
-mod batch;
 mod build;
 mod choice;
 mod compare;
 mod engine;
 pub mod error;
 mod external;
+pub mod facts;
 mod forms;
 mod graph;
 mod load;

@@ -40,7 +40,19 @@ impl Model {
         phases.end("read");
         // Inputs that are made up here need not be ones that a model takes.
         let _trial = operators::Trial::begin();
-        let mut model = Self {
+        let unready = Self::unready(interface, plans);
+        let mut model = Self { seed: seed(onnx), phases, ..unready };
+        warm_up::warm_up(&mut model, options, watch)?;
+        model.plans.settle().map_err(|error| LoadError::Compile(text(&error)))?;
+        model.phases.end("drop copies");
+        Ok(model)
+    }
+}
+
+impl Model {
+    /// A model that has not run yet.
+    pub(crate) fn unready(interface: Interface, plans: Plans) -> Self {
+        Self {
             interface,
             plans,
             max_batch: None,
@@ -53,14 +65,10 @@ impl Model {
             grain: Duration::ZERO,
             compared: Vec::new(),
             avoids_zero: false,
-            seed: seed(onnx),
+            seed: 0,
             runs: Runs::default(),
-            phases,
-        };
-        warm_up::warm_up(&mut model, options, watch)?;
-        model.plans.settle().map_err(|error| LoadError::Compile(text(&error)))?;
-        model.phases.end("drop copies");
-        Ok(model)
+            phases: Phases::start(),
+        }
     }
 }
 

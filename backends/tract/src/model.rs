@@ -1,6 +1,5 @@
 //! A model that is loaded, and its runs.
 
-use crate::batch::{Joined, check_rows, concatenate, cut};
 use crate::build::{Build, Plan, Shapes};
 use crate::error::{panic_text, text};
 use crate::graph::Interface;
@@ -12,6 +11,7 @@ use crate::sound::BadValue;
 use crate::tensor::{from_tract, to_tract};
 use crate::{Curve, Fallback, Form, RunError, Watch};
 use forebay_engine::Trend;
+use forebay_engine::batch::{Joined, check_rows, concatenate, cut};
 use forebay_engine::curve::Piece;
 use forebay_protocol::oip::{Tensor, TensorMetadata};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -311,8 +311,12 @@ impl Model {
             let shapes: Shapes =
                 (0..self.interface.inputs.len()).map(|i| joined.shape(i, piece.bucket)).collect();
             let values = || {
-                let input = |index| joined.input(index, range.clone(), piece.bucket);
-                (0..shapes.len()).map(|index| Ok(input(index)?.into_tvalue())).collect()
+                let input = |index| -> Result<TValue, RunError> {
+                    let input = joined.input(index, range.clone(), piece.bucket)?;
+                    let made = to_tract(&input.data, input.elements, &input.shape);
+                    Ok(made.map_err(RunError::Input)?.into_tvalue())
+                };
+                (0..shapes.len()).map(input).collect()
             };
             let (outputs, seconds) = self.run_plan(&shapes, &values, watch)?;
             check_rows(&outputs, piece.bucket)?;

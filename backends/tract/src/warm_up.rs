@@ -3,7 +3,6 @@
 //! Otherwise the first clients would pay for this. All of it is bounded in time; a batch size that there was
 //! no time to measure counts as not worth joining.
 
-use crate::batch::concatenate;
 use crate::build::{Build, Shapes};
 use crate::choice;
 use crate::compare::{self, Failure, agree, values};
@@ -14,8 +13,10 @@ use crate::options::{LoadOptions, Profile};
 use crate::pad::Padding;
 use crate::rows::{self, Mixing};
 use crate::{Batching, LoadError, RunError, Watch};
+use forebay_engine::batch::concatenate;
 use forebay_engine::curve;
-use forebay_protocol::oip::{Data, Datatype, Tensor, TensorMetadata, element_count};
+use forebay_engine::made;
+use forebay_protocol::oip::{Tensor, TensorMetadata, element_count};
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -175,7 +176,7 @@ fn pad(
             let shapes = dims.shapes(&sizes);
             let mut made = compare::inputs(model, &shapes, compare::Kind::Usual, model.seed);
             // A mask of nothing but zeros may be answered with NaN.
-            made.iter_mut().for_each(|input| input.data = without_zeros(input.data.clone()));
+            made.iter_mut().for_each(|input| input.data = made::without_zeros(input.data.clone()));
             let made: Vec<&Tensor> = made.iter().collect();
             let never = || false;
             let Ok(alone) = model.run_joined(vec![made.clone()], 1, &never) else { continue };
@@ -335,7 +336,7 @@ fn why_unbatched(model: &Model, options: &LoadOptions, alone: Vec<Tensor>) -> Op
 }
 
 /// Proves that rows are independent.
-fn prove(model: &Model, options: &LoadOptions) -> Result<(), Mixing> {
+pub(crate) fn prove(model: &Model, options: &LoadOptions) -> Result<(), Mixing> {
     let graphs = OfRows { model, options };
     catch_unwind(AssertUnwindSafe(|| rows::prove(&graphs, options.max_batch))).unwrap_or_else(
         |payload| {
@@ -473,11 +474,11 @@ pub(crate) fn inputs(
 ) -> Result<Vec<Tensor>, LoadError> {
     let input = |input: &TensorMetadata| {
         let shape = warm_up_shape(input, options.warm_up.get(&input.name), options.open, batch)?;
-        let mut made = synthetic(input, shape, first_row, &model.interface.words);
+        let mut tensor = made::tensor(input, shape, first_row, &model.interface.words);
         if model.avoids_zero {
-            made.data = without_zeros(made.data);
+            tensor.data = made::without_zeros(tensor.data);
         }
-        Ok(made)
+        Ok(tensor)
     };
     model.interface.inputs.iter().map(input).collect()
 }
@@ -514,61 +515,6 @@ fn warm_up_shape(
         )));
     }
     Ok(shape)
-}
-
-/// Harmless values that differ between rows: zeros and ones where they may be indices, a wave else.
-#[allow(clippy::cast_precision_loss, reason = "values of a wave need no precision")]
-fn synthetic(
-    input: &TensorMetadata,
-    shape: Vec<usize>,
-    first_row: usize,
-    words: &[String],
-) -> Tensor {
-    let count: usize = shape.iter().product();
-    let row = count / shape.first().copied().unwrap_or(1).max(1);
-    let bit = |i: usize| (i / row.max(1) + first_row + i % row.max(1) * 7 / 3) % 2;
-    let phase = |i: usize| (i + first_row * row) as f64;
-    let wave = |i: usize| (phase(i) * 0.37).sin() * 0.5 + (phase(i) * 0.011).cos() * 0.5;
-    let data = match input.datatype {
-        Datatype::Fp32 =>
-        {
-            #[allow(clippy::cast_possible_truncation, reason = "values of a wave")]
-            Data::Fp32((0..count).map(|i| wave(i) as f32).collect())
-        }
-        Datatype::Fp64 => Data::Fp64((0..count).map(wave).collect()),
-        Datatype::Bytes => {
-            let word = |i: usize| words.get((i + first_row * row) % words.len().max(1));
-            Data::Bytes((0..count).map(|i| word(i).map_or("a", String::as_str)).collect())
-        }
-        Datatype::Fp16 => {
-            Data::Fp16((0..count).map(|i| f16::from_f64(wave(i)).to_bits()).collect())
-        }
-        datatype => {
-            let bytes: Vec<u8> = (0..count)
-                .flat_map(|i| {
-                    let mut element = vec![0; datatype.size().unwrap_or(1)];
-                    element[0] = u8::from(bit(i) == 1);
-                    element
-                })
-                .collect();
-            Data::from_binary(datatype, count, &bytes).unwrap_or(Data::Bool(Vec::new()))
-        }
-    };
-    Tensor { name: input.name.clone(), shape, data }
-}
-
-/// Ones for the zeros of integers.
-fn without_zeros(data: Data) -> Data {
-    let datatype = data.datatype();
-    let is_integer = !matches!(
-        datatype,
-        Datatype::Fp16 | Datatype::Fp32 | Datatype::Fp64 | Datatype::Bytes | Datatype::Bool
-    );
-    let size = datatype.size().filter(|_| is_integer);
-    let Some(size) = size else { return data };
-    let one: Vec<u8> = (0..size).map(|place| u8::from(place == 0)).collect();
-    let count = data.len();
-    Data::from_binary(datatype, count, &one.repeat(count)).unwrap_or(data)
 }
 
 #[cfg(test)]

@@ -81,8 +81,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if args.len() == 2 && args[1] == sandbox::FLAG {
         return sandbox::main();
     }
-    if args.len() > 2 && args[1] == check::WORD {
-        return check::main(&args[2..]);
+    if args.len() > 1 && args[1] == check::WORD {
+        return check::main(args.into_iter().skip(1).collect());
     }
     let program = program(args.len());
     let cli: Cli = match forebay_cli::parse(args) {

@@ -168,7 +168,7 @@ fn rename(
 }
 
 /// Lets the tensors out that a `ZipMap` at the end is given.
-fn drop_maps(graph: &mut pb::GraphProto, notes: &mut Vec<String>) {
+pub(crate) fn drop_maps(graph: &mut pb::GraphProto, notes: &mut Vec<String>) {
     let outputs: HashSet<String> = graph.output.iter().map(|output| output.name.clone()).collect();
     let read: HashSet<String> =
         graph.node.iter().flat_map(|node| node.input.iter().cloned()).collect();

@@ -57,6 +57,9 @@ forebay_config::section! {
         /// Time after the start at which the worker becomes ready although some models are still loading. It
         /// should exceed the loading time of all healthy models, and stay below the timeout of a rollout.
         ready_timeout: Duration = Duration::from_secs(30), any();
+        /// Shared library of ONNX Runtime (libonnxruntime.so, version 1.17 or newer), or a folder with one. Models that
+        /// tract can't run then run there. "auto" looks in ORT_DYLIB_PATH, LD_LIBRARY_PATH and the system's folders.
+        onnxruntime: PathBuf = PathBuf::from("off"), called("PATH|auto|off", any());
         /// Address to listen on. With port 0, the operating system chooses a free port.
         listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)), any();
         /// Number of threads that run models. Default: the number of cores.
@@ -91,7 +94,7 @@ forebay_config::section! {
     beside {
         /// The engines that run models, the preferred first. A child that loads a model for the first time
         /// has those of its program.
-        engines: Engines = engines::all();
+        engines: Engines = engines::default();
         /// The words that start this program: a model is loaded for the first time in a process of its
         /// own. None: in this one, without a bound on its memory.
         program: Vec<OsString> = Vec::new();
@@ -136,6 +139,9 @@ pub enum ConfigError {
         /// The place, the expected and the found value of each.
         found: Diagnostics,
     },
+    /// There is no library of ONNX Runtime where it is said to be.
+    #[error("onnxruntime: {0}")]
+    OnnxRuntime(String),
     /// Bodies that may be longer than all bodies together.
     #[error("expected max_body_memory of at least max_body, {max_body}, found {found}")]
     BodyMemory {
@@ -161,7 +167,8 @@ impl Options {
             return Err(ConfigError::BodyMemory { max_body, found });
         }
         let models_poll = options.models_poll.map(|poll| poll.max(MIN_POLL));
-        Ok(Self { models_poll, ..options })
+        let engines = engines::with(&options.onnxruntime).map_err(ConfigError::OnnxRuntime)?;
+        Ok(Self { models_poll, engines, ..options })
     }
 
     /// All keys with their documentation and their defaults, as a file: `conf/worker.toml`.

@@ -7,6 +7,9 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 use toml::de::DeValue;
 
+/// The value of `engine` that leaves the choice to the worker.
+const AUTO: &str = "auto";
+
 /// Rows that a request may carry, where the model's rows are independent.
 const DEFAULT_BATCH: usize = 32;
 /// The values of `batching`: `"rows are independent"` is the operator's word for a graph that can't be
@@ -69,7 +72,7 @@ pub(crate) struct ModelConfig {
     pub(crate) allow_non_finite: bool,
     /// Load quantised graphs, which the engine may fold wrongly.
     pub(crate) allow_quantized: bool,
-    /// The engine to run it; none: the first that can read a file of the version.
+    /// The engine to run it; none: the first that reads a file of the version and runs the model right.
     pub(crate) engine: Option<&'static str>,
     /// The build to run in; none: by the engine's rule.
     pub(crate) build: Option<&'static str>,
@@ -169,7 +172,8 @@ impl ModelConfig {
         let config = {
             let file = document.root();
             let default = Self::default();
-            let engine = one_of(&file, "engine", engines.names());
+            let engine = one_of(&file, "engine", engines.names().chain([AUTO]));
+            let engine = engine.filter(|&engine| engine != AUTO);
             let queue = file.within("queue", 1..=MAX_QUEUE, 0);
             let mut tensors = Vec::new();
             for input in file.tables("input") {
@@ -398,7 +402,7 @@ mod tests {
     use crate::engines;
 
     fn parse(text: &str) -> Result<ModelConfig, Diagnostics> {
-        ModelConfig::parse(text, &engines::all())
+        ModelConfig::parse(text, &engines::default())
     }
 
     #[test]
@@ -499,6 +503,8 @@ mod tests {
         assert_eq!(config.engine, Some("tract"));
         assert_eq!(config.load_options(None).build.as_deref(), Some("own"));
         let found = parse("engine = \"tracd\"\nbuild = \"fast\"").unwrap_err().to_string();
+        assert_eq!(parse("engine = \"auto\"").unwrap().engine, None);
+        assert_eq!(parse("engine = \"onnxruntime\"").unwrap().engine, Some("onnxruntime"));
         for part in ["expected \"tract\"", "found \"tracd\"", "\"plain\"", "found \"fast\""] {
             assert!(found.contains(part), "expected {part}, found {found}");
         }

@@ -12,6 +12,9 @@ pub(crate) enum LoadError {
     /// Something else than the model was the reason, such as a machine without memory.
     #[error("{0}; it will be tried again")]
     Passing(String),
+    /// The engine can't run it, or runs it wrongly: another engine may do better.
+    #[error("{0}")]
+    Unsupported(String),
     /// It will fail again, until its files change.
     #[error("{0}")]
     Bad(String),
@@ -28,6 +31,7 @@ impl From<forebay_engine::LoadError> for LoadError {
     fn from(error: forebay_engine::LoadError) -> Self {
         match error {
             forebay_engine::LoadError::Refused(text) => Self::Bad(text),
+            forebay_engine::LoadError::Unsupported(text) => Self::Unsupported(text),
             forebay_engine::LoadError::Passing(text) => Self::Passing(text),
             forebay_engine::LoadError::Cancelled => Self::cancelled(),
         }

@@ -14,7 +14,7 @@ use crate::repository::self_test;
 use crate::repository::version::{Known, Labels, LastUse, MemoryShare, Version};
 use crate::scheduler::queue::LineHandle;
 use crate::telemetry::stats::Stats;
-use forebay_engine::{Batching, Model, ModelFile, Profile, Watch};
+use forebay_engine::{Batching, Engine, Model, ModelFile, Profile, Remote, Watch};
 use forebay_protocol::metric::worker as metric;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -38,6 +38,76 @@ pub(crate) enum Outcome {
     Failed(LoadError),
 }
 
+/// A load on its way.
+struct Trial<'a> {
+    order: &'a Order<'a>,
+    beside: &'a Beside,
+    /// The measurements of the last load.
+    before: Option<&'a Arc<Known>>,
+    share: MemoryShare,
+    started: Instant,
+    spare: Spare<'a>,
+}
+
+/// A version as an engine has loaded it.
+struct Made {
+    engine: Arc<dyn Engine>,
+    loaded: Arc<dyn Model>,
+    embedding: Option<Embedder>,
+    digest: String,
+    /// The measurements of the last load of the same content.
+    before: Option<Arc<Known>>,
+}
+
+impl Trial<'_> {
+    fn version(self, made: Made, models: &Models) -> Version {
+        let Self { order, beside, share, .. } = self;
+        let (name, number) = (order.name, order.number.to_string());
+        let Made { engine, loaded, embedding, digest, before } = made;
+        let beside_it = (&beside.labels, embedding.as_ref());
+        let content = generation::content(&digest, order.config, beside_it);
+        let stats = before
+            .map(|known| Arc::clone(&known.stats))
+            .unwrap_or_else(|| Arc::new(Stats::new(&models.metrics, name, &number)));
+        Version {
+            model: name.to_owned(),
+            number,
+            config: Arc::clone(order.config),
+            line: Arc::clone(order.line),
+            engine,
+            loaded,
+            digest,
+            content,
+            labels: beside.labels.clone(),
+            embedding,
+            memory: share,
+            stats,
+            last_use: LastUse::default(),
+        }
+    }
+}
+
+/// Whether this engine has made the measurements.
+fn is_engine_of(known: Option<&Known>, located: &Located) -> bool {
+    known.is_some_and(|known| known.engine == located.engine.name())
+}
+
+/// Why none of the engines runs a model, and how another could.
+fn refusal(refused: &[(&str, String)], missing: Option<String>) -> String {
+    let mut text = match refused {
+        [(_, why)] => why.clone(),
+        several => {
+            let each = several.iter().map(|(engine, why)| format!("{engine}: {why}"));
+            each.collect::<Vec<_>>().join("; ")
+        }
+    };
+    if let Some(missing) = missing {
+        text.push_str("; another engine may run it: ");
+        text.push_str(&missing);
+    }
+    text
+}
+
 /// The files beside a version's model.
 struct Beside {
     labels: Labels,
@@ -58,8 +128,9 @@ impl Models {
     fn try_load(&self, order: &Order<'_>) -> Result<Option<Version>, LoadError> {
         let (name, number) = (order.name, order.number);
         // Before anything of it is read: it may be too long, or no file.
-        let located = self.files.locate(name, number, order.config.engine)?;
-        let length = self.files.length(&located)?;
+        let mut located = self.files.locate(name, number, order.config.engine)?;
+        let first = located.first().ok_or_else(|| "expected an engine, found none".to_owned())?;
+        let length = self.files.length(first)?;
         let beside = self.beside(name, order.config)?;
         if self.is_served(order, &located, &beside)? {
             return Ok(None);
@@ -74,11 +145,50 @@ impl Models {
         let room = bytes.unwrap_or_else(|| memory_budget::estimate(length));
         let share = self.make_room(room, spare).map_err(LoadError::Full)?;
         let started = Instant::now();
+        // The engine that has run it before is most likely the one that does now.
+        located.sort_by_key(|located| !is_engine_of(before.as_deref(), located));
+        let trial =
+            Trial { order, beside: &beside, before: before.as_ref(), share, started, spare };
+        self.try_engines(trial, located).map(Some)
+    }
+
+    /// Loads a version with the first of these engines that runs it right.
+    fn try_engines(&self, trial: Trial<'_>, located: Vec<Located>) -> Result<Version, LoadError> {
+        let order = trial.order;
+        let mut refused: Vec<(&str, String)> = Vec::new();
+        for located in located {
+            let engine = located.engine.name();
+            match self.load_with(&trial, located) {
+                Ok((made, compared)) => {
+                    let started = trial.started;
+                    let version = trial.version(made, self);
+                    self.announce(&version, started.elapsed(), compared);
+                    for (other, why) in refused {
+                        let (model, version) = (order.name, order.number);
+                        tracing::info!(model, version, engine, other, why, "engine chosen");
+                    }
+                    return Ok(version);
+                }
+                Err(LoadError::Unsupported(why)) => refused.push((engine, why)),
+                Err(error) => return Err(error),
+            }
+        }
+        let missing = match order.config.engine {
+            Some(_) => None,
+            None => self.files.engines().iter().find_map(|engine| engine.missing()),
+        };
+        Err(LoadError::Unsupported(refusal(&refused, missing)))
+    }
+
+    /// Loads a version with one engine; says how many examples it was compared with.
+    fn load_with(&self, trial: &Trial<'_>, located: Located) -> Result<(Made, usize), LoadError> {
+        let Trial { order, beside, before, share, .. } = trial;
         let bytes = self.files.bytes(&located)?;
         let digest = blake3::hash(&bytes).to_hex().to_string();
-        let before =
-            before.filter(|known| known.digest == digest && known.engine == located.engine.name());
-        let examples = self.files.examples(name)?;
+        let before = before
+            .filter(|known| known.digest == digest && is_engine_of(Some(known), &located))
+            .cloned();
+        let examples = self.files.examples(order.name)?;
         let compared = examples.len();
         let (bytes, config) = (Arc::new(bytes), Arc::clone(order.config));
         let profile = before.as_ref().filter(|known| Arc::ptr_eq(&known.config, &config));
@@ -86,45 +196,26 @@ impl Models {
         if profile.is_none() {
             profile = self.profile_in_sandbox((&located, &bytes), &config, order.cancel)?;
         }
-        let Beside { labels, tokenizer } = beside;
+        let tokenizer = beside.tokenizer.clone();
         let engine = Arc::clone(&located.engine);
         let work = move |watch: &dyn Watch| {
             let options = config.load_options(profile);
             let file = ModelFile { name: located.file, bytes: &bytes };
             let loaded = located.engine.load(file, &options, watch)?;
-            self_test::run(&*loaded, &examples, config.tolerance)?;
+            // Another engine may give the recorded answers.
+            self_test::run(&*loaded, &examples, config.tolerance)
+                .map_err(LoadError::Unsupported)?;
             let embedding = embedder(&config, tokenizer, &*loaded)?;
             Ok((loaded, embedding))
         };
         let (loaded, embedding) = self.watched(order.cancel, work)?;
-        let content = generation::content(&digest, order.config, (&labels, embedding.as_ref()));
         give_back();
-        let took = started.elapsed();
         if order.config.memory.is_none() {
-            self.release_excess(&share, &*loaded);
+            self.release_excess(share, &*loaded);
         }
         // It may be larger than it looked.
-        drop(self.make_room(0, spare).map_err(LoadError::Full)?);
-        let stats = before
-            .map(|known| Arc::clone(&known.stats))
-            .unwrap_or_else(|| Arc::new(Stats::new(&self.metrics, name, &number.to_string())));
-        let version = Version {
-            model: name.to_owned(),
-            number: number.to_string(),
-            config: Arc::clone(order.config),
-            line: Arc::clone(order.line),
-            engine,
-            loaded,
-            digest,
-            content,
-            labels,
-            embedding,
-            memory: share,
-            stats,
-            last_use: LastUse::default(),
-        };
-        self.announce(&version, took, compared);
-        Ok(Some(version))
+        drop(self.make_room(0, trial.spare).map_err(LoadError::Full)?);
+        Ok((Made { engine, loaded, embedding, digest, before }, compared))
     }
 
     /// Loads within the operator's time limit. An engine that watches ends soon after its load has been
@@ -135,8 +226,8 @@ impl Models {
         work: impl FnOnce(&dyn Watch) -> Result<T, LoadError> + Send + 'static,
     ) -> Result<T, LoadError> {
         let is_over = Arc::new(AtomicBool::new(false));
-        let (cancel, over) = (cancel.clone(), Arc::clone(&is_over));
-        let work = move || work(&|| over.load(Relaxed) || cancel.is_cancelled());
+        let watch = LoadWatch { cancel: cancel.clone(), is_over: Arc::clone(&is_over) };
+        let work = move || work(&watch);
         let result = self.guard.run(self.options.load_timeout, work);
         is_over.store(true, Relaxed);
         result
@@ -157,15 +248,18 @@ impl Models {
     fn is_served(
         &self,
         order: &Order<'_>,
-        located: &Located,
+        located: &[Located],
         beside: &Beside,
     ) -> Result<bool, LoadError> {
         let (name, number) = (order.name, order.number);
-        let served = self.served_version(name, number);
-        let looks_so = served.is_some_and(|version| {
+        let Some(served) = self.served_version(name, number) else { return Ok(false) };
+        let engine = served.engine.name();
+        let Some(located) = located.iter().find(|located| located.engine.name() == engine) else {
+            return Ok(false);
+        };
+        let looks_so = Some(served).is_some_and(|version| {
             let tokenizer = version.embedding.as_ref().map(|embedding| embedding.digest);
-            version.engine.name() == located.engine.name()
-                && version.labels == beside.labels
+            version.labels == beside.labels
                 && tokenizer == beside.tokenizer.as_deref().map(blake3::hash)
                 && Arc::ptr_eq(&version.config, order.config)
         });
@@ -271,6 +365,24 @@ impl Models {
     fn tokenizer(&self, name: &str, config: &ModelConfig) -> Result<Option<Vec<u8>>, LoadError> {
         let embedding = config.embedding.as_ref();
         embedding.map(|embedding| self.files.tokenizer(name, &embedding.tokenizer)).transpose()
+    }
+}
+
+/// Whether a load is still wanted.
+#[derive(Clone)]
+struct LoadWatch {
+    cancel: Cancel,
+    is_over: Arc<AtomicBool>,
+}
+
+impl Watch for LoadWatch {
+    fn stop(&self) -> bool {
+        self.is_over.load(Relaxed) || self.cancel.is_cancelled()
+    }
+
+    fn remote(&self) -> Option<Remote> {
+        let watch = self.clone();
+        Some(Arc::new(move || watch.stop()))
     }
 }
 

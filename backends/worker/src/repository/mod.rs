@@ -78,6 +78,8 @@ pub(crate) struct Model {
     pub(crate) versions: BTreeMap<u64, Entry>,
     /// Why the directory can't be served as it stands.
     pub(crate) failure: Option<String>,
+    /// Had that another reason than its files, so that it may be served the next time?
+    pub(crate) may_pass: bool,
     /// Asked to be unloaded, and not to be loaded by itself again.
     pub(crate) is_unloaded: bool,
     /// The state of the files that this was read from.
@@ -367,7 +369,10 @@ impl Repository {
                 Ok(Found::OnDemand { number, demand, bound })
             }
             State::Loading => not_ready("still loading"),
-            State::Failed => not_ready(entry.failure.as_deref().unwrap_or("it can't be loaded")),
+            State::Failed => {
+                let why = entry.failure.as_deref().unwrap_or("it can't be loaded");
+                if entry.may_pass { not_ready(why) } else { Err(failed(name, Some(number), why)) }
+            }
             State::Unloaded(_) => not_ready("unloaded"),
         }
     }
@@ -399,7 +404,11 @@ impl Repository {
             }
             let served = self.served.load();
             let entry = served.get(model).and_then(|model| model.versions.get(&number));
-            if let Some(why) = entry.and_then(|entry| entry.failure.as_deref()) {
+            if let Some((entry, why)) = entry.and_then(|e| Some((e, e.failure.as_deref()?))) {
+                // For want of memory it fails only for now.
+                if !entry.may_pass && matches!(entry.state, State::Failed) {
+                    return Err(failed(model, Some(number), why));
+                }
                 let text = format!("model \"{model}\" version {number} is not ready: {why}");
                 return Err(Refusal::new(Reason::ModelNotReady, text));
             }
@@ -410,6 +419,13 @@ impl Repository {
         );
         Err(Refusal::new(Reason::ModelNotReady, text))
     }
+}
+
+/// A model that is not served until its files or the configuration change.
+fn failed(name: &str, number: Option<u64>, why: &str) -> Refusal {
+    let version = number.map(|number| format!(" version {number}")).unwrap_or_default();
+    let text = format!("model \"{name}\"{version} can't be loaded: {why}");
+    Refusal::new(Reason::ModelFailed, text)
 }
 
 enum Found {
@@ -454,7 +470,11 @@ impl Model {
     fn without(&self, name: &str, version: Option<&str>) -> Refusal {
         match (&self.failure, version) {
             (Some(failure), _) if self.versions.is_empty() => {
-                Refusal::new(Reason::ModelNotReady, format!("model \"{name}\": {failure}"))
+                if self.may_pass {
+                    let text = format!("model \"{name}\": {failure}");
+                    return Refusal::new(Reason::ModelNotReady, text);
+                }
+                failed(name, None, failure)
             }
             (_, version) => {
                 let served: Vec<_> = self.versions.keys().map(u64::to_string).collect();

@@ -90,6 +90,11 @@ impl ModelFiles {
         Ok(Self { root: root.canonicalize()?, max_model, engines })
     }
 
+    /// The engines that run models.
+    pub(crate) fn engines(&self) -> &Engines {
+        &self.engines
+    }
+
     /// Names of all models, sorted.
     ///
     /// # Errors
@@ -131,8 +136,8 @@ impl ModelFiles {
         Ok(Found { config, numbers })
     }
 
-    /// Finds the file of one version's model, and the engine for it: the one of the name `wanted`, or
-    /// else the first that reads a file that is there.
+    /// Finds the files of one version's model, and the engines for them: the one of the name `wanted`, or
+    /// else those that read a file that is there, the preferred first. There is at least one.
     ///
     /// # Errors
     /// There is no such file.
@@ -141,15 +146,21 @@ impl ModelFiles {
         name: &str,
         number: u64,
         wanted: Option<&str>,
-    ) -> Result<Located, LoadError> {
+    ) -> Result<Vec<Located>, LoadError> {
         let folder = Path::new(name).join(number.to_string());
         let has = |file: &str| match self.root.join(&folder).join(file).symlink_metadata() {
             Ok(_) => true,
             // Opening it reports any other error.
             Err(error) => error.kind() != io::ErrorKind::NotFound,
         };
-        if let Some((engine, file)) = self.engines.choose(wanted, has) {
-            return Ok(Located { engine: Arc::clone(engine), file, path: folder.join(file) });
+        let found = self.engines.choose(wanted, has).into_iter().map(|(engine, file)| Located {
+            engine: Arc::clone(engine),
+            file,
+            path: folder.join(file),
+        });
+        let found: Vec<_> = found.collect();
+        if !found.is_empty() {
+            return Ok(found);
         }
         let path = folder.join(self.engines.files(wanted).join(" or "));
         Err(LoadError::of_io(&path.display(), &rustix::io::Errno::NOENT.into()))
@@ -188,7 +199,9 @@ impl ModelFiles {
                 return Err(forebay_engine::LoadError::Refused(text));
             }
             let read = self.read(&path, left.get()).map_err(|error| match error {
-                LoadError::Bad(text) => forebay_engine::LoadError::Refused(text),
+                LoadError::Bad(text) | LoadError::Unsupported(text) => {
+                    forebay_engine::LoadError::Refused(text)
+                }
                 other => forebay_engine::LoadError::Passing(other.to_string()),
             })?;
             left.set(left.get().saturating_sub(read.len() as u64));

@@ -131,13 +131,15 @@ impl Models {
     ) -> String {
         let text = failure.to_string();
         tracing::error!(model = name, failure = text, "model can't be served");
+        let may_pass = matches!(failure, LoadError::Passing(_));
         self.change(cancel, |served| {
             let old = served.get(name).map(|old| Model::clone(old));
             let mut model = old.unwrap_or_else(|| self.new_model(ModelConfig::default()));
             (model.failure, model.stamp) = (Some(text.clone()), stamp);
+            model.may_pass = may_pass;
             served.insert(name.to_owned(), Arc::new(model));
         });
-        self.try_again(name, matches!(failure, LoadError::Passing(_)), cancel);
+        self.try_again(name, may_pass, cancel);
         text
     }
 
@@ -216,7 +218,8 @@ impl Models {
             let may_pass = versions.values().any(|entry| entry.may_pass);
             let Target { config, line, stamp, .. } = target;
             let (failure, is_unloaded) = (None, false);
-            let model = Model { config, line, versions, failure, is_unloaded, stamp };
+            let model =
+                Model { config, line, versions, failure, may_pass: false, is_unloaded, stamp };
             served.insert(name.to_owned(), Arc::new(model));
             (retired, may_pass)
         });
@@ -245,6 +248,7 @@ impl Models {
             line: Arc::new(self.queue.open(line)),
             versions: BTreeMap::new(),
             failure: None,
+            may_pass: false,
             is_unloaded: false,
             stamp: None,
         }

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::io::{self, BufRead, Read, Write};
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
@@ -65,6 +66,8 @@ struct Order {
     engine: String,
     /// Name of the model's file.
     file: String,
+    /// The key of that name.
+    onnxruntime: PathBuf,
     options: LoadOptions,
 }
 
@@ -84,12 +87,18 @@ pub(crate) struct Sandbox {
     program: Vec<OsString>,
     memory: u64,
     limit: Duration,
+    onnxruntime: PathBuf,
 }
 
 impl Sandbox {
     pub(crate) fn of(options: &Options) -> Self {
         let program = options.program.clone();
-        Self { program, memory: options.load_memory, limit: options.load_timeout }
+        Self {
+            program,
+            memory: options.load_memory,
+            limit: options.load_timeout,
+            onnxruntime: options.onnxruntime.clone(),
+        }
     }
 
     /// Loads a model once in a child; `None` if there is no program to do it with.
@@ -113,6 +122,7 @@ impl Sandbox {
             seconds: seconds as u64,
             engine: candidate.engine.to_owned(),
             file: candidate.file.name.to_owned(),
+            onnxruntime: self.onnxruntime.clone(),
             options: options.clone(),
         };
         let order = serde_json::to_vec(&order).map_err(|error| error.to_string())?;
@@ -127,7 +137,9 @@ impl Sandbox {
             return Err(LoadError::cancelled());
         }
         let said = said.ok_or_else(|| {
-            format!("its first load, in a process of its own, did not end within {limit:?}")
+            let text =
+                format!("its first load, in a process of its own, did not end within {limit:?}");
+            LoadError::Unsupported(text)
         })?;
         match serde_json::from_slice::<Answer>(&said.answer) {
             Ok(answer) => Ok(answer.map(Some)?),
@@ -147,7 +159,7 @@ impl Sandbox {
             OWN_FAULTS.iter().any(|fault| fault.as_raw() == signal)
         });
         if is_own_fault {
-            LoadError::Bad(format!(
+            LoadError::Unsupported(format!(
                 "its first load ended the process of its own ({status}{words}), which may take {memory} \
                  bytes of memory (load_memory) and {limit:?} of processor time"
             ))
@@ -257,7 +269,7 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn load(order: &Order, bytes: &[u8]) -> Answer {
-    let engines = engines::all();
+    let engines = engines::with(&order.onnxruntime).map_err(EngineError::Refused)?;
     let engine = engines
         .get(&order.engine)
         .ok_or_else(|| EngineError::Refused(format!("unknown engine \"{}\"", order.engine)))?;
@@ -301,7 +313,8 @@ mod tests {
     fn tried(script: &str, limit: Duration) -> LoadError {
         let script = format!("ulimit -c 0; {script}");
         let program = ["/bin/sh", "-c", &script].map(OsString::from).to_vec();
-        let sandbox = Sandbox { program, memory: 1 << 30, limit };
+        let onnxruntime = PathBuf::from("off");
+        let sandbox = Sandbox { program, memory: 1 << 30, limit, onnxruntime };
         sandbox.profile(MODEL, &LoadOptions::default(), &Cancel::new()).unwrap_err()
     }
 
@@ -310,7 +323,10 @@ mod tests {
         let limit = Duration::from_secs(60);
         for end in ["ABRT", "BUS", "FPE", "ILL", "SEGV", "SYS", "TRAP", "XCPU"] {
             let failure = tried(&format!("kill -{end} $$"), limit);
-            assert!(matches!(&failure, LoadError::Bad(text) if text.contains(end)), "{failure:?}");
+            assert!(
+                matches!(&failure, LoadError::Unsupported(text) if text.contains(end)),
+                "{failure:?}"
+            );
         }
         for end in ["KILL", "TERM", "USR1"] {
             let failure = tried(&format!("kill -{end} $$"), limit);
@@ -321,12 +337,13 @@ mod tests {
         }
         for status in [0, 1] {
             let failure = tried(&format!("exit {status}"), limit);
-            assert!(matches!(failure, LoadError::Bad(_)), "{failure:?}");
+            assert!(matches!(failure, LoadError::Unsupported(_)), "{failure:?}");
         }
         let failure = tried("exit 75", limit);
         assert!(matches!(failure, LoadError::Passing(_)), "{failure:?}");
         let program = vec![OsString::from("/nowhere/to/be/found")];
-        let none = Sandbox { program, memory: 0, limit };
+        let onnxruntime = PathBuf::from("off");
+        let none = Sandbox { program, memory: 0, limit, onnxruntime };
         let failure = none.profile(MODEL, &LoadOptions::default(), &Cancel::new()).unwrap_err();
         assert!(
             failure.to_string().contains("can't start a process for its first load: No such file"),
@@ -350,7 +367,7 @@ mod tests {
         let script = format!("echo $$ > {}; exec sleep 1000", file.display());
         let failure = tried(&script, Duration::from_secs(1));
         let text = "its first load, in a process of its own, did not end within 1s";
-        assert_eq!(failure, LoadError::Bad(text.to_owned()));
+        assert_eq!(failure, LoadError::Unsupported(text.to_owned()));
         // Where the machine is so busy that it had not begun, there is nothing to look for.
         if let Ok(child) = std::fs::read_to_string(&file) {
             assert!(child.is_empty() || !Path::new("/proc").join(child.trim()).exists(), "{child}");

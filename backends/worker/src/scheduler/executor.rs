@@ -14,18 +14,18 @@ use crate::refusal::Refusal;
 use crate::repository::Repository;
 use crate::repository::command::Command;
 use crate::repository::version::Version;
-use crate::scheduler::job::Job;
+use crate::scheduler::job::{Client, Job};
 use crate::scheduler::queue::{Account, Batch, Queue};
 use crate::scheduler::watchdog::{Entry, Seat, Watchdog};
 use crate::telemetry::load_report::LoadMonitor;
-use forebay_engine::{RunError, Watch};
+use forebay_engine::{Remote, RunError, Watch};
 use forebay_process::limit::CLIENT;
 use forebay_protocol::Reason;
 use forebay_protocol::oip::Tensor;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// Stack of an executor: engines recurse little, their kernels keep tiles on the stack; a run that is
@@ -224,7 +224,7 @@ impl Run<'_> {
             started: Instant::now(),
             lent: Cell::new(Duration::ZERO),
             asked: Cell::new(None),
-            is_over: Cell::new(false),
+            is_over: Arc::default(),
         };
         let inputs: Vec<&[Tensor]> = jobs.iter().map(|job| job.inputs.as_slice()).collect();
         let loaded = &self.version.loaded;
@@ -242,7 +242,7 @@ impl Run<'_> {
                 let check = |outputs| refuse_non_finite(outputs, self.version);
                 Ok(outputs.into_iter().map(check).collect())
             }
-            Err(RunError::Cancelled) if watch.is_over.get() => {
+            Err(RunError::Cancelled) if watch.is_over.load(Relaxed) => {
                 self.version.stats.overran();
                 Err(Failure::Overrun)
             }
@@ -287,7 +287,7 @@ struct BatchWatch<'a> {
     /// Time of the last check whether another job needs it.
     asked: Cell<Option<Instant>>,
     /// Stopped because it took too long.
-    is_over: Cell<bool>,
+    is_over: Arc<AtomicBool>,
 }
 
 impl BatchWatch<'_> {
@@ -315,9 +315,9 @@ impl Watch for BatchWatch<'_> {
     fn stop(&self) -> bool {
         let now = Instant::now();
         if self.took(now) > self.run.version.config.max_execution {
-            self.is_over.set(true);
+            self.is_over.store(true, Relaxed);
         }
-        if self.is_over.get() || self.jobs.iter().all(|job| job.is_pointless(now)) {
+        if self.is_over.load(Relaxed) || self.jobs.iter().all(|job| job.is_pointless(now)) {
             return true;
         }
         self.lend(now);
@@ -326,6 +326,23 @@ impl Watch for BatchWatch<'_> {
 
     fn elsewhere(&self) -> Duration {
         self.lent.get()
+    }
+
+    fn remote(&self) -> Option<Remote> {
+        let until = self.started + self.lent.get() + self.run.version.config.max_execution;
+        let is_over = Arc::clone(&self.is_over);
+        let clients = self.jobs.iter().map(|job| (Arc::clone(&job.client), job.deadline));
+        let clients: Vec<_> = clients.collect();
+        Some(Arc::new(move || {
+            let now = Instant::now();
+            if now > until {
+                is_over.store(true, Relaxed);
+            }
+            let is_pointless = |(client, deadline): &(Arc<Client>, Option<Instant>)| {
+                client.has_no_use(*deadline, now)
+            };
+            is_over.load(Relaxed) || clients.iter().all(is_pointless)
+        }))
     }
 }
 

@@ -39,7 +39,14 @@ pub(crate) struct Client {
 impl Job {
     /// Whether the client has left, or the result would be too late.
     pub(crate) fn is_pointless(&self, now: Instant) -> bool {
-        self.client.left.load(Relaxed) || self.deadline.is_some_and(|at| now >= at)
+        self.client.has_no_use(self.deadline, now)
+    }
+}
+
+impl Client {
+    /// Whether it has left, or a result would be too late for it.
+    pub(crate) fn has_no_use(&self, deadline: Option<Instant>, now: Instant) -> bool {
+        self.left.load(Relaxed) || deadline.is_some_and(|at| now >= at)
     }
 }
 

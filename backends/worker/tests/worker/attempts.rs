@@ -125,6 +125,7 @@ async fn processor_time_ends_with_a_signal_of_its_own() {
         "memory": 4_u64 << 30,
         "seconds": 1,
         "engine": "tract",
+        "onnxruntime": "off",
         "file": "model.onnx",
         "options": options,
     });

@@ -247,7 +247,7 @@ async fn a_model_that_does_not_answer_as_recorded_is_not_served() {
     scratch.write("arith/examples/sum.expected.json", expected);
     let worker = start_with(&scratch, 1, &[("arith", "")]).await;
     let answer = infer(&worker, "arith", arith_body(1.0, 2.0)).await;
-    answer.refused(503, "model_not_ready", "example \"sum\": output \"difference\"");
+    answer.refused(501, "model_failed", "example \"sum\": output \"difference\"");
     // Within the tolerance that its operator allows, it is.
     let worker = start_with(&scratch, 1, &[("arith", "tolerance = 0.02")]).await;
     assert_eq!(infer(&worker, "arith", arith_body(1.0, 2.0)).await.status, 200);

@@ -290,7 +290,7 @@ async fn a_tokenizer_or_pooling_that_does_not_fit_keeps_a_model_from_being_serve
         }
         let worker = start(options(scratch.path().to_owned())).await;
         let answer = post(&worker, "/v1/embeddings", r#"{"model":"embed","input":"a"}"#).await;
-        refused(&answer, 503, "server_error", "model_not_ready", part);
+        refused(&answer, 501, "server_error", "model_failed", part);
     }
     let scratch = Scratch::new("no-encoder");
     scratch.write("arith/1/model.onnx", Scratch::model("arith"));
@@ -301,5 +301,5 @@ async fn a_tokenizer_or_pooling_that_does_not_fit_keeps_a_model_from_being_serve
     );
     let worker = start(options(scratch.path().to_owned())).await;
     let answer = post(&worker, "/v1/embeddings", r#"{"model":"arith","input":"a"}"#).await;
-    refused(&answer, 503, "server_error", "model_not_ready", "expected inputs of input_ids");
+    refused(&answer, 501, "server_error", "model_failed", "expected inputs of input_ids");
 }

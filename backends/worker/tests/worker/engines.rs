@@ -196,10 +196,10 @@ async fn model_toml_names_the_engine_where_files_of_several_lie() {
     for (model, part) in [
         ("lacking", "lacking/1/model.columns: No such file"),
         ("empty", "empty/1/model.onnx or model.columns: No such file"),
-        ("unknown", "expected \"tract\" or \"identity\", found \"cuda\""),
+        ("unknown", "expected \"tract\" or \"identity\" or \"auto\", found \"cuda\""),
         ("build", "expected no build: there is no choice, found \"own\""),
     ] {
-        infer(&worker, model, "{}").await.refused(503, "model_not_ready", part);
+        infer(&worker, model, "{}").await.refused(501, "model_failed", part);
     }
     // The same files in another engine's hands.
     scratch.write("named/model.toml", "engine = \"tract\"");

@@ -160,7 +160,7 @@ async fn labels_that_are_not_there_or_lead_out_keep_a_model_from_being_served() 
         ("path", "the name of a file in the model's directory"),
     ] {
         let answer = infer(&worker, name, arith_body(1.0, 1.0)).await;
-        answer.refused(503, "model_not_ready", part);
+        answer.refused(501, "model_failed", part);
     }
 }
 

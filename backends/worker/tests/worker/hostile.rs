@@ -54,7 +54,7 @@ async fn hostile_models_are_refused_in_words_and_the_others_are_served() {
         assert_eq!(entry["state"], "UNAVAILABLE", "{entry}");
         assert!(reason.contains(part), "{name}: expected \"{part}\", found \"{reason}\"");
         let answer = infer(&worker, name, arith_body(1.0, 1.0)).await;
-        answer.refused(503, "model_not_ready", part);
+        answer.refused(501, "model_failed", part);
     }
     assert_eq!(get(&worker, "/v2/health/ready").await.status, 200);
     let outputs = infer(&worker, "good", arith_body(1.0, 2.0)).await.outputs();
@@ -76,7 +76,7 @@ async fn a_load_that_does_not_end_is_given_up_and_the_others_are_served() {
     let load_timeout = Duration::from_millis(300);
     let worker = start(Options { load_timeout, ..options(scratch.path().to_owned()) }).await;
     let answer = get(&worker, "/v2/models/a/ready").await;
-    answer.refused(503, "model_not_ready", "did not end within 300ms and was given up");
+    answer.refused(501, "model_failed", "did not end within 300ms and was given up");
     assert_eq!(infer(&worker, "good", arith_body(1.0, 1.0)).await.status, 200);
 }
 
@@ -102,7 +102,7 @@ async fn a_file_with_a_second_name_or_beyond_the_limit_is_refused() {
         ("large", "expected at most 2048 bytes, found 4096"),
     ] {
         let answer = infer(&worker, name, arith_body(1.0, 1.0)).await;
-        answer.refused(503, "model_not_ready", part);
+        answer.refused(501, "model_failed", part);
     }
     assert_eq!(infer(&worker, "good", arith_body(1.0, 1.0)).await.status, 200);
 }

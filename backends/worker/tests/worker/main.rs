@@ -18,6 +18,7 @@ mod hostile;
 mod live;
 mod load;
 mod models;
+mod onnxruntime;
 mod process;
 mod protocol;
 mod repository;

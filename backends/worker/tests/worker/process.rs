@@ -419,3 +419,16 @@ async fn a_synthetic_worker_is_not_ready_before_it_closes_and_a_second_signal_en
     signal(&child, "-TERM").await;
     assert_eq!(exit_code(&mut child).await, Some(0));
 }
+
+#[tokio::test]
+async fn a_library_of_onnx_runtime_that_is_not_there_is_a_mistake_of_the_command_line() {
+    let (status, _, errors) = output(&["--onnxruntime", "/nowhere/libonnxruntime.so"]).await;
+    assert_eq!(status, Some(2), "{errors}");
+    let words =
+        "onnxruntime: expected libonnxruntime.so, or a folder with it, found none at /nowhere";
+    assert!(errors.contains(words), "{errors}");
+    let (status, said, _) = output(&["check", "--against", "tractor", "x"]).await;
+    assert_eq!(status, Some(2), "{said}");
+    let words = "--against: expected tract or onnxruntime, found \"tractor\"";
+    assert!(said.contains(words), "{said}");
+}

@@ -46,9 +46,9 @@ async fn broken_models_are_named_and_the_others_are_served() {
         assert!(reason.contains(part), "{name}: expected \"{part}\", found \"{reason}\"");
         for path in ["", "/ready", "/config"] {
             let answer = get(&worker, &format!("/v2/models/{name}{path}")).await;
-            answer.refused(503, "model_not_ready", part);
+            answer.refused(501, "model_failed", part);
         }
-        infer(&worker, name, "{}").await.refused(503, "model_not_ready", part);
+        infer(&worker, name, "{}").await.refused(501, "model_failed", part);
     }
     let metrics = get(&worker, "/metrics").await.text();
     assert!(metrics.contains(r#"forebay_worker_model_ready{model="truncated",version="1"} 0"#));
@@ -74,7 +74,7 @@ async fn links_that_lead_out_of_the_repository_are_refused() {
     let worker = start(options(scratch.path().to_owned())).await;
     for name in ["model-link", "version-link", "file-link", "toml-link"] {
         let answer = infer(&worker, name, arith_body(1.0, 1.0)).await;
-        answer.refused(503, "model_not_ready", "leads out of the repository");
+        answer.refused(501, "model_failed", "leads out of the repository");
     }
     for name in ["inner", "alias"] {
         assert_eq!(infer(&worker, name, arith_body(1.0, 1.0)).await.status, 200, "{name}");
@@ -102,7 +102,7 @@ async fn versions_are_served_by_policy() {
         assert_eq!(answer["model_version"], *expected.last().unwrap(), "the newest by default");
     }
     let gone = get(&worker, "/v2/models/gone/ready").await;
-    gone.refused(503, "model_not_ready", "expected version 7, found only [1, 2, 10]");
+    gone.refused(501, "model_failed", "expected version 7, found only [1, 2, 10]");
 }
 
 #[tokio::test]

@@ -52,7 +52,7 @@ async fn a_quantised_graph_is_refused_and_one_that_answers_wrongly_even_if_it_is
     let worker = start(options(scratch.path().to_owned())).await;
     let sent = || read("examples/softmax.json");
     let strict = infer(&worker, "strict", sent()).await;
-    strict.refused(503, "model_not_ready", "may give wrong results here");
+    strict.refused(501, "model_failed", "may give wrong results here");
     let expected: serde_json::Value =
         serde_json::from_slice(&read("examples/softmax.expected.json")).unwrap();
     let expected = &expected["outputs"][0]["data"];
@@ -67,6 +67,6 @@ async fn a_quantised_graph_is_refused_and_one_that_answers_wrongly_even_if_it_is
     if is_right {
         assert_eq!(allowed.status, 200, "{}", allowed.text());
     } else {
-        allowed.refused(503, "model_not_ready", "example \"softmax\": output \"y\"");
+        allowed.refused(501, "model_failed", "example \"softmax\": output \"y\"");
     }
 }

@@ -146,6 +146,8 @@ reasons! {
     // --- the endpoint's
     /// The model is in the repository, but not loaded and warmed yet.
     ModelNotReady = "model_not_ready", SERVICE_UNAVAILABLE, Unavailable, Endpoint, true;
+    /// The model is in the repository, but can't be loaded until its files or the worker's configuration change.
+    ModelFailed = "model_failed", NOT_IMPLEMENTED, Unimplemented, Endpoint, false;
     /// The model could not be loaded; versions that were served before are still served.
     LoadFailed = "load_failed", INTERNAL_SERVER_ERROR, Internal, Endpoint, false;
     /// The server is shutting down and accepts no new requests.

@@ -1,23 +1,36 @@
 //! Rows of several requests, run as one: joined before the engine, split exactly behind it.
 
 use crate::RunError;
-use crate::tensor::to_tract;
 use forebay_protocol::oip::{Data, Tensor};
+use std::borrow::Cow;
 use std::ops::Range;
-use tract_onnx::prelude as tract;
 
 /// Requests whose rows stand one below the other.
-pub(crate) struct Joined<'a> {
+#[derive(Debug)]
+pub struct Joined<'a> {
     /// Inputs of each request in the model's order.
     requests: Vec<Vec<&'a Tensor>>,
     /// Rows of each request.
     rows: Vec<usize>,
 }
 
+/// One input of joined requests.
+#[derive(Debug)]
+pub struct Input<'a> {
+    /// The tensor that holds its elements: a request's own where nothing had to be joined.
+    pub data: Cow<'a, Data>,
+    /// Those of them that belong to it.
+    pub elements: Range<usize>,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
 impl<'a> Joined<'a> {
+    /// Requests with the inputs of each in the model's order; at least one.
+    ///
     /// # Errors
     /// Inputs of one request differ in their number of rows, or requests in the shape of a row.
-    pub(crate) fn new(requests: Vec<Vec<&'a Tensor>>) -> Result<Self, RunError> {
+    pub fn new(requests: Vec<Vec<&'a Tensor>>) -> Result<Self, RunError> {
         let rows = requests.iter().map(|inputs| rows(inputs)).collect::<Result<Vec<_>, _>>()?;
         let fits = |inputs: &Vec<&Tensor>| {
             inputs.iter().zip(&requests[0]).all(|(a, b)| a.shape[1..] == b.shape[1..])
@@ -30,12 +43,12 @@ impl<'a> Joined<'a> {
     }
 
     /// Rows of all requests together.
-    pub(crate) fn rows(&self) -> usize {
+    pub fn rows(&self) -> usize {
         self.rows.iter().sum()
     }
 
     /// Shape of input `index` with so many rows.
-    pub(crate) fn shape(&self, index: usize, rows: usize) -> Vec<usize> {
+    pub fn shape(&self, index: usize, rows: usize) -> Vec<usize> {
         let mut shape = self.requests[0][index].shape.clone();
         shape[0] = rows;
         shape
@@ -44,21 +57,22 @@ impl<'a> Joined<'a> {
     /// The rows `range` of input `index`; the last of them is repeated until there are `bucket`.
     ///
     /// # Errors
-    /// The engine can't take the datatype.
-    pub(crate) fn input(
+    /// The requests' datatypes differ.
+    pub fn input(
         &self,
         index: usize,
         range: Range<usize>,
         bucket: usize,
-    ) -> Result<tract::Tensor, RunError> {
+    ) -> Result<Input<'a>, RunError> {
         let shape = self.shape(index, bucket);
         let row: usize = shape[1..].iter().product();
         let parts = self.parts(index, range.clone());
         if let [(only, elements)] = parts.as_slice()
             && range.len() == bucket
         {
-            // Nothing to join: one copy, from the request into the engine.
-            return to_tract(&only.data, elements.clone(), &shape).map_err(RunError::Input);
+            // Nothing to join: the engine reads it where it is.
+            let (data, elements) = (Cow::Borrowed(&only.data), elements.clone());
+            return Ok(Input { data, elements, shape });
         }
         let mut whole: Option<Data> = None;
         let padding = parts.last().map(|(tensor, elements)| {
@@ -79,14 +93,14 @@ impl<'a> Joined<'a> {
             }
         }
         let whole = whole.ok_or_else(|| RunError::Input("expected a row or more".to_owned()))?;
-        to_tract(&whole, 0..whole.len(), &shape).map_err(RunError::Input)
+        Ok(Input { elements: 0..whole.len(), data: Cow::Owned(whole), shape })
     }
 
     /// Gives each request its rows of the outputs.
     ///
     /// # Errors
     /// The outputs do not have as many rows as the requests.
-    pub(crate) fn split(&self, outputs: Vec<Tensor>) -> Result<Vec<Vec<Tensor>>, RunError> {
+    pub fn split(&self, outputs: Vec<Tensor>) -> Result<Vec<Vec<Tensor>>, RunError> {
         if self.rows.len() == 1 {
             return Ok(vec![outputs]);
         }
@@ -116,7 +130,10 @@ impl<'a> Joined<'a> {
 }
 
 /// Joins the outputs of consecutive rows.
-pub(crate) fn concatenate(parts: Vec<Vec<Tensor>>) -> Result<Vec<Tensor>, RunError> {
+///
+/// # Errors
+/// They differ in more than their number of rows.
+pub fn concatenate(parts: Vec<Vec<Tensor>>) -> Result<Vec<Tensor>, RunError> {
     let mut parts = parts.into_iter();
     let mut whole = parts.next().unwrap_or_default();
     for part in parts {
@@ -137,7 +154,7 @@ pub(crate) fn concatenate(parts: Vec<Vec<Tensor>>) -> Result<Vec<Tensor>, RunErr
 ///
 /// # Errors
 /// An output has more rows, or fewer.
-pub(crate) fn check_rows(outputs: &[Tensor], rows: usize) -> Result<(), RunError> {
+pub fn check_rows(outputs: &[Tensor], rows: usize) -> Result<(), RunError> {
     let other = outputs.iter().find(|output| output.shape.first() != Some(&rows));
     other.map_or(Ok(()), |output| {
         let (name, shape) = (output.name.escape_debug(), &output.shape);
@@ -146,7 +163,10 @@ pub(crate) fn check_rows(outputs: &[Tensor], rows: usize) -> Result<(), RunError
 }
 
 /// The rows `range` of an output.
-pub(crate) fn cut(output: &Tensor, range: Range<usize>) -> Result<Tensor, RunError> {
+///
+/// # Errors
+/// It does not have so many.
+pub fn cut(output: &Tensor, range: Range<usize>) -> Result<Tensor, RunError> {
     let row: usize = output.shape.iter().skip(1).product();
     let data = output.data.slice(range.start * row..range.end * row);
     let (Some(data), false) = (data, output.shape.is_empty()) else {
@@ -180,9 +200,9 @@ mod tests {
     }
 
     fn bytes(joined: &Joined<'_>, range: Range<usize>, bucket: usize) -> Vec<u8> {
-        let tensor = joined.input(0, range, bucket).unwrap();
-        assert_eq!(tensor.shape(), [bucket, 2]);
-        tensor.try_as_plain_ram().unwrap().as_bytes().to_vec()
+        let input = joined.input(0, range, bucket).unwrap();
+        assert_eq!(input.shape, [bucket, 2]);
+        input.data.slice(input.elements).unwrap().into_binary().to_vec()
     }
 
     #[test]
