@@ -114,6 +114,7 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
     tasks.spawn("watchdog", Importance::Helpful, move || watched.clone().watch());
 
     let cache = Arc::new(Cache::new(&cache_memory, tasks)?);
+    cache.keep_over_restarts(tasks);
     let proxy = Proxy {
         services: Services {
             present: Arc::clone(control.snapshot()),
@@ -140,7 +141,7 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
         let admin = Admin {
             control: control.clone(),
             lifecycle: Arc::clone(&lifecycle),
-            cache,
+            cache: Arc::clone(&cache),
             listeners: listeners.iter().map(|listener| Arc::clone(&listener.connections)).collect(),
             reloader: reloader.clone(),
             prometheus,
@@ -163,9 +164,12 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
     started(&Started { listeners: addresses, admin, control });
 
     let lost = signals.wait_for_stop(&reloader, tasks).await;
+    // While the last requests are answered. Another process may be there already that reads it.
+    let persisted = tokio::spawn(cache.persist());
     let orderly = drain(&lifecycle, &server, listeners, &stop, &mut services, &mut signals).await;
     if orderly {
         supervisors_stop(supervisors, &mut signals).await;
+        let _ = persisted.await;
     } else {
         // Workers are killed with their supervisors.
         drop(supervisors);

@@ -90,6 +90,13 @@ fn stats(said: &Value) -> String {
             shared["queued_bytes"].as_u64().unwrap_or(0),
         );
     }
+    let file = &said["file"];
+    if file.is_object() {
+        let (taken, bytes) = (file["taken"].as_u64().unwrap_or(0), file["bytes"].as_u64());
+        let written = bytes.map_or("not written yet".to_owned(), |bytes| format!("{bytes} bytes"));
+        let trouble = file["trouble"].as_str().map(|why| format!("; {why}")).unwrap_or_default();
+        let _ = write!(text, "\nfile: {taken} answers taken at the start; {written}{trouble}");
+    }
     text
 }
 

@@ -24,6 +24,16 @@ forebay_config::section! {
         /// process is sealed with keys from it. Required with [cache.shared], where all proxies that share a
         /// store have the same one. Changes need a restart. Default: no secret.
         key_file: Option<PathBuf> = None, optional(path_in_file()), shown "\"tls/example.secret\"";
+        /// Whether what leaves the process is encrypted as well, with keys from the same secret. It is sealed in any
+        /// case: what others write is never given to a client.
+        encrypt: bool = false, any();
+        /// A folder in which the kept answers outlive a restart or an upgrade; it is made if it is missing. They are
+        /// written to a file there now and then and when the process is told to stop, and are as old afterwards
+        /// as they are. Without `key_file`, a secret is made in the folder. Changes need a restart. Default: memory
+        /// is empty after a restart.
+        persist: Option<PathBuf> = None, optional(path_in_file()), shown "\"/var/lib/forebay/cache\"";
+        /// Time between two writes of that file.
+        persist_interval: Duration = Duration::from_secs(300), positive();
     }
     beside {
         /// The secret in the file.
@@ -43,7 +53,10 @@ impl CacheMemory {
                 let message = "expected a file with a secret beside [cache.shared], found none";
                 table.note(shared.span(), "key_file", message);
             }
-            keys.shared = shared_store::read(&shared);
+            keys.shared = shared_store::read(&shared, keys.encrypt);
+        }
+        if !table.has("persist") {
+            table.refuse("persist_interval", "persist");
         }
         keys
     }

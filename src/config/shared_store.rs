@@ -4,7 +4,7 @@ use super::tls;
 use forebay_cache::shared::Protocol;
 use forebay_config::file::read_bytes;
 use forebay_config::form::{
-    any, bytes, one_of, optional, path_in_file, positive, required, text, within,
+    bytes, one_of, optional, path_in_file, positive, required, text, within,
 };
 use forebay_config::{Section, Table};
 use rustls::pki_types::ServerName;
@@ -50,9 +50,6 @@ forebay_config::section! {
         queue: u64 = 16 * MIB, bytes();
         /// Longer answers are kept in memory only.
         max_entry: u64 = MIB, bytes();
-        /// Whether answers are encrypted in the store. They are sealed in any case: what others write there is
-        /// never given to a client.
-        encrypt: bool = false, any();
     }
 }
 
@@ -75,8 +72,8 @@ impl PartialEq for SharedStore {
     }
 }
 
-/// Reads the table and the files that it names. Errors are noted.
-pub(super) fn read(table: &Table<'_, '_>) -> Option<SharedStore> {
+/// Reads the table and the files that it names. Errors are noted. `encrypts`: values are encrypted.
+pub(super) fn read(table: &Table<'_, '_>, encrypts: bool) -> Option<SharedStore> {
     let keys = SharedKeys::read(table);
     if keys.kind == Protocol::Memcached {
         table.refuse("database", "kind = \"redis\"");
@@ -111,7 +108,7 @@ pub(super) fn read(table: &Table<'_, '_>) -> Option<SharedStore> {
         timeout: keys.timeout,
         queue: keys.queue,
         max_answer: usize::try_from(keys.max_entry).unwrap_or(usize::MAX),
-        encrypts: keys.encrypt,
+        encrypts,
     };
     Some(SharedStore { address: keys.address.clone(), keys, settings, tls })
 }

@@ -54,7 +54,7 @@ pub fn identify(
 fn asks_by_get(identity: &Identity, head: &RequestHeader) -> bool {
     identity.call == Some(Call::Infer)
         && identity.grpc.is_none()
-        && head.method == http::Method::GET
+        && matches!(head.method, http::Method::GET | http::Method::HEAD)
         && head.uri.query().is_some_and(|query| !query.is_empty())
 }
 

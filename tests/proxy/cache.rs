@@ -3,12 +3,13 @@
 mod embeddings;
 mod freshness;
 mod get_infer;
+mod restart;
 mod shared;
 
 use crate::client::{Response, get, post, post_with};
 use crate::endpoint::{Behaviour, Endpoint};
 use crate::grpc_client::call;
-use crate::harness::{ARITH, Folder, Proxy, Worker, anywhere, eventually, test_models};
+use crate::harness::{ARITH, Folder, MAX_WAIT, Proxy, Worker, anywhere, eventually, test_models};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use forebay_protocol::grpc::{Code, infer as wire};

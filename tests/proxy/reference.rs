@@ -37,7 +37,7 @@ fn the_defaults_that_the_reference_file_states_are_the_defaults() {
                 protocol = \"tcp\"\npool = \"plain\"\n\
                 [pool.plain]\nendpoints = [\"127.0.0.1:8101\"]\n\
                 [pool.models]\nendpoints = [\"127.0.0.1:8001\", \"127.0.0.1:8002\"]\nhedge = {}\n\
-                [cache]\nkey_file = \"tls/example.secret\"\n\
+                [cache]\nkey_file = \"tls/example.secret\"\npersist = \"/var/lib/forebay/cache\"\n\
                 [cache.shared]\naddress = \"127.0.0.1:6379\"\nuser = \"forebay\"\n\
                 password_file = \"tls/example.password\"\n\
                 tls_ca = \"tls/example.pem\"\ntls_name = \"cache.internal\"\n\

@@ -54,6 +54,12 @@ impl Contents {
         facts.get(&(model, generation)).copied()
     }
 
+    /// All facts, each with the model and the generation that it is about.
+    pub fn all(&self) -> Vec<((u64, u64), Fact)> {
+        let facts = self.facts.read().unwrap_or_else(PoisonError::into_inner);
+        facts.iter().map(|(about, fact)| (*about, *fact)).collect()
+    }
+
     /// Notes what an answer has stated.
     pub fn learn(&self, model: u64, generation: u64, fact: Fact) {
         if generation == 0 || self.of(model, generation) == Some(fact) {
@@ -79,6 +85,7 @@ mod tests {
         assert_eq!(contents.of(1, 5), None);
         contents.learn(1, 5, fact(77));
         contents.learn(1, 0, fact(78));
+        assert_eq!(contents.all(), [((1, 5), fact(77))]);
         assert_eq!(contents.of(1, 5), Some(fact(77)));
         assert_eq!(contents.of(1, 0), Some(Fact::UNSTATED));
         assert_eq!((contents.of(2, 5), contents.of(1, 6)), (None, None));

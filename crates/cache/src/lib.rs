@@ -9,7 +9,7 @@
 //! [`store`] keeps answers, bounded in bytes; [`flight`] lets equal questions that are asked at once be
 //! answered together; [`rows`] takes batches apart, and [`embeddings`] lists of texts; [`contents`] knows which content of a model is served now, and [`absent`] which models
 //! are not there; [`control`] reads what a client says about caching. [`shared`] is a store beyond this process, for which
-//! entries become [records](record) that are [`sealed`].
+//! entries become [records](record) that are [`sealed`], and [`snapshot`] is a file of them.
 
 pub mod absent;
 pub mod answer;
@@ -22,6 +22,7 @@ pub mod record;
 pub mod rows;
 pub mod sealed;
 pub mod shared;
+pub mod snapshot;
 pub mod store;
 
 pub use absent::Absences;

@@ -77,7 +77,8 @@ struct Evicted {
     entries: AtomicU64,
 }
 
-type Key = (Question, Content);
+/// A question to a content of the model.
+pub type Key = (Question, Content);
 
 #[derive(Clone)]
 struct Size;
@@ -152,6 +153,18 @@ impl Store {
     /// Keeps an answer.
     pub fn insert(&self, question: Question, content: Content, entry: Arc<Entry>) {
         self.cache.insert((question, content), entry);
+    }
+
+    /// Keeps an answer, unless there is one already.
+    pub fn insert_if_new(&self, question: Question, content: Content, entry: Arc<Entry>) {
+        if !self.cache.contains_key(&(question, content)) {
+            self.insert(question, content, entry);
+        }
+    }
+
+    /// All entries, while others come and go.
+    pub fn entries(&self) -> impl Iterator<Item = (Key, Arc<Entry>)> {
+        self.cache.iter()
     }
 
     /// Forgets the entries that are `meant`; returns their number.
@@ -261,6 +274,18 @@ mod tests {
         assert!(store.get(question(1), CONTENT, Duration::from_secs(120)).is_none());
         assert_eq!((store.len(), store.expired()), (0, 1));
         assert!(store.get(question(1), CONTENT, NOW).is_none());
+    }
+
+    #[test]
+    fn all_entries_can_be_had_and_none_is_replaced_by_an_older_one() {
+        let store = Store::new(1 << 20);
+        for number in 0..100 {
+            store.insert(question(number), CONTENT, entry("new", 10, 60));
+            store.insert_if_new(question(number + 50), CONTENT, entry("old", 10, 60));
+        }
+        let all: Vec<_> = store.entries().collect();
+        assert_eq!(all.len(), 150);
+        assert_eq!(all.iter().filter(|(_, entry)| &*entry.model == "old").count(), 50);
     }
 
     #[test]

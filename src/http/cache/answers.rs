@@ -1,5 +1,6 @@
 //! The kept answers of the process, and what is known of the models that give them.
 
+use super::persist::Persistence;
 use super::shared;
 use super::time::now;
 use crate::clock;
@@ -27,6 +28,8 @@ pub struct Cache {
     pub(super) store: Store,
     /// Answers that other proxies have as well.
     pub(super) shared: Option<Arc<Tier>>,
+    /// A file that outlives the process.
+    pub(super) persistence: Option<Persistence>,
     pub(super) flights: Flights<Arc<Entry>>,
     pub(super) contents: Contents,
     pub(super) absences: Absences,
@@ -42,15 +45,18 @@ impl Cache {
     /// # Errors
     /// The system has no random numbers for its key.
     pub fn new(settings: &CacheMemory, tasks: &Supervisor) -> anyhow::Result<Self> {
-        let key = match &settings.secret {
-            // With the same secret, proxies ask the same questions.
-            Some(secret) => secret.0.key("questions"),
+        let persistence = Persistence::open(settings);
+        let secret = settings.secret.as_ref().map(|secret| &secret.0);
+        let key = match secret.or(persistence.as_ref().map(Persistence::secret)) {
+            // With the same secret, other processes ask the same questions.
+            Some(secret) => secret.key("questions"),
             None => random_key()?,
         };
         Ok(Self {
             hasher: Hasher::new(key),
             store: Store::new(settings.memory),
             shared: shared::start(settings, tasks),
+            persistence,
             flights: Flights::default(),
             contents: Contents::default(),
             absences: Absences::default(),

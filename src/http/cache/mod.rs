@@ -8,7 +8,7 @@
 //!
 //! [`look_up`](look_up()) is met before the attempts, [`keep`](keep()) behind them. [`answers`] are
 //! those that are kept, [`ask`] reads the question, [`message`] the forms of requests and answers, [`give`]
-//! answers a client from memory, [`shared`] starts a store behind the memory that [`fetch`] asks, [`rows`] takes batches apart, [`stale`] decides on answers whose time is up,
+//! answers a client from memory, [`persist`] has a file that outlives the process, which [`restart`] reads and writes, [`shared`] starts a store behind the memory that [`fetch`] asks, [`rows`] takes batches apart, [`stale`] decides on answers whose time is up,
 //! [`conditional`] is for caches between clients and the proxy, and [`operate`] for the operator.
 
 mod answers;
@@ -21,6 +21,8 @@ mod look_up;
 mod message;
 pub mod operate;
 pub mod outcome;
+mod persist;
+mod restart;
 mod rows;
 mod shared;
 mod stale;

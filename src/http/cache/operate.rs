@@ -1,6 +1,7 @@
 //! The operator's view of the cache, and purges.
 
 use super::answers::Cache;
+use super::persist::{self, Persistence};
 use crate::http::identify;
 use forebay_cache::Entry;
 use forebay_cache::shared::{State, Tier};
@@ -31,6 +32,8 @@ pub struct Status {
     waiting: usize,
     /// The store that is shared with other proxies.
     shared: Option<SharedStatus>,
+    /// The file that outlives the process.
+    file: Option<persist::State>,
 }
 
 impl fmt::Display for Status {
@@ -135,6 +138,9 @@ impl Cache {
             Some(tier) => Some(tier.purge().await),
             None => None,
         };
+        if let Some(file) = &self.persistence {
+            file.purge();
+        }
         let purged = self.store.purge(|entry| purge.means(entry));
         self.purged.fetch_add(purged as u64, Relaxed);
         Purged { purged, shared }
@@ -152,6 +158,7 @@ impl Cache {
             under_way: self.flights.len(),
             waiting: self.flights.waiting(),
             shared: self.shared.as_deref().map(SharedStatus::of),
+            file: self.persistence.as_ref().map(Persistence::state),
         }
     }
 

@@ -138,10 +138,10 @@ impl Outcome {
                 format!("forebay; hit; ttl={}", left.as_secs()).into()
             }
             Self::Stale { over, on_error: false, .. } => {
-                format!("forebay; hit; ttl=-{}", over.as_secs()).into()
+                format!("forebay; hit; ttl=-{}", over.as_secs().max(1)).into()
             }
             Self::Stale { over, on_error: true, .. } => {
-                format!("forebay; hit; ttl=-{}; detail=error", over.as_secs()).into()
+                format!("forebay; hit; ttl=-{}; detail=error", over.as_secs().max(1)).into()
             }
             Self::Rows { kept, all } => {
                 format!("forebay; fwd=partial; detail=\"{kept} of {all} rows\"").into()

@@ -152,15 +152,18 @@ fn frame(
         head.remove_header(&http::header::CONTENT_LENGTH);
         return Ok(());
     }
-    let has_no_body = asked.method == Method::HEAD || head.status == StatusCode::NOT_MODIFIED;
+    let length = body.map(|body| body.iter().map(Bytes::len).sum::<usize>());
+    let is_head = asked.method == Method::HEAD;
+    // An endpoint that answers HEAD states a length without a body; where GET was asked in its place, there is one.
+    if let Some(length) = length.filter(|length| is_head && *length > 0) {
+        return head.insert_header(http::header::CONTENT_LENGTH, length);
+    }
+    let has_no_body = is_head || head.status == StatusCode::NOT_MODIFIED;
     if has_no_body || head.headers.contains_key(http::header::CONTENT_LENGTH) && body.is_none() {
         return Ok(());
     }
-    match body {
-        Some(body) => {
-            let length: usize = body.iter().map(Bytes::len).sum();
-            head.insert_header(http::header::CONTENT_LENGTH, length)
-        }
+    match length {
+        Some(length) => head.insert_header(http::header::CONTENT_LENGTH, length),
         // A client that knows no chunks reads until the connection closes.
         None if asked.version == Version::HTTP_10 => Ok(()),
         None => head.insert_header(http::header::TRANSFER_ENCODING, "chunked"),

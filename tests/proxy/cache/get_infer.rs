@@ -1,7 +1,7 @@
 //! Inferences by GET, which caches between clients and the proxy may keep.
 
 use super::*;
-use crate::client::get_with;
+use crate::client::{get_with, raw};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
@@ -42,6 +42,30 @@ async fn an_inference_by_get_is_the_same_as_by_post() {
     let whole: serde_json::Value = serde_json::from_str(ARITH).unwrap();
     let inputs = path("arith", whole["inputs"].to_string().as_bytes());
     assert!(is_hit(&get(proxy.address, &inputs).await));
+}
+
+#[tokio::test]
+async fn head_is_answered_as_get_is_without_the_body() {
+    let worker = Worker::start(anywhere()).await;
+    let proxy = in_front_of(worker.address, "public = true").await;
+    for (model, status) in [("arith", "200"), ("arith", "200"), ("none", "404")] {
+        let asked = path(model, ARITH.as_bytes());
+        let got = get(proxy.address, &asked).await;
+        let head = format!("HEAD {asked} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        let (text, _) = raw(proxy.address, head.as_bytes(), MAX_WAIT).await;
+        let text = text.to_lowercase();
+        assert!(text.starts_with(&format!("http/1.1 {status}")), "{text}");
+        assert!(text.ends_with("\r\n\r\n") && text.matches("\r\n\r\n").count() == 1, "{text}");
+        let length = format!("\r\ncontent-length: {}\r\n", got.body.len());
+        assert!(text.contains(&length) || status == "404", "{text}");
+        for name in ["etag", "content-type"] {
+            assert!(
+                text.contains(&format!("\r\n{name}: {}", got.header(name)).to_lowercase())
+                    || status == "404",
+                "{text}"
+            );
+        }
+    }
 }
 
 #[tokio::test]

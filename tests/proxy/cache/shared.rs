@@ -89,8 +89,7 @@ async fn a_client_of_the_cache_alone_is_answered_from_the_store_as_well() {
     let key = folder.0.join("cache.key");
     std::fs::write(&key, "a secret of the test, long enough").unwrap();
     let text = format!(
-        "{}[cache]\nkey_file = {key:?}\n[cache.shared]\nkind = \"memcached\"\n\
-         encrypt = true\naddress = \"{}\"\ntimeout = \"1s\"\n",
+        "{}[cache]\nkey_file = {key:?}\nencrypt = true\n[cache.shared]\nkind = \"memcached\"\naddress = \"{}\"\ntimeout = \"1s\"\n",
         config(worker.address, ""),
         store.address
     );

@@ -92,6 +92,9 @@ pub mod proxy {
         Counter CACHE_SHARED_GIVEN_UP = "forebay_cache_shared_given_up_total" [];
         /// Bytes of answers that wait to be written to the shared store.
         Gauge CACHE_SHARED_QUEUED = "forebay_cache_shared_queued_bytes" [];
+        /// Reads and writes of the cache's file, by `outcome` (`read`; `none`: there was no file; `refused`: nothing was taken
+        /// from it; `written`; `failed`; `purged`: while it was written).
+        Counter CACHE_SNAPSHOTS = "forebay_cache_snapshots_total" [outcome];
         /// Total seconds that the inferences took whose answers were given again.
         Gauge CACHE_SAVED = "forebay_cache_saved_seconds" [route];
         /// Seconds in the proxy's queue, of the requests that had to wait.
