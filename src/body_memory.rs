@@ -132,6 +132,12 @@ impl Account {
         Self { memory: Arc::clone(memory), client, total, share, connection: None }
     }
 
+    /// An account that is no client's, with a number and bounds of its own: the most that all may hold, and the
+    /// most that this one may.
+    pub fn apart(memory: &Arc<Memory>, number: u64, (total, share): (u64, u64)) -> Self {
+        Self { memory: Arc::clone(memory), client: number, total, share, connection: None }
+    }
+
     /// Memory of this client, none yet.
     pub fn hold(&self) -> Held {
         Held { account: self.clone(), bytes: AtomicUsize::new(0), spare: AtomicUsize::new(0) }
@@ -232,6 +238,16 @@ impl Held {
     /// # Errors
     /// The bound that does not allow it; nothing is taken then, and it is counted.
     pub fn grow(&self, bytes: usize) -> Result<(), MemoryFull> {
+        self.try_grow(bytes).inspect_err(|full| {
+            metric::proxy::MEMORY_FULL.with([full.as_str()]).increment(1);
+        })
+    }
+
+    /// The same for what may as well be left out: it is not counted if there is none.
+    ///
+    /// # Errors
+    /// The bound that does not allow it; nothing is taken then.
+    pub fn try_grow(&self, bytes: usize) -> Result<(), MemoryFull> {
         let at_hand = less(&self.spare, bytes);
         let bytes = bytes - at_hand;
         if bytes == 0 {
@@ -244,7 +260,6 @@ impl Held {
             }
             Err(full) => {
                 self.spare.fetch_add(at_hand, Relaxed);
-                metric::proxy::MEMORY_FULL.with([full.as_str()]).increment(1);
                 Err(full)
             }
         }

@@ -14,6 +14,7 @@ use crate::downstream::accept_loop;
 use crate::http::cache::Cache;
 use crate::http::proxy::Proxy;
 use crate::http::services::Services;
+use crate::http::shadow::Shadows;
 use crate::lifecycle::Lifecycle;
 use crate::listeners::{Listener, Sockets};
 use crate::pool::connector::Connector;
@@ -115,8 +116,10 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
 
     let cache = Arc::new(Cache::new(&cache_memory, tasks)?);
     cache.keep_over_restarts(tasks);
+    let shadows = Arc::new(Shadows::new(Arc::clone(&observer)));
     let proxy = Proxy {
         services: Services {
+            shadows: Arc::clone(&shadows),
             present: Arc::clone(control.snapshot()),
             connector: Arc::new(Connector::new(server.idle_connections)),
             lifecycle: Arc::clone(&lifecycle),
@@ -142,6 +145,7 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
             control: control.clone(),
             lifecycle: Arc::clone(&lifecycle),
             cache: Arc::clone(&cache),
+            shadows,
             listeners: listeners.iter().map(|listener| Arc::clone(&listener.connections)).collect(),
             reloader: reloader.clone(),
             prometheus,

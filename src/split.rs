@@ -10,7 +10,8 @@
 //! - [`ControlHandle::set_weights`](crate::pool::control::ControlHandle::set_weights) changes them, one change
 //!   after the other and never between two halves of a reload; [`Split::weights`] are those of now.
 //! - [`Split::listen`] has it told of each finished request as a [`Sample`]: the variant, the [`Assignment`] with
-//!   the weight that the request was drawn with, the outcome and the time.
+//!   the weight that the request was drawn with, the outcome and the time; and of each copy whose answer was
+//!   compared with the client's as a [`Comparison`].
 //! - [`Splits::named`] finds a route's split in the current [`Snapshot`](crate::pool::Snapshot). A split that the
 //!   file has changed is another one, without listeners.
 
@@ -113,6 +114,22 @@ impl Sample<'_> {
 pub trait Evidence: Send + Sync {
     /// A request has finished.
     fn finished(&self, sample: &Sample<'_>);
+
+    /// The answer to a copy of a request was compared with the client's.
+    fn compared(&self, comparison: &Comparison<'_>) {
+        let _ = comparison;
+    }
+}
+
+/// How the answer to a copy of a request compares with the client's; see [`crate::http::shadow`].
+#[derive(Debug, Clone, Copy)]
+pub struct Comparison<'a> {
+    /// The variant that got the copy.
+    pub variant: &'a str,
+    /// How far the answers lie apart, from 0 (equal) to 1. `None`: it gave none, or none that can be compared.
+    pub score: Option<f64>,
+    /// Whether the copy went to the variant that had answered: its difference from itself.
+    pub is_noise: bool,
 }
 
 /// The file's words on a variant: what must be the same for live weights to go on.
@@ -186,6 +203,13 @@ impl Split {
     pub fn finished(&self, sample: &Sample<'_>) {
         if let Some(evidence) = &*self.evidence.load() {
             evidence.finished(sample);
+        }
+    }
+
+    /// Tells the listener of a comparison, if there is one.
+    pub fn compared(&self, comparison: &Comparison<'_>) {
+        if let Some(evidence) = &*self.evidence.load() {
+            evidence.compared(comparison);
         }
     }
 

@@ -16,7 +16,7 @@ REASON = re.compile(r"((?:^ *///[^\n]*\n)+) *\w+ = \"(\w+)\", (\w+), (\w+), (\w+
 # One family: documentation, then `Kind NAME = "name" [labels];`
 FAMILY = re.compile(r"((?:^ *///[^\n]*\n)+) *(\w+) \w+ =\s*\"(\w+)\"\s*\[([^\]]*)\];", re.MULTILINE)
 FIELD = re.compile(r"((?:^ *///[^\n]*\n)+)(?: *#\[[^\n]*\n)* *pub (\w+): ([^\n]+),\n", re.MULTILINE)
-KINDS = {"String": "text", "str": "text", "u16": "number", "u8": "number", "u32": "number", "u64": "number", "usize": "number", "StepLog": "list"}
+KINDS = {"String": "text", "str": "text", "u16": "number", "u8": "number", "u32": "number", "u64": "number", "usize": "number", "StepLog": "list", "ShadowEntry<'a": "object"}
 # Programs, and the commands of each that have a help of their own.
 PROGRAMS = {
     "forebay": ["serve", "check", "drain", "undrain", "cache stats", "cache purge", "rollout weight"],

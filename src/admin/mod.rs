@@ -17,6 +17,7 @@ use crate::connections::Connections;
 use crate::http::cache::Cache;
 use crate::http::cache::operate::Purge;
 use crate::http::identify;
+use crate::http::shadow::Shadows;
 use crate::lifecycle::Lifecycle;
 use crate::pool::control::ControlHandle;
 use crate::pool::message::{Drain, Unknown};
@@ -44,6 +45,8 @@ pub struct Admin {
     pub lifecycle: Arc<Lifecycle>,
     /// Kept answers.
     pub cache: Arc<Cache>,
+    /// Copies of requests whose answers are compared.
+    pub shadows: Arc<Shadows>,
     /// The clients' connections, listener by listener.
     pub listeners: Vec<Arc<Connections>>,
     /// Reloads.
@@ -171,7 +174,8 @@ impl Admin {
     }
 
     fn status(&self, snapshot: &Snapshot, form: Form) -> Response<Vec<u8>> {
-        let status = Status::of(snapshot, &self.lifecycle, &self.listeners, &self.cache);
+        let state = (&*self.lifecycle, &*self.shadows);
+        let status = Status::of(snapshot, state, &self.listeners, &self.cache);
         match form {
             Form::Text => answer(StatusCode::OK, TEXT, status.to_string()),
             Form::Json => json_answer(StatusCode::OK, &status),

@@ -2,6 +2,7 @@
 
 use super::format::{millis, short};
 use crate::config::{Route, Variant};
+use crate::http::shadow::{ShadowCounts, Shadows};
 use crate::pool::{Snapshot, readiness};
 use serde::Serialize;
 use std::fmt;
@@ -17,7 +18,18 @@ pub(super) struct RouteStatus<'a> {
     pub(super) missing: Vec<&'a str>,
     pub(super) variants: Vec<VariantStatus<'a>>,
     pub(super) fallback: Vec<VariantStatus<'a>>,
+    pub(super) shadow: Option<ShadowStatus<'a>>,
     pub(super) deadline_ms: f64,
+}
+
+/// Its copies whose answers are compared.
+#[derive(Debug, Serialize)]
+pub(super) struct ShadowStatus<'a> {
+    pub(super) variant: &'a str,
+    /// Share of the requests that are copied.
+    pub(super) share: f64,
+    #[serde(flatten)]
+    pub(super) counts: ShadowCounts,
 }
 
 /// A variant of it.
@@ -33,7 +45,7 @@ pub(super) struct VariantStatus<'a> {
 
 impl<'a> RouteStatus<'a> {
     /// The status of `route`.
-    pub(super) fn of(snapshot: &'a Snapshot, route: &'a Arc<Route>) -> Self {
+    pub(super) fn of(snapshot: &'a Snapshot, route: &'a Arc<Route>, shadows: &Shadows) -> Self {
         let of = |variant: &'a Variant, weight| VariantStatus {
             name: &variant.name,
             pool: snapshot.pools.get(variant.pool).map_or("", |pool| &pool.config.name),
@@ -44,12 +56,18 @@ impl<'a> RouteStatus<'a> {
         let weights = snapshot.splits.weights(route);
         let variants = route.variants.iter().zip(weights).map(|(it, weight)| of(it, Some(weight)));
         let fallback = route.fallback.iter().map(|it| of(it, None));
+        let shadow = route.shadow.as_ref().map(|settings| ShadowStatus {
+            variant: &settings.variant,
+            share: settings.share,
+            counts: shadows.of(&route.name).map(|it| it.counts()).unwrap_or_default(),
+        });
         Self {
             name: &route.name,
             ready: readiness::is_answered(snapshot, route),
             missing: readiness::missing(snapshot, route),
             variants: variants.collect(),
             fallback: fallback.collect(),
+            shadow,
             deadline_ms: millis(route.deadline),
         }
     }
@@ -67,12 +85,29 @@ impl fmt::Display for RouteStatus<'_> {
             write!(f, "{separator}{variant}")?;
         }
         write!(f, ", deadline {}", short(self.deadline_ms))?;
+        if let Some(shadow) = &self.shadow {
+            write!(f, ", {shadow}")?;
+        }
         if !self.ready {
             return f.write_str(", not ready");
         }
         for (place, pool) in self.missing.iter().enumerate() {
             let separator = if place == 0 { ", ready without pool" } else { " and" };
             write!(f, "{separator} {pool}")?;
+        }
+        Ok(())
+    }
+}
+
+/// `10% copied to canary: 12 equal, 3 differs, 5 dropped`, without what there is none of.
+impl fmt::Display for ShadowStatus<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}% copied to {}", self.share * 100.0, self.variant)?;
+        let dropped = self.counts.dropped.values().sum();
+        let outcomes = self.counts.outcomes.iter().map(|(word, count)| (*word, *count));
+        let counts = outcomes.chain([("dropped", dropped)]).filter(|(_, count)| *count > 0);
+        for (place, (word, count)) in counts.enumerate() {
+            write!(f, "{} {count} {word}", if place == 0 { ":" } else { "," })?;
         }
         Ok(())
     }
@@ -116,6 +151,7 @@ mod tests {
             missing: Vec::new(),
             variants: vec![plain("models", 1000)],
             fallback: Vec::new(),
+            shadow: None,
             deadline_ms: 1500.0,
         };
         assert_eq!(only.to_string(), "route all -> pool models, deadline 1.5 s");
@@ -138,6 +174,14 @@ mod tests {
             "route all -> 97.5% pool models, 2.5% canary at pool models model bert version 7, \
              else pool small model tiny, then pool last, deadline 1.5 s, ready without pool canary"
         );
+        let counts = ShadowCounts {
+            outcomes: [("differs", 3), ("equal", 12), ("failed", 0)].into(),
+            noise: [("equal", 1)].into(),
+            dropped: [("busy", 4), ("memory", 1)].into(),
+        };
+        let shadow = ShadowStatus { variant: "canary", share: 0.1, counts };
+        let told = "10% copied to canary: 3 differs, 12 equal, 5 dropped";
+        assert_eq!(shadow.to_string(), told);
         let none = RouteStatus { ready: false, ..split };
         assert!(none.to_string().ends_with("1.5 s, not ready"), "{none}");
     }

@@ -11,6 +11,7 @@ use crate::clock;
 use crate::config;
 use crate::connections::Connections;
 use crate::http::cache::{self, Cache};
+use crate::http::shadow::Shadows;
 use crate::lifecycle::Lifecycle;
 use crate::pool::readiness::Readiness;
 use crate::pool::report::history::Origin;
@@ -137,13 +138,13 @@ impl<'a> Status<'a> {
     /// The status at this moment.
     pub fn of(
         snapshot: &'a Snapshot,
-        lifecycle: &Lifecycle,
+        (lifecycle, shadows): (&Lifecycle, &Shadows),
         listeners: &'a [Arc<Connections>],
         cache: &Cache,
     ) -> Self {
         let now = clock::now();
         let pool = |pool: &'a Arc<Pool>| (pool.config.name.as_str(), PoolStatus::of(pool, now));
-        let route = |route: &'a Arc<config::Route>| RouteStatus::of(snapshot, route);
+        let route = |route: &'a Arc<config::Route>| RouteStatus::of(snapshot, route, shadows);
         let listener = |listener: &'a Arc<Connections>| ListenerStatus {
             address: &listener.listener,
             protocol: listener.protocol,

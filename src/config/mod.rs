@@ -20,6 +20,7 @@ mod read;
 mod reference;
 mod route;
 mod server;
+mod shadow;
 mod shared_store;
 mod split;
 mod tls;
@@ -34,6 +35,7 @@ pub use poll::{Poll, PollSource};
 pub use pool::{EndpointProtocol, Fleet, Pool, Source};
 pub use probe::{Probe, ProbeKind};
 pub use server::{AccessLog, Server};
+pub use shadow::Shadow;
 pub use shared_store::SharedStore;
 pub use split::SplitKey;
 pub use tls::{Certificate, Tls};
@@ -74,6 +76,8 @@ pub struct Route {
     pub sticky: Option<SplitKey>,
     /// Whether a request may ask for one of the variants.
     pub allow_override: bool,
+    /// Copies whose answers are compared; `None`: there are none.
+    pub shadow: Option<Shadow>,
     /// Cheaper variants that answer if the chosen one can't, in this order.
     pub fallback: Vec<Arc<Variant>>,
     /// Time that a request may take; a client can ask for less, not for more.

@@ -12,7 +12,7 @@ use super::probe::ProbeKeys;
 use super::route::{RouteKeys, VariantKeys, WeightKeys};
 use super::shared_store::SharedKeys;
 use super::tls::{CertificateKeys, TlsKeys};
-use super::{CacheMemory, Config, Limits, RouteCache, Server};
+use super::{CacheMemory, Config, Limits, RouteCache, Server, Shadow};
 use forebay_config::pool::{Ejection, Hedge, ProbeSchedule, Queue, Retry};
 use forebay_config::{Key, Section, comment, listed};
 
@@ -143,6 +143,7 @@ fn routes() -> Vec<Part> {
             .about(&[" Another one, which asks for another model."])
             .without(&["name", "pool"])
             .given("name = \"canary\"\npool = \"models\"\nweight = 50\n"),
+        part::<Shadow>("[route.shadow]"),
     ]
 }
 

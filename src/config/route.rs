@@ -5,7 +5,7 @@
 
 use super::check::{MAX_MODEL_NAME, Names};
 use super::split::SplitKeyForm;
-use super::{Pattern, Route, RouteCache, SplitKey, Variant};
+use super::{Pattern, Route, RouteCache, Shadow, SplitKey, Variant};
 use forebay_config::form::{
     any, each, nested, one_of, optional, positive, required, section_name, text, within,
 };
@@ -108,12 +108,15 @@ pub(super) fn read(table: &Table<'_, '_>, pools: &[String], names: &mut Names) -
         names.take(table, "name", &name, span);
     }
     let variants = variants(table, keys.pool, pools);
+    let names: Vec<_> = variants.iter().map(|variant| variant.name.as_str()).collect();
+    let shadow = table.table("shadow").map(|table| Shadow::read_checked(&table, &names));
     Route {
         name: keys.name,
         models: keys.models.into_iter().map(pattern).collect(),
         paths: keys.paths,
         sticky: keys.sticky,
         allow_override: keys.allow_override,
+        shadow,
         fallback: fallbacks(table, pools, &variants),
         variants,
         deadline: keys.deadline,

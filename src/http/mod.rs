@@ -2,7 +2,7 @@
 //!
 //! [`proxy`] puts them on Pingora's phases, and [`pipeline`] takes a request through them in this order:
 //! [`identify`], [`route`], [`assign`], [`variant`], [`admit`], [`receive`], [`cache`], [`forward`] with [`balance`] and
-//! [`fallback`], [`respond`]. [`request`] carries their results, [`response`] the answer. [`attempts`] is
+//! [`fallback`], [`respond`], [`shadow`]. [`request`] carries their results, [`response`] the answer. [`attempts`] is
 //! common to all ways of forwarding: it decides whether a request may be sent again, whether a variant may
 //! stand in, and whose fault a failure was.
 //!
@@ -33,5 +33,6 @@ pub mod respond;
 pub mod response;
 pub mod route;
 pub mod services;
+pub mod shadow;
 pub mod stage;
 pub mod variant;

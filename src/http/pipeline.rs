@@ -16,7 +16,7 @@ use crate::http::response::BufferedResponse;
 use crate::http::services::Services;
 use crate::http::stage::Stop;
 use crate::http::{
-    admit, assign, fallback, forward, get_infer, grpc, identify, respond, route, variant,
+    admit, assign, fallback, forward, get_infer, grpc, identify, respond, route, shadow, variant,
 };
 use forebay_protocol::grpc::Method;
 use forebay_protocol::oip::Call;
@@ -132,6 +132,8 @@ pub async fn run(
         false => received,
     };
     take_in_parameters(session.req_header(), request, route, received.at_hand());
+    let shadow = shadow::begin(services, session.req_header(), request, &received);
+    request.is_copied = shadow.is_some();
     // A request whose body is still to come need not have room for this, nor for what follows.
     let is_cached = request.target.as_ref().is_some_and(|target| target.route.cache.is_some());
     let found = if is_cached {
@@ -149,6 +151,7 @@ pub async fn run(
             Box::pin(ask_model(services, session, request, (received, ask), &account)).await?
         }
     };
+    let shadow = shadow.and_then(|it| it.answered(request, &response, rest.is_none()));
     if request.identity.asks_by_get {
         let asked = &session.req_header().headers;
         cache::conditional::complete(asked, request, &mut response, rest.is_none())?;
@@ -156,5 +159,8 @@ pub async fn run(
     // Its body is not needed any more, however long the client takes to read.
     request.body_memory = None;
     Box::pin(respond::answer(session, request, response, rest, &services.connector)).await?;
+    if let Some(shadow) = shadow {
+        shadow.send(services, request);
+    }
     Ok(Passed::Answered)
 }

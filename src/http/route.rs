@@ -52,6 +52,7 @@ mod tests {
             variants: Vec::new(),
             sticky: None,
             allow_override: false,
+            shadow: None,
             fallback: Vec::new(),
             deadline: Duration::from_secs(1),
             priority: forebay_protocol::Priority::default(),

@@ -1,6 +1,7 @@
 //! Parts of the process that stages use, beside what the request carries.
 
 use crate::http::cache::Cache;
+use crate::http::shadow::Shadows;
 use crate::lifecycle::Lifecycle;
 use crate::pool::Snapshot;
 use crate::pool::connector::Connector;
@@ -16,6 +17,8 @@ pub struct Services {
     pub lifecycle: Arc<Lifecycle>,
     /// Kept answers.
     pub cache: Arc<Cache>,
+    /// Copies of requests whose answers are compared.
+    pub shadows: Arc<Shadows>,
     /// The present picture of configuration and fleet, which may change while a request is on its way.
     pub present: Arc<ArcSwap<Snapshot>>,
 }

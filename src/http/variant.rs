@@ -129,7 +129,10 @@ pub fn choose(
 }
 
 /// The variant of this name, with nothing to stand in for it.
-fn asked(
+///
+/// # Errors
+/// There is none of this name, or it can't answer a request of this form.
+pub(in crate::http) fn asked(
     snapshot: &Snapshot,
     route: &Arc<Route>,
     identity: &Identity,

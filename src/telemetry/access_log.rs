@@ -20,6 +20,18 @@ const SETTINGS: Settings = Settings {
     tick: None,
 };
 
+/// Longest model name or path in a log line, in bytes.
+const MAX_FIELD: usize = 256;
+
+/// The beginning of a text, as long as a field may be.
+pub fn shortened(text: &str) -> &str {
+    let mut end = text.len().min(MAX_FIELD);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
 /// One finished request. Times are microseconds, sizes bytes.
 #[derive(Debug, Default, Serialize)]
 pub struct Entry<'a> {
@@ -97,6 +109,22 @@ pub struct Entry<'a> {
     /// candidates, what was known of each, what was chosen and why. Absent from other lines.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decisions: Option<StepLog>,
+    /// Of a copy whose answer no client gets (a shadow): the variant that answered the client (`of`), how the two
+    /// answers compare (`outcome`), and how far they lie apart, from 0 to 1 (`score`; null without an answer to
+    /// compare). The request has a line of its own with the same `request_id`. Absent from other lines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<ShadowEntry<'a>>,
+}
+
+/// The comparison of a copy's answer with the client's.
+#[derive(Debug, Serialize)]
+pub struct ShadowEntry<'a> {
+    /// The variant that answered the client.
+    pub of: &'a str,
+    /// `equal`, `differs`, `mismatch`, `failed` or `unread`.
+    pub outcome: &'static str,
+    /// From 0 to 1.
+    pub score: Option<f64>,
 }
 
 /// One ended connection at Layer 4. Times are microseconds, sizes bytes.

@@ -13,6 +13,9 @@ const LATENCY_BUCKETS: &[f64] = &[
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15,
     0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0,
 ];
+/// Upper bounds of buckets of differences between two answers: from the last digit of a number upwards.
+const DIFFERENCE_BUCKETS: &[f64] =
+    &[0.0, 1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0, 1000.0];
 /// Gauges of endpoints that are gone disappear after this time.
 const GAUGE_LIFETIME: Duration = Duration::from_secs(300);
 /// Interval at which recorded latencies are moved into their buckets, so that they do not pile up between
@@ -27,6 +30,11 @@ pub fn install(tasks: &Supervisor) -> Result<PrometheusHandle> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_duration_seconds".to_owned()), LATENCY_BUCKETS)
         .context("latency buckets")?
+        .set_buckets_for_metric(
+            Matcher::Full(metric::SHADOW_DIFFERENCE.name.to_owned()),
+            DIFFERENCE_BUCKETS,
+        )
+        .context("buckets of differences")?
         .idle_timeout(MetricKindMask::GAUGE, Some(GAUGE_LIFETIME))
         .install_recorder()
         .context("can't install metrics")?;
@@ -52,6 +60,9 @@ fn describe() {
         match family.kind {
             Kind::Counter => metrics::describe_counter!(family.name, help),
             Kind::Gauge => metrics::describe_gauge!(family.name, help),
+            Kind::Histogram if family.name == metric::SHADOW_DIFFERENCE.name => {
+                metrics::describe_histogram!(family.name, help);
+            }
             Kind::Histogram => {
                 metrics::describe_histogram!(family.name, metrics::Unit::Seconds, help);
             }

@@ -6,15 +6,12 @@ use crate::http::request::{ForwardMode, Request};
 use crate::pool::steps::Steps;
 use crate::refusal::Refusal;
 use crate::split::{Assignment, Sample};
-use crate::telemetry::access_log::{self, AccessLogger};
+use crate::telemetry::access_log::{self, AccessLogger, shortened};
 use forebay_framing::request_head;
 use forebay_protocol::{Priority, Reason, header, metric};
 use forebay_routing::attempt::event::Hedged;
 use pingora::Error;
 use pingora::proxy::Session;
-
-/// Longest model name or path in a log line.
-const MAX_FIELD: usize = 256;
 
 /// The access log of a process; its metrics are the recorder's.
 pub struct Observer {
@@ -208,6 +205,7 @@ fn write_line(
         forward_us: micros(request.times.forward),
         error: request.refusal.as_ref().map(|refusal| &*refusal.message),
         decisions: request.steps.as_ref().map(Steps::take),
+        shadow: None,
     });
 }
 
@@ -216,12 +214,4 @@ fn grpc_status(request: &Request) -> Option<u8> {
     request.identity.grpc?;
     let refused = request.refusal.as_ref().map(|refusal| refusal.reason.grpc().number());
     refused.or(request.grpc_status)
-}
-
-fn shortened(text: &str) -> &str {
-    let mut end = text.len().min(MAX_FIELD);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
 }

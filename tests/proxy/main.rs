@@ -37,6 +37,7 @@ mod queue;
 mod readiness;
 mod reference;
 mod scripted;
+mod shadows;
 mod slow_clients;
 mod splits;
 mod standard_streams;

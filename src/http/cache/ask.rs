@@ -112,7 +112,7 @@ pub(super) async fn ask(
 }
 
 /// Whether it is a request for embeddings in OpenAI's form.
-pub(super) fn is_embeddings(head: &RequestHeader, identity: &Identity) -> bool {
+pub(in crate::http) fn is_embeddings(head: &RequestHeader, identity: &Identity) -> bool {
     identity.grpc.is_none() && head.method == Method::POST && head.uri.path() == "/v1/embeddings"
 }
 

@@ -23,7 +23,7 @@ use std::sync::Arc;
 const MAX_INLINE: usize = 64 * 1024;
 
 /// Runs `work` on `size` bytes where that holds up nothing else.
-pub(super) async fn off_io<T: Send + 'static>(
+pub(in crate::http) async fn off_io<T: Send + 'static>(
     size: usize,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
@@ -55,7 +55,7 @@ pub(super) enum Found {
 
 /// How the bytes of a message are to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Wire {
+pub(in crate::http) struct Wire {
     is_grpc: bool,
     encoding: Encoding,
     /// Bytes of JSON before the tensors.
@@ -73,7 +73,11 @@ enum Encoding {
 
 impl Wire {
     /// As the headers of the message say.
-    pub(super) fn of(headers: &HeaderMap, is_grpc: bool, most: u64) -> Result<Self, Bypass> {
+    pub(in crate::http) fn of(
+        headers: &HeaderMap,
+        is_grpc: bool,
+        most: u64,
+    ) -> Result<Self, Bypass> {
         let encoding = if is_grpc { Encoding::Identity } else { encoding(headers)? };
         let json_len = headers.get(header::INFERENCE_HEADER_CONTENT_LENGTH).map(|value| {
             let length = value.to_str().ok().and_then(|text| text.trim().parse().ok());
@@ -110,7 +114,7 @@ impl Wire {
     }
 
     /// The answer in these bytes.
-    pub(super) fn response(self, body: &Bytes) -> Result<InferResponse, Bypass> {
+    pub(in crate::http) fn response(self, body: &Bytes) -> Result<InferResponse, Bypass> {
         let read = if self.is_grpc {
             infer::read_only_response(&message(body)?)
         } else {
@@ -139,11 +143,12 @@ impl Wire {
     }
 
     /// Whether its bytes say little of its length.
-    pub(super) fn is_compressed(self) -> bool {
+    pub(in crate::http) fn is_compressed(self) -> bool {
         self.encoding != Encoding::Identity
     }
 
-    fn inflated(self, body: &Bytes) -> Result<Bytes, Bypass> {
+    /// The bytes without their compression.
+    pub(in crate::http) fn inflated(self, body: &Bytes) -> Result<Bytes, Bypass> {
         let reader: &mut dyn Read = match self.encoding {
             Encoding::Identity => return Ok(body.clone()),
             Encoding::Gzip => &mut MultiGzDecoder::new(&body[..]),
@@ -205,7 +210,7 @@ pub(super) fn written(
 }
 
 /// Whether an answer is a success.
-pub(super) fn is_success(response: &BufferedResponse, is_grpc: bool) -> bool {
+pub(in crate::http) fn is_success(response: &BufferedResponse, is_grpc: bool) -> bool {
     let code = response.trailers.as_deref().and_then(|it| it.get(header::GRPC_STATUS));
     match is_grpc {
         true => code.and_then(Code::parse) == Some(Code::Ok),
@@ -237,7 +242,7 @@ pub(super) fn may_be_kept(response: &BufferedResponse) -> bool {
 }
 
 /// The whole body in one piece.
-pub(super) fn joined(body: &[Bytes]) -> Bytes {
+pub(in crate::http) fn joined(body: &[Bytes]) -> Bytes {
     match body {
         [only] => only.clone(),
         pieces => pieces.concat().into(),

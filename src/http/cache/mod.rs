@@ -30,7 +30,9 @@ mod time;
 
 pub use answers::Cache;
 pub use ask::Ask;
+pub(in crate::http) use ask::is_embeddings;
 pub use keep::{Kept, keep, replace, replacement};
 pub use look_up::{Lookup, look_up};
+pub(in crate::http) use message::{Wire, is_success, joined, off_io};
 pub use rows::Replaced;
 pub use stale::in_place_of;

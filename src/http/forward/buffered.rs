@@ -81,7 +81,7 @@ fn gone(read: pingora::Result<Option<Bytes>>) -> Refusal {
 }
 
 /// The message, for any endpoint.
-fn message(
+pub(super) fn message(
     received: &RequestHeader,
     request: &Request,
     account: &Account,
@@ -105,7 +105,9 @@ fn message(
         is_grpc,
         deadline: request.deadline,
         // An answer that may be kept is held, whatever it answers.
-        is_replayable: request.is_inference(&received.method) || is_missed(request),
+        is_replayable: request.is_inference(&received.method)
+            || is_missed(request)
+            || request.is_copied,
         is_repeatable: is_repeatable(request, received),
         most_held: most_held(request),
         account: account.for_answers(),

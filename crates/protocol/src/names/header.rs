@@ -43,6 +43,8 @@ pub const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accep
 pub const REASON: HeaderName = HeaderName::from_static("x-forebay-reason");
 /// The variant that answered.
 pub const VARIANT: HeaderName = HeaderName::from_static("x-forebay-variant");
+/// Says that a request is a copy whose answer no client gets: `1`.
+pub const SHADOW: HeaderName = HeaderName::from_static("x-forebay-shadow");
 /// Why another variant answered than the one that was asked for: the code of a
 /// [`Reason`](crate::Reason).
 pub const DEGRADED: HeaderName = HeaderName::from_static("x-forebay-degraded");

@@ -13,6 +13,19 @@ pub mod proxy {
         Counter ASSIGNMENTS = "forebay_variant_assignments_total" [route, variant, assignment];
         /// Weight of a variant as it is now, in thousandths, of routes that are split.
         Gauge VARIANT_WEIGHT = "forebay_variant_weight" [route, variant];
+        /// Copies of requests that were sent to another variant (`against`: `shadow`) or to the one that had
+        /// answered (`itself`), by `outcome` (`equal`; `differs`; `mismatch`: another datatype, shape or set of
+        /// outputs; `failed`: no success; `unread`: an answer that can't be compared).
+        Counter SHADOWS = "forebay_shadows_total" [route, variant, against, outcome];
+        /// Copies that were not sent, by `cause` (`queued`: requests wait; `busy`: no endpoint is free, or the
+        /// pool has too much to do; `in_flight`: too many copies at once; `memory`; `long`: a body that is not
+        /// held whole; `form`: the variant can't be asked so; `draining`).
+        Counter SHADOWS_DROPPED = "forebay_shadows_dropped_total" [route, cause];
+        /// Difference of a copy's answer from the client's, by output and `measure` (`score`: 0 to 1;
+        /// `max_absolute`, `mean_absolute`, `max_relative`, `mean_relative`, `argmax_disagreement`,
+        /// `cosine_distance`), and by `against` as above. At most 64 pairs of a model and an output have
+        /// their names; further ones are `other`.
+        Histogram SHADOW_DIFFERENCE = "forebay_shadow_difference" [route, model, output, measure, against];
         /// Requests inside the proxy.
         Gauge IN_FLIGHT = "forebay_requests_in_flight" [];
         /// 1 while requests can be served, as `/readyz` says.
