@@ -132,6 +132,38 @@ async fn every_form_of_one_request_has_one_answer_in_the_form_asked_for() {
 }
 
 #[tokio::test]
+async fn a_request_that_comes_again_in_the_same_bytes_has_the_answer_that_is_kept_now() {
+    let worker = Worker::start(anywhere()).await;
+    let proxy = in_front_of(worker.address, "").await;
+    let with_id = |id: &str| InferRequest { id: Some(id.to_owned()), ..request(2.0) };
+    for round in 0..3 {
+        let first = ask(&proxy, &request(2.0), false).await;
+        assert_eq!(status(&first), "stored", "{round}");
+        for _ in 0..4 {
+            for binary in [false, true] {
+                let again = ask(&proxy, &request(2.0), binary).await;
+                assert!(is_hit(&again));
+                assert_eq!(read(&again).outputs, read(&first).outputs);
+                assert_eq!(again.header(JSON_LENGTH), first.header(JSON_LENGTH));
+                assert_eq!(again.header("content-type"), first.header("content-type"));
+            }
+            let named = ask(&proxy, &with_id(&round.to_string()), false).await;
+            assert!(is_hit(&named));
+            assert_eq!(read(&named).id, Some(round.to_string()));
+            let message = wire::write_request("arith", None, &request(2.0));
+            let called = call(proxy.address, MODEL_INFER, &message).await;
+            assert!(called.headers["cache-status"].to_str().unwrap().starts_with("forebay; hit"));
+            assert_eq!(
+                wire::read_response(&called.messages[0]).unwrap().outputs,
+                read(&first).outputs
+            );
+        }
+        // It is known which question these bytes ask, but there is no kept answer.
+        post(proxy.admin, "/cache/purge", "").await;
+    }
+}
+
+#[tokio::test]
 async fn a_kept_answer_of_grpc_serves_rest() {
     let worker = Worker::start(anywhere()).await;
     let proxy = in_front_of(worker.address, "").await;

@@ -8,7 +8,8 @@
 //!
 //! [`store`] keeps answers, bounded in bytes; [`flight`] lets equal questions that are asked at once be
 //! answered together; [`rows`] takes batches apart, and [`embeddings`] lists of texts; [`contents`] knows which content of a model is served now, and [`absent`] which models
-//! are not there; [`control`] reads what a client says about caching. [`shared`] is a store beyond this process, for which
+//! are not there; [`control`] reads what a client says about caching. [`memo`] knows requests whose
+//! very bytes came before. [`shared`] is a store beyond this process, for which
 //! entries become [records](record) that are [`sealed`], and [`snapshot`] is a file of them.
 
 pub mod absent;
@@ -17,6 +18,7 @@ pub mod contents;
 pub mod control;
 pub mod embeddings;
 pub mod flight;
+pub mod memo;
 pub mod question;
 pub mod record;
 pub mod rows;

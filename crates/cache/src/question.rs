@@ -86,9 +86,22 @@ impl fmt::Debug for Question {
     }
 }
 
+/// A request in its very bytes, as the hash of them and of the place at which it is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Seen([u8; 32]);
+
+impl Seen {
+    /// The request of these bytes.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+}
+
 /// Makes questions.
 pub struct Hasher {
     key: [u8; 32],
+    /// For requests in their bytes, none of which is a question.
+    seen_key: [u8; 32],
     /// For embeddings, so that none of their questions is one of an inference.
     embeddings_key: [u8; 32],
 }
@@ -97,7 +110,8 @@ impl Hasher {
     /// With a key that should be secret: with it one could look for two questions that have one hash.
     pub fn new(key: [u8; 32]) -> Self {
         let embeddings_key = *blake3::keyed_hash(&key, b"embeddings").as_bytes();
-        Self { key, embeddings_key }
+        let seen_key = *blake3::keyed_hash(&key, b"bytes").as_bytes();
+        Self { key, seen_key, embeddings_key }
     }
 
     /// The question that `request` asks.
@@ -118,6 +132,15 @@ impl Hasher {
             writer.parameters(&output.parameters);
         }
         Ok(writer.question())
+    }
+
+    /// The request with this body, which is asked there. `form` says how the body is to be read.
+    pub fn seen(&self, asked: &Asked<'_>, form: u64, body: &[u8]) -> Seen {
+        let mut writer = Writer(blake3::Hasher::new_keyed(&self.seen_key));
+        writer.asked(asked);
+        writer.0.update(&form.to_le_bytes());
+        writer.bytes(body);
+        Seen(writer.question().0)
     }
 
     /// The question for the embedding of each input of `request`.
@@ -376,6 +399,22 @@ mod tests {
         assert_eq!(list[1], list[2]);
         let turned = [list[1], list[0], list[2]];
         assert_ne!(hasher.together(&list), hasher.together(&turned));
+    }
+
+    #[test]
+    fn bytes_are_the_same_at_one_place_in_one_form_only() {
+        let hasher = Hasher::new([7; 32]);
+        let other = Asked { model: "n", ..ASKED };
+        let all = [
+            hasher.seen(&ASKED, 0, b"body"),
+            hasher.seen(&ASKED, 1, b"body"),
+            hasher.seen(&ASKED, 0, b"bodi"),
+            hasher.seen(&other, 0, b"body"),
+            Hasher::new([8; 32]).seen(&ASKED, 0, b"body"),
+        ];
+        let different: std::collections::HashSet<_> = all.iter().collect();
+        assert_eq!(different.len(), all.len());
+        assert_eq!(hasher.seen(&ASKED, 0, b"body"), all[0]);
     }
 
     #[test]

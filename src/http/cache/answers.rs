@@ -9,6 +9,7 @@ use crate::http::variant::Target;
 use crate::pool::{Endpoint, report};
 use anyhow::anyhow;
 use forebay_cache::flight::Flights;
+use forebay_cache::memo::Memo;
 use forebay_cache::shared::Tier;
 use forebay_cache::{Absences, Contents, Entry, Fact, Hasher, Question, Store};
 use forebay_process::supervise::Supervisor;
@@ -21,6 +22,8 @@ use tokio::sync::Semaphore;
 const MAX_ENDPOINTS: usize = 64;
 /// Kept answers that are renewed at once, of all routes. More are renewed when they are asked for next.
 const MAX_RENEWALS: usize = 256;
+/// One part in so many of the memory is for requests that had a hit.
+const MEMO: u64 = 16;
 
 /// The response cache of the process.
 pub struct Cache {
@@ -31,6 +34,8 @@ pub struct Cache {
     /// A file that outlives the process.
     pub(super) persistence: Option<Persistence>,
     pub(super) flights: Flights<Arc<Entry>>,
+    /// Requests that had a hit, by their bytes.
+    pub(super) memo: Memo,
     pub(super) contents: Contents,
     pub(super) absences: Absences,
     /// Room for requests that renew a kept answer while it is still given.
@@ -54,7 +59,8 @@ impl Cache {
         };
         Ok(Self {
             hasher: Hasher::new(key),
-            store: Store::new(settings.memory),
+            store: Store::new(of_answers(settings.memory)),
+            memo: Memo::new(settings.memory / MEMO),
             shared: shared::start(settings, tasks),
             persistence,
             flights: Flights::default(),
@@ -63,6 +69,12 @@ impl Cache {
             renewals: Arc::new(Semaphore::new(MAX_RENEWALS)),
             purged: AtomicU64::new(0),
         })
+    }
+
+    /// Changes the bound of all memory.
+    pub(super) fn resize(&self, memory: u64) {
+        self.store.resize(of_answers(memory));
+        self.memo.resize(memory / MEMO);
     }
 
     /// Time for which the model is believed not to be at any endpoint that would be asked.
@@ -119,6 +131,11 @@ impl Cache {
         }
         facts
     }
+}
+
+/// The part of the memory that is for answers.
+fn of_answers(memory: u64) -> u64 {
+    memory - memory / MEMO
 }
 
 fn random_key() -> anyhow::Result<[u8; 32]> {

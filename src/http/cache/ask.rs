@@ -1,7 +1,7 @@
 //! The question that a request asks.
 
 use super::answers::Cache;
-use super::message::{Message, Wire, control, off_io};
+use super::message::{MAX_INLINE, Message, Wire, control, off_io};
 use super::outcome::Bypass;
 use super::rows::Rows;
 use crate::config::{CacheScope, RouteCache};
@@ -12,6 +12,8 @@ use crate::http::request::Request;
 use crate::http::variant::Target;
 use bytes::Bytes;
 use forebay_cache::flight::Leader;
+use forebay_cache::memo::{Known, Written};
+use forebay_cache::question::Seen;
 use forebay_cache::{Asked, CacheControl, Entry, Question};
 use forebay_protocol::oip::InferRequest;
 use http::{HeaderMap, Method};
@@ -35,12 +37,21 @@ pub struct Ask {
     pub(super) rows: Option<Rows>,
     /// A kept answer whose time is up, which is better than none.
     pub(super) stale: Option<Arc<Entry>>,
+    /// The request in its bytes, if one of the same bytes may come again.
+    pub(super) seen: Option<Seen>,
+    /// One of the same bytes that had a hit.
+    pub(super) known: Option<Arc<Known>>,
     /// Has to answer for the equal ones that wait.
     pub leader: Option<Leader<Arc<Entry>>>,
     pub(super) began: Instant,
 }
 
 impl Ask {
+    /// Its answer as it was written before from this entry.
+    pub(super) fn written_from(&self, entry: &Entry) -> Option<&Written> {
+        self.known.as_ref()?.written.as_ref().filter(|written| written.is_of(entry))
+    }
+
     /// Forgets the rows that were known: the whole batch is to be asked.
     pub fn forget_rows(&mut self) {
         if let Some(rows) = &mut self.rows {
@@ -60,36 +71,55 @@ pub(super) async fn ask(
     (target, settings): (&Target, &RouteCache),
     received: &Received,
 ) -> Result<Ask, Bypass> {
+    let began = Instant::now();
     let head = &*get_infer::forwarded(session.req_header(), &request.identity)
         .map_err(|_| Bypass::Unread)?;
     let Received::Whole(body) = received else { return Err(Bypass::Long) };
-    if head.uri.query().is_some() {
-        return Err(Bypass::Query);
-    }
-    let has_own = settings.scope == CacheScope::Client
-        || settings.vary.contains(&http::header::AUTHORIZATION);
-    if head.headers.contains_key(http::header::AUTHORIZATION) && !has_own {
-        return Err(Bypass::Authorization);
-    }
+    check(head, settings)?;
     let limits = &request.snapshot.config.limits;
     let wire = Wire::of(&head.headers, request.identity.grpc.is_some(), limits.body)?;
-    let message = read(wire, body, is_embeddings(head, &request.identity)).await?;
-    let (model, version) = match &message {
-        Message::Infer(_) => request.model(),
-        Message::Embeddings(asked) => (Some(asked.model.as_str()), None),
-    };
     let client = (settings.scope == CacheScope::Client)
         .then(|| identify::client_name(session, &head.headers, limits.client_header.as_ref()));
     let vary: Vec<_> = settings.vary.iter().map(|name| values(&head.headers, name)).collect();
-    let asked = Asked {
+    let is_embeddings = is_embeddings(head, &request.identity);
+    let (model, version) = request.model();
+    let mut asked = Asked {
         route: &target.route.name,
         variant: &target.variant.name,
-        model: model.ok_or(Bypass::Unread)?,
+        model: model.unwrap_or_default(),
         version,
         epoch: &settings.epoch,
         client: client.as_deref(),
         vary: &vary,
     };
+    // Rows are found in the tensors alone, and hashing long bodies would hold up other requests.
+    let may_be_known = !is_embeddings && !settings.rows && body.len() <= MAX_INLINE;
+    let form = wire.form().filter(|_| may_be_known && model.is_some());
+    let seen = form.map(|form| cache.hasher.seen(&asked, form, body));
+    let known = seen.and_then(|seen| cache.memo.get(seen));
+    let ask = |question, request, model, rows| Ask {
+        question,
+        request,
+        wire,
+        control: control(&head.headers),
+        model,
+        rows,
+        stale: None,
+        seen,
+        known: known.clone(),
+        leader: None,
+        began,
+    };
+    if let Some(known) = &known {
+        let request = Message::Infer(known.request.clone());
+        return Ok(ask(known.question, request, identify::model(model, version), None));
+    }
+    let message = read(wire, body, is_embeddings).await?;
+    let (model, version) = match &message {
+        Message::Infer(_) => (model, version),
+        Message::Embeddings(request) => (Some(request.model.as_str()), None),
+    };
+    (asked.model, asked.version) = (model.ok_or(Bypass::Unread)?, version);
     let (question, rows) = questions(cache, &asked, &message, settings.rows)?;
     let model = identify::model(model, version);
     let request = match message {
@@ -98,17 +128,21 @@ pub(super) async fn ask(
         }
         message => message,
     };
-    Ok(Ask {
-        question,
-        request,
-        wire,
-        control: control(&head.headers),
-        model,
-        rows,
-        stale: None,
-        leader: None,
-        began: Instant::now(),
-    })
+    Ok(ask(question, request, model, rows))
+}
+
+/// # Errors
+/// Its answer may depend on what no question contains.
+fn check(head: &RequestHeader, settings: &RouteCache) -> Result<(), Bypass> {
+    if head.uri.query().is_some() {
+        return Err(Bypass::Query);
+    }
+    let has_own = settings.scope == CacheScope::Client
+        || settings.vary.contains(&http::header::AUTHORIZATION);
+    if head.headers.contains_key(http::header::AUTHORIZATION) && !has_own {
+        return Err(Bypass::Authorization);
+    }
+    Ok(())
 }
 
 /// Whether it is a request for embeddings in OpenAI's form.

@@ -1,7 +1,7 @@
 //! Gives an answer from memory to a client, in the form that it asked for.
 
 use super::ask::Ask;
-use super::message::written;
+use super::message::{self, written};
 use super::outcome::Outcome;
 use super::time::now;
 use crate::body_memory::{Account, Held, cost};
@@ -10,8 +10,11 @@ use crate::http::request::Request;
 use crate::http::response::BufferedResponse;
 use crate::http::stage::Stop;
 use crate::refusal::Refusal;
+use bytes::Bytes;
 use forebay_cache::{Answer, Entry};
 use forebay_protocol::metric;
+use http::HeaderMap;
+use pingora::http::ResponseHeader;
 
 /// Bytes that are written to a client at once.
 const PIECE: usize = 64 * 1024;
@@ -42,9 +45,15 @@ pub(super) fn give(
     entry: &Entry,
     (account, from): (&Account, From),
 ) -> Result<Option<BufferedResponse>, Stop> {
-    let Some(mut response) = response(request, ask, &entry.answer, account)? else {
-        return Ok(None);
+    let ready = ask.written_from(entry).and_then(message::written_before);
+    let response = match ready {
+        Some((head, body)) => {
+            let held = memory(account, body.len())?;
+            Some(in_pieces((head, body, None), held))
+        }
+        None => response(request, ask, &entry.answer, account)?,
     };
+    let Some(mut response) = response else { return Ok(None) };
     let now = now();
     let (age, left) = (entry.age(now), entry.expires.saturating_sub(now));
     request.cache = Some(match from {
@@ -77,18 +86,25 @@ pub(super) fn response(
 ) -> Result<Option<BufferedResponse>, Refusal> {
     let is_grpc = request.identity.grpc.is_some();
     let held = memory(account, answer.len())?;
-    let Some((head, mut whole, trailers)) = written(answer, &ask.request, is_grpc) else {
-        return Ok(None);
-    };
+    let Some(written) = written(answer, &ask.request, is_grpc) else { return Ok(None) };
+    let response = in_pieces(written, held);
+    let length: usize = response.body.iter().map(|piece| cost(piece.len())).sum();
+    response.held.grow(length.saturating_sub(cost(answer.len()))).map_err(no_memory)?;
+    Ok(Some(response))
+}
+
+/// An answer that holds memory.
+fn in_pieces(
+    (head, mut whole, trailers): (Box<ResponseHeader>, Bytes, Option<Box<HeaderMap>>),
+    held: Held,
+) -> BufferedResponse {
     // In pieces, so that a client that takes them one by one is seen to take them.
     let mut body = Vec::with_capacity(whole.len() / PIECE + 1);
     while whole.len() > PIECE {
         body.push(whole.split_to(PIECE));
     }
     body.push(whole);
-    let length: usize = body.iter().map(|piece| cost(piece.len())).sum();
-    held.grow(length.saturating_sub(cost(answer.len()))).map_err(no_memory)?;
-    Ok(Some(BufferedResponse { head, body, trailers, held }))
+    BufferedResponse { head, body, trailers, held }
 }
 
 /// Memory for an answer of about so many bytes.

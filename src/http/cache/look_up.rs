@@ -4,7 +4,7 @@ use super::answers::Cache;
 use super::ask::{self, Ask, is_embeddings};
 use super::give::{From, give, has_form, memory};
 use super::keep;
-use super::message::control;
+use super::message::{Message, control};
 use super::outcome::{Bypass, Outcome};
 use super::stale::{Use, in_place_of, permitted, renew};
 use super::time::now;
@@ -20,8 +20,9 @@ use crate::http::variant::Target;
 use crate::pool::report;
 use crate::refusal::Refusal;
 use forebay_cache::flight::{Follower, Part};
+use forebay_cache::memo::{Known, MAX_ANSWER, Written};
 use forebay_cache::{CacheControl, Entry};
-use forebay_protocol::Reason;
+use forebay_protocol::{Reason, header};
 use pingora::proxy::Session;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -75,7 +76,7 @@ pub async fn look_up(
     if settings.negative_ttl > Duration::ZERO && !wishes.no_cache {
         refuse_absent(cache, request, &target)?;
     }
-    cache.store.resize(request.snapshot.config.cache.memory);
+    cache.resize(request.snapshot.config.cache.memory);
     let mut ask = match ask::ask(cache, session, request, (&target, settings), received).await {
         Ok(ask) => Box::new(ask),
         Err(why) => {
@@ -92,7 +93,13 @@ pub async fn look_up(
         && let Some(entry) = cache.find(&target, (ask.question, ask.model), ask.control.max_age)
     {
         match permitted(&entry, settings, now()) {
-            Use::Fresh => return hit(request, &ask, &entry, account, From::Store),
+            Use::Fresh => {
+                let given = hit(request, &ask, &entry, account, From::Store)?;
+                if let Lookup::Answered(response) = &given {
+                    remember(cache, &ask, &entry, response);
+                }
+                return Ok(given);
+            }
             Use::WhileRenewing => {
                 let given = hit(request, &ask, &entry, account, From::Stale)?;
                 // Such a client wants nothing kept, or no inference.
@@ -243,6 +250,27 @@ async fn until(deadline: Option<Instant>) {
 fn not_cached() -> Refusal {
     let message = "no kept answer, and the request takes no other (cache-control: only-if-cached)";
     Refusal::new(Reason::NotCached, message)
+}
+
+/// Notes the answer to a request that may come again in the same bytes, unless that is noted already.
+fn remember(cache: &Cache, ask: &Ask, entry: &Arc<Entry>, response: &BufferedResponse) {
+    let (Some(seen), Message::Infer(request)) = (ask.seen, &ask.request) else { return };
+    // With an id of its own, each request has other bytes.
+    if request.id.is_some() || ask.written_from(entry).is_some() {
+        return;
+    }
+    let headers = &response.head.headers;
+    let written = match (&response.body[..], headers.get(http::header::CONTENT_TYPE)) {
+        ([body], Some(kind)) if body.len() <= MAX_ANSWER && response.trailers.is_none() => {
+            let length = headers.get(header::INFERENCE_HEADER_CONTENT_LENGTH).cloned();
+            Some(Written::new(entry, (kind.clone(), length), body))
+        }
+        // Of gRPC, writing costs no more than finding what was written.
+        _ if response.trailers.is_some() && ask.known.is_none() => None,
+        _ => return,
+    };
+    let known = Known { question: ask.question, request: request.clone(), written };
+    cache.memo.insert(seen, known);
 }
 
 /// Answers from memory, or has the model asked if the kept answer has no such form as the client asked for.

@@ -9,6 +9,7 @@ use crate::http::response::BufferedResponse;
 use bytes::Bytes;
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use forebay_cache::embeddings::{self, EmbeddingsRequest};
+use forebay_cache::memo::Written;
 use forebay_cache::{Answer, CacheControl};
 use forebay_protocol::grpc::{self, Code, infer};
 use forebay_protocol::oip::{InferRequest, InferResponse};
@@ -20,7 +21,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 /// A message of more bytes is read on a thread of its own, so that others' requests go on meanwhile.
-const MAX_INLINE: usize = 64 * 1024;
+pub(super) const MAX_INLINE: usize = 64 * 1024;
 
 /// Runs `work` on `size` bytes where that holds up nothing else.
 pub(in crate::http) async fn off_io<T: Send + 'static>(
@@ -142,6 +143,13 @@ impl Wire {
         Some((encoded.body.into(), encoded.json_len))
     }
 
+    /// A number for the way in which plain bytes are read; `None`: they are compressed.
+    pub(super) fn form(self) -> Option<u64> {
+        // A message of gRPC has no length of JSON, and JSON alone has none either.
+        let length = self.json_len.map_or(0, |length| length as u64 + 2);
+        (!self.is_compressed()).then_some(if self.is_grpc { 1 } else { length })
+    }
+
     /// Whether its bytes say little of its length.
     pub(in crate::http) fn is_compressed(self) -> bool {
         self.encoding != Encoding::Identity
@@ -207,6 +215,16 @@ pub(super) fn written(
         head.insert_header(header::INFERENCE_HEADER_CONTENT_LENGTH, length).ok()?;
     }
     Some((Box::new(head), encoded.body.into(), None))
+}
+
+/// The header and the body of an answer over HTTP as it was written before.
+pub(super) fn written_before(written: &Written) -> Option<(Box<ResponseHeader>, Bytes)> {
+    let mut head = ResponseHeader::build(http::StatusCode::OK, Some(8)).ok()?;
+    head.insert_header(http::header::CONTENT_TYPE, &written.content_type).ok()?;
+    if let Some(length) = &written.json_len {
+        head.insert_header(header::INFERENCE_HEADER_CONTENT_LENGTH, length).ok()?;
+    }
+    Some((Box::new(head), written.body.clone()))
 }
 
 /// Whether an answer is a success.

@@ -150,8 +150,8 @@ impl Cache {
     pub fn status(&self) -> Status {
         Status {
             entries: self.store.len(),
-            bytes: self.store.bytes(),
-            memory: self.store.capacity(),
+            bytes: self.store.bytes() + self.memo.bytes(),
+            memory: self.store.capacity() + self.memo.capacity(),
             removed_for_size: self.store.evicted(),
             removed_for_age: self.store.expired(),
             purged: self.purged.load(Relaxed),
