@@ -33,8 +33,7 @@
 //! arguments. [`server.rs`](server) binds, serves and drains; [`lifecycle.rs`](lifecycle) is how far it
 //! is, [`reload.rs`](reload) reads the configuration again. [`listeners.rs`](listeners) are its sockets,
 //! [`connections.rs`](connections) bounds what they hold, [`body_memory.rs`](body_memory) bounds what
-//! bodies and answers do, [`places.rs`](places) bounds the number of requests, and [`exhausted.rs`](exhausted) is
-//! about what the machine lacks.
+//! bodies and answers do, and [`exhausted.rs`](exhausted) is about what the machine lacks.
 //! `io.rs` has the traits that Pingora requires of a connection.
 //! [`side_request.rs`](side_request) is the HTTP client for the proxy's own requests, such as probes.
 //! [`admin/`](admin) answers operators; [`telemetry/`](telemetry) has the metrics and the access log.
@@ -53,7 +52,6 @@ pub mod http;
 mod io;
 pub mod lifecycle;
 pub mod listeners;
-pub mod places;
 pub mod pool;
 pub mod refusal;
 pub mod reload;

@@ -5,9 +5,9 @@
 //! that no way out of a request can forget to.
 
 use crate::body_memory::Memory;
-use crate::places::Places;
 use crate::pool::{Snapshot, readiness};
 use forebay_process::memory::{self, Taken};
+use forebay_process::places::Places;
 use forebay_process::supervise::Supervisor;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use forebay_http2guard::{Event, Guarded};
 use forebay_process::limit::CLIENT;
 use forebay_process::memory;
+use forebay_process::places::{Place, Places, PlacesFull};
 use forebay_process::resources::{Descriptors, Exhausted, Spare, is_about_one_connection};
 use forebay_process::supervise::{Importance, fault_point};
 use forebay_protocol::metric::worker as metric;
@@ -29,7 +30,6 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -191,6 +191,8 @@ async fn serve(app: Arc<App>, listener: TcpListener) {
         service: TowerToHyperService::new(router(Arc::clone(&app))),
         builder: connection_builder(&app.options),
         places: Arc::new(Semaphore::new(most_connections(app.options.max_connections))),
+        requests: Arc::default(),
+        refusals: Arc::default(),
         app: Arc::clone(&app),
     });
     // They outlive a panic of the loop: connections that are open, and those that wait to be accepted.
@@ -261,7 +263,16 @@ struct Server {
     service: TowerToHyperService<axum::Router>,
     builder: Builder<TokioExecutor>,
     places: Arc<Semaphore>,
+    /// Those of requests in flight.
+    requests: Arc<Places>,
+    /// Those of requests that are told that there is no place.
+    refusals: Arc<Places>,
 }
+
+/// Ends a request for which there is no place without an answer: its client may send it again.
+#[derive(Debug, thiserror::Error)]
+#[error("too many requests are in flight")]
+struct NoPlace(#[source] h2::Error);
 
 impl Server {
     /// Accepts connections until the worker closes.
@@ -385,14 +396,18 @@ impl Server {
         record: &Arc<Record>,
         bodies: OfConnection,
         mut request: Request<Incoming>,
-    ) -> Result<Response<Answer>, Infallible> {
+    ) -> Result<Response<Answer>, NoPlace> {
         let app = &self.app;
         let in_flight = record.begin(request.version());
+        let (place, is_admitted) = self.place(record.client(), request.uri().path())?;
         record.until_read().await;
         request.extensions_mut().insert(bodies);
         let is_grpc = forebay_protocol::grpc::is_grpc(request.headers());
-        let mut response = match check(&request) {
-            Ok(()) => self.service.call(request).await?,
+        let mut response = match is_admitted.and_then(|()| check(&request)) {
+            Ok(()) => match self.service.call(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            },
             Err(refusal) => grpc::refuse(app, is_grpc, refusal),
         };
         let exact = response.body().size_hint().exact().unwrap_or(0);
@@ -404,7 +419,28 @@ impl Server {
             response = grpc::refuse(app, is_grpc, Refusal::new(Reason::QueueFull, text));
             (share, length) = (Share::new(&app.answers), 0);
         }
-        Ok(response.map(|body| Answer::new(body, in_flight, length, share)))
+        Ok(response.map(|body| Answer::new(body, in_flight, (length, share), place)))
+    }
+
+    /// A place for a request, or for its refusal, which a client may leave unread as well.
+    ///
+    /// # Errors
+    /// There are too many of both.
+    fn place(&self, client: u64, path: &str) -> Result<(Place, Result<(), Refusal>), NoPlace> {
+        let most = self.app.options.max_requests;
+        // Others must not keep a probe from finding out how the worker is.
+        let reserve = if asks_for_health(path) { most.div_ceil(4) } else { 0 };
+        let full = match self.requests.begin(client, most + reserve) {
+            Ok(place) => return Ok((place, Ok(()))),
+            Err(full) => full,
+        };
+        let text = match full {
+            PlacesFull::Client => "this client has half of max_requests in flight",
+            PlacesFull::Total => "the requests of all clients have reached max_requests",
+        };
+        let place = self.refusals.begin(client, most.div_ceil(4) + 1);
+        let place = place.map_err(|_| NoPlace(h2::Reason::REFUSED_STREAM.into()))?;
+        Ok((place, Err(Refusal::new(Reason::QueueFull, text))))
     }
 }
 
@@ -435,6 +471,13 @@ async fn one_too_many(listener: &TcpListener) -> bool {
     // The client may have gone, or sends without end.
     let _ = timeout(LAST_WORDS, said).await;
     true
+}
+
+/// Whether the path is that of a call for the health of the worker, or of one of its models.
+fn asks_for_health(path: &str) -> bool {
+    path.starts_with("/v2/health/")
+        || path.starts_with("/grpc.health.v1.Health/")
+        || ["/ServerLive", "/ServerReady"].iter().any(|call| path.ends_with(call))
 }
 
 /// Requests that HTTP/2 accepts and HTTP/1 does not.

@@ -10,6 +10,7 @@
 //! | [`allocator`] | keeps what lasts apart from what is needed for a moment |
 //! | [`memory`] | gives memory back to the system when what it was taken for has ended |
 //! | [`limit`] | bounds how often one kind of event is logged |
+//! | [`places`] | bounds how many requests there are, of all clients and of each |
 //! | [`resources`] | descriptors: how many there are, what they are kept for, and errors for want of them |
 //! | [`supervise`] | tasks that are started again when they panic |
 
@@ -17,6 +18,7 @@ pub mod allocator;
 pub mod limit;
 pub mod log;
 pub mod memory;
+pub mod places;
 pub mod resources;
 pub mod supervise;
 pub mod writer;

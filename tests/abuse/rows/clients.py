@@ -665,6 +665,36 @@ def requests_held(t, form):
     healthy(t, proxy, "after")
 
 
+WORKER_HELD = {"inference": "/v2/models/arith/infer", "gRPC": GRPC_INFER}
+
+
+@row("P6", "requests of a worker without end whose bodies do not come", WORKER_HELD, word="worker,", alone=True, limit=90)
+def worker_requests_held(t, form):
+    """Two clients begin 10,000 requests over HTTP/2 each at a worker that may have 2,000 in flight, send no bodies and read
+    nothing -> what is beyond the bound is refused, and reset where refusals are not read: they take 96 MiB at most (without
+    a bound 330), which are given back; calls for health go on meanwhile."""
+    worker = Worker(t, "--max-requests", "2000", "--body-timeout", "60s")
+    extra = GRPC.items() if form[0] == GRPC_INFER else ()
+    before, held = worker.rss(), []
+    flood = http2.PREFACE + settings(initial_window_size=0) + frame(SETTINGS, 1)
+    for i in range(80):
+        s = from_address(worker.address, f"127.0.6.{8 + i % 2}")
+        s.sendall(flood + b"".join(frame(HEADERS, END_HEADERS, 2 * n + 1, block("POST", form[0], extra)) for n in range(250)))
+        held.append(s)
+    for _ in range(10):
+        found = http1.get(worker.address, "/v2/health/live")
+        t.equal(found.status, 200, "a probe meanwhile")
+        time.sleep(0.2)
+    taken = worker.rss() - before
+    t.figure(f"{taken / 2**20:.1f} MiB")
+    t.check(taken <= 96 << 20, f"{taken / 2**20:.1f} MiB")
+    for s in held:
+        s.close()
+    room = max(taken // 4, 8 << 20)
+    t.check(eventually(lambda: worker.rss() - before <= room, 15, 0.5), "memory is not given back")
+    t.equal(http1.get(worker.address, "/v2/models/arith").status, 200, "a call after")
+
+
 @row("P10", "streams of gRPC without end", word="streams")
 def streams(t):
     """One client opens 1,200 idle streams of gRPC on 12 connections, each of which has its own connection to an

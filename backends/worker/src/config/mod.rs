@@ -76,6 +76,9 @@ forebay_config::section! {
         max_answer_memory: usize = 512 << 20, bytes();
         /// Maximum number of open connections. At the limit, an idle connection is closed for a new one.
         max_connections: usize = 4096, within(1..=MAX_COUNT);
+        /// Maximum number of requests in flight, over HTTP/2 up to 256 on each connection. One client may have half
+        /// of them. Calls that ask for the worker's health find a place beyond them.
+        max_requests: usize = 8192, within(1..=MAX_COUNT);
         /// Maximum time until the header of a connection's first request has arrived.
         header_timeout: Duration = Duration::from_secs(10), any();
         /// Maximum time that a connection may be idle between requests.

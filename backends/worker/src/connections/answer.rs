@@ -7,6 +7,7 @@ use super::record::InFlight;
 use crate::memory::Share;
 use axum::body::Body;
 use bytes::Bytes;
+use forebay_process::places::Place;
 use http_body::{Frame, SizeHint};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -26,13 +27,20 @@ pub(crate) struct Answer {
     /// Bytes that the record counts for it.
     counted: usize,
     _share: Share,
+    _place: Place,
 }
 
 impl Answer {
-    /// `share` accounts for the bytes that it has, as far as that is known.
-    pub(crate) fn new(body: Body, in_flight: InFlight, counted: usize, share: Share) -> Self {
+    /// `share` accounts for the bytes that it has, as far as that is known; `place` is that of its request.
+    pub(crate) fn new(
+        body: Body,
+        in_flight: InFlight,
+        (counted, share): (usize, Share),
+        place: Place,
+    ) -> Self {
         let number = in_flight.record().answer(counted, Instant::now());
-        Self { body, rest: Bytes::new(), number, in_flight, counted, _share: share }
+        let rest = Bytes::new();
+        Self { body, rest, number, in_flight, counted, _share: share, _place: place }
     }
 
     fn took(&mut self, bytes: usize, waits: Option<Instant>) {

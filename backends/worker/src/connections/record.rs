@@ -3,6 +3,7 @@
 use futures_util::FutureExt;
 use http::Version;
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -103,6 +104,13 @@ impl Record {
             closed: Notify::new(),
             read: Notify::new(),
         }
+    }
+
+    /// The client as a number, equal for connections of one address.
+    pub(crate) fn client(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.peer.hash(&mut hasher);
+        hasher.finish()
     }
 
     /// A request has come.

@@ -116,6 +116,34 @@ async fn an_idle_connection_makes_room_for_a_new_one() {
 }
 
 #[tokio::test]
+async fn requests_beyond_their_bound_are_refused_but_not_those_of_others_or_for_health() {
+    let worker = start(Options { max_requests: 4, ..options(fixtures()) }).await;
+    let begun = b"POST /v2/models/arith/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n";
+    // As many as one client may have, whose bodies do not come.
+    let held = [open(&worker, begun).await, open(&worker, begun).await];
+    let until = async |status: u16| {
+        let asked = async {
+            while get(&worker, "/v2").await.status != status {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(MAX_WAIT, asked).await.expect("another answer");
+    };
+    until(503).await;
+    let refused = get(&worker, "/v2").await;
+    assert!(refused.text().contains("this client has half of max_requests"), "{}", refused.text());
+    assert_eq!(get(&worker, "/v2/health/live").await.status, 200);
+    // Another client.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut other = socket.connect(worker.address()).await.unwrap();
+    other.write_all(b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    one_answer(&mut other).await;
+    drop(held);
+    until(200).await;
+}
+
+#[tokio::test]
 async fn pages_of_other_sites_can_not_load_or_unload_models() {
     let scratch = Scratch::new("cross-site");
     scratch.write("m/1/model.onnx", Scratch::model("arith"));

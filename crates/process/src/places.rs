@@ -1,4 +1,4 @@
-//! The number of requests and of gRPC streams: bounded in total and for each client.
+//! Places for requests and streams: bounded in total and for each client.
 //!
 //! A client may have a hundred of them on one connection over HTTP/2, so bounds of connections are not enough. A
 //! request whose body does not come takes 17 KiB until its time is up: 1,500 connections of one client would
