@@ -5,6 +5,7 @@
 //! refused where a unit is due, because a reader can't tell whether `drain_delay = 5` means seconds.
 
 pub(crate) mod model;
+pub(crate) mod triton;
 
 use crate::engines;
 use crate::host::machine_memory;

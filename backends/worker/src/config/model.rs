@@ -20,14 +20,14 @@ const BATCHING: [(&str, Batching); 3] = [
     ("off", Batching::Off),
 ];
 /// More rows than this in one request would occupy an executor for minutes.
-const MAX_BATCH: usize = 4096;
+pub(super) const MAX_BATCH: usize = 4096;
 /// See the same bound on the worker's own `queue`.
-const MAX_QUEUE: usize = 1 << 20;
+pub(super) const MAX_QUEUE: usize = 1 << 20;
 
 /// Largest share: beyond it the others might as well not be there.
 const MAX_WEIGHT: u32 = 1000;
 /// An executor that waits longer than this does not wait for company.
-const MAX_DELAY: Duration = Duration::from_secs(1);
+pub(super) const MAX_DELAY: Duration = Duration::from_secs(1);
 /// Limits of a run that make sense.
 const EXECUTION: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
 /// Longer than any healthy run, shorter than an operator's patience.
@@ -80,6 +80,8 @@ pub(crate) struct ModelConfig {
     pub(crate) embedding: Option<EmbeddingConfig>,
     /// Narrows and describes inputs and outputs.
     pub(crate) tensors: Vec<TensorConfig>,
+    /// Parts of the file that mean nothing here, in words.
+    pub(crate) notes: Vec<String>,
 }
 
 /// `[embedding]`: how texts become a model's inputs, and its outputs one vector.
@@ -160,6 +162,7 @@ impl Default for ModelConfig {
             build: None,
             embedding: None,
             tensors: Vec::new(),
+            notes: Vec::new(),
         }
     }
 }
@@ -212,6 +215,7 @@ impl ModelConfig {
                 engine,
                 embedding: file.table("embedding").as_ref().map(EmbeddingConfig::read),
                 tensors,
+                notes: Vec::new(),
             }
         };
         document.finish().map(|()| config)

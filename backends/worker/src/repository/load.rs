@@ -318,7 +318,7 @@ impl Models {
             builds = compared(&version.loaded.compared()),
             "model ready"
         );
-        for note in version.loaded.notes() {
+        for note in version.loaded.notes().iter().chain(&version.config.notes) {
             tracing::info!(
                 model = version.model,
                 version = version.number,

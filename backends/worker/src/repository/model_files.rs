@@ -10,6 +10,7 @@
 //! says nothing about the model: it is tried again, and the served version stays.
 
 use crate::config::model::{ModelConfig, Versions};
+use crate::config::triton;
 use crate::repository::error::LoadError;
 use forebay_config::file::contained;
 use forebay_engine::{Engine, Engines};
@@ -26,7 +27,7 @@ use std::time::Duration;
 const MAX_ENTRIES: usize = 1000;
 /// Longest model name.
 const MAX_NAME: usize = 128;
-/// Longest `model.toml`, in bytes.
+/// Longest `model.toml` or `config.pbtxt`, in bytes.
 const MAX_CONFIG: u64 = 1 << 20;
 /// Time that reading it may take.
 const READING: Duration = Duration::from_secs(30);
@@ -316,9 +317,7 @@ impl ModelFiles {
         let path = Path::new(name).join("model.toml");
         match self.root.join(&path).symlink_metadata() {
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(ModelConfig::default());
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return self.of_triton(name),
             // It may be there, and then the default would be wrong.
             Err(error) => return Err(LoadError::of_io(&path.display(), &error)),
         }
@@ -330,6 +329,21 @@ impl ModelFiles {
         let parsed = contained(READING, move || ModelConfig::parse(&text, &engines));
         let parsed = parsed.map_err(|failure| failed(&failure))?;
         Ok(parsed.map_err(|error| failed(&error))?)
+    }
+
+    /// The configuration that another server has for the model, or the default.
+    fn of_triton(&self, name: &str) -> Result<ModelConfig, LoadError> {
+        let path = Path::new(name).join("config.pbtxt");
+        match self.root.join(&path).symlink_metadata() {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(ModelConfig::default());
+            }
+            Err(error) => return Err(LoadError::of_io(&path.display(), &error)),
+        }
+        let text = String::from_utf8(self.read(&path, MAX_CONFIG)?);
+        let text = text.map_err(|error| format!("config.pbtxt: {error}"))?;
+        Ok(triton::parse(&text).map_err(|error| format!("config.pbtxt: {error}"))?)
     }
 
     /// The numbers that are there and wanted; at least one.

@@ -176,3 +176,28 @@ async fn what_is_too_long_or_no_file_is_refused_before_it_is_read() {
     let most = status_bytes(&child, "VmHWM:");
     assert!(most < 300 << 20, "{most}");
 }
+
+#[tokio::test]
+async fn a_configuration_of_triton_is_read_where_there_is_no_model_toml() {
+    let scratch = Scratch::new("triton");
+    for name in ["read", "own", "ensemble"] {
+        for version in [1, 2] {
+            scratch.write(&format!("{name}/{version}/model.onnx"), Scratch::model("arith"));
+        }
+        let scheduling = if name == "ensemble" { "ensemble_scheduling { }" } else { "" };
+        let text = format!(
+            "max_batch_size: 4 version_policy {{ all {{ }} }} instance_group [ {{ count: 2 }} ] \
+             input [ {{ name: \"a\" data_type: TYPE_FP32 dims: [ 4 ] }} ] {scheduling}"
+        );
+        scratch.write(&format!("{name}/config.pbtxt"), text);
+    }
+    scratch.write("own/model.toml", "max_batch = 2");
+    let worker = start(options(scratch.path().to_owned())).await;
+    let metadata = async |name| get(&worker, &format!("/v2/models/{name}")).await.json();
+    assert_eq!(metadata("read").await["versions"], serde_json::json!(["1", "2"]));
+    assert_eq!(metadata("own").await["versions"], serde_json::json!(["2"]));
+    let config = get(&worker, "/v2/models/read/config").await.json();
+    assert_eq!(config["max_batch_size"], 4, "{config}");
+    let answer = infer(&worker, "ensemble", arith_body(1.0, 1.0)).await;
+    answer.refused(501, "model_failed", "config.pbtxt: ensemble_scheduling: ensembles are not");
+}
