@@ -28,6 +28,7 @@ pub mod pace;
 pub mod pipeline;
 pub mod proxy;
 pub mod receive;
+pub mod repository;
 pub mod request;
 pub mod respond;
 pub mod response;

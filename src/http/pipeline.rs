@@ -16,7 +16,8 @@ use crate::http::response::BufferedResponse;
 use crate::http::services::Services;
 use crate::http::stage::Stop;
 use crate::http::{
-    admit, assign, fallback, forward, get_infer, grpc, identify, respond, route, shadow, variant,
+    admit, assign, fallback, forward, get_infer, grpc, identify, repository, respond, route,
+    shadow, variant,
 };
 use forebay_protocol::grpc::Method;
 use forebay_protocol::oip::Call;
@@ -131,9 +132,17 @@ pub async fn run(
         true => get_infer::question(session.req_header(), request, &received)?,
         false => received,
     };
+    if repository::is_change(session.req_header(), request) {
+        let whole = (received, &account);
+        let change = repository::to_all(services, session.req_header(), request, whole);
+        let response = Box::pin(change).await?;
+        request.body_memory = None;
+        Box::pin(respond::answer(session, request, response, None, &services.connector)).await?;
+        return Ok(Passed::Answered);
+    }
     take_in_parameters(session.req_header(), request, route, received.at_hand());
     let shadow = shadow::begin(services, session.req_header(), request, &received);
-    request.is_copied = shadow.is_some();
+    request.holds_answer = shadow.is_some();
     // A request whose body is still to come need not have room for this, nor for what follows.
     let is_cached = request.target.as_ref().is_some_and(|target| target.route.cache.is_some());
     let found = if is_cached {

@@ -45,8 +45,8 @@ pub struct Request {
     pub priority: Priority,
     /// The key of a sticky pool, as a number.
     pub key: Option<u64>,
-    /// Whether it is copied, so that its answer is held as that of an inference is.
-    pub is_copied: bool,
+    /// Whether its answer is held as that of an inference is: it is to be compared, or put together.
+    pub holds_answer: bool,
     /// The cookie that its answer sets, if its client had none.
     pub set_cookie: Option<http::HeaderValue>,
     /// Its destination; `None` until routed, and for requests that the proxy answers itself.
@@ -138,7 +138,7 @@ impl Request {
             identity: Identity::default(),
             priority: Priority::default(),
             key: None,
-            is_copied: false,
+            holds_answer: false,
             set_cookie: None,
             target: None,
             mode: None,

@@ -52,6 +52,11 @@ impl Target {
         Some(Self { route, variant, pool, assignment, instead_of: None, passed, is_last: false })
     }
 
+    /// The same, at another pool.
+    pub fn at(self, pool: Arc<Pool>) -> Self {
+        Self { pool, ..self }
+    }
+
     /// The same, with no fallback behind it.
     pub fn without_fallback(self) -> Self {
         Self { is_last: true, ..self }

@@ -36,6 +36,7 @@ mod proxy_protocol;
 mod queue;
 mod readiness;
 mod reference;
+mod repository;
 mod scripted;
 mod shadows;
 mod slow_clients;

@@ -107,7 +107,7 @@ pub(super) fn message(
         // An answer that may be kept is held, whatever it answers.
         is_replayable: request.is_inference(&received.method)
             || is_missed(request)
-            || request.is_copied,
+            || request.holds_answer,
         is_repeatable: is_repeatable(request, received),
         most_held: most_held(request),
         account: account.for_answers(),
