@@ -25,7 +25,8 @@
 //! # What they work on
 //! [`config/`](config) is what the operator wrote, parsed once. [`pool/`](pool) is what is known of the
 //! endpoints: one immutable snapshot, loaded once a request, replaced by one control task. [`split.rs`](split) has
-//! the weights of routes that are split, which change without a reload. The decisions
+//! the weights of routes that are split, which change without a reload, and [`rollout/`](rollout) moves them while it
+//! judges a canary. The decisions
 //! themselves are pure and live in `forebay-routing`; the words on the wire in `forebay-protocol`.
 //!
 //! # The process
@@ -55,6 +56,7 @@ pub mod listeners;
 pub mod pool;
 pub mod refusal;
 pub mod reload;
+pub mod rollout;
 pub mod server;
 pub mod side_request;
 pub mod split;

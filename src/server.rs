@@ -22,6 +22,7 @@ use crate::pool::control::{self, ControlHandle};
 use crate::pool::fleet::{Fleets, Supervisors, WorkerLog};
 use crate::pool::{Snapshot, readiness};
 use crate::reload::Reloader;
+use crate::rollout::Rollouts;
 use crate::telemetry::access_log::AccessLogger;
 use crate::telemetry::metrics;
 use crate::telemetry::observe::Observer;
@@ -104,6 +105,9 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
     let observer = Arc::new(Observer::new(log));
     let (fleets, supervisors) = Fleets::start(&config, &worker_log, tasks).await?;
     let control = control::start(config, fleets, tasks);
+    let rollouts = Arc::new(Rollouts::default());
+    let (judged, moved) = (Arc::clone(&rollouts), control.clone());
+    tasks.spawn("rollouts", Importance::Helpful, move || Arc::clone(&judged).run(moved.clone()));
     let reloader = Reloader::new(file, control.clone(), Arc::clone(&observer));
     let occupied = Arc::clone(&lifecycle);
     let watch = move || {
@@ -148,6 +152,7 @@ async fn serve(options: Options, mut sockets: Sockets) -> Result<()> {
             shadows,
             listeners: listeners.iter().map(|listener| Arc::clone(&listener.connections)).collect(),
             reloader: reloader.clone(),
+            rollouts,
             prometheus,
             bound: bound.ip(),
             hosts: server.admin_hosts.clone(),

@@ -74,10 +74,14 @@ impl Assignment {
 pub struct Sample<'a> {
     /// The name of the variant that answered, or should have.
     pub variant: &'a str,
+    /// The name of the variant that was chosen first, before anything stood in for it.
+    pub drawn: &'a str,
     /// The variant that was drawn, if it had no endpoint.
     pub instead_of: Option<&'a str>,
     /// How the request came to its variant.
     pub assignment: Assignment,
+    /// The place of its client among a thousand, if its client stays with a variant.
+    pub place: Option<u32>,
     /// The client, as a number.
     pub client: u64,
     /// The HTTP status that the client got; 0 for none.
@@ -350,6 +354,8 @@ mod tests {
         let split = splits.of(&config.routes[0]).unwrap();
         let sample = Sample {
             variant: "a",
+            drawn: "a",
+            place: None,
             instead_of: None,
             assignment: Assignment::Drawn(950),
             client: 0,

@@ -4,6 +4,7 @@
 mod answer;
 mod format;
 pub mod listener;
+mod rollouts;
 mod route_status;
 pub mod status;
 mod wait_status;
@@ -24,6 +25,7 @@ use crate::pool::message::{Drain, Unknown};
 use crate::pool::readiness::{self, Readiness};
 use crate::pool::{Endpoint, Pool, Snapshot};
 use crate::reload::Reloader;
+use crate::rollout::Rollouts;
 use async_trait::async_trait;
 use forebay_protocol::browser::{self, Foreign};
 use forebay_protocol::metric::proxy as metric;
@@ -51,6 +53,8 @@ pub struct Admin {
     pub listeners: Vec<Arc<Connections>>,
     /// Reloads.
     pub reloader: Reloader,
+    /// Rollouts.
+    pub rollouts: Arc<Rollouts>,
     /// Metrics.
     pub prometheus: PrometheusHandle,
     /// The address that it is bound to.
@@ -70,6 +74,9 @@ POST /cache/purge    it forgets all answers; ?route=, ?model= and ?version= say 
 POST /reload   read the configuration file again
 GET  /routes/ROUTE/weights   the weights of its variants, in thousandths
 POST /routes/ROUTE/weights   changes them, all at once, as a JSON object says: weights by variant
+GET  /rollouts               all rollouts, with their evidence
+GET  /routes/ROUTE/rollout   the rollout of a route
+POST /routes/ROUTE/rollout/COMMAND   start, pause, resume, promote or abort it
 POST /pools/POOL/endpoints/ADDRESS/drain    it gets nothing new and finishes what it has
 POST /pools/POOL/endpoints/ADDRESS/undrain  it is used again
 ";
@@ -106,18 +113,24 @@ impl ServeHttp for Admin {
                 }
             },
             (&Method::GET, "/cache") => json_answer(StatusCode::OK, &self.cache.status()),
+            (&Method::GET, "/rollouts") => {
+                json_answer(StatusCode::OK, &json!({ "rollouts": self.rollouts.shown() }))
+            }
             (&Method::POST, "/cache/purge") => {
                 self.purge(head.uri.query().map(str::to_owned)).await
             }
             (
                 _,
                 "/metrics" | "/status" | "/livez" | "/readyz" | "/reload" | "/cache"
-                | "/cache/purge",
+                | "/cache/purge" | "/rollouts",
             ) => {
                 let error = format!("{method} is not supported; GET / lists the paths");
                 json_answer(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": error }))
             }
             (&Method::GET, "/") => answer(StatusCode::OK, TEXT, HELP),
+            (_, path) if path.starts_with("/routes/") && rollouts::is_about(path) => {
+                rollouts::rollout(&self.rollouts, &self.control, (&method, path)).await
+            }
             (_, path) if path.starts_with("/routes/") => {
                 weights::weights(&self.control, session, (&method, path)).await
             }

@@ -1,4 +1,4 @@
-//! `forebay rollout`: the weights of a route's variants, while the proxy runs.
+//! `forebay rollout`: the weights of a route's variants and its rollout, while the proxy runs.
 
 use super::admin::{self, Admin};
 use anyhow::Result;
@@ -23,6 +23,65 @@ pub(super) enum Command {
         #[arg(value_name = "VARIANT=WEIGHT", value_parser = pair)]
         weights: Vec<(String, u32)>,
     },
+    /// List the rollouts.
+    List {
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Show a rollout: its step, and the evidence beside its bounds.
+    Status {
+        #[command(flatten)]
+        on: On,
+        /// Print it as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Begin a rollout at its first step, without the evidence of the one before.
+    Start {
+        #[command(flatten)]
+        on: On,
+    },
+    /// Keep the weights as they are. Evidence of harm still ends the rollout.
+    Pause {
+        #[command(flatten)]
+        on: On,
+    },
+    /// Go on with a rollout that was paused.
+    Resume {
+        #[command(flatten)]
+        on: On,
+    },
+    /// End a rollout, with all requests at the canary.
+    Promote {
+        #[command(flatten)]
+        on: On,
+    },
+    /// End a rollout, with all requests at the stable variant.
+    Abort {
+        #[command(flatten)]
+        on: On,
+    },
+}
+
+/// The route that is meant.
+#[derive(clap::Args)]
+pub(super) struct On {
+    #[command(flatten)]
+    admin: Admin,
+    /// Name of the route.
+    route: String,
+}
+
+impl On {
+    fn ask(&self, command: Option<&str>) -> Result<Value> {
+        let path = format!("/routes/{}/rollout", encoded(&self.route));
+        admin::run(async {
+            match command {
+                None => self.admin.ask(Method::GET, &path).await,
+                Some(word) => self.admin.ask(Method::POST, &format!("{path}/{word}")).await,
+            }
+        })
+    }
 }
 
 /// Carries out the command. Returns the message to print.
@@ -30,7 +89,72 @@ pub(super) enum Command {
 /// # Errors
 /// The proxy does not answer, or refuses the change.
 pub(super) fn run(command: &Command) -> Result<String> {
-    let Command::Weight { admin, route, weights } = command;
+    match command {
+        Command::Weight { admin, route, weights } => weigh(admin, route, weights),
+        Command::List { admin } => {
+            let said = admin::run(admin.ask(Method::GET, "/rollouts"))?;
+            let none = Vec::new();
+            let lines: Vec<_> =
+                said["rollouts"].as_array().unwrap_or(&none).iter().map(line).collect();
+            Ok(if lines.is_empty() {
+                "no route has a rollout".to_owned()
+            } else {
+                lines.join("\n")
+            })
+        }
+        Command::Status { on, json: true } => Ok(serde_json::to_string_pretty(&on.ask(None)?)?),
+        Command::Status { on, json: false } => Ok(pictured(&on.ask(None)?)),
+        Command::Start { on } => Ok(line(&on.ask(Some("start"))?)),
+        Command::Pause { on } => Ok(line(&on.ask(Some("pause"))?)),
+        Command::Resume { on } => Ok(line(&on.ask(Some("resume"))?)),
+        Command::Promote { on } => Ok(line(&on.ask(Some("promote"))?)),
+        Command::Abort { on } => Ok(line(&on.ask(Some("abort"))?)),
+    }
+}
+
+/// A rollout in one line.
+fn line(said: &Value) -> String {
+    let text = |key: &str| said[key].as_str().unwrap_or_default();
+    if let Some(error) = said["error"].as_str() {
+        return format!("{}: {error}", text("route"));
+    }
+    let share = said["weight"].as_f64().unwrap_or_default() / 10.0;
+    let (route, canary, state, last) = (text("route"), text("canary"), text("state"), text("last"));
+    let last = if last.is_empty() { String::new() } else { format!(", {last}") };
+    format!("{route}: {state}, {canary} gets {share:.1} %{last}")
+}
+
+/// The same with the evidence, as a table.
+fn pictured(said: &Value) -> String {
+    let mut out = line(said);
+    let none = Vec::new();
+    let evidence = said["evidence"].as_array().unwrap_or(&none);
+    if evidence.is_empty() {
+        return out;
+    }
+    out += "\n\n  metric    at stable           at the canary       increase           verdict\n";
+    for found in evidence {
+        let number = |arm: &str, key: &str| found[arm][key].as_f64().unwrap_or_default();
+        let part = |arm: &str| format!("{} of {}", number(arm, "bad"), number(arm, "requests"));
+        let points = |key: &str| {
+            found[key].as_f64().map_or("?".to_owned(), |share| format!("{:+.2} %", share * 100.0))
+        };
+        let verdict = match (found["is_worse"].as_bool(), found["is_within_margin"].as_bool()) {
+            (Some(true), _) => "worse",
+            (_, Some(true)) => "within the margin",
+            _ => "not certain yet",
+        };
+        let increase = format!("{} to {}", points("increase_at_least"), points("increase_at_most"));
+        let metric = found["metric"].as_str().unwrap_or_default();
+        let (stable, canary) = (part("stable"), part("canary"));
+        out += &format!("  {metric:<8}  {stable:<18}  {canary:<18}  {increase:<17}  {verdict}\n");
+    }
+    out.truncate(out.trim_end().len());
+    out
+}
+
+/// Shows the weights of a route, or changes them.
+fn weigh(admin: &Admin, route: &str, weights: &[(String, u32)]) -> Result<String> {
     let path = format!("/routes/{}/weights", encoded(route));
     admin::run(async {
         let said = if weights.is_empty() {

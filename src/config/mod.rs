@@ -18,6 +18,7 @@ mod pool;
 mod probe;
 mod read;
 mod reference;
+mod rollout;
 mod route;
 mod server;
 mod shadow;
@@ -34,6 +35,7 @@ pub use load::ConfigError;
 pub use poll::{Poll, PollSource};
 pub use pool::{EndpointProtocol, Fleet, Pool, Source};
 pub use probe::{Probe, ProbeKind};
+pub use rollout::RouteRollout;
 pub use server::{AccessLog, Server};
 pub use shadow::Shadow;
 pub use shared_store::SharedStore;
@@ -88,6 +90,8 @@ pub struct Route {
     pub expose_endpoint: bool,
     /// How answers are kept; `None`: they are not.
     pub cache: Option<RouteCache>,
+    /// How a canary gets its requests; `None`: the weights stay.
+    pub rollout: Option<RouteRollout>,
 }
 
 /// One way to answer the requests of a route: where they go, and which model is asked for there.

@@ -12,7 +12,7 @@ use super::probe::ProbeKeys;
 use super::route::{RouteKeys, VariantKeys, WeightKeys};
 use super::shared_store::SharedKeys;
 use super::tls::{CertificateKeys, TlsKeys};
-use super::{CacheMemory, Config, Limits, RouteCache, Server, Shadow};
+use super::{CacheMemory, Config, Limits, RouteCache, RouteRollout, Server, Shadow};
 use forebay_config::pool::{Ejection, Hedge, ProbeSchedule, Queue, Retry};
 use forebay_config::{Key, Section, comment, listed};
 
@@ -144,6 +144,7 @@ fn routes() -> Vec<Part> {
             .without(&["name", "pool"])
             .given("name = \"canary\"\npool = \"models\"\nweight = 50\n"),
         part::<Shadow>("[route.shadow]"),
+        part::<RouteRollout>("[route.rollout]"),
     ]
 }
 

@@ -5,7 +5,7 @@
 
 use super::check::{MAX_MODEL_NAME, Names};
 use super::split::SplitKeyForm;
-use super::{Pattern, Route, RouteCache, Shadow, SplitKey, Variant};
+use super::{Pattern, Route, RouteCache, RouteRollout, Shadow, SplitKey, Variant};
 use forebay_config::form::{
     any, each, nested, one_of, optional, positive, required, section_name, text, within,
 };
@@ -110,6 +110,8 @@ pub(super) fn read(table: &Table<'_, '_>, pools: &[String], names: &mut Names) -
     let variants = variants(table, keys.pool, pools);
     let names: Vec<_> = variants.iter().map(|variant| variant.name.as_str()).collect();
     let shadow = table.table("shadow").map(|table| Shadow::read_checked(&table, &names));
+    let weights: Vec<_> = variants.iter().map(|it| (it.name.as_str(), it.weight)).collect();
+    let rollout = table.table("rollout").map(|table| RouteRollout::read_checked(&table, &weights));
     Route {
         name: keys.name,
         models: keys.models.into_iter().map(pattern).collect(),
@@ -123,6 +125,7 @@ pub(super) fn read(table: &Table<'_, '_>, pools: &[String], names: &mut Names) -
         priority: keys.priority,
         expose_endpoint: keys.expose_endpoint,
         cache,
+        rollout,
     }
 }
 

@@ -28,6 +28,11 @@ pub struct Decisions {
 }
 
 impl Decisions {
+    /// The request's first destination.
+    pub const fn asked(&self) -> &Target {
+        &self.asked
+    }
+
     /// Whether the answer of this attempt, which was an error, may still be passed on.
     pub fn keeps(&self, attempt: usize) -> bool {
         self.attempts.keeps(attempt)

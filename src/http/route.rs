@@ -58,6 +58,7 @@ mod tests {
             priority: forebay_protocol::Priority::default(),
             expose_endpoint: false,
             cache: None,
+            rollout: None,
         };
         let asks =
             |name: Option<&str>| Identity { model: name.map(str::to_owned), ..Identity::default() };

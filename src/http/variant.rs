@@ -30,6 +30,8 @@ pub struct Target {
     pub pool: Arc<Pool>,
     /// How the request came to the variant that was chosen first.
     pub assignment: Assignment,
+    /// The place of its client among [`Variant::WHOLE`], if its client stays with a variant.
+    pub client_place: Option<u32>,
     /// The variant that was drawn first, if its pool has no endpoint.
     pub instead_of: Option<Arc<Variant>>,
     /// The route's fallbacks that were tried or passed over, including the current one.
@@ -48,8 +50,18 @@ impl Target {
             self.passed.next(&self.route.fallback, |it| may_answer(it, identity))?;
         let pool = Arc::clone(snapshot.pools.get(next.pool)?);
         let (route, variant) = (Arc::clone(&self.route), Arc::clone(next));
-        let assignment = self.assignment;
-        Some(Self { route, variant, pool, assignment, instead_of: None, passed, is_last: false })
+        let (assignment, client_place) = (self.assignment, self.client_place);
+        let instead_of = None;
+        Some(Self {
+            route,
+            variant,
+            pool,
+            assignment,
+            client_place,
+            instead_of,
+            passed,
+            is_last: false,
+        })
     }
 
     /// The same, at another pool.
@@ -129,8 +141,12 @@ pub fn choose(
         _ => Assignment::Drawn(weight),
     };
     let instead_of = (place != first).then(|| Arc::clone(&route.variants[first]));
+    let client_place = match wish {
+        Wish::Sticky(place) => Some(*place),
+        Wish::Drawn(_) | Wish::Asked(_) => None,
+    };
     let target = target(snapshot, route, place, assignment)?;
-    Ok(Target { instead_of, ..target })
+    Ok(Target { instead_of, client_place, ..target })
 }
 
 /// The variant of this name, with nothing to stand in for it.
@@ -163,7 +179,17 @@ fn target(
     let pool = snapshot.pools.get(variant.pool).ok_or_else(|| unsupported(route))?;
     let (route, variant, pool) = (Arc::clone(route), Arc::clone(variant), Arc::clone(pool));
     let passed = Passed::default();
-    Ok(Target { route, variant, pool, assignment, instead_of: None, passed, is_last: false })
+    let (client_place, instead_of) = (None, None);
+    Ok(Target {
+        route,
+        variant,
+        pool,
+        assignment,
+        client_place,
+        instead_of,
+        passed,
+        is_last: false,
+    })
 }
 
 fn unsupported(route: &Route) -> Refusal {

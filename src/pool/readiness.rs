@@ -185,6 +185,7 @@ mod tests {
             priority: forebay_protocol::Priority::default(),
             expose_endpoint: false,
             cache: None,
+            rollout: None,
         }
     }
 

@@ -139,8 +139,11 @@ fn count(request: &Request, status: u16, reason: &'static str) {
 fn inform(request: &Request, status: u16, reason: &'static str) {
     let Some(target) = &request.target else { return };
     let Some(split) = request.snapshot.splits.of(&target.route) else { return };
+    let first = request.decisions.as_ref().map_or(target, |decisions| decisions.asked());
     split.finished(&Sample {
         variant: &target.variant.name,
+        drawn: &first.instead_of.as_ref().unwrap_or(&first.variant).name,
+        place: target.client_place,
         instead_of: target.instead_of.as_ref().map(|it| it.name.as_str()),
         assignment: target.assignment,
         client: request.identity.client,

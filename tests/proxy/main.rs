@@ -37,6 +37,7 @@ mod queue;
 mod readiness;
 mod reference;
 mod repository;
+mod rollouts;
 mod scripted;
 mod shadows;
 mod slow_clients;

@@ -189,6 +189,16 @@ impl Rollout {
         }
     }
 
+    /// The same evidence under another plan. A step that there is not any more is the last one.
+    #[must_use]
+    pub fn with_plan(mut self, plan: Plan) -> Self {
+        if let Phase::Step(step) = self.phase {
+            self.phase = Phase::Step(step.min(plan.steps.len().saturating_sub(1)));
+        }
+        self.plan = plan;
+        self
+    }
+
     /// The canary's weight, in thousandths.
     pub const fn weight(&self) -> u16 {
         self.weight
@@ -246,6 +256,11 @@ impl Rollout {
     /// Takes in the difference between the outputs of both variants for one request, from 0 to 1.
     pub fn add_pair(&mut self, difference: f64) {
         self.evidence.add_pair(difference);
+    }
+
+    /// Takes in the difference between two outputs of stable for one request.
+    pub fn add_noise(&mut self, difference: f64) {
+        self.evidence.add_noise(difference);
     }
 
     /// Decides what to do, and takes note of it. `now`: seconds by a clock of this process that never goes

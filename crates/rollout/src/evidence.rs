@@ -223,6 +223,8 @@ pub struct Evidence {
     bound: SlowBound,
     split: CountTest,
     pairs: Option<PairTest>,
+    /// Sum and number of the differences of stable from itself.
+    noise: (f64, f64),
     block: u64,
     /// Failed requests in a row until now, of stable and of the canary.
     runs: [u32; 2],
@@ -240,6 +242,7 @@ impl Evidence {
             bound: SlowBound::default(),
             split: CountTest::of_split(),
             pairs: terms.compares_outputs.then(|| PairTest::new(terms.margins.outputs)),
+            noise: (0.0, 0.0),
             block: 0,
             runs: [0; 2],
             longest: 0,
@@ -268,8 +271,17 @@ impl Evidence {
 
     /// Takes in the difference between two answers to the same request, from 0 to 1.
     pub fn add_pair(&mut self, difference: f64) {
+        let noise = self.noise.0 / self.noise.1.max(1.0);
         if let Some(pairs) = &mut self.pairs {
-            pairs.add(difference);
+            pairs.add(difference, noise);
+        }
+    }
+
+    /// Takes in the difference between two answers of stable to the same request.
+    pub fn add_noise(&mut self, difference: f64) {
+        if difference >= 0.0 {
+            self.noise.0 += difference.min(1.0);
+            self.noise.1 += 1.0;
         }
     }
 

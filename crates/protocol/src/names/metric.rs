@@ -26,6 +26,14 @@ pub mod proxy {
         /// `cosine_distance`), and by `against` as above. At most 64 pairs of a model and an output have
         /// their names; further ones are `other`.
         Histogram SHADOW_DIFFERENCE = "forebay_shadow_difference" [route, model, output, measure, against];
+        /// 1 for the state of the route's rollout (`advancing`, `paused`, `watching`, `promoted`, `rolled_back`,
+        /// `inconclusive`, `aborted`, `faulty`), 0 for the others.
+        Gauge ROLLOUT_STATE = "forebay_rollout_state" [route, state];
+        /// Bounds of the increase of the share of bad requests at the canary beside stable, by metric (`errors`,
+        /// `slow`) and bound (`at_most`, `at_least`; NaN where none is known yet).
+        Gauge ROLLOUT_INCREASE = "forebay_rollout_increase" [route, metric, bound];
+        /// Rollouts that ended, by outcome.
+        Counter ROLLOUT_OUTCOMES = "forebay_rollout_outcomes_total" [route, outcome];
         /// Requests inside the proxy.
         Gauge IN_FLIGHT = "forebay_requests_in_flight" [];
         /// 1 while requests can be served, as `/readyz` says.

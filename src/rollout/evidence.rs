@@ -1,0 +1,136 @@
+//! The evidence that a finished request is for or against its variant.
+//!
+//! An outcome is the variant's that was drawn: a canary whose requests were saved by a second attempt, by a
+//! fallback or by another variant has failed them all the same. Requests that chose their variant, or whose answer
+//! came from memory, or that ended by their client's fault, say nothing.
+
+use crate::split::{Assignment, Evidence, Sample};
+use forebay_protocol::Blame;
+use forebay_rollout::Arm;
+use forebay_rollout::evidence::Observation;
+
+/// Tells a rollout of the requests of its two variants.
+pub(super) struct Listener<F> {
+    stable: String,
+    canary: String,
+    tell: F,
+}
+
+impl<F: Fn(&Observation) + Send + Sync> Listener<F> {
+    pub(super) fn new(stable: String, canary: String, tell: F) -> Self {
+        Self { stable, canary, tell }
+    }
+}
+
+impl<F: Fn(&Observation) + Send + Sync> Evidence for Listener<F> {
+    fn finished(&self, sample: &Sample<'_>) {
+        if let Some(seen) = observation(sample, &self.stable, &self.canary) {
+            (self.tell)(&seen);
+        }
+    }
+}
+
+/// The observation of a request; `None`: it says nothing.
+fn observation(sample: &Sample<'_>, stable: &str, canary: &str) -> Option<Observation> {
+    let weight = f64::from(sample.assignment.weight()?) / 1000.0;
+    if sample.is_from_cache || !is_of_variant(sample) {
+        return None;
+    }
+    let drawn = sample.drawn;
+    let (arm, weight) = if drawn == canary {
+        (Arm::Canary, weight)
+    } else if drawn == stable {
+        (Arm::Stable, 1.0 - weight)
+    } else {
+        return None;
+    };
+    let is_moved = matches!(sample.assignment, Assignment::Moved(_));
+    let was_repeated = sample.attempts > 1 && !sample.is_hedged;
+    let group = match sample.assignment {
+        Assignment::Sticky(_) => sample.place.and_then(|place| u16::try_from(place).ok()),
+        _ => None,
+    };
+    Some(Observation {
+        arm,
+        weight,
+        group,
+        failed: is_moved || was_repeated || sample.is_degraded || !is_answered(sample),
+        took: sample.took.as_secs_f64(),
+    })
+}
+
+/// Whether the variant, and not the client or the proxy, decided on the outcome.
+fn is_of_variant(sample: &Sample<'_>) -> bool {
+    match sample.reason {
+        None => true,
+        Some(reason) => !matches!(reason.blame(), Blame::Client),
+    }
+}
+
+fn is_answered(sample: &Sample<'_>) -> bool {
+    sample.reason.is_none() && sample.status != 0 && sample.status < 500
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use forebay_protocol::Reason;
+    use std::time::Duration;
+
+    const GOOD: Sample<'static> = Sample {
+        variant: "canary",
+        drawn: "canary",
+        instead_of: None,
+        assignment: Assignment::Drawn(50),
+        place: None,
+        client: 0,
+        status: 200,
+        reason: None,
+        took: Duration::from_millis(10),
+        attempts: 1,
+        is_hedged: false,
+        is_from_cache: false,
+        is_degraded: false,
+    };
+
+    #[test]
+    fn a_request_is_its_variants_with_the_weight_of_the_canary() {
+        let seen = observation(&GOOD, "stable", "canary");
+        assert!(seen.is_some_and(|it| it.arm == Arm::Canary && !it.failed && it.weight == 0.05));
+        let stable = Sample { drawn: "stable", assignment: Assignment::Drawn(950), ..GOOD };
+        let seen = observation(&stable, "stable", "canary");
+        assert!(seen.is_some_and(|it| it.arm == Arm::Stable && (it.weight - 0.05).abs() < 1e-9));
+        let sticky = Sample { assignment: Assignment::Sticky(50), place: Some(7), ..GOOD };
+        assert_eq!(observation(&sticky, "stable", "canary").and_then(|it| it.group), Some(7));
+    }
+
+    #[test]
+    fn a_request_that_others_saved_has_failed_at_its_variant() {
+        for saved in [
+            Sample { attempts: 2, ..GOOD },
+            Sample { variant: "small", is_degraded: true, ..GOOD },
+            Sample { variant: "stable", assignment: Assignment::Moved(50), ..GOOD },
+            Sample { status: 503, reason: Some(Reason::QueueFull), ..GOOD },
+            Sample { status: 500, ..GOOD },
+        ] {
+            let seen = observation(&saved, "stable", "canary");
+            assert!(seen.is_some_and(|it| it.failed && it.arm == Arm::Canary), "{saved:?}");
+        }
+        let hedged = Sample { attempts: 2, is_hedged: true, ..GOOD };
+        assert!(observation(&hedged, "stable", "canary").is_some_and(|it| !it.failed));
+    }
+
+    #[test]
+    fn a_request_that_says_nothing_of_a_variant_is_left_out() {
+        for silent in [
+            Sample { assignment: Assignment::Asked, ..GOOD },
+            Sample { assignment: Assignment::Restricted, ..GOOD },
+            Sample { is_from_cache: true, ..GOOD },
+            Sample { status: 400, reason: Some(Reason::InvalidInput), ..GOOD },
+            Sample { status: 0, reason: Some(Reason::ClientClosed), ..GOOD },
+            Sample { drawn: "third", ..GOOD },
+        ] {
+            assert_eq!(observation(&silent, "stable", "canary"), None, "{silent:?}");
+        }
+    }
+}
