@@ -74,9 +74,12 @@ impl RouteRollout {
         if let Some(span) = table.place_of("canary").filter(|_| keys.canary == keys.stable) {
             table.note(span, "canary", "expected another variant than stable, found the same");
         }
-        for (key, value) in
-            [("margin_errors", keys.margin_errors), ("margin_slow", keys.margin_slow)]
-        {
+        let margins = [
+            ("margin_errors", keys.margin_errors),
+            ("margin_slow", keys.margin_slow),
+            ("margin_outputs", keys.margin_outputs),
+        ];
+        for (key, value) in margins {
             if let Some(span) = table.place_of(key).filter(|_| !(0.0001..=0.5).contains(&value)) {
                 table.note(span, key, "expected a share from \"0.01%\" to \"50%\"");
             }

@@ -4,10 +4,20 @@
 //! fallback or by another variant has failed them all the same. Requests that chose their variant, or whose answer
 //! came from memory, or that ended by their client's fault, say nothing.
 
-use crate::split::{Assignment, Evidence, Sample};
+use crate::split::{Assignment, Comparison, Evidence, Sample};
 use forebay_protocol::Blame;
 use forebay_rollout::Arm;
 use forebay_rollout::evidence::Observation;
+
+/// One piece of evidence.
+pub(super) enum Seen {
+    /// A request that was assigned by chance.
+    Request(Observation),
+    /// The difference of the canary's answer from stable's to the same request.
+    Pair(f64),
+    /// The difference of two answers of stable.
+    Noise(f64),
+}
 
 /// Tells a rollout of the requests of its two variants.
 pub(super) struct Listener<F> {
@@ -16,16 +26,25 @@ pub(super) struct Listener<F> {
     tell: F,
 }
 
-impl<F: Fn(&Observation) + Send + Sync> Listener<F> {
+impl<F: Fn(Seen) + Send + Sync> Listener<F> {
     pub(super) fn new(stable: String, canary: String, tell: F) -> Self {
         Self { stable, canary, tell }
     }
 }
 
-impl<F: Fn(&Observation) + Send + Sync> Evidence for Listener<F> {
+impl<F: Fn(Seen) + Send + Sync> Evidence for Listener<F> {
     fn finished(&self, sample: &Sample<'_>) {
         if let Some(seen) = observation(sample, &self.stable, &self.canary) {
-            (self.tell)(&seen);
+            (self.tell)(Seen::Request(seen));
+        }
+    }
+
+    fn compared(&self, comparison: &Comparison<'_>) {
+        // A canary that gives no answer to a copy, or another kind of answer, differs as far as can be.
+        if comparison.is_noise && comparison.variant == self.stable {
+            (self.tell)(Seen::Noise(comparison.score.unwrap_or(0.0)));
+        } else if !comparison.is_noise && comparison.variant == self.canary {
+            (self.tell)(Seen::Pair(comparison.score.unwrap_or(1.0)));
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::pool::Snapshot;
 use crate::pool::control::ControlHandle;
 use crate::pool::message::SetWeights;
 use crate::split::Split;
-use evidence::Listener;
+use evidence::{Listener, Seen};
 use forebay_protocol::metric::proxy as metric;
 use forebay_rollout::controller::{Decision, Outcome, Phase, Plan, Rollout};
 use forebay_rollout::evidence::{Assignment, Finding, Margins, Terms};
@@ -196,7 +196,11 @@ impl Rollouts {
         let trial = Arc::clone(trial);
         split.listen(Some(Box::new(Listener::new(stable, canary, move |seen| {
             if let State::Active(rollout) = &mut lock(&trial).state {
-                rollout.add(rollouts.now(), seen);
+                match seen {
+                    Seen::Request(seen) => rollout.add(rollouts.now(), &seen),
+                    Seen::Pair(difference) => rollout.add_pair(difference),
+                    Seen::Noise(difference) => rollout.add_noise(difference),
+                }
             }
         }))));
         locked.split = Some(Arc::clone(split));
@@ -311,9 +315,14 @@ async fn read(path: PathBuf) -> Result<Option<state::Kept>, String> {
 fn fresh(plan: &RouteRollout, route: &Route, now: f64) -> Rollout {
     let assignment =
         if route.sticky.is_some() { Assignment::Sticky } else { Assignment::PerRequest };
-    let defaults = Margins::default();
-    let margins = Margins { errors: plan.margin_errors, slow: plan.margin_slow, ..defaults };
-    let terms = Terms { alpha: plan.false_verdicts, assignment, margins, compares_outputs: false };
+    let margins = Margins {
+        errors: plan.margin_errors,
+        slow: plan.margin_slow,
+        outputs: plan.margin_outputs,
+        ..Margins::default()
+    };
+    let compares_outputs = route.shadow.as_ref().is_some_and(|it| it.variant == plan.canary);
+    let terms = Terms { alpha: plan.false_verdicts, assignment, margins, compares_outputs };
     let mut rollout = Rollout::new(controller_plan(plan), terms);
     rollout.look(now);
     rollout
