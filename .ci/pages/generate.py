@@ -19,7 +19,7 @@ FIELD = re.compile(r"((?:^ *///[^\n]*\n)+)(?: *#\[[^\n]*\n)* *pub (\w+): ([^\n]+
 KINDS = {"String": "text", "str": "text", "u16": "number", "u8": "number", "u32": "number", "u64": "number", "usize": "number", "StepLog": "list", "ShadowEntry<'a": "object"}
 # Programs, and the commands of each that have a help of their own.
 PROGRAMS = {
-    "forebay": ["serve", "check", "drain", "undrain", "cache stats", "cache purge", "rollout weight"],
+    "forebay": ["serve", "check", "drain", "undrain", "cache stats", "cache purge", "rollout weight", "rollout list", "rollout status", "rollout start", "rollout pause", "rollout resume", "rollout promote", "rollout abort"],
     "forebay-worker": ["--synthetic"],
     "forebay-load": ["run", "capacity", "compare", "sim", "report", "reference"],
 }
