@@ -130,6 +130,8 @@ pub trait Evidence: Send + Sync {
 pub struct Comparison<'a> {
     /// The variant that got the copy.
     pub variant: &'a str,
+    /// The variant that answered the client.
+    pub given_by: &'a str,
     /// How far the answers lie apart, from 0 (equal) to 1. `None`: it gave none, or none that can be compared.
     pub score: Option<f64>,
     /// Whether the copy went to the variant that had answered: its difference from itself.

@@ -132,7 +132,8 @@ impl ServeHttp for Admin {
                 rollouts::rollout(&self.rollouts, &self.control, (&method, path)).await
             }
             (_, path) if path.starts_with("/routes/") => {
-                weights::weights(&self.control, session, (&method, path)).await
+                let to = (&self.control, &*self.rollouts);
+                weights::weights(to, session, (&method, path)).await
             }
             (_, path) if path.starts_with("/pools/") => self.drain(&method, path).await,
             _ => {

@@ -5,6 +5,7 @@ use crate::http::identify;
 use crate::pool::Snapshot;
 use crate::pool::control::ControlHandle;
 use crate::pool::message::{SetWeights, WeightsError};
+use crate::rollout::Rollouts;
 use crate::split::Split;
 use http::{Method, Response, StatusCode};
 use pingora::protocols::http::ServerSession;
@@ -21,7 +22,7 @@ const MAX_READ: usize = 4 * 1024 * 1024;
 
 /// Shows the weights, or changes them as the body says.
 pub(super) async fn weights(
-    control: &ControlHandle,
+    (control, rollouts): (&ControlHandle, &Rollouts),
     session: &mut ServerSession,
     (method, path): (&Method, &str),
 ) -> Response<Vec<u8>> {
@@ -32,6 +33,10 @@ pub(super) async fn weights(
     };
     let changed = match *method {
         Method::GET => find(&control.snapshot().load(), &route),
+        Method::POST if rollouts.moves(&route) => {
+            let error = format!("a rollout moves the weights of route {route:?}: abort it first");
+            return refused(StatusCode::CONFLICT, error);
+        }
         Method::POST => {
             let weights = match wanted(session).await {
                 Ok(weights) => weights,

@@ -6,6 +6,8 @@ use forebay_rollout::controller::OnInconclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Smallest first step, in thousandths, where clients stay at their variant: so many groups of clients are compared.
+const MIN_STICKY_STEP: u16 = 50;
 const STEP: &str = "a share from \"0.1%\" to \"100%\"";
 const ON_INCONCLUSIVE: &[(&str, OnInconclusive)] =
     &[("hold", OnInconclusive::Hold), ("rollback", OnInconclusive::RollBack)];
@@ -61,7 +63,12 @@ fn thousandths(text: &str) -> Option<u16> {
 
 impl RouteRollout {
     /// Reads the table, and checks its keys together with the route's variants: their names and weights.
-    pub(super) fn read_checked(table: &Table<'_, '_>, variants: &[(&str, u32)]) -> Self {
+    /// `is_sticky`: clients stay at their variant.
+    pub(super) fn read_checked(
+        table: &Table<'_, '_>,
+        variants: &[(&str, u32)],
+        is_sticky: bool,
+    ) -> Self {
         let keys = Self::read(table);
         let is_known = |name: &str| variants.iter().any(|(known, _)| *known == name);
         for (key, name) in [("stable", &keys.stable), ("canary", &keys.canary)] {
@@ -98,6 +105,11 @@ impl RouteRollout {
                 "steps",
                 "expected at least one share, each greater than the one before",
             );
+        }
+        if is_sticky && steps.first().is_some_and(|first| *first < MIN_STICKY_STEP) {
+            let expected = "expected a first step of at least 5% beside sticky";
+            let message = format!("{expected}: fewer clients are no evidence");
+            table.note(table.place_of("steps").unwrap_or(table.span()), "steps", message);
         }
         let is_other = |name: &str| name != keys.stable && name != keys.canary;
         for (name, weight) in variants.iter().filter(|(name, weight)| is_other(name) && *weight > 0)

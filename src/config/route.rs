@@ -111,7 +111,9 @@ pub(super) fn read(table: &Table<'_, '_>, pools: &[String], names: &mut Names) -
     let names: Vec<_> = variants.iter().map(|variant| variant.name.as_str()).collect();
     let shadow = table.table("shadow").map(|table| Shadow::read_checked(&table, &names));
     let weights: Vec<_> = variants.iter().map(|it| (it.name.as_str(), it.weight)).collect();
-    let rollout = table.table("rollout").map(|table| RouteRollout::read_checked(&table, &weights));
+    let rollout = table
+        .table("rollout")
+        .map(|table| RouteRollout::read_checked(&table, &weights, keys.sticky.is_some()));
     Route {
         name: keys.name,
         models: keys.models.into_iter().map(pattern).collect(),

@@ -25,6 +25,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::sleep_until;
 
+/// A timer may be late by this part of the time left, or by [`MAX_TIMER_SLACK`].
+const TIMER_SLACK_SHARE: u32 = 10;
+const MAX_TIMER_SLACK: Duration = Duration::from_millis(250);
+
 thread_local! {
     static RNG: RefCell<Rng> = RefCell::new(Rng::new(fastrand::u64(..)));
 }
@@ -305,7 +309,11 @@ impl Queue {
     fn gives_way_at(&self, rotation: &Rotation, asks: &BindRequest) -> Option<Instant> {
         let terms = (clock::at(asks.deadline), asks.relative_cost);
         let (view, stand_in) = (rotation.view(None, None), asks.stand_in?);
-        with_rng(|rng| view.waits_until(terms, stand_in, rng)).map(clock::instant)
+        let until = clock::instant(with_rng(|rng| view.waits_until(terms, stand_in, rng))?);
+        // Timers are late on a busy machine, and a moment later not even the variant would be in time.
+        let left = asks.deadline.saturating_duration_since(Instant::now());
+        let slack = (left / TIMER_SLACK_SHARE).min(MAX_TIMER_SLACK);
+        Some(until.checked_sub(slack).unwrap_or(until))
     }
 
     /// Time until those that wait now have been bound.

@@ -1,11 +1,10 @@
 //! The evidence that a finished request is for or against its variant.
 //!
 //! An outcome is the variant's that was drawn: a canary whose requests were saved by a second attempt, by a
-//! fallback or by another variant has failed them all the same. Requests that chose their variant, or whose answer
-//! came from memory, or that ended by their client's fault, say nothing.
+//! fallback or by another variant has failed them all the same. Requests that chose their variant say nothing.
 
 use crate::split::{Assignment, Comparison, Evidence, Sample};
-use forebay_protocol::Blame;
+use forebay_protocol::Reason;
 use forebay_rollout::Arm;
 use forebay_rollout::evidence::Observation;
 
@@ -40,31 +39,40 @@ impl<F: Fn(Seen) + Send + Sync> Evidence for Listener<F> {
     }
 
     fn compared(&self, comparison: &Comparison<'_>) {
-        // A canary that gives no answer to a copy, or another kind of answer, differs as far as can be.
-        if comparison.is_noise && comparison.variant == self.stable {
-            (self.tell)(Seen::Noise(comparison.score.unwrap_or(0.0)));
-        } else if !comparison.is_noise && comparison.variant == self.canary {
-            (self.tell)(Seen::Pair(comparison.score.unwrap_or(1.0)));
+        // A copy without a comparison says nothing here: failures are counted with the requests.
+        let Some(score) = comparison.score.filter(|_| comparison.given_by == self.stable) else {
+            return;
+        };
+        if comparison.is_noise {
+            (self.tell)(Seen::Noise(score));
+        } else if comparison.variant == self.canary {
+            (self.tell)(Seen::Pair(score));
         }
     }
 }
 
 /// The observation of a request; `None`: it says nothing.
+///
+/// A request must not be left out because of its outcome: the variants would lose different ones. Clients' own
+/// mistakes are divided by chance, so an error status counts at both variants alike, and so does a client that
+/// leaves.
 fn observation(sample: &Sample<'_>, stable: &str, canary: &str) -> Option<Observation> {
     let weight = f64::from(sample.assignment.weight()?) / 1000.0;
-    if sample.is_from_cache || !is_of_variant(sample) {
+    let is_moved = matches!(sample.assignment, Assignment::Moved(_));
+    // Refused before an endpoint was asked by what the request was, not by its variant.
+    if sample.attempts == 0 && !sample.is_from_cache && !is_moved && !is_the_pools(sample) {
         return None;
     }
-    let drawn = sample.drawn;
-    let (arm, weight) = if drawn == canary {
+    let (arm, weight) = if sample.drawn == canary {
         (Arm::Canary, weight)
-    } else if drawn == stable {
+    } else if sample.drawn == stable {
         (Arm::Stable, 1.0 - weight)
     } else {
         return None;
     };
-    let is_moved = matches!(sample.assignment, Assignment::Moved(_));
     let was_repeated = sample.attempts > 1 && !sample.is_hedged;
+    // An old answer was given in place of one that failed.
+    let was_covered = sample.is_from_cache && sample.attempts > 0;
     let group = match sample.assignment {
         Assignment::Sticky(_) => sample.place.and_then(|place| u16::try_from(place).ok()),
         _ => None,
@@ -73,27 +81,36 @@ fn observation(sample: &Sample<'_>, stable: &str, canary: &str) -> Option<Observ
         arm,
         weight,
         group,
-        failed: is_moved || was_repeated || sample.is_degraded || !is_answered(sample),
-        took: sample.took.as_secs_f64(),
+        failed: is_moved
+            || was_repeated
+            || was_covered
+            || sample.is_degraded
+            || !is_answered(sample),
+        took: (!sample.is_from_cache).then_some(sample.took.as_secs_f64()),
     })
 }
 
-/// Whether the variant, and not the client or the proxy, decided on the outcome.
-fn is_of_variant(sample: &Sample<'_>) -> bool {
-    match sample.reason {
-        None => true,
-        Some(reason) => !matches!(reason.blame(), Blame::Client),
-    }
+/// Whether the variant's pool, which is part of it, refused the request or had it wait until its client left.
+fn is_the_pools(sample: &Sample<'_>) -> bool {
+    sample.reason.is_some_and(|reason| {
+        matches!(
+            reason,
+            Reason::NoEndpoint
+                | Reason::QueueFull
+                | Reason::DeadlineExceeded
+                | Reason::DeadlineUnreachable
+                | Reason::ClientClosed
+        )
+    })
 }
 
 fn is_answered(sample: &Sample<'_>) -> bool {
-    sample.reason.is_none() && sample.status != 0 && sample.status < 500
+    sample.reason.is_none() && (200..400).contains(&sample.status)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use forebay_protocol::Reason;
     use std::time::Duration;
 
     const GOOD: Sample<'static> = Sample {
@@ -131,10 +148,18 @@ mod tests {
             Sample { variant: "stable", assignment: Assignment::Moved(50), ..GOOD },
             Sample { status: 503, reason: Some(Reason::QueueFull), ..GOOD },
             Sample { status: 500, ..GOOD },
+            Sample { status: 404, ..GOOD },
+            Sample { status: 400, reason: Some(Reason::InvalidInput), ..GOOD },
+            Sample { status: 0, reason: Some(Reason::ClientClosed), ..GOOD },
+            Sample { status: 503, reason: Some(Reason::NoEndpoint), attempts: 0, ..GOOD },
+            Sample { is_from_cache: true, ..GOOD },
         ] {
             let seen = observation(&saved, "stable", "canary");
             assert!(seen.is_some_and(|it| it.failed && it.arm == Arm::Canary), "{saved:?}");
         }
+        let known = Sample { is_from_cache: true, attempts: 0, ..GOOD };
+        let seen = observation(&known, "stable", "canary");
+        assert!(seen.is_some_and(|it| !it.failed && it.took.is_none()), "it has no time");
         let hedged = Sample { attempts: 2, is_hedged: true, ..GOOD };
         assert!(observation(&hedged, "stable", "canary").is_some_and(|it| !it.failed));
     }
@@ -144,9 +169,7 @@ mod tests {
         for silent in [
             Sample { assignment: Assignment::Asked, ..GOOD },
             Sample { assignment: Assignment::Restricted, ..GOOD },
-            Sample { is_from_cache: true, ..GOOD },
-            Sample { status: 400, reason: Some(Reason::InvalidInput), ..GOOD },
-            Sample { status: 0, reason: Some(Reason::ClientClosed), ..GOOD },
+            Sample { status: 400, reason: Some(Reason::InvalidRequest), attempts: 0, ..GOOD },
             Sample { drawn: "third", ..GOOD },
         ] {
             assert_eq!(observation(&silent, "stable", "canary"), None, "{silent:?}");

@@ -76,6 +76,8 @@ struct Trial {
     /// The pool, model and version of both variants: others make another rollout.
     identity: String,
     plan: RouteRollout,
+    /// The terms of the comparison: others make other evidence.
+    terms: Terms,
     state: State,
     /// The last decision, in words.
     last: String,
@@ -90,6 +92,27 @@ enum State {
 }
 
 impl Trial {
+    /// Whether it moves weights.
+    fn is_under_way(&self) -> bool {
+        match &self.state {
+            State::Active(rollout) => rollout.outcome().is_none(),
+            State::Faulty(_) => false,
+        }
+    }
+
+    /// Goes on by another plan, and with other terms without the evidence so far.
+    fn follow(&mut self, plan: &RouteRollout, terms: Terms) {
+        if self.plan == *plan && self.terms == terms {
+            return;
+        }
+        self.plan = plan.clone();
+        self.terms = terms;
+        if let State::Active(rollout) = &mut self.state {
+            let next = rollout.clone().with_plan(controller_plan(plan)).with_terms(terms);
+            **rollout = next;
+        }
+    }
+
     fn weight(&self) -> Option<u16> {
         match &self.state {
             State::Active(rollout) => Some(rollout.weight()),
@@ -101,12 +124,19 @@ impl Trial {
 /// All rollouts of a process.
 pub struct Rollouts {
     began: Instant,
+    /// Held from a decision on weights until they are set and written: a look and a command at once would undo
+    /// one another.
+    turn: tokio::sync::Mutex<()>,
     trials: Mutex<BTreeMap<String, Arc<Mutex<Trial>>>>,
 }
 
 impl Default for Rollouts {
     fn default() -> Self {
-        Self { began: Instant::now(), trials: Mutex::default() }
+        Self {
+            began: Instant::now(),
+            turn: tokio::sync::Mutex::default(),
+            trials: Mutex::default(),
+        }
     }
 }
 
@@ -130,6 +160,7 @@ impl Rollouts {
 
     /// One look: takes over what the configuration says now, and acts on the evidence.
     async fn look(self: &Arc<Self>, control: &ControlHandle, writes: bool) {
+        let _turn = self.turn.lock().await;
         let snapshot = control.snapshot().load_full();
         self.forget(&snapshot);
         for route in &snapshot.config.routes {
@@ -138,7 +169,9 @@ impl Rollouts {
             let (trial, is_new) = self.take_over(&snapshot, route, plan).await;
             let is_other = self.attach(&trial, split);
             let change = decide(&trial, self.now());
-            if change.is_some() || is_new || is_other {
+            // The weights that the file gives a route whose rollout has ended are the operator's.
+            let is_reset = is_other && lock(&trial).is_under_way();
+            if change.is_some() || is_new || is_reset {
                 set_weights(control, &trial, route).await;
             }
             if change.is_some() || is_new || writes {
@@ -162,27 +195,29 @@ impl Rollouts {
         });
     }
 
-    /// The rollout of a route as the configuration has it, and whether it has begun just now.
+    /// The rollout of a route as the configuration has it, and whether this process has just taken it over.
     async fn take_over(
         &self,
         snapshot: &Snapshot,
         route: &Arc<Route>,
         plan: &RouteRollout,
     ) -> (Arc<Mutex<Trial>>, bool) {
-        let identity = identity(snapshot, route, plan);
+        let (identity, terms) = (identity(snapshot, route, plan), terms(plan, route));
         let known = lock(&self.trials).get(&route.name).map(Arc::clone);
-        if let Some(trial) = known
-            && lock(&trial).identity == identity
-            && lock(&trial).plan == *plan
-        {
-            return (trial, false);
+        if let Some(trial) = known {
+            let mut locked = lock(&trial);
+            if locked.identity == identity {
+                locked.follow(plan, terms);
+                drop(locked);
+                return (trial, false);
+            }
         }
-        let (state, is_new) = begin(route, plan, &identity, self.now()).await;
+        let state = begin(&route.name, plan, &identity, terms, self.now()).await;
         let (plan, last) = (plan.clone(), String::new());
-        let trial = Trial { identity, plan, state, last, split: None };
+        let trial = Trial { identity, plan, terms, state, last, split: None };
         let trial = Arc::new(Mutex::new(trial));
         lock(&self.trials).insert(route.name.clone(), Arc::clone(&trial));
-        (trial, is_new)
+        (trial, true)
     }
 
     /// Listens to the route's requests; whether the split is another one than before.
@@ -217,18 +252,22 @@ impl Rollouts {
         name: &str,
         command: Command,
     ) -> Result<Value, CommandError> {
+        let _turn = self.turn.lock().await;
         let unknown = || CommandError::Unknown(name.to_owned());
         let trial = lock(&self.trials).get(name).map(Arc::clone).ok_or_else(unknown)?;
         let snapshot = control.snapshot().load_full();
         let route = snapshot.config.routes.iter().find(|route| route.name == name);
         let route = route.ok_or_else(unknown)?;
-        let plan = lock(&trial).plan.clone();
+        let (plan, identity, terms) = {
+            let locked = lock(&trial);
+            (locked.plan.clone(), locked.identity.clone(), locked.terms)
+        };
         if command == Command::Start {
-            let fresh = fresh(&plan, route, self.now());
-            if let Some(error) = state::write_error(&plan, name, &lock(&trial).identity, &fresh) {
+            let state = begun(name, &plan, &identity, terms, self.now()).await;
+            if let State::Faulty(error) = state {
                 return Err(CommandError::Unfit(error));
             }
-            lock(&trial).state = State::Active(Box::new(fresh));
+            lock(&trial).state = state;
         } else {
             obey(&mut lock(&trial).state, command)?;
         }
@@ -236,7 +275,14 @@ impl Rollouts {
         tracing::info!(route = name, ?command, by = "operator", "rollout changed");
         set_weights(control, &trial, route).await;
         write(&trial, name).await;
-        Ok(shown(name, &lock(&trial)))
+        let shown = shown(name, &lock(&trial));
+        Ok(shown)
+    }
+
+    /// Whether a rollout moves the weights of this route, so that they may not be changed otherwise.
+    pub fn moves(&self, name: &str) -> bool {
+        let trial = lock(&self.trials).get(name).map(Arc::clone);
+        trial.is_some_and(|trial| lock(&trial).is_under_way())
     }
 
     /// All rollouts, for programs.
@@ -279,32 +325,41 @@ fn identity(snapshot: &Snapshot, route: &Route, plan: &RouteRollout) -> String {
 }
 
 /// The rollout in the file, or a new one.
-async fn begin(route: &Route, plan: &RouteRollout, identity: &str, now: f64) -> (State, bool) {
+async fn begin(name: &str, plan: &RouteRollout, identity: &str, terms: Terms, now: f64) -> State {
     let found = match plan.state.clone() {
         Some(path) => read(path).await,
         None => Ok(None),
     };
-    let name = &route.name;
-    match found {
-        Ok(Some(kept)) if kept.is_of(name, identity) => {
+    let error = match found {
+        Ok(Some(kept)) if kept.route() != name => {
+            let other = kept.route();
+            format!("the state file is that of the rollout of route {other:?}; name another file")
+        }
+        Ok(Some(kept)) if kept.is_about(identity) => {
             tracing::info!(route = name, "rollout goes on where its state file left it");
-            (State::Active(Box::new(kept.rollout.with_plan(controller_plan(plan)))), false)
+            let rollout = kept.rollout.with_plan(controller_plan(plan)).with_terms(terms);
+            return State::Active(Box::new(rollout));
         }
-        Ok(_) => {
-            let fresh = fresh(plan, route, now);
-            if let Some(error) = state::write_error(plan, name, identity, &fresh) {
-                tracing::error!(route = name, error, "no rollout is begun");
-                return (State::Faulty(error), false);
-            }
-            let (stable, canary) = (&plan.stable, &plan.canary);
-            tracing::info!(route = name, stable, canary, weight = fresh.weight(), "rollout begins");
-            (State::Active(Box::new(fresh)), true)
-        }
-        Err(error) => {
-            tracing::error!(route = name, error, "no rollout is begun");
-            (State::Faulty(error), false)
-        }
+        Ok(_) => return begun(name, plan, identity, terms, now).await,
+        Err(error) => error,
+    };
+    tracing::error!(route = name, error, "no rollout is begun");
+    State::Faulty(error)
+}
+
+/// A new rollout, whose state could be written.
+async fn begun(name: &str, plan: &RouteRollout, identity: &str, terms: Terms, now: f64) -> State {
+    let mut rollout = Rollout::new(controller_plan(plan), terms);
+    rollout.look(now);
+    if let Some(path) = plan.state.clone()
+        && let Err(error) = written(path, state::text(name, identity, &rollout)).await
+    {
+        tracing::error!(route = name, error, "no rollout is begun");
+        return State::Faulty(error);
     }
+    let (stable, canary) = (&plan.stable, &plan.canary);
+    tracing::info!(route = name, stable, canary, weight = rollout.weight(), "rollout begins");
+    State::Active(Box::new(rollout))
 }
 
 async fn read(path: PathBuf) -> Result<Option<state::Kept>, String> {
@@ -312,7 +367,12 @@ async fn read(path: PathBuf) -> Result<Option<state::Kept>, String> {
     read.unwrap_or_else(|_| Err("reading the state file failed".to_owned()))
 }
 
-fn fresh(plan: &RouteRollout, route: &Route, now: f64) -> Rollout {
+async fn written(path: PathBuf, text: Vec<u8>) -> Result<(), String> {
+    let written = tokio::task::spawn_blocking(move || state::write(&path, &text)).await;
+    written.unwrap_or_else(|_| Err("writing the state file failed".to_owned()))
+}
+
+fn terms(plan: &RouteRollout, route: &Route) -> Terms {
     let assignment =
         if route.sticky.is_some() { Assignment::Sticky } else { Assignment::PerRequest };
     let margins = Margins {
@@ -322,10 +382,8 @@ fn fresh(plan: &RouteRollout, route: &Route, now: f64) -> Rollout {
         ..Margins::default()
     };
     let compares_outputs = route.shadow.as_ref().is_some_and(|it| it.variant == plan.canary);
-    let terms = Terms { alpha: plan.false_verdicts, assignment, margins, compares_outputs };
-    let mut rollout = Rollout::new(controller_plan(plan), terms);
-    rollout.look(now);
-    rollout
+    let steps = u16::try_from(plan.steps.len()).unwrap_or(u16::MAX);
+    Terms { alpha: plan.false_verdicts, assignment, margins, compares_outputs, steps }
 }
 
 fn controller_plan(plan: &RouteRollout) -> Plan {
@@ -445,8 +503,7 @@ async fn write(trial: &Arc<Mutex<Trial>>, name: &str) {
         (path, state::text(name, &locked.identity, rollout))
     };
     let (path, text) = text;
-    let written = tokio::task::spawn_blocking(move || state::write(&path, &text)).await;
-    if let Ok(Err(error)) = written {
+    if let Err(error) = written(path, text).await {
         tracing::error!(route = name, error, "the state of a rollout can't be written");
     }
 }

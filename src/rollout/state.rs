@@ -4,7 +4,6 @@
 //! had. The file is replaced as a whole, so a crash leaves the state before or after, and one that can't be read
 //! is never taken for an empty one: no rollout begins until the operator has looked at it.
 
-use crate::config::RouteRollout;
 use forebay_rollout::controller::Rollout;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -26,9 +25,14 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// Whether it is the state of this rollout and no other.
-    pub(super) fn is_of(&self, route: &str, identity: &str) -> bool {
-        self.route == route && self.identity == identity
+    /// The route whose state it is.
+    pub(super) fn route(&self) -> &str {
+        &self.route
+    }
+
+    /// Whether it is about these variants and no others.
+    pub(super) fn is_about(&self, identity: &str) -> bool {
+        self.identity == identity
     }
 }
 
@@ -82,22 +86,12 @@ pub(super) fn text(route: &str, identity: &str, rollout: &Rollout) -> Vec<u8> {
 
 /// Replaces the file.
 pub(super) fn write(path: &Path, text: &[u8]) -> Result<(), String> {
-    let temporary = path.with_extension("new");
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
     let written = fs::File::create(&temporary)
         .and_then(|mut file| file.write_all(text).and_then(|()| file.sync_all()))
         .and_then(|()| fs::rename(&temporary, path));
     written.map_err(|error| format!("{}: {error}", path.display()))
-}
-
-/// Why the state of a rollout that is to begin can't be written, if it can't.
-pub(super) fn write_error(
-    plan: &RouteRollout,
-    route: &str,
-    identity: &str,
-    rollout: &Rollout,
-) -> Option<String> {
-    let path = plan.state.as_ref()?;
-    write(path, &text(route, identity, rollout)).err()
 }
 
 #[cfg(test)]
@@ -119,8 +113,13 @@ mod tests {
         let mut rollout = Rollout::new(plan, Terms::default());
         for number in 0..1000_u32 {
             let arm = if number % 100 == 0 { Arm::Canary } else { Arm::Stable };
-            let seen =
-                Observation { arm, weight: 0.01, group: None, failed: number % 7 == 0, took: 0.01 };
+            let seen = Observation {
+                arm,
+                weight: 0.01,
+                group: None,
+                failed: number % 7 == 0,
+                took: Some(0.01),
+            };
             rollout.add(0.0, &seen);
         }
         rollout
@@ -136,7 +135,7 @@ mod tests {
         let whole = text("r", "a / b", &before);
         write(&path, &whole).unwrap();
         let kept = read(&path).unwrap().unwrap();
-        assert!(kept.is_of("r", "a / b") && !kept.is_of("r", "a / c") && !kept.is_of("q", "a / b"));
+        assert!(kept.route() == "r" && kept.is_about("a / b") && !kept.is_about("a / c"));
         assert_eq!(text("r", "a / b", &kept.rollout), whole);
         for end in [0, 1, whole.len() / 2, whole.len() - 1] {
             fs::write(&path, &whole[..end]).unwrap();

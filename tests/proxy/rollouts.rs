@@ -62,6 +62,15 @@ impl Rollout {
     async fn comes_to(&self, state: &str) -> Value {
         comes_to(&self.proxy, state).await
     }
+
+    /// Waits until the state file has these words.
+    async fn written(&self, words: &str) {
+        let path = self.folder.0.join("state.json");
+        eventually(words, async || {
+            std::fs::read_to_string(&path).is_ok_and(|text| text.contains(words)).then_some(())
+        })
+        .await;
+    }
 }
 
 async fn comes_to(proxy: &Proxy, state: &str) -> Value {
@@ -87,6 +96,7 @@ async fn a_canary_that_fails_is_rolled_back_and_stays_so_after_a_crash() {
     let outcome = ["route=\"r\"", "outcome=\"rolled_back\""];
     assert_eq!(rollout.proxy.metric("forebay_rollout_outcomes_total", &outcome).await, 1.0);
 
+    rollout.written("\"rolled_back\"").await;
     let rollout = rollout.restart().await;
     rollout.comes_to("rolled_back").await;
     let served = rollout.ends[1].served();
@@ -108,7 +118,12 @@ async fn an_equal_canary_is_promoted_through_a_crash_without_a_failed_request() 
     .await;
     let outcomes = load.stop().await;
     assert_eq!(outcomes.keys().map(String::as_str).collect::<Vec<_>>(), ["200"], "{outcomes:?}");
-    // The state is written with each step.
+    // The state is written with each step; the canary may have been promoted meanwhile.
+    eventually("the step is written", async || {
+        let text = std::fs::read_to_string(rollout.folder.0.join("state.json")).unwrap();
+        ["\"weight\":500,", "\"weight\":1000,"].iter().any(|it| text.contains(it)).then_some(())
+    })
+    .await;
     let rollout = rollout.restart().await;
     let said = eventually("the state is read", async || {
         let answer = get(rollout.proxy.admin, "/routes/r/rollout").await;

@@ -177,9 +177,11 @@ impl Rollout {
     /// A rollout at its first step.
     pub fn new(plan: Plan, terms: Terms) -> Self {
         let weight = plan.steps.first().copied().unwrap_or(WHOLE / 2);
+        let mut evidence = Evidence::new(terms);
+        evidence.at_weight(f64::from(weight) / f64::from(WHOLE));
         Self {
             plan,
-            evidence: Evidence::new(terms),
+            evidence,
             phase: Phase::Step(0),
             paused: false,
             weight,
@@ -196,6 +198,17 @@ impl Rollout {
             self.phase = Phase::Step(step.min(plan.steps.len().saturating_sub(1)));
         }
         self.plan = plan;
+        self.weight = self.weight.min(WHOLE);
+        self
+    }
+
+    /// The same step with these terms: without the evidence so far, if they are others.
+    #[must_use]
+    pub fn with_terms(mut self, terms: Terms) -> Self {
+        if *self.evidence.terms() != terms {
+            self.evidence = Evidence::new(terms);
+            self.evidence.at_weight(f64::from(self.weight) / f64::from(WHOLE));
+        }
         self
     }
 
@@ -302,9 +315,10 @@ impl Rollout {
         if passed > 0.0 { passed.min(LONGEST_LOOK) } else { 0.0 }
     }
 
-    const fn enter(&mut self, phase: Phase, weight: u16) {
+    fn enter(&mut self, phase: Phase, weight: u16) {
         self.phase = phase;
         self.weight = weight;
+        self.evidence.at_weight(f64::from(weight) / f64::from(WHOLE));
         self.phase_since = self.elapsed;
     }
 
@@ -356,7 +370,8 @@ impl Rollout {
             (true, ..) => true,
             // Outputs are compared in shadows, which the canary's weight does not change.
             (false, Some(_), Metric::Outputs) => true,
-            (false, Some(_), _) => finding.upper * share <= margin,
+            // A bound of 1 is none.
+            (false, Some(_), _) => finding.upper < 1.0 && finding.upper * share <= margin,
             (false, None, _) => false,
         }
     }
@@ -403,7 +418,7 @@ mod tests {
                     weight: f64::from(rollout.weight()) / f64::from(WHOLE),
                     group: None,
                     failed: every > 0 && count.is_multiple_of(every),
-                    took: 0.01 + f64::from((*count * 7919) % 1009) * 1e-5,
+                    took: Some(0.01 + f64::from((*count * 7919) % 1009) * 1e-5),
                 };
                 rollout.add(f64::from(second) + f64::from(part) * 0.01, &observed);
             }
@@ -496,7 +511,8 @@ mod tests {
         let mut rollout = Rollout::new(plan(), Terms::default());
         for request in 0..5000_u32 {
             let arm = if request % 2 == 0 { Arm::Canary } else { Arm::Stable };
-            let seen = Observation { arm, weight: 0.1, group: None, failed: false, took: 0.01 };
+            let seen =
+                Observation { arm, weight: 0.1, group: None, failed: false, took: Some(0.01) };
             rollout.add(f64::from(request) * 0.01, &seen);
         }
         assert_eq!(rollout.look(50.0), Decision::Hold(Wait::BrokenSplit));

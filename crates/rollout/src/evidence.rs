@@ -20,6 +20,8 @@ const COUNTS_PART: f64 = 0.8;
 const SPLIT_LEVEL: f64 = 0.001;
 /// So many failed requests of the canary in a row end its trial, if stable never had half as many.
 const RUN: u32 = 10;
+/// Seconds that the row must last: one client can fail ten times at once.
+const RUN_TIME: f64 = 1.0;
 
 /// How requests are assigned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +67,9 @@ pub struct Terms {
     pub margins: Margins,
     /// Whether outputs are compared.
     pub compares_outputs: bool,
+    /// Number of weights at which the canary may be judged: the probabilities are divided among them where each
+    /// weight has evidence of its own.
+    pub steps: u16,
 }
 
 impl Default for Terms {
@@ -74,6 +79,7 @@ impl Default for Terms {
             assignment: Assignment::PerRequest,
             margins: Margins::default(),
             compares_outputs: false,
+            steps: 4,
         }
     }
 }
@@ -89,8 +95,8 @@ pub struct Observation {
     pub group: Option<u16>,
     /// Whether it failed by the variant's fault.
     pub failed: bool,
-    /// Seconds that it took.
-    pub took: f64,
+    /// Seconds that it took; `None`: its time says nothing of the variant, as with an answer from memory.
+    pub took: Option<f64>,
 }
 
 /// The quantities that are compared.
@@ -145,7 +151,25 @@ struct BadRequests {
     requests: [f64; 2],
     block: Block,
     blocks: BlockTest,
+    step: StepSums,
+}
+
+/// Sums at the present weight. Sums over several weights would take common drift for a difference: stable had more
+/// of its requests at another time than the canary.
+#[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+struct StepSums {
+    /// Bad requests and all requests, of stable and of the canary.
+    sums: [(f64, f64); 2],
+    /// Those of clients that stay at their variant, if clients do.
     groups: Option<Box<GroupTest>>,
+}
+
+impl StepSums {
+    fn new(terms: &Terms) -> Self {
+        let groups = (terms.assignment == Assignment::Sticky).then(Box::default);
+        Self { sums: [(0.0, 0.0); 2], groups }
+    }
 }
 
 impl BadRequests {
@@ -158,24 +182,36 @@ impl BadRequests {
             requests: [0.0; 2],
             block: Block::default(),
             blocks: BlockTest::default(),
-            groups: (terms.assignment == Assignment::Sticky).then(Box::default),
+            step: StepSums::new(terms),
         }
     }
 
+    /// `is_present`: the request was drawn with the present weight.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative")]
-    fn add(&mut self, now: f64, seen: &Observation, is_bad: bool) {
+    fn add(&mut self, now: f64, seen: &Observation, is_bad: bool, is_present: bool) {
         let is_canarys = seen.arm == Arm::Canary;
         let arm = usize::from(is_canarys);
         self.requests[arm] += 1.0;
+        self.bad[arm] += f64::from(u8::from(is_bad));
         if is_bad {
-            self.bad[arm] += 1.0;
-            self.harm.add(is_canarys, seen.weight);
-            self.fine.add(is_canarys, seen.weight);
             self.bursts[arm].add(now.max(0.0) as u64);
         }
+        // Requests of one client that stays at its variant are no independent draws.
+        if let (Some(groups), Some(group)) = (&mut self.step.groups, seen.group) {
+            if is_present {
+                groups.add(is_canarys, is_bad, group);
+            }
+            return;
+        }
+        if is_bad {
+            self.harm.add(is_canarys, seen.weight);
+            self.fine.add(is_canarys, seen.weight);
+        }
         self.block.add(is_canarys, is_bad, seen.weight);
-        if let (Some(groups), Some(group)) = (&mut self.groups, seen.group) {
-            groups.add(is_canarys, is_bad, group);
+        if is_present {
+            let (bad, requests) = &mut self.step.sums[arm];
+            *bad += f64::from(u8::from(is_bad));
+            *requests += 1.0;
         }
     }
 
@@ -184,32 +220,35 @@ impl BadRequests {
         self.block = Block::default();
     }
 
-    fn finding(&self, metric: Metric, margin: f64, (harm, fine): (f64, f64)) -> Finding {
-        let sums = |arm: usize| (self.bad[arm], self.requests[arm]);
-        let (stable, canary) = (sums(0), sums(1));
+    fn finding(&self, metric: Metric, margin: f64, terms: &Terms, harm: f64) -> Finding {
+        let totals = |arm: usize| (self.bad[arm], self.requests[arm]);
         let found = |lower, upper, is_harm, is_fine| Finding {
             metric,
-            stable,
-            canary,
+            stable: totals(0),
+            canary: totals(1),
             upper,
             lower,
             is_harm,
             is_fine: is_fine || upper < margin,
         };
-        if let Some(groups) = &self.groups {
-            let Some((lower, _)) = groups.bounds(harm) else {
-                return found(None, 1.0, false, false);
-            };
-            let upper = groups.bounds(fine).map_or(1.0, |(_, upper)| upper);
-            return found(Some(lower), upper, lower > 0.0, false);
-        }
+        let (steps, fine) = (f64::from(terms.steps.max(1)), terms.alpha);
+        let is_sticky = self.step.groups.is_some();
+        // Of a route whose clients stay, some requests may still have been drawn by themselves.
+        let harm_of_draws = if is_sticky { harm / 2.0 } else { harm };
         let bursts = self.bursts[0].get().max(self.bursts[1].get());
-        let lower = self.blocks.lower(harm * (1.0 - COUNTS_PART));
-        let is_harm =
-            self.harm.rejects(harm * COUNTS_PART, bursts) || lower.is_some_and(|lower| lower > 0.0);
-        let by_counts = proportion::upper_difference(canary, stable, bursts, fine / 4.0);
-        let upper = self.blocks.upper(fine / 4.0).map_or(by_counts, |upper| upper.min(by_counts));
-        found(lower, upper, is_harm, self.fine.rejects(fine / 2.0, bursts))
+        let by_blocks = self.blocks.lower(harm_of_draws * (1.0 - COUNTS_PART));
+        let is_harm = self.harm.rejects(harm_of_draws * COUNTS_PART, bursts)
+            || by_blocks.is_some_and(|lower| lower > 0.0);
+        if let Some(groups) = &self.step.groups {
+            let bounds = groups.bounds(harm / 2.0 / steps);
+            let lower = bounds.map(|(lower, _)| lower);
+            let upper = groups.bounds(fine / steps).map_or(1.0, |(_, upper)| upper);
+            return found(lower, upper, is_harm || lower.is_some_and(|it| it > 0.0), false);
+        }
+        let [stable, canary] = self.step.sums;
+        let by_sums = proportion::upper_difference(canary, stable, bursts, fine / 4.0 / steps);
+        let upper = self.blocks.upper(fine / 4.0).map_or(by_sums, |upper| upper.min(by_sums));
+        found(by_blocks, upper, is_harm, self.fine.rejects(fine / 2.0, bursts))
     }
 }
 
@@ -228,8 +267,14 @@ pub struct Evidence {
     block: u64,
     /// Failed requests in a row until now, of stable and of the canary.
     runs: [u32; 2],
+    /// When the canary's row began.
+    run_since: f64,
+    /// The latest time that was told.
+    now: f64,
     /// The longest row of stable's.
     longest: u32,
+    /// The present weight.
+    weight: f64,
 }
 
 impl Evidence {
@@ -245,7 +290,10 @@ impl Evidence {
             noise: (0.0, 0.0),
             block: 0,
             runs: [0; 2],
+            run_since: 0.0,
+            now: 0.0,
             longest: 0,
+            weight: 0.0,
         }
     }
 
@@ -254,24 +302,35 @@ impl Evidence {
         self.advance(now);
         let is_canarys = seen.arm == Arm::Canary;
         self.split.add(is_canarys, seen.weight);
+        if is_canarys && self.runs[1] == 0 {
+            self.run_since = now;
+        }
         let run = &mut self.runs[usize::from(is_canarys)];
         *run = if seen.failed { run.saturating_add(1) } else { 0 };
         self.longest = self.longest.max(self.runs[0]);
-        self.errors.add(now, seen, seen.failed);
-        if seen.failed {
-            return;
-        }
-        if let Some(is_slow) = self.bound.is_slow(seen.took) {
-            self.slow.add(now, seen, is_slow);
+        let is_present = (seen.weight - self.weight).abs() < 1e-9;
+        self.errors.add(now, seen, seen.failed, is_present);
+        let Some(took) = seen.took.filter(|_| !seen.failed) else { return };
+        if let Some(is_slow) = self.bound.is_slow(took) {
+            self.slow.add(now, seen, is_slow, is_present);
         }
         if !is_canarys {
-            self.bound.add(seen.took);
+            self.bound.add(took);
         }
+    }
+
+    /// The canary has this weight from now on, as a share.
+    pub fn at_weight(&mut self, weight: f64) {
+        self.weight = weight;
+        self.errors.step = StepSums::new(&self.terms);
+        self.slow.step = StepSums::new(&self.terms);
     }
 
     /// Takes in the difference between two answers to the same request, from 0 to 1.
     pub fn add_pair(&mut self, difference: f64) {
-        let noise = self.noise.0 / self.noise.1.max(1.0);
+        // Few samples of the noise prove neither that there is some nor that there is none.
+        let (sum, samples) = self.noise;
+        let noise = (sum / (samples + 100.0), (sum + 1.0) / (samples + 1.0));
         if let Some(pairs) = &mut self.pairs {
             pairs.add(difference, noise);
         }
@@ -288,6 +347,7 @@ impl Evidence {
     /// Closes the blocks that are over at `now`.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative")]
     pub fn advance(&mut self, now: f64) {
+        self.now = self.now.max(now);
         let block = (now / BLOCK).max(0.0) as u64;
         if block > self.block {
             self.block = block;
@@ -302,9 +362,11 @@ impl Evidence {
         &self.terms
     }
 
-    /// Whether the canary's last requests failed in a row that is far longer than any of stable's.
+    /// Whether the canary's last requests failed in a row that is far longer than any of stable's, and not within
+    /// a moment.
     pub fn fails_outright(&self) -> bool {
         self.runs[1] >= RUN.max(self.longest.saturating_mul(2))
+            && self.now - self.run_since >= RUN_TIME
     }
 
     /// Whether the canary's share of the requests contradicts its weights. Clients that stay at their variant
@@ -323,10 +385,10 @@ impl Evidence {
         let Terms { alpha, margins, .. } = self.terms;
         let metrics = if self.pairs.is_some() { 3.0 } else { 2.0 };
         // A canary is rolled back by any metric and promoted by all of them.
-        let levels = (alpha / metrics, alpha);
+        let harm = alpha / metrics;
         let mut findings = vec![
-            self.errors.finding(Metric::Errors, margins.errors, levels),
-            self.slow.finding(Metric::Slow, margins.slow, levels),
+            self.errors.finding(Metric::Errors, margins.errors, &self.terms, harm),
+            self.slow.finding(Metric::Slow, margins.slow, &self.terms, harm),
         ];
         findings.extend(self.pairs.as_ref().map(|pairs| Finding {
             metric: Metric::Outputs,
@@ -334,7 +396,7 @@ impl Evidence {
             canary: (pairs.mean() * pairs.pairs(), pairs.pairs()),
             upper: if pairs.is_fine(alpha) { margins.outputs } else { 1.0 },
             lower: None,
-            is_harm: pairs.differs(levels.0),
+            is_harm: pairs.differs(harm),
             is_fine: pairs.is_fine(alpha),
         }));
         findings

@@ -9,7 +9,7 @@ use crate::blocks::half_width;
 /// Number of groups.
 pub const GROUPS: u16 = 1000;
 /// Groups that a variant needs, counted by the evenness of their requests, before the first verdict.
-const MIN_GROUPS: f64 = 15.0;
+pub const MIN_GROUPS: f64 = 15.0;
 
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]

@@ -32,17 +32,19 @@ impl PairTest {
     }
 
     /// Takes in the difference of a pair, from 0 to 1; one that is no number is the greatest. `noise`: the mean
-    /// difference of the model from itself, as far as it is known, by which the tolerance is greater.
-    pub fn add(&mut self, difference: f64, noise: f64) {
+    /// difference of the model from itself, by which the tolerance is greater, as an estimate from below and
+    /// one from above: each bet is made against the one that makes it harder to win.
+    pub fn add(&mut self, difference: f64, noise: (f64, f64)) {
         let difference = if difference.is_nan() { 1.0 } else { difference.clamp(0.0, 1.0) };
-        let m = (self.tolerance + noise.max(0.0)).min(0.99);
+        let with = |noise: f64| (self.tolerance + noise.max(0.0)).min(0.99);
+        let (least, most) = (with(noise.0), with(noise.1));
         self.pairs += 1.0;
         self.sum += difference;
         for (log, stake) in self.below.iter_mut().zip(BELOW) {
-            *log += (1.0 + stake * (m - difference) / (1.0 - m)).ln();
+            *log += (1.0 + stake * (least - difference) / (1.0 - least)).ln();
         }
         for (log, stake) in self.above.iter_mut().zip(ABOVE) {
-            *log += (1.0 + stake * (difference - m) / m).ln();
+            *log += (1.0 + stake * (difference - most) / most).ln();
         }
     }
 
@@ -80,7 +82,8 @@ mod tests {
 
     fn after(pairs: u32, every: u32, difference: f64) -> PairTest {
         let mut test = PairTest::new(0.01);
-        (0..pairs).for_each(|n| test.add(if n % every == 0 { difference } else { 0.0 }, 0.0));
+        (0..pairs)
+            .for_each(|n| test.add(if n % every == 0 { difference } else { 0.0 }, (0.0, 0.0)));
         test
     }
 
@@ -96,14 +99,14 @@ mod tests {
     #[test]
     fn a_model_that_differs_from_itself_is_not_blamed_for_that() {
         let mut test = PairTest::new(0.01);
-        (0..2000).for_each(|n| test.add(if n % 10 == 0 { 0.5 } else { 0.0 }, 0.05));
+        (0..2000).for_each(|n| test.add(if n % 10 == 0 { 0.5 } else { 0.0 }, (0.05, 0.05)));
         assert!(!test.differs(0.05));
     }
 
     #[test]
     fn what_is_no_number_differs() {
         let mut test = PairTest::new(0.01);
-        (0..50).for_each(|_| test.add(f64::NAN, 0.0));
+        (0..50).for_each(|_| test.add(f64::NAN, (0.0, 0.0)));
         assert!(test.differs(0.05) && (test.mean() - 1.0).abs() < 1e-12);
     }
 }

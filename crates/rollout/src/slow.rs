@@ -52,8 +52,10 @@ impl SlowBound {
         let mut left = f64::from(self.sum) * SLOW;
         let mut bound = BUCKETS - 1;
         // The first bound beyond which fewer are than may be.
-        while bound > 0 && left >= f64::from(self.counts[bound]) {
-            left -= f64::from(self.counts[bound]);
+        // A state that was read from a file may have any length.
+        let count = |bound: usize| self.counts.get(bound).map_or(0.0, |count| f64::from(*count));
+        while bound > 0 && left >= count(bound) {
+            left -= count(bound);
             bound -= 1;
         }
         self.bound = Some(bound);

@@ -266,7 +266,8 @@ impl Shadow {
         services.shadows.record((route, &model), differences);
         if let Some(split) = copy.snapshot.splits.of(&self.target.route) {
             let score = found.has_score().then(|| found.score());
-            split.compared(&crate::split::Comparison { variant, score, is_noise: self.is_noise });
+            let (given_by, is_noise) = (&*self.given_by.name, self.is_noise);
+            split.compared(&crate::split::Comparison { variant, given_by, score, is_noise });
         }
         let time = access_log::timestamp(SystemTime::now());
         if let (Some((given, answer)), Some(settings), false) =

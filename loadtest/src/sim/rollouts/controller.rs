@@ -60,6 +60,7 @@ fn run(rng: &mut Rng, trial: &Trial) -> (Outcome, f64) {
             let slowdown = if is_canarys { trial.slowdown } else { 1.0 };
             let took = 0.02 * (0.6 * normal(rng)).exp() * slowdown;
             let arm = if is_canarys { Arm::Canary } else { Arm::Stable };
+            let took = Some(took);
             rollout.add(now, &Observation { arm, weight, group: None, failed, took });
         }
         requests += arrivals;

@@ -178,7 +178,7 @@ fn pairs() -> Vec<Case> {
     let pairs = |rng: &mut Rng, differ: f64, is_fine: bool| {
         let mut test = PairTest::new(0.01);
         (1..=50_000).find_map(|pair| {
-            test.add(if rng.share() < differ { 1.0 } else { 0.0 }, 0.0);
+            test.add(if rng.share() < differ { 1.0 } else { 0.0 }, (0.0, 0.0));
             let is_over = if is_fine { test.is_fine(ALPHA) } else { test.differs(ALPHA) };
             is_over.then_some(f64::from(pair))
         })
