@@ -45,11 +45,6 @@ impl Pace {
         self.left = self.left.saturating_sub(time);
     }
 
-    /// The time that the client has been waited for and has not made up for.
-    pub fn spent(&self) -> Duration {
-        self.most.saturating_sub(self.left)
-    }
-
     /// Earns credit for bytes that moved.
     pub fn moved(&mut self, bytes: usize) {
         #[allow(clippy::cast_precision_loss, reason = "a pace need not be exact")]

@@ -6,7 +6,7 @@
 
 use crate::stop::{End, Stopper};
 use crate::text::shortened;
-use crate::value::{CpuMemory, Value};
+use crate::value::{CpuMemory, Value, place};
 use forebay_engine::batch::Input;
 use forebay_engine::{Remote, RunError};
 use forebay_protocol::oip::{Datatype, Tensor, TensorMetadata};
@@ -174,8 +174,10 @@ impl Session {
             return Err(RunError::Cancelled);
         }
         let found = found.map_err(|error| failure(&error))?;
+        // The inputs live until all outputs have been read: some may lie in them.
+        let lent: Vec<_> = inputs.iter().map(place).collect();
         let read = |(value, output): (Value<'static>, &TensorMetadata)| {
-            value.into_tensor(&output.name, output.datatype, &self.inner)
+            value.into_tensor((&output.name, output.datatype), &self.inner, &lent)
         };
         found.into_iter().zip(outputs).map(read).collect()
     }

@@ -2,6 +2,9 @@
 //!
 //! Numbers are read where they lie, in both directions: a request's are lent to the library for the run, and an
 //! output lives in its memory until the answer has been written.
+//!
+//! But an output may be an input: a graph may give one back as it is, and a node that changes nothing is left out. Such
+//! an output lies in what was lent, which is the request's and ends before the answer does. So it is copied.
 #![allow(unsafe_code, reason = "calls of a library of C")]
 
 use crate::text::shortened;
@@ -12,6 +15,7 @@ use forebay_protocol::oip::{BytesData, Data, Datatype, Tensor};
 use ort::session::SharedSessionInner;
 use ort::sys::{ONNXTensorElementDataType as Kind, OrtValue};
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
@@ -206,15 +210,15 @@ impl<'a> Value<'a> {
 }
 
 impl Value<'static> {
-    /// An output; `session` is what its memory belongs to.
+    /// An output; `session` is what its memory belongs to, unless it lies in some of what was `lent`, by addresses.
     ///
     /// # Errors
     /// It is of another type than it should be.
     pub(crate) fn into_tensor(
         self,
-        name: &str,
-        datatype: Datatype,
+        (name, datatype): (&str, Datatype),
         session: &Arc<SharedSessionInner>,
+        lent: &[Range<usize>],
     ) -> Result<Tensor, RunError> {
         let (shape, count) = self.shape(datatype)?;
         let data = match datatype.size() {
@@ -228,7 +232,7 @@ impl Value<'static> {
                 let start = NonNull::new(start.cast::<u8>()).filter(|_| count > 0);
                 let (start, length) = start.map_or((NonNull::dangling(), 0), |s| (s, count * size));
                 let held = Held { value: self, start, length, session: Arc::clone(session) };
-                numbers(datatype, count, held)?
+                numbers(datatype, count, held, lent)?
             }
         };
         Tensor::new(name, shape, data).map_err(|problem| RunError::Engine(problem.to_string()))
@@ -275,6 +279,14 @@ struct Held {
 // SAFETY: the memory is the value's, which is only read and freed with it.
 unsafe impl Send for Held {}
 
+impl Held {
+    /// Whether other memory than its own, at these addresses, is any of it.
+    fn lies_in(&self, places: &[Range<usize>]) -> bool {
+        let own = addresses(self.as_ref());
+        places.iter().any(|place| own.start < place.end && place.start < own.end)
+    }
+}
+
 impl AsRef<[u8]> for Held {
     fn as_ref(&self) -> &[u8] {
         // SAFETY: the value has so many bytes there, for as long as it lives.
@@ -283,9 +295,14 @@ impl AsRef<[u8]> for Held {
 }
 
 /// The library keeps its elements in the machine's own byte order, the protocol's is little-endian.
-fn numbers(datatype: Datatype, count: usize, held: Held) -> Result<Data, RunError> {
+fn numbers(
+    datatype: Datatype,
+    count: usize,
+    held: Held,
+    lent: &[Range<usize>],
+) -> Result<Data, RunError> {
     const { assert!(cfg!(target_endian = "little"), "expected a little-endian machine") };
-    let data = if held.length < SMALL {
+    let data = if held.length < SMALL || held.lies_in(lent) {
         Data::from_binary(datatype, count, held.as_ref())
     } else {
         Data::from_shared(datatype, count, Bytes::from_owner(held))
@@ -293,8 +310,18 @@ fn numbers(datatype: Datatype, count: usize, held: Held) -> Result<Data, RunErro
     data.map_err(|problem| RunError::Engine(problem.to_string()))
 }
 
+/// Where the memory lies that an input lends to the library; empty for texts, which are copied both ways.
+pub(crate) fn place(input: &Input<'_>) -> Range<usize> {
+    addresses(lent(&input.data, input.elements.clone()).1)
+}
+
+fn addresses(bytes: &[u8]) -> Range<usize> {
+    let range = bytes.as_ptr_range();
+    range.start.addr()..range.end.addr()
+}
+
 /// The numbers of a tensor as bytes, and their type.
-fn lent(data: &Data, elements: std::ops::Range<usize>) -> (Kind, &[u8]) {
+fn lent(data: &Data, elements: Range<usize>) -> (Kind, &[u8]) {
     let bytes = match data {
         Data::Bool(data) => bytemuck::cast_slice(&data[elements]),
         Data::Uint8(data) => &data[elements],

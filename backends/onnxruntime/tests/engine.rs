@@ -2,7 +2,9 @@
 //! `ORT_DYLIB_PATH` names another.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-use forebay_engine::{Engine, LoadError, LoadOptions, Model, ModelFile, Remote, RunError, Watch};
+use forebay_engine::{
+    Batching, Engine, LoadError, LoadOptions, Model, ModelFile, Remote, RunError, Watch,
+};
 use forebay_onnxruntime::{Library, OnnxRuntime};
 use forebay_protocol::oip::{Data, Tensor};
 use std::path::{Path, PathBuf};
@@ -62,6 +64,46 @@ fn requests_are_joined_and_each_gets_its_own_rows() {
     }
     let wrong = model.run(&[&a[..1]], 1, &|| false).unwrap_err();
     assert!(matches!(wrong, RunError::Input(_)), "{wrong:?}");
+}
+
+/// Addresses of a tensor's elements.
+fn place(tensor: &Tensor) -> std::ops::Range<usize> {
+    let Data::Fp32(data) = &tensor.data else { panic!("{:?}", tensor.data.datatype()) };
+    let range = data.as_ptr_range();
+    range.start.addr()..range.end.addr()
+}
+
+#[test]
+fn outputs_that_are_the_input_outlive_it() {
+    let Some(engine) = engine() else { return };
+    for batching in [Batching::Off, Batching::Trusted] {
+        let model = load(&engine, "same", &LoadOptions { batching, ..batched() }).unwrap();
+        assert_eq!(model.max_batch().is_some(), batching == Batching::Trusted);
+        for requests in [1, 3] {
+            let inputs: Vec<_> =
+                [1.0, 2.0, 3.0].map(|value| [floats("x", &[1, 2048], vec![value; 2048])]).into();
+            let lent: Vec<_> = inputs.iter().map(|input| place(&input[0])).collect();
+            let all: Vec<&[Tensor]> = inputs.iter().take(requests).map(|i| &i[..]).collect();
+            let answers = model.run(&all, 8, &|| false).unwrap();
+            drop(inputs);
+            // Whatever was lent is now the memory of others.
+            let others: Vec<_> = (0..64).map(|of| vec![-1.0_f32; 1024 << (of % 4)]).collect();
+            assert_eq!(answers.len(), requests);
+            for (outputs, value) in answers.iter().zip([1.0, 2.0, 3.0]) {
+                assert_eq!(outputs.len(), 6);
+                for output in outputs {
+                    let (own, name) = (place(output), &output.name);
+                    let overlaps =
+                        |of: &&std::ops::Range<usize>| own.start < of.end && of.start < own.end;
+                    assert_eq!(lent.iter().find(overlaps), None, "{name}");
+                    let value = if name == "y" { 2.0 * value } else { value };
+                    let expected = floats(name, &output.shape, vec![value; own.len() / 4]);
+                    assert_eq!(output, &expected);
+                }
+            }
+            drop(others);
+        }
+    }
 }
 
 #[test]

@@ -5,11 +5,16 @@
 //! burst of requests leaves pages that are nearly empty and can't be given back, since the odd connection lies in
 //! each of them: memory of connections that are idle is then the memory of the burst that they came with. So what
 //! lasts as long as its connection is allocated within [`lasting`], which has pages of its own.
+//!
+//! All threads allocate from these pages. Only mimalloc 3 allows that: in mimalloc 2, a heap is its thread's own, and the
+//! calls have the same names. A feature of a dependency, `v2`, would swap one for the other. So
+//! [`NEEDS_VERSION_3`] names a function that only mimalloc 3 has: with another, no program is linked.
 
 use libmimalloc_sys::{mi_heap_delete, mi_heap_malloc_aligned, mi_heap_new, mi_heap_t};
 use mimalloc::MiMalloc;
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
+use std::ffi::c_void;
 use std::ptr::null_mut;
 use std::sync::atomic::AtomicPtr;
 use std::sync::atomic::Ordering::{Acquire, Release};
@@ -48,6 +53,17 @@ pub(crate) fn give_back_lasting() {
         unsafe { libmimalloc_sys::mi_heap_collect(heap, true) };
     }
 }
+
+#[allow(unsafe_code, reason = "the allocator's interface is C")]
+unsafe extern "C" {
+    /// Whether a pointer lies in a heap. Only mimalloc 3 has it: if it is not found, the feature `v2` has to go.
+    fn mi_heap_contains(heap: *const mi_heap_t, pointer: *const c_void) -> bool;
+}
+
+/// Keeps programs from being linked with mimalloc 2.
+#[used]
+static NEEDS_VERSION_3: unsafe extern "C" fn(*const mi_heap_t, *const c_void) -> bool =
+    mi_heap_contains;
 
 #[cold]
 #[allow(unsafe_code, reason = "the allocator's interface is C")]
@@ -108,10 +124,12 @@ unsafe impl GlobalAlloc for Allocator {
 mod tests {
     #![allow(unsafe_code, reason = "an allocator's interface is unsafe")]
     use super::*;
-    use std::ffi::c_void;
 
-    unsafe extern "C" {
-        fn mi_heap_contains(heap: *const mi_heap_t, pointer: *const c_void) -> bool;
+    #[test]
+    fn any_thread_may_use_a_heap() {
+        // Two digits each for the minor version and the patch. SAFETY: it reads a constant.
+        let version = unsafe { libmimalloc_sys::mi_version() };
+        assert!(version >= 30_000, "expected mimalloc 3, found {version}");
     }
 
     fn allocated(bytes: usize) -> (*mut u8, Layout) {

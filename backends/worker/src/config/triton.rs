@@ -6,12 +6,16 @@
 
 use crate::config::model::{MAX_BATCH, MAX_DELAY, MAX_QUEUE, ModelConfig, TensorConfig, Versions};
 use forebay_engine::Batching;
+use std::borrow::Cow;
 use std::iter::Peekable;
 use std::str::CharIndices;
 use std::time::Duration;
 
 /// Deepest nesting of messages.
 const MAX_DEPTH: usize = 16;
+/// Most fields that are named in the log, and most characters of a name there and in errors.
+const MAX_NOTES: usize = 32;
+const MAX_NAME: usize = 64;
 /// Words for ONNX models as the field `platform` or `backend` has them.
 const ONNX: [&str; 3] = ["onnxruntime_onnx", "onnxruntime", "onnx"];
 /// Fields that tell only of what the file says itself, or that make no difference here.
@@ -48,8 +52,15 @@ pub(crate) fn parse(text: &str) -> Result<ModelConfig, String> {
 }
 
 fn configured(fields: &Message) -> Result<ModelConfig, String> {
-    let mut config = ModelConfig::default();
-    let has_batch = word(fields, "max_batch_size").is_some_and(|size| size != "0");
+    let (mut config, mut notes) = (ModelConfig::default(), Notes::default());
+    let max_batch = word(fields, "max_batch_size").map(|size| number("max_batch_size", size));
+    let max_batch: Option<usize> = max_batch.transpose()?;
+    let has_batch = max_batch.is_some_and(|size| size > 0);
+    match max_batch {
+        Some(0) => config.batching = Batching::Off,
+        Some(size) => config.max_batch = size.min(MAX_BATCH),
+        None => {}
+    }
     for (name, value) in fields {
         if let Some((_, why)) = NEEDED.iter().find(|(needed, _)| needed == name) {
             return Err(format!("{name}: {why}"));
@@ -58,24 +69,23 @@ fn configured(fields: &Message) -> Result<ModelConfig, String> {
             ("platform" | "backend", Value::Word(kind)) if !kind.is_empty() => {
                 if !ONNX.contains(&kind.as_str()) {
                     return Err(format!(
-                        "{name}: expected {}, found \"{kind}\"",
-                        ONNX.join(" or ")
+                        "{name}: expected {}, found \"{}\"",
+                        ONNX.join(" or "),
+                        shortened(kind)
                     ));
                 }
             }
             ("default_model_filename", Value::Word(file)) if !file.is_empty() => {
                 if file != "model.onnx" {
+                    let file = shortened(file);
                     return Err(format!("{name}: expected model.onnx, found \"{file}\""));
                 }
             }
-            ("max_batch_size", Value::Word(size)) => match number::<usize>(name, size)? {
-                0 => config.batching = Batching::Off,
-                size => config.max_batch = size.min(MAX_BATCH),
-            },
+            ("max_batch_size", Value::Word(_) | Value::List(_)) => {}
             ("input" | "output", value) => {
                 for tensor in messages(value) {
                     config.tensors.push(of_tensor(tensor, name == "output", has_batch)?);
-                    config.notes.extend(rest(tensor, name, &["name", "dims", "label_filename"]));
+                    notes.rest(tensor, name, &["name", "dims", "label_filename"]);
                 }
             }
             ("version_policy", value) => {
@@ -85,12 +95,13 @@ fn configured(fields: &Message) -> Result<ModelConfig, String> {
             }
             ("dynamic_batching", value) => {
                 for batching in messages(value) {
-                    of_batching(batching, &mut config)?;
+                    of_batching(batching, &mut config, &mut notes)?;
                 }
             }
-            _ => config.notes.extend(rest(&vec![(name.clone(), value.clone())], "", &[])),
+            _ => notes.field(name, "", &[]),
         }
     }
+    config.notes = notes.lines();
     Ok(config)
 }
 
@@ -134,7 +145,11 @@ fn of_versions(fields: &Message) -> Result<Versions, String> {
     Ok(Versions::Latest(1))
 }
 
-fn of_batching(fields: &Message, config: &mut ModelConfig) -> Result<(), String> {
+fn of_batching(
+    fields: &Message,
+    config: &mut ModelConfig,
+    notes: &mut Notes,
+) -> Result<(), String> {
     const DELAY: &str = "max_queue_delay_microseconds";
     const POLICY: &str = "default_queue_policy";
     if let Some(delay) = word(fields, DELAY) {
@@ -145,22 +160,60 @@ fn of_batching(fields: &Message, config: &mut ModelConfig) -> Result<(), String>
             let size = number::<usize>("max_queue_size", size)?;
             config.queue = (size > 0).then_some(size.min(MAX_QUEUE));
         }
-        config.notes.extend(rest(policy, POLICY, &["max_queue_size"]));
+        notes.rest(policy, POLICY, &["max_queue_size"]);
     }
-    config.notes.extend(rest(fields, "dynamic_batching", &[DELAY, POLICY]));
+    notes.rest(fields, "dynamic_batching", &[DELAY, POLICY]);
     Ok(())
 }
 
-/// A note for each field that is not among those that were read.
-fn rest(fields: &Message, of: &str, read: &[&str]) -> Vec<String> {
-    let is_left = |name: &str| !read.contains(&name) && !SILENT.contains(&name);
-    let name = |name: &str| if of.is_empty() { name.to_owned() } else { format!("{of}.{name}") };
-    let left = fields.iter().filter(|(name, _)| is_left(name));
-    left.map(|(field, _)| format!("config.pbtxt: {} is not read", name(field))).collect()
+/// Fields that are not read, each named once; the file may have any number of them.
+#[derive(Debug, Default)]
+struct Notes {
+    named: Vec<String>,
+    /// How many more there are.
+    more: usize,
+}
+
+impl Notes {
+    /// Notes the fields that are not among those that were read.
+    fn rest(&mut self, fields: &Message, of: &str, read: &[&str]) {
+        fields.iter().for_each(|(name, _)| self.field(name, of, read));
+    }
+
+    fn field(&mut self, name: &str, of: &str, read: &[&str]) {
+        if read.contains(&name) || SILENT.contains(&name) {
+            return;
+        }
+        let name = shortened(name);
+        let name = if of.is_empty() { name.into_owned() } else { format!("{of}.{name}") };
+        if self.named.contains(&name) {
+            return;
+        }
+        if self.named.len() < MAX_NOTES {
+            self.named.push(name);
+        } else {
+            self.more += 1;
+        }
+    }
+
+    fn lines(self) -> Vec<String> {
+        let line = |name: &String| format!("config.pbtxt: {name} is not read");
+        let more = format!("config.pbtxt: and {} more fields are not read", self.more);
+        self.named.iter().map(line).chain((self.more > 0).then_some(more)).collect()
+    }
+}
+
+/// A word of the file as the log and errors have it.
+fn shortened(word: &str) -> Cow<'_, str> {
+    match word.char_indices().nth(MAX_NAME) {
+        Some((end, _)) => Cow::Owned(format!("{}…", &word[..end])),
+        None => Cow::Borrowed(word),
+    }
 }
 
 fn number<T: std::str::FromStr>(name: &str, word: &str) -> Result<T, String> {
-    word.parse().map_err(|_| format!("{name}: expected a number in its range, found \"{word}\""))
+    let expected = "expected a number in its range";
+    word.parse().map_err(|_| format!("{name}: {expected}, found \"{}\"", shortened(word)))
 }
 
 fn find<'a>(fields: &'a Message, name: &str) -> impl Iterator<Item = &'a Value> {
@@ -240,6 +293,7 @@ impl Reader<'_> {
             let has_colon = self.take(':');
             let is_open = matches!(self.peek(), Some('{' | '<' | '['));
             if !has_colon && !is_open {
+                let name = shortened(&name);
                 return Err(format!("expected \":\" or \"{{\" behind {name}"));
             }
             fields.push((name, self.value(depth)?));
@@ -357,6 +411,39 @@ mod tests {
             "config.pbtxt: dynamic_batching.preferred_batch_size is not read",
         ];
         assert_eq!(config.notes, notes);
+    }
+
+    #[test]
+    fn notes_are_few_and_short_however_many_fields_there_are() {
+        let fields = |range: std::ops::Range<u32>| -> String {
+            range.map(|field| format!("f{field}: 1 f{field} {{}} ")).collect()
+        };
+        let notes = |text: &str| parse(text).unwrap().notes;
+        assert_eq!(notes(&fields(0..32)).len(), 32, "each once");
+        let many = notes(&fields(0..1000));
+        assert_eq!((many.len(), many[31].as_str()), (33, "config.pbtxt: f31 is not read"));
+        assert_eq!(many[32], format!("config.pbtxt: and {} more fields are not read", 2 * 968));
+        let long = "a".repeat(1000);
+        let short = format!("config.pbtxt: {}… is not read", "a".repeat(64));
+        assert_eq!(notes(&format!("{long}: 1")), [short]);
+        for text in [long.clone(), format!("max_batch_size: {long}"), format!("backend: {long}")] {
+            assert!(parse(&text).unwrap_err().len() < 200);
+        }
+    }
+
+    #[test]
+    fn the_size_of_batches_is_a_number_and_the_last_one_holds() {
+        let batch = |size: &str| {
+            let text = format!("max_batch_size: {size} input {{ name: \"x\" dims: 2 }}");
+            let config = parse(&text).unwrap();
+            (config.batching != Batching::Off, config.tensors[0].shape.clone().unwrap())
+        };
+        for size in ["0", "00", "+0", "[0]", "8 max_batch_size: 0"] {
+            assert_eq!(batch(size), (false, vec![2]), "{size}");
+        }
+        for size in ["8", "+8", "0 max_batch_size: 8"] {
+            assert_eq!(batch(size), (true, vec![-1, 2]), "{size}");
+        }
     }
 
     #[test]

@@ -41,6 +41,33 @@ save(
     [value("sum", ["n", 4]), value("difference", ["n", 4])],
 )
 
+# Gives x back: itself, through nodes that change nothing, and a part of it; y = 2 x.
+save(
+    "same",
+    [
+        node("Identity", ["x"], ["identity"]),
+        node("Dropout", ["x"], ["dropout"]),
+        node("Unsqueeze", ["x", "axes"], ["unsqueezed"]),
+        node("Slice", ["x", "from", "to", "axis"], ["half"]),
+        node("Add", ["x", "x"], ["y"]),
+    ],
+    [value("x", ["n", 2048])],
+    [
+        value("x", ["n", 2048]),
+        value("identity", ["n", 2048]),
+        value("dropout", ["n", 2048]),
+        value("unsqueezed", ["n", 1, 2048]),
+        value("half", ["n", 1024]),
+        value("y", ["n", 2048]),
+    ],
+    [
+        weight("axes", numpy.array([1], numpy.int64)),
+        weight("from", numpy.array([0], numpy.int64)),
+        weight("to", numpy.array([1024], numpy.int64)),
+        weight("axis", numpy.array([1], numpy.int64)),
+    ],
+)
+
 # All sums of a number of a and one of b: where each has one number the inputs are of the shape of the
 # output, which a kernel may need, and with more of them neither is.
 save(
