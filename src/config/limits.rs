@@ -45,7 +45,7 @@ forebay_config::section! {
         /// client that does not read its answer.
         min_rate: f64 = 16.0 * 1024.0, byte_rate();
         /// See `min_rate`. Where memory is short and others wait for the slot, a tenth of it, and the less
-        /// the more wait.
+        /// the more wait, down to half a second.
         stall_timeout: Duration = Duration::from_secs(10), positive();
         /// gRPC: an inference states no length, so it is held in memory up to `body`, independently of
         /// `buffer`. A stream of messages without a client's deadline may be silent for this long. With a
