@@ -8,7 +8,7 @@
 use crate::question::{Question, Seen};
 use crate::store::Entry;
 use bytes::Bytes;
-use forebay_protocol::oip::InferRequest;
+use forebay_protocol::oip::{InferRequest, Parameter, Parameters};
 use http::HeaderValue;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
@@ -17,6 +17,11 @@ use std::sync::{Arc, Weak};
 
 /// Bytes that a request takes here beside its answer and the names in it.
 const OVERHEAD: u64 = 512;
+/// Bytes of an output or a parameter beside its name and its text.
+const PLACE: usize = 128;
+/// A request with longer names and texts is not remembered: the texts of usual ones are short, and a client could send
+/// others each time.
+const MAX_TEXTS: usize = 1024;
 /// The size of a usual one, from which the number of places in the table follows.
 const USUAL: u64 = 2048;
 /// Longer answers are written again: beside their bytes, writing costs little.
@@ -68,9 +73,25 @@ impl Known {
     /// Bytes that it takes.
     fn size(&self) -> u64 {
         let body = self.written.as_ref().map_or(0, |written| written.body.len());
-        let names: usize = self.request.outputs.iter().map(|it| it.name.len() + 128).sum();
-        let more = self.request.parameters.iter().count() * 128;
-        (body + names + more) as u64 + OVERHEAD
+        let places: usize = self.parameters().map(|it| it.iter().count()).sum();
+        let places = PLACE * (places + self.request.outputs.len());
+        (body + self.texts() + places) as u64 + OVERHEAD
+    }
+
+    /// Bytes of all names and texts in its request.
+    fn texts(&self) -> usize {
+        let parameters = self.parameters().flat_map(Parameters::iter).map(|(name, value)| {
+            let text = if let Parameter::String(text) = value { text.len() } else { 0 };
+            name.len() + text
+        });
+        let names = self.request.outputs.iter().map(|it| it.name.len());
+        parameters.sum::<usize>() + names.sum::<usize>()
+    }
+
+    /// The parameters of the request, and of each output.
+    fn parameters(&self) -> impl Iterator<Item = &Parameters> {
+        let of_outputs = self.request.outputs.iter().map(|it| &it.parameters);
+        std::iter::once(&self.request.parameters).chain(of_outputs)
     }
 }
 
@@ -108,9 +129,11 @@ impl Memo {
         self.cache.get(&seen)
     }
 
-    /// Keeps a request.
+    /// Keeps a request, unless its names and texts are long.
     pub fn insert(&self, seen: Seen, known: Known) {
-        self.cache.insert(seen, Arc::new(known));
+        if known.texts() <= MAX_TEXTS {
+            self.cache.insert(seen, Arc::new(known));
+        }
     }
 
     /// Bytes that it takes.
@@ -129,6 +152,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::answer::Answer;
+    use forebay_protocol::oip::RequestedOutput;
     use std::time::Duration;
 
     fn entry() -> Arc<Entry> {
@@ -160,6 +184,38 @@ mod tests {
         assert_eq!(Arc::strong_count(&one), 1, "it does not keep the entry");
         drop(one);
         assert!((0..100).all(|_| !written.is_of(&entry())));
+    }
+
+    #[test]
+    fn names_and_texts_count_wherever_they_stand() {
+        let text = |bytes: usize| Parameter::String("x".repeat(bytes));
+        let parameters = |count: usize, bytes: usize| -> Parameters {
+            // Of one name that stands there often, all are held.
+            (0..count).map(|_| ("binary_data".to_owned(), text(bytes))).collect()
+        };
+        let of = |request: InferRequest| Known { request, ..known(&entry(), 10) };
+        let with = |parameters| InferRequest { parameters, ..InferRequest::default() };
+        let output = |name: usize, parameters| InferRequest {
+            outputs: vec![RequestedOutput { name: "y".repeat(name), parameters }],
+            ..InferRequest::default()
+        };
+        let plain = of(InferRequest::default()).size();
+        for (request, bytes) in [
+            (with(parameters(1, 60_000)), 60_000),
+            (with(parameters(6, 200)), 1_200 + 6 * PLACE),
+            (with([("z".repeat(2_000), Parameter::Int(1))].into_iter().collect()), 2_000),
+            (output(1, parameters(1, 60_000)), 60_000),
+            (output(2_000, Parameters::default()), 2_000),
+        ] {
+            let known = of(request);
+            assert!(known.size() >= plain + bytes as u64, "{bytes}");
+            let memo = Memo::new(1_000_000);
+            memo.insert(Seen::from_bytes([1; 32]), known);
+            assert_eq!(memo.bytes(), 0, "it is too long to be remembered");
+        }
+        let memo = Memo::new(1_000_000);
+        memo.insert(Seen::from_bytes([1; 32]), of(output(10, parameters(2, 300))));
+        assert!(memo.bytes() >= plain + 610 + 3 * PLACE as u64);
     }
 
     #[test]
