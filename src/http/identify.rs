@@ -17,7 +17,7 @@ use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// Longest `x-request-id` that is kept: a UUID has 36 bytes, a trace id 32.
@@ -190,14 +190,23 @@ pub fn client(
     hasher.finish()
 }
 
-/// The client in full, to tell two apart with certainty: the value of `header` where one can be trusted,
+/// The client in full, to tell two apart with certainty: the name and the value of `header` where one can be trusted,
 /// otherwise the address without its port.
 pub fn client_name(session: &Session, headers: &HeaderMap, header: Option<&HeaderName>) -> Vec<u8> {
-    if let Some(value) = header.and_then(|name| headers.get(name)) {
-        return [b"header ", value.as_bytes()].concat();
-    }
     let address = session.client_addr().and_then(|address| address.as_inet());
-    let address = address.map(|address| address.ip().to_canonical().to_string());
+    client_in_full(address.map(SocketAddr::ip), headers, header)
+}
+
+fn client_in_full(
+    address: Option<IpAddr>,
+    headers: &HeaderMap,
+    header: Option<&HeaderName>,
+) -> Vec<u8> {
+    if let Some((name, value)) = header.and_then(|name| Some((name, headers.get(name)?))) {
+        // No name has a space in it. Without it, clients of two headers would be one when an operator names the other.
+        return [b"header ", name.as_str().as_bytes(), b" ", value.as_bytes()].concat();
+    }
+    let address = address.map(|address| address.to_canonical().to_string());
     format!("address {}", address.unwrap_or_default()).into_bytes()
 }
 
@@ -337,6 +346,22 @@ fn content_length(headers: &HeaderMap) -> Result<Option<u64>, String> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
     use super::*;
+
+    #[test]
+    fn a_client_in_full_is_told_apart_by_the_header_that_names_it() {
+        let mut headers = HeaderMap::new();
+        for name in ["x-user", "x-tenant"] {
+            headers.insert(name, HeaderValue::from_static("7"));
+        }
+        let address = Some("::ffff:10.0.0.1".parse().unwrap());
+        let of = |header: Option<&'static str>| {
+            let header = header.map(HeaderName::from_static);
+            String::from_utf8(client_in_full(address, &headers, header.as_ref())).unwrap()
+        };
+        assert_eq!(of(Some("x-user")), "header x-user 7");
+        assert_eq!(of(Some("x-tenant")), "header x-tenant 7");
+        assert_eq!((of(Some("x-other")), of(None)), (of(None), "address 10.0.0.1".to_owned()));
+    }
 
     fn read(path: &str, headers: &[(&'static str, &str)]) -> Result<Identity, String> {
         let mut map = HeaderMap::new();

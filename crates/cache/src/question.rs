@@ -32,8 +32,8 @@ pub struct Asked<'a> {
     pub epoch: &'a str,
     /// The client, if answers are not shared among clients.
     pub client: Option<&'a [u8]>,
-    /// Values of the headers that the answer depends on; `None` for a missing one.
-    pub vary: &'a [Option<Vec<u8>>],
+    /// The headers that the answer depends on, by name, and their values; `None` for a missing one.
+    pub vary: &'a [(&'a str, Option<Vec<u8>>)],
 }
 
 /// Why a request is no question that can be answered from a cache.
@@ -189,7 +189,9 @@ impl Writer {
         self.optional(asked.version.map(str::as_bytes));
         self.optional(asked.client);
         self.count(asked.vary.len());
-        for value in asked.vary {
+        for (name, value) in asked.vary {
+            // Or a value of one header would be that of another, which an operator names in its place.
+            self.bytes(name.as_bytes());
             self.optional(value.as_deref());
         }
     }
@@ -350,8 +352,9 @@ mod tests {
     #[test]
     fn where_it_is_asked_and_by_whom_is_part_of_it() {
         let request = floats(&[1], &[1.0]);
-        let value = |text: &str| Some(text.as_bytes().to_vec());
-        let (none, a, ab) = ([None], [value("a")], [value(""), value("b")]);
+        let value = |name, text: &str| (name, Some(text.as_bytes().to_vec()));
+        let (none, a, ab) = ([("x", None)], [value("x", "a")], [value("x", ""), value("y", "b")]);
+        let (other, turned) = ([value("y", "a")], [value("y", ""), value("x", "b")]);
         let places = [
             ASKED,
             Asked { route: "rv", variant: "", ..ASKED },
@@ -365,6 +368,8 @@ mod tests {
             Asked { vary: &none, ..ASKED },
             Asked { vary: &a, ..ASKED },
             Asked { vary: &ab, ..ASKED },
+            Asked { vary: &other, ..ASKED },
+            Asked { vary: &turned, ..ASKED },
         ];
         let hashes: std::collections::HashSet<_> =
             places.iter().map(|place| hash(place, &request)).collect();

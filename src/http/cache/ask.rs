@@ -80,7 +80,8 @@ pub(super) async fn ask(
     let wire = Wire::of(&head.headers, request.identity.grpc.is_some(), limits.body)?;
     let client = (settings.scope == CacheScope::Client)
         .then(|| identify::client_name(session, &head.headers, limits.client_header.as_ref()));
-    let vary: Vec<_> = settings.vary.iter().map(|name| values(&head.headers, name)).collect();
+    let vary: Vec<_> =
+        settings.vary.iter().map(|name| (name.as_str(), values(&head.headers, name))).collect();
     let is_embeddings = is_embeddings(head, &request.identity);
     let (model, version) = request.model();
     let mut asked = Asked {
