@@ -10,7 +10,7 @@
 //! answered together; [`rows`] takes batches apart, and [`embeddings`] lists of texts; [`contents`] knows which content of a model is served now, and [`absent`] which models
 //! are not there; [`control`] reads what a client says about caching. [`memo`] knows requests whose
 //! very bytes came before. [`shared`] is a store beyond this process, for which
-//! entries become [records](record) that are [`sealed`], and [`snapshot`] is a file of them.
+//! entries become [records](record) that are [`sealed`], and [`snapshot`] is a file of them, a [`new_file`].
 
 pub mod absent;
 pub mod answer;
@@ -19,6 +19,7 @@ pub mod control;
 pub mod embeddings;
 pub mod flight;
 pub mod memo;
+pub mod new_file;
 pub mod question;
 pub mod record;
 pub mod rows;

@@ -9,14 +9,14 @@
 //! uptime says how long they lay; after it was started again, the time of day does, and at least the uptime has gone by.
 
 use crate::contents::{Content, Fact};
+use crate::new_file::{NewFile, sync_folder};
 use crate::question::Question;
 use crate::record::{self, Instants, Unusable};
 use crate::sealed::{self, Seal};
 use crate::store::Entry;
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufReader, ErrorKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,31 +106,20 @@ pub fn write(
     entries: impl Iterator<Item = Kept>,
     takes_place: impl FnOnce(&dyn Fn() -> io::Result<()>) -> io::Result<()>,
 ) -> io::Result<u64> {
-    let new = path.with_extension(format!("new-{}", std::process::id()));
-    let written = write_new(&new, seal, (now, stamp), facts, entries);
-    let placed = written.and_then(|length| {
-        takes_place(&|| std::fs::rename(&new, path))?;
-        // The new name is on the disk when the folder is.
-        if let Some(folder) = path.parent() {
-            File::open(folder)?.sync_all()?;
-        }
-        Ok(length)
-    });
-    if placed.is_err() {
-        let _ = std::fs::remove_file(&new);
-    }
-    placed
+    let new = NewFile::create(path)?;
+    let length = write_all(new.file(), seal, (now, stamp), facts, entries)?;
+    takes_place(&|| new.replace(path))?;
+    sync_folder(path)?;
+    Ok(length)
 }
 
-fn write_new(
-    new: &Path,
+fn write_all(
+    file: &File,
     seal: &Seal,
     (now, stamp): (Instants, Stamp),
     facts: &[KnownFact],
     entries: impl Iterator<Item = Kept>,
 ) -> io::Result<u64> {
-    let mut options = OpenOptions::new();
-    let file = options.write(true).create(true).truncate(true).mode(0o600).open(new)?;
     let mut id = [0; ID];
     for half in id.chunks_exact_mut(ID / 2) {
         let random = sealed::random().ok_or(ErrorKind::Unsupported)?;
@@ -184,7 +173,7 @@ fn micros(time: Duration) -> u64 {
 }
 
 struct Writer<'a> {
-    file: File,
+    file: &'a File,
     seal: &'a Seal,
     id: [u8; ID],
     count: u64,
@@ -497,6 +486,30 @@ mod tests {
         std::fs::remove_file(folder.file()).unwrap();
         std::fs::create_dir(folder.file()).unwrap();
         assert!(matches!(read_at(&folder, WRITTEN), Err(Refused::OtherForm)));
+    }
+
+    #[test]
+    fn two_that_are_written_at_once_do_not_spoil_each_other() {
+        let folder = Folder::new();
+        let other = (0..50).map(|number| kept(number, 10_000));
+        // The second one takes its place while the first is written.
+        let meanwhile = (0..50).map(|number| {
+            if number == 25 {
+                fill(&folder, 7, 10_000);
+            }
+            kept(number, 10_000)
+        });
+        let written = |entries: &mut dyn Iterator<Item = Kept>| {
+            write(&folder.file(), &seal("s"), at(WRITTEN), &[], entries, |place| {
+                assert!(read_at(&folder, WRITTEN).is_ok());
+                place()
+            })
+        };
+        for entries in [&mut { other } as &mut dyn Iterator<Item = Kept>, &mut { meanwhile }] {
+            written(entries).unwrap();
+            assert_eq!(read_at(&folder, WRITTEN).unwrap().unwrap().entries.len(), 50);
+        }
+        assert_eq!(std::fs::read_dir(&folder.0).unwrap().count(), 1, "nothing else is left");
     }
 
     #[test]

@@ -138,10 +138,12 @@ impl Cache {
             Some(tier) => Some(tier.purge().await),
             None => None,
         };
-        if let Some(file) = &self.persistence {
-            file.purge();
-        }
+        // Before, so that nothing is taken from the file any more; and after, since one that was begun meanwhile may hold
+        // what is meant.
+        let delete_file = || self.persistence.as_ref().map(Persistence::purge);
+        delete_file();
         let purged = self.store.purge(|entry| purge.means(entry));
+        delete_file();
         self.purged.fetch_add(purged as u64, Relaxed);
         Purged { purged, shared }
     }

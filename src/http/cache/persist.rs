@@ -6,15 +6,16 @@
 use super::time::instants;
 use crate::config::CacheMemory;
 use anyhow::{Context, Result, bail};
+use forebay_cache::new_file::{self, NewFile};
 use forebay_cache::sealed::{MIN_SECRET, Seal, Secret};
 use forebay_cache::snapshot::{self, Kept, KnownFact, Snapshot, Stamp};
 use forebay_config::file::read_bytes;
 use forebay_protocol::metric::proxy as metric;
 use rustls::crypto::ring;
 use serde::Serialize;
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::DirBuilder;
 use std::io::{self, ErrorKind, Write as _};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -33,6 +34,8 @@ pub(super) struct Persistence {
     interval: Duration,
     /// Whether it was read: before that, it is not replaced.
     is_read: AtomicBool,
+    /// Held while it is written.
+    writing: Mutex<()>,
     /// Number of purges. Held while the file takes its place, and while its answers do.
     purges: Mutex<u64>,
     state: Mutex<State>,
@@ -61,12 +64,18 @@ impl Persistence {
             .map_err(|error| tracing::warn!("the cache is not kept over restarts: {error:#}"))
             .ok()?;
         let seal = Seal::new(&secret, "snapshot", settings.encrypt);
+        let left_over = [ANSWERS, SECRET].map(|it| new_file::remove_left_over(&folder.join(it)));
+        if left_over != [0, 0] {
+            let files: usize = left_over.iter().sum();
+            tracing::info!(files, "{}: removed what was left of a write", folder.display());
+        }
         Some(Self {
             folder,
             secret,
             seal,
             interval: settings.persist_interval,
             is_read: AtomicBool::new(false),
+            writing: Mutex::default(),
             purges: Mutex::default(),
             state: Mutex::default(),
         })
@@ -143,19 +152,25 @@ impl Persistence {
         self.interval
     }
 
-    /// Writes the file.
-    pub(super) fn write(&self, facts: &[KnownFact], entries: impl Iterator<Item = Kept>) {
+    /// Writes the file with these `contents`, after a write that is under way.
+    pub(super) fn write<Entries: Iterator<Item = Kept>>(
+        &self,
+        contents: impl FnOnce() -> (Vec<KnownFact>, Entries),
+    ) {
         if !self.is_read() {
             return;
         }
+        let _writing = lock(&self.writing);
         let purges = *lock(&self.purges);
+        // Contents from before that number could have been purged since, unnoticed.
+        let (facts, entries) = contents();
         let takes_place = |place: &dyn Fn() -> io::Result<()>| {
             let unchanged = lock(&self.purges);
             // It may hold answers that were purged meanwhile.
             if *unchanged == purges { place() } else { Err(ErrorKind::Interrupted.into()) }
         };
         let now = (instants(), stamp());
-        let written = snapshot::write(&self.path(), &self.seal, now, facts, entries, takes_place);
+        let written = snapshot::write(&self.path(), &self.seal, now, &facts, entries, takes_place);
         let mut state = lock(&self.state);
         let outcome = match written {
             Ok(bytes) => {
@@ -183,24 +198,33 @@ fn own_secret(folder: &Path) -> Result<Secret> {
         }
         _ => {}
     }
+    if !path.exists() {
+        make_secret(&path).context(name.clone())?;
+    }
+    let bytes = read_bytes(&path).context(name.clone())?;
+    let secret = bytes.trim_ascii();
+    if secret.len() < MIN_SECRET {
+        let found = secret.len();
+        bail!(
+            "{name}: expected at least {MIN_SECRET} bytes, found {found}; delete it for a new one"
+        );
+    }
+    Ok(Secret::new(secret))
+}
+
+/// Makes a file with a random secret, unless another process is sooner. A file with a part of one never has that
+/// name: it would be in the way for good.
+fn make_secret(path: &Path) -> Result<()> {
     let mut random = [0; MIN_SECRET];
     let provider = ring::default_provider();
     provider.secure_random.fill(&mut random).ok().context("no random numbers")?;
-    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
-        Ok(mut file) => {
-            let words: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-            file.write_all(words.as_bytes()).and_then(|()| file.sync_all()).context(name)?;
-            Ok(Secret::new(words.as_bytes()))
-        }
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            let bytes = read_bytes(&path).context(name.clone())?;
-            let secret = bytes.trim_ascii();
-            if secret.len() < MIN_SECRET {
-                bail!("{name}: expected at least {MIN_SECRET} bytes, found {}", secret.len());
-            }
-            Ok(Secret::new(secret))
-        }
-        Err(error) => Err(error).context(name),
+    let words: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let new = NewFile::create(path)?;
+    new.file().write_all(words.as_bytes())?;
+    new.file().sync_all()?;
+    match new.link(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error.into()),
+        _ => Ok(new_file::sync_folder(path)?),
     }
 }
 
@@ -222,4 +246,27 @@ fn stamp() -> Stamp {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn a_secret_is_made_once_and_never_in_part() {
+        let name = format!("forebay-secret-{:032x}", fastrand::u128(..));
+        let folder = std::env::temp_dir().join(name);
+        let secrets: Vec<_> = std::thread::scope(|scope| {
+            let makers: Vec<_> = (0..8).map(|_| scope.spawn(|| own_secret(&folder))).collect();
+            makers.into_iter().map(|maker| maker.join().unwrap().unwrap().key("test")).collect()
+        });
+        assert!(secrets.iter().all(|secret| *secret == secrets[0]), "all have the same one");
+        assert_eq!(own_secret(&folder).unwrap().key("test"), secrets[0]);
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "nothing else is left");
+        std::fs::write(folder.join(SECRET), "").unwrap();
+        let error = own_secret(&folder).err().unwrap().to_string();
+        assert!(error.ends_with("found 0; delete it for a new one"), "{error}");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }

@@ -55,7 +55,7 @@ impl Cache {
     }
 
     fn write_file(&self, file: &Persistence) {
-        file.write(&self.contents.all(), self.store.entries());
+        file.write(|| (self.contents.all(), self.store.entries()));
     }
 
     /// Does this with the file on a thread that may wait for the disk.

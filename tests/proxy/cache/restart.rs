@@ -50,6 +50,10 @@ async fn a_restart_keeps_the_answers_with_their_ages() {
     })
     .await;
     stop(proxy).await;
+    // As if a process had been killed while it wrote.
+    for name in ["answers.new-17", "secret.new-17"] {
+        std::fs::write(folder.join(name), "a part").unwrap();
+    }
     for name in ["answers", "secret"] {
         let bytes = std::fs::read(folder.join(name)).unwrap();
         assert!(!bytes.windows(5).any(|part| part == b"arith"), "it is encrypted");
@@ -61,6 +65,7 @@ async fn a_restart_keeps_the_answers_with_their_ages() {
     assert!(kept.header("age").parse::<u64>().unwrap() >= 1);
     assert_eq!(read(&kept).outputs, read(&first).outputs);
     assert!(proxy.messages().contains("the cache starts with"));
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 2, "nothing is left of that");
 
     // A purge takes the file as well, whatever it means.
     post(proxy.admin, "/cache/purge?model=arith", "").await;
