@@ -57,7 +57,7 @@ fn run(settings: Settings, secret: &str, address: SocketAddr) -> Running {
     tasks.spawn(Arc::clone(&tier).read());
     tasks.spawn(Arc::clone(&tier).write());
     tasks.spawn(Arc::clone(&tier).send_queued(now));
-    tasks.spawn(Arc::clone(&tier).keep());
+    tasks.spawn(Arc::clone(&tier).keep(now));
     Running { tier, _tasks: tasks }
 }
 
@@ -136,7 +136,7 @@ async fn share_answers(protocol: Protocol, address: SocketAddr, encrypts: bool) 
     let found: Vec<_> = found.into_iter().map(text).collect();
     assert_eq!(found, [Some("second\r\n".to_owned()), None, None]);
     assert_eq!((two.got(Got::Hit), two.got(Got::Miss)), (2, 2));
-    assert!(one.tier.purge().await);
+    assert!(one.tier.purge(now().day).await);
     assert!(one.get(1).await.is_none());
     eventually("the purge at the other proxy", async || two.get(1).await.is_none()).await;
     one.store(1, "again").await;
@@ -191,7 +191,7 @@ async fn the_real_programs_understand_it() {
         let two = run(with, "s", redis.1);
         two.asked().await;
         assert_eq!(text(two.get(1).await).as_deref(), Some("first"));
-        assert!(two.tier.purge().await && two.get(1).await.is_none());
+        assert!(two.tier.purge(now().day).await && two.get(1).await.is_none());
     }
     match program("memcached", &["-l", "127.0.0.1", "-u", "nobody", "-U", "0"]).await {
         Some(memcached) => share_answers(Protocol::Memcached, memcached.1, false).await,
@@ -310,7 +310,7 @@ async fn a_killed_store_is_used_again_when_it_is_back() {
         !one.tier.state().asked
     })
     .await;
-    assert!(!one.tier.purge().await, "there is none to say it to");
+    assert!(!one.tier.purge(now().day).await, "there is none to say it to");
     let _store = StandIn::start(true, None, address).await;
     one.asked().await;
     assert!(one.get(1).await.is_none());
@@ -325,7 +325,7 @@ async fn a_purge_that_the_store_did_not_hear_is_made_good() {
     one.asked().await;
     one.store(1, "first").await;
     store.set(Mode::Refuses);
-    assert!(!one.tier.purge().await);
+    assert!(!one.tier.purge(now().day).await);
     store.set(Mode::Serves);
     one.asked().await;
     assert!(one.get(1).await.is_none());
@@ -343,6 +343,92 @@ async fn with_a_lost_epoch_nothing_old_is_given() {
     store.change(|values| values.retain(|key, _| !key.ends_with("epoch")));
     eventually("a new epoch", async || one.get(1).await.is_none()).await;
     assert!(one.tier.state().asked && store.keys().len() == 1);
+}
+
+#[tokio::test]
+async fn a_store_that_comes_back_from_before_a_purge_undoes_nothing() {
+    for store in [StandIn::redis().await, StandIn::memcached().await] {
+        let protocol = if store.is_redis() { Protocol::Redis } else { Protocol::Memcached };
+        let one = run(settings(protocol), "s", store.address);
+        one.asked().await;
+        one.store(1, "first").await;
+        let mut before = None;
+        store.change(|values| before = Some(values.clone()));
+        let before = before.unwrap();
+        assert!(one.tier.purge(now().day).await);
+        store.change(|values| *values = before.clone());
+        eventually("the epoch of the purge", async || {
+            assert!(one.get(1).await.is_none());
+            let mut is_again = false;
+            store.change(|values| is_again = values["t:epoch"] > before["t:epoch"]);
+            is_again
+        })
+        .await;
+        // A proxy that was not there then has nothing old either.
+        let two = run(settings(protocol), "s", store.address);
+        two.asked().await;
+        assert!(one.get(1).await.is_none() && two.get(1).await.is_none());
+        one.store(1, "again").await;
+        assert_eq!(text(two.get(1).await).as_deref(), Some("again"));
+    }
+}
+
+#[tokio::test]
+async fn a_value_that_is_no_epoch_is_replaced_as_by_a_purge() {
+    let store = StandIn::redis().await;
+    let one = run(settings(Protocol::Redis), "s", store.address);
+    one.asked().await;
+    for wrong in ["what", "", "ffffffffffffffff", "0000000000000000"] {
+        one.store(1, "first").await;
+        store.change(|values| {
+            values.insert("t:epoch".to_owned(), wrong.into());
+        });
+        eventually("a new epoch", async || {
+            let mut is_new = false;
+            store.change(|values| is_new = values["t:epoch"] != wrong.as_bytes());
+            is_new && one.get(1).await.is_none()
+        })
+        .await;
+        assert!(one.tier.state().asked, "{wrong}");
+    }
+}
+
+#[tokio::test]
+async fn asking_too_much_at_once_is_no_failure_of_the_store() {
+    let store = StandIn::redis().await;
+    let one = run(settings(Protocol::Redis), "s", store.address);
+    one.asked().await;
+    one.store(1, "first").await;
+    let many = vec![(question(1), CONTENT); 2000];
+    for _ in 0..20 {
+        let found = one.tier.get(&many, now()).await;
+        assert!(found[0].is_some() && found[1999].is_none());
+    }
+    assert!(one.got(Got::Busy) > 0 && one.tier.state().asked);
+    assert_eq!(one.tier.state().given_up, 0);
+}
+
+#[tokio::test]
+async fn memory_has_an_answer_of_the_store_for_a_while_only() {
+    let store = StandIn::redis().await;
+    let one = run(settings(Protocol::Redis), "s", store.address);
+    one.asked().await;
+    let before = one.put(Put::Stored);
+    one.tier.put((question(1), CONTENT), entry("long", 3600));
+    one.tier.put((question(2), CONTENT), entry("short", 50));
+    eventually("stored answers", async || one.put(Put::Stored) == before + 2).await;
+    let minute = Duration::from_secs(60);
+    let get = async |number, now| one.tier.get(&[(question(number), CONTENT)], now).await.remove(0);
+    // By a clock that is ahead it is older, but memory has it no longer or shorter.
+    for ahead in [0, 1000] {
+        let at = Instants { day: now().day + Duration::from_secs(ahead), ..now() };
+        let found = get(1, at).await.unwrap();
+        assert_eq!((found.expires - at.steady, found.gone), (minute, found.expires), "{ahead}");
+    }
+    let at = now();
+    let found = get(2, at).await.unwrap();
+    assert!(found.expires - at.steady <= Duration::from_secs(50));
+    assert!(found.gone - at.steady > minute, "the times of its own are shorter");
 }
 
 #[tokio::test]

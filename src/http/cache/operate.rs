@@ -2,6 +2,7 @@
 
 use super::answers::Cache;
 use super::persist::{self, Persistence};
+use super::time::instants;
 use crate::http::identify;
 use forebay_cache::Entry;
 use forebay_cache::shared::{State, Tier};
@@ -135,7 +136,7 @@ impl Cache {
         self.absences.clear();
         // First, or an answer that is meant would come back from there.
         let shared = match &self.shared {
-            Some(tier) => Some(tier.purge().await),
+            Some(tier) => Some(tier.purge(instants().day).await),
             None => None,
         };
         // Before, so that nothing is taken from the file any more; and after, since one that was begun meanwhile may hold

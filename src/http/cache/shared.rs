@@ -20,7 +20,7 @@ pub(super) fn start(settings: &CacheMemory, tasks: &Supervisor) -> Option<Arc<Ti
     let one = Arc::clone(&tier);
     tasks.spawn("shared cache: queue", helpful, move || Arc::clone(&one).send_queued(instants));
     let one = Arc::clone(&tier);
-    tasks.spawn("shared cache: epoch", helpful, move || Arc::clone(&one).keep());
+    tasks.spawn("shared cache: epoch", helpful, move || Arc::clone(&one).keep(instants));
     Some(tier)
 }
 

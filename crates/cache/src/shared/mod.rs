@@ -5,13 +5,14 @@
 //! milliseconds, or give it a wrong answer. So a look-up has a short time-out and a [`breaker`], answers are written
 //! behind the request through a bounded queue, and values are [sealed](crate::sealed).
 //!
-//! Values lie under an epoch, a random number that lies in the store as well. A purge replaces it: whatever lies
+//! Values lie under an [`epoch`], a number that lies in the store as well. A purge replaces it by a higher one: whatever lies
 //! under another one is never asked for again, and goes when its time is up. If the epoch is lost, so is all that lies under
 //! it.
 //!
 //! [`lane`] keeps a connection up, [`wire`] knows the bytes on it.
 
 mod breaker;
+mod epoch;
 mod lane;
 mod wire;
 
@@ -42,6 +43,9 @@ const PROBE: Duration = Duration::from_millis(250);
 const EPOCH_LASTS: Duration = Duration::from_secs(10);
 /// Time for which a purge waits for the store.
 const MAX_PURGE: Duration = Duration::from_secs(1);
+/// Time for which memory has an answer of the store, at most. Clocks of proxies differ: by that of a proxy which is
+/// behind, an answer lives longer than it should. The store counts the time by itself, so it is asked again.
+const IN_MEMORY: Duration = Duration::from_secs(60);
 /// Bytes of a record beside the answer and its names.
 const RECORD: usize = 256;
 
@@ -146,8 +150,8 @@ pub struct Tier {
     epoch: AtomicU64,
     /// Whether the epoch in the store is still to be replaced by this one's.
     is_purging: watch::Sender<bool>,
-    /// Held while either of these two is changed.
-    change: std::sync::Mutex<()>,
+    /// The highest epoch that was ever known. Held while either of these two is changed.
+    highest: std::sync::Mutex<u64>,
     wake: Notify,
     queue: mpsc::Sender<Write>,
     queued: Mutex<mpsc::Receiver<Write>>,
@@ -201,7 +205,7 @@ impl Tier {
             breaker: Breaker::open(),
             epoch: AtomicU64::new(0),
             is_purging: watch::Sender::new(false),
-            change: std::sync::Mutex::default(),
+            highest: std::sync::Mutex::default(),
             wake: Notify::new(),
             queue,
             queued: Mutex::new(queued),
@@ -229,19 +233,22 @@ impl Tier {
         }
     }
 
-    /// Keeps the epoch known, and asks the store whether it answers while it is not asked otherwise.
-    pub async fn keep(self: Arc<Self>) {
+    /// Keeps the epoch known, and asks the store whether it answers while it is not asked otherwise. `now` is asked
+    /// for the time.
+    pub async fn keep(self: Arc<Self>, now: fn() -> Instants) {
         let mut known = Instant::now();
         loop {
-            match self.refresh().await {
-                true => {
+            match self.refresh(now().day).await {
+                Ok(()) => {
                     known = Instant::now();
                     self.breaker.close();
                 }
-                false => self.breaker.note(false),
+                // The store was not asked.
+                Err(Failure::Busy) => {}
+                Err(Failure::Away) => self.breaker.note(false),
             }
             if known.elapsed() > EPOCH_LASTS {
-                self.learn_epoch(0);
+                self.forget_epoch();
             }
             let is_purging = *self.is_purging.borrow();
             let pause = if self.breaker.is_open() || is_purging { PROBE } else { REFRESH };
@@ -263,7 +270,7 @@ impl Tier {
         let asked: Vec<_> = keys.iter().map(ask).collect();
         let deadline = Instant::now() + self.settings.timeout;
         let mut found = Vec::with_capacity(keys.len());
-        let mut has_answered = true;
+        let (mut has_answered, mut was_asked) = (true, false);
         for (key, at, answer) in asked {
             let (got, entry) = match timeout_at(deadline, answer).await {
                 Ok(Ok(Ok(Reply::Value(Some(value))))) => self.opened(&key, at, value.into(), now),
@@ -275,11 +282,15 @@ impl Tier {
                 Ok(Ok(Err(Failure::Away)) | Err(_)) => (Got::Away, None),
                 Err(_) => (Got::Late, None),
             };
-            has_answered &= !matches!(got, Got::Late | Got::Away | Got::Busy | Got::Refused);
+            // That this proxy asks too much at once says nothing about the store.
+            was_asked |= got != Got::Busy;
+            has_answered &= !matches!(got, Got::Late | Got::Away | Got::Refused);
             self.count(got);
             found.push(entry);
         }
-        self.breaker.note(has_answered);
+        if was_asked {
+            self.breaker.note(has_answered);
+        }
         found
     }
 
@@ -302,14 +313,10 @@ impl Tier {
     }
 
     /// Makes all that is in the store worthless, for every proxy. Returns whether the store has noted it; if not, this proxy
-    /// tries until it has.
-    pub async fn purge(&self) -> bool {
-        // Without random numbers nothing is sealed or read either.
-        let Some(epoch) = sealed::random() else { return false };
-        {
-            let _changing = self.changing();
-            self.epoch.store(epoch.max(1), Relaxed);
-            self.is_purging.send_replace(true);
+    /// tries until it has. `day`: the time of day, since 1970.
+    pub async fn purge(&self, day: Duration) -> bool {
+        if self.replace_epoch(day).is_none() {
+            return false;
         }
         self.wake.notify_one();
         let mut purging = self.is_purging.subscribe();
@@ -343,16 +350,42 @@ impl Tier {
         (epoch != 0 && !self.breaker.is_open()).then_some(epoch)
     }
 
-    /// Notes the epoch that the store has, unless this proxy is replacing it.
-    fn learn_epoch(&self, epoch: u64) {
-        let _changing = self.changing();
+    /// Notes the epoch that the store has, unless this proxy is replacing it, or knows a higher one, which is written again.
+    fn learn_epoch(&self, stated: u64, day: Duration) {
+        let mut highest = self.highest();
+        if *self.is_purging.borrow() {
+            return;
+        }
+        if stated < *highest && epoch::is_plausible(*highest, day) {
+            // It is from before a purge.
+            self.is_purging.send_replace(true);
+        } else {
+            *highest = stated;
+        }
+        self.epoch.store(*highest, Relaxed);
+    }
+
+    /// Asks for nothing any more, until the epoch is known again.
+    fn forget_epoch(&self) {
+        let _changing = self.highest();
         if !*self.is_purging.borrow() {
-            self.epoch.store(epoch, Relaxed);
+            self.epoch.store(0, Relaxed);
         }
     }
 
-    fn changing(&self) -> MutexGuard<'_, ()> {
-        self.change.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Has the epoch in the store replaced by a new one; `None`: the system has no random numbers, without which
+    /// nothing is sealed or read either.
+    fn replace_epoch(&self, day: Duration) -> Option<()> {
+        let random = sealed::random()?;
+        let mut highest = self.highest();
+        *highest = epoch::new(*highest, day, random);
+        self.epoch.store(*highest, Relaxed);
+        self.is_purging.send_replace(true);
+        Some(())
+    }
+
+    fn highest(&self) -> MutexGuard<'_, u64> {
+        self.highest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn key(&self, epoch: u64, (question, content): (Question, Content)) -> String {
@@ -379,7 +412,7 @@ impl Tier {
         match record::read(record, now) {
             Ok((question, content, entry)) if (question, content) == at => {
                 match entry.is_fresh(now.steady) {
-                    true => (Got::Hit, Some(entry)),
+                    true => (Got::Hit, Some(for_a_while(entry, now.steady))),
                     false => (Got::Over, None),
                 }
             }
@@ -423,15 +456,16 @@ impl Tier {
         self.writes.call_later(Call { bytes, due: Due::Word, answer }).await;
     }
 
-    /// Reads the epoch, or sets it where there is none or a purge has replaced it. Whether the store has answered in time.
-    async fn refresh(&self) -> bool {
+    /// Reads the epoch, or sets it where there is none or a purge has replaced it.
+    ///
+    /// # Errors
+    /// The store has not answered in time.
+    async fn refresh(&self, day: Duration) -> Result<(), Failure> {
         let key = format!("{}epoch", self.settings.prefix);
         if *self.is_purging.borrow() {
             let epoch = self.epoch.load(Relaxed);
-            if self.set_epoch(&key, epoch, false).await.is_none() {
-                return false;
-            }
-            let _changing = self.changing();
+            self.set_epoch(&key, epoch, false).await?;
+            let _changing = self.highest();
             // Another purge may have come meanwhile.
             if self.epoch.load(Relaxed) == epoch {
                 self.is_purging.send_replace(false);
@@ -439,39 +473,58 @@ impl Tier {
         }
         let mut bytes = Vec::new();
         self.store.protocol.get(&mut bytes, &key);
-        let stated = match timeout(self.settings.timeout, self.ask(bytes, Due::Value)).await {
-            Ok(Ok(Ok(Reply::Value(Some(value))))) => match parse_epoch(&value) {
+        let stated = match self.answered(self.settings.timeout, bytes, Due::Value).await? {
+            Reply::Value(Some(value)) => match epoch::parse(&value, day) {
                 Some(epoch) => epoch,
-                None => return false,
+                None => {
+                    tracing::warn!("{key} in the shared store is no epoch: all there is purged");
+                    return self.replace_epoch(day).ok_or(Failure::Away);
+                }
             },
-            Ok(Ok(Ok(Reply::Value(None)))) => {
-                let Some(new) = sealed::random() else { return false };
+            Reply::Value(None) => {
+                let random = sealed::random().ok_or(Failure::Away)?;
+                let new = epoch::new(*self.highest(), day, random);
                 // If another proxy was sooner, the next look has its epoch.
-                match self.set_epoch(&key, new.max(1), true).await {
-                    Some(true) => new.max(1),
-                    _ => return false,
+                match self.set_epoch(&key, new, true).await? {
+                    true => new,
+                    false => return Err(Failure::Away),
                 }
             }
-            _ => return false,
+            _ => return Err(Failure::Away),
         };
-        self.learn_epoch(stated);
-        true
+        self.learn_epoch(stated, day);
+        Ok(())
     }
 
-    /// Writes the epoch; whether it is there now, `None`: the store does not say.
-    async fn set_epoch(&self, key: &str, epoch: u64, only_new: bool) -> Option<bool> {
-        let value = format!("{epoch:016x}");
+    /// Writes the epoch; whether it is there now.
+    ///
+    /// # Errors
+    /// The store does not say.
+    async fn set_epoch(&self, key: &str, epoch: u64, only_new: bool) -> Result<bool, Failure> {
+        let value = epoch::write(epoch);
         let mut bytes = Vec::new();
         let set = Set { key, value: value.as_bytes(), ttl: None, only_new };
         self.store.protocol.set(&mut bytes, set, Duration::ZERO);
-        match timeout(MAX_PURGE, self.ask(bytes, Due::Word)).await {
-            Ok(Ok(Ok(Reply::Done(is_set)))) => Some(is_set),
-            _ => None,
+        match self.answered(MAX_PURGE, bytes, Due::Word).await? {
+            Reply::Done(is_set) => Ok(is_set),
+            _ => Err(Failure::Away),
+        }
+    }
+
+    /// The answer to a request, if it comes within this time.
+    async fn answered(&self, within: Duration, bytes: Vec<u8>, due: Due) -> Result<Reply, Failure> {
+        match timeout(within, self.ask(bytes, due)).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(_)) | Err(_) => Err(Failure::Away),
         }
     }
 }
 
-fn parse_epoch(value: &[u8]) -> Option<u64> {
-    let digits = std::str::from_utf8(value).ok().filter(|digits| digits.len() == 16)?;
-    u64::from_str_radix(digits, 16).ok().filter(|epoch| *epoch != 0)
+/// The entry for as long as memory may have it. It is gone after that, not old, so that the store is asked again.
+fn for_a_while(entry: Entry, now: Duration) -> Entry {
+    let until = now.saturating_add(IN_MEMORY);
+    if entry.expires <= until {
+        return entry;
+    }
+    Entry { expires: until, gone: until, ..entry }
 }
