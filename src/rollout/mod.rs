@@ -206,7 +206,9 @@ impl Rollouts {
         let known = lock(&self.trials).get(&route.name).map(Arc::clone);
         if let Some(trial) = known {
             let mut locked = lock(&trial);
-            if locked.identity == identity {
+            // Where none could begin, another plan may name a file that it can.
+            let may_begin = matches!(locked.state, State::Faulty(_)) && locked.plan != *plan;
+            if locked.identity == identity && !may_begin {
                 locked.follow(plan, terms);
                 drop(locked);
                 return (trial, false);

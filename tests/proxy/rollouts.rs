@@ -204,6 +204,13 @@ async fn a_state_that_can_not_be_read_or_written_begins_nothing_and_requests_go_
         assert_eq!(post(proxy.address, INFER, "x").await.status, 200);
         let weights = get(proxy.admin, "/routes/r/weights").await.json();
         assert_eq!(weights["weights"]["canary"], 0, "as in the file");
+        let text = std::fs::read_to_string(&proxy.config).unwrap();
+        let other = folder.0.join("other.json").display().to_string();
+        let mended = text.replace(&state.display().to_string(), &other);
+        std::fs::write(&proxy.config, mended).unwrap();
+        assert_eq!(post(proxy.admin, "/reload", "").await.status, 200);
+        comes_to(&proxy, "advancing").await;
+        std::fs::remove_file(other).unwrap();
     }
 }
 
